@@ -1,0 +1,32 @@
+# `make demo` and `make test` do their own set-up. PYTHON is any Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test proofs check install clean
+
+demo: install
+	$(BIN)/ftk demo
+
+test: install
+	$(BIN)/python -m pytest -q
+
+proofs: install  ## the slow ones: coverage simulations at full size
+	$(BIN)/python -m pytest -q -m slow
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+install: $(VENV)/.installed
+
+# torch comes pinned by constraints.txt: an unpinned one may bring gigabytes of CUDA libraries
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

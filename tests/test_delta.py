@@ -1,0 +1,188 @@
+"""Laws of the low-rank algebra, against dense float64 references written here."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit import delta
+
+EXACT = {"rtol": 0, "atol": 1e-12}
+
+
+def draw(generator, r, rows, columns, dtype=torch.float32, scale=None):
+    A = torch.randn(r, columns, generator=generator).to(dtype)
+    B = torch.randn(rows, r, generator=generator).to(dtype)
+    return A, B, float(torch.randn((), generator=generator)) if scale is None else scale
+
+
+def reference(factors, weights):
+    return sum(w * s * (B.double() @ A.double()) for (A, B, s), w in zip(factors, weights, strict=True))
+
+
+@st.composite
+def adapters(draw_):
+    """One module's factors of K adapters with ranks, scales and dtypes of their own; and weights."""
+    rows, columns = draw_(st.integers(2, 12)), draw_(st.integers(2, 12))
+    ranks = draw_(st.lists(st.integers(1, 6), min_size=1, max_size=6))
+    dtype = draw_(st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+    generator = torch.Generator().manual_seed(draw_(st.integers(0, 2**31)))
+    factors = [draw(generator, r, rows, columns, dtype) for r in ranks]
+    weights = draw_(st.lists(st.floats(0.01, 3), min_size=len(ranks), max_size=len(ranks)))
+    return factors, weights
+
+
+def gauge(factors, generator):
+    """The same change in another basis of its rank: A -> G A, B -> B G^-1."""
+    A, B, scale = factors
+    r = A.shape[0]
+    G = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64))[0] @ torch.diag(
+        0.5 + 2 * torch.rand(r, generator=generator, dtype=torch.float64)
+    )
+    return G @ A.double(), B.double() @ torch.linalg.inv(G), scale
+
+
+@given(adapters())
+@settings(max_examples=60, deadline=None)
+def test_concat_is_the_weighted_sum_and_its_rank_is_bounded(case):
+    factors, weights = case
+    A, B = delta.concat(iter(factors), iter(weights))
+    want = reference(factors, weights)
+    assert A.shape[0] == min(sum(A.shape[0] for A, _, _ in factors), *want.shape)
+    torch.testing.assert_close(B @ A, want, rtol=1e-12, atol=1e-12)
+
+
+@given(adapters(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_truncation_is_optimal_and_reports_the_true_energy(case, data):
+    factors, weights = case
+    A, B = delta.concat(factors, weights)
+    want = reference(factors, weights)
+    rank = data.draw(st.integers(1, min(want.shape)))
+    A, B, energy = delta.truncate(A, B, rank=rank)
+    S = torch.linalg.svdvals(want)
+    error = (B @ A - want).norm()
+    assert error <= S[rank:].norm() * (1 + 1e-5) + 1e-9 * S.norm()
+    assert energy == pytest.approx(float(S[:rank].square().sum() / S.square().sum()), abs=1e-9)
+    assert float(error) == pytest.approx(float(want.norm()) * (1 - energy) ** 0.5, rel=1e-4, abs=1e-6 * float(want.norm()))
+    # balanced: both factors carry the square roots of the singular values
+    torch.testing.assert_close(A @ A.T, B.T @ B, rtol=1e-8, atol=1e-8 * float(S[0]))
+
+
+@given(adapters(), st.floats(0.05, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_energy_chooses_the_smallest_rank(case, share):
+    factors, weights = case
+    A, B = delta.concat(factors, weights)
+    A2, _, energy = delta.truncate(A, B, energy=share)
+    assert energy >= share - 1e-9
+    if A2.shape[0] > 1:
+        assert delta.truncate(A, B, rank=A2.shape[0] - 1)[2] < share + 1e-9
+
+
+@given(adapters(), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_gauge_changes_nothing(case, seed):
+    factors, weights = case
+    generator = torch.Generator().manual_seed(seed)
+    turned = [gauge(one, generator) for one in factors]
+    A1, B1 = delta.concat(factors, weights)
+    A2, B2 = delta.concat(turned, weights)
+    torch.testing.assert_close(B1 @ A1, B2 @ A2, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(delta.gram(factors), delta.gram(turned), rtol=1e-9, atol=1e-9)
+
+
+def test_canonical_factors_do_not_depend_on_the_gauge():
+    generator = torch.Generator().manual_seed(0)
+    one = draw(generator, 4, 20, 15, torch.float64, 2.0)
+    first = delta.truncate(*delta.concat([one], [1.0]), rank=4)
+    second = delta.truncate(*delta.concat([gauge(one, generator)], [1.0]), rank=4)
+    torch.testing.assert_close(first[0], second[0], **EXACT)
+    torch.testing.assert_close(first[1], second[1], **EXACT)
+    largest = first[1].gather(0, first[1].abs().argmax(0, keepdim=True))
+    assert (largest > 0).all()
+
+
+@given(adapters())
+@settings(max_examples=40, deadline=None)
+def test_inner_products(case):
+    factors, _ = case
+    flat = torch.stack([delta.dense(one).flatten() for one in factors])
+    gram = flat @ flat.T
+    torch.testing.assert_close(delta.gram(factors), gram, rtol=1e-9, atol=1e-9 * float(gram.abs().max()))
+    assert delta.inner(factors[0], factors[-1]) == pytest.approx(float(gram[0, -1]), rel=1e-9, abs=1e-9 * float(gram.abs().max()))
+    assert delta.norm(factors[0]) == pytest.approx(float(flat[0].norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (6, 6)])
+def test_dense_both_ways(shape):
+    D = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    A, B = delta.from_dense(D)
+    assert torch.equal(B @ A, D)
+    A, B, energy = delta.truncate(A, B, rank=min(shape))
+    torch.testing.assert_close(B @ A, D, **EXACT)
+    assert energy == pytest.approx(1)
+
+
+def test_a_change_of_zero_stays_zero():
+    A, B, energy = delta.truncate(torch.zeros(3, 8), torch.zeros(6, 3), energy=0.9)
+    assert A.shape == (1, 8) and not A.any() and not B.any() and energy == 1
+    assert delta.truncate(torch.randn(3, 8), torch.zeros(6, 3), rank=2)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-5, -1.0])
+def test_homogeneous(scale):
+    A, B, _ = draw(torch.Generator().manual_seed(0), 6, 20, 12)
+    plain = delta.truncate(A, B, rank=3)
+    scaled = delta.truncate(scale * A, B, rank=3)
+    torch.testing.assert_close(scaled[1] @ scaled[0], scale * (plain[1] @ plain[0]), rtol=1e-5, atol=1e-7 * abs(scale))
+    assert scaled[2] == pytest.approx(plain[2], abs=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [{"rank": 0}, {"rank": 6}, {"energy": 0.0}, {"energy": 1.5}, {}, {"rank": 1, "energy": 0.5}])
+def test_impossible_ranks_are_refused(arguments):
+    with pytest.raises(ValueError):
+        delta.truncate(torch.randn(3, 9), torch.randn(5, 3), **arguments)
+
+
+@given(st.integers(1, 60), st.floats(0, 0.999))
+def test_ema_weights_are_the_recursion(S, decay):
+    x = torch.randn(S, dtype=torch.float64, generator=torch.Generator().manual_seed(S))
+    e = x[0]
+    for t in range(1, S):
+        e = decay * e + (1 - decay) * x[t]
+    weights = torch.tensor(delta.ema_weights(S, decay), dtype=torch.float64)
+    assert float(weights @ x) == pytest.approx(float(e), abs=1e-12)
+    assert float(weights.sum()) == pytest.approx(1)
+    assert sum(delta.swa_weights(S)) == pytest.approx(1)
+
+
+def test_decay_of_one_is_refused():
+    with pytest.raises(ValueError, match="decay"):
+        delta.ema_weights(3, 1.0)
+
+
+def test_concat_holds_one_dense_sum_however_many_adapters():
+    """A generator of 500 adapters: at most a few are alive at once."""
+    import gc
+    import weakref
+
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def stream():
+        nonlocal most
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(500):
+            one = draw(generator, 4, 24, 16, torch.float64, 1.0)
+            alive.append(weakref.ref(one[0]))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield one
+
+    gc.disable()
+    try:
+        A, _ = delta.concat(stream(), [1 / 500] * 500)
+    finally:
+        gc.enable()
+    assert A.shape[0] == 16
+    assert most <= 8

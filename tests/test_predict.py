@@ -1,0 +1,146 @@
+"""Answers of a stack are the answers of peft, one adapter at a time; an ensemble's are those of the mean distribution."""
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from tiny import MODELS, VOCABULARY, tiny_model
+
+from toolkit.adapters import read_adapter, write_adapter
+from toolkit.ensemble import ENSEMBLES, logits, probabilities, token_vote, vote
+from toolkit.predict import generate, load_adapters, score
+from toolkit.stack import stacked
+
+RANKS = [2, 4, 3]
+
+
+@pytest.fixture(scope="module", params=["qwen2", "gpt2", "gpt-neox"])
+def world(request, tmp_path_factory):
+    """A base and three random adapters of different rank and scale, as PEFT folders."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = tiny_model(request.param)
+    generator = torch.Generator().manual_seed(3)
+    with stacked(model) as stack:
+        shapes = {name: (layer.in_features, layer.out_features) for name, layer in stack.layers.items()}
+    paths = []
+    for k, rank in enumerate(RANKS):
+        factors = {
+            n: (torch.randn(rank, i, generator=generator) * 0.2, torch.randn(o, rank, generator=generator) * 0.2)
+            for n, (i, o) in shapes.items()
+        }
+        targets = sorted({n.rsplit(".", 1)[-1] for n in factors})
+        write_adapter(
+            folder / f"a{k}", factors, r=rank, alpha=2.0 * rank, target_modules=targets, base=None, fan_in_fan_out=request.param == "gpt2"
+        )
+        paths.append(folder / f"a{k}")
+    return request.param, paths
+
+
+def prompts(n=9, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(1, VOCABULARY, rng.integers(3, 7)).tolist() for _ in range(n)]
+
+
+def peft_members(kind, paths):
+    return [PeftModel.from_pretrained(tiny_model(kind), path).eval() for path in paths]
+
+
+def log_probs(model, ids):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+
+
+def test_greedy_answers_equal_peft_generate(world):
+    kind, paths = world
+    asked = prompts()
+    with stacked(tiny_model(kind)) as stack:
+        load_adapters(stack, [None, *map(read_adapter, paths)], width=5)  # the base, three adapters, an empty slot
+        mine = generate(stack, asked, voices=5, eos_ids=[0], max_new_tokens=8, top_k=3)
+    members = [tiny_model(kind), *peft_members(kind, paths)]
+    for u, member in enumerate(members):
+        for i, ids in enumerate(asked):
+            theirs = member.generate(input_ids=torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=0, pad_token_id=0)
+            answer = theirs[0, len(ids) :].tolist()
+            answer = answer[: answer.index(0)] if 0 in answer else answer
+            assert mine[u][i].ids == answer
+            first = log_probs(member, ids)[-1].topk(3)
+            assert mine[u][i].first_ids == first.indices.tolist()
+            np.testing.assert_allclose(mine[u][i].first_logprobs, first.values, atol=1e-4)
+    assert mine[4] == mine[0]
+
+
+def test_scores_equal_peft(world):
+    kind, paths = world
+    asked, said = prompts(), prompts(seed=1)
+    with stacked(tiny_model(kind)) as stack:
+        load_adapters(stack, list(map(read_adapter, paths)), width=3)
+        mine = score(stack, asked, said, voices=3)
+    for u, member in enumerate(peft_members(kind, paths)):
+        for i, (ids, tail) in enumerate(zip(asked, said, strict=True)):
+            table = log_probs(member, ids + tail)
+            expected = sum(float(table[len(ids) - 1 + t, token]) for t, token in enumerate(tail))
+            assert mine[u][i] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["probabilities", "logits", "token-vote"])
+def test_ensemble_speaks_with_one_voice(world, name):
+    kind, paths = world
+    asked, said = prompts(), prompts(seed=1)
+    rule = ENSEMBLES[name].rule
+    with stacked(tiny_model(kind)) as stack:
+        # two voices: {0, 1, 2} and {2, 2, 2}; the second must answer as member 2 alone
+        adapters = [read_adapter(paths[k]) for k in (0, 1, 2, 2, 2, 2)]
+        load_adapters(stack, adapters, width=6)
+        mine = generate(stack, asked, voices=2, members=3, combine=rule, eos_ids=[0], max_new_tokens=6, top_k=2)
+        scores = score(stack, asked, said, voices=2, members=3, combine=rule)
+        load_adapters(stack, adapters[2:3], width=6)
+        alone = generate(stack, asked, voices=6, eos_ids=[0], max_new_tokens=6, top_k=2)
+    assert [a.ids for a in mine[1]] == [a.ids for a in alone[0]]
+    members = peft_members(kind, paths)
+    for i, ids in enumerate(asked):
+        answer = []
+        while len(answer) < 6:  # no cache, no batch: the definition
+            together = rule(torch.stack([log_probs(m, ids + answer)[-1] for m in members])[None, :, None])[0, 0]
+            token = int(together.argmax())
+            if token == 0:
+                break
+            answer.append(token)
+        assert mine[0][i].ids == answer
+        table = torch.stack([log_probs(m, ids + said[i]) for m in members])[None]
+        together = rule(table)[0]
+        expected = sum(float(together[len(ids) - 1 + t, token]) for t, token in enumerate(said[i]))
+        assert scores[0][i] == pytest.approx(expected, rel=1e-4)
+
+
+def test_rules_are_distributions_and_do_not_depend_on_order():
+    log_GKNV = torch.randn(2, 5, 3, 7, dtype=torch.float64).log_softmax(-1)
+    for rule in (probabilities, logits, token_vote):
+        together = rule(log_GKNV)
+        torch.testing.assert_close(together.exp().sum(-1), torch.ones(2, 3, dtype=torch.float64))
+        torch.testing.assert_close(rule(log_GKNV.flip(1)), together)
+    torch.testing.assert_close(probabilities(log_GKNV).exp(), log_GKNV.exp().mean(1))
+    for rule in (probabilities, logits):
+        torch.testing.assert_close(rule(log_GKNV[:, :1].expand(-1, 4, -1, -1)), log_GKNV[:, 0])
+
+
+def test_vote_counts_answers_and_breaks_ties_by_confidence():
+    assert vote(["a", "b", "b"], [-0.1, -5.0, -4.0]) == 2  # the majority, through its most confident member
+    assert vote(["a", "b"], [-2.0, -1.0]) == 1
+    assert vote(["b", "a"], [-1.0, -2.0]) == 0
+    answers, confidence = ["x", "y", "x", "y", "z"], [-1.0, -3.0, -2.0, -4.0, 0.0]
+    for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
+        assert answers[order[vote([answers[i] for i in order], [confidence[i] for i in order])]] == "x"
+
+
+def test_an_adapter_of_another_base_is_refused(world):
+    kind, paths = world
+    other = "qwen2" if kind != "qwen2" else "gpt2"
+    with stacked(tiny_model(other)) as stack, pytest.raises(ValueError, match="another base"):
+        load_adapters(stack, [read_adapter(paths[0])], width=1)
+
+
+def test_every_model_answers():
+    for kind in MODELS:
+        with stacked(tiny_model(kind)) as stack:
+            answers = generate(stack, prompts(3), voices=2, eos_ids=[0], max_new_tokens=3, top_k=2)
+        assert answers[0] == answers[1]

@@ -1,0 +1,263 @@
+"""Training laws: a replica of a stack is what plain peft + PyTorch would make of it, whoever its neighbours are."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from tiny import MODELS, VOCABULARY, tiny_model
+from transformers import get_scheduler
+
+from toolkit import seeds
+from toolkit.data import Example
+from toolkit.plan import TrainingPlan, plan_training
+from toolkit.recipe import Condition, Snapshots
+from toolkit.stack import CounterDropout, stacked
+from toolkit.train import batch_rows, initial_factors, train_stack
+
+VARY = ["init", "order", "dropout"]
+
+
+def rows(n: int = 22, seed: int = 0) -> list[Example]:
+    rng = np.random.default_rng(seed)
+    examples = []
+    for _ in range(n):
+        ids = rng.integers(1, VOCABULARY, rng.integers(6, 13)).tolist()
+        start = int(rng.integers(2, 5))
+        examples.append(Example(ids=ids, loss_mask=[t >= start for t in range(len(ids))], prompt="", completion=""))
+    return examples
+
+
+def plan_of(condition: Condition, examples: list[Example], stack: int = 4) -> TrainingPlan:
+    lengths, targets = [len(e.ids) for e in examples], [sum(e.loss_mask[1:]) for e in examples]
+    return plan_training(condition, lengths, targets, stack=stack, device="cpu")
+
+
+def seeds_of(replicas, vary=VARY, root: int = 7):
+    return [seeds.replica_seeds(root, r, vary) for r in replicas]
+
+
+class GivenDropout(torch.nn.Module):
+    """Stands where peft has nn.Dropout and applies the masks that the stack draws for one replica."""
+
+    def __init__(self, stream: CounterDropout, module: int):
+        super().__init__()
+        self.stream, self.module = stream, module
+
+    def forward(self, x):
+        return self.stream(self.module, x.reshape(1, -1, x.shape[-1])).view(x.shape)
+
+
+def peft_alone(model, examples, condition, plan, seed, steps):
+    """The reference: peft adapter, HF scheduler, torch clipping, the model's own masked forward on left-over padding."""
+    names = list(_layers(model))
+    dtype = next(model.parameters()).dtype
+    with stacked(model) as stack:
+        initial = initial_factors(stack, condition.rank, [seed["init"]], dtype, torch.device("cpu"))
+    config = LoraConfig(
+        r=condition.rank, lora_alpha=condition.alpha, use_rslora=condition.rslora, target_modules="all-linear", lora_dropout=0.1
+    )
+    peft_model = get_peft_model(model, config, autocast_adapter_dtype=False).to(dtype)
+    stream = CounterDropout(condition.dropout, torch.tensor([seed["dropout"]]))
+    for index, name in enumerate(names):
+        layer = peft_model.base_model.model.get_submodule(name)
+        layer.lora_A["default"].weight.data.copy_(initial[name][0][0])
+        layer.lora_B["default"].weight.data.zero_()
+        layer.lora_dropout["default"] = GivenDropout(stream, index) if condition.dropout else torch.nn.Identity()
+    parameters = [p for p in peft_model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=condition.lr, weight_decay=condition.weight_decay)
+    schedule = {"constant": "constant_with_warmup"}.get(condition.schedule, condition.schedule)
+    scheduler = get_scheduler(schedule, optimizer, plan.warmup_steps, plan.steps)
+    losses, first_gradients = [], None
+    for step in range(steps):
+        order = batch_rows(plan, seed["order"], step)
+        tokens = sum(sum(examples[i].loss_mask[1:]) for i in order if i < plan.rows)
+        total = 0.0
+        for micro in range(plan.accumulation):
+            stream.step = step * plan.accumulation + micro
+            batch = order[micro * plan.micro_batch : (micro + 1) * plan.micro_batch]
+            ids = torch.zeros(len(batch), plan.length, dtype=torch.long)
+            labels = torch.full((len(batch), plan.length), -100)
+            for b, i in enumerate(batch):
+                if i < plan.rows:
+                    e = examples[i]
+                    ids[b, : len(e.ids)] = torch.tensor(e.ids)
+                    labels[b, : len(e.ids)] = torch.tensor([t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)])
+            logits = peft_model(input_ids=ids).logits
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum") / tokens
+            loss.backward()
+            total += loss.item()
+        if first_gradients is None:
+            first_gradients = {n: p.grad.clone() for n, p in peft_model.named_parameters() if p.requires_grad}
+        torch.nn.utils.clip_grad_norm_(parameters, condition.clip)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    weights = {
+        name: tuple(peft_model.base_model.model.get_submodule(name).__getattr__(f"lora_{x}")["default"].weight.detach() for x in "AB")
+        for name in names
+    }
+    return losses, weights, first_gradients
+
+
+def _layers(model):
+    with stacked(model) as stack:
+        return list(stack.layers)
+
+
+REAL = {
+    "rank": 4,
+    "alpha": 8.0,
+    "epochs": 7,
+    "batch_size": 4,
+    "gradient_accumulation": 2,
+    "lr": 5e-3,
+    "warmup": 3,
+    "clip": 0.5,
+    "weight_decay": 0.01,
+    "schedule": "linear",
+}
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_stacked_equals_peft_float64(kind, dropout):
+    condition = Condition(**REAL, dropout=dropout)
+    examples = rows()
+    plan = plan_of(condition, examples)
+    assert plan.steps >= 20 and plan.rows % (plan.micro_batch * plan.accumulation)  # a last batch that is not full
+    seeds_R = seeds_of(range(4))
+    trained = train_stack(tiny_model(kind, torch.float64), examples, condition, plan, seeds_R)
+    for r in (0, 3):
+        losses, weights, _ = peft_alone(tiny_model(kind, torch.float64), examples, condition, plan, seeds_R[r], plan.steps)
+        np.testing.assert_allclose(trained.loss_SR[:, r], losses, rtol=1e-9)
+        for name, (A, B) in weights.items():
+            for mine, theirs in zip((trained.factors[name][0][r], trained.factors[name][1][r]), (A, B), strict=True):
+                assert (mine - theirs).norm() <= 1e-9 * theirs.norm(), name
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
+@pytest.mark.parametrize("schedule,rslora", [("cosine", True), ("constant", False)])
+def test_stacked_equals_peft_float32(kind, schedule, rslora):
+    condition = Condition(**{**REAL, "schedule": schedule, "rslora": rslora})
+    examples = rows(seed=1)
+    plan = plan_of(condition, examples)
+    seeds_R = seeds_of(range(4))
+    trained = train_stack(tiny_model(kind), examples, condition, plan, seeds_R)
+    losses, _, _ = peft_alone(tiny_model(kind), examples, condition, plan, seeds_R[2], plan.steps)
+    np.testing.assert_allclose(trained.loss_SR[:20, 2], losses[:20], rtol=1e-4)
+
+
+def test_gradients_of_one_step_float32():
+    condition = Condition(**{**REAL, "clip": 0.0, "gradient_accumulation": 1})
+    examples = rows(seed=2)
+    plan = plan_of(condition, examples)
+    seeds_R = seeds_of(range(4))
+    _, _, gradients = peft_alone(tiny_model(), examples, condition.model_copy(update={"clip": 1e9}), plan, seeds_R[1], 1)
+    trained = train_stack(tiny_model(), examples, condition, plan, seeds_R)
+    theirs = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
+    assert trained.norm_SR[0, 1] == pytest.approx(float(theirs), rel=1e-5)
+
+
+def stack_bits(seeds_R, examples, condition, plan):
+    trained = train_stack(tiny_model(), examples, condition, plan, seeds_R)
+    return [{n: (A[r].clone(), B[r].clone()) for n, (A, B) in trained.factors.items()} for r in range(len(seeds_R))], trained
+
+
+def same_bits(a, b) -> bool:
+    return all(torch.equal(x, y) for n in a for x, y in zip(a[n], b[n], strict=True))
+
+
+def test_neighbours_do_not_matter_to_the_bit():
+    condition = Condition(**REAL, dropout=0.1)
+    examples = rows(seed=3)
+    plan = plan_of(condition, examples)
+    together, _ = stack_bits(seeds_of([0, 1, 2, 3]), examples, condition, plan)
+    permuted, _ = stack_bits(seeds_of([3, 0, 9, 1]), examples, condition, plan)
+    for replica, slot in ((3, 0), (0, 1), (1, 3)):
+        assert same_bits(together[replica], permuted[slot])
+    wider, _ = stack_bits(seeds_of(range(8)), examples, condition, plan)
+    for name, (A, B) in together[1].items():
+        torch.testing.assert_close(wider[1][name][0], A, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(wider[1][name][1], B, rtol=1e-2, atol=1e-3)
+
+
+def test_a_replica_that_diverges_harms_no_other():
+    condition = Condition(**REAL)
+    examples = rows(seed=4)
+    plan = plan_of(condition, examples)
+    healthy, _ = stack_bits(seeds_of(range(4)), examples, condition, plan)
+    with pytest.MonkeyPatch.context() as patch:
+        import toolkit.train as train
+
+        def poisoned(stack, rank, init_seeds, dtype, device):
+            factors = initial_factors(stack, rank, init_seeds, dtype, device)
+            next(iter(factors.values()))[0].data[2] = float("nan")
+            return factors
+
+        patch.setattr(train, "initial_factors", poisoned)
+        sick, trained = stack_bits(seeds_of(range(4)), examples, condition, plan)
+    assert trained.failed_step(2) == 0 and trained.failed_step(1) is None
+    for r in (0, 1, 3):
+        assert same_bits(healthy[r], sick[r])
+
+
+def test_each_seed_moves_its_own_source_only():
+    examples = rows()
+    condition = Condition(**REAL)
+    plan = plan_of(condition, examples)
+    a, b = seeds.replica_seeds(0, 5, VARY), seeds.replica_seeds(0, 5, ["order"])
+    assert a["order"] == b["order"] and a["init"] != b["init"]
+    held = [seeds.replica_seeds(0, r, ["order"]) for r in (1, 2)]
+    assert held[0]["init"] == held[1]["init"] and held[0]["order"] != held[1]["order"]
+    with stacked(tiny_model()) as stack:
+        first, second = (initial_factors(stack, 4, [s["init"]], torch.float32, torch.device("cpu")) for s in held)
+    assert all(torch.equal(first[n][0], second[n][0]) for n in first)
+    assert not np.array_equal(batch_rows(plan, held[0]["order"], 0), batch_rows(plan, held[1]["order"], 0))
+    assert np.array_equal(batch_rows(plan, a["order"], 3), batch_rows(plan, b["order"], 3))
+
+
+def test_an_epoch_shows_every_row_once():
+    examples = rows()
+    plan = plan_of(Condition(**REAL), examples)
+    for epoch in range(2):
+        shown = np.concatenate([batch_rows(plan, 11, epoch * plan.steps_per_epoch + s) for s in range(plan.steps_per_epoch)])
+        assert sorted(shown[shown < plan.rows]) == list(range(plan.rows))
+
+
+def test_dropout_masks_are_fair_and_keyed():
+    stream = CounterDropout(0.3, torch.tensor([1, 2]))
+    mask = stream.keep(0, 500, 64)
+    assert mask.float().mean(dim=(1, 2)).sub(0.7).abs().max() < 0.01  # 32,000 draws: SE 0.0026
+    assert mask.float().mean(dim=1).std(1).max() < 2.5 * (0.21 / 500) ** 0.5  # no feature is special
+    assert not torch.equal(mask[0], mask[1])
+    alone = CounterDropout(0.3, torch.tensor([2])).keep(0, 500, 64)
+    assert torch.equal(mask[1], alone[0])
+    assert not torch.equal(stream.keep(1, 500, 64), mask)
+    stream.step = 1
+    assert not torch.equal(stream.keep(0, 500, 64), mask)
+    both = torch.stack([mask[0].flatten().float(), mask[1].flatten().float()])
+    assert torch.corrcoef(both)[0, 1].abs() < 0.02
+
+
+def test_losses_per_row_add_up_and_snapshots_end_at_the_end():
+    condition = Condition(**{**REAL, "gradient_accumulation": 1}, snapshots=Snapshots(count=3, start=0.5))
+    examples = rows(seed=5)
+    plan = plan_of(condition, examples)
+    trained = train_stack(tiny_model(), examples, condition, plan, seeds_of(range(4)))
+    counts = np.array([sum(e.loss_mask[1:]) for e in examples] + [0])[trained.row_SRB]
+    np.testing.assert_allclose((trained.row_loss_SRB * counts).sum(2) / counts.sum(2), trained.loss_SR, rtol=1e-5)
+    assert len(trained.snapshots) == 3
+    for name, (A, B) in trained.factors.items():
+        assert torch.equal(trained.snapshots[-1][name][0], A) and torch.equal(trained.snapshots[-1][name][1], B)
+
+
+def test_the_base_comes_back_unchanged():
+    model = tiny_model()
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    condition = Condition(**REAL)
+    examples = rows()
+    train_stack(model, examples, condition, plan_of(condition, examples), seeds_of(range(4)))
+    after = model.state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[n], after[n]) for n in before)

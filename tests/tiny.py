@@ -1,0 +1,54 @@
+"""Tiny real models, built where they are needed: two layers, a few thousand parameters, no download."""
+
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCABULARY = 64
+_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+_GQA = {**_SHAPE, "num_key_value_heads": 2}
+
+
+def _gpt2() -> PreTrainedModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+
+
+MODELS = {
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_GQA)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_GQA, head_dim=8)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_GQA)),
+    "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SHAPE)),
+    "gpt2": _gpt2,
+}
+
+
+def tiny_model(kind: str = "qwen2", dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    """A random model; weights larger than the default initialisation, so that attention and gradients are far from flat."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MODELS[kind]()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.15)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 0
+    model.config.bos_token_id = model.config.pad_token_id = None
+    return model.to(dtype).eval()

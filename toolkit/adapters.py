@@ -1,0 +1,325 @@
+"""PEFT LoRA adapter folders: read exactly or refuse, write atomically and with the same bits every time.
+
+    adapter_config.json          rank, alpha and the patterns from which each module's scale follows
+    adapter_model.safetensors    base_model.model.<module>.lora_A.weight [r, I] and .lora_B.weight [O, r]
+
+The weight change of a module is dW = scale * B @ A, of shape [O, I]. GPT-2's Conv1D stores its weight transposed
+(`fan_in_fan_out`), its factors not: the shapes above hold there too.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
+"""`init_lora_weights` that leave the base alone. PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA move a part of it into the adapter."""
+
+HARMLESS = frozenset(
+    """
+    peft_type task_type auto_mapping base_model_name_or_path revision peft_version inference_mode unsloth_fixed
+    r lora_alpha use_rslora rank_pattern alpha_pattern fan_in_fan_out bias lora_dropout init_lora_weights
+    target_modules exclude_modules layers_to_transform layers_pattern megatron_config megatron_core
+    loftq_config eva_config corda_config lora_ga_config qalora_group_size runtime_config
+    """.split()  # noqa: SIM905
+)
+"""Keys that are read below or do not touch dW. Of `bias`, the tensors decide: biases that were saved are refused."""
+
+REFUSED = {
+    "use_dora": "DoRA rescales the whole weight, so dW is not a product of two factors",
+    "lora_bias": "lora_bias adds a bias to the product",
+    "modules_to_save": "it carries trained copies of whole modules",
+    "trainable_token_indices": "it carries trained token embeddings",
+    "target_parameters": "it adapts parameters (such as stacked experts), not linear layers",
+    "layer_replication": "it changes the layers of the base model",
+    "alora_invocation_tokens": "activated LoRA applies to a part of the tokens only",
+    "use_qalora": "QALoRA pools the inputs",
+    "kasa_config": "KaSA changes the base weights and puts a diagonal between the factors",
+    "arrow_config": "Arrow routes tokens between adapters",
+    "use_bdlora": "BD-LoRA has block-diagonal factors",
+    "ensure_weight_tying": "its factors are shared between modules",
+}
+PLAIN_LORA = "train it again as plain LoRA, or merge it into the base model"
+
+
+class AdapterError(ValueError):
+    """An adapter that cannot be read, written or combined: one line with the folder, the problem and the fix."""
+
+
+class Module(NamedTuple):
+    """One adapted layer: sizes from the tensors, scale from the configuration."""
+
+    out_features: int
+    in_features: int
+    rank: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A checked PEFT LoRA folder. The tensors stay on disk until `factors` asks for one module's."""
+
+    path: Path
+    config: Mapping[str, Any]
+    modules: Mapping[str, Module]  # by module name of the base model, in sorted order
+
+    @property
+    def base(self) -> str | None:
+        """Name or path of the base model."""
+        return self.config.get("base_model_name_or_path") or None
+
+    @property
+    def revision(self) -> str | None:
+        """Revision of the base model."""
+        return self.config.get("revision") or None
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a module."""
+        return max(module.rank for module in self.modules.values())
+
+    def sha256(self) -> str:
+        """Of the weights file."""
+        return sha256(self.path / WEIGHTS)
+
+    def factors(self, name: str) -> "tuple[Tensor, Tensor, float]":
+        """(A [r, I], B [O, r], scale) of one module on the CPU, in float32 or what is stored if that is wider.
+
+        The file is opened for each call, so thousands of adapters cost neither memory nor open files.
+        """
+        import torch
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path / WEIGHTS, framework="pt") as file:
+                A, B = (file.get_tensor(f"{PREFIX}{name}.lora_{x}.weight") for x in "AB")
+        except (OSError, SafetensorError) as error:
+            raise AdapterError(f"{self.path}: {WEIGHTS} cannot be read ({error}); copy or train it again") from None
+        for x, tensor in (("A", A), ("B", B)):
+            if not torch.isfinite(tensor).all():
+                raise AdapterError(f"{self.path}: lora_{x} of {name} has values that are not finite (a diverged run?); leave it out")
+        if A.element_size() < 4:  # bf16 would lose small differences in every sum
+            A, B = A.float(), B.float()
+        return A, B, self.modules[name].scale
+
+    def items(self) -> "Iterator[tuple[str, tuple[Tensor, Tensor, float]]]":
+        """(name, factors) of every module, read one at a time."""
+        return ((name, self.factors(name)) for name in self.modules)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def adapter_paths(source: str | Path) -> list[Path]:
+    """The adapter folders that `source` means: itself, or its sub-folders that are adapters, sorted by name."""
+    source = Path(source)
+    if (source / CONFIG).is_file():
+        return [source]
+    children = sorted(source.iterdir()) if source.is_dir() else []
+    paths = [child for child in children if (child / CONFIG).is_file() and not child.name.startswith(".")]
+    if not paths:
+        raise AdapterError(f"{source}: no {CONFIG} here nor one level down; name a PEFT adapter folder or a folder of them")
+    return paths
+
+
+def read_adapter(path: str | Path) -> Adapter:
+    """Check configuration, tensor names and shapes; read no tensor yet.
+
+    Raises AdapterError for all but plain LoRA on linear layers.
+    """
+    path = Path(path)
+    config = _read_config(path)
+    shapes = _read_shapes(path)
+    if not shapes:
+        raise AdapterError(f"{path}: {WEIGHTS} holds no tensors; train or save the adapter again")
+    names = {}  # module -> {"A": shape, "B": shape}
+    for key, shape in shapes.items():
+        match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
+        if not match:
+            raise AdapterError(f"{path}: tensor {key!r} is not a LoRA factor of a linear layer; {_fix(key)}")
+        names.setdefault(match[1], {})[match[2]] = shape
+    modules = {name: _module(path, config, name, names[name]) for name in sorted(names)}
+    return Adapter(path, config, modules)
+
+
+def write_adapter(
+    path: str | Path,
+    factors: "Mapping[str, tuple[Tensor, Tensor]]",  # module name -> A [r, I], B [O, r]
+    *,
+    r: int,
+    alpha: float,
+    target_modules: Sequence[str],
+    base: str | None,
+    revision: str | None = None,
+    use_rslora: bool = False,
+    fan_in_fan_out: bool = False,
+    task_type: str = "CAUSAL_LM",
+    config: Mapping[str, Any] | None = None,  # further keys of LoraConfig, such as lora_dropout
+    extra_files: Mapping[str, str | bytes] | None = None,
+) -> str:
+    """Write a PEFT folder; return the sha256 of its weights.
+
+    Everything is written beside, synced, and renamed: `path` is never half an adapter. If `path` exists (a replica
+    whose snapshots came first), the files move in one by one: weights, configuration, then the extra files in the order
+    given; the old ones are removed before. Tensors keep their dtype.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    tensors = {}
+    for name, (A, B) in factors.items():
+        if A.dim() != 2 or B.dim() != 2 or A.shape[0] != r or B.shape[1] != r:
+            raise AdapterError(f"{path}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}; rank {r} needs [{r}, I] and [O, {r}]")
+        if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
+            raise AdapterError(f"{path}: {name} has values that are not finite; not written")
+        for x, tensor in (
+            ("A", A),
+            ("B", B),
+        ):  # a copy of its own: a slice of a stack shares storage, which safetensors refuses
+            tensors[f"{PREFIX}{name}.lora_{x}.weight"] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+    if not tensors:
+        raise AdapterError(f"{path}: no modules to write; check the target modules")
+    # Only what differs from the defaults or what vLLM and llama.cpp insist on: newer keys break an older peft.
+    settings = {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "r": r,
+        "lora_alpha": alpha,
+        "target_modules": sorted(target_modules),
+        "bias": "none",
+        "use_rslora": use_rslora,
+        "fan_in_fan_out": fan_in_fan_out,
+        "inference_mode": True,
+        **(config or {}),
+    }
+    staging = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        staging.mkdir(parents=True)
+        save_file(tensors, staging / WEIGHTS, metadata={"format": "pt"})
+        digest = sha256(staging / WEIGHTS)
+        texts = {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})}
+        for name, text in texts.items():
+            (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)
+        _publish(staging, path, [WEIGHTS, *texts])
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path}: the adapter cannot be written ({error}); free the disk or choose another folder") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return digest
+
+
+def _publish(staging: Path, path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        _sync(staging / name)
+    _sync(staging)
+    if not path.exists():
+        os.rename(staging, path)
+    else:
+        for name in reversed(names):
+            (path / name).unlink(missing_ok=True)
+        for name in names:
+            os.replace(staging / name, path / name)
+        _sync(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((path / CONFIG).read_text())
+    except FileNotFoundError:
+        raise AdapterError(f"{path}: no {CONFIG}; name a PEFT adapter folder") from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path}: {CONFIG} cannot be read ({error}); save the adapter again") from None
+    tuner = config.get("peft_type") if isinstance(config, dict) else None
+    if tuner != "LORA":
+        raise AdapterError(f"{path}: peft_type is {tuner}, only LORA can be treated exactly; train it again with LoRA")
+    for key, value in config.items():
+        if value and key in REFUSED:
+            raise AdapterError(f"{path}: {key} is set, and {REFUSED[key]}; {PLAIN_LORA}")
+        if value and key not in HARMLESS:
+            raise AdapterError(f"{path}: option {key!r} of {CONFIG} is unknown here and may change what the factors mean; {PLAIN_LORA}")
+    init = config.get("init_lora_weights", True)
+    if init not in INITS:
+        raise AdapterError(
+            f"{path}: init_lora_weights {init!r} moves a part of the base weights into the adapter; convert it to "
+            "plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    return config
+
+
+def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not (path / WEIGHTS).is_file():
+        raise AdapterError(f"{path}: no {WEIGHTS}; save the adapter as safetensors (save_pretrained does)")
+    try:
+        with safe_open(path / WEIGHTS, framework="np") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            for key, part in slices.items():
+                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    raise AdapterError(f"{path}: {key} is stored as {part.get_dtype()}; save the adapter in float32")
+            return {key: tuple(part.get_shape()) for key, part in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path}: {WEIGHTS} is damaged ({error}); copy or train it again") from None
+
+
+def _module(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
+    """Rank and scale as PEFT resolves them: the first pattern that matches the name from some component to its end."""
+    if set(shapes) != {"A", "B"}:
+        raise AdapterError(f"{path}: {name} has only lora_{''.join(shapes)}; save the adapter again")
+    A, B = shapes["A"], shapes["B"]
+    try:
+        r = _pattern(config.get("rank_pattern"), name, config.get("r", 8))
+        alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
+        scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
+        if not math.isfinite(scale):
+            raise ValueError(f"scale {scale}")
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError, re.error) as error:
+        raise AdapterError(f"{path}: rank and alpha of {name} cannot be read ({error}); repair {CONFIG}") from None
+    if len(A) != 2 or len(B) != 2 or A[0] != r or B[1] != r or 0 in A + B:
+        raise AdapterError(f"{path}: {name} has A {A} and B {B}, but {CONFIG} says rank {r}; save the adapter again")
+    return Module(B[0], A[1], r, scale)
+
+
+def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    matches = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", name))
+    return next(matches, default)
+
+
+def _fix(key: str) -> str:
+    if key.endswith((".base_layer.weight", "embed_tokens.weight", "lm_head.weight")):
+        return "it is a copy of base weights: save with save_embedding_layers=False"
+    if "lora_embedding" in key:
+        return "LoRA on embeddings is not supported: train it again without"
+    if key.endswith(".bias"):
+        return "train it again with bias='none'"
+    return PLAIN_LORA

@@ -1,0 +1,112 @@
+"""The frozen base model: a Hugging Face causal LM by id or folder, or the small one that ships with ftk."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+EMBEDDED = Path(__file__).parent / "embedded" / "base"
+
+
+class BaseError(ValueError):
+    """A base model that cannot be loaded or used; one line with the fix."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base: frozen, in eval mode."""
+
+    name: str
+    """what the recipe says"""
+    source: str
+    """what an adapter's configuration names: a hub id, or a folder"""
+    revision: str | None
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]
+    parameters: int
+    sha256: str
+    """of names, shapes, dtypes and bytes of all weights, as loaded"""
+    tokenizer_sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "base": self.name,
+            "source": self.source,
+            "revision": self.revision,
+            "architecture": type(self.model).__name__,
+            "parameters": self.parameters,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "sha256": self.sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+        }
+
+
+def _hash_weights(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256((text + str(tokenizer.chat_template)).encode()).hexdigest()
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's, and those of the generation config (chat models have several)."""
+    generation = getattr(model, "generation_config", None)
+    configured = getattr(generation, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    return tuple(sorted(i for i in ids if i is not None))
+
+
+@lru_cache(maxsize=1)  # a worker process serves many stacks on one base
+def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
+    """Load a base: `embedded`, a folder, a hub id, or `id@revision`.
+
+    Raises BaseError with one line when there is no such model, or it has no end-of-sequence token.
+    """
+    revision = None
+    if name == "embedded":
+        source = str(EMBEDDED)
+    elif Path(name).is_dir():
+        source = str(Path(name).resolve())
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BaseError(f"base {name!r}: no such folder")
+    else:
+        source, _, at = name.partition("@")
+        revision = at or None
+    transformers_logging.disable_progress_bar()  # every worker would draw one
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BaseError(f"base {name!r}: not a folder with a causal LM, and not to be had from a hub: {reason}") from None
+    model = model.to(device).eval().requires_grad_(False)
+    eos_ids = _eos_ids(model, tokenizer)
+    if not eos_ids or tokenizer.eos_token_id is None:
+        raise BaseError(f"base {name!r}: its tokenizer has no end-of-sequence token; set `eos_token` in tokenizer_config.json")
+    return Base(
+        name=name,
+        source=source,
+        revision=revision,
+        model=model,
+        tokenizer=tokenizer,
+        eos_ids=eos_ids,
+        parameters=sum(p.numel() for p in model.parameters()),
+        sha256=_hash_weights(model),
+        tokenizer_sha256=_hash_tokenizer(tokenizer),
+    )

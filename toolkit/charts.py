@@ -1,0 +1,207 @@
+"""The charts of a report: plain values in, one SVG string out.
+
+Deterministic (no date, salted ids), self-contained (text stays text, in the reader's own sans-serif), and readable without colour: every
+series has its own marker. Axes of shares start at 0; intervals are always drawn.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f6a00", "#56b4e9")  # Okabe & Ito: safe for colour-blind readers
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+GREY = "#767676"
+INCH = 96.0  # CSS pixels
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ftk",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9a9a9a",
+    "axes.linewidth": 0.8,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "#333333",
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "legend.frameon": False,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+}
+
+
+class Dot(NamedTuple):
+    """A value with its interval, as shares or ratios; None = not known."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def by_category(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> str:
+    """Disagreement of each procedure on each category. panels: shift -> category with its number of prompts -> procedure -> Dot."""
+
+    def draw(figure: "Figure") -> None:
+        names = list(dict.fromkeys(name for rows in panels.values() for dots in rows.values() for name in dots))
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=[len(rows) + 0.4 for rows in panels.values()])[
+            :, 0
+        ]
+        for ax, (shift, rows) in zip(axes, panels.items(), strict=True):
+            for i, name in enumerate(names):
+                offset = (i - (len(names) - 1) / 2) * 0.22
+                points = [(row + offset, dots[name]) for row, dots in enumerate(rows.values()) if name in dots]
+                _dots(ax, points, i, name, horizontal=True)
+            ax.set_title(shift)
+            ax.set_yticks(range(len(rows)), list(rows))
+            ax.set_ylim(len(rows) - 0.45, -0.55)
+            ax.tick_params(axis="y", length=0)
+            ax.grid(axis="x")
+        axes[0].set_xlim(left=0)
+        axes[-1].xaxis.set_major_formatter(_percent)
+        axes[-1].set_xlabel("share of prompts on which two independent runs answer differently")
+        _legend(figure, axes[0], len(names))
+
+    n_rows = sum(len(rows) for rows in panels.values())
+    return _svg(draw, 900, 80 + 34 * n_rows + 44 * len(panels), "Disagreement by category of prompt, with intervals")
+
+
+def accuracies(panels: Mapping[str, tuple[Sequence[float], float | None, int]]) -> str:
+    """How many replicas reach which accuracy. panels: shift -> (accuracy of each replica, of the base, prompts behind each)."""
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for ax, (shift, (scores, base, n_prompts)) in zip(axes, panels.items(), strict=True):
+            step = max(1, round(0.01 * n_prompts)) / n_prompts  # whole prompts per bar: no comb from rounding
+            counts: dict[int, int] = {}
+            for score in scores:
+                counts[round(score / step)] = counts.get(round(score / step), 0) + 1
+            ax.bar([bar * step for bar in counts], list(counts.values()), width=step * 0.86, color=COLOURS[1])
+            if base is not None:
+                ax.axvline(base, color=COLOURS[2], linestyle=(0, (4, 2)), linewidth=1.6)
+                side = "right" if base > 0.5 else "left"
+                ax.annotate(
+                    "base",
+                    (base, 1),
+                    xycoords=("data", "axes fraction"),
+                    xytext=(-5 if base > 0.5 else 5, -3),
+                    textcoords="offset points",
+                    color=COLOURS[2],
+                    ha=side,
+                    va="top",
+                )
+            ax.set_title(f"{shift} ({len(scores)} replicas, {n_prompts} prompts)")
+            ax.set_ylim(0, max(counts.values(), default=1) * 1.15)
+            ax.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+        axes[0].set_xlim(-0.01, 1.01)
+        axes[-1].xaxis.set_major_formatter(_percent)
+        axes[-1].set_xlabel("accuracy of one replica")
+        figure.supylabel("replicas", fontsize=9, color="#333333")
+
+    return _svg(draw, 900, 60 + 110 * len(panels), "Distribution of accuracies over replicas; dashed line: the base model")
+
+
+def against_k(panels: Mapping[str, tuple[Dot, Mapping[str, Mapping[int, Dot]]]]) -> str:
+    """Disagreement between runs that use K replicas each, log-log, beside 1/K. panels: shift -> (one replica, method -> K -> Dot)."""
+
+    def draw(figure: "Figure") -> None:
+        methods = list(dict.fromkeys(name for _, curves in panels.values() for name in curves))
+        ks = sorted({1} | {k for _, curves in panels.values() for curve in curves.values() for k in curve})
+        axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for ax, (shift, (single, curves)) in zip(axes, panels.items(), strict=True):
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log")
+            if single.value:
+                ax.plot(ks, [single.value / k for k in ks], color=GREY, linestyle=":", linewidth=1.5, label="1/K", zorder=1)
+            _dots(ax, [(1, single)], 0, "single replica", horizontal=False)
+            for i, name in enumerate(methods, start=1):
+                spread = 2 ** (0.09 * (i - (len(methods) + 1) / 2))  # side by side at the same K
+                _dots(ax, [(k * spread, dot) for k, dot in sorted(curves.get(name, {}).items())], i, name, horizontal=False, line=True)
+            ax.set_title(shift)
+            ax.set_xticks(ks, [str(k) for k in ks])
+            ax.minorticks_off()
+            ax.set_xlim(ks[0] / 1.35, ks[-1] * 1.35)
+            ax.grid(axis="y")
+            ax.set_xlabel("K, replicas per run")
+        low, high = _log_limits(panels)
+        axes[0].set_ylim(low, high)
+        axes[0].set_yticks(ticks := [t for t in (m * 10.0**e for e in range(-6, 1) for m in (1, 2, 5)) if low <= t <= high])
+        axes[0].set_yticklabels([f"{100 * t:g} %" for t in ticks])
+        axes[0].set_ylabel("disagreement")
+        _legend(figure, axes[0], len(methods) + 2)
+
+    return _svg(draw, 900, 330, "Disagreement against K on logarithmic axes, beside the line 1/K")
+
+
+# -- shared ------------------------------------------------------------------------------------------------------------
+
+
+def _dots(ax: "Axes", points: Sequence[tuple[float, Dot]], series: int, name: str, *, horizontal: bool, line: bool = False) -> None:
+    """Values with their intervals; a value of 0 on a log axis is drawn as its upper bound, hollow."""
+    colour, marker = COLOURS[series % len(COLOURS)], MARKERS[series % len(MARKERS)]
+    logarithmic = not horizontal
+    known = [
+        (at, dot, float(dot.high or 0.0) if logarithmic and not dot.value else dot.value) for at, dot in points if dot.value is not None
+    ]
+    known = [(at, dot, value) for at, dot, value in known if value is not None and (value > 0 or not logarithmic)]
+    for at, dot, _ in known:
+        if dot.low is not None and dot.high is not None:
+            low = max(dot.low, 1e-9) if logarithmic else dot.low
+            ax.plot(*([low, dot.high], [at, at]) if horizontal else ([at, at], [low, dot.high]), color=colour, linewidth=1.3, zorder=2)
+    full = [(at, value) for at, dot, value in known if dot.value or not logarithmic]
+    bound = [(at, value) for at, dot, value in known if not dot.value and logarithmic]
+    for at_value, filled in ((full, True), (bound, False)):
+        xs, ys = [p[0] for p in at_value], [p[1] for p in at_value]
+        if horizontal:
+            xs, ys = ys, xs
+        style = "-" if line and filled else "none"
+        face, label = (colour, name) if filled else ("white", None)
+        ax.plot(
+            xs, ys, marker=marker, markersize=5.5, linestyle=style, linewidth=0.9, color=colour, markerfacecolor=face, label=label, zorder=3
+        )
+
+
+def _log_limits(panels: Mapping[str, tuple[Dot, Mapping[str, Mapping[int, Dot]]]]) -> tuple[float, float]:
+    """Room for all values and upper ends; a lower end that reaches for 0 does not stretch a log axis for ever."""
+    dots = [dot for single, curves in panels.values() for dot in (single, *(d for c in curves.values() for d in c.values()))]
+    values = [dot.value or dot.high for dot in dots if dot.value or dot.high] or [1.0]
+    lows = [dot.low for dot in dots if dot.low]
+    highs = [dot.high for dot in dots if dot.high] or values
+    return max(min([*values, *lows]) / 1.3, min(values) / 6), min(max(highs) * 1.3, 1.05)
+
+
+def _legend(figure: "Figure", ax: "Axes", columns: int) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, 7), handlelength=1.6, handletextpad=0.5, columnspacing=1.8)
+
+
+def _percent(value: float, _position: int | None = None) -> str:
+    return f"{100 * value:g} %"
+
+
+def _svg(draw, width: float, height: float, description: str) -> str:
+    """Run a drawing function on a fresh figure of width x height CSS pixels. No pyplot: nothing global is left behind."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width / INCH, height / INCH), layout="constrained")
+        draw(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]))
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]  # without the XML head: it names an external DTD
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(
+        r'width="[^"]*pt" height="[^"]*pt"|height="[^"]*pt" width="[^"]*pt"',
+        "",
+        svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1),
+        count=1,
+    )

@@ -1,0 +1,290 @@
+"""Rows to token ids with a loss mask, and prompts to the same ids that training used."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.formats import Fields, Message, detect_format, place, split_row
+from toolkit.data.rows import DataError
+
+TEMPLATE_OPTIONS = {"enable_thinking": False}
+"""Templates of reasoning models then put their empty thought into the prompt, where it is no part of what is learned.
+Other templates ignore it."""
+
+HEADINGS = {"system": "System", "developer": "System", "user": "Instruction", "assistant": "Response", "tool": "Tool"}
+"""A conversation without a chat template is plain text: `### Instruction:`, the text on its own line, a blank line."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training row in tokens.
+
+    loss_mask: True where predicting the token counts. Never at position 0, which nothing precedes: its sum is the number
+    of terms of the loss.
+    prompt, completion: the text of both, as rendered and before truncation. truncated: tokens were cut.
+    """
+
+    ids: list[int]
+    loss_mask: list[bool]
+    n_prompt: int
+    prompt: str
+    completion: str
+    truncated: bool = False
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What evaluation feeds for the same prompt; all of it unless the row was truncated."""
+        return self.ids[: self.n_prompt]
+
+
+def encode_rows(rows: Sequence[Fields], tokenizer: Any, *, max_length: int, fmt: str = "auto") -> list[Example]:
+    """One example per row, in order. `fmt` is one of FORMATS; `auto` detects it.
+
+    Prompt and completion are tokenised apart, because a token across their border would not be there at generation.
+    An end-of-sequence token closes every completion. The loss is on the completion; in `messages` and `sharegpt` on every
+    assistant turn, in `text` on everything.
+
+    Longer rows keep their completion: the prompt loses its beginning (not the begin-of-sequence token); a completion that
+    is too long alone loses its end and leaves the prompt one token. Count them by `sum(e.truncated for e in examples)`.
+
+    Raises DataError for a row that its format refuses, or a chat template that cannot be split into turns.
+    """
+    if max_length < 2:
+        raise DataError(f"max_length: {max_length} leaves no room for a prompt and a completion; use 2 or more")
+    fmt = detect_format(rows) if fmt == "auto" else fmt
+    return [_encode_row(row, fmt, tokenizer, max_length) for row in rows]
+
+
+def encode_prompt(prompt: str | list[Message], tokenizer: Any) -> list[int]:
+    """The ids of a prompt, exactly those of training: a string as plain text, messages through the chat template.
+
+    Raises DataError when the template refuses the messages, or when no token is left to start from.
+    """
+    text = prompt if isinstance(prompt, str) else render_messages(prompt, tokenizer, reply=True)
+    ids = _prompt_ids(text, tokenizer, templated=not isinstance(prompt, str) and has_template(tokenizer))
+    if not ids:
+        raise DataError(f"prompt {text!r}: the tokenizer makes no token of it")
+    return ids
+
+
+def encode_reference(prompt: str | list[Message], reference: str, tokenizer: Any) -> list[int]:
+    """The ids that training would have put behind this prompt for this reply, end of sequence included.
+
+    Raises DataError when the template refuses the messages, or writes the prompt differently once a reply follows.
+    """
+    if isinstance(prompt, str):
+        text, chat = reference, False
+    else:
+        _, text = _split_text([*prompt, {"role": "assistant", "content": reference}], tokenizer, "reference")
+        chat = True
+    return _completion_ids(text, tokenizer, chat=chat)
+
+
+def render_messages(messages: list[Message], tokenizer: Any, *, reply: bool, where: str = "prompt") -> str:
+    """A conversation as text, by the tokenizer's chat template or, without one, under plain headings.
+
+    reply: end where the assistant's next turn begins. Raises DataError when the template refuses the messages.
+    """
+    if not has_template(tokenizer):
+        turns = [f"### {HEADINGS[message['role']]}:\n{message['content']}" for message in messages]
+        return "\n\n".join([*turns, "### Response:\n"] if reply else turns)
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply, **TEMPLATE_OPTIONS)
+    except Exception as error:  # a template raises whatever its author chose: TemplateError, TypeError, ...
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{where}: the chat template refuses these turns: {reason}") from None
+
+
+def has_template(tokenizer: Any) -> bool:
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
+def _encode_row(row: Fields, fmt: str, tokenizer: Any, max_length: int) -> Example:
+    before, last = split_row(row, fmt)
+    where = place(row)
+    chat = not isinstance(before, str)
+    if isinstance(before, str) or isinstance(last, str):
+        prompt, completion = str(before), str(last)
+    else:
+        prompt, completion = _split_text([*before, last], tokenizer, where)
+    if fmt == "text":
+        prompt_ids, completion_ids = [], _closed(_prompt_ids(completion, tokenizer, templated=False), tokenizer)
+    else:
+        prompt_ids = _prompt_ids(prompt, tokenizer, templated=chat and has_template(tokenizer))
+        completion_ids = _completion_ids(completion, tokenizer, chat=chat)
+        if not prompt_ids:
+            raise DataError(f"{where}: the tokenizer makes no token of the prompt {prompt!r}")
+
+    mask = [False] * len(prompt_ids)
+    if isinstance(before, list) and fmt in ("messages", "sharegpt"):
+        mask = _earlier_turns(before, prompt, prompt_ids, tokenizer, where)
+    ids, mask = prompt_ids + completion_ids, mask + [True] * len(completion_ids)
+
+    excess = len(ids) - max_length
+    n_prompt = len(prompt_ids)
+    if excess > 0:
+        cut = min(excess, max(n_prompt - 1, 0))
+        kept = 1 if cut and prompt_ids[0] == tokenizer.bos_token_id else 0
+        del ids[kept : kept + cut], mask[kept : kept + cut]
+        n_prompt -= cut
+        ids, mask = ids[:max_length], mask[:max_length]
+    mask[:1] = [False]
+    if not any(mask):
+        raise DataError(f"{where}: no token to learn; the row needs two tokens or more")
+    return Example(ids, mask, n_prompt, prompt, completion, truncated=excess > 0)
+
+
+def _prompt_ids(text: str, tokenizer: Any, *, templated: bool) -> list[int]:
+    """Ids of a text that begins a sequence, with what the tokenizer puts in front: BOS once, and no EOS behind.
+
+    A chat template writes its special tokens itself.
+    """
+    ids = list(tokenizer(text, add_special_tokens=not templated)["input_ids"])
+    if not templated:
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            del ids[0]
+        if eos is not None and ids[-1:] == [eos] and not text.endswith(tokenizer.eos_token):
+            del ids[-1]
+    return ids
+
+
+def _completion_ids(completion: str, tokenizer: Any, *, chat: bool) -> list[int]:
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return _closed(ids[: _turn_end(ids, tokenizer.eos_token_id)] if chat else ids, tokenizer)
+
+
+def _closed(ids: list[int], tokenizer: Any) -> list[int]:
+    """The ids with an end-of-sequence token behind, if there is none yet."""
+    eos = tokenizer.eos_token_id
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+
+
+def _split_text(messages: list[Message], tokenizer: Any, where: str) -> tuple[str, str]:
+    """The conversation up to the last reply, and that reply."""
+    prompt = render_messages(messages[:-1], tokenizer, reply=True, where=where)
+    whole = render_messages(messages, tokenizer, reply=False, where=where)
+    if not whole.startswith(prompt):
+        raise DataError(
+            f"{where}: the chat template writes the turns before a reply differently once the reply is there, so training "
+            "would not see the prompt of generation; use another chat template, or prompt-completion rows of plain text"
+        )
+    return prompt, whole[len(prompt) :]
+
+
+def _earlier_turns(messages: list[Message], prompt: str, ids: list[int], tokenizer: Any, where: str) -> list[bool]:
+    """The mask of a prompt: True on the assistant turns in it."""
+    mask = [False] * len(ids)
+    # A greeting by the assistant answers nothing: turn 0 is never learned.
+    replies = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n > 0]
+    if not replies:
+        return mask
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(f"{where}: several assistant turns need a fast tokenizer; write one row per assistant turn")
+    encoded = tokenizer(prompt, add_special_tokens=not has_template(tokenizer), return_offsets_mapping=True)
+    # _prompt_ids may have dropped a token at either end; the offsets of special tokens are empty and match nothing.
+    shift = next(n for n in range(3) if encoded["input_ids"][n : n + len(ids)] == ids)
+    offsets = encoded["offset_mapping"][shift : shift + len(ids)]
+    for n in replies:
+        start, _ = _split_text(messages[: n + 1], tokenizer, where)
+        end = render_messages(messages[: n + 1], tokenizer, reply=False, where=where)
+        if not prompt.startswith(end):
+            raise DataError(
+                f"{where}: the chat template rewrites assistant turn {n + 1} once later turns follow, so it cannot be "
+                'learned in place; write one prompt-completion row per assistant turn: {"prompt": [turns], "completion": [turn]}'
+            )
+        span = [i for i, (low, high) in enumerate(offsets) if low < high and low >= len(start) and high <= len(end)]
+        for i in span[: _turn_end([ids[i] for i in span], tokenizer.eos_token_id)]:
+            mask[i] = True
+    return mask
+
+
+def _turn_end(ids: list[int], eos: int | None) -> int:
+    """Length of an assistant turn through its first EOS: templates write a line break behind it, never generated."""
+    return ids.index(eos) + 1 if eos is not None and eos in ids else len(ids)
+
+
+def render(example: Example, tokenizer: Any, *, markup: bool = False) -> str:
+    """An example token by token for the eye: tokens parted by `|`, those in the loss inside `⟦ ⟧`, line ends as `↵`.
+
+    markup: the same as rich markup, loss in bold green; the user's text is escaped.
+    """
+    pieces: list[tuple[str, bool]] = []
+    shown = ""
+    for end, counts in enumerate(example.loss_mask, 1):
+        text = tokenizer.decode(example.ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(example.ids) and example.loss_mask[end] == counts:
+            continue  # the token is part of a character that a later token completes
+        pieces.append((text[len(shown) :].replace("\n", "↵\n"), counts))
+        shown = text
+
+    parts = []
+    for start in _runs([counts for _, counts in pieces]):
+        text, counts = "|".join(text for text, _ in pieces[start]), pieces[start][0][1]
+        text = f"⟦{text}⟧" if counts else text
+        if markup:
+            from rich.markup import escape
+
+            text = f"[bold green]{escape(text)}[/]" if counts else f"[dim]{escape(text)}[/]"
+        parts.append(text)
+    return "".join(parts)
+
+
+def _runs(flags: Sequence[bool]) -> list[slice]:
+    """Slices of equal neighbours."""
+    borders = [0, *(n for n in range(1, len(flags)) if flags[n] != flags[n - 1]), len(flags)]
+    return [slice(low, high) for low, high in zip(borders, borders[1:], strict=False) if low < high]
+
+
+def check_tokenizer(tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """What is unusual about a tokenizer on these texts, one warning a line; an empty list when nothing is.
+
+    The first is the one that ruins runs in silence: AutoTokenizer builds the class that the model type names and may
+    replace parts of the tokenizer, whose ids then differ from those that the model was trained on.
+    """
+    warnings = []
+    file = _tokenizer_file(getattr(tokenizer, "name_or_path", "") or "")
+    if file is not None:
+        from tokenizers import Tokenizer
+
+        raw = Tokenizer.from_file(str(file))
+        raw.no_truncation()
+        raw.no_padding()
+        differ = [t for t in texts if raw.encode(t, add_special_tokens=False).ids != _plain_ids(t, tokenizer)]
+        if differ:
+            warnings.append(
+                f"{len(differ)} of {len(texts)} texts get other ids from {type(tokenizer).__name__} than from "
+                f"tokenizer.json, first {differ[0][:60]!r}: the model may never have seen these ids; correct "
+                "'tokenizer_class' in tokenizer_config.json (TokenizersBackend takes tokenizer.json as it is)"
+            )
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    # Many tokenizers declare <unk> and never produce it; only texts tell.
+    lost = [t for t in texts if unknown is not None and unknown in _plain_ids(t, tokenizer)]
+    if lost:
+        warnings.append(f"{len(lost)} of {len(texts)} texts hold characters that the tokenizer does not know, first {lost[0][:60]!r}")
+    if tokenizer.eos_token_id is None:
+        warnings.append("no end-of-sequence token: answers end only at max_new_tokens; set eos_token in tokenizer_config.json")
+    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
+        warnings.append("padding and end of sequence are one token; ftk masks padding by position, other tools may not")
+    return warnings
+
+
+def _plain_ids(text: str, tokenizer: Any) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _tokenizer_file(name: str) -> Path | None:
+    """The tokenizer.json of a folder or of a hub model already downloaded."""
+    if (Path(name) / "tokenizer.json").is_file():
+        return Path(name) / "tokenizer.json"
+    if not name or Path(name).exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "tokenizer.json")
+    except HFValidationError:  # a name that is no hub id
+        return None
+    return Path(cached) if isinstance(cached, str) else None

@@ -1,0 +1,103 @@
+"""Where units of work run: one worker process per core on a CPU, one at a time on a GPU. No scheduler: the standard library's pool.
+
+Measured on CPU: one process per core with one thread each is far faster than one process with many threads, and it takes the number of
+threads out of the numerics.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from queue import Empty
+from typing import Any, TypeVar
+
+from toolkit import environment
+
+Unit = TypeVar("Unit")
+Done = TypeVar("Done")
+Progress = Callable[[float], None]
+"""called with the finished share of the unit at work"""
+
+_ticks: Any = None  # a worker's queue to the parent
+
+
+class WorkerDied(RuntimeError):
+    """A worker process was killed, most often for want of memory."""
+
+
+def _start_worker(ticks: Any, device: str) -> None:
+    global _ticks
+    _ticks = ticks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    environment.make_deterministic(device)
+
+
+def _run_unit(function: Callable[..., Any], number: int, unit: Any) -> Any:
+    return function(unit, lambda share: _ticks.put((number, share)))
+
+
+class LocalEngine:
+    """Worker processes of this machine, alive for the length of a `with` block, so that each loads the base once.
+
+    Every worker is started the same way, also when there is one: where a unit runs must not change a bit.
+    """
+
+    def __init__(self, device: str = "cpu", workers: int | None = None):
+        self.workers = workers or (environment.cores() if device == "cpu" else 1)
+        context = multiprocessing.get_context("spawn")
+        self._ticks = context.Queue()
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        if device == "cpu":  # read by the libraries when a worker loads them
+            os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker, initargs=(self._ticks, device))
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # interrupted: the pool has no public way to stop a unit that runs
+            for worker in list((self._pool._processes or {}).values()):
+                worker.terminate()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(
+        self,
+        function: Callable[[Unit, Progress], Done],
+        units: Sequence[Unit],
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Iterator[tuple[Unit, Done]]:
+        """Yield (unit, result) as units finish, in no fixed order. `on_progress` gets the finished share of all units, 0 to 1.
+
+        An exception in a unit is raised here; what other units finished is on disk. Raises WorkerDied when a process was killed.
+        """
+        shares = [0.0] * len(units)
+        try:
+            numbers: dict[Future, int] = {self._pool.submit(_run_unit, function, n, unit): n for n, unit in enumerate(units)}
+            waiting = set(numbers)
+            while waiting:
+                finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                for number, share in _drain(self._ticks):
+                    if number < len(shares):  # a late tick of an earlier, longer list
+                        shares[number] = max(shares[number], min(share, 1.0))
+                for future in sorted(finished, key=numbers.__getitem__):
+                    shares[numbers[future]] = 1.0
+                    yield units[numbers[future]], future.result()
+                if on_progress:
+                    on_progress(sum(shares) / len(shares))
+        except BrokenProcessPool:
+            raise WorkerDied(
+                "a worker process was killed, most often for want of memory: set a smaller `stack` or fewer --workers and run again; "
+                "finished replicas are kept"
+            ) from None
+
+
+def _drain(queue: Any) -> Iterator[tuple[int, float]]:
+    while True:
+        try:
+            yield queue.get_nowait()
+        except Empty:
+            return

@@ -1,0 +1,109 @@
+"""Where a run happens: versions, device and switches that can change bits. Recorded with every run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import toolkit
+
+PACKAGES = ("torch", "transformers", "peft", "mergekit", "safetensors", "tokenizers", "numpy", "scipy", "pyarrow")
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of the libraries that take part; None where one is missing."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores this process may use (affinity and container limits respected where the system tells)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def source_revision() -> str | None:
+    """Git revision of the source when ftk runs from a checkout, with `+changes` when files differ from it."""
+    folder = Path(toolkit.__file__).parent.parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(folder)]
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (revision + ("+changes" if changed else "")) or None
+
+
+def resolve_device(asked: str) -> str:
+    """`auto` is the first CUDA device if there is one, otherwise the CPU. Imports torch."""
+    if asked == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise ValueError("device: cuda was asked for, but torch sees no CUDA device; use `device: auto` or `cpu`")
+    return "cpu"
+
+
+def make_deterministic(device: str) -> None:
+    """Switch on everything that makes one machine repeat its bits: one thread on the CPU, deterministic kernels on a GPU."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)  # the number of threads decides the order of sums
+    else:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def describe(device: str) -> dict:
+    """All of it as plain JSON values. `numerics` is the part that can change the bits of a replica."""
+    gpu = None
+    if device == "cuda":
+        import torch
+
+        gpu = torch.cuda.get_device_name()
+    return {
+        "ftk": toolkit.__version__,
+        "source": source_revision(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "versions": versions(),
+        "numerics": {
+            "device": device,
+            "cpu": cpu_model(),
+            "gpu": gpu,
+            "threads_per_worker": 1 if device == "cpu" else None,
+            "deterministic_algorithms": device != "cpu",
+            "torch": versions()["torch"],
+        },
+    }

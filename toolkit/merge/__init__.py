@@ -1,0 +1,6 @@
+"""Merging: K adapters become one adapter, on the weight changes dW = scale * B @ A and never on the factors."""
+
+from toolkit.merge.merge import MergeReport as MergeReport
+from toolkit.merge.merge import merge_adapters as merge_adapters
+from toolkit.merge.methods import METHODS as METHODS
+from toolkit.merge.methods import Method as Method

@@ -1,0 +1,587 @@
+"""The whole of ftk in the order in which data flows: read `run` first, then the stage that concerns you.
+
+    recipe -> plan -> train -> population -> merge / ensemble -> predict -> outcomes -> statistics -> results -> report
+
+Every arrow leaves files in the run folder, and every stage skips what it finds finished there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import toolkit
+from toolkit import environment, seeds
+from toolkit.adapters import adapter_paths, read_adapter
+from toolkit.analyse import analyse
+from toolkit.base import EMBEDDED, load_base
+from toolkit.data import Example, Prompt, encode_rows, is_chat, read_rows, read_suite
+from toolkit.engines import LocalEngine, Progress
+from toolkit.ensemble import ENSEMBLES, vote
+from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, vote_outcomes
+from toolkit.merge import merge_adapters
+from toolkit.outcomes import read_outcomes
+from toolkit.plan import TrainingPlan, plan_training, stacks_for
+from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
+from toolkit.recipe import SHIFTS, Condition, Data, Evaluation, Mitigation, Recipe, dump_recipe, parse_recipe
+from toolkit.results import About, ConditionDesign, MitigationDesign, Price, Results, save_results
+
+EVALUATION_WIDTH = 8
+"""adapters on the stack while prompts are answered; fixed, so that the shapes never depend on how many there are"""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; one line with the reason and the way out."""
+
+
+@dataclass
+class Console:
+    """How a stage speaks to the outside: notes, and progress of counted work. The default is silent."""
+
+    note: Callable[[str], None] = lambda text: None
+    progress: Callable[[str, int], Callable[[float], None]] = lambda title, count: lambda share: None
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+
+@dataclass
+class Run:
+    """A recipe, its folder, and what it needs at hand."""
+
+    recipe: Recipe
+    folder: Path
+    device: str
+    engine: LocalEngine
+    console: Console
+
+    def condition(self, name: str) -> Path:
+        return self.folder / name
+
+
+# -- the arrows --------------------------------------------------------------------------------------------------------
+
+
+def run(recipe: Recipe, folder: Path, *, workers: int | None = None, console: Console | None = None) -> Results:
+    """Everything, from a recipe to a report. Run it again: only what is missing is done."""
+    with open_run(recipe, folder, workers=workers, console=console) as job:
+        for name in recipe.conditions:
+            train(job, name)
+        merge(job)
+        evaluate(job)
+        return measure(job)
+
+
+@contextmanager
+def open_run(recipe: Recipe, folder: Path, *, workers: int | None = None, console: Console | None = None) -> Iterator[Run]:
+    """Write down what is asked and where it runs; refuse a folder that holds another recipe's run.
+
+    Raises RunError, RecipeError or BaseError in one line.
+    """
+    console = console or Console()
+    try:
+        device = environment.resolve_device(recipe.device)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    base = load_base(recipe.base, recipe.dtype, device)
+    read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    write_text(folder / "environment.json", _json(environment.describe(device)))
+    write_text(folder / "base.json", _json(base.to_dict()))
+    with LocalEngine(device, workers) as engine:
+        yield Run(recipe, folder, device, engine, console)
+
+
+def open_folder(folder: Path) -> Recipe:
+    """The recipe of an existing run folder."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise RunError(f"{folder}: not a run folder (no recipe.yaml); `ftk run RECIPE --out {folder}` makes one")
+    return parse_recipe(path.read_text(encoding="utf-8"), str(path))
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingUnit:
+    """One stack of one condition: everything that a worker needs, as plain values."""
+
+    recipe: Recipe
+    condition: str
+    folder: Path
+    stack: int
+    keep: tuple[int, ...]  # replicas to write; the others of the stack are there for its shape
+    plan: TrainingPlan
+    fingerprint: str
+    device: str
+
+
+def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[int] | None = None) -> dict[int, Replica]:
+    """Train what is missing of a condition's population; return all of it.
+
+    `only` names replicas to train again even if they are finished (their stack is trained whole, those alone are written).
+    """
+    recipe, folder = job.recipe, job.condition(name)
+    with job.console.stage("train"):
+        plan, mark = training_plan(recipe, name, job.device)
+        asked = range(replicas or recipe.replicas_of(name)) if only is None else only
+        _claim(folder, name, recipe, plan, mark, asked)
+        finished = read_population(folder)
+        missing = [r for r in asked if only is not None or r not in finished or finished[r].fingerprint != mark]
+        units = [
+            TrainingUnit(recipe, name, folder, s, tuple(r for r in missing if r // plan.stack == s), plan, mark, job.device)
+            for s in stacks_for(missing, plan.stack)
+        ]
+        progress = job.console.progress(f"train {name}", len(missing))
+        for _, records in job.engine.run(_train_unit, units, progress):
+            for record in records:
+                if record.status == "failed":
+                    job.console.note(f"{name}: replica {record.replica} diverged at step {record.failed_step}; recorded as failed")
+    return read_population(folder)
+
+
+def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan, str]:
+    """The plan of a condition, and the fingerprint of all that defines its replicas' bits on one machine."""
+    condition = recipe.conditions[name]
+    base = load_base(recipe.base, recipe.dtype, device)
+    examples = training_examples(recipe, device)
+    lengths, targets = [len(e.ids) for e in examples], [sum(e.loss_mask[1:]) for e in examples]
+    plan = plan_training(condition, lengths, targets, stack=recipe.stack, device=device)
+    data = [(e.ids, e.loss_mask) for e in examples]
+    mark = fingerprint(
+        {
+            "condition": condition.model_dump(exclude={"replicas", "vary"}),
+            "vary": sorted(recipe.vary_of(name)),
+            "seed": recipe.seed,
+            "plan": asdict(plan),
+            "data": fingerprint({"rows": data}),
+            "base": base.sha256,
+        }
+    )
+    return plan, mark
+
+
+def _claim(folder: Path, name: str, recipe: Recipe, plan: TrainingPlan, mark: str, asked: Sequence[int]) -> None:
+    """Write population.json, or refuse a folder whose replicas another recipe trained."""
+    path = folder / "population.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found["fingerprint"] != mark and read_population(folder):
+            raise RunError(
+                f"{folder}: holds replicas of another recipe, base or data (fingerprint {found['fingerprint']}, this one is {mark}); "
+                "choose another --out, or delete that folder"
+            )
+    known = read_population(folder)
+    vary = recipe.vary_of(name)
+    all_replicas = sorted(set(known) | set(asked))
+    record = {
+        "condition": name,
+        "design": "independent",
+        "vary": vary,
+        "root_seed": recipe.seed,
+        "fingerprint": mark,
+        "plan": asdict(plan),
+        "seeds": {str(r): seeds.replica_seeds(recipe.seed, r, vary) for r in all_replicas},
+    }
+    write_text(path, _json(record))
+
+
+def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
+    from toolkit.train import save_stack, train_stack
+
+    recipe, condition, plan = unit.recipe, unit.recipe.conditions[unit.condition], unit.plan
+    base = load_base(recipe.base, recipe.dtype, unit.device)
+    examples = training_examples(recipe, unit.device)
+    replicas = range(unit.stack * plan.stack, (unit.stack + 1) * plan.stack)
+    seeds_R = [seeds.replica_seeds(recipe.seed, r, recipe.vary_of(unit.condition)) for r in replicas]
+    every = max(1, plan.steps // 50)
+    trained = train_stack(
+        base.model, examples, condition, plan, seeds_R, on_step=lambda step: progress(step / plan.steps) if step % every == 0 else None
+    )
+    return save_stack(
+        unit.folder,
+        trained,
+        condition,
+        replicas=replicas,
+        keep=unit.keep,
+        seeds_R=seeds_R,
+        plan=plan,
+        fingerprint=unit.fingerprint,
+        base=base.source,
+        revision=base.revision,
+    )
+
+
+def training_examples(recipe: Recipe, device: str) -> tuple[Example, ...]:
+    """The training rows as tokens. Raises DataError in one line."""
+    data = recipe.data
+    return _examples(data.train, data.format, data.max_length, recipe.base, recipe.dtype, device)
+
+
+@lru_cache(maxsize=4)  # a worker trains many stacks on the same rows
+def _examples(train: str, form: str, max_length: int, base: str, dtype: str, device: str) -> tuple[Example, ...]:
+    tokenizer = load_base(base, dtype, device).tokenizer
+    return tuple(encode_rows(read_rows(train), tokenizer, max_length=max_length, fmt=form))
+
+
+# -- merge -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MergeUnit:
+    sources: tuple[Path, ...]
+    out: Path
+    method: str
+    rank: str | int
+    parameters: tuple[tuple[str, Any], ...]
+
+
+def merge(job: Run) -> None:
+    """Every weight-space mitigation on every condition, one adapter for each disjoint group."""
+    units = []
+    for name in job.recipe.conditions:
+        replicas = successful(job.condition(name))
+        for mitigation in job.recipe.mitigations:
+            if mitigation.merge:
+                units += merge_units(job.condition(name), replicas, mitigation)
+    with job.console.stage("merge"):
+        run_merges(job, units)
+
+
+def merge_units(folder: Path, replicas: Sequence[int], mitigation: Mitigation) -> list[MergeUnit]:
+    """Merges of a mitigation that are not on disk yet, or whose inputs have changed since."""
+    parameters = () if mitigation.density is None else (("density", mitigation.density),)
+    units = [
+        MergeUnit(
+            sources=tuple(replica_folder(folder, r) for r in group),
+            out=merged_folder(folder, mitigation.label, g),
+            method=mitigation.merge or "",
+            rank=mitigation.rank,
+            parameters=parameters,
+        )
+        for g, group in enumerate(groups(replicas, mitigation.k))
+    ]
+    return [unit for unit in units if not _is_merged(unit)]
+
+
+def run_merges(job: Run, units: Sequence[MergeUnit]) -> None:
+    progress = job.console.progress("merge", len(units))
+    for _ in job.engine.run(_merge_unit, units, progress):
+        pass
+
+
+def merged_folder(folder: Path, label: str, group: int) -> Path:
+    return folder / "merged" / label / f"g{group:03d}"
+
+
+def _merge_unit(unit: MergeUnit, progress: Progress) -> None:
+    merge_adapters(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **dict(unit.parameters))
+
+
+def _is_merged(unit: MergeUnit) -> bool:
+    """True when merge.json is there and names the inputs as they are now."""
+    try:
+        record = json.loads((unit.out / "merge.json").read_text())
+        inputs = [(Path(item["path"]), item["sha256"]) for item in record["inputs"]]
+        same = {source for source in unit.sources for path, _ in inputs if path.is_relative_to(source)} == set(unit.sources)
+        return same and all(sha256_file(path / "adapter_model.safetensors") == digest for path, digest in inputs)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def successful(folder: Path) -> list[int]:
+    return sorted(r for r, record in read_population(folder).items() if record.status == "ok")
+
+
+# -- evaluate ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnswerUnit:
+    unit: EvaluationUnit
+    base: str
+    dtype: str
+    device: str
+    prompts: tuple[Prompt, ...]
+    evaluation: Evaluation
+
+
+def evaluate(job: Run) -> None:
+    """The base, all replicas, all merged adapters and all ensembles answer all suites."""
+    with job.console.stage("evaluate"):
+        answer(job, all_subjects(job), read_prompts(job.recipe))
+
+
+def all_subjects(job: Run) -> list[list[Subject]]:
+    """The base, and every condition's replicas, merged adapters and ensembles: one list for each procedure."""
+    families = [[Subject("", "base", 0)]]
+    for name in job.recipe.conditions:
+        families += subjects_of(job.condition(name), name, job.recipe.mitigations)
+    return families
+
+
+def subjects_of(folder: Path, name: str, mitigations: Sequence[Mitigation]) -> list[list[Subject]]:
+    """Subjects of a condition, one list for each procedure. Whole-answer votes need no model and are not among them."""
+    replicas = successful(folder)
+    digest = {r: record.sha256["adapter_model.safetensors"] for r, record in read_population(folder).items() if record.status == "ok"}
+    path = {r: str(replica_folder(folder, r)) for r in replicas}
+    families = [[Subject(name, "replica", r, (path[r],), (digest[r],)) for r in replicas]]
+    for mitigation in mitigations:
+        members = groups(replicas, mitigation.k)
+        if mitigation.merge:
+            merged = [merged_folder(folder, mitigation.label, g) for g in range(len(members))]
+            families.append([Subject(name, mitigation.label, g, (str(p),), (read_adapter(p).sha256(),)) for g, p in enumerate(merged)])
+        elif ENSEMBLES[mitigation.ensemble or ""].rule:
+            families.append(
+                [
+                    Subject(name, mitigation.label, g, tuple(path[r] for r in group), tuple(digest[r] for r in group))
+                    for g, group in enumerate(members)
+                ]
+            )
+    return families
+
+
+def answer(job: Run, families: Sequence[Sequence[Subject]], prompts: dict[str, list[Prompt]]) -> None:
+    """Write the outcome shards that are missing."""
+    units = []
+    for suite, asked in prompts.items():
+        for family in families:
+            units += [unit for unit in answer_units(job, family, suite, asked) if not unit.unit.shard.exists()]
+    progress = job.console.progress("evaluate", len(units))
+    for _ in job.engine.run(_answer_unit, units, progress):
+        pass
+
+
+def answer_units(job: Run, family: Sequence[Subject], suite: str, prompts: Sequence[Prompt]) -> list[AnswerUnit]:
+    if not family:
+        return []
+    recipe = job.recipe
+    members = max(1, len(family[0].adapters))
+    width = max(1, EVALUATION_WIDTH // members)
+    settings = fingerprint({"prompts": [asdict(p) for p in prompts], "evaluation": recipe.evaluation.model_dump(), "dtype": recipe.dtype})
+    rule = None
+    if members > 1:
+        rule = next(m.ensemble for m in recipe.mitigations if m.label == family[0].procedure)
+    units = []
+    for start in range(0, len(family), width):
+        part = tuple(family[start : start + width])
+        shard = job.folder / "outcomes" / suite / shard_name(part, settings)
+        unit = EvaluationUnit(part, suite, width, members, rule, shard)
+        units.append(AnswerUnit(unit, recipe.base, recipe.dtype, job.device, tuple(prompts), recipe.evaluation))
+    return units
+
+
+def _answer_unit(unit: AnswerUnit, progress: Progress) -> int:
+    base = load_base(unit.base, unit.dtype, unit.device)
+    combine = ENSEMBLES[unit.unit.rule].rule if unit.unit.rule else None
+    return evaluate_unit(unit.unit, base, unit.prompts, combine=combine, progress=progress, **unit.evaluation.model_dump())
+
+
+def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
+    """Suite name -> prompts; where training saw conversations, a plain prompt becomes a user turn. Raises DataError in one line."""
+    chat = bool(recipe.data.train) and is_chat(read_rows(recipe.data.train), recipe.data.format)
+    return {name: read_suite(source, name=name, chat=chat) for name, source in recipe.data.suites.items()}
+
+
+# -- measure -----------------------------------------------------------------------------------------------------------
+
+
+def measure(job: Run) -> Results:
+    """Outcomes -> statistics -> results.json -> report.html."""
+    recipe = job.recipe
+    prompts = read_prompts(recipe)
+    with job.console.stage("measure"):
+        families = all_subjects(job)
+        shards = [
+            unit.unit.shard for suite, asked in prompts.items() for family in families for unit in answer_units(job, family, suite, asked)
+        ]
+        designs = []
+        for name in recipe.conditions:
+            designs.append(condition_design(job, name))
+            shards += votes(job, name, shards)
+        base = json.loads((job.folder / "base.json").read_text())
+        about = About(
+            ftk=toolkit.__version__,
+            recipe=recipe.name,
+            base=recipe.base,
+            parameters=base["parameters"],
+            environment=_environment(job),
+            command=f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}",
+        )
+        results = analyse(read_outcomes(shards), prompts, designs, about=about, level=recipe.level)
+        save_results(job.folder / "results.json", results)
+        _report(job.folder)
+    return results
+
+
+def votes(job: Run, name: str, shards: Sequence[Path]) -> list[Path]:
+    """Shards of the majority votes over whole answers, made from the replicas' outcomes."""
+    made = []
+    own = [path for path in shards if path.name.startswith(f"{name}-replica-")]
+    for mitigation in job.recipe.mitigations:
+        if mitigation.ensemble == "vote":
+            path = job.folder / "outcomes" / "votes" / f"{name}-{mitigation.label}.parquet"
+            members = groups(successful(job.condition(name)), mitigation.k)
+            vote_outcomes(own, condition=name, procedure=mitigation.label, members=members, choose=vote, out=path)
+            made.append(path)
+    return made
+
+
+def condition_design(job: Run, name: str) -> ConditionDesign:
+    """Which replicas stand behind which row of the results, and at what price."""
+    folder = job.condition(name)
+    population = read_population(folder)
+    replicas = successful(folder)
+    mitigations = []
+    for mitigation in job.recipe.mitigations:
+        members = groups(replicas, mitigation.k)
+        rank = job.recipe.conditions[name].rank
+        if mitigation.merge and members:
+            rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
+        price = Price(mitigation.k, 1 if mitigation.merge else mitigation.k, rank)
+        title = mitigation.label.rpartition("-k")[0].replace("-density", ", density ")
+        kind = "merge" if mitigation.merge else "ensemble"
+        mitigations.append(MitigationDesign(mitigation.label, title, kind, mitigation.k, members, price))
+    failed = sum(record.status == "failed" for record in population.values())
+    return ConditionDesign(name, replicas, failed, mitigations, Price(rank=job.recipe.conditions[name].rank))
+
+
+def _environment(job: Run) -> dict[str, str]:
+    found = json.loads((job.folder / "environment.json").read_text())
+    numerics = found["numerics"]
+    where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
+    return {"machine": where, "system": found["system"], "python": found["python"], **{k: v or "" for k, v in found["versions"].items()}}
+
+
+# -- the side doors: adapters that are there already --------------------------------------------------------------------
+
+
+def merge_sources(
+    sources: Sequence[Path], *, method: str, k: int | None, rank: str, out: Path | None, parameters: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Merge a run, conditions of one, or adapter folders: all into one, or every disjoint group of k. One record a merge."""
+    reports = []
+    for folder, paths in _collections(sources):
+        members = groups(range(len(paths)), k or len(paths))
+        if not members:
+            raise RunError(f"{folder}: {len(paths)} adapters are fewer than a group of {k}")
+        size = len(members[0])
+        home = out or folder / "merged" / f"{method}-k{size}"
+        for g, group in enumerate(members):
+            target = home / f"g{g:03d}" if k or out is None else home
+            report = merge_adapters([paths[i] for i in group], target, method=method, rank=rank, **parameters)
+            found = {"out": str(target), "method": method, "k": size, "rank": report.rank, "energy": report.energy, "sha256": report.sha256}
+            reports.append(found)
+    return reports
+
+
+def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
+    """(folder for results, adapters) for each population that the sources mean; loose adapter folders are one population."""
+    loose: list[Path] = []
+    found = []
+    for source in sources:
+        if not source.exists():
+            raise RunError(f"{source}: no such folder; name a run, a condition of it, or folders of PEFT adapters")
+        if (source / "recipe.yaml").is_file():
+            conditions = [source / name for name in open_folder(source).conditions]
+        else:
+            conditions = [source] if (source / "replicas").is_dir() else []
+        for condition in conditions:
+            if replicas := successful(condition):
+                found.append((condition, [replica_folder(condition, r) for r in replicas]))
+        if not conditions:
+            loose += adapter_paths(source)
+    if loose:
+        found.append((sources[0] if len(sources) == 1 else Path("."), loose))
+    if not found:
+        raise RunError(f"{sources[0]}: no finished replicas there; `ftk train-replicas` makes them")
+    return found
+
+
+def evaluate_subjects(
+    sources: Sequence[Path],
+    *,
+    prompts: str | None,
+    base: str | None,
+    answer_rule: str | None,
+    max_new_tokens: int | None,
+    out: Path | None,
+    workers: int | None,
+    console: Console,
+) -> tuple[Path, Results]:
+    """Let populations that are there already answer prompts; return the folder of outcomes and the results.
+
+    A run answers its own suites with its own mitigations unless `prompts` says otherwise; any other folder of adapters is one
+    population, numbered in the order of the names, of unknown seeds.
+    """
+    if len(sources) == 1 and (sources[0] / "recipe.yaml").is_file() and not (prompts or base or out):
+        recipe = open_folder(sources[0])
+        with open_run(recipe, sources[0], workers=workers, console=console) as job:
+            merge(job)
+            evaluate(job)
+            return sources[0], measure(job)
+    if not prompts:
+        raise RunError(
+            "--prompts SUITE says what to ask: a .jsonl, .csv or .parquet file, or embedded:typical, embedded:near, embedded:far"
+        )
+    collections = _collections(sources)
+    home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
+    known = open_folder(home) if home else None
+    base = base or (known.base if known else None) or read_adapter(collections[0][1][0]).base
+    if not base:
+        raise RunError(f"{collections[0][1][0]}: does not say its base model; name it with --base")
+    if base == str(EMBEDDED):
+        base = "embedded"
+    evaluation = known.evaluation if known else Evaluation()
+    changes = {"answer": answer_rule, "max_new_tokens": max_new_tokens}
+    evaluation = Evaluation.model_validate(evaluation.model_dump() | {key: value for key, value in changes.items() if value})
+    names = [folder.name if len(collections) > 1 else "adapters" for folder, _ in collections]
+    shift = prompts.rpartition(":")[2]
+    suite = shift if shift in SHIFTS else re.sub(r"[^A-Za-z0-9._-]", "-", Path(prompts).stem)
+    recipe = Recipe(
+        name="evaluate",
+        base=base,
+        data=Data(train="", suites={suite: prompts}),
+        conditions={name: Condition() for name in names},
+        evaluation=evaluation,
+    )
+    folder = out or Path("runs") / "evaluate"
+    with open_run(recipe, folder, workers=workers, console=console) as job:
+        asked = read_prompts(recipe)
+        families = [[Subject("", "base", 0)]]
+        for name, (_, paths) in zip(names, collections, strict=True):
+            families.append([Subject(name, "replica", i, (str(path),), (read_adapter(path).sha256(),)) for i, path in enumerate(paths)])
+        with console.stage("evaluate"):
+            answer(job, families, asked)
+        shards = [unit.unit.shard for family in families for unit in answer_units(job, family, suite, asked[suite])]
+        designs = [ConditionDesign(name, range(len(paths))) for name, (_, paths) in zip(names, collections, strict=True)]
+        parameters = json.loads((folder / "base.json").read_text())["parameters"]
+        command = "ftk evaluate " + " ".join(map(str, sources)) + f" --prompts {prompts}"
+        about = About(toolkit.__version__, "evaluate", base, parameters, _environment(job), command)
+        results = analyse(read_outcomes(shards), asked, designs, about=about, level=recipe.level)
+        save_results(folder / "results.json", results)
+        _report(folder)
+    return folder, results
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
+
+
+def _report(folder: Path) -> None:
+    from toolkit.report import write_report
+
+    write_report(folder)

@@ -1,0 +1,89 @@
+"""A population on disk: a folder of replicas, which is its own ledger.
+
+A replica is complete when its `replica.json`, written last, is there and the hashes in it agree with the files. Nothing else records
+progress: a run survives a kill at any point, can be copied, merged by hand, or half deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+RECORD = "replica.json"
+
+
+@dataclass(frozen=True)
+class Replica:
+    """The record of one finished run of a condition. `failed_step` is the first step whose loss was not finite."""
+
+    replica: int
+    status: str  # "ok" or "failed"
+    seeds: dict[str, int]
+    steps: int
+    final_loss: float | None
+    failed_step: int | None = None
+    fingerprint: str = ""
+    sha256: dict[str, str] = field(default_factory=dict)  # file, relative to the replica's folder -> hash
+    energy: dict[str, float] = field(default_factory=dict)  # average -> share of the squared norm that its rank keeps
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replica_folder(condition: Path, replica: int) -> Path:
+    return condition / "replicas" / f"{replica:05d}"
+
+
+def read_replica(folder: Path) -> Replica | None:
+    """The record of a complete replica; None when it is missing, half written, or its files were changed."""
+    try:
+        record = Replica(**json.loads((folder / RECORD).read_text()))
+        complete = all(sha256_file(folder / name) == digest for name, digest in record.sha256.items())
+    except (OSError, ValueError, TypeError):
+        return None
+    return record if complete else None
+
+
+def read_population(condition: Path) -> dict[int, Replica]:
+    """All complete replicas of a condition by index, failed ones included."""
+    found = {}
+    folders = sorted((condition / "replicas").iterdir()) if (condition / "replicas").is_dir() else []
+    for folder in folders:
+        if folder.name.isdigit() and (record := read_replica(folder)) is not None:
+            found[record.replica] = record
+    return found
+
+
+def fingerprint(values: dict[str, Any]) -> str:
+    """A short hash of everything that defines the bits of a population's replicas."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def groups(replicas: Iterable[int], k: int) -> list[list[int]]:
+    """Disjoint groups of K in index order; a remainder is left out. Groups share no replica, so they are independent runs."""
+    ordered = sorted(replicas)
+    return [ordered[i : i + k] for i in range(0, len(ordered) - k + 1, k)]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, sync, rename: a finished file is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(staging, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)

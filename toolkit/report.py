@@ -1,0 +1,168 @@
+"""results.json as one HTML file for people, and as a plain table for the terminal."""
+
+from pathlib import Path
+
+from toolkit import charts
+from toolkit.population import write_text
+from toolkit.results import Cell, ConditionResult, Procedure, Results, interval, load_results, number, remedy
+from toolkit.statistics import MIN_GROUPS, Estimate
+
+BEST = 2
+"""Mitigations drawn beside the single replica in the chart by category."""
+
+
+def write_report(run: Path | str) -> Path:
+    """RUN/results.json -> RUN/report.html."""
+    path = Path(run) / "report.html"
+    write_text(path, render(load_results(Path(run) / "results.json")))
+    return path
+
+
+def render(results: Results) -> str:
+    """One file without a network: charts inline, no script, and every text of a model escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("toolkit"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {"number": number, "interval": interval, "remedy": remedy, "name": _name, "price": _price, "too_few": _too_few}
+    drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in results.conditions]
+    return environment.get_template("report.html.j2").render(results=results, conditions=drawn, methods=_methods(results))
+
+
+# -- what the charts show ----------------------------------------------------------------------------------------------
+
+
+def _charts(results: Results, condition: ConditionResult) -> dict[str, str]:
+    """The charts of one condition, those left out that would be empty."""
+    found = {"category": charts.by_category(_category_panels(results, condition))}
+    base = results.base
+    panels = {}
+    for shift in results.shifts:
+        cell = condition.single.cell(shift)
+        scores = [score for score in cell.scores if score is not None] if cell else []
+        if cell and cell.accuracy and scores:
+            at = base.cell(shift) if base else None
+            panels[shift] = scores, at.accuracy.value if at and at.accuracy else None, cell.accuracy.n_prompts
+    if panels:
+        found["accuracy"] = charts.accuracies(panels)
+    if any(p.kind != "replica" and p.n_runs > 1 for p in condition.procedures):
+        found["k"] = charts.against_k({shift: _curves(condition, shift) for shift in results.shifts})
+    return found
+
+
+def _category_panels(results: Results, condition: ConditionResult) -> dict[str, dict[str, dict[str, charts.Dot]]]:
+    target = results.shifts[-1]
+
+    def rank(procedure: Procedure) -> float | None:
+        cell, home = procedure.cell(target), procedure.cell(results.shifts[0])
+        return cell.ratio.value if cell and cell.ratio and not (home and home.collapsed) else None
+
+    ranked = sorted((p for p in condition.procedures if rank(p) is not None), key=lambda p: (rank(p), p.label))
+    families = {p.family: p for p in reversed(ranked)}  # the best K of each method
+    best = [p for p in ranked if families[p.family] is p][:BEST]
+    panels = {}
+    for shift in results.shifts:
+        rows: dict[str, dict[str, charts.Dot]] = {}
+        for cell in condition.single.cells:
+            if cell.category and cell.shift == shift:
+                here = [(p, p.cell(shift, cell.category)) for p in (condition.single, *best)]
+                rows[f"{cell.category} ({cell.n_prompts})"] = {_name(p): _dot(c.disagreement) for p, c in here if c}
+        panels[shift] = rows
+    return panels
+
+
+def _curves(condition: ConditionResult, shift: str) -> tuple[charts.Dot, dict[str, dict[int, charts.Dot]]]:
+    curves: dict[str, dict[int, charts.Dot]] = {}
+    for procedure in condition.procedures[1:]:
+        cell = procedure.cell(shift)
+        if cell and cell.disagreement and cell.disagreement.value is not None:
+            curves.setdefault(procedure.title, {})[procedure.k] = _dot(cell.disagreement)
+    single = condition.single.cell(shift)
+    return _dot(single.disagreement if single else None), curves
+
+
+def _dot(estimate: Estimate | None) -> charts.Dot:
+    return charts.Dot(estimate.value, estimate.low, estimate.high) if estimate else charts.Dot(None, None, None)
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def _name(procedure: Procedure) -> str:
+    return procedure.title if procedure.kind in ("replica", "base") else f"{procedure.title}, K = {procedure.k}"
+
+
+def _price(procedure: Procedure) -> str:
+    price = procedure.price
+    parts = [f"{price.training_runs} training{'s' * (price.training_runs != 1)}", f"{price.inference_streams}x inference"]
+    parts += [f"rank {price.rank}"] if price.rank is not None else []
+    return ", ".join(parts + ([f"{price.seconds:,.0f} s"] if price.seconds is not None else []))
+
+
+def _too_few(procedure: Procedure) -> str:
+    """Said once for the row, not in each of its cells."""
+    if procedure.n_runs >= MIN_GROUPS:
+        return ""
+    estimates = [e for cell in procedure.cells if not cell.category for e in (cell.disagreement, cell.ratio) if e]
+    return remedy(max(estimates, key=lambda e: e.needed or 0), procedure.k) if estimates else ""
+
+
+def _methods(results: Results) -> dict[str, list[str]]:
+    """How the intervals of each figure were made, as the estimates say it themselves."""
+    found: dict[str, list[str]] = {}
+    figures = ("disagreement", "ratio", "disagreement_change", "accuracy", "accuracy_change", "effect_size")
+    for cell in (cell for condition in results.conditions for procedure in condition.procedures for cell in procedure.cells):
+        for figure in figures:
+            estimate = getattr(cell, figure)
+            if estimate and estimate.method != "none" and "zero-event" not in estimate.method:
+                methods = found.setdefault(figure.replace("_", " "), [])
+                if estimate.method not in methods:
+                    methods.append(estimate.method)
+    return found
+
+
+# -- the terminal ------------------------------------------------------------------------------------------------------
+
+
+def table_text(results: Results) -> str:
+    """The main table in plain ASCII, one line per procedure, at most 120 columns wide with three shifts."""
+    target, home = results.shifts[-1], results.shifts[0]
+    lines = []
+    for condition in results.conditions:
+        failed = f", {condition.n_failed} failed" if condition.n_failed else ""
+        lines += [f"{condition.name}: {condition.n_replicas} replicas{failed}; disagreement between two runs in %"]
+        shifts = "".join(f"{shift:<19}" for shift in results.shifts)
+        lines += [f" {'procedure':<22}{'runs':>5}  {shifts}{'ratio, ' + target:<17}{'accuracy':>9}{'effect':>7}"]
+        for procedure in condition.procedures:
+            cells = [procedure.cell(shift) for shift in results.shifts]
+            shares = "".join(f"{_short(cell.disagreement if cell else None, '%'):<19}" for cell in cells)
+            cell, at_home = procedure.cell(target), procedure.cell(home)
+            k = "" if procedure.kind == "replica" else f" K={procedure.k}"
+            line = f" {procedure.title[: 22 - len(k)] + k:<22}{procedure.n_runs:>5}  {shares}{_ratio(cell, procedure.k):<17}"
+            if procedure.kind != "replica":
+                change = cell.accuracy_change.value if cell and cell.accuracy_change else None
+                effect = at_home.effect_size.value if at_home and at_home.effect_size else None
+                line += f"{number(change, '%', signed=True):>9}{number(effect):>7}{'!' * bool(at_home and at_home.collapsed)}"
+            lines.append(line.rstrip())
+        lines.append("")
+    level = f"{100 * results.level:g} % intervals in brackets"
+    lines.append(f"{level}; '?' inconclusive, with the replicas it needs; accuracy: change on {target} prompts in points;")
+    lines.append(f"effect: share of the fine-tuning kept on {home} prompts, '!' below 0.9: it falls back towards the base")
+    return "\n".join(lines)
+
+
+def _short(estimate: Estimate | None, unit: str = "") -> str:
+    if estimate is None or estimate.value is None:
+        return "?"
+    return f"{number(estimate.value, unit)}{'' if estimate.conclusive else '?'} {interval(estimate, unit)}".strip()
+
+
+def _ratio(cell: Cell | None, k: int) -> str:
+    if cell is None or cell.ratio is None:
+        return ""
+    if cell.ratio.conclusive:
+        return _short(cell.ratio)
+    needed = f" needs {cell.ratio.needed * k:,}" if cell.ratio.needed else ""
+    return f"{'' if cell.ratio.value is None else number(cell.ratio.value)}?{needed}"

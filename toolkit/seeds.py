@@ -1,0 +1,29 @@
+"""Seeds: every random draw has its own, derived from (root seed, purpose, replica) and from nothing else.
+
+A hash, not arithmetic: `root + replica` would give replica 1 of root 0 the draws of replica 0 of root 1.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+SOURCES = ("init", "order", "dropout")
+"""What `vary` may name: initial adapter weights, order of the training rows, dropout masks."""
+
+
+def derive(root: int, purpose: str, *indices: int) -> int:
+    """A 63-bit seed for one purpose: sha256 of (root, purpose, indices).
+
+    63 bits, because torch generators and int64 tensors take no more.
+    """
+    text = ":".join(["ftk", str(root), purpose, *map(str, indices)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def replica_seeds(root: int, replica: int, vary: Iterable[str]) -> dict[str, int]:
+    """The seed of every source for one replica.
+
+    Sources in `vary` get a seed of the replica's own; the others share the seed of the recipe, so all replicas draw alike.
+    Adding replicas, or varying one more source, changes no other seed.
+    """
+    vary = set(vary)
+    return {source: derive(root, source, replica) if source in vary else derive(root, source) for source in SOURCES}

@@ -1,0 +1,184 @@
+"""R adapters on one frozen base: every adapted linear layer runs the base once and its R adapters as batched products.
+
+The batch of a stack is replica-major, `[R * B, T, ...]`: rows of replica 0 first. The base sees one matrix, replica k sees
+its own B rows through `A_RrI[k]`, `B_ROr[k]`. No parameter is shared between replicas, so one backward pass of the summed losses
+gives each replica exactly the gradient of its own loss.
+
+Hugging Face models are wrapped module by module; there is no model code here. Any causal LM whose targets are `nn.Linear` or
+GPT-2's `Conv1D` works.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+_GOLDEN, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64, as signed int64
+
+
+def _weyl(n: int) -> int:
+    """n times the golden ratio, wrapped to a signed 64-bit integer."""
+    return (n * _GOLDEN + 2**63) % 2**64 - 2**63
+
+
+def _mix(z: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea & Flood 2014) on int64 tensors; the same bits on every device."""
+    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX1  # the mask makes the arithmetic shift a logical one
+    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX2
+    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+
+
+class CounterDropout:
+    """Dropout masks that are a function of (replica's dropout seed, step, module, position) and of nothing else.
+
+    Never of the slot in the stack, of the neighbours, or of how many draws came before: so a replica has the same masks alone,
+    in any stack, and after a resume.
+    """
+
+    def __init__(self, p: float, seed_R: Tensor):
+        self.p = p
+        self.seed_R = seed_R
+        self.step = 0
+        # drop where a uniform 16-bit lane is below the threshold: p is met to 2^-17
+        self._threshold = round(p * 65536) - 32768
+
+    def keep(self, module: int, n: int, width: int) -> Tensor:
+        """Keep-mask [R, n, width], bool; n counts the rows of one replica in this step (B * T, or micro-batches of it)."""
+        key_R = _mix(_mix(self.seed_R + _weyl(self.step + 1)) + _weyl(module + 1))
+        count = (n * width + 3) // 4
+        counter = torch.arange(1, count + 1, device=key_R.device) * _GOLDEN
+        lanes = _mix(counter + key_R[:, None]).view(torch.int16)  # four 16-bit lanes a hash
+        return (lanes[:, : n * width] >= self._threshold).view(-1, n, width)
+
+    def __call__(self, module: int, x_RnI: Tensor) -> Tensor:
+        return x_RnI * self.keep(module, *x_RnI.shape[1:]) * (1 / (1 - self.p))
+
+
+class StackedLinear(nn.Module):
+    """A frozen linear layer with R adapters: y = x W' + b + scale_k * (x A_k') B_k'."""
+
+    def __init__(self, base: nn.Module, index: int):
+        super().__init__()
+        self.base = base
+        self.index = index
+        self.scale = 1.0
+        self.dropout: CounterDropout | None = None
+        self.A_RrI: Tensor | None = None
+        self.B_ROr: Tensor | None = None
+        weight = base.weight
+        self.is_conv = isinstance(base, Conv1D)  # GPT-2 stores [I, O]
+        self.out_features, self.in_features = weight.shape[::-1] if self.is_conv else weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        if self.A_RrI is None or self.B_ROr is None:
+            return y
+        R = self.A_RrI.shape[0]
+        x_RnI = x.reshape(R, -1, self.in_features).to(self.A_RrI.dtype)
+        if self.dropout is not None:
+            x_RnI = self.dropout(self.index, x_RnI)
+        h_Rnr = torch.bmm(x_RnI, self.A_RrI.transpose(1, 2))
+        y_RnO = y.view(R, -1, self.out_features).to(h_Rnr.dtype)
+        return torch.baddbmm(y_RnO, h_Rnr, self.B_ROr.transpose(1, 2), alpha=self.scale).view(y.shape).to(y.dtype)
+
+
+def target_modules(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Module]:
+    """Linear layers to adapt, by module path. `all-linear` is every one but the output head, as in PEFT.
+
+    A list matches whole path components at the end (`q_proj`, `mlp.down_proj`), as in PEFT.
+    Raises ValueError when a target matches nothing or matches a layer that is not linear.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    if targets == "all-linear":
+        return linear
+    found: dict[str, nn.Module] = {}
+    for target in targets:
+        matches = {name: m for name, m in model.named_modules() if name == target or name.endswith("." + target)}
+        other = [name for name in matches if name not in linear]
+        if not matches or other:
+            kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
+            why = f"is no linear layer ({other[0]})" if other else "matches no module"
+            raise ValueError(f"target {target!r} {why}; linear layers of this base: {', '.join(kinds)}")
+        found |= matches
+    return {name: m for name, m in linear.items() if name in found}  # the model's order, not the list's
+
+
+def lora_scale(rank: int, alpha: float, rslora: bool) -> float:
+    """alpha / r, or alpha / sqrt(r) with rank stabilisation (arXiv:2312.03732)."""
+    return alpha / math.sqrt(rank) if rslora else alpha / rank
+
+
+class Stack:
+    """A base model whose targets carry R adapters. The base stays frozen and in eval mode (its own dropout is off)."""
+
+    def __init__(self, model: nn.Module, targets: str | Iterable[str] = "all-linear"):
+        self.model = model.eval().requires_grad_(False)
+        self._keep: Tensor | None = None
+        self.layers: dict[str, StackedLinear] = {}
+        for index, (name, module) in enumerate(target_modules(model, targets).items()):
+            layer = StackedLinear(module, index)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer)
+            self.layers[name] = layer
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        self._hook = head.register_forward_pre_hook(self._select)
+
+    def _select(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Only positions that count reach the output head: it is a large share of the work and most rows have no loss."""
+        if self._keep is None:
+            return None
+        hidden = args[0]
+        return (torch.gather(hidden, 1, self._keep[:, :, None].expand(-1, -1, hidden.shape[-1])),)
+
+    def logits(self, ids: Tensor, position: Tensor) -> Tensor:
+        """Logits [N, L, V] at `position` [N, L] of right-padded `ids` [N, T].
+
+        No attention mask: under a causal mask nothing before a padded token sees it.
+        """
+        self._keep = position
+        try:
+            return self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            self._keep = None
+
+    def step(self, ids: Tensor, cache: Any = None) -> Any:
+        """One step of generation: logits of the last position and the KV cache that now includes `ids` [N, T]."""
+        self._keep = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
+        try:
+            return self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        finally:
+            self._keep = None
+
+    def load(self, factors: dict[str, tuple[Tensor, Tensor]], scale: float = 1.0) -> None:
+        """Set the adapters: name -> (A [R, r, I], B [R, O, r]). Layers that are not named run the base alone."""
+        for name, layer in self.layers.items():
+            layer.A_RrI, layer.B_ROr = factors.get(name, (None, None))
+            layer.scale = scale
+
+    def set_dropout(self, dropout: CounterDropout | None) -> None:
+        for layer in self.layers.values():
+            layer.dropout = dropout
+
+    def remove(self) -> None:
+        """Give the base back as it was."""
+        for name, layer in self.layers.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, layer.base)
+        self._hook.remove()
+
+
+@contextmanager
+def stacked(model: nn.Module, targets: str | Iterable[str] = "all-linear") -> Iterator[Stack]:
+    """A stack on `model` for the length of a `with` block."""
+    stack = Stack(model, targets)
+    try:
+        yield stack
+    finally:
+        stack.remove()

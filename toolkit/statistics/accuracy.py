@@ -1,0 +1,196 @@
+"""Accuracy of a procedure, and how much of its spread between runs is more than test-set noise."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from toolkit.statistics.arrays import as_clusters, as_correct, as_level
+from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS
+from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.intervals import (
+    jackknife_variance,
+    leave_one_out_variance,
+    log_jackknife,
+    logit_interval,
+    sum_by_cluster,
+    t_quantile,
+    two_way,
+    zero_event_bound,
+)
+
+MIN_REPLICAS_SPREAD = 10
+ROUNDING = 1e-12  # accuracies closer than this are equal
+
+
+def accuracy(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95) -> Estimate:
+    """What share of fresh prompts does a fresh run answer correctly?
+
+    Estimand: mean over prompts of the probability that a run is right; replicas and prompts (clusters) are both
+    samples.
+    Resampled: replicas (delete-one jackknife) and clusters of prompts, as in `disagreement`; symmetric on the logit
+    scale.
+    All right or all wrong: the one-sided zero-event bound over clusters, as in `disagreement`.
+
+    correct_RP: 1 right, 0 wrong, nan missing or without a reference, [replicas, prompts].
+    Raises ValueError for other shapes or values, or fewer than two rows.
+    """
+    level = as_level(level)
+    correct_RP = as_correct(correct_RP, "correct_RP")
+    cluster_P = as_clusters(cluster_P, correct_RP.shape[1])
+    correct_RP = correct_RP[np.isfinite(correct_RP).any(axis=1)]
+    n_replicas = len(correct_RP)
+    mean_P, left_RP = prompt_means(correct_RP, np.arange(n_replicas)[:, None])
+    used_P = np.isfinite(mean_P)
+    n_prompts = int(used_P.sum())
+    if n_prompts == 0:
+        note = "no prompt has a reference and an answer"
+        return Estimate(None, None, None, level, n_replicas, 0, "none", False, None, note)
+
+    value = float(mean_P[used_P].mean())
+    parts = two_way(mean_P[used_P], left_RP[:, used_P], cluster_P[used_P])
+    n_clusters = parts.n_clusters
+    enough = n_replicas >= MIN_REPLICAS and n_clusters >= MIN_CLUSTERS
+    needed = MIN_REPLICAS if n_replicas < MIN_REPLICAS else None
+    note = "" if enough else f"{n_replicas} replicas on {n_clusters} prompts or clusters are too few for an honest interval"
+    if value in (0.0, 1.0):
+        bound = zero_event_bound(n_clusters, level)
+        low, high = (0.0, bound) if value == 0.0 else (1.0 - bound, 1.0)
+        method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
+        return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
+
+    half = parts.half_width(level)
+    low, high = logit_interval(value, half) if math.isfinite(half) else (None, None)
+    method = "two-way jackknife-t over replicas and prompts, logit scale"
+    return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
+
+
+def prompt_means(mark_RP: np.ndarray, groups: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """mean_P over the replicas that have a mark (nan if none), and mean_GP with each group of rows left out."""
+    present_RP = np.isfinite(mark_RP)
+    filled_RP = np.where(present_RP, mark_RP, 0.0)
+    sum_P, n_P = filled_RP.sum(axis=0), present_RP.sum(axis=0)
+    left_GP = np.array([sum_P - filled_RP[group].sum(axis=0) for group in groups])
+    n_GP = np.array([n_P - present_RP[group].sum(axis=0) for group in groups])
+    with np.errstate(invalid="ignore"):
+        return np.where(n_P > 0, sum_P / np.maximum(n_P, 1), np.nan), np.where(n_GP > 0, left_GP / np.maximum(n_GP, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class AccuracySpread:
+    """How much runs of one procedure differ in accuracy, split into test-set noise and what is beyond it.
+
+    sd: standard deviation over replicas of the accuracy on this suite.
+    noise: sqrt(c / 2n), the sd that runs show when each prompt falls right or wrong independently of the others; c is
+    the
+        disagreement in correctness. None without disagreement.
+    excess: sd / noise. 1 = test-set noise only; clearly above 1 = runs that differ in quality.
+    distribution_variance: variance between runs of the accuracy on a suite without end. Unclipped: it may come out
+    negative.
+    """
+
+    sd: Estimate
+    noise: float | None
+    excess: Estimate
+    distribution_variance: Estimate
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95) -> AccuracySpread:
+    """How different are runs in accuracy, and is that more than the luck of a finite suite?
+
+    Resampled: replicas, by the delete-one jackknife of ln(variance) with t and N-1 degrees of freedom (which holds
+    for other than normal accuracies too). `sd` and `excess` speak of this suite; `distribution_variance` of fresh
+    prompts too, and so its interval adds a jackknife over prompts (clusters).
+
+    distribution_variance is the covariance over replicas between the accuracies on two halves of the suite, averaged
+    over ALL ways to halve it. That has a closed form, the mean covariance between prompts of different clusters:
+    (var_r(T_r) - sum_c var_r(T_rc)) / (n^2 - sum_c n_c^2), T_rc = number right in cluster c. So no splits are drawn.
+
+    correct_RP: 1 right, 0 wrong, nan missing. A missing mark counts as the prompt's mean, rescaled per replica to the
+    full suite. Inconclusive: fewer than MIN_REPLICAS_SPREAD replicas, or an accuracy that all replicas (but one) share.
+    Raises ValueError for other shapes or values, or fewer than two rows.
+    """
+    level = as_level(level)
+    correct_RP = as_correct(correct_RP, "correct_RP")
+    cluster_P = as_clusters(cluster_P, correct_RP.shape[1])
+    used_P = np.isfinite(correct_RP).sum(axis=0) >= 2
+    correct_RP, cluster_P = correct_RP[:, used_P], as_clusters(cluster_P[used_P], int(used_P.sum()))
+    correct_RP = correct_RP[np.isfinite(correct_RP).any(axis=1)]
+    n_replicas, n_prompts = correct_RP.shape
+    needed = MIN_REPLICAS_SPREAD if n_replicas < MIN_REPLICAS_SPREAD else None
+
+    def unknown(value: float | None, note: str) -> Estimate:
+        return Estimate(value, None, None, level, n_replicas, n_prompts, "none", False, needed, note)
+
+    if n_prompts < 2 or n_replicas < 3:
+        nothing = unknown(None, "needs three replicas with marks on two common prompts")
+        return AccuracySpread(nothing, None, nothing, nothing)
+
+    present_RP = np.isfinite(correct_RP)
+    n_P = present_RP.sum(axis=0)
+    deviation_RP = np.where(present_RP, correct_RP - np.nanmean(correct_RP, axis=0), 0.0)
+    square_RP = deviation_RP**2
+    square_P = square_RP.sum(axis=0)
+    noise_variance = float(np.sum(square_P / (n_P - 1)) / n_prompts**2)
+    noise = math.sqrt(noise_variance) or None
+
+    scaled_RP = deviation_RP * (n_prompts / present_RP.sum(axis=1))[:, None]
+    sum_RC = sum_by_cluster(scaled_RP, cluster_P, int(cluster_P.max()) + 1)
+    accuracy_R = scaled_RP.sum(axis=1) / n_prompts
+    variance, left_R = float(accuracy_R.var(ddof=1)), leave_one_out_variance(accuracy_R)
+    covariance, prompt_variance, a, b = _mean_covariance(sum_RC, np.bincount(cluster_P))
+    if left_R.min() < ROUNDING**2:
+        note = "all replicas, or all but one, have the same accuracy: there is no spread to put an interval around"
+        sd = unknown(math.sqrt(variance) if variance >= ROUNDING**2 else 0.0, note)
+        return AccuracySpread(sd, noise, replace(sd, value=sd.value / noise if noise else None), replace(sd, value=covariance))
+
+    # Without replica r prompt i loses r's square and the shift of its mean, n/(n-1) * (x_r - mean)^2 in all.
+    square_left_RP = square_P - square_RP * n_P / (n_P - 1)
+    noise_left_R = np.sum(square_left_RP / np.maximum(n_P - present_RP - 1, 1), axis=1) / n_prompts**2
+    t = t_quantile(level, n_replicas - 1)
+
+    def interval(log_variance: float, left_out_R: np.ndarray) -> tuple[float, float]:
+        centre, se = log_jackknife(log_variance, left_out_R)
+        return math.exp(min(centre - t * se, log_variance)), math.exp(max(centre + t * se, log_variance))
+
+    note = f"{n_replicas} replicas say little about a spread (at least {MIN_REPLICAS_SPREAD})" if needed else ""
+    shape = (level, n_replicas, n_prompts)
+    verdict = (not needed, needed, note)
+    method = "log-variance jackknife-t over replicas, these prompts"
+    ends = interval(math.log(variance), np.log(left_R))
+    sd = Estimate(math.sqrt(variance), math.sqrt(ends[0]), math.sqrt(ends[1]), *shape, method, *verdict)
+    ratio = interval(math.log(variance / noise_variance), np.log(left_R / noise_left_R))
+    excess = replace(sd, value=math.sqrt(variance / noise_variance), low=math.sqrt(ratio[0]), high=math.sqrt(ratio[1]))
+    if covariance is None:
+        return AccuracySpread(sd, noise, excess, unknown(None, "all prompts are one cluster"))
+
+    # Over replicas the covariance is a * s^2 - b, so the interval of s^2 carries over; the variance that the choice of
+    # prompts adds is put on by the square-and-add rule (Zou & Donner 2008), which keeps the skew.
+    low = covariance - math.hypot(covariance - (a * ends[0] - b), t * math.sqrt(prompt_variance))
+    high = covariance + math.hypot(a * ends[1] - b - covariance, t * math.sqrt(prompt_variance))
+    method = "covariance between prompts; log-variance jackknife-t over replicas, jackknife over prompts"
+    return AccuracySpread(sd, noise, excess, Estimate(covariance, low, high, *shape, method, *verdict))
+
+
+def _mean_covariance(sum_RC: np.ndarray, size_C: np.ndarray) -> tuple[float | None, float, float, float]:
+    """Mean covariance over replicas between prompts of different clusters (None with one cluster); its variance from the
+    choice of clusters, by the jackknife; and a, b with covariance = a * s^2 - b, s^2 the variance of the accuracy."""
+    n_clusters, n_prompts = len(size_C), int(size_C.sum())
+    if n_clusters < 2:
+        return None, 0.0, 0.0, 0.0
+    centred_RC = sum_RC - sum_RC.mean(axis=0)
+    total_R = centred_RC.sum(axis=1)
+    df = len(sum_RC) - 1
+    total, own_C = float(total_R @ total_R) / df, np.sum(centred_RC**2, axis=0) / df
+    own = float(own_C.sum())
+    pairs = n_prompts**2 - float(np.sum(size_C**2))
+    variance = 0.0
+    if n_clusters > 2:
+        left_C = total - 2 * total_R @ centred_RC / df + own_C - (own - own_C)
+        pairs_C = (n_prompts - size_C) ** 2 - (np.sum(size_C**2) - size_C**2)
+        variance = jackknife_variance(left_C / pairs_C)
+    return (total - own) / pairs, variance, n_prompts**2 / pairs, own / pairs

@@ -1,0 +1,88 @@
+"""The shapes that statistics accept: codes of answers, marks of correctness, clusters of prompts, members of groups.
+
+Lack of data is no error (missing cells are -1 or nan, and an estimate may come back without a value); a shape that
+cannot be
+meant is one: every check here raises ValueError with one sentence.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+MISSING = -1
+
+
+def encode(answers: Sequence[Sequence[str | None]]) -> np.ndarray:
+    """Answers as text, [R][P] with None where there is no answer, to answer_RP: int64 codes, equal code iff equal string.
+
+    Codes are global (in order of first appearance), so arrays that are to be compared with each other must be encoded
+    in one call.
+    """
+    if len({len(row) for row in answers}) > 1:
+        raise ValueError("every replica needs one entry per prompt (None where it has no answer); the rows differ in length")
+    code_of: dict[str, int] = {}
+    codes = [[MISSING if text is None else code_of.setdefault(text, len(code_of)) for text in row] for row in answers]
+    return np.array(codes, dtype=np.int64).reshape(len(answers), len(answers[0]) if len(answers) else 0)
+
+
+def as_answers(answer_RP: np.ndarray, name: str, *, at_least: int = 2) -> np.ndarray:
+    answer_RP = np.asarray(answer_RP)
+    if answer_RP.ndim != 2 or answer_RP.shape[1] == 0:
+        raise ValueError(f"{name} must be a table of answer codes [replicas, prompts], not shape {answer_RP.shape}")
+    if not np.issubdtype(answer_RP.dtype, np.integer):
+        raise ValueError(f"{name} must hold integer answer codes (see encode), not {answer_RP.dtype}")
+    if answer_RP.min(initial=0) < MISSING:
+        raise ValueError(f"{name} holds a negative code other than {MISSING}, which marks a missing answer")
+    return _enough_rows(answer_RP, name, at_least)
+
+
+def as_correct(correct_RP: np.ndarray, name: str, *, at_least: int = 2) -> np.ndarray:
+    correct_RP = np.asarray(correct_RP, dtype=np.float64)
+    if correct_RP.ndim != 2 or correct_RP.shape[1] == 0:
+        raise ValueError(f"{name} must be a table of 0/1 marks [replicas, prompts], not shape {correct_RP.shape}")
+    if np.any((correct_RP < 0) | (correct_RP > 1)):
+        raise ValueError(f"{name} must lie between 0 (wrong) and 1 (right), with nan where there is no mark")
+    return _enough_rows(correct_RP, name, at_least)
+
+
+def _enough_rows(array_RP: np.ndarray, name: str, at_least: int) -> np.ndarray:
+    if len(array_RP) < at_least:
+        raise ValueError(f"{name} needs at least {at_least} rows, not {len(array_RP)}: one run cannot show how much runs differ")
+    return array_RP
+
+
+def as_clusters(cluster_P: np.ndarray | Sequence[int] | None, n_prompts: int) -> np.ndarray:
+    """Cluster of every prompt as 0..C-1; without clusters every prompt is its own."""
+    if cluster_P is None:
+        return np.arange(n_prompts)
+    cluster_P = np.asarray(cluster_P)
+    if cluster_P.shape != (n_prompts,):
+        raise ValueError(f"cluster_P must name one cluster for each of the {n_prompts} prompts, not shape {cluster_P.shape}")
+    return np.unique(cluster_P, return_inverse=True)[1]
+
+
+def as_level(level: float) -> float:
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    return float(level)
+
+
+def as_members(members: Sequence[np.ndarray | Sequence[int]], n_groups: int, n_replicas: int) -> list[np.ndarray]:
+    """Row numbers of the baseline replicas behind every group. Groups share no replica: else they are no independent runs."""
+    rows = [np.atleast_1d(np.asarray(group)) for group in members]
+    if len(rows) != n_groups:
+        raise ValueError(f"members names {len(rows)} groups, but there are {n_groups} mitigated rows")
+    if any(group.ndim != 1 or group.size == 0 or not np.issubdtype(group.dtype, np.integer) for group in rows):
+        raise ValueError("members must be one non-empty list of baseline row numbers for each group")
+    flat = np.concatenate(rows)
+    if flat.min() < 0 or flat.max() >= n_replicas:
+        raise ValueError(f"members names a baseline row outside 0..{n_replicas - 1}")
+    if len(np.unique(flat)) != len(flat):
+        raise ValueError("members names a replica twice: groups must be disjoint to be independent runs of the mitigation")
+    return rows
+
+
+def same_prompts(*arrays: np.ndarray) -> None:
+    widths = [array.shape[-1] for array in arrays]
+    if len(set(widths)) > 1:
+        raise ValueError(f"the arms must answer the same prompts, not {widths} of them")

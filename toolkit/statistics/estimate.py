@@ -1,0 +1,31 @@
+"""The one thing every statistic returns: a number with its honest interval."""
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, its interval, and what the interval rests on.
+
+    value, low, high: in the unit of the statistic; None where the data cannot support the figure.
+    level: nominal coverage of [low, high], 0.95 for a 95 % interval.
+    n_replicas: independent runs of the procedure behind the figure (replicas, or disjoint groups of K).
+    n_prompts: prompts behind the figure.
+    method: how the interval was made, in words that a reader can look up.
+    conclusive: False is printed as INCONCLUSIVE, with `needed` runs of the procedure as the remedy where it is known.
+    note: one sentence for the reader, or empty.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    level: float
+    n_replicas: int
+    n_prompts: int
+    method: str
+    conclusive: bool = True
+    needed: int | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict:
+        return asdict(self)

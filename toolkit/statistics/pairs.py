@@ -1,0 +1,68 @@
+"""Agreeing pairs of replicas, counted from how many replicas gave each answer: linear in the cells, never a loop over pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Ordered pairs of replicas that answered prompt i.
+
+    others_RP: how many other replicas gave the same answer as r (0 where r is missing); present_RP: where r answered.
+    agreeing_P, all_P: ordered pairs that agree, and all of them.
+    """
+
+    others_RP: np.ndarray
+    present_RP: np.ndarray
+    agreeing_P: np.ndarray
+    all_P: np.ndarray
+
+    @property
+    def d_P(self) -> np.ndarray:
+        """Share of pairs that disagree; nan where fewer than two replicas answered."""
+        return _share(self.agreeing_P, self.all_P)
+
+
+def count_pairs(answer_RP: np.ndarray) -> Pairs:
+    present_RP = answer_RP >= 0
+    others_RP = np.where(present_RP, _same_answer(answer_RP) - 1, 0)
+    n_P = present_RP.sum(axis=0)
+    return Pairs(others_RP, present_RP, others_RP.sum(axis=0), n_P * (n_P - 1))
+
+
+def leave_one_out(pairs: Pairs) -> np.ndarray:
+    """d_RP: disagreement on every prompt without replica r. Who answers v takes 2 (k_v - 1) agreeing ordered pairs along."""
+    left_RP = pairs.present_RP.sum(axis=0) - pairs.present_RP
+    return _share(pairs.agreeing_P - 2 * pairs.others_RP, left_RP * (left_RP - 1))
+
+
+def leave_group_out(answer_RP: np.ndarray, pairs: Pairs, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """d_GP: disagreement on every prompt without the replicas of group g.
+
+    The pairs that go are each member's pairs with everybody, less the pairs inside the group, which that counts twice.
+    """
+    n_P = pairs.present_RP.sum(axis=0)
+    d_GP = np.empty((len(groups), len(n_P)))
+    for g, group in enumerate(groups):
+        agreeing_P = pairs.agreeing_P - 2 * pairs.others_RP[group].sum(axis=0) + count_pairs(answer_RP[group]).agreeing_P
+        left_P = n_P - pairs.present_RP[group].sum(axis=0)
+        d_GP[g] = _share(agreeing_P, left_P * (left_P - 1))
+    return d_GP
+
+
+def _same_answer(answer_RP: np.ndarray) -> np.ndarray:
+    """How many replicas gave the answer of (r, i) to prompt i, itself included."""
+    n_prompts = answer_RP.shape[1]
+    n_codes = int(answer_RP.max()) + 2  # missing cells count among themselves in slot 0; the caller ignores them
+    key_RP = (answer_RP.astype(np.int64) + 1) + n_codes * np.arange(n_prompts)
+    if n_codes * n_prompts <= 8 * answer_RP.size + 1024:
+        return np.bincount(key_RP.ravel(), minlength=n_codes * n_prompts)[key_RP]
+    _, inverse, counts = np.unique(key_RP.ravel(), return_inverse=True, return_counts=True)
+    return counts[inverse].reshape(key_RP.shape)
+
+
+def _share(agreeing: np.ndarray, total: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, 1.0 - agreeing / total, np.nan)
