@@ -284,8 +284,8 @@ def _instability(results: Results) -> str:
     for condition in results.conditions:
         cells = [(shift, condition.single.cell(shift)) for shift in ends]
         shares = " and ".join(f"on {_share(cell.disagreement)} of {shift} prompts" for shift, cell in cells if cell)
-        parts.append(f"{condition.name} {shares} ({condition.n_replicas} replicas)")
-    return f"Two independent runs answer differently: {'; '.join(parts)}; {100 * results.level:g} % intervals in brackets."
+        parts.append(f"with {condition.name} {shares} ({condition.n_replicas} replicas)")
+    return f"Two independent runs give different answers: {'; '.join(parts)}; {100 * results.level:g} % intervals in brackets."
 
 
 class _Candidate(NamedTuple):
@@ -314,6 +314,12 @@ def _lost(change: st.Estimate | None) -> bool:
     if change is None or change.value is None:
         return False
     return change.value < -st.SAME_SHARE or (change.high is not None and change.high < 0 and change.conclusive)
+
+
+def _less_stable(cell: Cell) -> bool:
+    """By more than what counts as no change in points; a ratio alone exaggerates where little is at stake."""
+    change = cell.disagreement_change
+    return bool(change and change.conclusive and change.value and change.low and change.low > 0 and change.value > st.SAME_SHARE)
 
 
 def _best(results: Results) -> str:
@@ -381,16 +387,19 @@ def _caveats(results: Results) -> str:
     parts = []
     runs = sum(c.n_replicas + c.n_failed for c in results.conditions)
     failed = sum(c.n_failed for c in results.conditions)
-    parts.append(f"{failed} of {runs} training runs failed" + (" and are in no other figure" if failed else ""))
+    parts.append(f"{failed} of {runs} training runs failed" + (", and failed runs are in no other figure" if failed else ""))
     procedures = [(c, p) for c in results.conditions for p in c.procedures if p.kind != "replica"]
     home = results.shifts[0]
     flagged = [f"{p.title}, K = {p.k} ({c.name})" for c, p in procedures if (cell := p.cell(home)) and cell.collapsed]
     if flagged:
         parts.append(f"on {home} prompts these fall back towards the base model, so their stability is no gain: {'; '.join(flagged)}")
+    worse = [f"{p.title}, K = {p.k} ({c.name})" for c, p in procedures if (cell := p.cell(results.shifts[-1])) and _less_stable(cell)]
+    if worse:
+        parts.append(f"on {results.shifts[-1]} prompts these are conclusively less stable than a single replica: {'; '.join(worse)}")
     ratios = [cell.ratio for _, p in procedures for cell in p.cells if not cell.category and cell.ratio]
     open_ = sum(not r.conclusive for r in ratios)
     if ratios:
-        parts.append(f"{open_} of {len(ratios)} comparisons with single replicas are inconclusive")
+        parts.append(f"inconclusive comparisons with single replicas: {open_} of {len(ratios)}")
     if len(procedures) > 1:
         parts.append(f"intervals hold one by one, and the best of {len(procedures)} mitigations tends to look better than it is")
     return f"Bear in mind: {'; '.join(parts)}."

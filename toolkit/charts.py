@@ -7,7 +7,7 @@ series has its own marker. Axes of shares start at 0; intervals are always drawn
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ COLOURS = ("#1b1b1b", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7f6a00", "#5
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "#767676"
 INCH = 96.0  # CSS pixels
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ftk",
     "font.family": "sans-serif",
@@ -154,6 +154,7 @@ def _dots(ax: "Axes", points: Sequence[tuple[float, Dot]], series: int, name: st
     for at, dot, _ in known:
         if dot.low is not None and dot.high is not None:
             low = max(dot.low, 1e-9) if logarithmic else dot.low
+            low = dot.high / 2 if logarithmic and not dot.value else low  # all the way down would shout louder than the values
             ax.plot(*([low, dot.high], [at, at]) if horizontal else ([at, at], [low, dot.high]), color=colour, linewidth=1.3, zorder=2)
     full = [(at, value) for at, dot, value in known if dot.value or not logarithmic]
     bound = [(at, value) for at, dot, value in known if not dot.value and logarithmic]
@@ -171,10 +172,9 @@ def _dots(ax: "Axes", points: Sequence[tuple[float, Dot]], series: int, name: st
 def _log_limits(panels: Mapping[str, tuple[Dot, Mapping[str, Mapping[int, Dot]]]]) -> tuple[float, float]:
     """Room for all values and upper ends; a lower end that reaches for 0 does not stretch a log axis for ever."""
     dots = [dot for single, curves in panels.values() for dot in (single, *(d for c in curves.values() for d in c.values()))]
-    values = [dot.value or dot.high for dot in dots if dot.value or dot.high] or [1.0]
-    lows = [dot.low for dot in dots if dot.low]
-    highs = [dot.high for dot in dots if dot.high] or values
-    return max(min([*values, *lows]) / 1.3, min(values) / 6), min(max(highs) * 1.3, 1.05)
+    values = [v for dot in dots if (v := dot.value or dot.high)] or [1.0]
+    lows, highs = [dot.low for dot in dots if dot.low], [dot.high for dot in dots if dot.high]
+    return max(min(values + lows) / 1.3, min(values) / 6), min(max(values + highs) * 1.3, 1.05)
 
 
 def _legend(figure: "Figure", ax: "Axes", columns: int) -> None:

@@ -7,8 +7,10 @@ Every arrow leaves files in the run folder, and every stage skips what it finds 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,11 +99,25 @@ def open_run(recipe: Recipe, folder: Path, *, workers: int | None = None, consol
     base = load_base(recipe.base, recipe.dtype, device)
     read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "recipe.yaml", dump_recipe(recipe))
-    write_text(folder / "environment.json", _json(environment.describe(device)))
-    write_text(folder / "base.json", _json(base.to_dict()))
-    with LocalEngine(device, workers) as engine:
-        yield Run(recipe, folder, device, engine, console)
+    with _only_one(folder):
+        for leftover in list(folder.rglob(".*.tmp")):  # half-written files of a run that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        write_text(folder / "recipe.yaml", dump_recipe(recipe))
+        write_text(folder / "environment.json", _json(environment.describe(device)))
+        write_text(folder / "base.json", _json(base.to_dict()))
+        with LocalEngine(device, workers) as engine:
+            yield Run(recipe, folder, device, engine, console)
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system releases it whenever and however this process ends."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{folder}: another ftk is at work here; wait for it, or choose another --out") from None
+        yield
 
 
 def open_folder(folder: Path) -> Recipe:
@@ -410,8 +426,14 @@ def measure(job: Run) -> Results:
         ]
         designs = []
         for name in recipe.conditions:
-            designs.append(condition_design(job, name))
+            design = condition_design(job, name)
+            if len(design.replicas) < 2:
+                job.console.note(f"{name}: left out, {len(design.replicas)} of its replicas succeeded and {design.failed} failed")
+                continue
+            designs.append(design)
             shards += votes(job, name, shards)
+        if not designs:
+            raise RunError(f"{job.folder}: fewer than two replicas of any condition succeeded, nothing can be compared; try a lower `lr`")
         base = json.loads((job.folder / "base.json").read_text())
         about = About(
             ftk=toolkit.__version__,

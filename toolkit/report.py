@@ -134,13 +134,13 @@ def table_text(results: Results) -> str:
         failed = f", {condition.n_failed} failed" if condition.n_failed else ""
         lines += [f"{condition.name}: {condition.n_replicas} replicas{failed}; disagreement between two runs in %"]
         shifts = "".join(f"{shift:<19}" for shift in results.shifts)
-        lines += [f" {'procedure':<22}{'runs':>5}  {shifts}{'ratio, ' + target:<17}{'accuracy':>9}{'effect':>7}"]
+        lines += [f" {'procedure':<21}{'runs':>5}  {shifts}{'ratio, ' + target:<17}{'accuracy':>9}{'effect':>7}"]
         for procedure in condition.procedures:
             cells = [procedure.cell(shift) for shift in results.shifts]
             shares = "".join(f"{_short(cell.disagreement if cell else None, '%'):<19}" for cell in cells)
             cell, at_home = procedure.cell(target), procedure.cell(home)
             k = "" if procedure.kind == "replica" else f" K={procedure.k}"
-            line = f" {procedure.title[: 22 - len(k)] + k:<22}{procedure.n_runs:>5}  {shares}{_ratio(cell, procedure.k):<17}"
+            line = f" {procedure.title[: 21 - len(k)] + k:<21}{procedure.n_runs:>5}  {shares}{_ratio(cell, procedure.k):<17}"
             if procedure.kind != "replica":
                 change = cell.accuracy_change.value if cell and cell.accuracy_change else None
                 effect = at_home.effect_size.value if at_home and at_home.effect_size else None

@@ -4,7 +4,7 @@ Axis letters end names: R replica, G group of K replicas (one run of a mitigatio
 files, no torch, no random numbers.
 """
 
-from toolkit.statistics.accuracy import AccuracySpread, accuracy, accuracy_spread
+from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, AccuracySpread, accuracy, accuracy_spread
 from toolkit.statistics.arrays import MISSING, encode
 from toolkit.statistics.compare import (
     EFFECT_KEPT,
@@ -17,7 +17,7 @@ from toolkit.statistics.compare import (
     disagreement_ratio,
     effect_size,
 )
-from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, disagreement, prompt_disagreement
+from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, MIN_REPLICAS_ODD, disagreement, prompt_disagreement
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.failures import failure_rate
 from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, zero_event_bound
@@ -28,6 +28,8 @@ __all__ = [
     "MIN_CLUSTERS",
     "MIN_GROUPS",
     "MIN_REPLICAS",
+    "MIN_REPLICAS_ODD",
+    "MIN_REPLICAS_SPREAD",
     "MIN_RUNS",
     "MISSING",
     "SAME_RATIO",

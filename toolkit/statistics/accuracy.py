@@ -13,11 +13,10 @@ from toolkit.statistics.intervals import (
     jackknife_variance,
     leave_one_out_variance,
     log_jackknife,
-    logit_interval,
+    share_interval,
     sum_by_cluster,
     t_quantile,
     two_way,
-    zero_event_bound,
 )
 
 MIN_REPLICAS_SPREAD = 10
@@ -27,11 +26,9 @@ ROUNDING = 1e-12  # accuracies closer than this are equal
 def accuracy(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95) -> Estimate:
     """What share of fresh prompts does a fresh run answer correctly?
 
-    Estimand: mean over prompts of the probability that a run is right; replicas and prompts (clusters) are both
-    samples.
-    Resampled: replicas (delete-one jackknife) and clusters of prompts, as in `disagreement`; symmetric on the logit
-    scale.
-    All right or all wrong: the one-sided zero-event bound over clusters, as in `disagreement`.
+    Estimand: mean over prompts of the probability that a run is right; replicas and prompts (clusters) both drawn anew.
+    Resampled: replicas (delete-one jackknife) and clusters of prompts, on the logit scale, as in `disagreement`; with
+    the same bound where all or nearly all answers are right, or wrong.
 
     correct_RP: 1 right, 0 wrong, nan missing or without a reference, [replicas, prompts].
     Raises ValueError for other shapes or values, or fewer than two rows.
@@ -54,15 +51,10 @@ def accuracy(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | 
     enough = n_replicas >= MIN_REPLICAS and n_clusters >= MIN_CLUSTERS
     needed = MIN_REPLICAS if n_replicas < MIN_REPLICAS else None
     note = "" if enough else f"{n_replicas} replicas on {n_clusters} prompts or clusters are too few for an honest interval"
-    if value in (0.0, 1.0):
-        bound = zero_event_bound(n_clusters, level)
-        low, high = (0.0, bound) if value == 0.0 else (1.0 - bound, 1.0)
-        method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
-        return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
-
-    half = parts.half_width(level)
-    low, high = logit_interval(value, half) if math.isfinite(half) else (None, None)
+    low, high = share_interval(value, parts, level) if n_replicas > 1 else (None, None)
     method = "two-way jackknife-t over replicas and prompts, logit scale"
+    if value in (0.0, 1.0):
+        method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
 
@@ -145,8 +137,9 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
     covariance, prompt_variance, a, b = _mean_covariance(sum_RC, np.bincount(cluster_P))
     if left_R.min() < ROUNDING**2:
         note = "all replicas, or all but one, have the same accuracy: there is no spread to put an interval around"
-        sd = unknown(math.sqrt(variance) if variance >= ROUNDING**2 else 0.0, note)
-        return AccuracySpread(sd, noise, replace(sd, value=sd.value / noise if noise else None), replace(sd, value=covariance))
+        spread = math.sqrt(variance) if variance >= ROUNDING**2 else 0.0
+        excess = unknown(spread / noise if noise else None, note)
+        return AccuracySpread(unknown(spread, note), noise, excess, unknown(covariance, note))
 
     # Without replica r prompt i loses r's square and the shift of its mean, n/(n-1) * (x_r - mean)^2 in all.
     square_left_RP = square_P - square_RP * n_P / (n_P - 1)

@@ -300,7 +300,7 @@ def _verdict(
     """Conclusive if there are enough units and the interval leaves the border outside, or says `same`."""
     shape = (level, arms.groups, arms.prompts, method)
     if not math.isfinite(ends[0]):
-        return Estimate(value, None, None, *shape, False, MIN_GROUPS, arms.too_few)
+        return Estimate(value, None, None, *shape, False, MIN_GROUPS if arms.groups < MIN_GROUPS else None, arms.too_few)
     resolved = not ends[0] <= border <= ends[1]
     conclusive = arms.enough and (resolved or same)
     needed, note = None, arms.too_few or arms.remark
@@ -322,12 +322,9 @@ def _difference(arms: _Arms | None, mitigated_GP: np.ndarray, level: float) -> E
     parts = arms.parts(1.0, -1.0)
     half = parts.half_width(level)
     if half == 0.0:
-        # No group and no prompt differs from the others: what fresh prompts may do is bounded as for an event never
-        # seen.
-        half, method = (
-            zero_event_bound(arms.clusters, level),
-            f"zero-event bound over {arms.clusters} prompts or clusters",
-        )
+        # No group and no prompt differs from the others: fresh prompts are bounded as for an event never seen.
+        half = zero_event_bound(arms.clusters, level)
+        method = f"zero-event bound over {arms.clusters} prompts or clusters"
     ends = max(-1.0, value - half), min(1.0, value + half)
     same = max(abs(value - half), abs(value + half)) <= SAME_SHARE
     return _verdict(arms, value, ends, 0.0, value, parts, same, level, method)
@@ -340,7 +337,7 @@ def _zero_ratio(arms: _Arms, level: float, border: float, note: str) -> Estimate
     half = arms.parts(0.0, 1.0).half_width(level)
     low_a = 0.0
     if math.isfinite(half):
-        low_a = logit_interval(arms.a, half)[0] if 0 < arms.a < 1 else arms.a - half
+        low_a = logit_interval(arms.a, half)[0] if 0 < arms.a < 1 else abs(arms.a) - half
     high = bound / low_a if low_a > 0 else None
     conclusive = arms.enough and high is not None and high < border
     needed = MIN_GROUPS if arms.groups < MIN_GROUPS else None
@@ -356,8 +353,7 @@ def _kept(arms: _Arms | None, mitigated_GP: np.ndarray, level: float, nothing: s
     if arms.b == 0 and not arms.b_P.any():
         return _zero_ratio(arms, level, EFFECT_KEPT, "no mitigated run differs from the base")
     value = arms.b / arms.a
-    # Squared half widths of b, of a and of b - value * a stand for t^2 times their variances; the last gives t^2 *
-    # covariance.
+    # Squared half widths of b, a and b - value * a stand for t^2 times their variances; the last one gives the covariance.
     square_b, square_a, square_gap = (arms.parts(*w).half_width(level) ** 2 for w in ((1.0, 0.0), (0.0, 1.0), (1.0, -value)))
     covariance = (square_b + value**2 * square_a - square_gap) / (2 * value) if value else 0.0
     square, slope, constant = arms.a**2 - square_a, arms.a * arms.b - covariance, arms.b**2 - square_b

@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import logit_interval, two_way, zero_event_bound
+from toolkit.statistics.intervals import share_interval, two_way, zero_event_bound
 from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out
 
-# Down to 5 replicas the interval was seen to cover in simulation wherever runs differ by less than 1 on the logit of
-# an answer.
+# From 5 replicas the interval was seen to cover in simulation, where runs differ by up to 1 on the logit of an answer.
 MIN_REPLICAS = 5
 MIN_CLUSTERS = 10
 # With runs that stand far off, as failed ones do, it was seen to cover only from here: 59 runs show a kind of run
@@ -41,10 +41,10 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
     its own N-1 or C-1 degrees of freedom; the interval is symmetric on the logit scale.
 
     D = 0 and D = 1 leave no spread to estimate from. There the other end of the interval is the one-sided zero-event
-    bound 1 - (1-level)^(1/C) with the C clusters of prompts as units: exact for the replicas at hand on fresh
-    prompts, whatever share of prompts splits them. Replicas are not counted as further units, because a prompt that
-    no run ever gets wrong is seen by all of them at once. No bound about prompts can speak for a rare kind of run
-    that is not among the N; the note says how rare.
+    bound 1 - (1-level)^(1/C) with the C clusters of prompts as units: exact for the replicas at hand on fresh prompts.
+    Replicas are no further units: if one prompt in a hundred splits the runs, a suite that lacks it shows no difference,
+    however many replicas answer. Near 0 and 1 the interval is never tighter than that bound either. No bound over
+    prompts speaks for a rare kind of run that is not among the N: the note says how rare.
 
     Inconclusive below MIN_REPLICAS replicas or MIN_CLUSTERS clusters, and below MIN_REPLICAS_ODD replicas when some
     stand far off the others (see `odd_replicas`). A kind of run that no replica shows is in no interval: D is that of
@@ -79,22 +79,16 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
         needed = None if enough else MIN_REPLICAS_ODD
         note = odd_note(odd_R)
 
-    if value in (0.0, 1.0):
-        bound = zero_event_bound(n_clusters, level)
-        low, high = (0.0, bound) if value == 0.0 else (1.0 - bound, 1.0)
-        unseen = zero_event_bound(n_replicas, level)
-        kind = "no two replicas differed" if value == 0.0 else "no two replicas agreed"
-        note = note or (
-            f"{kind}: one-sided bound for these {n_replicas} replicas on fresh prompts; "
-            f"a kind of run rarer than {unseen:.2g} may not be among them"
-        )
-        method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
-        return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
-
-    # Two replicas leave no pair when one is left out, so nothing shows how much replicas matter.
-    half = parts.half_width(level) if n_replicas > 2 else math.nan
-    low, high = logit_interval(value, half) if math.isfinite(half) else (None, None)
+    if n_replicas == 2:  # leaving one out leaves no pair, so nothing shows how much replicas matter
+        parts = replace(parts, runs=math.nan)
+    low, high = share_interval(value, parts, level)
     method = "two-way jackknife-t over replicas and prompts, logit scale"
+    if value in (0.0, 1.0):
+        method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
+        note = note or (
+            f"no two replicas {'differed' if value == 0.0 else 'agreed'}: one-sided bound for these {n_replicas} replicas on "
+            f"fresh prompts; a kind of run rarer than {zero_event_bound(n_replicas, level):.2g} may not be among them"
+        )
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
 

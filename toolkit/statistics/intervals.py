@@ -118,6 +118,22 @@ def logit_interval(share: float, half: float) -> tuple[float, float]:
     return odds / step / (1 + odds / step), odds * step / (1 + odds * step)
 
 
+def share_interval(share: float, parts: TwoWay, level: float) -> tuple[float | None, float | None]:
+    """Interval of a share of prompts: on the logit scale, and never tighter at the ends of the scale than what C clusters can know.
+
+    A kind of prompt that is rarer than the zero-event bound may be missing from the suite altogether, whatever the others
+    say: so `high` is never below that bound, nor `low` above one less it. A share of exactly 0 or 1 has nothing but that.
+    """
+    bound = zero_event_bound(parts.n_clusters, level)
+    if share in (0.0, 1.0):
+        return (0.0, bound) if share == 0.0 else (1.0 - bound, 1.0)
+    half = parts.half_width(level)
+    if not math.isfinite(half):
+        return None, None
+    low, high = logit_interval(share, half)
+    return min(low, 1.0 - bound), max(high, bound)
+
+
 def leave_one_out_variance(x_N: np.ndarray) -> np.ndarray:
     """Sample variance of x without each value in turn: ((n-1) s^2 - n/(n-1) (x_i - mean)^2) / (n-2), never below 0."""
     n = len(x_N)

@@ -55,7 +55,7 @@ def leave_group_out(answer_RP: np.ndarray, pairs: Pairs, groups: Sequence[np.nda
 def _same_answer(answer_RP: np.ndarray) -> np.ndarray:
     """How many replicas gave the answer of (r, i) to prompt i, itself included."""
     n_prompts = answer_RP.shape[1]
-    n_codes = int(answer_RP.max()) + 2  # missing cells count among themselves in slot 0; the caller ignores them
+    n_codes = int(answer_RP.max(initial=-1)) + 2  # missing cells count among themselves in slot 0; the caller ignores them
     key_RP = (answer_RP.astype(np.int64) + 1) + n_codes * np.arange(n_prompts)
     if n_codes * n_prompts <= 8 * answer_RP.size + 1024:
         return np.bincount(key_RP.ravel(), minlength=n_codes * n_prompts)[key_RP]

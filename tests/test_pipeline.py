@@ -1,0 +1,170 @@
+"""The run folder: same recipe, same bits, however often it was stopped and wherever its stacks were trained."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from toolkit import pipeline
+from toolkit.data import read_rows
+from toolkit.population import groups, read_population, replica_folder, sha256_file
+from toolkit.recipe import parse_recipe
+
+RECIPE = """
+base: embedded
+data:
+  train: {train}
+  suites: {{typical: {typical}, far: {far}}}
+replicas: 8
+stack: 4
+conditions:
+  lora:
+    epochs: 2
+    batch_size: 8
+    lr: 1e-2
+    dropout: 0.1
+    snapshots: {{count: 2, start: 0.5, save: true}}
+    averages: [swa, ema]
+mitigations:
+  - {{merge: swa, k: 1}}
+  - {{merge: mean, k: 2, rank: same}}
+  - {{merge: ties, k: 2, density: 0.5}}
+  - {{ensemble: probabilities, k: 2}}
+  - {{ensemble: vote, k: 4}}
+evaluation: {{max_new_tokens: 12, answer: embedded}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+
+    def write(name, rows):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder / name
+
+    train = write("train.jsonl", [dict(row) for row in read_rows("embedded")[:24]])
+    typical = write("typical.jsonl", [dict(row) for row in read_rows("embedded")[24:36]])
+    far = write("far.jsonl", [{"prompt": "the cat is in the garage =>", "category": "odd"}, {"prompt": "call ben and play blue moon =>"}])
+    return parse_recipe(RECIPE.format(train=train, typical=typical, far=far), "test.yaml")
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "a"
+    pipeline.run(recipe, folder, workers=2)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*.safetensors"))}
+
+
+def outcomes(folder: Path) -> dict[str, list]:
+    return {str(p.relative_to(folder)): pq.read_table(p).to_pylist() for p in sorted(folder.rglob("outcomes/**/*.parquet"))}
+
+
+def replicas(folder: Path) -> dict[int, dict[str, str]]:
+    return {r: record.sha256 for r, record in read_population(folder / "lora").items()}
+
+
+def test_a_run_leaves_what_it_promises(finished, recipe):
+    population = read_population(finished / "lora")
+    assert sorted(population) == list(range(8)) and all(record.status == "ok" for record in population.values())
+    files = set(weights(finished))
+    for part in ("adapter_model", "averages/swa/adapter_model", "averages/ema/adapter_model", "snapshots/s001/adapter_model"):
+        assert f"lora/replicas/00003/{part}.safetensors" in files
+    for label, count in {"swa-k1": 8, "mean-rank-same-k2": 4, "ties-density0.5-k2": 4}.items():
+        assert sum(f"merged/{label}/" in name for name in files) == count
+    assert len(set(weights(finished).values())) > 8 * 4  # no two replicas alike
+    results = json.loads((finished / "results.json").read_text())
+    labels = [p["label"] for p in results["conditions"][0]["procedures"]]
+    assert labels == ["replica", *(m.label for m in recipe.mitigations)]
+    steps = pq.read_table(next((finished / "lora" / "training").glob("steps-*.parquet"))).to_pydict()
+    examples = pq.read_table(next((finished / "lora" / "training").glob("examples-*.parquet"))).to_pydict()
+    assert len(steps["loss"]) == 4 * 6 and len(examples["row"]) == 4 * 2 * 24
+    assert (finished / "report.html").stat().st_size > 5000
+
+
+def test_the_last_snapshot_is_the_replica(finished):
+    folder = replica_folder(finished / "lora", 2)
+    assert sha256_file(folder / "snapshots/s001/adapter_model.safetensors") == sha256_file(folder / "adapter_model.safetensors")
+
+
+def test_one_worker_makes_the_same_bits_as_two(finished, recipe, tmp_path):
+    pipeline.run(recipe, tmp_path / "b", workers=1)
+    assert weights(tmp_path / "b") == weights(finished)
+    assert list(outcomes(tmp_path / "b").values()) == list(outcomes(finished).values())
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(finished, recipe, tmp_path):
+    folder = tmp_path / "c"
+    (tmp_path / "recipe.yaml").write_text(pipeline.dump_recipe(recipe))
+    command = [sys.executable, "-c", "from toolkit.cli import main; main()", "run", str(tmp_path / "recipe.yaml"), "--out", str(folder), "--workers", "1"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("lora/replicas/*/replica.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(replicas(folder)) < 8
+    pipeline.run(recipe, folder, workers=2)
+    assert weights(folder) == weights(finished)
+
+
+def test_lost_and_damaged_replicas_come_back(finished, recipe, tmp_path):
+    folder = tmp_path / "d"
+    shutil.copytree(finished, folder)
+    before = weights(folder)
+    shutil.rmtree(replica_folder(folder / "lora", 1))
+    damaged = replica_folder(folder / "lora", 6) / "adapter_model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4] + b"\0\0\0\1")
+    (replica_folder(folder / "lora", 4) / "replica.json").unlink()
+    touched = replica_folder(folder / "lora", 0) / "replica.json"
+    stamp = touched.stat().st_mtime_ns
+    pipeline.run(recipe, folder, workers=1)
+    assert weights(folder) == before
+    assert touched.stat().st_mtime_ns == stamp  # what was finished is not done again
+
+
+def test_more_replicas_change_none_that_exist(finished, recipe, tmp_path):
+    folder = tmp_path / "e"
+    shutil.copytree(finished, folder)
+    before = replicas(folder)
+    with pipeline.open_run(recipe, folder, workers=1) as job:
+        after = {r: record.sha256 for r, record in pipeline.train(job, "lora", replicas=10).items()}
+        assert sorted(after) == list(range(10)) and {r: after[r] for r in before} == before
+        again = pipeline.train(job, "lora", only=[5])
+    assert again[5].sha256 == before[5]
+
+
+def test_a_folder_of_another_recipe_is_refused(finished, recipe, tmp_path):
+    folder = tmp_path / "f"
+    shutil.copytree(finished, folder)
+    other = recipe.model_copy(update={"seed": 1})
+    with pytest.raises(pipeline.RunError, match="another recipe"), pipeline.open_run(other, folder, workers=1) as job:
+        pipeline.train(job, "lora")
+    assert json.loads((folder / "lora" / "population.json").read_text())["root_seed"] == 0
+
+
+def test_a_diverging_condition_is_recorded_and_said(recipe, tmp_path):
+    wild = recipe.conditions["lora"].model_copy(update={"lr": 1e30, "clip": 0.0, "snapshots": None, "averages": []})
+    sick = recipe.model_copy(update={"conditions": {"lora": wild}, "mitigations": [], "replicas": 4})
+    with pytest.raises(pipeline.RunError, match="lower `lr`"):
+        pipeline.run(sick, tmp_path / "g", workers=1)
+    population = read_population(tmp_path / "g" / "lora")
+    assert [record.status for record in population.values()] == ["failed"] * 4
+    assert all(record.failed_step is not None for record in population.values())
+
+
+def test_groups_are_disjoint():
+    assert groups([5, 1, 3, 2, 9], 2) == [[1, 2], [3, 5]]
+    assert groups([1], 2) == []

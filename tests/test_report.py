@@ -1,0 +1,124 @@
+"""The report is one closed file: nothing is loaded, nothing that a model said is executed, and it says what is not known."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from outcomes_of import World, vote
+
+from toolkit import charts
+from toolkit.analyse import analyse
+from toolkit.report import render, table_text, write_report
+from toolkit.results import About, Results, save_results
+
+ATTACK = '<script>alert("x")</script><img src=http://evil.example/x.png>'
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    world = World(24, failed=(3,)).mitigate("mean", 2, vote, "merge").mitigate("vote", 2, vote).mitigate("vote", 8, vote)
+    world.mitigate("collapse", 4, lambda members: world.base, "merge")
+    worst = next(p for _, p in world.flat if p.id == "two intents-3")
+    worst.prompt = f"What about {ATTACK}?"
+    for n, row in enumerate(row for row in world.rows if row["prompt_id"] == worst.id):
+        row["answer"] = f"{ATTACK} {n}"
+    return analyse(world.table, world.prompts, world.designs, about=About("0.1.0", ATTACK, "embedded", 10, {"gpu": ATTACK}, "ftk run"))
+
+
+@pytest.fixture(scope="module")
+def html(results: Results) -> str:
+    return render(results)
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, and whether every tag is closed."""
+
+    VOID = ("meta", "br", "img", "link", "input", "hr")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"{tag} closes another tag"
+
+
+def test_nothing_is_loaded_and_nothing_is_executed(html: str) -> None:
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    assert {tag for tag, _ in reader.tags}.isdisjoint({"script", "img", "link", "iframe", "object", "image"})
+    for _, attributes in reader.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith("#")
+    assert not re.search(r"url\((?!#)|@import|<!DOCTYPE svg|<\?xml", html)
+
+
+def test_text_of_models_is_escaped(html: str) -> None:
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 3, "shown as text: prompt, answers, environment"
+
+
+def test_the_report_says_what_is_in_the_results(results: Results, html: str) -> None:
+    for heading in ("What each mitigation buys", "Where replicas disagree", "one by one", "against K", "least stable", "Environment"):
+        assert heading in html
+    assert all(sentence[:40] in html for sentence in results.verdict)
+    assert "inconclusive; needs about 40 replicas" in html
+    assert "falls back towards the base" in html
+    assert "1 of 24 runs failed" in html
+    assert "not adjusted for multiplicity" in html
+    assert "± 0" not in html and "nan" not in re.sub(r"<[^>]*>", "", html).split()
+
+
+def test_the_report_is_deterministic(results: Results, html: str) -> None:
+    assert render(results) == html
+
+
+def test_report_of_a_run(results: Results, tmp_path) -> None:
+    save_results(tmp_path / "results.json", results)
+    path = write_report(tmp_path)
+    assert path.read_text(encoding="utf-8") == render(results)
+
+
+@pytest.mark.parametrize("n_replicas", [1, 2, 6])
+def test_little_data_still_makes_a_report(n_replicas: int) -> None:
+    world = World(n_replicas, per_category=4).mitigate("vote", 4, vote)
+    for row in world.rows:
+        row["correct"] = None
+    results = analyse(world.table, world.prompts, world.designs)
+    assert "inconclusive" in render(results) and "?" in table_text(results)
+
+
+def test_table_fits_a_terminal(results: Results) -> None:
+    text = table_text(results)
+    assert text.isascii() and max(map(len, text.splitlines())) <= 120
+    assert "needs 40" in text and "0.00!" in text
+
+
+def test_importing_the_report_is_cheap() -> None:
+    heavy = ("torch", "matplotlib", "jinja2", "scipy.stats")
+    code = f"import sys, toolkit.report, toolkit.analyse; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_charts_are_deterministic_and_leave_nothing_behind() -> None:
+    dot, zero, unknown = charts.Dot(0.2, 0.1, 0.3), charts.Dot(0.0, 0.0, 0.05), charts.Dot(None, None, None)
+    for svg in (
+        lambda: charts.by_category({"far": {"a (3)": {"single replica": dot, "vote, K = 2": zero}, "b (4)": {"single replica": unknown}}}),
+        lambda: charts.accuracies({"typical": ([0.5, 0.75, 0.75], 0.25, 4), "far": ([1.0], None, 4)}),
+        lambda: charts.against_k({"far": (dot, {"vote": {2: dot, 4: zero, 8: unknown}})}),
+        lambda: charts.against_k({"far": (unknown, {})}),
+    ):
+        assert svg() == svg() and svg().startswith("<svg") and "http-equiv" not in svg()
