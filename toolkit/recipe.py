@@ -291,6 +291,8 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
 
 def _locate(value: str, folder: Path) -> str:
     """A relative path in a recipe counts from the recipe's folder first, then from the working directory."""
+    if value.partition(":")[0] == "embedded":  # a word of the recipe, also where a folder of that name is near
+        return value
     beside = folder / value
     return str(beside.resolve()) if not Path(value).is_absolute() and beside.exists() else value
 
