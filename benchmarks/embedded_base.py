@@ -1,7 +1,7 @@
 """Is the embedded base a real base, and is there anything to mitigate? The last line is JSON.
 
-Two bases: the pretrained one, and the same shape with random weights. Each gets its own learning rate, chosen by exact match on the validation rows
-with seeds that are used for nothing else; then N fresh replicas are trained and answer all suites.
+Two bases: the pretrained one, and the same shape with random weights. Each gets its own learning rate, chosen by exact match on the
+validation rows with seeds that are used for nothing else; then N fresh replicas are trained and answer all suites.
 
     python benchmarks/embedded_base.py --out benchmarks/results/embedded_base.json
 """

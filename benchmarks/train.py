@@ -1,7 +1,7 @@
 """Stacked training against a plain peft loop, on the embedded default, in one run; the last line is JSON.
 
-Both train the same replicas (same initial adapters, same batches, same clipping and schedule) in one thread: the stack R at a time, the loop one by one.
-Repeats are interleaved; the ratio is that of the medians. The gate comes first: the losses of both must agree to 1e-4.
+Both train the same replicas (same initial adapters, same batches, same clipping and schedule) in one thread: the stack R at a time, the
+loop one by one. Repeats are interleaved; the ratio is that of the medians. The gate comes first: the losses of both must agree to 1e-4.
 
     python benchmarks/train.py --out benchmarks/results/train.json
 """
@@ -46,7 +46,9 @@ def peft_loop(examples, plan, seed, steps, initial):
         length = max(len(e.ids) for e in batch)
         ids = torch.tensor([[*e.ids, *[0] * (length - len(e.ids))] for e in batch])
         mask = torch.tensor([[1] * len(e.ids) + [0] * (length - len(e.ids)) for e in batch])
-        labels = torch.tensor([[t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)] + [-100] * (length - len(e.ids)) for e in batch])
+        labels = torch.tensor(
+            [[t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)] + [-100] * (length - len(e.ids)) for e in batch]
+        )
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         loss.backward()

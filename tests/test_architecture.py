@@ -8,7 +8,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "toolkit"
-TORCH_FREE = {"recipe", "seeds", "environment", "plan", "results", "statistics", "charts", "report", "population", "outcomes", "analyse", "data", "cli"}
+TORCH_FREE = {
+    "recipe",
+    "seeds",
+    "environment",
+    "plan",
+    "results",
+    "statistics",
+    "charts",
+    "report",
+    "population",
+    "outcomes",
+    "analyse",
+    "data",
+    "cli",
+}
 
 
 def layers() -> list[set[str]]:

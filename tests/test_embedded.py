@@ -62,7 +62,9 @@ def test_the_base_is_the_recorded_one():
     base = load_base("embedded")
     assert 300_000 <= base.parameters == record["parameters"] <= 1_500_000
     assert (EMBEDDED / "model.safetensors").stat().st_size <= 6 * 2**20
-    tokens = [len(base.tokenizer(r["prompt"])["input_ids"]) + len(base.tokenizer(r["completion"])["input_ids"]) + 1 for r in world.train_rows()]
+    tokens = [
+        len(base.tokenizer(r["prompt"])["input_ids"]) + len(base.tokenizer(r["completion"])["input_ids"]) + 1 for r in world.train_rows()
+    ]
     assert max(tokens) <= 24  # every row is padded to the longest: it is what a replica costs
 
 

@@ -107,7 +107,17 @@ def test_one_worker_makes_the_same_bits_as_two(finished, recipe, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_bits(finished, recipe, tmp_path):
     folder = tmp_path / "c"
     (tmp_path / "recipe.yaml").write_text(pipeline.dump_recipe(recipe))
-    command = [sys.executable, "-c", "from toolkit.cli import main; main()", "run", str(tmp_path / "recipe.yaml"), "--out", str(folder), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-c",
+        "from toolkit.cli import main; main()",
+        "run",
+        str(tmp_path / "recipe.yaml"),
+        "--out",
+        str(folder),
+        "--workers",
+        "1",
+    ]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list(folder.glob("lora/replicas/*/replica.json")):

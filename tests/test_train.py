@@ -24,7 +24,7 @@ def rows(n: int = 22, seed: int = 0) -> list[Example]:
     for _ in range(n):
         ids = rng.integers(1, VOCABULARY, rng.integers(6, 13)).tolist()
         start = int(rng.integers(2, 5))
-        examples.append(Example(ids=ids, loss_mask=[t >= start for t in range(len(ids))], prompt="", completion=""))
+        examples.append(Example(ids, [t >= start for t in range(len(ids))], start, prompt="", completion=""))
     return examples
 
 

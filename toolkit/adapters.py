@@ -35,7 +35,7 @@ HARMLESS = frozenset(
     r lora_alpha use_rslora rank_pattern alpha_pattern fan_in_fan_out bias lora_dropout init_lora_weights
     target_modules exclude_modules layers_to_transform layers_pattern megatron_config megatron_core
     loftq_config eva_config corda_config lora_ga_config qalora_group_size runtime_config
-    """.split()  # noqa: SIM905
+    """.split()
 )
 """Keys that are read below or do not touch dW. Of `bias`, the tensors decide: biases that were saved are refused."""
 

@@ -67,8 +67,8 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     """Tokens that end an answer: the tokenizer's, and those of the generation config (chat models have several)."""
     generation = getattr(model, "generation_config", None)
     configured = getattr(generation, "eos_token_id", None)
-    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    return tuple(sorted(i for i in ids if i is not None))
+    ids = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
+    return tuple(sorted({i for i in ids if isinstance(i, int)}))
 
 
 @lru_cache(maxsize=1)  # a worker process serves many stacks on one base
@@ -91,7 +91,7 @@ def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BaseError(f"base {name!r}: not a folder with a causal LM, and not to be had from a hub: {reason}") from None

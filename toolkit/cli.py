@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
+import shlex
+import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -44,10 +51,8 @@ out_option = click.option("--out", type=click.Path(path_type=Path), help="Run fo
 @workers_option
 @as_json
 def run(recipe: Path, out: Path | None, engine: str, replicas: int | None, workers: int | None, as_json: bool) -> None:
-    """Train, merge, evaluate, measure and report. Resumes: the same command does only what is missing."""
-    _run(
-        recipe, out or Path("runs") / recipe.stem, replicas, workers, as_json, again=f"ftk run {recipe}" + (f" --out {out}" if out else "")
-    )
+    """From a recipe to a report. Run it again: only what is missing is done."""
+    _run(recipe, out or Path("runs") / recipe.stem, replicas, workers, as_json)
 
 
 @main.command()
@@ -56,18 +61,18 @@ def run(recipe: Path, out: Path | None, engine: str, replicas: int | None, worke
 @workers_option
 @as_json
 def demo(out: Path, replicas: int | None, workers: int | None, as_json: bool) -> None:
-    """The whole pipeline on the embedded model and data, in minutes on two CPU cores, ending in a report."""
-    _run(Path(toolkit.__file__).parent / "demo.yaml", out, replicas, workers, as_json, again=f"ftk demo --out {out}")
+    """The whole on the embedded model, in minutes on two cores."""
+    _run(Path(toolkit.__file__).parent / "demo.yaml", out, replicas, workers, as_json)
 
 
-def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_json: bool, again: str) -> None:
-    with _errors(again):
+def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_json: bool) -> None:
+    with _errors():
+        recipe = _recipe(path, replicas)  # a wrong recipe is told before anything heavy is loaded
         from toolkit import pipeline
         from toolkit.report import table_text
 
-        recipe = _recipe(path, replicas)
-        console = _console()
-        results = pipeline.run(recipe, out, workers=workers, console=console)
+        with _console() as console:
+            results = pipeline.run(recipe, out, workers=workers, console=console)
         report = (out / "report.html").resolve()
         if as_json:
             found = {"run": str(out), "results": str(out / "results.json"), "report": str(report)}
@@ -94,17 +99,19 @@ def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_js
 def train_replicas(
     recipe: Path, out: Path | None, condition: tuple[str, ...], replicas: int | None, only: str | None, workers: int | None, as_json: bool
 ) -> None:
-    """Train a recipe's replicas, many at once on one frozen base. Each is a PEFT adapter folder."""
-    folder = out or Path("runs") / recipe.stem
-    with _errors(f"ftk train-replicas {recipe}" + (f" --out {out}" if out else "")):
-        from toolkit import pipeline
+    """Train a recipe's replicas, many at once on one base.
 
+    Each is a PEFT adapter folder. Run it again: only what is missing is done.
+    """
+    folder = out or Path("runs") / recipe.stem
+    with _errors():
         loaded = _recipe(recipe, None)
         names = _conditions(loaded.conditions, condition)
-        chosen = _indices(only) if only else None
+        chosen = None if only is None else _indices(only)
+        from toolkit import pipeline
+
         found: dict[str, Any] = {}
-        console = _console()
-        with pipeline.open_run(loaded, folder, workers=workers, console=console) as job:
+        with _console() as console, pipeline.open_run(loaded, folder, workers=workers, console=console) as job:
             for name in names:
                 population = pipeline.train(job, name, replicas=replicas, only=chosen)
                 failed = [r for r, record in population.items() if record.status == "failed"]
@@ -136,14 +143,20 @@ def merge(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Merge replicas in delta space: a run, a condition of it, or any folders of PEFT adapters."""
-    with _errors():
-        from toolkit import pipeline
+    """Merge replicas in delta space, all or in groups.
 
+    A SOURCE is a run, a condition of it, or any folder of PEFT adapters.
+    """
+    with _errors():
         if k and merge_all:
             raise click.UsageError("--groups and --all exclude each other")
+        from toolkit import pipeline
+
         parameters = {} if density is None else {"density": density}
-        reports = pipeline.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters)
+        try:
+            reports = pipeline.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters)
+        except ValueError as error:  # a method, parameter or rank that there is not
+            raise click.UsageError(str(error)) from error
         if as_json:
             _print_json({"merged": reports})
             return
@@ -172,13 +185,21 @@ def evaluate(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Let a run, a condition, or folders of PEFT adapters answer prompts; print how much they disagree."""
+    """Let adapters answer prompts; print how much they disagree.
+
+    A SUBJECT is a run, a condition of it, or any folder of PEFT adapters.
+    """
     with _errors():
+        from toolkit.data import check_rule
+
+        check_rule(answer or "text")
+        _without_network(base, prompts)
         from toolkit import pipeline
         from toolkit.report import table_text
 
         settings = {"prompts": prompts, "base": base, "answer_rule": answer, "max_new_tokens": max_new_tokens}
-        folder, results = pipeline.evaluate_subjects(subjects, out=out, workers=workers, console=_console(), **settings)
+        with _console() as console:
+            folder, results = pipeline.evaluate_subjects(subjects, out=out, workers=workers, console=console, **settings)
         if as_json:
             _print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text())})
             return
@@ -207,15 +228,16 @@ def report(folder: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("name", default="recipe.yaml", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
-def init(name: Path, force: bool) -> None:
+@as_json
+def init(name: Path, force: bool, as_json: bool) -> None:
     """Write a commented starter recipe."""
     with _errors():
-        path = name if name.suffix in (".yaml", ".yml") else name.with_suffix(".yaml")
+        path = name if name.suffix in (".yaml", ".yml") else name.with_name(f"{name.name}.yaml")
         if path.exists() and not force:
             raise click.UsageError(f"{path} is there already; choose another name, or --force")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text((Path(toolkit.__file__).parent / "starter.yaml").read_text())
-        click.echo(f"{path}: edit it, then `ftk check {path}` and `ftk run {path}`")
+        path.write_bytes((Path(toolkit.__file__).parent / "starter.yaml").read_bytes())
+        _print_json({"recipe": str(path)}) if as_json else click.echo(f"{path}: edit it, then `ftk check {path}` and `ftk run {path}`")
 
 
 @main.command()
@@ -223,9 +245,9 @@ def init(name: Path, force: bool) -> None:
 @click.option("--no-probe", is_flag=True, help="Do not time a few training steps.")
 @as_json
 def check(recipe: Path, no_probe: bool, as_json: bool) -> None:
-    """Validate a recipe; show the data as the model will see it, the plan, memory, disk and time."""
+    """Validate a recipe; show data, plan, memory, disk and time."""
     with _errors():
-        loaded = _recipe(recipe, None)  # a wrong recipe is told before anything heavy is loaded
+        loaded = _recipe(recipe, None)
         from toolkit import preview
 
         found = preview.check(loaded, probe=not no_probe)
@@ -235,7 +257,7 @@ def check(recipe: Path, no_probe: bool, as_json: bool) -> None:
 @main.command()
 @as_json
 def doctor(as_json: bool) -> None:
-    """What is installed, where it runs, and what would make two runs differ."""
+    """What is installed, and what would make two runs differ."""
     with _errors():
         from toolkit import preview
 
@@ -250,6 +272,7 @@ def _recipe(path: Path, replicas: int | None) -> Any:
     from toolkit.recipe import load_recipe
 
     recipe = load_recipe(path)
+    _without_network(recipe.base, recipe.data.train, *recipe.data.suites.values())
     if replicas is None:
         return recipe
     conditions = {name: c.model_copy(update={"replicas": None}) for name, c in recipe.conditions.items()}
@@ -260,19 +283,30 @@ def _conditions(known: dict[str, Any], asked: tuple[str, ...]) -> list[str]:
     for name in asked:
         if name not in known:
             raise click.UsageError(f"no condition {name!r} in the recipe; there are: {', '.join(known)}")
-    return list(asked) or list(known)
+    return list(dict.fromkeys(asked)) or list(known)
+
+
+def _without_network(*sources: str | None) -> None:
+    """Tell the hub's client at once that there is no network, which it would take a minute of retries to notice."""
+    hub = any(s and not s.startswith("embedded") and not Path(s).exists() for s in sources)
+    if not hub or any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+        return
+    try:
+        socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
+    except OSError:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _indices(text: str) -> list[int]:
     """`3,17` and `0-7` as a sorted list."""
-    try:
-        found: set[int] = set()
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            found |= set(range(int(first), int(last or first) + 1))
-        return sorted(found)
-    except ValueError:
-        raise click.UsageError(f"--only {text!r}: write replicas as 3,17 or 0-7") from None
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
+        replicas = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not replicas:
+            raise click.UsageError(f"--only {text!r}: write replicas as 3,17 or 0-7")
+        found |= set(replicas)
+    return sorted(found)
 
 
 def _print_json(value: dict[str, Any]) -> None:
@@ -280,28 +314,25 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _errors(again: str | None = None) -> Iterator[None]:
+def _errors() -> Iterator[None]:
     """One clear line instead of a traceback, and the exit code that scripts rely on."""
     try:
         yield
     except KeyboardInterrupt:
-        _stop(f"stopped; finished work is kept. Go on with: {again or 'the same command'}", 130)
+        _stop(f"stopped; finished work is kept. Go on with: {shlex.join(['ftk', *sys.argv[1:]])}", 130)
     except click.ClickException as error:
         _stop(error.format_message(), BAD_INPUT)
     except OSError as error:
-        import errno
+        if error.errno == errno.EPIPE:  # `ftk ... | head`: click's to handle
+            raise
+        reason = "the disk is full: free some and run again; finished work is kept" if error.errno == errno.ENOSPC else error.strerror
+        _stop(f"{error.filename}: {reason}" if error.filename else reason or str(error), FAILED)
+    except (ValueError, RuntimeError) as error:
+        if not type(error).__module__.startswith("toolkit."):
+            raise
+        from toolkit.engines import WorkerDied  # every other error of ours is about what was asked
 
-        full = error.errno == errno.ENOSPC
-        where = f" ({error.filename})" if error.filename else ""
-        _stop(f"the disk is full{where}: free some and run again; finished work is kept" if full else str(error), FAILED)
-    except ValueError as error:  # every error of ours about input is a ValueError with one line
-        if type(error).__module__.startswith("toolkit."):
-            _stop(str(error), BAD_INPUT)
-        raise
-    except RuntimeError as error:
-        if type(error).__module__.startswith("toolkit."):
-            _stop(str(error), FAILED)
-        raise
+        _stop(str(error), FAILED if isinstance(error, WorkerDied) else BAD_INPUT)
 
 
 def _stop(message: str, code: int) -> None:
@@ -309,14 +340,16 @@ def _stop(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _console() -> Console:
-    """Progress and notes on stderr: a bar on a terminal, plain lines elsewhere."""
+@contextmanager
+def _console() -> Iterator[Console]:
+    """Progress and notes on stderr: a bar on a terminal, which ends with the block however that ends; plain lines elsewhere."""
     from toolkit.pipeline import Console
 
     def note(text: str) -> None:
         click.echo(text, err=True)
 
-    return Console(note=note, progress=_bar if sys.stderr.isatty() else _lines)
+    with ExitStack() as bars:
+        yield Console(note=note, progress=partial(_bar, bars) if sys.stderr.isatty() else _lines)
 
 
 def _lines(title: str, count: int) -> Callable[[float], None]:
@@ -330,18 +363,19 @@ def _lines(title: str, count: int) -> Callable[[float], None]:
             told[0] = int(share * 10)
             seconds = time.monotonic() - start
             pace = share * count / seconds if seconds else 0.0
-            left = seconds * (1 - share) / share
-            click.echo(f"{title}: {share * count:.0f}/{count}, {pace:.2f}/s, {left:.0f} s left", err=True)
+            time_ = f"{seconds * (1 - share) / share:.0f} s left" if share < 1 else f"{seconds:.0f} s"
+            click.echo(f"{title}: {share * count:.0f}/{count}, {pace:.2f}/s, {time_}", err=True)
 
     return update
 
 
-def _bar(title: str, count: int) -> Callable[[float], None]:
+def _bar(bars: ExitStack, title: str, count: int) -> Callable[[float], None]:
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"), TimeElapsedColumn(), TimeRemainingColumn()]
-    bar = Progress(*columns, console=RichConsole(stderr=True))
+    bar = Progress(*columns, console=RichConsole(stderr=True), redirect_stdout=False)
+    bars.callback(bar.stop)
     task = bar.add_task(title, total=1.0, pace="")
 
     def update(share: float) -> None:
@@ -354,3 +388,7 @@ def _bar(title: str, count: int) -> Callable[[float], None]:
             bar.stop()
 
     return update
+
+
+if __name__ == "__main__":
+    main(prog_name="ftk")

@@ -103,7 +103,7 @@ def evaluate_unit(
 def _outcome(
     subject: Subject, suite: str, prompt: Prompt, generation: Generation, base: Base, rule: str, reference_logprob: float | None
 ) -> dict[str, Any]:
-    text = base.tokenizer.decode(generation.ids, skip_special_tokens=True)
+    text = str(base.tokenizer.decode(generation.ids, skip_special_tokens=True))
     parsed = parse_answer(text, rule)
     return {
         "suite": suite,

@@ -97,27 +97,36 @@ def generate(
     eos = torch.tensor(list(eos_ids), device=device)
     answers: list[list[Generation | None]] = [[None] * len(prompts) for _ in range(voices)]
     for indices in _batches(prompts, voices * members, max_new_tokens):
-        P = len(indices)
-        ids_PT = torch.tensor([list(prompts[i]) for i in indices], device=device)
-        inputs = ids_PT.repeat(voices * members, 1)
-        cache, tokens, scores = None, [], []
-        done_UP = torch.zeros(voices, P, dtype=torch.bool, device=device)
-        logprob_UP = torch.zeros(voices, P, dtype=torch.float64, device=device)
+        inputs = torch.tensor([list(prompts[i]) for i in indices], device=device).repeat(voices * members, 1)
+        column = torch.arange(len(indices), device=device)  # prompts still in the batch
+        cache, tokens = None, []
+        done_UP = torch.zeros(voices, len(indices), dtype=torch.bool, device=device)
+        logprob_UP = torch.zeros(voices, len(indices), dtype=torch.float64, device=device)
         first: tuple[Tensor, Tensor] | None = None
         for _ in range(max_new_tokens):
             output = stack.step(inputs, cache)
             cache = output.past_key_values
-            log_GKPV = F.log_softmax(output.logits[:, -1].float(), -1).view(voices, members, P, -1)
+            log_GKPV = F.log_softmax(output.logits[:, -1].float(), -1).view(voices, members, len(column), -1)
             log_UPV = combine(log_GKPV) if combine else log_GKPV[:, 0]
             if first is None:
-                first = log_UPV.topk(min(top_k, log_UPV.shape[-1]), -1)[::-1]  # (ids, log-probabilities)
+                best = log_UPV.topk(min(top_k, log_UPV.shape[-1]), -1)
+                first = best.indices, best.values
             score_UP, token_UP = log_UPV.max(-1)
-            logprob_UP += torch.where(done_UP, 0.0, score_UP.double())
-            tokens.append(torch.where(done_UP, eos[0], token_UP))
-            done_UP = done_UP | torch.isin(token_UP, eos)
-            if bool(done_UP.all()):
+            done = done_UP[:, column]
+            token_UP = torch.where(done, eos[0], token_UP)
+            logprob_UP[:, column] += torch.where(done, 0.0, score_UP.double())
+            all_UP = torch.full_like(done_UP, int(eos[0]), dtype=torch.long)
+            all_UP[:, column] = token_UP
+            tokens.append(all_UP)
+            done_UP[:, column] = done | torch.isin(token_UP, eos)
+            open_P = (~done_UP[:, column]).any(0)
+            if not bool(open_P.any()):
                 break
-            inputs = tokens[-1].repeat_interleave(members, 0).reshape(-1, 1)
+            if int(open_P.sum()) <= len(column) // 2:  # the few that go on forever should not carry the many that are done
+                rows = torch.arange(voices * members * len(column), device=device).view(-1, len(column))[:, open_P].reshape(-1)
+                cache.batch_select_indices(rows)
+                column, token_UP = column[open_P], token_UP[:, open_P]
+            inputs = token_UP.repeat_interleave(members, 0).reshape(-1, 1)
         assert first is not None
         sequence_UPT = torch.stack(tokens, -1).tolist()
         done, logprob, first_ids, first_logprobs = (x.tolist() for x in (done_UP, logprob_UP, *first))

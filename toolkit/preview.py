@@ -12,11 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from toolkit import data, environment, pipeline, seeds
-from toolkit.base import load_base
+from toolkit.base import Base, load_base
 from toolkit.plan import TrainingPlan
-from toolkit.recipe import Recipe
+from toolkit.recipe import Mitigation, Recipe, RecipeError
+from toolkit.stack import stacked
+from toolkit.statistics import MIN_GROUPS
 
 PROBE_STEPS = 3
+SHOWN = 600
+"""characters of a row that people see"""
 
 
 def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
@@ -24,13 +28,16 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
 
     Raises RecipeError, DataError or BaseError in one line. The probe trains one stack for a few steps and throws it away.
     """
-    device = environment.resolve_device(recipe.device)
+    try:
+        device = environment.resolve_device(recipe.device)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     environment.make_deterministic(device)
-    base = load_base(recipe.base, recipe.dtype, device)
     rows = data.read_rows(recipe.data.train)
     form = data.detect_format(rows) if recipe.data.format == "auto" else recipe.data.format
-    examples = pipeline.training_examples(recipe, device)
     prompts = pipeline.read_prompts(recipe)
+    base = load_base(recipe.base, recipe.dtype, device)
+    examples = pipeline.training_examples(recipe, device)
     warnings = data.check_tokenizer(base.tokenizer, [example.prompt for example in examples[:50]])
     found: dict[str, Any] = {
         "recipe": recipe.name,
@@ -51,15 +58,17 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         plan, _ = pipeline.training_plan(recipe, name, device)
         replicas = recipe.replicas_of(name)
         stacks = math.ceil(replicas / plan.stack)
-        adapter = _adapter_parameters(base.model, condition)
+        layers = _layers(base.model, name, condition.targets)
+        adapter = sum(condition.rank * (i + o) for i, o in layers)
         folders = 1 + len(condition.averages) + (condition.snapshots.count if condition.snapshots and condition.snapshots.save else 0)
         entry: dict[str, Any] = {
             "replicas": replicas,
             "plan": asdict(plan),
             "stacks": stacks,
             "adapter_parameters": adapter,
-            "memory_bytes": _memory(base.parameters, base.model.config, plan, adapter),
-            "disk_bytes": replicas * folders * (adapter * 4 + 20_000),
+            "memory_bytes": _memory(base, plan, adapter),
+            "disk_bytes": replicas * folders * (adapter * 4 + 20_000)
+            + sum(replicas // m.k * _merged_bytes(m, layers, condition.rank) for m in recipe.mitigations if m.merge),
         }
         if stacks * plan.stack > replicas:
             idle = stacks * plan.stack - replicas
@@ -73,25 +82,39 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             entry["hours"] = seconds * plan.steps * math.ceil(stacks / workers) / 3600
         found["conditions"][name] = entry
     groups = {m.label: min(recipe.replicas_of(name) for name in recipe.conditions) // m.k for m in recipe.mitigations}
-    warnings += [f"{label}: only {g} disjoint groups; intervals need about 8" for label, g in groups.items() if g < 8]
+    if few := [f"{label} ({g})" for label, g in groups.items() if g < MIN_GROUPS]:
+        needed = MIN_GROUPS * max(m.k for m in recipe.mitigations)
+        warnings.append(f"disjoint groups of K, where intervals need {MIN_GROUPS}: {', '.join(few)}; {needed} replicas are enough for all")
     found["groups"] = groups
     return found
 
 
-def _adapter_parameters(model: Any, condition: Any) -> int:
-    from toolkit.stack import stacked
+def _layers(model: Any, condition: str, targets: str | list[str]) -> list[tuple[int, int]]:
+    """Input and output size of every layer that is adapted."""
+    try:
+        with stacked(model, targets) as stack:
+            return [(int(layer.in_features), int(layer.out_features)) for layer in stack.layers.values()]
+    except ValueError as error:
+        raise RecipeError(f"'conditions.{condition}.targets': {error}") from None
 
-    with stacked(model, condition.targets) as stack:
-        return sum(condition.rank * (layer.in_features + layer.out_features) for layer in stack.layers.values())
+
+def _merged_bytes(mitigation: Mitigation, layers: list[tuple[int, int]], rank: int) -> int:
+    """Largest size of one merged adapter: all its layers have the rank of the widest."""
+    widest = max(min(sizes) for sizes in layers)
+    exact = widest if mitigation.merge == "ties" else min(mitigation.k * rank, widest)
+    merged = {"same": rank, "full": exact}.get(str(mitigation.rank), mitigation.rank)
+    merged = merged if isinstance(merged, int) else exact  # a share of the energy: at most the exact rank
+    return 4 * sum(merged * (i + o) for i, o in layers)
 
 
-def _memory(parameters: int, config: Any, plan: TrainingPlan, adapter: int) -> int:
+def _memory(base: Base, plan: TrainingPlan, adapter: int) -> int:
     """Rough peak of one worker: base, adapters with gradients and moments, and saved activations (about 34 values a token, layer and
     hidden unit, from counting what a transformer block keeps for its backward pass)."""
+    config = base.model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
     activations = plan.stack * plan.micro_batch * plan.length * layers * hidden * 34 * 4
     logits = plan.stack * plan.micro_batch * plan.targets * config.vocab_size * 4 * 3
-    return parameters * 4 + plan.stack * adapter * 16 + activations + logits
+    return base.parameters * base.model.dtype.itemsize + plan.stack * adapter * 16 + activations + logits
 
 
 def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> float:
@@ -119,28 +142,42 @@ def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> float:
 
 def show(found: dict[str, Any]) -> None:
     """`check` for people."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     base, rows = found["base"], found["data"]
-    console.print(
-        f"[bold]{escape(found['recipe'])}[/]: {base['architecture']}, {base['parameters']:,} parameters, {base['dtype']} on {found['device']}"
-    )
+    size = f"{base['parameters']:,} parameters, {base['dtype']} on {found['device']}"
+    console.print(f"[bold]{escape(found['recipe'])}[/]: {base['architecture']}, {size}")
     lengths = f"longest {rows['longest']} tokens, mean {rows['mean_length']:.1f}"
-    console.print(f"data: {rows['rows']:,} rows, read as [bold]{rows['format']}[/], {lengths}; suites: {found['suites'] or 'none'}")
+    console.print(f"data: {rows['rows']:,} rows, read as [bold]{rows['format']}[/], {lengths}")
+    console.print("suites: " + (", ".join(f"{escape(name)} ({n:,} prompts)" for name, n in found["suites"].items()) or "none"))
     console.print("two rows as the model sees them, what counts in the loss between ⟦ and ⟧:")
     for example in rows["examples"]:
-        console.print(f"  {escape(example)}")
+        console.print(f"  {escape(_shortened(example))}")
     for name, entry in found["conditions"].items():
         plan = entry["plan"]
-        console.print(f"[bold]{escape(name)}[/]: {entry['replicas']} replicas in {entry['stacks']} stacks of {plan['stack']}")
+        stacks = f"{entry['stacks']} stack{'s' * (entry['stacks'] > 1)} of {plan['stack']}"
+        console.print(f"[bold]{escape(name)}[/]: {entry['replicas']} replicas in {stacks}")
         console.print(f"  {plan['steps']} steps of {plan['micro_batch'] * plan['accumulation']} rows, padded to {plan['length']} tokens")
-        memory, disk = entry["memory_bytes"] / 2**30, entry["disk_bytes"] / 2**20
-        console.print(f"  {entry['adapter_parameters']:,} adapter parameters; about {memory:.1f} GiB a worker, {disk:,.0f} MiB on disk")
+        sizes = f"about {_size(entry['memory_bytes'])} a worker, {_size(entry['disk_bytes'])} on disk with merges"
+        console.print(f"  {entry['adapter_parameters']:,} adapter parameters; {sizes}")
         if "hours" in entry:
             hours = entry["hours"]
             left = f"{hours:.1f} hours" if hours >= 2 else f"{hours * 60:.0f} minutes" if hours >= 1 / 30 else f"{hours * 3600:.0f} seconds"
             console.print(f"  {entry['seconds_per_step'] * 1000:.0f} ms a step of a stack (measured now): about {left} of training")
     for warning in found["warnings"]:
         console.print(f"[yellow]note[/]: {escape(warning)}")
+
+
+def _size(n: int) -> str:
+    return f"{n / 2**30:,.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
+
+
+def _shortened(example: str) -> str:
+    """What surrounds the first token that counts."""
+    if len(example) <= SHOWN:
+        return example
+    at = max(example.find("⟦"), 0)
+    start, end = max(at - SHOWN // 2, 0), at + SHOWN // 2
+    return ("… " if start else "") + example[start:end] + (" …" if end < len(example) else "")
 
 
 def doctor() -> dict[str, Any]:
@@ -163,7 +200,7 @@ def doctor() -> dict[str, Any]:
 
 
 def show_doctor(found: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     numerics = found["numerics"]
     console.print(f"ftk {found['ftk']}, Python {found['python']}, {found['system']}")
     console.print(f"{numerics['gpu'] or numerics['cpu']}, {found['cores']} cores, {(found['memory_bytes'] or 0) / 2**30:.0f} GiB")

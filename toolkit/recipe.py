@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -17,14 +18,45 @@ Source = Literal["init", "order", "dropout"]
 MergeMethod = Literal["mean", "swa", "ema", "ties"]
 EnsembleMethod = Literal["probabilities", "logits", "token-vote", "vote"]
 SHIFTS = ("typical", "near", "far")
+EMBEDDED = "embedded"
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+TAKEN = ("outcomes", "base")
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be run as written. The message is one line for the user."""
 
 
+Path_ = tuple[Any, ...]
+"""Keys and positions that lead to a place in a document."""
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _merge_rank(rank: Any) -> Any:
+    share = float(rank[7:]) if isinstance(rank, str) and re.fullmatch(r"energy=\d*\.?\d+", rank) else 0
+    if rank in ("full", "same") or type(rank) is int and rank >= 1 or 0 < share <= 1:
+        return rank
+    raise ValueError("should be full, same, a number from 1, or energy=0.99 (a share above 0, at most 1)")
+
+
+def _answer_rule(rule: str) -> str:
+    if rule in ("text", "first-line", "embedded"):
+        return rule
+    if not rule.startswith("regex:") or rule == "regex:":
+        raise ValueError("should be text, first-line, embedded or regex:PATTERN")
+    try:
+        re.compile(rule.removeprefix("regex:"))
+    except re.error as error:
+        raise ValueError(f"the pattern is broken: {error}") from None
+    return rule
+
+
+def _at(path: Path_, text: str) -> PydanticCustomError:
+    """An error of several keys, told at the one to change."""
+    return PydanticCustomError("recipe", "{text}", {"text": text, "path": path})
 
 
 class Data(_Model):
@@ -58,7 +90,7 @@ class Condition(_Model):
     """LoRA scale is alpha / rank (alpha / sqrt(rank) with rslora); default 2 * rank."""
     rslora: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Literal["all-linear"] | list[str] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2
     batch_size: Positive = 16
     gradient_accumulation: Positive = 1
@@ -94,7 +126,7 @@ class Mitigation(_Model):
     merge: MergeMethod | None = None
     ensemble: EnsembleMethod | None = None
     k: Positive
-    rank: Literal["full", "same"] | Positive | Annotated[str, Field(pattern=r"^energy=0?\.\d+$")] = "full"
+    rank: Annotated[int | str, BeforeValidator(_merge_rank)] = "full"
     """rank of a merged adapter: exact, that of the inputs, a number, or the least that keeps a share of the energy."""
     density: Annotated[float, Field(gt=0, le=1)] | None = None
     """ties: share of the entries that is kept."""
@@ -132,7 +164,7 @@ class Evaluation(_Model):
     max_new_tokens: Positive = 64
     top_k: Positive = 5
     """first-token candidates that are stored with their log-probabilities."""
-    answer: Annotated[str, Field(pattern=r"^(text|first-line|embedded|regex:.+)$")] = "text"
+    answer: Annotated[str, AfterValidator(_answer_rule)] = "text"
     """`text` (the whole text), `first-line`, `regex:PATTERN` (first group), or `embedded` (the embedded task's parser)."""
 
 
@@ -158,15 +190,22 @@ class Recipe(_Model):
     """nominal coverage of the intervals."""
 
     @model_validator(mode="after")
-    def _names(self) -> Recipe:
-        for kind, names in (("condition", self.conditions), ("suite", self.data.suites)):
+    def _fits_together(self) -> Recipe:
+        for kind, path, names in (("condition", ("conditions",), self.conditions), ("suite", ("data", "suites"), self.data.suites)):
             for name in names:
-                if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in ("outcomes", "base"):
-                    raise ValueError(f"{kind} {name!r} is a folder name: letters, digits, '.', '_' and '-' (not 'outcomes', 'base')")
-        labels = [m.label for m in self.mitigations]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise ValueError(f"mitigation {label!r} is listed twice")
+                if not FOLDER_NAME.fullmatch(name) or name in TAKEN:
+                    raise _at((*path, name), f"a {kind} names a folder: letters, digits, '.', '_' and '-', not {' or '.join(TAKEN)}")
+        labels: list[str] = []
+        for i, mitigation in enumerate(self.mitigations):
+            if mitigation.label in labels:
+                raise _at(("mitigations", i), f"{mitigation.label} is listed twice")
+            labels.append(mitigation.label)
+            for name, condition in self.conditions.items():
+                saved = mitigation.merge == "swa" and condition.snapshots and condition.snapshots.save
+                if mitigation.merge in ("swa", "ema") and mitigation.merge not in condition.averages and not saved:
+                    raise _at(
+                        ("mitigations", i), f"add `snapshots: {{count: 8}}` and `averages: [{mitigation.merge}]` to condition {name!r}"
+                    )
         return self
 
     def replicas_of(self, condition: str) -> int:
@@ -196,22 +235,33 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
     text = loader.construct_scalar(node)
     if re.fullmatch(r"[-+]?0\d+", text):
         raise yaml.MarkedYAMLError(problem=f"number {text!r} has a leading zero: write it without", problem_mark=node.start_mark)
-    if node.tag.endswith(":int"):
-        return int(text)
-    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+    try:
+        return int(text) if node.tag.endswith(":int") else float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError:  # the user's own tag: `!!int x`
+        raise yaml.MarkedYAMLError(problem=f"{text!r} is no number", problem_mark=node.start_mark) from None
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
-Path_ = tuple[Any, ...]
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or 1.2 would take for something else than text."""
+
+
+for _first, _resolvers in _Loader.yaml_implicit_resolvers.items():
+    for _tag, _pattern in _resolvers:
+        _Dumper.add_implicit_resolver(_tag, _pattern, [_first])
 
 
 def _lines(node: yaml.Node | None, path: Path_ = ()) -> dict[Path_, int]:
-    """Line of every key and item, by its path in the document; a key that stands twice is an error."""
+    """Line of every key and item, by its path in the document. Keys are text as written; one that stands twice is an error."""
     lines = {path: node.start_mark.line + 1} if node is not None else {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is a word, not a list or a block", problem_mark=key.start_mark)
+            key.tag = "tag:yaml.org,2002:str"
             at = (*path, key.value)
             if at in lines:
                 raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands on line {lines[at]} already", problem_mark=key.start_mark)
@@ -223,48 +273,99 @@ def _lines(node: yaml.Node | None, path: Path_ = ()) -> dict[Path_, int]:
     return lines
 
 
+BLOCKS: dict[str, type[BaseModel]] = {
+    "": Recipe,
+    "data": Data,
+    "conditions.NAME": Condition,
+    "conditions.NAME.snapshots": Snapshots,
+    "mitigations": Mitigation,
+    "evaluation": Evaluation,
+}
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "r": "rank",
+    "lora_r": "rank",
+    "target_modules": "targets",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "clip",
+    "max_seq_length": "max_length",
+    "<<": "from",
+}
+"""what other tools call a field"""
+
+
 def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = [OTHER_NAMES[word]] if OTHER_NAMES.get(word) in known else difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
 
 
-def _fields_at(model: type[BaseModel], path: Path_) -> list[str]:
-    """Field names of the model that a path leads to, following dicts and lists of models."""
-    current: Any = model
-    for step in path:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            current = current.model_fields[step].annotation if step in current.model_fields else None
-            models = [a for a in get_args(current) if isinstance(a, type) and issubclass(a, BaseModel)]
-            is_collection = getattr(current, "__origin__", None) in (dict, list)
-            current = current if is_collection or not models else models[0]
-        else:
-            models = [a for a in get_args(current) if isinstance(a, type) and issubclass(a, BaseModel)]
-            current = models[0] if models else None
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+def _fields_at(path: Path_) -> list[str]:
+    """Keys of the block that a path leads to."""
+    steps = ["NAME" if i == 1 and path[0] == "conditions" else step for i, step in enumerate(path) if not isinstance(step, int)]
+    model = BLOCKS[".".join(steps)]
+    return [*model.model_fields, *(["from"] if model is Condition else [])]
+
+
+def _unknown_key(path: Path_) -> str:
+    *parent, key = path
+    inside = f" in '{'.'.join(map(str, parent))}'" if parent else ""
+    homes = [home for home, model in BLOCKS.items() if key in model.model_fields]
+    known = _fields_at(tuple(parent))
+    belongs = f"; it belongs in '{homes[0]}'" if homes and homes[0] else "; it belongs at the top level" if homes else ""
+    return f"unknown key {key!r}{inside}{belongs or _nearest(key, known)}"
+
+
+EXPECTED = {
+    "model_type": "a block of keys",
+    "dict_type": "a block of keys",
+    "list_type": "a list",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "too_short": "{min_length} or more entries",
+    "too_long": "{max_length} entries or fewer",
+}
+
+
+def _wrong_value(errors: list[ErrorDetails]) -> str:
+    """What a value should be; the branches of a union in one sentence."""
+    texts = [EXPECTED[e["type"]].format(**e.get("ctx", {})) if e["type"] in EXPECTED else e["msg"] for e in errors]
+    if errors[0]["type"] in ("value_error", "recipe"):
+        text = texts[0].removeprefix("Value error, ")
+    else:
+        text = "should be " + " or ".join(dict.fromkeys(text.removeprefix("Input should be ") for text in texts))
+    value = errors[0]["input"]
+    return text + ("" if isinstance(value, dict | BaseModel) else " (got nothing)" if value is None else f" (got {value!r})")
 
 
 def _explain(error: ValidationError, lines: dict[Path_, int], file: str) -> str:
     """The first error as `file:line: what is wrong and how to mend it`, and the number of the others."""
-    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a typo explains a missing key
-    first = errors[0]
-    path = tuple(first["loc"])
-    known = path
-    while known and known not in lines:  # a missing key, or a branch of a union: the line of its parent
-        known = known[:-1]
-    where = f"{file}:{lines.get(known, 1)}"
-    field = ".".join(map(str, known if first["type"] != "missing" else path))
-    if first["type"] == "extra_forbidden":
-        parent, key = path[:-1], str(path[-1])
-        inside = f" in '{'.'.join(map(str, parent))}'" if parent else ""
-        message = f"unknown key {key!r}{inside}{_nearest(key, _fields_at(Recipe, parent))}"
-    elif first["type"] == "missing":
+    found: dict[Path_, list[ErrorDetails]] = {}
+    for e in error.errors():
+        path = tuple(e.get("ctx", {}).get("path", e["loc"]))
+        if path[:1] == ("conditions",) and len(path) > 2 and path[:3] not in lines:
+            continue  # inherited: told where it stands
+        place: Path_ = ()
+        for step in path:  # branches of a union are steps that the document does not have
+            place = (*place, step) if (*place, step) in lines else place
+        found.setdefault((*place, *path[-1:]) if e["type"] == "missing" else place, []).append(e)
+    place = min(found, key=lambda p: found[p][0]["type"] != "extra_forbidden")  # a typo explains a missing key
+    place = max((p for p in found if p[: len(place)] == place), key=len)  # the part of a value that is wrong, rather than all of it
+    errors, field = found[place], ".".join(map(str, place))
+    if errors[0]["type"] == "extra_forbidden":
+        message = _unknown_key(place)
+    elif errors[0]["type"] == "missing":
         message = f"missing key '{field}'"
     else:
-        text = first["msg"].removeprefix("Value error, ")
-        shown = "" if isinstance(first["input"], dict | BaseModel) else f" (got {first['input']!r})"
-        message = f"'{field}': {text}{shown}" if field else text
-    others = len(errors) - 1
-    return f"{where}: {message}" + (f" (and {others} more)" if others and first["type"] != "literal_error" else "")
+        message = f"'{field}': {_wrong_value(errors)}" if field else _wrong_value(errors)
+    others = sum(p != place[: len(p)] for p in found)
+    line = lines.get(place) or lines.get(place[:-1], 1)
+    return f"{file}:{line}: {message}" + (f" (and {others} more)" if others else "")
 
 
 def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
@@ -278,23 +379,23 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
             return block
         parent = block["from"]
         where = f"{file}:{lines.get(('conditions', name, 'from'), 1)}"
-        if parent not in conditions:
+        if not isinstance(parent, str) or parent not in conditions:
             raise RecipeError(f"{where}: 'from: {parent}' names no condition{_nearest(str(parent), list(conditions))}")
         if parent in seen:
             raise RecipeError(f"{where}: 'from: {parent}' leads back to itself")
         inherited = resolve(parent, (*seen, name))
         own = {key: value for key, value in block.items() if key != "from"}
-        return {**inherited, **own} if isinstance(inherited, dict) else block
+        return {**inherited, **own} if isinstance(inherited, dict) else own
 
     return {name: resolve(name, (name,)) for name in conditions}
 
 
 def _locate(value: str, folder: Path) -> str:
-    """A relative path in a recipe counts from the recipe's folder first, then from the working directory."""
-    if value.partition(":")[0] == "embedded":  # a word of the recipe, also where a folder of that name is near
+    """A relative path in a recipe counts from the recipe's folder first, then from the working directory. Names stay as they are."""
+    if value == EMBEDDED:
         return value
-    beside = folder / value
-    return str(beside.resolve()) if not Path(value).is_absolute() and beside.exists() else value
+    path = Path(value).expanduser()
+    return next((str(p.resolve()) for p in (folder / path, path) if p.exists()), value)
 
 
 def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
@@ -303,13 +404,17 @@ def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
     Raises RecipeError with one line: file, line, field and the fix.
     """
     try:
-        lines = _lines(yaml.compose(text, Loader=_Loader))
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        lines = _lines(node)
+        document = loader.construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise RecipeError(f"{file}:{mark.line + 1 if mark else 1}: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise RecipeError(f"{file}: a block contains itself (an alias `*x` inside its anchor `&x`)") from None
     if not isinstance(document, dict):
         raise RecipeError(f"{file}:1: a recipe is a mapping with `base`, `data` and `conditions`; `ftk init` writes one")
     if "conditions" in document:
@@ -345,4 +450,4 @@ def load_recipe(path: Path | str) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every default written out; `parse_recipe` reads it back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -63,17 +63,19 @@ class CounterDropout:
 class StackedLinear(nn.Module):
     """A frozen linear layer with R adapters: y = x W' + b + scale_k * (x A_k') B_k'."""
 
-    def __init__(self, base: nn.Module, index: int):
+    def __init__(self, base: nn.Linear | Conv1D, index: int):
         super().__init__()
         self.base = base
         self.index = index
+        self.in_features: int
+        self.out_features: int
         self.scale = 1.0
         self.dropout: CounterDropout | None = None
         self.A_RrI: Tensor | None = None
         self.B_ROr: Tensor | None = None
-        weight = base.weight
+        shape = tuple(base.weight.shape)
         self.is_conv = isinstance(base, Conv1D)  # GPT-2 stores [I, O]
-        self.out_features, self.in_features = weight.shape[::-1] if self.is_conv else weight.shape
+        self.out_features, self.in_features = (int(n) for n in (shape[::-1] if self.is_conv else shape))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
@@ -88,7 +90,7 @@ class StackedLinear(nn.Module):
         return torch.baddbmm(y_RnO, h_Rnr, self.B_ROr.transpose(1, 2), alpha=self.scale).view(y.shape).to(y.dtype)
 
 
-def target_modules(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Module]:
+def target_modules(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Linear | Conv1D]:
     """Linear layers to adapt, by module path. `all-linear` is every one but the output head, as in PEFT.
 
     A list matches whole path components at the end (`q_proj`, `mlp.down_proj`), as in PEFT.

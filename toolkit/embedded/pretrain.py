@@ -7,7 +7,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import math
 import os
 import time
 from pathlib import Path
@@ -57,7 +56,7 @@ def batches(tokenizer: Tokenizer, steps: int):
         stream = stream[ROWS * (LENGTH + 1) :]
 
 
-def new_model(eos: int, pad: int) -> Qwen2ForCausalLM:
+def new_model(eos: int | None, pad: int | None) -> Qwen2ForCausalLM:
     config = Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=96,

@@ -1,0 +1,240 @@
+"""The commands: exit codes, one line for every mistake, JSON on stdout alone, and a stop that loses nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from rich.progress import Progress
+
+from toolkit import cli
+from toolkit.data import read_rows
+
+RECIPE = """
+base: {base}
+data:
+  train: {train}
+  suites: {{typical: {suite}}}
+replicas: {replicas}
+stack: 4
+conditions:
+  lora: {{epochs: {epochs}, batch_size: 8, lr: 5e-3{condition}}}
+evaluation: {{max_new_tokens: 4}}
+{more}
+"""
+HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pyarrow", "scipy", "peft", "mergekit")
+
+
+def write_recipe(path: Path, **changes: object) -> Path:
+    values = {"base": "embedded", "train": "train.jsonl", "suite": "suite.jsonl", "replicas": 4, "epochs": 1, "condition": "", "more": ""}
+    path.write_text(RECIPE.format(**values | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    lines = [json.dumps(dict(row)) + "\n" for row in read_rows("embedded")[:16]]
+    (folder / "train.jsonl").write_text("".join(lines))
+    (folder / "suite.jsonl").write_text("".join(lines[:3]))
+    (folder / "broken.jsonl").write_text(lines[0] + '{"prompt": \n')
+    (folder / "empty.jsonl").write_text("")
+    (folder / "a-file").write_text("")
+    (folder / "a-folder").mkdir()
+    write_recipe(folder / "good.yaml")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(work, monkeypatch):
+    monkeypatch.chdir(work)
+
+
+@pytest.fixture(scope="module")
+def trained(work):
+    """A run with trained replicas, and the answer of the command that made it."""
+    result = CliRunner().invoke(
+        cli.main, ["train-replicas", str(work / "good.yaml"), "--out", str(work / "run"), "--workers", "1", "--json"]
+    )
+    assert result.exit_code == cli.DONE, result.output
+    return work / "run", result
+
+
+def ftk(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.main, [str(a) for a in arguments])
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | environment)
+
+
+def assert_one_line(result: Result, told: str, code: int = cli.BAD_INPUT) -> None:
+    assert result.exit_code == code and result.stdout == "", result.output
+    assert result.stderr.startswith("ftk: ") and result.stderr.count("\n") == 1 and told in result.stderr, result.stderr
+
+
+# -- before anything is loaded -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["run", "--help"], 0), (["check", "bad.yaml"], 2), (["run", "bad.yaml"], 2), (["init", "x"], 0)],
+)
+def test_help_and_wrong_recipes_load_nothing_heavy(arguments, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("base: x\nepoch: 3\n")
+    start = time.monotonic()
+    found = python(
+        f"import sys; from toolkit.cli import main\ntry: main({arguments!r})\n"
+        f"except SystemExit as stop: print([stop.code, *(set({HEAVY!r}) & set(sys.modules))])"
+    )
+    assert found.stdout.splitlines()[-1] == f"[{code}]"
+    assert time.monotonic() - start < 5  # a fifth of a second on an idle machine
+
+
+@pytest.mark.parametrize("command", cli.main.commands)
+def test_every_command_has_help_and_json(command):
+    result = ftk(command, "--help")
+    assert result.exit_code == 0 and "--json" in result.stdout
+    assert not cli.main.commands[command].get_short_help_str(62).endswith("...")  # the list of commands is readable
+
+
+def test_init_writes_a_recipe_that_check_accepts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(ftk("init", "v1.5", "--json").stdout) == {"recipe": "v1.5.yaml"}
+    assert_one_line(ftk("init", "v1.5"), "is there already")
+    assert ftk("init", "v1.5", "--force").exit_code == 0
+    result = ftk("check", "v1.5.yaml")
+    assert result.exit_code == 0 and result.stderr == ""
+    assert result.stdout.count("⟦") == result.stdout.count("⟧") == 3  # two rows, and what the brackets mean
+    for part in (
+        "1,120 rows",
+        "typical (193 prompts)",
+        "16 replicas in 1 stack of 16",
+        "140 steps of 16 rows",
+        "MiB a worker",
+        "ms a step",
+    ):
+        assert part in result.stdout
+
+
+def test_check_and_doctor_print_one_json_object():
+    found = json.loads(ftk("check", "good.yaml", "--no-probe", "--json").stdout)
+    assert found["data"]["rows"] == 16 and found["conditions"]["lora"]["plan"]["steps"] == 2
+    found = json.loads(ftk("doctor", "--json").stdout)
+    assert found["versions"]["torch"] and found["numerics"]["torch"] in ftk("doctor").stdout
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train": "missing.jsonl"}, "missing.jsonl: no such file"),
+        ({"train": "broken.jsonl"}, "broken.jsonl:2: broken JSON"),
+        ({"train": "empty.jsonl"}, "empty.jsonl: no rows"),
+        ({"suite": "empty.jsonl"}, "empty.jsonl: no rows"),
+        ({"suite": "missing.csv"}, "missing.csv: no such file"),
+        ({"base": "./nowhere"}, "base './nowhere': no such folder"),
+        ({"condition": ", targets: [nope]"}, "target 'nope' matches no module; linear layers of this base: down_proj"),
+        ({"condition": ", epoch: 2"}, "wrong.yaml:9: unknown key 'epoch' in 'conditions.lora'; did you mean 'epochs'?"),
+    ],
+)
+def test_check_tells_a_wrong_recipe_in_one_line(changes, told, work):
+    assert_one_line(ftk("check", write_recipe(work / "wrong.yaml", **changes), "--no-probe"), told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("check missing.yaml", "missing.yaml: no such file; `ftk init`"),
+        ("run missing.yaml", "missing.yaml: no such file; `ftk init`"),
+        ("train-replicas good.yaml -c nope", "no condition 'nope' in the recipe; there are: lora"),
+        *[(f"train-replicas good.yaml --only {only}", "write replicas as 3,17 or 0-7") for only in ("x", "5-3", "1,,2", "1-", "999999")],
+        ("report a-folder", "a-folder: no results.json; `ftk run RECIPE --out a-folder`"),
+        ("merge a-folder --method mean", "a-folder: no adapter_config.json"),
+        ("merge nowhere --method mean", "nowhere: no such folder"),
+        ("merge run --method slerp", "unknown merge method 'slerp'; known: mean, swa, ema, ties"),
+        ("merge run --method mean --density 0.5 --out m", "unknown parameter 'density' of merge method mean"),
+        ("merge run --method mean --rank bogus --out m", "rank 'bogus' is unknown; use full, same, a number, or energy=0.99"),
+        ("merge run --method mean --all --groups 2", "--groups and --all exclude each other"),
+        ("merge run --method mean --groups 5", "4 adapters are fewer than a group of 5"),
+        ("merge run --method swa", "no adapters in snapshots/"),
+        ("merge dora --method mean", "DoRA"),
+        ("evaluate run/lora/replicas/00000", "--prompts SUITE says what to ask"),
+        ("evaluate run/lora/replicas/00000 --prompts missing.jsonl", "missing.jsonl: no such file"),
+        ("evaluate run --answer bogus", "answer: unknown rule 'bogus'; use one of text, first-line"),
+        ("train-replicas other.yaml --out run", "run/lora: holds replicas of another recipe"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, told, trained, work):
+    write_recipe(work / "other.yaml", more="seed: 1")
+    shutil.copytree(trained[0] / "lora/replicas/00000", work / "dora", dirs_exist_ok=True)
+    config = work / "dora" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    assert_one_line(ftk(*arguments.split()), told)
+
+
+def test_a_folder_that_cannot_be_written_fails():
+    assert_one_line(ftk("train-replicas", "good.yaml", "--out", "a-file"), "a-file", cli.FAILED)
+
+
+def test_without_network_an_unknown_base_is_told_at_once(work):
+    path = write_recipe(work / "hub.yaml", base="no/such-model")
+    found = python(f"from toolkit.cli import main; main(['check', {str(path)!r}])", HF_ENDPOINT="https://hub.invalid")
+    assert found.returncode == cli.BAD_INPUT and found.stdout == ""
+    assert found.stderr.startswith("ftk: base 'no/such-model'") and found.stderr.count("\n") == 1
+
+
+# -- work --------------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_alone_on_stdout(trained):
+    run, result = trained
+    found = json.loads(result.stdout)
+    assert found["conditions"]["lora"] == {"folder": str(run / "lora/replicas"), "replicas": 4, "failed": []}
+    assert "train lora: 4/4" in result.stderr
+    result = ftk("merge", run, "--method", "mean", "--groups", 2, "--out", "merged", "--json")
+    assert [one["k"] for one in json.loads(result.stdout)["merged"]] == [2, 2]
+    result = ftk("evaluate", run, "--prompts", "suite.jsonl", "--out", "asked", "--workers", 1, "--json")
+    assert json.loads(result.stdout)["out"] == "asked" and result.exit_code == 0
+    assert json.loads(ftk("report", "asked", "--json").stdout) == {"report": "asked/report.html"}
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(work):
+    write_recipe(work / "long.yaml", replicas=12, epochs=12)
+    arguments = ["train-replicas", "long.yaml", "--out", "stopped", "--workers", "1"]
+    command = [sys.executable, "-m", "toolkit.cli", *arguments]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=work)
+    deadline = time.monotonic() + 120
+    while not list(work.glob("stopped/lora/replicas/0*/replica.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers too
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stdout == "" and "Traceback" not in stderr
+    assert stderr.splitlines()[-1] == f"ftk: stopped; finished work is kept. Go on with: ftk {' '.join(arguments)}"
+    states = subprocess.run(["ps", "-o", "stat=", "-s", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert all(state.startswith("Z") for state in states)  # nothing of it runs
+    stamps = {path: path.stat().st_mtime_ns for path in work.glob("stopped/lora/replicas/0*/replica.json")}
+    assert 0 < len(stamps) < 12
+    assert ftk(*arguments).stdout == "lora: 12 replicas in stopped/lora/replicas\n"
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_a_bar_ends_with_its_block(monkeypatch):
+    started: list[Progress] = []
+    monkeypatch.setattr(Progress, "start", lambda bar: (started.append(bar), bar.live.start()))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with pytest.raises(KeyboardInterrupt), cli._console() as console:
+        console.progress("train", 4)(0.5)
+        assert started[0].live.is_started
+        raise KeyboardInterrupt
+    assert not started[0].live.is_started
