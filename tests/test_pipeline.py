@@ -178,3 +178,18 @@ def test_a_diverging_condition_is_recorded_and_said(recipe, tmp_path):
 def test_groups_are_disjoint():
     assert groups([5, 1, 3, 2, 9], 2) == [[1, 2], [3, 5]]
     assert groups([1], 2) == []
+
+
+def test_what_the_base_cannot_do_is_told_before_training(recipe, tmp_path):
+    wrong = recipe.conditions["lora"].model_copy(update={"targets": ["nope"]})
+    with (
+        pytest.raises(pipeline.RunError, match="conditions.lora.targets: target 'nope' matches no module"),
+        pipeline.open_run(recipe.model_copy(update={"conditions": {"lora": wrong}}), tmp_path / "h"),
+    ):
+        pass
+    high = [m.model_copy(update={"rank": 5000}) for m in recipe.mitigations[:1]]
+    with (
+        pytest.raises(pipeline.RunError, match="ranks 1 to 96"),
+        pipeline.open_run(recipe.model_copy(update={"mitigations": high}), tmp_path / "h"),
+    ):
+        pass

@@ -150,11 +150,11 @@ def merge(
     with _errors():
         if k and merge_all:
             raise click.UsageError("--groups and --all exclude each other")
-        from toolkit import pipeline
+        from toolkit import external
 
         parameters = {} if density is None else {"density": density}
         try:
-            reports = pipeline.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters)
+            reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters)
         except ValueError as error:  # a method, parameter or rank that there is not
             raise click.UsageError(str(error)) from error
         if as_json:
@@ -194,12 +194,12 @@ def evaluate(
 
         check_rule(answer or "text")
         _without_network(base, prompts)
-        from toolkit import pipeline
+        from toolkit import external
         from toolkit.report import table_text
 
         settings = {"prompts": prompts, "base": base, "answer_rule": answer, "max_new_tokens": max_new_tokens}
         with _console() as console:
-            folder, results = pipeline.evaluate_subjects(subjects, out=out, workers=workers, console=console, **settings)
+            folder, results = external.evaluate_subjects(subjects, out=out, workers=workers, console=console, **settings)
         if as_json:
             _print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text())})
             return

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +20,9 @@ from typing import Any
 
 import toolkit
 from toolkit import environment, seeds
-from toolkit.adapters import adapter_paths, read_adapter
+from toolkit.adapters import read_adapter
 from toolkit.analyse import analyse
-from toolkit.base import EMBEDDED, load_base
+from toolkit.base import Base, load_base
 from toolkit.data import Example, Prompt, encode_rows, is_chat, read_rows, read_suite
 from toolkit.engines import LocalEngine, Progress
 from toolkit.ensemble import ENSEMBLES, vote
@@ -32,8 +31,10 @@ from toolkit.merge import merge_adapters
 from toolkit.outcomes import read_outcomes
 from toolkit.plan import TrainingPlan, plan_training, stacks_for
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
-from toolkit.recipe import SHIFTS, Condition, Data, Evaluation, Mitigation, Recipe, dump_recipe, parse_recipe
+from toolkit.recipe import Evaluation, Mitigation, Recipe, dump_recipe, parse_recipe
+from toolkit.report import write_report
 from toolkit.results import About, ConditionDesign, MitigationDesign, Price, Results, save_results
+from toolkit.stack import target_modules
 
 EVALUATION_WIDTH = 8
 """adapters on the stack while prompts are answered; fixed, so that the shapes never depend on how many there are"""
@@ -98,6 +99,7 @@ def open_run(recipe: Recipe, folder: Path, *, workers: int | None = None, consol
         raise RunError(str(error)) from None
     base = load_base(recipe.base, recipe.dtype, device)
     read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
+    _check_against_base(recipe, base)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
         for leftover in list(folder.rglob(".*.tmp")):  # half-written files of a run that was killed
@@ -107,6 +109,19 @@ def open_run(recipe: Recipe, folder: Path, *, workers: int | None = None, consol
         write_text(folder / "base.json", _json(base.to_dict()))
         with LocalEngine(device, workers) as engine:
             yield Run(recipe, folder, device, engine, console)
+
+
+def _check_against_base(recipe: Recipe, base: Base) -> None:
+    """Refuse what this base cannot do before anything is trained."""
+    for name, condition in recipe.conditions.items():
+        try:
+            layers = target_modules(base.model, condition.targets)
+        except ValueError as error:
+            raise RunError(f"conditions.{name}.targets: {error}") from None
+        largest = max(min(layer.weight.shape) for layer in layers.values())
+        for mitigation in recipe.mitigations:
+            if isinstance(mitigation.rank, int) and mitigation.rank > largest:
+                raise RunError(f"mitigation {mitigation.label}: the changes of this base have ranks 1 to {largest}")
 
 
 @contextmanager
@@ -271,6 +286,8 @@ def merge(job: Run) -> None:
     for name in job.recipe.conditions:
         replicas = successful(job.condition(name))
         for mitigation in job.recipe.mitigations:
+            if len(replicas) < mitigation.k:
+                job.console.note(f"{name}: {len(replicas)} replicas are too few for {mitigation.label}")
             if mitigation.merge:
                 units += merge_units(job.condition(name), replicas, mitigation)
     with job.console.stage("merge"):
@@ -434,18 +451,28 @@ def measure(job: Run) -> Results:
             shards += votes(job, name, shards)
         if not designs:
             raise RunError(f"{job.folder}: fewer than two replicas of any condition succeeded, nothing can be compared; try a lower `lr`")
-        base = json.loads((job.folder / "base.json").read_text())
-        about = About(
-            ftk=toolkit.__version__,
-            recipe=recipe.name,
-            base=recipe.base,
-            parameters=base["parameters"],
-            environment=_environment(job),
-            command=f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}",
-        )
-        results = analyse(read_outcomes(shards), prompts, designs, about=about, level=recipe.level)
-        save_results(job.folder / "results.json", results)
-        _report(job.folder)
+        return conclude(job, shards, prompts, designs, command=f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}")
+
+
+def conclude(
+    job: Run, shards: Sequence[Path], prompts: dict[str, list[Prompt]], designs: Sequence[ConditionDesign], *, command: str
+) -> Results:
+    """Analyse the outcomes in `shards`; write results.json and report.html."""
+    found = json.loads((job.folder / "environment.json").read_text())
+    numerics = found["numerics"]
+    where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
+    about = About(
+        ftk=toolkit.__version__,
+        recipe=job.recipe.name,
+        base=job.recipe.base,
+        parameters=json.loads((job.folder / "base.json").read_text())["parameters"],
+        environment={"machine": where, "system": found["system"], "python": found["python"]}
+        | {k: v or "" for k, v in found["versions"].items()},
+        command=command,
+    )
+    results = analyse(read_outcomes(shards), prompts, designs, about=about, level=job.recipe.level)
+    save_results(job.folder / "results.json", results)
+    write_report(job.folder)
     return results
 
 
@@ -481,129 +508,5 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
     return ConditionDesign(name, replicas, failed, mitigations, Price(rank=job.recipe.conditions[name].rank))
 
 
-def _environment(job: Run) -> dict[str, str]:
-    found = json.loads((job.folder / "environment.json").read_text())
-    numerics = found["numerics"]
-    where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
-    return {"machine": where, "system": found["system"], "python": found["python"], **{k: v or "" for k, v in found["versions"].items()}}
-
-
-# -- the side doors: adapters that are there already --------------------------------------------------------------------
-
-
-def merge_sources(
-    sources: Sequence[Path], *, method: str, k: int | None, rank: str, out: Path | None, parameters: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Merge a run, conditions of one, or adapter folders: all into one, or every disjoint group of k. One record a merge."""
-    reports = []
-    for folder, paths in _collections(sources):
-        members = groups(range(len(paths)), k or len(paths))
-        if not members:
-            raise RunError(f"{folder}: {len(paths)} adapters are fewer than a group of {k}")
-        size = len(members[0])
-        home = out or folder / "merged" / f"{method}-k{size}"
-        for g, group in enumerate(members):
-            target = home / f"g{g:03d}" if k or out is None else home
-            report = merge_adapters([paths[i] for i in group], target, method=method, rank=rank, **parameters)
-            found = {"out": str(target), "method": method, "k": size, "rank": report.rank, "energy": report.energy, "sha256": report.sha256}
-            reports.append(found)
-    return reports
-
-
-def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
-    """(folder for results, adapters) for each population that the sources mean; loose adapter folders are one population."""
-    loose: list[Path] = []
-    found = []
-    for source in sources:
-        if not source.exists():
-            raise RunError(f"{source}: no such folder; name a run, a condition of it, or folders of PEFT adapters")
-        if (source / "recipe.yaml").is_file():
-            conditions = [source / name for name in open_folder(source).conditions]
-        else:
-            conditions = [source] if (source / "replicas").is_dir() else []
-        for condition in conditions:
-            if replicas := successful(condition):
-                found.append((condition, [replica_folder(condition, r) for r in replicas]))
-        if not conditions:
-            loose += adapter_paths(source)
-    if loose:
-        found.append((sources[0] if len(sources) == 1 else Path("."), loose))
-    if not found:
-        raise RunError(f"{sources[0]}: no finished replicas there; `ftk train-replicas` makes them")
-    return found
-
-
-def evaluate_subjects(
-    sources: Sequence[Path],
-    *,
-    prompts: str | None,
-    base: str | None,
-    answer_rule: str | None,
-    max_new_tokens: int | None,
-    out: Path | None,
-    workers: int | None,
-    console: Console,
-) -> tuple[Path, Results]:
-    """Let populations that are there already answer prompts; return the folder of outcomes and the results.
-
-    A run answers its own suites with its own mitigations unless `prompts` says otherwise; any other folder of adapters is one
-    population, numbered in the order of the names, of unknown seeds.
-    """
-    if len(sources) == 1 and (sources[0] / "recipe.yaml").is_file() and not (prompts or base or out):
-        recipe = open_folder(sources[0])
-        with open_run(recipe, sources[0], workers=workers, console=console) as job:
-            merge(job)
-            evaluate(job)
-            return sources[0], measure(job)
-    if not prompts:
-        raise RunError(
-            "--prompts SUITE says what to ask: a .jsonl, .csv or .parquet file, or embedded:typical, embedded:near, embedded:far"
-        )
-    collections = _collections(sources)
-    home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
-    known = open_folder(home) if home else None
-    base = base or (known.base if known else None) or read_adapter(collections[0][1][0]).base
-    if not base:
-        raise RunError(f"{collections[0][1][0]}: does not say its base model; name it with --base")
-    if base == str(EMBEDDED):
-        base = "embedded"
-    evaluation = known.evaluation if known else Evaluation()
-    changes = {"answer": answer_rule, "max_new_tokens": max_new_tokens}
-    evaluation = Evaluation.model_validate(evaluation.model_dump() | {key: value for key, value in changes.items() if value})
-    names = [folder.name if len(collections) > 1 else "adapters" for folder, _ in collections]
-    shift = prompts.rpartition(":")[2]
-    suite = shift if shift in SHIFTS else re.sub(r"[^A-Za-z0-9._-]", "-", Path(prompts).stem)
-    recipe = Recipe(
-        name="evaluate",
-        base=base,
-        data=Data(train="", suites={suite: prompts}),
-        conditions={name: Condition() for name in names},
-        evaluation=evaluation,
-    )
-    folder = out or Path("runs") / "evaluate"
-    with open_run(recipe, folder, workers=workers, console=console) as job:
-        asked = read_prompts(recipe)
-        families = [[Subject("", "base", 0)]]
-        for name, (_, paths) in zip(names, collections, strict=True):
-            families.append([Subject(name, "replica", i, (str(path),), (read_adapter(path).sha256(),)) for i, path in enumerate(paths)])
-        with console.stage("evaluate"):
-            answer(job, families, asked)
-        shards = [unit.unit.shard for family in families for unit in answer_units(job, family, suite, asked[suite])]
-        designs = [ConditionDesign(name, range(len(paths))) for name, (_, paths) in zip(names, collections, strict=True)]
-        parameters = json.loads((folder / "base.json").read_text())["parameters"]
-        command = "ftk evaluate " + " ".join(map(str, sources)) + f" --prompts {prompts}"
-        about = About(toolkit.__version__, "evaluate", base, parameters, _environment(job), command)
-        results = analyse(read_outcomes(shards), asked, designs, about=about, level=recipe.level)
-        save_results(folder / "results.json", results)
-        _report(folder)
-    return folder, results
-
-
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
-
-
-def _report(folder: Path) -> None:
-    from toolkit.report import write_report
-
-    write_report(folder)

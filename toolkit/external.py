@@ -1,0 +1,133 @@
+"""The side doors: adapters that are there already, from this tool or another, to be merged or to answer prompts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.adapters import adapter_paths, read_adapter
+from toolkit.base import EMBEDDED
+from toolkit.evaluate import Subject
+from toolkit.merge import merge_adapters
+from toolkit.pipeline import (
+    Console,
+    RunError,
+    answer,
+    answer_units,
+    conclude,
+    evaluate,
+    measure,
+    merge,
+    open_folder,
+    open_run,
+    read_prompts,
+    successful,
+)
+from toolkit.population import groups, replica_folder
+from toolkit.recipe import SHIFTS, Condition, Data, Evaluation, Recipe
+from toolkit.results import ConditionDesign, Results
+
+
+def merge_sources(
+    sources: Sequence[Path], *, method: str, k: int | None, rank: str, out: Path | None, parameters: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Merge a run, conditions of one, or adapter folders: all into one, or every disjoint group of k. One record a merge."""
+    reports = []
+    for folder, paths in _collections(sources):
+        members = groups(range(len(paths)), k or len(paths))
+        if not members:
+            raise RunError(f"{folder}: {len(paths)} adapters are fewer than a group of {k}")
+        size = len(members[0])
+        home = out or folder / "merged" / f"{method}-k{size}"
+        for g, group in enumerate(members):
+            target = home / f"g{g:03d}" if k or out is None else home
+            report = merge_adapters([paths[i] for i in group], target, method=method, rank=rank, **parameters)
+            found = {"out": str(target), "method": method, "k": size, "rank": report.rank, "energy": report.energy, "sha256": report.sha256}
+            reports.append(found)
+    return reports
+
+
+def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
+    """(folder for results, adapters) for each population that the sources mean; loose adapter folders are one population."""
+    loose: list[Path] = []
+    found = []
+    for source in sources:
+        if not source.exists():
+            raise RunError(f"{source}: no such folder; name a run, a condition of it, or folders of PEFT adapters")
+        if (source / "recipe.yaml").is_file():
+            conditions = [source / name for name in open_folder(source).conditions]
+        else:
+            conditions = [source] if (source / "replicas").is_dir() else []
+        for condition in conditions:
+            if replicas := successful(condition):
+                found.append((condition, [replica_folder(condition, r) for r in replicas]))
+        if not conditions:
+            loose += adapter_paths(source)
+    if loose:
+        found.append((sources[0] if len(sources) == 1 else Path("."), loose))
+    if not found:
+        raise RunError(f"{sources[0]}: no finished replicas there; `ftk train-replicas` makes them")
+    return found
+
+
+def evaluate_subjects(
+    sources: Sequence[Path],
+    *,
+    prompts: str | None,
+    base: str | None,
+    answer_rule: str | None,
+    max_new_tokens: int | None,
+    out: Path | None,
+    workers: int | None,
+    console: Console,
+) -> tuple[Path, Results]:
+    """Let populations that are there already answer prompts; return the folder of outcomes and the results.
+
+    A run answers its own suites with its own mitigations unless `prompts` says otherwise; any other folder of adapters is one
+    population, numbered in the order of the names, of unknown seeds.
+    """
+    if len(sources) == 1 and (sources[0] / "recipe.yaml").is_file() and not (prompts or base or out):
+        recipe = open_folder(sources[0])
+        with open_run(recipe, sources[0], workers=workers, console=console) as job:
+            merge(job)
+            evaluate(job)
+            return sources[0], measure(job)
+    if not prompts:
+        raise RunError(
+            "--prompts SUITE says what to ask: a .jsonl, .csv or .parquet file, or embedded:typical, embedded:near, embedded:far"
+        )
+    collections = _collections(sources)
+    home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
+    known = open_folder(home) if home else None
+    base = base or (known.base if known else None) or read_adapter(collections[0][1][0]).base
+    if not base:
+        raise RunError(f"{collections[0][1][0]}: does not say its base model; name it with --base")
+    if base == str(EMBEDDED):
+        base = "embedded"
+    evaluation = known.evaluation if known else Evaluation()
+    changes = {"answer": answer_rule, "max_new_tokens": max_new_tokens}
+    evaluation = Evaluation.model_validate(evaluation.model_dump() | {key: value for key, value in changes.items() if value})
+    names = [folder.name if len(collections) > 1 else "adapters" for folder, _ in collections]
+    shift = prompts.rpartition(":")[2]
+    suite = shift if shift in SHIFTS else re.sub(r"[^A-Za-z0-9._-]", "-", Path(prompts).stem)
+    recipe = Recipe(
+        name="evaluate",
+        base=base,
+        data=Data(train="", suites={suite: prompts}),
+        conditions={name: Condition() for name in names},
+        evaluation=evaluation,
+    )
+    folder = out or Path("runs") / "evaluate"
+    with open_run(recipe, folder, workers=workers, console=console) as job:
+        asked = read_prompts(recipe)
+        families = [[Subject("", "base", 0)]]
+        for name, (_, paths) in zip(names, collections, strict=True):
+            families.append([Subject(name, "replica", i, (str(path),), (read_adapter(path).sha256(),)) for i, path in enumerate(paths)])
+        with console.stage("evaluate"):
+            answer(job, families, asked)
+        shards = [unit.unit.shard for family in families for unit in answer_units(job, family, suite, asked[suite])]
+        designs = [ConditionDesign(name, range(len(paths))) for name, (_, paths) in zip(names, collections, strict=True)]
+        command = "ftk evaluate " + " ".join(map(str, sources)) + f" --prompts {prompts}"
+        return folder, conclude(job, shards, asked, designs, command=command)
