@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from toolkit.recipe import Condition
 
-CPU_TOKENS, GPU_TOKENS = 4096, 32768  # a step of this many tokens fills the caches of a core, or a large GPU
+CPU_TOKENS, GPU_TOKENS = 3072, 32768  # a step of this many tokens suits the caches of a core, or fills a large GPU
 
 
 @dataclass(frozen=True)
