@@ -116,7 +116,7 @@ def test_init_writes_a_recipe_that_check_accepts(tmp_path, monkeypatch):
     for part in (
         "1,120 rows",
         "typical (193 prompts)",
-        "16 replicas in 1 stack of 16",
+        "24 replicas in 3 stacks of 8",
         "140 steps of 16 rows",
         "MiB a worker",
         "ms a step",
