@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 _GOLDEN, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64, as signed int64
@@ -28,10 +29,14 @@ def _weyl(n: int) -> int:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The finaliser of splitmix64 (Steele, Lea & Flood 2014) on int64 tensors; the same bits on every device."""
-    z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _MIX1  # the mask makes the arithmetic shift a logical one
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _MIX2
-    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+    """The finaliser of splitmix64 (Steele, Lea & Flood 2014) on int64 tensors, in place; the same bits on every device."""
+    shifted = torch.empty_like(z)
+    for bits, factor in ((30, _MIX1), (27, _MIX2), (31, 1)):
+        torch.bitwise_right_shift(z, bits, out=shifted)
+        z ^= shifted.bitwise_and_((1 << (64 - bits)) - 1)  # the mask makes the arithmetic shift a logical one
+        if factor != 1:
+            z *= factor
+    return z
 
 
 class CounterDropout:
@@ -48,16 +53,55 @@ class CounterDropout:
         # drop where a uniform 16-bit lane is below the threshold: p is met to 2^-17
         self._threshold = round(p * 65536) - 32768
 
-    def keep(self, module: int, n: int, width: int) -> Tensor:
-        """Keep-mask [R, n, width], bool; n counts the rows of one replica in this step (B * T, or micro-batches of it)."""
+    def keep(self, module: int, n: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Mask [R, n, width] of ones (keep) and zeros; n counts the rows of one replica in this step (B * T)."""
         key_R = _mix(_mix(self.seed_R + _weyl(self.step + 1)) + _weyl(module + 1))
         count = (n * width + 3) // 4
         counter = torch.arange(1, count + 1, device=key_R.device) * _GOLDEN
-        lanes = _mix(counter + key_R[:, None]).view(torch.int16)  # four 16-bit lanes a hash
-        return (lanes[:, : n * width] >= self._threshold).view(-1, n, width)
+        lanes = _mix(counter + key_R[:, None]).view(torch.int16)[:, : n * width]  # four 16-bit lanes a hash
+        # the comparison writes the factors themselves: a boolean mask would cost another pass here and one at every use
+        return torch.ge(lanes, self._threshold, out=torch.empty(lanes.shape, dtype=dtype, device=lanes.device)).view(-1, n, width)
 
-    def __call__(self, module: int, x_RnI: Tensor) -> Tensor:
-        return x_RnI * self.keep(module, *x_RnI.shape[1:]) * (1 / (1 - self.p))
+
+class _Adapt(torch.autograd.Function):
+    """y + scale * (x * keep) A' B', written into y; the gradients of all R adapters as batched products.
+
+    A and B are both stored with the rank as the slower index, [R, r, I] and [R, r, O] in memory: products with a short side are
+    several times faster when the long side is contiguous.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, A_RrI: Tensor, B_ROr: Tensor, keep_RnI: Tensor | None, scale: float) -> Tensor:
+        R, _, width = A_RrI.shape
+        x_RnI = x.reshape(R, -1, width).to(A_RrI.dtype)
+        if keep_RnI is not None:
+            x_RnI = x_RnI * keep_RnI
+        h_Rnr = torch.bmm(x_RnI, A_RrI.transpose(1, 2))
+        y_RnO = y.view(R, -1, y.shape[-1])
+        if y.dtype == h_Rnr.dtype:
+            y_RnO.baddbmm_(h_Rnr, B_ROr.transpose(1, 2), alpha=scale)
+        else:
+            y_RnO.add_(torch.bmm(h_Rnr, B_ROr.transpose(1, 2)), alpha=scale)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x_RnI, A_RrI, B_ROr, keep_RnI, h_Rnr)
+        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x_RnI, A_RrI, B_ROr, keep_RnI, h_Rnr = ctx.saved_tensors
+        grad_RnO = grad.reshape(len(A_RrI), -1, grad.shape[-1]).to(A_RrI.dtype)
+        grad_h = torch.bmm(grad_RnO, B_ROr).mul_(ctx.scale)
+        grad_B = torch.bmm(h_Rnr.transpose(1, 2), grad_RnO).mul_(ctx.scale).transpose(1, 2)
+        grad_A = torch.bmm(grad_h.transpose(1, 2), x_RnI)
+        grad_x = None
+        if ctx.needs_input_grad[1]:  # the first layers stand on frozen embeddings
+            grad_x = torch.bmm(grad_h, A_RrI)
+            if keep_RnI is not None:
+                grad_x *= keep_RnI
+            grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
+        return grad, grad_x, grad_A, grad_B, None, None
 
 
 class StackedLinear(nn.Module):
@@ -81,13 +125,11 @@ class StackedLinear(nn.Module):
         y = self.base(x)
         if self.A_RrI is None or self.B_ROr is None:
             return y
-        R = self.A_RrI.shape[0]
-        x_RnI = x.reshape(R, -1, self.in_features).to(self.A_RrI.dtype)
+        keep, scale = None, self.scale
         if self.dropout is not None:
-            x_RnI = self.dropout(self.index, x_RnI)
-        h_Rnr = torch.bmm(x_RnI, self.A_RrI.transpose(1, 2))
-        y_RnO = y.view(R, -1, self.out_features).to(h_Rnr.dtype)
-        return torch.baddbmm(y_RnO, h_Rnr, self.B_ROr.transpose(1, 2), alpha=self.scale).view(y.shape).to(y.dtype)
+            keep = self.dropout.keep(self.index, x.numel() // self.A_RrI.shape[0] // self.in_features, self.in_features, self.A_RrI.dtype)
+            scale /= 1 - self.dropout.p
+        return _Adapt.apply(y, x, self.A_RrI, self.B_ROr, keep, scale)  # type: ignore[return-value]
 
 
 def target_modules(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Linear | Conv1D]:

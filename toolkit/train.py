@@ -64,8 +64,8 @@ def initial_factors(stack: Stack, rank: int, init_seeds: Sequence[int], dtype: t
         for r, init_seed in enumerate(init_seeds):
             generator = torch.Generator().manual_seed(seed.derive(init_seed, name))
             A[r].uniform_(-bound, bound, generator=generator)
-        B = torch.zeros(len(init_seeds), layer.out_features, rank)
-        factors[name] = (A.to(device, dtype).requires_grad_(), B.to(device, dtype).requires_grad_())
+        B = torch.zeros(len(init_seeds), rank, layer.out_features, device=device, dtype=dtype).transpose(1, 2)  # [R, r, O] in memory
+        factors[name] = (A.to(device, dtype).requires_grad_(), B.requires_grad_())
     return factors
 
 
