@@ -625,9 +625,14 @@ def clinc():
 
 
 FAKE_CLINC = {
-    "train": [["freeze my account", "freeze"], ["book a flight", "flight"], ["tell me a joke", "joke"]],
-    "val": [["freeze it please", "freeze"], ["book a flight", "flight"]],
-    "test": [["please freeze everything", "freeze"], ["tell me a joke", "freeze"], ["fly me home", "flight"], ["hi", "joke"]],
+    "train": [["freeze my account", "freeze_account"], ["book a flight", "flight"], ["tell me a joke", "joke"]],
+    "val": [["freeze it please", "freeze_account"], ["book a flight", "flight"]],
+    "test": [
+        ["please freeze everything", "freeze_account"],
+        ["tell me a joke", "freeze_account"],
+        ["fly me home", "flight"],
+        ["hi", "joke"],
+    ],
     "oos_train": [["why is the sky blue", "oos"]],
     "oos_val": [],
     "oos_test": [["how tall is it", "oos"]],
@@ -636,15 +641,15 @@ FAKE_CLINC = {
 
 def test_clinc150_becomes_training_rows_and_suites(clinc, bpe, tmp_path, capsys):
     (tmp_path / "data_full.json").write_text(json.dumps(FAKE_CLINC))
-    (tmp_path / "domains.json").write_text(json.dumps({"banking": ["freeze"], "travel": ["flight"], "talk": ["joke"]}))
+    (tmp_path / "domains.json").write_text(json.dumps({"banking": ["freeze_account"], "travel": ["flight"], "talk": ["joke"]}))
     out = tmp_path / "out"
     clinc.main([str(tmp_path / "data_full.json"), "--out", str(out), "--domains", "banking, travel"])
     assert f"{out / 'train.jsonl'}: 3 rows" in capsys.readouterr().out
     rows = read_rows(str(out / "train.jsonl"))
     assert [(row["prompt"], row["completion"]) for row in rows] == [
-        ("freeze my account\nintent:", " freeze"),
-        ("book a flight\nintent:", " flight"),
-        ("why is the sky blue\nintent:", " none"),
+        ("freeze my account\nintent:", " freeze account\n"),
+        ("book a flight\nintent:", " flight\n"),
+        ("why is the sky blue\nintent:", " none\n"),
     ]
     assert len(encode_rows(rows, make(bpe), max_length=100)) == 3
     suites = {name: read_suite(str(out / f"{name}.jsonl"), name=name) for name in ("validation", "typical", "near", "far")}
@@ -662,7 +667,7 @@ def test_clinc150_becomes_training_rows_and_suites(clinc, bpe, tmp_path, capsys)
 
 def test_clinc150_refuses_what_it_does_not_know(clinc, tmp_path):
     (tmp_path / "data_full.json").write_text(json.dumps(FAKE_CLINC))
-    (tmp_path / "domains.json").write_text(json.dumps({"banking": ["freeze"]}))
+    (tmp_path / "domains.json").write_text(json.dumps({"banking": ["freeze_account"]}))
     (tmp_path / "other.json").write_text("{}")
     out = ["--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit, match="unknown domain 'sports'; the domains are banking"):

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 
 import toolkit
@@ -81,6 +82,11 @@ def make_deterministic(device: str) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def seconds_used(device: str) -> float:
+    """A clock of what this process has cost: processor time of all its threads on the CPU, else wall time."""
+    return time.process_time() if device == "cpu" else time.monotonic()
 
 
 def describe(device: str) -> dict:

@@ -494,18 +494,21 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
     folder = job.condition(name)
     population = read_population(folder)
     replicas = successful(folder)
+    measured = [record.seconds for record in population.values() if record.seconds is not None]
+    seconds = sum(measured) / len(measured) if measured else None
     mitigations = []
     for mitigation in job.recipe.mitigations:
         members = groups(replicas, mitigation.k)
         rank = job.recipe.conditions[name].rank
         if mitigation.merge and members:
             rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
-        price = Price(mitigation.k, 1 if mitigation.merge else mitigation.k, rank)
+        streams = 1 if mitigation.merge else mitigation.k
+        price = Price(mitigation.k, streams, rank, mitigation.k * seconds if seconds is not None else None)
         title = mitigation.label.rpartition("-k")[0].replace("-density", ", density ")
         kind = "merge" if mitigation.merge else "ensemble"
         mitigations.append(MitigationDesign(mitigation.label, title, kind, mitigation.k, members, price))
     failed = sum(record.status == "failed" for record in population.values())
-    return ConditionDesign(name, replicas, failed, mitigations, Price(rank=job.recipe.conditions[name].rank))
+    return ConditionDesign(name, replicas, failed, mitigations, Price(rank=job.recipe.conditions[name].rank, seconds=seconds))
 
 
 def _json(value: Any) -> str:

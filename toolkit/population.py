@@ -27,6 +27,7 @@ class Replica:
     steps: int
     final_loss: float | None
     failed_step: int | None = None
+    seconds: float | None = None  # of a core (CPU) or of the device, its share of the stack's training
     fingerprint: str = ""
     sha256: dict[str, str] = field(default_factory=dict)  # file, relative to the replica's folder -> hash
     energy: dict[str, float] = field(default_factory=dict)  # average -> share of the squared norm that its rank keeps

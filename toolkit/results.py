@@ -17,7 +17,10 @@ SHIFTS = ("typical", "near", "far")
 
 @dataclass(frozen=True)
 class Price:
-    """What one run of a procedure costs: trainings, models that answer each prompt, rank of the adapter, measured seconds."""
+    """What one run of a procedure costs: trainings, models that answer each prompt, rank of the adapter.
+
+    `seconds`: measured for its trainings, of one core (CPU) or of the device.
+    """
 
     training_runs: int = 1
     inference_streams: int = 1

@@ -20,6 +20,7 @@ from toolkit import seeds as seed
 from toolkit.adapters import write_adapter
 from toolkit.data import Example
 from toolkit.delta import concat, ema_weights, swa_weights, truncate
+from toolkit.environment import seconds_used
 from toolkit.outcomes import write_table
 from toolkit.plan import TrainingPlan, learning_rate, snapshot_steps
 from toolkit.population import RECORD, Replica, replica_folder, write_text
@@ -41,6 +42,7 @@ class Trained:
     lr_S: np.ndarray
     row_SRB: np.ndarray  # training row of every position in a batch, -1 where the batch is padded
     row_loss_SRB: np.ndarray
+    seconds: float  # what the whole stack cost, see `seconds_used`
     snapshots: list[Factors_R] = field(default_factory=list)
 
     def failed_step(self, r: int) -> int | None:
@@ -119,6 +121,7 @@ def train_stack(
     The base is given back unchanged.
     """
     device = next(model.parameters()).device
+    start = seconds_used(device.type)
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)  # adapters and moments: float32 or better
     R = len(seeds_R)
     rows = Rows.of(examples, plan, dtype, str(device))
@@ -186,6 +189,7 @@ def train_stack(
         lr_S=np.array(lrs),
         row_SRB=np.stack(row_ids),
         row_loss_SRB=torch.stack(row_losses).cpu().numpy(),
+        seconds=seconds_used(device.type) - start,
         snapshots=snapshots,
     )
 
@@ -247,6 +251,7 @@ def save_stack(
             "steps": plan.steps,
             "final_loss": loss if np.isfinite(loss) else None,
             "failed_step": failed,
+            "seconds": round(trained.seconds / len(replicas), 3),
             "fingerprint": fingerprint,
         }
         if failed is not None:

@@ -41,13 +41,13 @@ def prepare(data: dict, domains: dict[str, list[str]], chosen: list[str]) -> dic
     unknown = sorted(set(chosen) - set(domains))
     if unknown:
         raise ValueError(f"unknown domain {unknown[0]!r}; the domains are {', '.join(domains)}")
-    domain_of = {intent: domain for domain in chosen or domains for intent in domains[domain]}
+    domain_of = {words(intent): domain for domain in chosen or domains for intent in domains[domain]}
     # A few test and validation queries also stand in the training set, some with another intent: they measure nothing.
     trained = {query for split in ("train", "oos_train") for query, _ in data[split]}
 
     def queries(split: str) -> list[tuple[int, str, str]]:
         """(position in the published file, query, intent) of the chosen domains."""
-        rows = [(n, query, intent) for n, (query, intent) in enumerate(data[split]) if intent in domain_of]
+        rows = [(n, query, words(intent)) for n, (query, intent) in enumerate(data[split]) if words(intent) in domain_of]
         return rows if split == "train" else [row for row in rows if row[1] not in trained]
 
     train = [(query, intent) for _, query, intent in queries("train")]
@@ -56,7 +56,7 @@ def prepare(data: dict, domains: dict[str, list[str]], chosen: list[str]) -> dic
     near = [(n, typo(query), intent) for n, query, intent in test]
     far = [(n, query) for n, (query, _) in enumerate(data["oos_test"]) if query not in trained]
     return {
-        "train.jsonl": [{"prompt": query + SUFFIX, "completion": f" {intent}"} for query, intent in train],
+        "train.jsonl": [{"prompt": query + SUFFIX, "completion": f" {intent}\n"} for query, intent in train],
         "validation.jsonl": suite("typical", "val", ((n, q, i, domain_of[i]) for n, q, i in queries("val"))),
         "typical.jsonl": suite("typical", "test", ((n, q, i, domain_of[i]) for n, q, i in test)),
         "near.jsonl": suite("near", "test", ((n, q, i, domain_of[i]) for n, q, i in near if q not in trained)),
@@ -77,6 +77,11 @@ def suite(shift: str, split: str, rows: Iterable[tuple[int, str, str, str]]) -> 
         }
         for number, query, intent, category in rows
     ]
+
+
+def words(intent: str) -> str:
+    """`book_hotel` as `book hotel`: the words are in a base's vocabulary, the underscore often is not."""
+    return intent.replace("_", " ")
 
 
 def typo(query: str) -> str:

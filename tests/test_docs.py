@@ -1,0 +1,117 @@
+"""What the Markdown files say is there: links lead to files, and every `ftk` and `make` command that they show exists as written."""
+
+import itertools
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+
+from toolkit import cli
+from toolkit.merge.methods import METHODS
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(p for p in ROOT.rglob("*.md") if not any(part.startswith(".") or part == "runs" for part in p.relative_to(ROOT).parts))
+IDS = [str(p.relative_to(ROOT)) for p in PAGES]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of code blocks, fenced or indented, and inline code."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [line for block in re.findall(r"^```.*?\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
+    indented = re.findall(r"^(?: {4}|\t)(.*)$", text, re.M)
+    inline = re.findall(r"`([^`\n]+)`", prose(page))
+    return [line.strip().removeprefix("$ ").split("  #")[0].split("    #")[0] for line in [*blocks, *indented, *inline]]
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def links(page: Path) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", prose(page))
+
+
+def broken_links(page: Path) -> list[str]:
+    broken = []
+    for link in links(page):
+        target, _, anchor = link.partition("#")
+        if target.startswith(("http://", "https://")):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(link)
+    return broken
+
+
+def unknown_words(line: str) -> str | None:
+    """What of an `ftk` command line is no command or option of it; None when all of it is."""
+    words = shlex.split(line.replace("\\|", "|"))
+    command = cli.main.commands.get(words[1]) if len(words) > 1 else None
+    if len(words) == 1 or words[1] == "--help":
+        return None
+    if command is None:
+        return words[1]
+    options = {name: p for p in command.params if isinstance(p, click.Option) for name in p.opts} | {"--help": None}
+    for word, after in itertools.pairwise([*words[2:], ""]):
+        name, _, value = word.partition("=")
+        if not word.startswith("-"):
+            continue
+        if name not in options:
+            return word
+        if name == "--method":  # the README lists all of them as `mean|swa`
+            wrong = set((value or after).split("|")) - set(METHODS)
+            if wrong:
+                return f"{name} {wrong.pop()}"
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page):
+    assert broken_links(page) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_commands_are_spelt_as_they_are(page):
+    shown = [line for line in commands(page) if re.match(r"ftk [a-z\-]", line)]
+    assert {line: unknown for line in shown if (unknown := unknown_words(line))} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_make_targets_and_scripts_exist(page):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    for line in commands(page):
+        if match := re.match(r"make (\w+)", line):
+            assert match[1] in targets, line
+        if match := re.match(r"python (?:-m )?([\w./]+)", line):
+            name = match[1]
+            file = name if name.endswith(".py") else name.replace(".", "/") + ".py"
+            if name not in ("pip", "venv", "pytest", "build", "http.server"):
+                assert (ROOT / file).is_file() or (page.parent / file).is_file(), line
+
+
+def test_the_readme_shows_every_command():
+    shown = {line.split()[1] for line in commands(ROOT / "README.md") if line.startswith("ftk ") and len(line.split()) > 1}
+    assert set(cli.main.commands) <= shown
+
+
+def test_a_wrong_link_and_a_wrong_command_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A title\n[here](#a-title) [there](missing.md) [gone](#nowhere)\n\n    ftk merge run --method median\n")
+    assert broken_links(page) == ["missing.md", "#nowhere"]
+    assert [unknown_words(line) for line in commands(page) if line.startswith("ftk")] == ["--method median"]
+    assert unknown_words("ftk run recipe.yaml --fast") == "--fast" and unknown_words("ftk fly") == "fly"
+
+
+def test_the_first_lines_of_the_readme_work():
+    """`make -n` resolves both targets without running them."""
+    for target in ("demo", "test"):
+        plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert plan.returncode == 0 and ".venv/bin/" in plan.stdout, plan.stderr
