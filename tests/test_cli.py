@@ -44,6 +44,7 @@ def work(tmp_path_factory):
     (folder / "train.jsonl").write_text("".join(lines))
     (folder / "suite.jsonl").write_text("".join(lines[:3]))
     (folder / "broken.jsonl").write_text(lines[0] + '{"prompt": \n')
+    (folder / "long.jsonl").write_text(json.dumps({"prompt": "wake me at seven " * 64, "completion": " none()"}) + "\n")
     (folder / "empty.jsonl").write_text("")
     (folder / "a-file").write_text("")
     (folder / "a-folder").mkdir()
@@ -144,6 +145,8 @@ def test_check_and_doctor_print_one_json_object():
         ({"suite": "missing.csv"}, "missing.csv: no such file"),
         ({"base": "./nowhere"}, "base './nowhere': no such folder"),
         ({"condition": ", targets: [nope]"}, "target 'nope' matches no module; linear layers of this base: down_proj"),
+        ({"suite": "long.jsonl"}, ": 258 tokens and an answer of up to 4 are more than the 256 that base 'embedded' takes"),
+        ({"train": "long.jsonl"}, "data.max_length: a training row has 2"),
         ({"condition": ", epoch: 2"}, "wrong.yaml:9: unknown key 'epoch' in 'conditions.lora'; did you mean 'epochs'?"),
     ],
 )

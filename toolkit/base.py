@@ -36,6 +36,11 @@ class Base:
     """of names, shapes, dtypes and bytes of all weights, as loaded"""
     tokenizer_sha256: str
 
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that the base was made for, prompt and answer together; None where its configuration does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "base": self.name,
@@ -80,8 +85,8 @@ def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
     revision = None
     if name == "embedded":
         source = str(EMBEDDED)
-    elif Path(name).is_dir():
-        source = str(Path(name).resolve())
+    elif Path(name).expanduser().is_dir():
+        source = str(Path(name).expanduser().resolve())
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BaseError(f"base {name!r}: no such folder")
     else:
@@ -93,7 +98,7 @@ def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).split(". ")[0]  # the first sentence; what follows is advice for library authors
         raise BaseError(f"base {name!r}: not a folder with a causal LM, and not to be had from a hub: {reason}") from None
     model = model.to(device).eval().requires_grad_(False)
     eos_ids = _eos_ids(model, tokenizer)

@@ -23,7 +23,7 @@ from toolkit import environment, seeds
 from toolkit.adapters import read_adapter
 from toolkit.analyse import analyse
 from toolkit.base import Base, load_base
-from toolkit.data import Example, Prompt, encode_rows, is_chat, read_rows, read_suite
+from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, is_chat, read_rows, read_suite
 from toolkit.engines import LocalEngine, Progress
 from toolkit.ensemble import ENSEMBLES, vote
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, vote_outcomes
@@ -98,8 +98,9 @@ def open_run(recipe: Recipe, folder: Path, *, workers: int | None = None, consol
     except ValueError as error:
         raise RunError(str(error)) from None
     base = load_base(recipe.base, recipe.dtype, device)
-    read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
+    prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
     _check_against_base(recipe, base)
+    check_lengths(recipe, base, prompts, device)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
         for leftover in list(folder.rglob(".*.tmp")):  # half-written files of a run that was killed
@@ -122,6 +123,28 @@ def _check_against_base(recipe: Recipe, base: Base) -> None:
         for mitigation in recipe.mitigations:
             if isinstance(mitigation.rank, int) and mitigation.rank > largest:
                 raise RunError(f"mitigation {mitigation.label}: the changes of this base have ranks 1 to {largest}")
+
+
+def check_lengths(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], device: str) -> None:
+    """Refuse rows and prompts that are longer than the base: it would fail on them, or answer nonsense."""
+    limit = base.max_positions
+    if limit is None:
+        return
+    longest = max((len(example.ids) for example in training_examples(recipe, device)), default=0) if recipe.data.train else 0
+    if longest > limit:
+        raise RunError(
+            f"data.max_length: a training row has {longest:,} tokens, base {recipe.base!r} takes {limit:,}; set `max_length: {limit}`"
+        )
+    for suite, asked in prompts.items():
+        for prompt in asked:
+            known = encode_prompt(prompt.prompt, base.tokenizer)
+            reference = encode_reference(prompt.prompt, prompt.reference, base.tokenizer) if prompt.reference is not None else []
+            answer = max(recipe.evaluation.max_new_tokens, len(reference))
+            if len(known) + answer > limit:
+                raise RunError(
+                    f"suite {suite}, prompt {prompt.id!r}: {len(known):,} tokens and an answer of up to {answer:,} are more than the {limit:,} "
+                    f"that base {recipe.base!r} takes; shorten the prompt or set a smaller `evaluation.max_new_tokens`"
+                )
 
 
 @contextmanager

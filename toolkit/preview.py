@@ -26,7 +26,7 @@ SHOWN = 600
 def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
     """Data as the model will see it, plan, memory, disk and time, as plain values.
 
-    Raises RecipeError, DataError or BaseError in one line. The probe trains one stack for a few steps and throws it away.
+    Raises RecipeError, DataError, BaseError or RunError in one line. The probe trains one stack for a few steps and throws it away.
     """
     try:
         device = environment.resolve_device(recipe.device)
@@ -37,6 +37,7 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
     form = data.detect_format(rows) if recipe.data.format == "auto" else recipe.data.format
     prompts = pipeline.read_prompts(recipe)
     base = load_base(recipe.base, recipe.dtype, device)
+    pipeline.check_lengths(recipe, base, prompts, device)
     examples = pipeline.training_examples(recipe, device)
     warnings = data.check_tokenizer(base.tokenizer, [example.prompt for example in examples[:50]])
     found: dict[str, Any] = {
@@ -66,7 +67,7 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             "plan": asdict(plan),
             "stacks": stacks,
             "adapter_parameters": adapter,
-            "memory_bytes": _memory(base, plan, adapter),
+            "memory_bytes": _memory(base, plan, adapter, condition.dropout),
             "disk_bytes": replicas * folders * (adapter * 4 + 20_000)
             + sum(replicas // m.k * _merged_bytes(m, layers, condition.rank) for m in recipe.mitigations if m.merge),
         }
@@ -107,12 +108,16 @@ def _merged_bytes(mitigation: Mitigation, layers: list[tuple[int, int]], rank: i
     return 4 * sum(merged * (i + o) for i, o in layers)
 
 
-def _memory(base: Base, plan: TrainingPlan, adapter: int) -> int:
-    """Rough peak of one worker: base, adapters with gradients and moments, and saved activations (about 34 values a token, layer and
-    hidden unit, from counting what a transformer block keeps for its backward pass)."""
+def _memory(base: Base, plan: TrainingPlan, adapter: int, dropout: float) -> int:
+    """Rough peak of one worker: base, adapters with gradients and moments, and what a transformer block keeps for its backward pass.
+
+    The values kept for each token and layer were counted on Qwen2 blocks with all linear layers adapted (`saved_tensors_hooks`).
+    """
     config = base.model.config.get_text_config()
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    activations = plan.stack * plan.micro_batch * plan.length * layers * hidden * 34 * 4
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    values = 18 * hidden + 5 * inner if dropout else 8 * hidden + 4 * inner
+    activations = plan.stack * plan.micro_batch * plan.length * layers * values * 4
     logits = plan.stack * plan.micro_batch * plan.targets * config.vocab_size * 4 * 3
     return base.parameters * base.model.dtype.itemsize + plan.stack * adapter * 16 + activations + logits
 

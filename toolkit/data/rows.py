@@ -40,7 +40,9 @@ def read_rows(source: str) -> list[Row]:
     elif path.is_file():
         rows = list(_read_file(path))
     elif path.suffix.lower() in READERS or source.startswith(("/", ".", "~")):
-        raise DataError(f"{source}: no such file or folder; a relative path counts from the working directory")
+        raise DataError(
+            f"{source}: no such file or folder; a relative path counts from the recipe's folder, then from the working directory"
+        )
     else:
         rows = list(_read_hub(source))
     if not rows:
