@@ -142,8 +142,8 @@ def check_lengths(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], 
             answer = max(recipe.evaluation.max_new_tokens, len(reference))
             if len(known) + answer > limit:
                 raise RunError(
-                    f"suite {suite}, prompt {prompt.id!r}: {len(known):,} tokens and an answer of up to {answer:,} are more than the {limit:,} "
-                    f"that base {recipe.base!r} takes; shorten the prompt or set a smaller `evaluation.max_new_tokens`"
+                    f"suite {suite}, prompt {prompt.id!r}: {len(known):,} tokens and an answer of up to {answer:,} are more than "
+                    f"the {limit:,} that base {recipe.base!r} takes; shorten the prompt or set a smaller `evaluation.max_new_tokens`"
                 )
 
 
