@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from rich.progress import Progress
 
 from toolkit import cli
+from toolkit.cli import terminal
 from toolkit.data import read_rows
 
 RECIPE = """
@@ -236,7 +237,7 @@ def test_a_bar_ends_with_its_block(monkeypatch):
     started: list[Progress] = []
     monkeypatch.setattr(Progress, "start", lambda bar: (started.append(bar), bar.live.start()))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with pytest.raises(KeyboardInterrupt), cli._console() as console:
+    with pytest.raises(KeyboardInterrupt), terminal.console() as console:
         console.progress("train", 4)(0.5)
         assert started[0].live.is_started
         raise KeyboardInterrupt

@@ -92,9 +92,10 @@ def test_make_targets_and_scripts_exist(page):
             assert match[1] in targets, line
         if match := re.match(r"python (?:-m )?([\w./]+)", line):
             name = match[1]
-            file = name if name.endswith(".py") else name.replace(".", "/") + ".py"
+            module = name.replace(".", "/")
+            files = [name] if name.endswith(".py") else [f"{module}.py", f"{module}/__main__.py"]
             if name not in ("pip", "venv", "pytest", "build", "http.server"):
-                assert (ROOT / file).is_file() or (page.parent / file).is_file(), line
+                assert any((folder / file).is_file() for folder in (ROOT, page.parent) for file in files), line
 
 
 def test_the_readme_shows_every_command():

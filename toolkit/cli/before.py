@@ -1,0 +1,50 @@
+"""Commands before a run: a starter recipe, a preview, the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import toolkit
+from toolkit.cli.terminal import as_json, errors, load_recipe, print_json
+
+
+@click.command()
+@click.argument("name", default="recipe.yaml", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@as_json
+def init(name: Path, force: bool, as_json: bool) -> None:
+    """Write a commented starter recipe."""
+    with errors():
+        path = name if name.suffix in (".yaml", ".yml") else name.with_name(f"{name.name}.yaml")
+        if path.exists() and not force:
+            raise click.UsageError(f"{path} is there already; choose another name, or --force")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((Path(toolkit.__file__).parent / "starter.yaml").read_bytes())
+        print_json({"recipe": str(path)}) if as_json else click.echo(f"{path}: edit it, then `ftk check {path}` and `ftk run {path}`")
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--no-probe", is_flag=True, help="Do not time a few training steps.")
+@as_json
+def check(recipe: Path, no_probe: bool, as_json: bool) -> None:
+    """Validate a recipe; show data, plan, memory, disk and time."""
+    with errors():
+        loaded = load_recipe(recipe, None)
+        from toolkit import preview
+
+        found = preview.check(loaded, probe=not no_probe)
+        print_json(found) if as_json else preview.show(found)
+
+
+@click.command()
+@as_json
+def doctor(as_json: bool) -> None:
+    """What is installed, and what would make two runs differ."""
+    with errors():
+        from toolkit import preview
+
+        found = preview.doctor()
+        print_json(found) if as_json else preview.show_doctor(found)

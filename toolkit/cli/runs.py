@@ -1,0 +1,214 @@
+"""Commands along the arrows: from a recipe to replicas, merged adapters, outcomes and a report."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+import toolkit
+from toolkit.cli.terminal import as_json, console, errors, load_recipe, out_option, print_json, without_network, workers_option
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@out_option
+@click.option("--engine", type=click.Choice(["local"]), default="local", help="Where the work runs.")
+@click.option("--replicas", type=click.IntRange(2), help="Replicas of every condition, instead of the recipe's.")
+@workers_option
+@as_json
+def run(recipe: Path, out: Path | None, engine: str, replicas: int | None, workers: int | None, as_json: bool) -> None:
+    """From a recipe to a report. Run it again: only what is missing is done."""
+    _run(recipe, out or Path("runs") / recipe.stem, replicas, workers, as_json)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder.")
+@click.option("--replicas", type=click.IntRange(2), help="Fewer or more replicas than the demo's 64.")
+@workers_option
+@as_json
+def demo(out: Path, replicas: int | None, workers: int | None, as_json: bool) -> None:
+    """The whole on the embedded model, in minutes on two cores."""
+    _run(Path(toolkit.__file__).parent / "demo.yaml", out, replicas, workers, as_json)
+
+
+def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_json: bool) -> None:
+    with errors():
+        recipe = load_recipe(path, replicas)  # a wrong recipe is told before anything heavy is loaded
+        from toolkit import pipeline
+        from toolkit.report import table_text
+
+        with console() as screen:
+            results = pipeline.run(recipe, out, workers=workers, console=screen)
+        report = (out / "report.html").resolve()
+        if as_json:
+            found = {"run": str(out), "results": str(out / "results.json"), "report": str(report)}
+            print_json(found | {"seconds": screen.seconds, "verdict": list(results.verdict)})
+            return
+        click.echo(table_text(results))
+        for sentence in results.verdict:
+            click.echo(f"- {sentence}")
+        click.echo("seconds: " + ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in screen.seconds.items()))
+        click.echo(f"report: {report}")
+
+
+# -- the arrows --------------------------------------------------------------------------------------------------------
+
+
+@click.command("train-replicas")
+@click.argument("recipe", type=click.Path(path_type=Path))
+@out_option
+@click.option("--condition", "-c", multiple=True, help="Only this condition (may be repeated).")
+@click.option("--replicas", type=click.IntRange(1), help="Train replicas 0 to N-1.")
+@click.option("--only", help="Train these again even if they are finished: 3,17 or 0-7.")
+@workers_option
+@as_json
+def train_replicas(
+    recipe: Path, out: Path | None, condition: tuple[str, ...], replicas: int | None, only: str | None, workers: int | None, as_json: bool
+) -> None:
+    """Train a recipe's replicas, many at once on one base.
+
+    Each is a PEFT adapter folder. Run it again: only what is missing is done.
+    """
+    folder = out or Path("runs") / recipe.stem
+    with errors():
+        loaded = load_recipe(recipe, None)
+        names = _conditions(loaded.conditions, condition)
+        chosen = None if only is None else _indices(only)
+        from toolkit import pipeline
+
+        found: dict[str, Any] = {}
+        with console() as screen, pipeline.open_run(loaded, folder, workers=workers, console=screen) as job:
+            for name in names:
+                population = pipeline.train(job, name, replicas=replicas, only=chosen)
+                failed = [r for r, record in population.items() if record.status == "failed"]
+                found[name] = {"folder": str(folder / name / "replicas"), "replicas": len(population), "failed": failed}
+        if as_json:
+            print_json({"run": str(folder), "conditions": found, "seconds": screen.seconds})
+            return
+        for name, population in found.items():
+            failed = f", {len(population['failed'])} of them failed" if population["failed"] else ""
+            click.echo(f"{name}: {population['replicas']} replicas{failed} in {population['folder']}")
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--method", required=True, help="mean, swa, ema or ties.")
+@click.option("--groups", "k", type=click.IntRange(1), help="Merge disjoint groups of K replicas.")
+@click.option("--all", "merge_all", is_flag=True, help="Merge everything into one adapter (the default).")
+@click.option("--rank", default="full", show_default=True, help="full (exact), same, a number, or energy=0.99.")
+@click.option("--density", type=click.FloatRange(0, 1, min_open=True), help="ties: share of the entries that is kept.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the merged adapter (or of the groups).")
+@as_json
+def merge(
+    sources: tuple[Path, ...],
+    method: str,
+    k: int | None,
+    merge_all: bool,
+    rank: str,
+    density: float | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Merge replicas in delta space, all or in groups.
+
+    A SOURCE is a run, a condition of it, or any folder of PEFT adapters.
+    """
+    with errors():
+        if k and merge_all:
+            raise click.UsageError("--groups and --all exclude each other")
+        from toolkit import external
+
+        parameters = {} if density is None else {"density": density}
+        try:
+            reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters)
+        except ValueError as error:  # a method, parameter or rank that there is not
+            raise click.UsageError(str(error)) from error
+        if as_json:
+            print_json({"merged": reports})
+            return
+        for report in reports:
+            click.echo(
+                f"{report['out']}: {report['method']} of {report['k']} adapters, rank {report['rank']}, energy kept {report['energy']:.4f}"
+            )
+
+
+@click.command()
+@click.argument("subjects", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--prompts", help="Suite file of prompts, or embedded:typical|near|far (default for a run: its own suites).")
+@click.option("--base", help="Base model, where the adapters do not say it or say it wrongly.")
+@click.option("--answer", help="text, first-line, regex:PATTERN or embedded (default: the run's, or text).")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer.")
+@out_option
+@workers_option
+@as_json
+def evaluate(
+    subjects: tuple[Path, ...],
+    prompts: str | None,
+    base: str | None,
+    answer: str | None,
+    max_new_tokens: int | None,
+    out: Path | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Let adapters answer prompts; print how much they disagree.
+
+    A SUBJECT is a run, a condition of it, or any folder of PEFT adapters.
+    """
+    with errors():
+        from toolkit.data import check_rule
+
+        check_rule(answer or "text")
+        without_network(base, prompts)
+        from toolkit import external
+        from toolkit.report import table_text
+
+        settings = {"prompts": prompts, "base": base, "answer_rule": answer, "max_new_tokens": max_new_tokens}
+        with console() as screen:
+            folder, results = external.evaluate_subjects(subjects, out=out, workers=workers, console=screen, **settings)
+        if as_json:
+            print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text())})
+            return
+        click.echo(table_text(results))
+        click.echo(f"outcomes: {folder / 'outcomes'}")
+        click.echo(f"report: {(folder / 'report.html').resolve()}")
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@as_json
+def report(folder: Path, as_json: bool) -> None:
+    """results.json -> report.html."""
+    with errors():
+        from toolkit.report import write_report
+
+        if not (folder / "results.json").is_file():
+            raise click.UsageError(f"{folder}: no results.json; `ftk run RECIPE --out {folder}` makes one")
+        path = write_report(folder)
+        print_json({"report": str(path)}) if as_json else click.echo(path)
+
+
+# -- what the options say ------------------------------------------------------------------------------------------------
+
+
+def _conditions(known: dict[str, Any], asked: tuple[str, ...]) -> list[str]:
+    for name in asked:
+        if name not in known:
+            raise click.UsageError(f"no condition {name!r} in the recipe; there are: {', '.join(known)}")
+    return list(dict.fromkeys(asked)) or list(known)
+
+
+def _indices(text: str) -> list[int]:
+    """`3,17` and `0-7` as a sorted list."""
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
+        replicas = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not replicas:
+            raise click.UsageError(f"--only {text!r}: write replicas as 3,17 or 0-7")
+        found |= set(replicas)
+    return sorted(found)

@@ -1,0 +1,130 @@
+"""What all commands share: options, errors as one line with an exit code, progress on stderr. Heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+
+if TYPE_CHECKING:
+    from toolkit.pipeline import Console
+
+DONE, FAILED, BAD_INPUT, GATE_SAID_NO = 0, 1, 2, 3
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+workers_option = click.option("--workers", type=click.IntRange(1), help="Worker processes (default: one a core; one on a GPU).")
+out_option = click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
+
+
+def load_recipe(path: Path, replicas: int | None) -> Any:
+    from toolkit import recipe as recipes
+
+    recipe = recipes.load_recipe(path)
+    without_network(recipe.base, recipe.data.train, *recipe.data.suites.values())
+    if replicas is None:
+        return recipe
+    conditions = {name: c.model_copy(update={"replicas": None}) for name, c in recipe.conditions.items()}
+    return recipe.model_copy(update={"replicas": replicas, "conditions": conditions})
+
+
+def without_network(*sources: str | None) -> None:
+    """Tell the hub's client at once that there is no network, which it would take a minute of retries to notice."""
+    hub = any(s and not s.startswith("embedded") and not Path(s).exists() for s in sources)
+    if not hub or any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+        return
+    try:
+        socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
+    except OSError:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """One clear line instead of a traceback, and the exit code that scripts rely on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _stop(f"stopped; finished work is kept. Go on with: {shlex.join(['ftk', *sys.argv[1:]])}", 130)
+    except click.ClickException as error:
+        _stop(error.format_message(), BAD_INPUT)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # `ftk ... | head`: click's to handle
+            raise
+        reason = "the disk is full: free some and run again; finished work is kept" if error.errno == errno.ENOSPC else error.strerror
+        _stop(f"{error.filename}: {reason}" if error.filename else reason or str(error), FAILED)
+    except (ValueError, RuntimeError) as error:
+        if not type(error).__module__.startswith("toolkit."):
+            raise
+        from toolkit.engines import WorkerDied  # every other error of ours is about what was asked
+
+        _stop(str(error), FAILED if isinstance(error, WorkerDied) else BAD_INPUT)
+
+
+def _stop(message: str, code: int) -> None:
+    click.echo(f"ftk: {message}", err=True)
+    sys.exit(code)
+
+
+@contextmanager
+def console() -> Iterator[Console]:
+    """Progress and notes on stderr: a bar on a terminal, which ends with the block however that ends; plain lines elsewhere."""
+    from toolkit.pipeline import Console
+
+    def note(text: str) -> None:
+        click.echo(text, err=True)
+
+    with ExitStack() as bars:
+        yield Console(note=note, progress=partial(_bar, bars) if sys.stderr.isatty() else _lines)
+
+
+def _lines(title: str, count: int) -> Callable[[float], None]:
+    """A line at every tenth, with the pace and the time left."""
+    import time
+
+    start, told = time.monotonic(), [0]
+
+    def update(share: float) -> None:
+        if count and int(share * 10) > told[0]:
+            told[0] = int(share * 10)
+            seconds = time.monotonic() - start
+            pace = share * count / seconds if seconds else 0.0
+            time_ = f"{seconds * (1 - share) / share:.0f} s left" if share < 1 else f"{seconds:.0f} s"
+            click.echo(f"{title}: {share * count:.0f}/{count}, {pace:.2f}/s, {time_}", err=True)
+
+    return update
+
+
+def _bar(bars: ExitStack, title: str, count: int) -> Callable[[float], None]:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"), TimeElapsedColumn(), TimeRemainingColumn()]
+    bar = Progress(*columns, console=RichConsole(stderr=True), redirect_stdout=False)
+    bars.callback(bar.stop)
+    task = bar.add_task(title, total=1.0, pace="")
+
+    def update(share: float) -> None:
+        if not bar.live.is_started:
+            bar.start()
+        elapsed = bar.tasks[0].elapsed or 0.0
+        pace = share * count / elapsed if elapsed else 0.0
+        bar.update(task, completed=share, pace=f"{share * count:.0f}/{count} {pace:.2f}/s")
+        if share >= 1:
+            bar.stop()
+
+    return update
