@@ -130,6 +130,25 @@ def test_a_killed_run_goes_on_to_the_same_bits(finished, recipe, tmp_path):
     assert weights(folder) == weights(finished)
 
 
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """The parent alone: its workers must not train on beside those of a resumed run."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, time\nfrom toolkit.engines import LocalEngine\n\n"
+        "def unit(n, progress):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n\n"
+        "if __name__ == '__main__':\n    with LocalEngine('cpu', 1) as engine:\n        list(engine.run(unit, [0]))\n"
+    )
+    process = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    worker = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "the worker lives on"
+        time.sleep(0.05)
+
+
 def test_lost_and_damaged_replicas_come_back(finished, recipe, tmp_path):
     folder = tmp_path / "d"
     shutil.copytree(finished, folder)
@@ -193,3 +212,24 @@ def test_what_the_base_cannot_do_is_told_before_training(recipe, tmp_path):
         pipeline.open_run(recipe.model_copy(update={"mitigations": high}), tmp_path / "h"),
     ):
         pass
+
+
+def test_a_crossed_design_gives_every_combination_of_seeds_and_its_components(recipe, tmp_path):
+    crossed = recipe.conditions["lora"].model_copy(
+        update={"crossed": {"init": 3, "order": 2}, "repeats": 2, "snapshots": None, "averages": []}
+    )
+    recipe = recipe.model_copy(update={"conditions": {"lora": crossed}, "mitigations": [], "stack": 6})
+    results = pipeline.run(recipe, tmp_path / "x", workers=1)
+    found = read_population(tmp_path / "x" / "lora")
+    assert sorted(found) == list(range(12))
+    cells = [(record.seeds["init"], record.seeds["order"]) for _, record in sorted(found.items())]
+    assert len(set(cells[:6])) == 6 and cells[:6] == cells[6:] and len({init for init, _ in cells}) == 3
+    assert len({record.seeds["dropout"] for record in found.values()}) == 1  # what is not named is held
+    same = [found[r].sha256["adapter_model.safetensors"] == found[r + 6].sha256["adapter_model.safetensors"] for r in range(6)]
+    assert all(same)  # a repeat is the same bits: on this engine the numerics add nothing
+    answers = [s for s in results.conditions[0].sources if s.figure == "disagreement"]
+    assert set(answers[0].parts) == {"init", "order", "init x order", "residual"}
+    for s in answers:
+        assert s.parts["residual"].value == 0
+        assert sum(part.value for part in s.parts.values()) == pytest.approx(s.total.value)
+    assert "What makes runs differ" in (tmp_path / "x" / "report.html").read_text()

@@ -7,8 +7,10 @@ threads out of the numerics.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -33,7 +35,16 @@ def _start_worker(ticks: Any, device: str) -> None:
     global _ticks
     _ticks = ticks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     environment.make_deterministic(device)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed tells nobody: without this its workers would train on, unseen, beside those of the resumed run."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _run_unit(function: Callable[..., Any], number: int, unit: Any) -> Any:
