@@ -1,235 +1,32 @@
 """Law 9: every interval covers. Populations are simulated from a known truth; counted is the share of intervals that hold it.
 
-`python tests/test_statistics_coverage.py` prints the table.
+The populations are those of `benchmarks/coverage.py`, which sweeps them over a grid. `PYTHONPATH=benchmarks python
+tests/test_statistics_coverage.py` prints the table of the selection here.
 """
 
 import math
-from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 import pytest
-
-from toolkit.statistics import (
-    MIN_REPLICAS_ODD,
-    Estimate,
-    accuracy,
-    accuracy_change,
-    accuracy_effect_size,
-    accuracy_spread,
-    disagreement,
-    disagreement_difference,
-    disagreement_ratio,
-    effect_size,
-    failure_rate,
-    variance_ratio,
+from worlds import World, simulate
+from worlds.core import (
+    CONTRASTS,
+    accuracy_world,
+    disagreement_world,
+    failure_world,
+    group_world,
+    population,
+    spread_world,
+    variance_world,
 )
 
-TRUTH_DRAWS = 20_000  # prompts behind a truth that has no closed form: its error is far below any interval's width
-
-Sampled = tuple[Estimate, float]
-World = Callable[[np.random.Generator], Sampled]
+from toolkit.statistics import MIN_REPLICAS_ODD, disagreement
 
 
 def covered(world: World, repetitions: int, seed: int) -> tuple[float, float]:
-    """Share of the intervals that hold the truth, and share that is called conclusive. An end that is None is open."""
-    rng = np.random.default_rng(seed)
-    held = conclusive = 0
-    for _ in range(repetitions):
-        estimate, truth = world(rng)
-        low = -math.inf if estimate.low is None else estimate.low
-        high = math.inf if estimate.high is None else estimate.high
-        held += low <= truth <= high
-        conclusive += estimate.conclusive
-    return held / repetitions, conclusive / repetitions
-
-
-# --- one population: p ~ Beta per prompt (or cluster), a normal effect of the run on the logit
-# ---------------------------------
-
-NODE_S, WEIGHT_S = np.polynomial.hermite_e.hermegauss(61)
-WEIGHT_S = WEIGHT_S / WEIGHT_S.sum()
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-def logits(rng: np.random.Generator, a: float, b: float, n: int) -> np.ndarray:
-    # ln of a ratio of gammas, in a form that survives tiny shapes: gamma(a) = gamma(a + 1) * u^(1/a)
-    def log_gamma_draw(shape: float) -> np.ndarray:
-        return np.log(rng.gamma(shape + 1, size=n)) + np.log(rng.random(n)) / shape
-
-    return np.clip(log_gamma_draw(a) - log_gamma_draw(b), -500, 500)
-
-
-@cache
-def marginal(a: float, b: float, run_sd: float) -> np.ndarray:
-    """P(answer 1) over runs for a large sample of prompts."""
-    logit_P = logits(np.random.default_rng(99), a, b, 20 * TRUTH_DRAWS)
-    return sum(weight * sigmoid(logit_P + run_sd * node) for node, weight in zip(NODE_S, WEIGHT_S, strict=True))
-
-
-def population(rng, a, b, run_sd, replicas, prompts, per_cluster=1) -> np.ndarray:
-    logit_P = np.repeat(logits(rng, a, b, prompts // per_cluster), per_cluster)
-    run_R1 = run_sd * rng.standard_normal((replicas, 1))
-    return (rng.random((replicas, prompts)) < sigmoid(logit_P + run_R1)).astype(np.int64)
-
-
-def disagreement_world(replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, missing=0.0, failed=0.0) -> World:
-    p_P = marginal(a, b, run_sd)
-    truth = float(np.mean(2 * p_P * (1 - p_P)))
-    cluster_P = np.arange(prompts) // per_cluster
-
-    def world(rng: np.random.Generator) -> Sampled:
-        answer_RP = population(rng, a, b, run_sd, replicas, prompts, per_cluster)
-        answer_RP[rng.random(answer_RP.shape) < missing] = -1
-        failed_R = rng.random(replicas) < failed
-        failed_R[:2] = False  # at least two runs must be left to compare
-        answer_RP[failed_R] = -1
-        return disagreement(answer_RP, cluster_P=cluster_P if per_cluster > 1 else None), truth
-
-    return world
-
-
-def garbage_world(replicas, prompts, rate=0.05, a=0.6, b=0.2, run_sd=0.7) -> World:
-    """Failed runs that nobody marked: coin flips instead of answers. D of all runs, failed ones included."""
-    p_P = marginal(a, b, run_sd)
-    truth = float((1 - rate) ** 2 * np.mean(2 * p_P * (1 - p_P)) + (1 - (1 - rate) ** 2) * 0.5)
-
-    def world(rng: np.random.Generator) -> Sampled:
-        answer_RP = population(rng, a, b, run_sd, replicas, prompts)
-        failed_R = rng.random(replicas) < rate
-        answer_RP[failed_R] = rng.integers(0, 2, (failed_R.sum(), prompts))
-        return disagreement(answer_RP), truth
-
-    return world
-
-
-def accuracy_world(replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, missing=0.0) -> World:
-    truth = float(marginal(a, b, run_sd).mean())
-    cluster_P = np.arange(prompts) // per_cluster
-
-    def world(rng: np.random.Generator) -> Sampled:
-        correct_RP = population(rng, a, b, run_sd, replicas, prompts, per_cluster).astype(np.float64)
-        correct_RP[rng.random(correct_RP.shape) < missing] = np.nan
-        return accuracy(correct_RP, cluster_P=cluster_P if per_cluster > 1 else None), truth
-
-    return world
-
-
-def spread_world(field: str, replicas, prompts, run_sd, a=0.6, b=0.2) -> World:
-    """The accuracy's spread; `distribution_variance` and, without a run effect, `excess` have known truths."""
-    if field == "distribution_variance":
-        logit_P = logits(np.random.default_rng(99), a, b, 20 * TRUTH_DRAWS)
-        mean_S = np.array([sigmoid(logit_P + run_sd * node).mean() for node in NODE_S])
-        truth = float(WEIGHT_S @ mean_S**2 - (WEIGHT_S @ mean_S) ** 2)
-    else:
-        truth = 1.0
-
-    def world(rng: np.random.Generator) -> Sampled:
-        correct_RP = population(rng, a, b, run_sd, replicas, prompts).astype(np.float64)
-        return getattr(accuracy_spread(correct_RP), field), truth
-
-    return world
-
-
-# --- replicas and the groups made of them: latent margin = prompt + run + noise of the cell; answer = its sign
-# -------------------
-
-
-def latents(rng, replicas, prompts, mean, prompt_sd, run_sd, per_cluster=1) -> np.ndarray:
-    prompt_P = np.repeat(rng.normal(mean, prompt_sd, prompts // per_cluster), per_cluster)
-    return prompt_P + run_sd * rng.standard_normal((replicas, 1)) + rng.logistic(size=(replicas, prompts))
-
-
-def combine(latent_RP: np.ndarray, k: int, how: str) -> np.ndarray:
-    """Groups of k: the sign of the mean margin (weights averaged, logits averaged) or the majority of the answers."""
-    latent_GKP = latent_RP.reshape(len(latent_RP) // k, k, -1)
-    return (latent_GKP.mean(axis=1) > 0 if how == "mean" else (latent_GKP > 0).mean(axis=1) > 0.5).astype(np.int64)
-
-
-@cache
-def group_truth(mean: float, prompt_sd: float, run_sd: float, k: int, how: str) -> dict[str, float]:
-    """From fresh prompts, each with two fresh groups and their members."""
-    rng = np.random.default_rng(7)
-    sums = np.zeros(4)
-    blocks = 40
-    for _ in range(blocks):
-        prompt_P = rng.normal(mean, prompt_sd, TRUTH_DRAWS)
-        latent_RP = prompt_P + run_sd * rng.standard_normal((2 * k, TRUTH_DRAWS)) + rng.logistic(size=(2 * k, TRUTH_DRAWS))
-        one_RP, two_GP = latent_RP > 0, combine(latent_RP, k, how)
-        half = np.mean([one_RP[r] != one_RP[r + k] for r in range(k)])
-        sums += half, np.mean(two_GP[0] != two_GP[1]), one_RP.mean(), two_GP.mean()
-    d_a, d_b, right_a, right_b = sums / blocks
-    return {"ratio": d_b / d_a, "difference": d_b - d_a, "change": right_b - right_a, "kept": right_b / right_a}
-
-
-STATISTICS = {
-    "ratio": disagreement_ratio,
-    "difference": disagreement_difference,
-    "change": accuracy_change,
-    "kept": effect_size,
-    "accuracy kept": accuracy_effect_size,
-}
-
-
-def group_world(
-    statistic: str,
-    groups,
-    prompts=200,
-    k=4,
-    how="mean",
-    mean=2.0,
-    prompt_sd=4.0,
-    run_sd=0.7,
-    per_cluster=1,
-    missing=0.0,
-    failed=0.0,
-) -> World:
-    """The base answers 0 everywhere, which is always wrong: so the share of answers changed, and the accuracy, are P(1)."""
-    truths = group_truth(mean, prompt_sd, run_sd, k, how)
-    truth = truths["kept" if statistic == "accuracy kept" else statistic]
-    cluster_P = np.arange(prompts) // per_cluster if per_cluster > 1 else None
-    members = list(np.arange(groups * k).reshape(groups, k))
-
-    def world(rng: np.random.Generator) -> Sampled:
-        latent_RP = latents(rng, groups * k, prompts, mean, prompt_sd, run_sd, per_cluster)
-        baseline_RP, mitigated_GP = (latent_RP > 0).astype(np.int64), combine(latent_RP, k, how)
-        baseline_RP[rng.random(baseline_RP.shape) < missing] = -1
-        mitigated_GP[rng.random(mitigated_GP.shape) < missing] = -1
-        failed_G = rng.random(groups) < failed
-        failed_G[:2] = False
-        mitigated_GP[failed_G] = -1
-        arguments: tuple = (mitigated_GP, baseline_RP)
-        if statistic in ("change", "accuracy kept"):
-            arguments = tuple(np.where(answer_RP < 0, np.nan, answer_RP) for answer_RP in arguments)
-        if statistic in ("kept", "accuracy kept"):
-            arguments += (np.zeros(prompts, dtype=np.int64),)
-        return STATISTICS[statistic](*arguments, members, cluster_P=cluster_P), truth
-
-    return world
-
-
-def variance_world(runs: int, draw: str, paired=False) -> World:
-    def sample(rng: np.random.Generator) -> np.ndarray:
-        if draw == "normal":
-            return rng.standard_normal(runs)
-        if draw == "t5":
-            return rng.standard_t(5, runs)
-        return rng.standard_normal(runs) - 6 * (rng.random(runs) < 0.05)  # "failures"
-
-    def world(rng: np.random.Generator) -> Sampled:
-        score_a, score_b = sample(rng), sample(rng)
-        if paired:
-            score_b = 0.6 * score_a + 0.8 * score_b
-        return variance_ratio(math.sqrt(0.5) * score_b, score_a, paired=paired), 0.5
-
-    return world
-
-
-def failure_world(rate: float, runs: int) -> World:
-    return lambda rng: (failure_rate(int(rng.binomial(runs, rate)), runs), rate)
+    """Share of the intervals that hold the truth, and share that is called conclusive."""
+    tally = simulate(world, repetitions, seed)
+    return tally.coverage, tally.conclusive / repetitions
 
 
 WORLDS: dict[str, World] = {
@@ -244,8 +41,8 @@ WORLDS: dict[str, World] = {
     "disagreement N=10 M=200, 10 % cells missing": disagreement_world(10, 200, missing=0.1),
     "disagreement N=10 M=200, 5 % runs failed and marked": disagreement_world(10, 200, failed=0.05),
     "disagreement N=30 M=200, 5 % runs failed and marked": disagreement_world(30, 200, failed=0.05),
-    "disagreement N=60 M=200, 5 % runs answer garbage": garbage_world(60, 200),
-    "disagreement N=100 M=200, 5 % runs answer garbage": garbage_world(100, 200),
+    "disagreement N=60 M=200, 5 % runs answer garbage": disagreement_world(60, 200, garbage=0.05),
+    "disagreement N=100 M=200, 5 % runs answer garbage": disagreement_world(100, 200, garbage=0.05),
     **{f"ratio G={g}, mean of 4": group_world("ratio", g) for g in (5, 6, 8, 12, 16)},
     **{f"ratio G={g}, vote of 5": group_world("ratio", g, k=5, how="vote") for g in (6, 8, 12, 16)},
     "ratio G=8, runs shift all prompts": group_world("ratio", 8, mean=3.0, prompt_sd=1.0),
@@ -275,11 +72,11 @@ WORLDS: dict[str, World] = {
     "effect size G=8, small effect": group_world("kept", 8, mean=-4.0, prompt_sd=2.0),
     "accuracy effect size G=8": group_world("accuracy kept", 8),
     **{
-        f"distribution variance N={n} M=200, run sd {sd}": spread_world("distribution_variance", n, 200, sd)
+        f"distribution variance N={n} M=200, run sd {sd}": spread_world("distribution_variance", n, 200, run_sd=sd)
         for n, sd in [(10, 0.7), (30, 0.7), (10, 0.0), (30, 0.2)]
     },
-    **{f"excess ratio N={n} M=200": spread_world("excess", n, 200, 0.0) for n in (10, 30, 100)},
-    **{f"failure rate {rate} of {n}": failure_world(rate, n) for rate, n in [(0.05, 20), (0.05, 100), (0.01, 300)]},
+    **{f"excess ratio N={n} M=200": spread_world("excess", n, 200, run_sd=0.0) for n in (10, 30, 100)},
+    **{f"failure rate {rate} of {n}": failure_world(n, rate) for rate, n in [(0.05, 20), (0.05, 100), (0.01, 300)]},
     **{f"variance ratio n={n}, {d}": variance_world(n, d) for n in (30, 100) for d in ("normal", "t5")},
     "variance ratio n=100, failures": variance_world(100, "failures"),
     "variance ratio n=30, paired normal": variance_world(30, "normal", paired=True),
@@ -324,7 +121,7 @@ def test_unmarked_failed_runs_make_a_small_population_inconclusive(replicas):
     rng = np.random.default_rng(1)
     caught = 0
     for _ in range(30):
-        answer_RP = population(rng, 0.6, 0.2, 0.7, replicas, 200)
+        answer_RP, _ = population(rng, replicas, 200)
         assert disagreement(answer_RP).conclusive
         answer_RP[3] = rng.integers(0, 2, 200)
         estimate = disagreement(answer_RP)
@@ -342,7 +139,7 @@ def test_runs_that_differ_wildly_lose_their_verdict_more_often_than_their_covera
 
 
 @pytest.mark.parametrize("groups", [2, 3, 4])
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", CONTRASTS)
 def test_too_few_groups_are_inconclusive(statistic, groups):
     _, conclusive = covered(group_world(statistic, groups), 20, seed=3)
     assert conclusive == 0

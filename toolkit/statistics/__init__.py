@@ -4,7 +4,9 @@ Axis letters end names: R replica, G group of K replicas (one run of a mitigatio
 files, no torch, no random numbers.
 """
 
-from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, AccuracySpread, accuracy, accuracy_spread
+from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, AccuracySpread, accuracy, accuracy_spread, model_accuracy
+from toolkit.statistics.agreement import ambiguity, discrepancy, fleiss_kappa, negative_flips, total_agreement
+from toolkit.statistics.answer_components import AnswerComponents, behaviour_components
 from toolkit.statistics.arrays import MISSING, encode
 from toolkit.statistics.compare import (
     EFFECT_KEPT,
@@ -13,42 +15,105 @@ from toolkit.statistics.compare import (
     SAME_SHARE,
     accuracy_change,
     accuracy_effect_size,
+    collapsed,
     disagreement_difference,
     disagreement_ratio,
     effect_size,
 )
+from toolkit.statistics.components import Components, crossed, nested
+from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_ratio
 from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, MIN_REPLICAS_ODD, disagreement, prompt_disagreement
+from toolkit.statistics.distributions import flip_calibration, margin_to_noise, population_jsd, predicted_flip, total_variation
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.failures import failure_rate
 from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, zero_event_bound
-from toolkit.statistics.variance import MIN_RUNS, variance_ratio
+from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
+from toolkit.statistics.precision import Precision, iso_5725
+from toolkit.statistics.scaling import ScalingFit, SmallestK, fit_disagreement, fit_floor, smallest_k
+from toolkit.statistics.scores import brier_decomposition, icc, log_loss_decomposition, score_sd
+from toolkit.statistics.subsets import partition_variance, subset_variance
+from toolkit.statistics.texts import Divergence, edit_distance, first_divergence, kaplan_meier
+from toolkit.statistics.variance import (
+    MIN_RUNS,
+    VarianceContrast,
+    distribution_variance_change,
+    relative_spread,
+    sd_difference,
+    variance_contrast,
+    variance_ratio,
+)
 
 __all__ = [
-    "EFFECT_KEPT",
-    "MIN_CLUSTERS",
-    "MIN_GROUPS",
-    "MIN_REPLICAS",
-    "MIN_REPLICAS_ODD",
     "MIN_REPLICAS_SPREAD",
-    "MIN_RUNS",
+    "AccuracySpread",
+    "accuracy",
+    "accuracy_spread",
+    "model_accuracy",
+    "ambiguity",
+    "discrepancy",
+    "fleiss_kappa",
+    "negative_flips",
+    "total_agreement",
+    "AnswerComponents",
+    "behaviour_components",
     "MISSING",
+    "encode",
+    "collapsed",
+    "EFFECT_KEPT",
+    "MIN_GROUPS",
     "SAME_RATIO",
     "SAME_SHARE",
-    "AccuracySpread",
-    "Estimate",
-    "accuracy",
     "accuracy_change",
     "accuracy_effect_size",
-    "accuracy_spread",
-    "clopper_pearson",
-    "disagreement",
     "disagreement_difference",
     "disagreement_ratio",
     "effect_size",
-    "encode",
-    "failure_rate",
-    "jackknife_variance",
+    "Components",
+    "crossed",
+    "nested",
+    "population_accuracy_change",
+    "population_difference",
+    "population_ratio",
+    "MIN_CLUSTERS",
+    "MIN_REPLICAS",
+    "MIN_REPLICAS_ODD",
+    "disagreement",
     "prompt_disagreement",
-    "variance_ratio",
+    "flip_calibration",
+    "margin_to_noise",
+    "population_jsd",
+    "predicted_flip",
+    "total_variation",
+    "Estimate",
+    "failure_rate",
+    "clopper_pearson",
+    "jackknife_variance",
     "zero_event_bound",
+    "benjamini_hochberg",
+    "benjamini_yekutieli",
+    "holm",
+    "Precision",
+    "iso_5725",
+    "ScalingFit",
+    "SmallestK",
+    "fit_disagreement",
+    "fit_floor",
+    "smallest_k",
+    "brier_decomposition",
+    "icc",
+    "log_loss_decomposition",
+    "score_sd",
+    "partition_variance",
+    "subset_variance",
+    "Divergence",
+    "edit_distance",
+    "first_divergence",
+    "kaplan_meier",
+    "MIN_RUNS",
+    "VarianceContrast",
+    "distribution_variance_change",
+    "relative_spread",
+    "sd_difference",
+    "variance_contrast",
+    "variance_ratio",
 ]

@@ -1,26 +1,31 @@
 """Accuracy of a procedure, and how much of its spread between runs is more than test-set noise."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from toolkit.statistics.arrays import as_clusters, as_correct, as_level
+from toolkit.statistics.arrays import as_clusters, as_correct, as_level, as_marks, blocks, cells, cluster_blocks, filled_rows, marks
 from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import (
+    TwoWay,
+    clopper_pearson,
+    cluster_sums,
     jackknife_variance,
     leave_one_out_variance,
     log_jackknife,
     share_interval,
-    sum_by_cluster,
     t_quantile,
-    two_way,
+    two_way_of,
 )
 
 MIN_REPLICAS_SPREAD = 10
-ROUNDING = 1e-12  # accuracies closer than this are equal
+# Where accuracies crowd towards 0 or 1, within so many standard deviations, a few runs far from it decide the spread. The
+# interval was seen to cover there (93 % at least) only from this many replicas on.
+NEAR_THE_END, MIN_REPLICAS_SKEWED = 2.5, 200
+ROUNDING = 1e-12  # accuracies closer than this are equal, and so is what differs by this share of itself
 
 
 def accuracy(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95) -> Estimate:
@@ -30,15 +35,22 @@ def accuracy(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | 
     Resampled: replicas (delete-one jackknife) and clusters of prompts, on the logit scale, as in `disagreement`; with
     the same bound where all or nearly all answers are right, or wrong.
 
-    correct_RP: 1 right, 0 wrong, nan missing or without a reference, [replicas, prompts].
+    correct_RP: 1 right, 0 wrong, [replicas, prompts]; nan, or -1 in integers: missing or without a reference.
     Raises ValueError for other shapes or values, or fewer than two rows.
     """
     level = as_level(level)
-    correct_RP = as_correct(correct_RP, "correct_RP")
+    correct_RP = as_marks(correct_RP, "correct_RP")
     cluster_P = as_clusters(cluster_P, correct_RP.shape[1])
-    correct_RP = correct_RP[np.isfinite(correct_RP).any(axis=1)]
-    n_replicas = len(correct_RP)
-    mean_P, left_RP = prompt_means(correct_RP, np.arange(n_replicas)[:, None])
+    row_R = filled_rows(correct_RP)
+    n_replicas = len(row_R)
+    mean_P = np.full(correct_RP.shape[1], np.nan)
+
+    def left_out() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for at in cluster_blocks(n_replicas, cluster_P):
+            mean_P[at], left_RP = prompt_means(marks(cells(correct_RP, row_R, at)))
+            yield mean_P[at], left_RP, cluster_P[at]
+
+    parts = two_way_of(left_out(), n_replicas)
     used_P = np.isfinite(mean_P)
     n_prompts = int(used_P.sum())
     if n_prompts == 0:
@@ -46,7 +58,6 @@ def accuracy(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | 
         return Estimate(None, None, None, level, n_replicas, 0, "none", False, None, note)
 
     value = float(mean_P[used_P].mean())
-    parts = two_way(mean_P[used_P], left_RP[:, used_P], cluster_P[used_P])
     n_clusters = parts.n_clusters
     enough = n_replicas >= MIN_REPLICAS and n_clusters >= MIN_CLUSTERS
     needed = MIN_REPLICAS if n_replicas < MIN_REPLICAS else None
@@ -58,13 +69,48 @@ def accuracy(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | 
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
 
-def prompt_means(mark_RP: np.ndarray, groups: Sequence[np.ndarray] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """mean_P over the replicas that have a mark (nan if none), and mean_GP with each group of rows left out."""
+def model_accuracy(correct_P: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95) -> Estimate:
+    """What share of fresh prompts does this one fixed model answer correctly?
+
+    Resampled: prompts, by the exact interval of Clopper & Pearson (1934); where prompts share clusters, clusters, by their
+    variance (as in `disagreement`, without a part for runs) on the logit scale. correct_P: 1 right, 0 wrong, nan (or -1 in
+    integers) missing. Conclusive: MIN_CLUSTERS clusters where there are any. Raises ValueError for other shapes or values.
+    """
+    level = as_level(level)
+    mark_P = as_correct(np.asarray(correct_P)[None], "correct_P", at_least=1)[0]
+    known_P = np.isfinite(mark_P)
+    cluster_P = as_clusters(as_clusters(cluster_P, len(mark_P))[known_P], int(known_P.sum()))
+    mark_P, n_prompts = mark_P[known_P], int(known_P.sum())
+    if n_prompts == 0:
+        return Estimate(None, None, None, level, 1, 0, "none", False, None, "no prompt has a reference and an answer")
+    value, n_clusters = float(mark_P.mean()), int(cluster_P.max()) + 1
+    shape = level, 1, n_prompts
+    if n_clusters == n_prompts:
+        return Estimate(
+            value, *clopper_pearson(round(mark_P.sum()), n_prompts, level), *shape, "Clopper-Pearson over prompts, one fixed model"
+        )
+    prompts = math.nan
+    if n_clusters > 1:
+        deviation_C = np.bincount(cluster_P, weights=mark_P - value) / n_prompts
+        prompts = n_clusters / (n_clusters - 1) * float(np.sum(deviation_C**2))
+    low, high = share_interval(value, TwoWay(0.0, prompts, 2, n_clusters), level)
+    enough = n_clusters >= MIN_CLUSTERS
+    note = (
+        "" if enough else f"{n_clusters} prompts or clusters are too few for an interval that holds what it says (at least {MIN_CLUSTERS})"
+    )
+    return Estimate(value, low, high, *shape, "t over clusters of prompts, logit scale, one fixed model", enough, None, note)
+
+
+def prompt_means(mark_RP: np.ndarray, groups: Sequence[np.ndarray] | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """mean_P over the replicas that have a mark (nan if none), and mean_GP with each group of rows (by default each row) left out."""
     present_RP = np.isfinite(mark_RP)
     filled_RP = np.where(present_RP, mark_RP, 0.0)
     sum_P, n_P = filled_RP.sum(axis=0), present_RP.sum(axis=0)
-    left_GP = np.array([sum_P - filled_RP[group].sum(axis=0) for group in groups])
-    n_GP = np.array([n_P - present_RP[group].sum(axis=0) for group in groups])
+    if groups is None:
+        left_GP, n_GP = sum_P - filled_RP, n_P - present_RP
+    else:
+        left_GP = np.array([sum_P - filled_RP[group].sum(axis=0) for group in groups])
+        n_GP = np.array([n_P - present_RP[group].sum(axis=0) for group in groups])
     with np.errstate(invalid="ignore"):
         return np.where(n_P > 0, sum_P / np.maximum(n_P, 1), np.nan), np.where(n_GP > 0, left_GP / np.maximum(n_GP, 1), np.nan)
 
@@ -75,11 +121,10 @@ class AccuracySpread:
 
     sd: standard deviation over replicas of the accuracy on this suite.
     noise: sqrt(c / 2n), the sd that runs show when each prompt falls right or wrong independently of the others; c is
-    the
-        disagreement in correctness. None without disagreement.
+        the disagreement in correctness. None without disagreement.
     excess: sd / noise. 1 = test-set noise only; clearly above 1 = runs that differ in quality.
     distribution_variance: variance between runs of the accuracy on a suite without end. Unclipped: it may come out
-    negative.
+        negative.
     """
 
     sd: Estimate
@@ -102,17 +147,25 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
     over ALL ways to halve it. That has a closed form, the mean covariance between prompts of different clusters:
     (var_r(T_r) - sum_c var_r(T_rc)) / (n^2 - sum_c n_c^2), T_rc = number right in cluster c. So no splits are drawn.
 
-    correct_RP: 1 right, 0 wrong, nan missing. A missing mark counts as the prompt's mean, rescaled per replica to the
-    full suite. Inconclusive: fewer than MIN_REPLICAS_SPREAD replicas, or an accuracy that all replicas (but one) share.
+    correct_RP: 1 right, 0 wrong, nan (or -1 in integers) missing. A missing mark counts as the prompt's mean, rescaled per replica to the
+    full suite. Inconclusive: fewer than MIN_REPLICAS_SPREAD replicas (MIN_REPLICAS_SKEWED where accuracies crowd at 0 or 1), or an
+    accuracy that all replicas (but one) share.
     Raises ValueError for other shapes or values, or fewer than two rows.
     """
     level = as_level(level)
-    correct_RP = as_correct(correct_RP, "correct_RP")
+    correct_RP = as_marks(correct_RP, "correct_RP")
     cluster_P = as_clusters(cluster_P, correct_RP.shape[1])
-    used_P = np.isfinite(correct_RP).sum(axis=0) >= 2
-    correct_RP, cluster_P = correct_RP[:, used_P], as_clusters(cluster_P[used_P], int(used_P.sum()))
-    correct_RP = correct_RP[np.isfinite(correct_RP).any(axis=1)]
-    n_replicas, n_prompts = correct_RP.shape
+    marked_R = np.zeros(len(correct_RP), dtype=np.int64)
+    n_P = np.empty(correct_RP.shape[1], dtype=np.int64)
+    right = 0.0
+    for at in blocks(*correct_RP.shape):
+        mark_RP = marks(correct_RP[:, at])
+        present_RP = np.isfinite(mark_RP)
+        n_P[at] = present_RP.sum(axis=0)
+        marked_R += present_RP[:, n_P[at] >= 2].sum(axis=1)
+        right += float(np.nansum(mark_RP[:, n_P[at] >= 2]))
+    used_P, row_R = n_P >= 2, np.flatnonzero(marked_R)
+    n_replicas, n_prompts = len(row_R), int(used_P.sum())
     needed = MIN_REPLICAS_SPREAD if n_replicas < MIN_REPLICAS_SPREAD else None
 
     def unknown(value: float | None, note: str) -> Estimate:
@@ -122,28 +175,37 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
         nothing = unknown(None, "needs three replicas with marks on two common prompts")
         return AccuracySpread(nothing, None, nothing, nothing)
 
-    present_RP = np.isfinite(correct_RP)
-    n_P = present_RP.sum(axis=0)
-    deviation_RP = np.where(present_RP, correct_RP - np.nanmean(correct_RP, axis=0), 0.0)
-    square_RP = deviation_RP**2
-    square_P = square_RP.sum(axis=0)
-    noise_variance = float(np.sum(square_P / (n_P - 1)) / n_prompts**2)
-    noise = math.sqrt(noise_variance) or None
+    def deviations() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Marks less the prompt's mean (0 where missing), where they are missing, and the clusters of the prompts."""
+        for at in cluster_blocks(n_replicas, cluster_P):
+            mark_RP = marks(cells(correct_RP, row_R, at))[:, used_P[at]]
+            present_RP = np.isfinite(mark_RP)
+            filled_RP = np.where(present_RP, mark_RP, 0.0)
+            mean_P = filled_RP.sum(axis=0) / present_RP.sum(axis=0)
+            yield np.where(present_RP, filled_RP - mean_P, 0.0), present_RP, cluster_P[at][used_P[at]]
 
-    scaled_RP = deviation_RP * (n_prompts / present_RP.sum(axis=1))[:, None]
-    sum_RC = sum_by_cluster(scaled_RP, cluster_P, int(cluster_P.max()) + 1)
-    accuracy_R = scaled_RP.sum(axis=1) / n_prompts
+    scale_R = n_prompts / marked_R[row_R]
+    noise_variance, noise_left_R, sum_R = 0.0, np.zeros(n_replicas), np.zeros(n_replicas)
+    for deviation_RP, present_RP, _ in deviations():
+        square_RP, m_P = deviation_RP**2, present_RP.sum(axis=0)
+        square_P = square_RP.sum(axis=0)
+        noise_variance += float(np.sum(square_P / (m_P - 1))) / n_prompts**2
+        # Without replica r prompt i loses r's square and the shift of its mean, n/(n-1) * (x_r - mean)^2 in all.
+        square_left_RP = square_P - square_RP * (m_P / (m_P - 1))
+        noise_left_R += np.sum(square_left_RP / np.maximum(m_P - present_RP - 1, 1), axis=1) / n_prompts**2
+        sum_R += deviation_RP.sum(axis=1) * scale_R
+    noise = math.sqrt(noise_variance) or None
+    accuracy_R = sum_R / n_prompts
     variance, left_R = float(accuracy_R.var(ddof=1)), leave_one_out_variance(accuracy_R)
-    covariance, prompt_variance, a, b = _mean_covariance(sum_RC, np.bincount(cluster_P))
-    if left_R.min() < ROUNDING**2:
+    scaled = ((deviation_RP * scale_R[:, None], cluster_P) for deviation_RP, _, cluster_P in deviations())
+    size_C = np.bincount(as_clusters(cluster_P[used_P], n_prompts))
+    covariance, prompt_variance, a, b = _mean_covariance(cluster_sums(scaled), sum_R - sum_R.mean(), size_C)
+    if left_R.min() < ROUNDING * max(ROUNDING, variance):
         note = "all replicas, or all but one, have the same accuracy: there is no spread to put an interval around"
         spread = math.sqrt(variance) if variance >= ROUNDING**2 else 0.0
         excess = unknown(spread / noise if noise else None, note)
         return AccuracySpread(unknown(spread, note), noise, excess, unknown(covariance, note))
 
-    # Without replica r prompt i loses r's square and the shift of its mean, n/(n-1) * (x_r - mean)^2 in all.
-    square_left_RP = square_P - square_RP * n_P / (n_P - 1)
-    noise_left_R = np.sum(square_left_RP / np.maximum(n_P - present_RP - 1, 1), axis=1) / n_prompts**2
     t = t_quantile(level, n_replicas - 1)
 
     def interval(log_variance: float, left_out_R: np.ndarray) -> tuple[float, float]:
@@ -151,13 +213,19 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
         return math.exp(min(centre - t * se, log_variance)), math.exp(max(centre + t * se, log_variance))
 
     note = f"{n_replicas} replicas say little about a spread (at least {MIN_REPLICAS_SPREAD})" if needed else ""
+    middle = right / marked_R.sum()
+    if n_replicas < MIN_REPLICAS_SKEWED and min(middle, 1 - middle) < NEAR_THE_END * math.sqrt(variance):
+        needed = MIN_REPLICAS_SKEWED
+        note = f"accuracies crowd at an end of the scale: {n_replicas} replicas say little about their spread (at least {needed})"
     shape = (level, n_replicas, n_prompts)
     verdict = (not needed, needed, note)
     method = "log-variance jackknife-t over replicas, these prompts"
     ends = interval(math.log(variance), np.log(left_R))
     sd = Estimate(math.sqrt(variance), math.sqrt(ends[0]), math.sqrt(ends[1]), *shape, method, *verdict)
-    ratio = interval(math.log(variance / noise_variance), np.log(left_R / noise_left_R))
-    excess = replace(sd, value=math.sqrt(variance / noise_variance), low=math.sqrt(ratio[0]), high=math.sqrt(ratio[1]))
+    excess = unknown(math.sqrt(variance / noise_variance), "without one of the replicas no two of them differ on a prompt")
+    if noise_left_R.min() > ROUNDING * noise_variance:
+        ratio = interval(math.log(variance / noise_variance), np.log(left_R / noise_left_R))
+        excess = replace(sd, value=excess.value, low=math.sqrt(ratio[0]), high=math.sqrt(ratio[1]))
     if covariance is None:
         return AccuracySpread(sd, noise, excess, unknown(None, "all prompts are one cluster"))
 
@@ -169,21 +237,26 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
     return AccuracySpread(sd, noise, excess, Estimate(covariance, low, high, *shape, method, *verdict))
 
 
-def _mean_covariance(sum_RC: np.ndarray, size_C: np.ndarray) -> tuple[float | None, float, float, float]:
+def _mean_covariance(sums: Iterable[np.ndarray], total_R: np.ndarray, size_C: np.ndarray) -> tuple[float | None, float, float, float]:
     """Mean covariance over replicas between prompts of different clusters (None with one cluster); its variance from the
-    choice of clusters, by the jackknife; and a, b with covariance = a * s^2 - b, s^2 the variance of the accuracy."""
+    choice of clusters, by the jackknife; and a, b with covariance = a * s^2 - b, s^2 the variance of the accuracy.
+
+    sums: x_RC, sums over the prompts of each cluster, some clusters at a time; total_R: their centred sum over all clusters."""
     n_clusters, n_prompts = len(size_C), int(size_C.sum())
     if n_clusters < 2:
         return None, 0.0, 0.0, 0.0
-    centred_RC = sum_RC - sum_RC.mean(axis=0)
-    total_R = centred_RC.sum(axis=1)
-    df = len(sum_RC) - 1
-    total, own_C = float(total_R @ total_R) / df, np.sum(centred_RC**2, axis=0) / df
-    own = float(own_C.sum())
+    df = len(total_R) - 1
+    own, shared = [], []
+    for sum_RC in sums:
+        centred_RC = sum_RC - sum_RC.mean(axis=0)
+        own.append(np.sum(centred_RC**2, axis=0) / df)
+        shared.append(total_R @ centred_RC / df)
+    own_C, shared_C = np.concatenate(own), np.concatenate(shared)
+    total, own = float(total_R @ total_R) / df, float(own_C.sum())
     pairs = n_prompts**2 - float(np.sum(size_C**2))
     variance = 0.0
     if n_clusters > 2:
-        left_C = total - 2 * total_R @ centred_RC / df + own_C - (own - own_C)
+        left_C = total - 2 * shared_C + own_C - (own - own_C)
         pairs_C = (n_prompts - size_C) ** 2 - (np.sum(size_C**2) - size_C**2)
         variance = jackknife_variance(left_C / pairs_C)
     return (total - own) / pairs, variance, n_prompts**2 / pairs, own / pairs

@@ -1,15 +1,17 @@
 """The shapes that statistics accept: codes of answers, marks of correctness, clusters of prompts, members of groups.
 
 Lack of data is no error (missing cells are -1 or nan, and an estimate may come back without a value); a shape that
-cannot be
-meant is one: every check here raises ValueError with one sentence.
+cannot be meant is one: every check here raises ValueError with one sentence.
+
+A table may hold 10,000 x 10,000 cells. So it stays in the dtype it came in, and is worked on in blocks of prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 MISSING = -1
+BLOCK = 1 << 18  # cells worked on at a time: temporaries of 2 MB, small enough for a cache and large enough for numpy
 
 
 def encode(answers: Sequence[Sequence[str | None]]) -> np.ndarray:
@@ -37,12 +39,34 @@ def as_answers(answer_RP: np.ndarray, name: str, *, at_least: int = 2) -> np.nda
 
 
 def as_correct(correct_RP: np.ndarray, name: str, *, at_least: int = 2) -> np.ndarray:
-    correct_RP = np.asarray(correct_RP, dtype=np.float64)
+    """Marks as float64 with nan where there is none."""
+    return marks(as_marks(correct_RP, name, at_least=at_least))
+
+
+def as_marks(correct_RP: np.ndarray, name: str, *, at_least: int = 2) -> np.ndarray:
+    """Marks in a dtype of their own: bool; integers, -1 = missing; floats, nan = missing."""
+    correct_RP = np.asarray(correct_RP)
     if correct_RP.ndim != 2 or correct_RP.shape[1] == 0:
         raise ValueError(f"{name} must be a table of 0/1 marks [replicas, prompts], not shape {correct_RP.shape}")
-    if np.any((correct_RP < 0) | (correct_RP > 1)):
-        raise ValueError(f"{name} must lie between 0 (wrong) and 1 (right), with nan where there is no mark")
+    if correct_RP.dtype.kind not in "biuf":
+        correct_RP = correct_RP.astype(np.float64)
+    least = MISSING if correct_RP.dtype.kind == "i" else 0
+    if len(correct_RP) and (np.fmin.reduce(correct_RP, axis=None) < least or np.fmax.reduce(correct_RP, axis=None) > 1):
+        raise ValueError(f"{name} must lie between 0 (wrong) and 1 (right), with nan (in integers -1) where there is no mark")
     return _enough_rows(correct_RP, name, at_least)
+
+
+def marks(correct_RP: np.ndarray) -> np.ndarray:
+    """Marks of any dtype as float64, nan = missing."""
+    mark_RP = correct_RP.astype(np.float64, copy=False)
+    if correct_RP.dtype.kind == "i":
+        mark_RP[correct_RP < 0] = np.nan
+    return mark_RP
+
+
+def filled_rows(table_RP: np.ndarray) -> np.ndarray:
+    """Rows with a cell that is not missing (-1 in integers, nan in floats)."""
+    return np.flatnonzero(np.fmax.reduce(table_RP, axis=1) >= 0)
 
 
 def _enough_rows(array_RP: np.ndarray, name: str, at_least: int) -> np.ndarray:
@@ -59,6 +83,26 @@ def as_clusters(cluster_P: np.ndarray | Sequence[int] | None, n_prompts: int) ->
     if cluster_P.shape != (n_prompts,):
         raise ValueError(f"cluster_P must name one cluster for each of the {n_prompts} prompts, not shape {cluster_P.shape}")
     return np.unique(cluster_P, return_inverse=True)[1]
+
+
+def blocks(n_rows: int, n_prompts: int) -> Iterator[slice]:
+    """The prompts in runs of about BLOCK cells of a table with n_rows rows."""
+    width = max(1, BLOCK // max(1, n_rows))
+    return (slice(start, start + width) for start in range(0, n_prompts, width))
+
+
+def cluster_blocks(n_rows: int, cluster_P: np.ndarray) -> Iterator[slice | np.ndarray]:
+    """The same, sorted by cluster: where the prompts of a block stand."""
+    if np.all(cluster_P[1:] >= cluster_P[:-1]):
+        return blocks(n_rows, len(cluster_P))
+    order_P = np.argsort(cluster_P, kind="stable")
+    return (order_P[at] for at in blocks(n_rows, len(cluster_P)))
+
+
+def cells(table_RP: np.ndarray, row_R: np.ndarray, at: slice | np.ndarray) -> np.ndarray:
+    """A block of the rows that count."""
+    block_RP = table_RP[:, at]
+    return block_RP if len(row_R) == len(block_RP) else block_RP[row_R]
 
 
 def as_level(level: float) -> float:

@@ -3,11 +3,14 @@
 The two arms are not independent: a replica that is off pulls its group with it. So the unit everywhere is the group
 with its members. Leaving out group g leaves out its row in the mitigated arm and its members' rows in the baseline
 arm at the same time, and prompts are compared prompt by prompt. Replicas that are in no group take no part.
+
+Every contrast carries p: the two-sided level at which its own interval would just touch "no change".
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -28,21 +31,40 @@ MIN_GROUPS = 5  # seen to cover in simulation from here, where runs differ by at
 SAME_RATIO = 1.25  # ratios within [0.8, 1.25] are called practically no change
 SAME_SHARE = 0.01  # and so are differences of at most one percentage point
 EFFECT_KEPT = 0.9  # an effect size below this may be a collapse towards the base
+NO_WIDTH = 1e-12  # an interval narrower than this is rounding: nothing differs from anything
+SMALLEST_P = 1e-15  # closer to 0 a level has no floating-point number of its own
+
+_BOUND = "zero-event bound over {} prompts or clusters"
 
 Members = Sequence[np.ndarray | Sequence[int]]
 Clusters = np.ndarray | Sequence[int] | None
+Ends = tuple[float, float]
+
+
+class Parts(Protocol):
+    """Where the error of a contrast comes from (see `TwoWay`)."""
+
+    def half_width(self, level: float) -> float: ...
+    def runs_needed(self, effect: float, level: float, at_least: int) -> int | None: ...
 
 
 @dataclass(frozen=True)
-class _Arms:
-    """A statistic of the mitigated arm (b) and of the baseline (a) per prompt: with all groups, and with each one left out."""
+class Arms:
+    """A statistic of arm b and of arm a per prompt: with all units, and with each unit left out of both arms at once.
+
+    A unit is a group with its members, or a pair of runs that share their seeds. least: units from which the interval
+    is known to hold what it says.
+    """
 
     b_P: np.ndarray
     a_P: np.ndarray
-    left_b_GP: np.ndarray
-    left_a_GP: np.ndarray
+    left_b_JP: np.ndarray
+    left_a_JP: np.ndarray
     cluster_P: np.ndarray
     remark: str = ""
+    unit: str = "groups"
+    resampled: str = "paired delete-a-group"
+    least: int = MIN_GROUPS
 
     @property
     def b(self) -> float:
@@ -53,8 +75,8 @@ class _Arms:
         return float(self.a_P.mean())
 
     @property
-    def groups(self) -> int:
-        return len(self.left_b_GP)
+    def units(self) -> int:
+        return len(self.left_b_JP)
 
     @property
     def clusters(self) -> int:
@@ -66,20 +88,41 @@ class _Arms:
 
     @property
     def enough(self) -> bool:
-        return self.groups >= MIN_GROUPS and self.clusters >= MIN_CLUSTERS
+        return self.units >= self.least and self.clusters >= MIN_CLUSTERS
+
+    @property
+    def needed(self) -> int | None:
+        return self.least if self.units < self.least else None
 
     @property
     def too_few(self) -> str:
-        if self.enough:
+        if self.units >= MIN_GROUPS and self.clusters >= MIN_CLUSTERS:
             return ""
-        return f"{self.groups} groups on {self.clusters} prompts or clusters are too few for an honest interval"
+        return f"{self.units} {self.unit} on {self.clusters} prompts or clusters are too few for an honest interval"
 
-    def parts(self, weight_b: float, weight_a: float) -> TwoWay:
-        """Variance of weight_b * b + weight_a * a, from groups with their members and from prompts."""
-        left_GP = weight_b * self.left_b_GP + weight_a * self.left_a_GP
-        if not np.isfinite(left_GP).any():  # two groups leave no pair of groups when one is left out
-            return TwoWay(math.nan, math.nan, self.groups, self.clusters)
-        return two_way(weight_b * self.b_P + weight_a * self.a_P, left_GP, self.cluster_P)
+    def parts(self, weight_b: float, weight_a: float) -> Parts:
+        """Variance of weight_b * b + weight_a * a, from units and from prompts."""
+        return self._two_way(weight_b, weight_a)
+
+    def log_parts(self) -> Parts:
+        """Variance of ln(b / a)."""
+        parts = self._two_way(1 / self.b, -1 / self.a)
+        with np.errstate(divide="ignore"):
+            left_J = np.log(whole(self.left_b_JP, self.b_P)) - np.log(whole(self.left_a_JP, self.a_P))
+        if np.isfinite(left_J).all() and math.isfinite(parts.runs):  # else one unit holds all disagreement: errors to first order
+            parts = replace(parts, runs=jackknife_variance(left_J))
+        return parts
+
+    def difference_ends(self) -> Callable[[float], Ends]:
+        """The interval of b - a at a level, before it is cut to what a difference of shares can be."""
+        parts, value = self.parts(1.0, -1.0), self.b - self.a
+        return lambda level: (value - parts.half_width(level), value + parts.half_width(level))
+
+    def _two_way(self, weight_b: float, weight_a: float) -> TwoWay:
+        left_JP = weight_b * self.left_b_JP + weight_a * self.left_a_JP
+        if not np.isfinite(left_JP).any():  # two groups leave no pair of groups when one is left out
+            return TwoWay(math.nan, math.nan, self.units, self.clusters)
+        return two_way(weight_b * self.b_P + weight_a * self.a_P, left_JP, self.cluster_P)
 
 
 def disagreement_ratio(
@@ -109,22 +152,7 @@ def disagreement_ratio(
     """
     level = as_level(level)
     arms = _disagreements(mitigated_GP, baseline_RP, members, cluster_P)
-    method = "paired delete-a-group jackknife-t with prompt term, log scale"
-    if arms is None or (arms.a == 0 and arms.b == 0):
-        return _unknown(arms, mitigated_GP, level, method, "neither arm disagrees, so there is no ratio")
-    if arms.a == 0:
-        return _unknown(arms, mitigated_GP, level, method, "single replicas never disagreed and the mitigated runs do: no ratio")
-    if arms.b == 0:
-        return _zero_ratio(arms, level, 1.0, "no two mitigated runs differed")
-    parts = arms.parts(1 / arms.b, -1 / arms.a)
-    with np.errstate(divide="ignore"):
-        left_G = np.log(_whole(arms.left_b_GP, arms.b_P)) - np.log(_whole(arms.left_a_GP, arms.a_P))
-    if np.isfinite(left_G).all() and math.isfinite(parts.runs):  # else one group holds all disagreement: errors to first order
-        parts = replace(parts, runs=jackknife_variance(left_G))
-    log_ratio, half = math.log(arms.b / arms.a), parts.half_width(level)
-    ends = math.exp(log_ratio - half), math.exp(min(log_ratio + half, 300.0))
-    same = abs(log_ratio) + half <= math.log(SAME_RATIO)
-    return _verdict(arms, arms.b / arms.a, ends, 1.0, log_ratio, parts, same, level, method)
+    return ratio(arms, len(mitigated_GP), level)
 
 
 def disagreement_difference(
@@ -143,7 +171,7 @@ def disagreement_difference(
     """
     level = as_level(level)
     arms = _disagreements(mitigated_GP, baseline_RP, members, cluster_P)
-    return _difference(arms, mitigated_GP, level)
+    return difference(arms, len(mitigated_GP), level)
 
 
 def accuracy_change(
@@ -167,7 +195,7 @@ def accuracy_change(
     level = as_level(level)
     mitigated_GP, baseline_RP = as_correct(mitigated_GP, "mitigated_GP"), as_correct(baseline_RP, "baseline_RP")
     arms = _means(mitigated_GP, baseline_RP, None, members, cluster_P)
-    return _difference(arms, mitigated_GP, level)
+    return difference(arms, len(mitigated_GP), level)
 
 
 def effect_size(
@@ -199,7 +227,23 @@ def effect_size(
         return np.where((answer_RP >= 0) & (base_P >= 0), (answer_RP != base_P).astype(np.float64), np.nan)
 
     arms = _means(differs(mitigated_GP), differs(baseline_RP), None, members, cluster_P)
-    return _kept(arms, mitigated_GP, level, "the replicas answer as the base does: there is no effect to keep")
+    return _kept(arms, len(mitigated_GP), level, "the replicas answer as the base does: there is no effect to keep")
+
+
+def collapsed(effect: Estimate, kept: float = EFFECT_KEPT) -> Literal["kept", "collapsed", "cannot be told"]:
+    """Is the fine-tuning still there after the mitigation? From a one-sided limit of an effect size, never from its value.
+
+    "kept": the lower limit is at least `kept`; "collapsed": the upper limit is below it, so a good part of whatever stability
+    was won is the base's. "cannot be told": neither, or too few groups for the limits to hold what they say.
+    Raises ValueError for a border that is not above 0.
+    """
+    if not kept > 0:
+        raise ValueError(f"kept must be a share above 0, not {kept}")
+    low, high = -math.inf if effect.low is None else effect.low, math.inf if effect.high is None else effect.high
+    few = effect.n_replicas < MIN_GROUPS or effect.n_prompts < MIN_CLUSTERS
+    if few or (excludes((low, high), EFFECT_KEPT) and not effect.conclusive):
+        return "cannot be told"
+    return "kept" if low >= kept else "collapsed" if high < kept else "cannot be told"
 
 
 def accuracy_effect_size(
@@ -222,10 +266,10 @@ def accuracy_effect_size(
     base_P = as_correct(np.asarray(base_P)[None], "base_P", at_least=1)[0]
     same_prompts(mitigated_GP, baseline_RP, base_P)
     arms = _means(mitigated_GP, baseline_RP, base_P, members, cluster_P)
-    return _kept(arms, mitigated_GP, level, "the replicas are as accurate as the base: there is no gain to keep")
+    return _kept(arms, len(mitigated_GP), level, "the replicas are as accurate as the base: there is no gain to keep")
 
 
-def _disagreements(mitigated_GP: np.ndarray, baseline_RP: np.ndarray, members: Members, cluster_P: Clusters) -> _Arms | None:
+def _disagreements(mitigated_GP: np.ndarray, baseline_RP: np.ndarray, members: Members, cluster_P: Clusters) -> Arms | None:
     mitigated_GP, baseline_RP = as_answers(mitigated_GP, "mitigated_GP"), as_answers(baseline_RP, "baseline_RP")
     same_prompts(mitigated_GP, baseline_RP)
     clusters_P = as_clusters(cluster_P, mitigated_GP.shape[1])
@@ -241,12 +285,12 @@ def _disagreements(mitigated_GP: np.ndarray, baseline_RP: np.ndarray, members: M
     b_P, a_P = pairs_b.d_P, pairs_a.d_P
     left_b_GP, left_a_GP = leave_one_out(pairs_b), leave_group_out(baseline_RP, pairs_a, groups)
     remark = odd_note(row_R[odd_replicas(pairs_a)])
-    return _Arms(b_P, a_P, left_b_GP, left_a_GP, clusters_P[used_P], remark)
+    return Arms(b_P, a_P, left_b_GP, left_a_GP, clusters_P[used_P], remark)
 
 
 def _means(
     mitigated_GP: np.ndarray, baseline_RP: np.ndarray, zero_P: np.ndarray | None, members: Members, cluster_P: Clusters
-) -> _Arms | None:
+) -> Arms | None:
     """Arms of means over prompts, measured from zero_P (nan = prompt without a zero) if it is given."""
     same_prompts(mitigated_GP, baseline_RP)
     clusters_P = as_clusters(cluster_P, mitigated_GP.shape[1])
@@ -261,7 +305,7 @@ def _means(
         return None
     b_P, left_b_GP = prompt_means(mitigated_GP[:, used_P], np.arange(len(mitigated_GP))[:, None])
     a_P, left_a_GP = prompt_means(baseline_RP[:, used_P], groups)
-    return _Arms(b_P, a_P, left_b_GP, left_a_GP, clusters_P[used_P])
+    return Arms(b_P, a_P, left_b_GP, left_a_GP, clusters_P[used_P])
 
 
 def _only_members(members: Members, present_GP: np.ndarray, n_replicas: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
@@ -273,83 +317,150 @@ def _only_members(members: Members, present_GP: np.ndarray, n_replicas: int) -> 
     return alive_G, row_R, [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
 
 
-def _whole(left_GP: np.ndarray, value_P: np.ndarray) -> np.ndarray:
-    """Mean over prompts; one that loses its last pair with the group keeps its value."""
-    return np.where(np.isfinite(left_GP), left_GP, value_P).mean(axis=1)
+def whole(left_JP: np.ndarray, value_P: np.ndarray) -> np.ndarray:
+    """Mean over prompts; one that loses its last pair with the unit keeps its value."""
+    return np.where(np.isfinite(left_JP), left_JP, value_P).mean(axis=1)
 
 
-def _unknown(arms: _Arms | None, mitigated_GP: np.ndarray, level: float, method: str, note: str) -> Estimate:
+def ratio(arms: Arms | None, n_rows: int, level: float) -> Estimate:
+    """b / a on the log scale; see `disagreement_ratio`. arms None: nothing to compare; n_rows: runs of b that were handed in."""
+    if arms is None or (arms.a == 0 and arms.b == 0):
+        return _unknown(arms, n_rows, level, "neither arm disagrees, so there is no ratio")
+    if arms.a == 0:
+        return _unknown(arms, n_rows, level, "runs of the baseline never disagreed and those of the other arm do: no ratio")
+    if arms.b == 0:
+        return _zero_ratio(arms, level, 1.0, "no two mitigated runs differed", contrast=True)
+    value, parts = arms.b / arms.a, arms.log_parts()
+    method, ends_at = f"{arms.resampled} jackknife-t with prompt term, log scale", _log_ends(value, parts)
+    if parts.half_width(level) < NO_WIDTH:
+        method, ends_at = f"{_BOUND.format(arms.clusters)} / lower limit of the baseline", _ratio_around(value, arms)
+    low, high = ends_at(level)
+    same = low >= 1 / SAME_RATIO and high <= SAME_RATIO
+    p = p_value(lambda level: excludes(ends_at(level), 1.0)) if math.isfinite(low) else None
+    return _verdict(arms, value, (low, high), 1.0, math.log(value), parts, same, level, method, p)
+
+
+def difference(arms: Arms | None, n_rows: int, level: float) -> Estimate:
+    """b - a; see `disagreement_difference`."""
+    if arms is None:
+        return _unknown(arms, n_rows, level, "")
+    value, parts, ends_at = arms.b - arms.a, arms.parts(1.0, -1.0), arms.difference_ends()
+    method = f"{arms.resampled} jackknife-t with prompt term"
+    low, high = ends_at(level)
+    if high - low < NO_WIDTH:
+        method, ends_at = _BOUND.format(arms.clusters), _around(value, arms.clusters)
+    low, high = ends_at(level)
+    same = max(abs(low), abs(high)) <= SAME_SHARE
+    p = p_value(lambda level: excludes(ends_at(level), 0.0)) if math.isfinite(low) else None
+    return _verdict(arms, value, (max(-1.0, low), min(1.0, high)), 0.0, value, parts, same, level, method, p)
+
+
+def _log_ends(value: float, parts: Parts) -> Callable[[float], Ends]:
+    def ends_at(level: float) -> Ends:
+        half = parts.half_width(level)
+        return value * math.exp(-half), value * math.exp(min(half, 300.0))
+
+    return ends_at
+
+
+def _around(value: float, clusters: int) -> Callable[[float], Ends]:
+    """No unit and no prompt differs from the others: fresh prompts are bounded as for an event never seen."""
+    return lambda level: (value - zero_event_bound(clusters, level), value + zero_event_bound(clusters, level))
+
+
+def _ratio_around(value: float, arms: Arms) -> Callable[[float], Ends]:
+    """The same for a ratio: half of the error to the bound, the other half to the lower limit of the denominator."""
+
+    def ends_at(level: float) -> Ends:
+        step = zero_event_bound(arms.clusters, (1 + level) / 2) / max(_low_a(arms, arms.parts(0.0, 1.0), level), NO_WIDTH)
+        return max(0.0, value - step), value + step
+
+    return ends_at
+
+
+def _low_a(arms: Arms, parts: Parts, level: float) -> float:
+    """Lower limit of the denominator; not above 0 where it is not clear of it, or has none."""
+    half = parts.half_width(level)
+    if not math.isfinite(half):
+        return 0.0
+    return logit_interval(arms.a, half)[0] if 0 < arms.a < 1 else abs(arms.a) - half
+
+
+def excludes(ends: Ends, border: float) -> bool:
+    return not ends[0] <= border <= ends[1]
+
+
+def p_value(excluded_at: Callable[[float], bool]) -> float:
+    """The smallest 1 - level at which an interval excludes "no change", by bisection; intervals of rising level must be nested."""
+    if excluded_at(1 - SMALLEST_P):
+        return SMALLEST_P
+    within, outside = math.log(SMALLEST_P), 0.0
+    for _ in range(40):
+        middle = (within + outside) / 2
+        within, outside = (within, middle) if excluded_at(1 - math.exp(middle)) else (middle, outside)
+    return math.exp(outside)
+
+
+def _unknown(arms: Arms | None, n_rows: int, level: float, note: str) -> Estimate:
     if arms is None:
         note = "no prompt was answered by enough runs of both arms"
-        return Estimate(None, None, None, level, len(mitigated_GP), 0, method, False, MIN_GROUPS, note)
-    needed = MIN_GROUPS if arms.groups < MIN_GROUPS else None
-    return Estimate(None, None, None, level, arms.groups, arms.prompts, method, False, needed, arms.too_few or note)
+        return Estimate(None, None, None, level, n_rows, 0, "none", False, MIN_GROUPS, note)
+    needed = arms.needed
+    return Estimate(None, None, None, level, arms.units, arms.prompts, "none", False, needed, arms.too_few or note)
 
 
 def _verdict(
-    arms: _Arms,
+    arms: Arms,
     value: float,
-    ends: tuple[float, float],
+    ends: Ends,
     border: float,
     effect: float,
-    parts: TwoWay,
+    parts: Parts,
     same: bool,
     level: float,
     method: str,
+    p: float | None = None,
 ) -> Estimate:
     """Conclusive if there are enough units and the interval leaves the border outside, or says `same`."""
-    shape = (level, arms.groups, arms.prompts, method)
+    shape = (level, arms.units, arms.prompts, method)
     if not math.isfinite(ends[0]):
-        return Estimate(value, None, None, *shape, False, MIN_GROUPS if arms.groups < MIN_GROUPS else None, arms.too_few)
-    resolved = not ends[0] <= border <= ends[1]
+        return Estimate(value, None, None, *shape, False, arms.needed, arms.too_few)
+    resolved = excludes(ends, border)
     conclusive = arms.enough and (resolved or same)
     needed, note = None, arms.too_few or arms.remark
     if not conclusive and (resolved or same):
-        needed = MIN_GROUPS if arms.groups < MIN_GROUPS else None
+        needed = arms.needed
     elif not conclusive:
-        needed = parts.runs_needed(effect, level, max(MIN_GROUPS, arms.groups + 1))
-        note = note or ("" if needed else "no number of groups would resolve a change this small on these prompts: more prompts might")
+        needed = parts.runs_needed(effect, level, max(arms.least, arms.units + 1))
+        hopeless = f"no number of {arms.unit} would resolve a change this small on these prompts: more prompts might"
+        note = note or ("" if needed else hopeless)
     elif same and not resolved:
         note = "; ".join(filter(None, ["practically no change", arms.remark]))
-    return Estimate(value, *ends, *shape, conclusive, needed, note)
+    return Estimate(value, *ends, *shape, conclusive, needed, note, p)
 
 
-def _difference(arms: _Arms | None, mitigated_GP: np.ndarray, level: float) -> Estimate:
-    method = "paired delete-a-group jackknife-t with prompt term"
-    if arms is None:
-        return _unknown(arms, mitigated_GP, level, method, "")
-    value = arms.b - arms.a
-    parts = arms.parts(1.0, -1.0)
-    half = parts.half_width(level)
-    if half == 0.0:
-        # No group and no prompt differs from the others: fresh prompts are bounded as for an event never seen.
-        half = zero_event_bound(arms.clusters, level)
-        method = f"zero-event bound over {arms.clusters} prompts or clusters"
-    ends = max(-1.0, value - half), min(1.0, value + half)
-    same = max(abs(value - half), abs(value + half)) <= SAME_SHARE
-    return _verdict(arms, value, ends, 0.0, value, parts, same, level, method)
-
-
-def _zero_ratio(arms: _Arms, level: float, border: float, note: str) -> Estimate:
+def _zero_ratio(arms: Arms, level: float, border: float, note: str, *, contrast: bool = False) -> Estimate:
     """The numerator is 0: its zero-event bound over the lower limit of the denominator, half of the error to each."""
-    bound = zero_event_bound(arms.clusters, (1 + level) / 2)
-    method = f"zero-event bound over {arms.clusters} prompts or clusters / lower limit of the baseline"
-    half = arms.parts(0.0, 1.0).half_width(level)
-    low_a = 0.0
-    if math.isfinite(half):
-        low_a = logit_interval(arms.a, half)[0] if 0 < arms.a < 1 else abs(arms.a) - half
-    high = bound / low_a if low_a > 0 else None
-    conclusive = arms.enough and high is not None and high < border
-    needed = MIN_GROUPS if arms.groups < MIN_GROUPS else None
-    shape = (level, arms.groups, arms.prompts, method)
-    return Estimate(0.0, 0.0, high, *shape, conclusive, needed, arms.too_few or note)
+    method = f"{_BOUND.format(arms.clusters)} / lower limit of the baseline"
+    parts = arms.parts(0.0, 1.0)
+
+    def high_at(level: float) -> float:
+        low_a = _low_a(arms, parts, level)
+        return zero_event_bound(arms.clusters, (1 + level) / 2) / low_a if low_a > 0 else math.inf
+
+    high = high_at(level)
+    conclusive = arms.enough and high < border
+    needed = arms.needed
+    p = p_value(lambda level: high_at(level) < border) if contrast and math.isfinite(high) else None
+    shape = (level, arms.units, arms.prompts, method)
+    return Estimate(0.0, 0.0, high if math.isfinite(high) else None, *shape, conclusive, needed, arms.too_few or note, p)
 
 
-def _kept(arms: _Arms | None, mitigated_GP: np.ndarray, level: float, nothing: str) -> Estimate:
+def _kept(arms: Arms | None, n_rows: int, level: float, nothing: str) -> Estimate:
     """Fieller's interval of b / a: all ratios theta for which b - theta * a is no further from 0 than t standard errors."""
     method = "Fieller interval, paired delete-a-group jackknife with prompt term"
     if arms is None or arms.a == 0:
-        return _unknown(arms, mitigated_GP, level, method, nothing)
+        return _unknown(arms, n_rows, level, nothing)
     if arms.b == 0 and not arms.b_P.any():
         return _zero_ratio(arms, level, EFFECT_KEPT, "no mitigated run differs from the base")
     value = arms.b / arms.a
@@ -358,8 +469,8 @@ def _kept(arms: _Arms | None, mitigated_GP: np.ndarray, level: float, nothing: s
     covariance = (square_b + value**2 * square_a - square_gap) / (2 * value) if value else 0.0
     square, slope, constant = arms.a**2 - square_a, arms.a * arms.b - covariance, arms.b**2 - square_b
     if square <= 0:
-        needed = arms.parts(0.0, 1.0).runs_needed(arms.a, level, max(MIN_GROUPS, arms.groups + 1))
-        shape = (level, arms.groups, arms.prompts, method)
+        needed = arms.parts(0.0, 1.0).runs_needed(arms.a, level, max(arms.least, arms.units + 1))
+        shape = (level, arms.units, arms.prompts, method)
         return Estimate(None, None, None, *shape, False, needed, "not clear of the base: " + nothing)
     root = math.sqrt(max(0.0, slope**2 - square * constant)) if math.isfinite(square) else math.nan
     ends = (slope - root) / square, (slope + root) / square

@@ -1,14 +1,14 @@
 """How often two runs of one procedure answer the same prompt differently."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from toolkit.statistics.arrays import as_answers, as_clusters, as_level
+from toolkit.statistics.arrays import as_answers, as_clusters, as_level, blocks, cells, cluster_blocks, filled_rows
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import share_interval, two_way, zero_event_bound
+from toolkit.statistics.intervals import share_interval, two_way_of, zero_event_bound
 from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out
 
 # From 5 replicas the interval was seen to cover in simulation, where runs differ by up to 1 on the logit of an answer.
@@ -28,7 +28,8 @@ def prompt_disagreement(answer_RP: np.ndarray) -> np.ndarray:
     answered. d_i = 1 - sum_v k_v (k_v - 1) / (n (n - 1)) with k_v replicas that answered v, n in all (1 - P_i of
     Fleiss 1971).
     """
-    return count_pairs(as_answers(answer_RP, "answer_RP")).d_P
+    answer_RP = as_answers(answer_RP, "answer_RP")
+    return np.concatenate([count_pairs(answer_RP[:, at]).d_P for at in blocks(*answer_RP.shape)])
 
 
 def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95) -> Estimate:
@@ -56,10 +57,21 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
     level = as_level(level)
     answer_RP = as_answers(answer_RP, "answer_RP")
     cluster_P = as_clusters(cluster_P, answer_RP.shape[1])
-    row_R = np.flatnonzero((answer_RP >= 0).any(axis=1))
+    row_R = filled_rows(answer_RP)
     n_replicas = len(row_R)
-    pairs = count_pairs(answer_RP[row_R])
-    d_P = pairs.d_P
+    d_P = np.full(answer_RP.shape[1], np.nan)
+    agreeing_R, answered_R = np.zeros(n_replicas), np.zeros(n_replicas, dtype=np.int64)
+
+    def left_out() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for at in cluster_blocks(n_replicas, cluster_P):
+            pairs = count_pairs(cells(answer_RP, row_R, at))
+            d_P[at] = pairs.d_P
+            agreeing, answered = _agreement(pairs)
+            np.add(agreeing_R, agreeing, out=agreeing_R)
+            np.add(answered_R, answered, out=answered_R)
+            yield d_P[at], leave_one_out(pairs), cluster_P[at]
+
+    parts = two_way_of(left_out(), n_replicas)
     used_P = np.isfinite(d_P)
     n_prompts = int(used_P.sum())
     if n_prompts == 0:
@@ -68,12 +80,11 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
         return Estimate(None, None, None, level, n_replicas, 0, "none", False, needed, note)
 
     value = float(d_P[used_P].mean())
-    parts = two_way(d_P[used_P], leave_one_out(pairs)[:, used_P], cluster_P[used_P])
     n_clusters = parts.n_clusters
     enough = n_replicas >= MIN_REPLICAS and n_clusters >= MIN_CLUSTERS
     needed = MIN_REPLICAS if n_replicas < MIN_REPLICAS else None
     note = _too_few(n_replicas, n_clusters)
-    odd_R = row_R[odd_replicas(pairs)]
+    odd_R = row_R[_far_off(agreeing_R, answered_R, answer_RP.shape[1])]
     if enough and len(odd_R):
         enough = n_replicas >= MIN_REPLICAS_ODD
         needed = None if enough else MIN_REPLICAS_ODD
@@ -98,10 +109,17 @@ def odd_replicas(pairs: Pairs) -> np.ndarray:
     Their share of differing answers is more than twice that of the median replica, and more than six standard deviations above it:
     those of the other replicas (median absolute deviation * 1.4826) and of counting on M prompts.
     """
-    n_prompts = pairs.present_RP.shape[1]
+    return _far_off(*_agreement(pairs), pairs.present_RP.shape[1])
+
+
+def _agreement(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Sum over prompts of the share of the others that agree with each replica, and how many prompts it answered."""
     others_P = np.maximum(pairs.present_RP.sum(axis=0) - 1, 1)
-    agree_R = np.sum(pairs.others_RP / others_P, axis=1) / np.maximum(pairs.present_RP.sum(axis=1), 1)
-    differ_R = 1.0 - agree_R
+    return np.sum(pairs.others_RP / others_P, axis=1), pairs.present_RP.sum(axis=1)
+
+
+def _far_off(agreeing_R: np.ndarray, answered_R: np.ndarray, n_prompts: int) -> np.ndarray:
+    differ_R = 1.0 - agreeing_R / np.maximum(answered_R, 1)
     middle = float(np.median(differ_R))
     spread = 1.4826 * float(np.median(np.abs(differ_R - middle)))
     counting = math.sqrt(max(middle, 1 / n_prompts) / n_prompts)

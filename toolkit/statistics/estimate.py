@@ -14,6 +14,7 @@ class Estimate:
     method: how the interval was made, in words that a reader can look up.
     conclusive: False is printed as INCONCLUSIVE, with `needed` runs of the procedure as the remedy where it is known.
     note: one sentence for the reader, or empty.
+    p: of a contrast, the two-sided level at which its interval would just touch "no change"; None for other figures.
     """
 
     value: float | None
@@ -26,6 +27,7 @@ class Estimate:
     conclusive: bool = True
     needed: int | None = None
     note: str = ""
+    p: float | None = None
 
     def to_dict(self) -> dict:
         return asdict(self)

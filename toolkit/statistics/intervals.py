@@ -1,10 +1,12 @@
 """What all intervals share: the jackknife over runs and prompts, quantiles, bounds for events never seen, required sizes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from toolkit.statistics.arrays import cluster_blocks
 
 NEVER = 100_000  # a required number of runs beyond this is not worth printing as a remedy
 
@@ -60,31 +62,66 @@ def two_way(value_P: np.ndarray, left_JP: np.ndarray, cluster_P: np.ndarray) -> 
     their plain sum counts it twice: V_RP, the same jackknife cluster by cluster, is taken off once (as in two-way clustered
     errors, Cameron, Gelbach & Miller 2011), from V_P and never below 0.
     """
-    n_runs, n_prompts = left_JP.shape
     cluster_P = np.unique(cluster_P, return_inverse=True)[1]
-    n_clusters = int(cluster_P.max()) + 1
-    shift_JP = np.where(np.isfinite(left_JP), left_JP - value_P, 0.0) / n_prompts
-    shift_JC = sum_by_cluster(shift_JP, cluster_P, n_clusters)
-    centred_JC = shift_JC - shift_JC.mean(axis=0)
-    runs = (n_runs - 1) / n_runs * float(np.sum(centred_JC.sum(axis=1) ** 2))
+    pieces = ((value_P[at], left_JP[:, at], cluster_P[at]) for at in cluster_blocks(len(left_JP), cluster_P))
+    return two_way_of(pieces, len(left_JP))
+
+
+def two_way_of(pieces: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], n_runs: int) -> TwoWay:
+    """`two_way` of a table that comes piece by piece: value_P, left_JP, cluster_P of some prompts, sorted by cluster.
+
+    A prompt whose value is nan takes no part.
+    """
+    values, clusters = [], []
+
+    def shifts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for value_P, left_JP, cluster_P in pieces:
+            used_P = np.isfinite(value_P)
+            if not used_P.all():
+                value_P, left_JP, cluster_P = value_P[used_P], left_JP[:, used_P], cluster_P[used_P]
+            values.append(value_P)
+            clusters.append(cluster_P)
+            yield np.where(np.isfinite(left_JP), left_JP - value_P, 0.0), cluster_P
+
+    sum_J, squares = np.zeros(n_runs), 0.0
+    for shift_JC in cluster_sums(shifts()):
+        centred_JC = shift_JC - shift_JC.mean(axis=0)
+        sum_J += centred_JC.sum(axis=1)
+        squares += float(np.sum(centred_JC**2))
+    value_P, cluster_P = np.concatenate(values), np.unique(np.concatenate(clusters), return_inverse=True)[1]
+    n_prompts = len(value_P)
+    if n_prompts == 0:
+        return TwoWay(math.nan, math.nan, n_runs, 0)
+    n_clusters = int(cluster_P[-1]) + 1
+    runs = (n_runs - 1) / n_runs * float(np.sum(sum_J**2)) / n_prompts**2
     if n_clusters < 2:
         return TwoWay(runs, math.nan, n_runs, n_clusters)
-    both = (n_runs - 1) / n_runs * float(np.sum(centred_JC**2))
+    both = (n_runs - 1) / n_runs * squares / n_prompts**2
     both = n_clusters / (n_clusters - 1) * (both - runs / n_clusters)  # deviations from a run's own mean over clusters
     deviation_C = np.bincount(cluster_P, weights=value_P - value_P.mean()) / n_prompts
     prompts = n_clusters / (n_clusters - 1) * float(np.sum(deviation_C**2))
     return TwoWay(runs, max(0.0, prompts - both), n_runs, n_clusters)
 
 
-def sum_by_cluster(x_JP: np.ndarray, cluster_P: np.ndarray, n_clusters: int) -> np.ndarray:
-    """x_JC: sums over the prompts of each cluster 0..C-1."""
-    if n_clusters == len(cluster_P):
-        x_JC = np.empty_like(x_JP)
-        x_JC[:, cluster_P] = x_JP
-        return x_JC
-    x_CJ = np.zeros((n_clusters, len(x_JP)))
-    np.add.at(x_CJ, cluster_P, x_JP.T)
-    return x_CJ.T
+def cluster_sums(pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
+    """x_JC, some clusters at a time: sums over the prompts of each, from pieces x_JP, cluster_P sorted by cluster.
+
+    A cluster may run on from one piece into the next, so its last one waits.
+    """
+    waiting_J, name = None, -1
+    for x_JP, cluster_P in pieces:
+        if not len(cluster_P):
+            continue
+        start_C = np.flatnonzero(np.diff(cluster_P, prepend=-1))
+        x_JC = np.add.reduceat(x_JP, start_C, axis=1) if len(start_C) < len(cluster_P) else x_JP
+        if waiting_J is not None and name == cluster_P[0]:
+            x_JC[:, 0] += waiting_J
+        elif waiting_J is not None:
+            yield waiting_J[:, None]
+        waiting_J, name = x_JC[:, -1], cluster_P[-1]
+        yield x_JC[:, :-1]
+    if waiting_J is not None:
+        yield waiting_J[:, None]
 
 
 def t_quantile(level: float, df: float) -> float:

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from toolkit.statistics.arrays import blocks
+
+HASH = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: its multiples spread evenly (Knuth, TAOCP 3, 6.4)
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -27,7 +31,9 @@ class Pairs:
 
 def count_pairs(answer_RP: np.ndarray) -> Pairs:
     present_RP = answer_RP >= 0
-    others_RP = np.where(present_RP, _same_answer(answer_RP) - 1, 0)
+    others_RP = np.empty(answer_RP.shape, dtype=np.int32)
+    for at in blocks(*answer_RP.shape):
+        others_RP[:, at] = np.where(present_RP[:, at], _same_answer(answer_RP[:, at]) - 1, 0)
     n_P = present_RP.sum(axis=0)
     return Pairs(others_RP, present_RP, others_RP.sum(axis=0), n_P * (n_P - 1))
 
@@ -59,8 +65,28 @@ def _same_answer(answer_RP: np.ndarray) -> np.ndarray:
     key_RP = (answer_RP.astype(np.int64) + 1) + n_codes * np.arange(n_prompts)
     if n_codes * n_prompts <= 8 * answer_RP.size + 1024:
         return np.bincount(key_RP.ravel(), minlength=n_codes * n_prompts)[key_RP]
-    _, inverse, counts = np.unique(key_RP.ravel(), return_inverse=True, return_counts=True)
-    return counts[inverse].reshape(key_RP.shape)
+    return _occurrences(key_RP.ravel()).reshape(key_RP.shape)
+
+
+def _occurrences(key_N: np.ndarray) -> np.ndarray:
+    """How often the key of every cell occurs, for keys too sparse to count in a table of them.
+
+    Keys are counted in a table of hashed slots. Of the keys that share a slot one has it, and all its cells are done; the
+    cells of the others take another round with another hash.
+    """
+    count_N, left_N = np.empty(len(key_N), dtype=np.int64), np.arange(len(key_N))
+    bits = int(2 * len(key_N)).bit_length()
+    holder_S = np.empty(1 << bits, dtype=np.int64)
+    salt = HASH
+    while len(left_N):
+        slot_N = ((key_N[left_N].astype(np.uint64) * np.uint64(salt)) >> np.uint64(64 - bits)).astype(np.int64)
+        holder_S[slot_N] = key_N[left_N]
+        holds_N = holder_S[slot_N] == key_N[left_N]
+        done_N = slot_N[holds_N]
+        count_N[left_N[holds_N]] = np.bincount(done_N)[done_N]
+        left_N = left_N[~holds_N]
+        salt = salt * HASH % 2**64
+    return count_N
 
 
 def _share(agreeing: np.ndarray, total: np.ndarray) -> np.ndarray:

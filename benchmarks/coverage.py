@@ -1,0 +1,195 @@
+"""Do nominal 95 % intervals cover 95 %? Every interval that ftk prints, in simulated populations of known truth; the last line is JSON.
+
+For each statistic a grid of replicas x prompts x run effect, then one flaw at a time around its middle: failed runs, marked or not,
+clusters of prompts, missing cells, strong run effects. A cell is classified (see `worlds.CLASSES`); one of class FAIL claims and misses.
+
+    python benchmarks/coverage.py --study quick
+    python benchmarks/coverage.py --study full --out benchmarks/results/coverage.json
+    python benchmarks/coverage.py --study full --only ratio --repetitions 4000
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from worlds import CLASSES, simulate
+from worlds.sweeps import SWEEPS, Settings
+
+MOST_ANSWERS = 1_000_000  # replicas x prompts of one population: beyond, a cell costs more than it teaches
+ANSWERS, FEWEST, MOST = 30_000_000, 200, 1000  # answers simulated for a cell of the full study; bounds of its repetitions
+QUICK_REPETITIONS = 200
+
+QUICK = {"replicas": (5, 30), "prompts": (50, 500), "run_sd": (0.7, 1.0)}
+
+
+class Cell(NamedTuple):
+    statistic: str
+    settings: Settings
+
+    @property
+    def title(self) -> str:
+        return f"{self.statistic}: {words(self.settings)}"
+
+    @property
+    def seed(self) -> int:
+        """Of the cell's own name, so that it depends on no other cell, nor on who computes it when."""
+        return int.from_bytes(hashlib.sha256(self.title.encode()).digest()[:8], "big")
+
+    @property
+    def answers(self) -> int:
+        return int(self.settings.get("replicas", 1)) * int(self.settings.get("prompts", 1))
+
+    @property
+    def unseen(self) -> float:
+        """Probability that no failed run is among the replicas, where nobody marks them."""
+        garbage = float(self.settings.get("garbage", 0.0))
+        return (1 - garbage) ** int(self.settings["replicas"]) if garbage else 0.0
+
+
+def words(settings: Settings) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def cells(study: str, only: str = "") -> list[Cell]:
+    """Of the quick study: the settings of QUICK, or the cheapest of a statistic that has none of them."""
+    names = [only] if only in SWEEPS else [name for name in SWEEPS if only in name]
+    found = []
+    for name in names:
+        # fewer than two groups are no population: the estimators refuse them
+        full = [Cell(name, s) for s in SWEEPS[name].settings if int(s.get("replicas", 2)) // int(s.get("k", 1)) >= 2]
+        full = [cell for cell in full if cell.answers <= MOST_ANSWERS]
+        quick = [cell for cell in full if all(cell.settings.get(key, values[0]) in values for key, values in QUICK.items())]
+        found += full if study == "full" else quick or [min(full, key=lambda cell: cell.answers)]
+    return found
+
+
+# -- running it --------------------------------------------------------------------------------------------------------
+
+
+def repetitions_of(cell: Cell, study: str) -> int:
+    return QUICK_REPETITIONS if study == "quick" else max(FEWEST, min(MOST, ANSWERS // cell.answers))
+
+
+def measure(cell: Cell, repetitions: int) -> dict:
+    """One row of the results."""
+    tally = simulate(SWEEPS[cell.statistic].factory(**cell.settings), repetitions, cell.seed)
+
+    def short(x: float | None) -> float | None:
+        return None if x is None or not np.isfinite(x) else float(f"{x:.4g}")
+
+    low, high = tally.error
+    return {
+        "statistic": cell.statistic,
+        "world": cell.settings,
+        "class": tally.kind(cell.unseen),
+        "coverage": short(tally.coverage),
+        "low": short(low),
+        "high": short(high),
+        "conclusive": short(tally.conclusive / repetitions),
+        "coverage_conclusive": short(tally.coverage_conclusive),
+        "printed": short(tally.printed / repetitions),
+        "width": short(tally.width),
+        "repetitions": repetitions,
+    }
+
+
+def seconds_of(cell: Cell, repetitions: int) -> float:
+    """What a cell will cost, from one sample of its world; making the world (its truth) counts once."""
+    start = time.perf_counter()
+    world = SWEEPS[cell.statistic].factory(**cell.settings)
+    ready = time.perf_counter()
+    world(np.random.default_rng(0))
+    return ready - start + repetitions * (time.perf_counter() - ready)
+
+
+def measure_all(jobs: list[tuple[Cell, int]], workers: int) -> list[dict]:
+    """Rows in the order of the jobs, whatever the number of processes. The longest begin first."""
+    seconds = [seconds_of(*job) for job in jobs]
+    print(f"{len(jobs)} cells, about {sum(seconds) / workers / 60:.1f} minutes on {workers} processes", file=sys.stderr, flush=True)
+    rows: dict[int, dict] = {}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        order = sorted(range(len(jobs)), key=lambda j: -seconds[j])
+        futures = {pool.submit(measure, *jobs[j]): j for j in order}
+        for done, future in enumerate(as_completed(futures), 1):
+            row = rows[futures[future]] = future.result()
+            title = jobs[futures[future]][0].title
+            print(f"{done}/{len(jobs)} {row['class']:12s} {row['coverage']} {title}", file=sys.stderr, flush=True)
+    return [rows[j] for j in range(len(jobs))]
+
+
+# -- saying it ---------------------------------------------------------------------------------------------------------
+
+
+def markdown(rows: list[dict]) -> str:
+    """The cells outside 93-97 %, those that differ in replicas and prompts alone on one line."""
+    lines: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if row["class"] != "ok":
+            world = {name: value for name, value in row["world"].items() if name not in ("replicas", "prompts")}
+            lines.setdefault((row["statistic"], words(world), row["class"]), []).append(row)
+    text = ["| statistic | world | replicas x prompts | covers % | called conclusive % | class |", "|---|---|---|---|---|---|"]
+    for (statistic, world, kind), same in lines.items():
+        sizes: dict[str, list[str]] = {}
+        for row in same:
+            sizes.setdefault(str(row["world"].get("replicas", "")), []).append(str(row["world"].get("prompts", "")))
+        where = "; ".join(" x ".join(filter(None, (n, ", ".join(filter(None, m))))) for n, m in sizes.items())
+        text.append(f"| {statistic} | {world} | {where} | {span(same, 'coverage')} | {span(same, 'conclusive')} | {kind} |")
+    return "\n".join(text)
+
+
+def span(rows: list[dict], name: str) -> str:
+    """Smallest and largest, in percent."""
+    found = sorted({f"{100 * row[name]:.1f}" for row in rows if row[name] is not None}, key=float)
+    return "-" if not found else found[0] if len(found) == 1 else f"{found[0]}-{found[-1]}"
+
+
+def summary(study: str, rows: list[dict], seconds: float) -> dict:
+    return {
+        "study": study,
+        "cells": len(rows),
+        "counts": {kind: sum(row["class"] == kind for row in rows) for kind in CLASSES},
+        "by_statistic": {
+            name: dict(Counter(row["class"] for row in rows if row["statistic"] == name))
+            for name in dict.fromkeys(r["statistic"] for r in rows)
+        },
+        "fail": [Cell(row["statistic"], row["world"]).title for row in rows if row["class"] == "FAIL"],
+        "samples": sum(row["repetitions"] for row in rows),
+        "seconds": round(seconds),
+        "environment": {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=("quick", "full"), default="quick")
+    parser.add_argument("--only", default="", metavar="NAME", help="one statistic, or all whose name contains NAME")
+    parser.add_argument("--repetitions", type=int, help="samples per cell, in place of the study's own number")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes; the figures do not depend on it")
+    parser.add_argument("--out", type=Path, help="one row for each cell, as JSON")
+    arguments = parser.parse_args()
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # read by the workers when they start
+    start = time.perf_counter()
+    jobs = [(cell, arguments.repetitions or repetitions_of(cell, arguments.study)) for cell in cells(arguments.study, arguments.only)]
+    if not jobs:
+        parser.error(f"no statistic is called {arguments.only!r}; there are: {', '.join(SWEEPS)}")
+    rows = measure_all(jobs, arguments.workers)
+    found = summary(arguments.study, rows, time.perf_counter() - start)
+    if arguments.out:
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        arguments.out.write_text(f'{{"summary": {json.dumps(found)},\n"classes": {json.dumps(CLASSES)},\n"cells": [\n{lines}\n]}}\n')
+    print(markdown(rows))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What the coverage study sweeps: for each statistic the worlds, and the settings at which they are simulated."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+from worlds import World, behaviour, contrast, core, planning, sources
+
+Settings = Mapping[str, float | str | bool]
+
+
+class Sweep(NamedTuple):
+    """A statistic's worlds: `factory(**settings)` for each of the settings."""
+
+    factory: Callable[..., World]
+    settings: list[Settings]
+
+
+def grid(**axes) -> list[Settings]:
+    """All combinations; an axis is a tuple of values."""
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def varied(middle: Iterable[Settings], changes: Iterable[Settings]) -> list[Settings]:
+    """Each change on its own, at each setting of the middle."""
+    return [{**settings, **change} for settings, change in product(middle, changes)]
+
+
+N, PROMPTS, RUN = (5, 10, 30, 100, 1000), (50, 500, 5000), (0.0, 0.2, 0.7)
+FLAWS = [{"run_sd": 1.0}, {"failed": 0.05}, {"garbage": 0.05}, {"per_cluster": 5}, {"missing": 0.1}]
+SHIFTED = {"a": 18, "b": 2}  # prompts much alike, so that the run moves all of them
+SUITE = grid(replicas=N, prompts=PROMPTS, run_sd=RUN) + varied(
+    grid(replicas=(10, 30, 100), prompts=(500,), run_sd=(0.7,)), [*FLAWS, SHIFTED]
+)
+CONTRAST = (
+    grid(replicas=N, prompts=PROMPTS, run_sd=RUN, k=(4,))
+    + grid(replicas=N, prompts=(500,), run_sd=(0.7,), k=(2, 8))
+    + varied(grid(replicas=(30, 100), prompts=(500,), run_sd=(0.7,), k=(4,)), [*FLAWS, {"how": "vote"}, {"mean": 3.0, "prompt_sd": 1.0}])
+)
+SCORES = grid(replicas=N, draw=("normal", "t5", "failures")) + varied(
+    grid(replicas=(30, 100), draw=("normal",)), [{"paired": True}, {"failed": 0.05}]
+)
+SMALL_SUITE = grid(replicas=(5, 10, 30, 100), prompts=(50, 500), run_sd=(0.0, 0.7)) + varied(
+    [{"replicas": 30, "prompts": 500, "run_sd": 0.7}], [{"failed": 0.05}, {"garbage": 0.05}, {"per_cluster": 5}, {"missing": 0.1}]
+)
+QUIET_SUITE = [settings for settings in SMALL_SUITE if "garbage" not in settings]
+TEXTS = grid(replicas=(5, 10, 30), prompts=(50,), run_sd=(0.0, 0.7))
+FLOORS = grid(replicas=(128, 512), floor=(0.0, 0.05, 0.2))
+SCALES = grid(replicas=(64, 256), prompts=(200,), run_sd=(0.0, 0.7))
+MACHINES = grid(machines=(2,), seeds=(10, 30))
+LOOKS = grid(replicas=(100, 1000), prompts=(500,), run_sd=(0.7,), look=("always", "narrow"))
+ARMS = grid(replicas=(5, 10, 30, 100), prompts=(50, 500), run_sd=(0.0, 0.7)) + varied(
+    [{"replicas": 30, "prompts": 500, "run_sd": 0.7}], [{"replicas_a": 100}, {"per_cluster": 5}, {"missing": 0.1}]
+)
+GRIDS = [{"init": n, "order": n, "draw": draw} for n in (5, 8, 10) for draw in ("normal", "t5")]
+FIT = ("floor", "exponent")
+
+SWEEPS: dict[str, Sweep] = {
+    "disagreement": Sweep(core.disagreement_world, SUITE),
+    "accuracy": Sweep(core.accuracy_world, SUITE),
+    "accuracy_spread.sd": Sweep(partial(core.spread_world, "sd"), SUITE),
+    "accuracy_spread.excess": Sweep(partial(core.spread_world, "excess"), SUITE),
+    "accuracy_spread.distribution_variance": Sweep(partial(core.spread_world, "distribution_variance"), SUITE),
+    "disagreement_ratio": Sweep(partial(core.contrast_world, "ratio"), CONTRAST),
+    "disagreement_difference": Sweep(partial(core.contrast_world, "difference"), CONTRAST),
+    "accuracy_change": Sweep(partial(core.contrast_world, "change"), CONTRAST),
+    "effect_size": Sweep(partial(core.contrast_world, "kept"), CONTRAST),
+    "accuracy_effect_size": Sweep(partial(core.contrast_world, "accuracy kept"), CONTRAST),
+    "variance_ratio": Sweep(core.variance_world, SCORES),
+    "failure_rate": Sweep(core.failure_world, grid(replicas=N, rate=(0.01, 0.05, 0.2))),
+    "base accuracy": Sweep(core.base_world, grid(prompts=PROMPTS, per_cluster=(1, 5)) + grid(prompts=PROMPTS, a=(0.5,), b=(0.005,))),
+    "fleiss_kappa": Sweep(behaviour.kappa_world, SMALL_SUITE),
+    "total_agreement of 3": Sweep(behaviour.total_agreement_world, SMALL_SUITE),
+    "ambiguity of 3": Sweep(behaviour.ambiguity_world, QUIET_SUITE),
+    "negative_flips": Sweep(behaviour.negative_flips_world, QUIET_SUITE),
+    "score_sd.sd": Sweep(partial(behaviour.score_sd_world, field="sd"), SMALL_SUITE),
+    "score_sd.within_prompt_sd": Sweep(partial(behaviour.score_sd_world, field="within_prompt_sd"), SMALL_SUITE),
+    "icc A,1": Sweep(behaviour.icc_world, QUIET_SUITE),
+    "log_loss variance": Sweep(behaviour.decomposition_world, SMALL_SUITE),
+    "brier variance": Sweep(partial(behaviour.decomposition_world, field="brier.variance"), SMALL_SUITE),
+    "total_variation": Sweep(behaviour.distribution_world, SMALL_SUITE),
+    "population_jsd": Sweep(partial(behaviour.distribution_world, figure="population_jsd"), SMALL_SUITE),
+    "flip_calibration": Sweep(behaviour.flip_world, grid(replicas=(10, 30), prompts=(50, 500), run_sd=(0.0, 0.7))),
+    "first_divergence, S(10)": Sweep(behaviour.text_world, TEXTS),
+    "first_divergence, median": Sweep(partial(behaviour.text_world, figure="median"), TEXTS),
+    "edit_distance": Sweep(partial(behaviour.text_world, figure="edit_distance"), TEXTS),
+    "population_ratio": Sweep(partial(contrast.population_world, "ratio"), ARMS),
+    "population_difference": Sweep(partial(contrast.population_world, "difference"), ARMS),
+    "population_accuracy_change": Sweep(partial(contrast.population_world, "change"), ARMS),
+    "sd_difference": Sweep(partial(contrast.spread_change_world, "difference"), grid(replicas=(30, 100, 1000), draw=("normal", "t5"))),
+    "distribution_variance_change": Sweep(contrast.distribution_change_world, grid(replicas=(30, 100), prompts=(200, 1000))),
+    "relative_spread": Sweep(contrast.relative_spread_world, grid(replicas=(10, 30, 100, 1000), draw=("normal", "t5"))),
+    "subset_variance": Sweep(contrast.subset_world, grid(replicas=(10, 30, 100, 1000), draw=("normal", "t5"))),
+    "partition_variance": Sweep(partial(contrast.partition_world, "square"), grid(replicas=(20, 60), k=(4,))),
+    **{
+        f"fit_floor.{field}": Sweep(partial(contrast.floor_world, field), grid(replicas=(128, 512), floor=(0.0, 0.05, 0.2)))
+        for field in FIT
+    },
+    **{f"fit_disagreement.{field}": Sweep(partial(contrast.scaling_world, field), SCALES) for field in FIT},
+    **{
+        f"crossed.{part}": Sweep(partial(sources.crossed_world, part), GRIDS + varied([{"init": 8, "order": 8}], [{"missing": 0.2}]))
+        for part in ("init", "residual", "total")
+    },
+    "nested.between": Sweep(partial(sources.nested_world, "between"), grid(groups=(5, 10, 30), size=(4,), unequal=(False, True))),
+    "iso_5725.repeatability": Sweep(partial(sources.precision_world, "repeatability"), MACHINES),
+    "iso_5725.intermediate_precision": Sweep(
+        partial(sources.precision_world, "intermediate_precision"), grid(machines=(2,), seeds=(10, 30))
+    ),
+    **{
+        f"behaviour_components.{part}": Sweep(partial(sources.answers_world, part), grid(init=(5, 8), order=(5, 8), prompts=(50, 500)))
+        for part in ("init", "residual")
+    },
+    "confidence_sequence": Sweep(
+        planning.anytime_world, grid(replicas=(100, 1000), prompts=(500,), run_sd=(0.7,), look=("always", "narrow"))
+    ),
+}
+"""Add a statistic here: its world's factory, and the settings to sweep. `replicas`, `prompts` and `run_sd` steer what a cell costs and
+whether it is in the quick study; the names are otherwise the factory's own."""
