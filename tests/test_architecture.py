@@ -22,6 +22,12 @@ TORCH_FREE = {
     "analyse",
     "data",
     "cli",
+    "predictions",
+    "meaning",
+    "measure",
+    "planning",
+    "gate",
+    "gating",
 }
 
 

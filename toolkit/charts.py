@@ -140,6 +140,31 @@ def against_k(panels: Mapping[str, tuple[Dot, Mapping[str, Mapping[int, Dot]]]])
     return _svg(draw, 900, 330, "Disagreement against K on logarithmic axes, beside the line 1/K")
 
 
+Curve = tuple[Sequence[float], Sequence[float], Sequence[float | None], Sequence[float | None]]
+
+
+def survival(curves: Mapping[str, Curve]) -> str:
+    """Share of pairs of runs whose texts are still equal after t tokens. curves: shift -> (t, share, low, high), steps at each t."""
+
+    def draw(figure: "Figure") -> None:
+        ax = figure.subplots()
+        for i, (shift, (token, share, low, high)) in enumerate(curves.items()):
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            lows, highs = [0.0 if x is None else x for x in low], [1.0 if x is None else x for x in high]
+            ax.fill_between([0, *token], [1, *lows], [1, *highs], step="post", color=colour, alpha=0.13, linewidth=0)
+            ax.step([0, *token], [1, *share], where="post", color=colour, linewidth=1.4)
+            ax.plot([0, *token], [1, *share], linestyle="none", marker=marker, markersize=3.5, color=colour, label=shift)
+        ax.set_ylim(0, 1.02)
+        ax.set_xlim(left=0)
+        ax.yaxis.set_major_formatter(_percent)
+        ax.set_xlabel("tokens (words and signs) from the start of the text")
+        ax.set_ylabel("pairs still equal")
+        ax.grid(axis="y")
+        _legend(figure, ax, len(curves))
+
+    return _svg(draw, 900, 280, "Share of pairs of runs whose texts are still equal after so many tokens, with intervals")
+
+
 # -- shared ------------------------------------------------------------------------------------------------------------
 
 
@@ -182,7 +207,7 @@ def _legend(figure: "Figure", ax: "Axes", columns: int) -> None:
     figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, 7), handlelength=1.6, handletextpad=0.5, columnspacing=1.8)
 
 
-def _percent(value: float, _position: int | None = None) -> str:
+def _percent(value: float, _position: float | None = None) -> str:
     return f"{100 * value:g} %"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from toolkit.adapters import adapter_paths, read_adapter
 from toolkit.base import EMBEDDED
 from toolkit.evaluate import Subject
+from toolkit.measure import read_prompts, save_design
 from toolkit.merge import merge_adapters
 from toolkit.pipeline import (
     Console,
@@ -22,7 +23,6 @@ from toolkit.pipeline import (
     merge,
     open_folder,
     open_run,
-    read_prompts,
     successful,
 )
 from toolkit.population import groups, replica_folder
@@ -130,4 +130,20 @@ def evaluate_subjects(
         shards = [unit.unit.shard for family in families for unit in answer_units(job, family, suite, asked[suite])]
         designs = [ConditionDesign(name, range(len(paths))) for name, (_, paths) in zip(names, collections, strict=True)]
         command = "ftk evaluate " + " ".join(map(str, sources)) + f" --prompts {prompts}"
-        return folder, conclude(job, shards, asked, designs, command=command)
+        return folder, conclude(job, shards, designs, command=command)
+
+
+def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, workers: int | None, console: Console) -> Path:
+    """Let adapters answer all suites of a recipe, in order; return the folder of their outcomes (see `measure.read_design`)."""
+    alone = recipe.model_copy(
+        update={"name": "candidate", "conditions": {"candidate": Condition()}, "mitigations": [], "criteria": [], "replicas": 2}
+    )
+    paths = [path for source in adapters for path in adapter_paths(source)]
+    with open_run(alone, out, workers=workers, console=console) as job:
+        asked = read_prompts(alone)
+        family = [Subject("candidate", "replica", i, (str(path),), (read_adapter(path).sha256(),)) for i, path in enumerate(paths)]
+        with console.stage("evaluate"):
+            answer(job, [family], asked)
+        shards = [unit.unit.shard for suite, prompts in asked.items() for unit in answer_units(job, family, suite, prompts)]
+        save_design(out, shards, [ConditionDesign("candidate", range(len(paths)))], f"ftk gate --candidate {' '.join(map(str, adapters))}")
+    return out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,23 +19,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import toolkit
 from toolkit import environment, seeds
 from toolkit.adapters import read_adapter
-from toolkit.analyse import analyse
+from toolkit.analyse import OutcomeTable
 from toolkit.base import Base, load_base
-from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, is_chat, read_rows, read_suite
+from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, read_rows
 from toolkit.engines import LocalEngine, Progress
 from toolkit.ensemble import ENSEMBLES, vote
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, vote_outcomes
+from toolkit.measure import measure_run, read_prompts, save_design
 from toolkit.merge import merge_adapters
 from toolkit.outcomes import read_outcomes
 from toolkit.plan import TrainingPlan, plan_training, stacks_for
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
-from toolkit.recipe import Evaluation, Mitigation, Recipe, dump_recipe, parse_recipe
-from toolkit.report import write_report
-from toolkit.results import About, ConditionDesign, MitigationDesign, Price, Results, save_results
+from toolkit.recipe import Evaluation, Mitigation, Recipe, Sequential, dump_recipe, parse_recipe
+from toolkit.results import ConditionDesign, MitigationDesign, Price, Results, number
 from toolkit.stack import target_modules
+from toolkit.statistics.sequential import ANYTIME, ConfidenceSequence, Decision, Stopping, pair_disagreement
 
 EVALUATION_WIDTH = 8
 """adapters on the stack while prompts are answered; fixed, so that the shapes never depend on how many there are"""
@@ -100,6 +101,8 @@ def open_run(recipe: Recipe, folder: Path, *, workers: int | None = None, consol
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
     _check_against_base(recipe, base)
+    for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
+        asked_about(figure, prompts)
     check_lengths(recipe, base, prompts, device)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
@@ -186,15 +189,29 @@ class TrainingUnit:
 def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[int] | None = None) -> dict[int, Replica]:
     """Train what is missing of a condition's population; return all of it.
 
-    `only` names replicas to train again even if they are finished (their stack is trained whole, those alone are written).
+    `replicas` trains 0 to N-1, whatever number or rule the recipe has. `only` names replicas to train again even if they are finished
+    (their stack is trained whole, those alone are written).
     """
+    rule = job.recipe.until_of(name)
+    with job.console.stage("train"):
+        plan, mark = training_plan(job.recipe, name, job.device)
+        population = read_population(job.condition(name))
+    if rule and replicas is None and only is None:
+        train_until(job, name, rule, plan, mark, population)
+    else:
+        asked = range(replicas or job.recipe.replicas_of(name)) if only is None else only
+        train_missing(job, name, asked, plan, mark, population, again=only is not None)
+    return population
+
+
+def train_missing(
+    job: Run, name: str, asked: Sequence[int], plan: TrainingPlan, mark: str, population: dict[int, Replica], *, again: bool = False
+) -> None:
+    """Train the replicas of `asked` that the population lacks, and add them to it."""
     recipe, folder = job.recipe, job.condition(name)
     with job.console.stage("train"):
-        plan, mark = training_plan(recipe, name, job.device)
-        asked = range(replicas or recipe.replicas_of(name)) if only is None else only
-        _claim(folder, name, recipe, plan, mark, asked)
-        finished = read_population(folder)
-        missing = [r for r in asked if only is not None or r not in finished or finished[r].fingerprint != mark]
+        _claim(folder, name, recipe, plan, mark, asked, population)
+        missing = [r for r in asked if again or r not in population or population[r].fingerprint != mark]
         units = [
             TrainingUnit(recipe, name, folder, s, tuple(r for r in missing if r // plan.stack == s), plan, mark, job.device)
             for s in stacks_for(missing, plan.stack)
@@ -202,9 +219,9 @@ def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[in
         progress = job.console.progress(f"train {name}", len(missing))
         for _, records in job.engine.run(_train_unit, units, progress):
             for record in records:
+                population[record.replica] = record
                 if record.status == "failed":
                     job.console.note(f"{name}: replica {record.replica} diverged at step {record.failed_step}; recorded as failed")
-    return read_population(folder)
 
 
 def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan, str]:
@@ -217,8 +234,8 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     data = [(e.ids, e.loss_mask) for e in examples]
     mark = fingerprint(
         {
-            "condition": condition.model_dump(exclude={"replicas", "vary"}),
-            "vary": sorted(recipe.vary_of(name)),
+            "condition": condition.model_dump(exclude={"replicas", "vary", "crossed", "repeats"}),
+            "vary": condition.crossed or sorted(recipe.vary_of(name)),
             "seed": recipe.seed,
             "plan": asdict(plan),
             "data": fingerprint({"rows": data}),
@@ -228,29 +245,35 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     return plan, mark
 
 
-def _claim(folder: Path, name: str, recipe: Recipe, plan: TrainingPlan, mark: str, asked: Sequence[int]) -> None:
+def _claim(
+    folder: Path, name: str, recipe: Recipe, plan: TrainingPlan, mark: str, asked: Sequence[int], population: dict[int, Replica]
+) -> None:
     """Write population.json, or refuse a folder whose replicas another recipe trained."""
     path = folder / "population.json"
     if path.is_file():
         found = json.loads(path.read_text())
-        if found["fingerprint"] != mark and read_population(folder):
+        if found["fingerprint"] != mark and population:
             raise RunError(
                 f"{folder}: holds replicas of another recipe, base or data (fingerprint {found['fingerprint']}, this one is {mark}); "
                 "choose another --out, or delete that folder"
             )
-    known = read_population(folder)
-    vary = recipe.vary_of(name)
-    all_replicas = sorted(set(known) | set(asked))
+    condition = recipe.conditions[name]
+    all_replicas = sorted(set(population) | set(asked))
     record = {
         "condition": name,
-        "design": "independent",
-        "vary": vary,
+        "design": "crossed" if condition.crossed else "independent",
+        "vary": condition.crossed or recipe.vary_of(name),
         "root_seed": recipe.seed,
         "fingerprint": mark,
         "plan": asdict(plan),
-        "seeds": {str(r): seeds.replica_seeds(recipe.seed, r, vary) for r in all_replicas},
+        "seeds": {str(r): seeds_of(recipe, name, r) for r in all_replicas},
     }
     write_text(path, _json(record))
+
+
+def seeds_of(recipe: Recipe, name: str, replica: int) -> dict[str, int]:
+    """The seed of every source for a replica of a condition."""
+    return seeds.replica_seeds(recipe.seed, replica, recipe.vary_of(name), {**recipe.conditions[name].crossed})
 
 
 def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
@@ -260,7 +283,7 @@ def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
     base = load_base(recipe.base, recipe.dtype, unit.device)
     examples = training_examples(recipe, unit.device)
     replicas = range(unit.stack * plan.stack, (unit.stack + 1) * plan.stack)
-    seeds_R = [seeds.replica_seeds(recipe.seed, r, recipe.vary_of(unit.condition)) for r in replicas]
+    seeds_R = [seeds_of(recipe, unit.condition, r) for r in replicas]
     every = max(1, plan.steps // 50)
     trained = train_stack(
         base.model, examples, condition, plan, seeds_R, on_step=lambda step: progress(step / plan.steps) if step % every == 0 else None
@@ -289,6 +312,91 @@ def training_examples(recipe: Recipe, device: str) -> tuple[Example, ...]:
 def _examples(train: str, form: str, max_length: int, base: str, dtype: str, device: str) -> tuple[Example, ...]:
     tokenizer = load_base(base, dtype, device).tokenizer
     return tuple(encode_rows(read_rows(train), tokenizer, max_length=max_length, fmt=form))
+
+
+# -- train until enough is known ---------------------------------------------------------------------------------------
+
+
+def train_until(job: Run, name: str, rule: Sequential, plan: TrainingPlan, mark: str, population: dict[int, Replica]) -> None:
+    """Train whole stacks and let them answer, until the rule is met or its `max` is reached; stopping.json tells every look.
+
+    What is decided depends on the outcomes in index order at fixed looks and on nothing else. So a run that was killed comes to the same
+    decision, and one that has stopped finds all its looks answered and trains no more.
+    """
+    folder, suites = job.condition(name), read_prompts(job.recipe)
+    targets = {figure: target.model_dump(exclude_none=True) for figure, target in rule.until.items()}
+    prompts = {suite: rows for figure in targets for suite, rows in asked_about(figure, suites).items()}
+    sequences = {figure: ConfidenceSequence(job.recipe.level) for figure in targets}
+    looks: list[dict[str, Any]] = []
+    answered = 0
+    for replicas in look_points(rule, plan.stack):
+        train_missing(job, name, range(replicas), plan, mark, population)
+        subjects = replica_subjects(folder, name, {r: population[r] for r in range(replicas)})
+        last = replicas == rule.max
+        # a shard that is not full would be answered again when more replicas fill it
+        ready = len(subjects) if last else len(subjects) - len(subjects) % EVALUATION_WIDTH
+        with job.console.stage("evaluate"):
+            _watch(job, subjects[answered:ready], prompts, sequences)
+        answered = ready
+        decision = Stopping(targets).decide(sequences) if subjects else Decision(True, "no replica succeeded")
+        verdict = "stop" if decision.stop else "max" if last else "continue"
+        figures = {figure: sequence.to_dict() for figure, sequence in sequences.items()}
+        failed = replicas - len(subjects)
+        looks.append({"replicas": replicas, "failed": failed, "figures": figures, "decision": verdict, "reason": decision.reason})
+        asked = {"max": rule.max, "min": rule.min, "batch": rule.batch, "until": targets}
+        write_text(folder / "stopping.json", _json({"rule": asked, "level": job.recipe.level, "method": ANYTIME, "looks": looks}))
+        job.console.note(f"{name}: {replicas} replicas, {verdict}: {decision.reason}")
+        if decision.stop:
+            return
+
+
+def look_points(rule: Sequential, stack: int) -> list[int]:
+    """Numbers of replicas at which the rule looks: `min`, then every `batch`, in whole stacks, the last one `max`."""
+    first, step = (math.ceil(n / stack) * stack for n in (rule.min, rule.batch))
+    return [*range(first, rule.max, step), rule.max]
+
+
+def asked_about(figure: str, suites: dict[str, list[Prompt]]) -> dict[str, list[Prompt]]:
+    """The prompts that `disagreement.NAME` is about, by suite: those of the suite NAME, or all of the shift NAME."""
+    name = figure.partition(".")[2]
+    if name in suites:
+        return {name: suites[name]}
+    found = {suite: rows for suite, rows in suites.items() if any(p.shift == name for p in rows)}
+    if not found:
+        raise RunError(f"replicas.until: {figure}: no suite has {name} prompts; there are: {', '.join(suites) or 'no suites'}")
+    return found
+
+
+def _watch(job: Run, subjects: list[Subject], prompts: dict[str, list[Prompt]], sequences: dict[str, ConfidenceSequence]) -> None:
+    """Let new replicas answer, and give every figure's sequence the pairs that they make."""
+    if not subjects:
+        return
+    answer(job, [subjects], prompts)
+    shards = [unit.unit.shard for suite, rows in prompts.items() for unit in answer_units(job, subjects, suite, rows)]
+    table = OutcomeTable(read_outcomes(shards), prompts)
+    arm = table.arm(subjects[0].condition, "replica", [subject.index for subject in subjects])
+    assert arm is not None  # the shards hold nothing else
+    for figure, sequence in sequences.items():
+        name = figure.partition(".")[2]
+        at = table.suites[name] if name in table.suites else table.shifts[name]
+        for x in pair_disagreement(arm.answer_RP[:, at]):
+            sequence.add(float(x))
+
+
+def stopping_note(folder: Path) -> str:
+    """What readers of a condition's intervals must know when its number of replicas was decided by looking at them."""
+    found = json.loads((folder / "stopping.json").read_text())
+    look = found["looks"][-1]
+    ends = "; ".join(
+        f"{figure} {number(f['mean'], '%')} % [{number(f['low'], '%')}, {number(f['high'], '%')}] from {f['pairs']} pairs"
+        for figure, f in look["figures"].items()
+    )
+    met = "" if look["decision"] == "stop" else ", its targets not met"
+    return (
+        f"{folder.name}: the number of replicas, {look['replicas']}, was decided by a rule that looked at their answers{met}; the "
+        "intervals of this report are made for a number given beforehand and are too narrow for that; "
+        f"{100 * found['level']:g} % intervals that hold, for these prompts only: {ends}"
+    )
 
 
 # -- merge -------------------------------------------------------------------------------------------------------------
@@ -391,23 +499,27 @@ def all_subjects(job: Run) -> list[list[Subject]]:
 
 def subjects_of(folder: Path, name: str, mitigations: Sequence[Mitigation]) -> list[list[Subject]]:
     """Subjects of a condition, one list for each procedure. Whole-answer votes need no model and are not among them."""
-    replicas = successful(folder)
-    digest = {r: record.sha256["adapter_model.safetensors"] for r, record in read_population(folder).items() if record.status == "ok"}
-    path = {r: str(replica_folder(folder, r)) for r in replicas}
-    families = [[Subject(name, "replica", r, (path[r],), (digest[r],)) for r in replicas]]
+    single = {subject.index: subject for subject in replica_subjects(folder, name, read_population(folder))}
+    families = [list(single.values())]
     for mitigation in mitigations:
-        members = groups(replicas, mitigation.k)
+        members = groups(single, mitigation.k)
         if mitigation.merge:
             merged = [merged_folder(folder, mitigation.label, g) for g in range(len(members))]
             families.append([Subject(name, mitigation.label, g, (str(p),), (read_adapter(p).sha256(),)) for g, p in enumerate(merged)])
         elif ENSEMBLES[mitigation.ensemble or ""].rule:
-            families.append(
-                [
-                    Subject(name, mitigation.label, g, tuple(path[r] for r in group), tuple(digest[r] for r in group))
-                    for g, group in enumerate(members)
-                ]
-            )
+            paths = [tuple(single[r].adapters[0] for r in group) for group in members]
+            digests = [tuple(single[r].sha256[0] for r in group) for group in members]
+            families.append([Subject(name, mitigation.label, g, *own) for g, own in enumerate(zip(paths, digests, strict=True))])
     return families
+
+
+def replica_subjects(folder: Path, name: str, population: dict[int, Replica]) -> list[Subject]:
+    """The replicas that succeeded, in index order."""
+    return [
+        Subject(name, "replica", r, (str(replica_folder(folder, r)),), (record.sha256["adapter_model.safetensors"],))
+        for r, record in sorted(population.items())
+        if record.status == "ok"
+    ]
 
 
 def answer(job: Run, families: Sequence[Sequence[Subject]], prompts: dict[str, list[Prompt]]) -> None:
@@ -446,17 +558,11 @@ def _answer_unit(unit: AnswerUnit, progress: Progress) -> int:
     return evaluate_unit(unit.unit, base, unit.prompts, combine=combine, progress=progress, **unit.evaluation.model_dump())
 
 
-def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
-    """Suite name -> prompts; where training saw conversations, a plain prompt becomes a user turn. Raises DataError in one line."""
-    chat = bool(recipe.data.train) and is_chat(read_rows(recipe.data.train), recipe.data.format)
-    return {name: read_suite(source, name=name, chat=chat) for name, source in recipe.data.suites.items()}
-
-
 # -- measure -----------------------------------------------------------------------------------------------------------
 
 
 def measure(job: Run) -> Results:
-    """Outcomes -> statistics -> results.json -> report.html."""
+    """Outcomes -> statistics -> results.json -> report.html. Raises RunError where fewer than two replicas of any condition succeeded."""
     recipe = job.recipe
     prompts = read_prompts(recipe)
     with job.console.stage("measure"):
@@ -474,29 +580,16 @@ def measure(job: Run) -> Results:
             shards += votes(job, name, shards)
         if not designs:
             raise RunError(f"{job.folder}: fewer than two replicas of any condition succeeded, nothing can be compared; try a lower `lr`")
-        return conclude(job, shards, prompts, designs, command=f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}")
+        stopped = [job.condition(name) for name in recipe.conditions if recipe.until_of(name)]
+        notes = [stopping_note(folder) for folder in stopped if (folder / "stopping.json").is_file()]
+        command = f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}"
+        return conclude(job, shards, designs, command=command, notes=notes)
 
 
-def conclude(
-    job: Run, shards: Sequence[Path], prompts: dict[str, list[Prompt]], designs: Sequence[ConditionDesign], *, command: str
-) -> Results:
-    """Analyse the outcomes in `shards`; write results.json and report.html."""
-    found = json.loads((job.folder / "environment.json").read_text())
-    numerics = found["numerics"]
-    where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
-    about = About(
-        ftk=toolkit.__version__,
-        recipe=job.recipe.name,
-        base=job.recipe.base,
-        parameters=json.loads((job.folder / "base.json").read_text())["parameters"],
-        environment={"machine": where, "system": found["system"], "python": found["python"]}
-        | {k: v or "" for k, v in found["versions"].items()},
-        command=command,
-    )
-    results = analyse(read_outcomes(shards), prompts, designs, about=about, level=job.recipe.level)
-    save_results(job.folder / "results.json", results)
-    write_report(job.folder)
-    return results
+def conclude(job: Run, shards: Sequence[Path], designs: Sequence[ConditionDesign], *, command: str, notes: Sequence[str] = ()) -> Results:
+    """Write down what the outcomes in `shards` are of; measure them."""
+    save_design(job.folder, shards, designs, command, notes)
+    return measure_run(job.folder)
 
 
 def votes(job: Run, name: str, shards: Sequence[Path]) -> list[Path]:
@@ -531,7 +624,9 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
         kind = "merge" if mitigation.merge else "ensemble"
         mitigations.append(MitigationDesign(mitigation.label, title, kind, mitigation.k, members, price))
     failed = sum(record.status == "failed" for record in population.values())
-    return ConditionDesign(name, replicas, failed, mitigations, Price(rank=job.recipe.conditions[name].rank, seconds=seconds))
+    factors = {source: [population[r].seeds[source] for r in replicas] for source in job.recipe.conditions[name].crossed}
+    price = Price(rank=job.recipe.conditions[name].rank, seconds=seconds)
+    return ConditionDesign(name, replicas, failed, mitigations, price, factors)
 
 
 def _json(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from toolkit import data, environment, pipeline, seeds
+from toolkit import data, environment, pipeline
 from toolkit.base import Base, load_base
 from toolkit.plan import TrainingPlan
 from toolkit.recipe import Mitigation, Recipe, RecipeError
@@ -129,7 +129,7 @@ def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> float:
     from toolkit.train import train_stack
 
     marks: list[float] = []
-    seeds_R = [seeds.replica_seeds(recipe.seed, r, recipe.vary_of(name)) for r in range(plan.stack)]
+    seeds_R = [pipeline.seeds_of(recipe, name, r) for r in range(plan.stack)]
     condition = recipe.conditions[name].model_copy(update={"snapshots": None, "averages": []})
     short = replace(plan, steps=PROBE_STEPS + 1, warmup_steps=1)
     examples = pipeline.training_examples(recipe, device)

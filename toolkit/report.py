@@ -1,10 +1,11 @@
 """results.json as one HTML file for people, and as a plain table for the terminal."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from toolkit import charts
 from toolkit.population import write_text
-from toolkit.results import Cell, ConditionResult, Procedure, Results, interval, load_results, number, remedy
+from toolkit.results import Cell, ConditionResult, Judgement, Procedure, Results, interval, load_results, number, remedy
 from toolkit.statistics import MIN_GROUPS, Estimate
 
 BEST = 2
@@ -27,6 +28,8 @@ def render(results: Results) -> str:
         loader=PackageLoader("toolkit"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"number": number, "interval": interval, "remedy": remedy, "name": _name, "price": _price, "too_few": _too_few}
+    environment.globals |= {"procedure_name": _procedure_name, "criteria_rows": _criteria_rows, "metric_rows": _metric_rows}
+    environment.globals |= {"multiplicity": _multiplicity}
     drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in results.conditions]
     return environment.get_template("report.html.j2").render(results=results, conditions=drawn, methods=_methods(results))
 
@@ -47,6 +50,9 @@ def _charts(results: Results, condition: ConditionResult) -> dict[str, str]:
             panels[shift] = scores, at.accuracy.value if at and at.accuracy else None, cell.accuracy.n_prompts
     if panels:
         found["accuracy"] = charts.accuracies(panels)
+    curves = {shift: cell.survival for shift in results.shifts if (cell := condition.single.cell(shift)) and cell.survival}
+    if curves:
+        found["survival"] = charts.survival({shift: (c.token, c.share, c.low, c.high) for shift, c in curves.items()})
     if any(p.kind != "replica" and p.n_runs > 1 for p in condition.procedures):
         found["k"] = charts.against_k({shift: _curves(condition, shift) for shift in results.shifts})
     return found
@@ -108,6 +114,48 @@ def _too_few(procedure: Procedure) -> str:
         return ""
     estimates = [e for cell in procedure.cells if not cell.category for e in (cell.disagreement, cell.ratio) if e]
     return remedy(max(estimates, key=lambda e: e.needed or 0), procedure.k) if estimates else ""
+
+
+def _procedure_name(results: Results, judgement: Judgement) -> str:
+    condition = next(c for c in results.conditions if c.name == judgement.condition)
+    return next(_name(p) for p in condition.procedures if p.label == judgement.procedure)
+
+
+def _criteria_rows(results: Results, condition: ConditionResult) -> list[list[Judgement]]:
+    """One row a criterion, its judgements in the order of the condition's procedures."""
+    order = {p.label: i for i, p in enumerate(condition.procedures)}
+    rows: dict[str, list[Judgement]] = {}
+    for judgement in results.judgements:
+        if judgement.condition == condition.name:
+            rows.setdefault(judgement.criterion, []).append(judgement)
+    return [sorted(row, key=lambda j: order[j.procedure]) for row in rows.values()]
+
+
+class MetricRow(NamedTuple):
+    name: str
+    unit: str
+    estimates: list[Estimate | None]  # one a shift
+
+
+def _metric_rows(results: Results, condition: ConditionResult) -> list[MetricRow]:
+    cells = [condition.single.cell(shift) for shift in results.shifts]
+    found = [{metric.name: metric for metric in cell.metrics} if cell else {} for cell in cells]
+    units = {name: metric.unit for of_shift in found for name, metric in of_shift.items()}
+    return [MetricRow(name, unit, [m[name].estimate if name in m else None for m in found]) for name, unit in units.items()]
+
+
+def _multiplicity(results: Results) -> str:
+    """How many of the comparisons with single replicas are still clear of no change once their number is allowed for."""
+    cells = [cell for c in results.conditions for p in c.procedures for cell in p.cells if cell.ratio and cell.p_adjusted is not None]
+    parts = []
+    for what, method, chosen in (
+        ("shifts", "Holm", [c for c in cells if not c.category]),
+        ("categories", "Benjamini-Hochberg", [c for c in cells if c.category]),
+    ):
+        if chosen:
+            clear = sum((c.p_adjusted or 0.0) < 1 - results.level for c in chosen)
+            parts.append(f"Of {len(chosen)} ratios on {what}, {clear} are clear of 1 after adjustment ({method}).")
+    return " ".join(parts)
 
 
 def _methods(results: Results) -> dict[str, list[str]]:

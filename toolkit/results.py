@@ -5,14 +5,16 @@ import math
 import os
 import types
 import typing
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 from toolkit.statistics import EFFECT_KEPT, AccuracySpread, Estimate
 
-VERSION = 1
+VERSION = 2
 SHIFTS = ("typical", "near", "far")
+ZONES = ("acceptable", "watch", "critical", "not enough data")
+VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE")
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,36 @@ class MitigationDesign:
 
 @dataclass(frozen=True)
 class ConditionDesign:
-    """One way of training: the replicas that succeeded (by index), how many failed, and what was built from them."""
+    """One way of training: the replicas that succeeded (by index), how many failed, and what was built from them.
+
+    factors: of a crossed design, the level of every replica in each source; equal numbers, equal level.
+    """
 
     name: str
     replicas: Sequence[int]
     failed: int = 0
     mitigations: Sequence[MitigationDesign] = ()
     price: Price = Price()
+    factors: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A further figure of a procedure on a shift. unit: "%" for a share, "points" for one that may be negative, else a word or ""."""
+
+    name: str
+    unit: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class Survival:
+    """Share of pairs of runs whose texts are still equal after t tokens, with pointwise intervals (Kaplan-Meier)."""
+
+    token: tuple[float, ...]
+    share: tuple[float, ...]
+    low: tuple[float | None, ...]
+    high: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -60,7 +85,10 @@ class Cell:
 
     ratio, disagreement_change (negative = more stable), accuracy_change and effect_size compare a mitigation with the single
     replicas of its condition; on a category only the first two of them are kept.
+    zone: what the disagreement's interval says against the thresholds, one of ZONES.
+    p_adjusted: the ratio's p-value, adjusted (Holm for shifts, Benjamini-Hochberg for categories) over all mitigations of the results.
     scores: accuracy of each replica or group, in index order.
+    metrics, survival: further figures of single replicas on a shift.
     """
 
     shift: str
@@ -73,7 +101,11 @@ class Cell:
     accuracy_change: Estimate | None = None
     effect_size: Estimate | None = None
     accuracy_spread: AccuracySpread | None = None
+    zone: str = ""
+    p_adjusted: float | None = None
     scores: tuple[float | None, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    survival: Survival | None = None
 
     @property
     def collapsed(self) -> bool:
@@ -119,6 +151,86 @@ class UnstablePrompt:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """How a family of mitigations gets more stable with K: D(K) = floor + slope / K^power, and the free exponent of D ~ K^-exponent.
+
+    smallest_k: the least K whose disagreement is expected to be at most `target`; safe_k: the least at which its upper limit is.
+    """
+
+    title: str
+    shift: str
+    floor: Estimate
+    slope: Estimate
+    exponent: Estimate
+    power: float
+    target: float
+    smallest_k: int | None = None
+    safe_k: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Which source makes runs differ, from a crossed design: parts of a figure on a shift, and their total.
+
+    figure: "disagreement" (parts add up to the disagreement of two fresh runs) or "accuracy" (variance between runs, points squared).
+    Parts are unclipped: about nothing may come out negative. precision: for accuracy, SDs in the words of ISO 5725.
+    """
+
+    shift: str
+    figure: str
+    parts: dict[str, Estimate]
+    total: Estimate
+    precision: dict[str, Estimate] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A criterion of the user held against one procedure. verdict: one of VERDICTS, from a one-sided limit; estimate.level is two-sided."""
+
+    criterion: str
+    where: str
+    limit: str
+    confidence: float
+    consequence: str
+    condition: str
+    procedure: str
+    k: int
+    verdict: str
+    estimate: Estimate
+    unit: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two conditions on one shift: the condition against the baseline. paired: run j of both shares its seeds."""
+
+    condition: str
+    baseline: str
+    shift: str
+    paired: bool
+    ratio: Estimate
+    change: Estimate
+    accuracy_change: Estimate | None = None
+    score_variance_ratio: Estimate | None = None
+    p_adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Shares of prompts: a disagreement that is shown to be at most `acceptable`, or above `critical`; a category may have its own."""
+
+    acceptable: float = 0.05
+    critical: float = 0.20
+    categories: dict[str, tuple[float, float]] | None = None
+
+    def of(self, category: str) -> tuple[float, float]:
+        return (self.categories or {}).get(category, (self.acceptable, self.critical))
+
+
+@dataclass(frozen=True)
 class ConditionResult:
     name: str
     n_replicas: int
@@ -126,6 +238,8 @@ class ConditionResult:
     failure_rate: Estimate
     procedures: tuple[Procedure, ...]
     unstable: tuple[UnstablePrompt, ...]
+    scaling: tuple[Scaling, ...] = ()
+    sources: tuple[Sources, ...] = ()
 
     @property
     def single(self) -> Procedure:
@@ -163,6 +277,9 @@ class Results:
     conditions: tuple[ConditionResult, ...]
     verdict: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    thresholds: Thresholds = Thresholds()
+    contrasts: tuple[Contrast, ...] = ()
+    judgements: tuple[Judgement, ...] = ()
 
     @property
     def shifts(self) -> list[str]:
@@ -174,10 +291,13 @@ class Results:
 
 
 def number(value: float | None, unit: str = "", signed: bool = False) -> str:
-    """`12.3` for a share with unit "%", `0.62` for a ratio: one form everywhere, so that tables and sentences agree."""
+    """`12.3` for a share with unit "%", `0.62` for a ratio: one form everywhere, so that tables and sentences agree.
+
+    "%%": a variance of shares, in squared points.
+    """
     if value is None or not math.isfinite(value):
         return "n/a"
-    text = f"{100 * value:+.1f}" if unit == "%" else f"{value:+.2f}"
+    text = f"{100 * value:+.1f}" if unit == "%" else f"{10_000 * value:+.2f}" if unit == "%%" else f"{value:+.2f}"
     text = text if signed else text.removeprefix("+")
     return text[1:] if text in ("-0.0", "-0.00", "+0.0", "+0.00") else text
 
@@ -195,13 +315,17 @@ def remedy(estimate: Estimate, k: int = 1) -> str:
     return f"inconclusive{needed}"
 
 
+class ResultsError(ValueError):
+    """A results.json that cannot be read; one line with the reason and the way out."""
+
+
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
 def save_results(path: Path | str, results: Results) -> None:
     """Write results.json: beside, fsynced, renamed, so that a reader never sees half a file."""
     path = Path(path)
-    text = json.dumps(_plain({"version": VERSION, **asdict(results)}), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({"version": VERSION, **to_plain(results)}, indent=1, ensure_ascii=False, allow_nan=False)
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(staging, "w", encoding="utf-8") as file:
@@ -214,39 +338,46 @@ def save_results(path: Path | str, results: Results) -> None:
 
 
 def load_results(path: Path | str) -> Results:
-    """Read results.json. ValueError where it is of another version or not a result at all."""
-    data = json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read results.json. ResultsError where it is of another version or not a result at all."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ResultsError(f"{path}: not JSON ({error})") from None
     version = data.pop("version", None) if isinstance(data, dict) else None
     if version != VERSION:
-        raise ValueError(f"{path}: results of version {version}; this ftk reads version {VERSION}: measure the outcomes again")
+        raise ResultsError(f"{path}: results of version {version}; this ftk reads version {VERSION}: `ftk measure RUN` makes them anew")
     try:
-        return _build(Results, data)
+        return from_plain(Results, data)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a complete results file ({error})") from None
+        raise ResultsError(f"{path}: not a complete results file ({error})") from None
 
 
-def _plain(value: typing.Any) -> typing.Any:
-    """numpy scalars as Python's; a number that is none (nan, inf) as null, which every JSON reader knows."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
+def to_plain(record: typing.Any) -> typing.Any:
+    """A record as what JSON holds: numpy scalars as Python's; a number that is none (nan, inf) as null."""
+    if is_dataclass(record) and not isinstance(record, type):
+        return {f.name: to_plain(getattr(record, f.name)) for f in fields(record)}
+    if isinstance(record, dict):
+        return {key: to_plain(item) for key, item in record.items()}
+    if isinstance(record, list | tuple | range):
+        return [to_plain(item) for item in record]
+    value = record.item() if hasattr(record, "item") else record  # type: ignore[union-attr]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _build(kind: typing.Any, data: typing.Any) -> typing.Any:
-    """JSON back to records, guided by the type hints."""
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+def from_plain(kind: typing.Any, data: typing.Any) -> typing.Any:
+    """JSON back to records, guided by the type hints. KeyError or TypeError where a field is missing or of another shape."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
         if data is None:
             return None
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
+        return from_plain(next(option for option in inner if option is not type(None)), data)
     if is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         known = {f.name for f in fields(kind)}
-        return kind(**{name: _build(hints[name], value) for name, value in data.items() if name in known})  # type: ignore[operator]
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)
-        inner = [inner[0]] * len(data) if inner[-1] is Ellipsis else inner
-        return tuple(_build(of, value) for of, value in zip(inner, data, strict=True))
+        return kind(**{name: from_plain(hints[name], value) for name, value in data.items() if name in known})  # type: ignore[operator]
+    if origin in (tuple, Sequence):
+        each = [inner[0]] * len(data) if origin is Sequence or inner[-1] is Ellipsis else inner
+        return tuple(from_plain(of, value) for of, value in zip(each, data, strict=True))
+    if origin in (dict, Mapping):
+        return {key: from_plain(inner[1], value) for key, value in data.items()}
     return data

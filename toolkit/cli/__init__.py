@@ -3,7 +3,7 @@
 import click
 
 import toolkit
-from toolkit.cli import before, runs
+from toolkit.cli import before, instrument, runs
 from toolkit.cli.terminal import BAD_INPUT, DONE, FAILED, GATE_SAID_NO
 
 __all__ = ["BAD_INPUT", "DONE", "FAILED", "GATE_SAID_NO", "main"]
@@ -25,6 +25,9 @@ for _command in (
     runs.merge,
     runs.evaluate,
     runs.report,
+    instrument.measure,
+    instrument.plan,
+    instrument.gate,
     before.init,
     before.check,
     before.doctor,

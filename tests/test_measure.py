@@ -1,0 +1,254 @@
+"""Anybody's predictions, measured from the shell to the report: the figures are those of the statistics, and what cannot be is one line."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from toolkit import cli
+from toolkit import statistics as st
+from toolkit.measure import measure_predictions
+from toolkit.recipe import load_criteria
+from toolkit.results import load_results
+
+REPLICAS, PROMPTS = 40, 60
+
+
+def answers(seed: int = 0, spread: float = 0.3, replicas: int = REPLICAS) -> np.ndarray:
+    """answer_RP: 0 is right; prompts differ in how often runs leave it."""
+    rng = np.random.default_rng(seed)
+    rate_P = rng.uniform(0, spread, PROMPTS)
+    return np.where(rng.random((replicas, PROMPTS)) < rate_P, rng.integers(1, 4, (replicas, PROMPTS)), 0)
+
+
+def rows(answer_RP: np.ndarray, condition: str | None = None, **more) -> list[dict]:
+    found = []
+    for r, row in enumerate(answer_RP):
+        for p, code in enumerate(row):
+            place = {"category": "easy" if p % 2 else "hard", "shift": "far" if p >= PROMPTS // 2 else "typical"}
+            cell = {"replica": f"seed-{r}", "prompt": f"p{p}", "output": f"answer {code}", "reference": "answer 0", **place, **more}
+            found.append(cell | ({"condition": condition} if condition else {}))
+    return found
+
+
+def write(path: Path, cells: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+    return path
+
+
+def ftk(*arguments) -> Result:
+    return CliRunner().invoke(cli.main, [str(a) for a in arguments])
+
+
+def figures(estimate: st.Estimate) -> tuple:
+    """All of it, with numbers to rounding: prompts are taken in another order."""
+    numbers = (None if x is None else round(x, 10) for x in (estimate.value, estimate.low, estimate.high))
+    return (*numbers, estimate.n_replicas, estimate.n_prompts, estimate.method, estimate.conclusive, estimate.note)
+
+
+def one_line(result: Result, *told: str, code: int = cli.BAD_INPUT) -> None:
+    assert result.exit_code == code, result.output
+    assert len(result.stderr.strip().splitlines()) == 1 and all(word in result.stderr for word in told), result.stderr
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("predictions") / "preds.jsonl", rows(answers()))
+
+
+def test_the_figures_are_those_of_the_statistics(file, tmp_path):
+    results = measure_predictions(file, tmp_path)
+    answer_RP = answers()
+    single = results.conditions[0].single
+    for shift, at in (("typical", slice(None, PROMPTS // 2)), ("far", slice(PROMPTS // 2, None))):
+        cell = single.cell(shift)
+        assert cell and cell.accuracy
+        assert figures(cell.disagreement) == figures(st.disagreement(answer_RP[:, at]))
+        assert figures(cell.accuracy) == figures(st.accuracy((answer_RP[:, at] == 0).astype(np.int8)))
+        assert figures(cell.metrics[0].estimate) == figures(st.fleiss_kappa(answer_RP[:, at]))
+    hard = np.arange(0, PROMPTS // 2, 2)
+    assert figures(single.cell("typical", "hard").disagreement) == figures(st.disagreement(answer_RP[:, hard]))
+    assert load_results(tmp_path / "results.json") == results and (tmp_path / "report.html").stat().st_size > 5000
+
+
+def test_long_and_wide_and_all_kinds_of_files_agree(file, tmp_path):
+    cells = rows(answers())
+    with open(tmp_path / "long.csv", "w", newline="") as out:
+        writer = csv.DictWriter(out, cells[0])
+        writer.writeheader()
+        writer.writerows(cells)
+    wide: dict[str, dict] = {}
+    for cell in cells:
+        about = {key: cell[key] for key in ("prompt", "reference", "category", "shift")}
+        wide.setdefault(cell["prompt"], about)[f"replica_{cell['replica'][5:]}"] = cell["output"]
+    write(tmp_path / "wide.jsonl", list(wide.values()))
+    found = [measure_predictions(path, tmp_path / path.name[:4]) for path in (file, tmp_path / "long.csv", tmp_path / "wide.jsonl")]
+    cells_of = [[cell.disagreement for cell in results.conditions[0].single.cells] for results in found]
+    assert cells_of[0] == cells_of[1] == cells_of[2]
+
+
+def test_same_meaning_is_a_plug(tmp_path):
+    spelt = [
+        cell | {"output": cell["output"].upper() + "." if n * 7919 % 1009 % 3 else cell["output"]} for n, cell in enumerate(rows(answers()))
+    ]
+    path = write(tmp_path / "spelt.jsonl", spelt)
+    exact, normalised = (measure_predictions(path, tmp_path / rule, same=rule) for rule in ("exact", "normalised"))
+    plain = measure_predictions(write(tmp_path / "plain.jsonl", rows(answers())), tmp_path / "plain")
+    far = [results.conditions[0].single.cell("far") for results in (exact, normalised, plain)]
+    assert far[1].disagreement == far[2].disagreement and far[1].accuracy == far[2].accuracy
+    assert far[0].disagreement.value > far[2].disagreement.value
+
+
+def test_conditions_are_held_against_the_first(tmp_path):
+    cells = rows(answers(0), "before") + rows(answers(1, spread=0.05), "after")
+    path = write(tmp_path / "two.jsonl", cells)
+    results = measure_predictions(path, tmp_path / "out")
+    contrast = next(c for c in results.contrasts if c.shift == "far")
+    at = slice(PROMPTS // 2, None)
+    pair = answers(1, spread=0.05)[:, at], answers(0)[:, at]
+    assert (contrast.condition, contrast.baseline, contrast.paired) == ("after", "before", False)
+    assert contrast.ratio.value == pytest.approx(st.population_ratio(*pair).value) and contrast.ratio.high < 1
+    assert contrast.p_adjusted >= contrast.ratio.p
+    turned = measure_predictions(path, tmp_path / "turned", baseline="after", paired=True).contrasts[0]
+    assert (turned.condition, turned.paired) == ("before", True) and turned.ratio.value > 1
+
+
+CRITERIA = """
+thresholds: {acceptable: 0.02, critical: 0.10, categories: {easy: {acceptable: 0.9, critical: 0.95}}}
+criteria:
+  - {name: not too different, suite: far, limit: 0.9}
+  - {name: nearly equal, suite: far, limit: 0.01}
+  - {name: who can tell, suite: far, limit: VALUE}
+  - {name: right, suite: typical, statistic: accuracy, limit: 0.5, aggregation: worst}
+  - {name: no bad run, suite: typical, statistic: tail, below: 0.2, limit: 0.1}
+  - {name: says three, suite: far, observable: "regex:answer 3", statistic: rate, limit: 0.5}
+"""
+
+
+def test_criteria_and_the_matrix(file, tmp_path):
+    value = st.disagreement(answers()[:, PROMPTS // 2 :]).value
+    (tmp_path / "criteria.yaml").write_text(CRITERIA.replace("VALUE", f"{value:.4f}"))
+    results = measure_predictions(file, tmp_path / "out", criteria=load_criteria(tmp_path / "criteria.yaml"))
+    verdicts = {j.criterion: j.verdict for j in results.judgements}
+    assert list(verdicts.values()) == ["PASS", "FAIL", "INCONCLUSIVE", "PASS", "PASS", "PASS"]
+    one_sided = next(j for j in results.judgements if j.criterion == "not too different").estimate
+    assert figures(one_sided) == figures(st.disagreement(answers()[:, PROMPTS // 2 :], level=0.9))  # 95 % at each end
+    single = results.conditions[0].single
+    assert single.cell("far").zone == "critical" and single.cell("far", "easy").zone == "acceptable"
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "Your criteria" in html and 'class="zone critical"' in html and 'class="zone acceptable"' in html
+
+
+def test_a_limit_that_few_prompts_cannot_show_is_never_passed(tmp_path):
+    """Nothing seen on 30 prompts is compatible with 5 %: no PASS at 1 %, whatever the number of replicas."""
+    path = write(tmp_path / "same.jsonl", rows(np.zeros((50, PROMPTS), dtype=int)))
+    (tmp_path / "c.yaml").write_text("criteria: [{name: never, suite: far, limit: 0.01}, {name: seldom, suite: far, limit: 0.10}]")
+    results = measure_predictions(path, tmp_path / "out", criteria=load_criteria(tmp_path / "c.yaml"))
+    assert [j.verdict for j in results.judgements] == ["INCONCLUSIVE", "PASS"]
+    assert results.conditions[0].single.cell("far").zone == "watch"
+
+
+def test_from_the_shell(file, tmp_path):
+    result = ftk("measure", file, "--out", tmp_path / "out", "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == cli.DONE and found["results"]["conditions"][0]["n_replicas"] == REPLICAS
+    shown = ftk("measure", file, "--out", tmp_path / "out")
+    assert "40 replicas" in shown.stdout and "report: " in shown.stdout
+
+
+def test_no_torch(file, tmp_path):
+    code = f"import sys; from toolkit.cli import main\ntry: main(['measure', {str(file)!r}, '--out', {str(tmp_path)!r}])\n"
+    code += "except SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda cells: cells + [cells[3]], ["preds.jsonl", "p3", "seed-0"]),
+        (lambda cells: [{k: v for k, v in cells[0].items() if k != "output"}, *cells[1:]], ["preds.jsonl:1", "output"]),
+        (lambda cells: [], ["preds.jsonl"]),
+        (lambda cells: [cells[0], cells[0] | {"replica": "seed-9", "reference": "other"}], ["preds.jsonl:2", "reference"]),
+    ],
+    ids=["twice", "no output", "empty", "two references"],
+)
+def test_bad_files_are_one_line(tmp_path, change, told):
+    path = write(tmp_path / "preds.jsonl", change(rows(answers(replicas=2))))
+    one_line(ftk("measure", path), *told)
+
+
+def test_other_bad_input_is_one_line(file, tmp_path):
+    one_line(ftk("measure", tmp_path / "none.jsonl"), "no such file")
+    one_line(ftk("measure", file, "--same", "nonsense"), "nonsense")
+    one_line(ftk("measure", file, "--baseline", "x"), "no condition 'x'")
+    one_line(ftk("measure", tmp_path), "no outcomes")
+    (tmp_path / "c.yaml").write_text("criteria: [{name: a, suite: nowhere, limit: 0.1}]")
+    one_line(ftk("measure", file, "--criteria", tmp_path / "c.yaml"), "nowhere", "typical")
+    (tmp_path / "c.yaml").write_text("criterias: []")
+    one_line(ftk("measure", file, "--criteria", tmp_path / "c.yaml"), "c.yaml:1", "criteria")
+
+
+def test_little_data_gives_no_made_up_interval(tmp_path):
+    """One replica, one prompt in a category, scores that are nan, answers that are all equal."""
+    alone = measure_predictions(write(tmp_path / "one.jsonl", rows(answers(replicas=1))), tmp_path / "one")
+    assert not alone.conditions[0].single.cell("far").disagreement.conclusive
+    cells = [cell | {"score": float("nan"), "category": "odd" if cell["prompt"] == "p0" else "usual"} for cell in rows(answers())]
+    odd = measure_predictions(write(tmp_path / "odd.jsonl", cells), tmp_path / "odd").conditions[0].single.cell("typical", "odd")
+    assert odd and odd.n_prompts == 1 and not odd.disagreement.conclusive and odd.zone == "not enough data"
+
+
+def test_missing_cells_are_counted_and_a_silent_replica_has_failed(tmp_path):
+    cells = [cell for n, cell in enumerate(rows(answers())) if n % 7]
+    cells += [{"replica": "silent", "prompt": "p1", "output": None}]
+    results = measure_predictions(write(tmp_path / "holes.jsonl", cells), tmp_path / "out")
+    condition = results.conditions[0]
+    assert (condition.n_replicas, condition.n_failed) == (REPLICAS, 1) and condition.failure_rate.value == pytest.approx(1 / 41)
+    assert any("missing" in note for note in results.notes)
+    answer_RP = answers()
+    answer_RP.ravel()[::7] = -1
+    assert condition.single.cell("far").disagreement.value == pytest.approx(st.disagreement(answer_RP[:, PROMPTS // 2 :]).value)
+
+
+# -- the gate ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_passes_the_same_process_and_stops_another(file, tmp_path):
+    same = write(tmp_path / "same.jsonl", rows(_fresh(spread=0.3)))
+    other = write(tmp_path / "other.jsonl", rows(_fresh(spread=1.0)))
+    assert ftk("gate", file, "--candidate", same).exit_code == cli.DONE
+    stopped = ftk("gate", file, "--candidate", other)
+    assert stopped.exit_code == cli.GATE_SAID_NO and "FAIL" in stopped.stdout and "OUTSIDE" in stopped.stdout
+    assert ftk("gate", file, "--save", tmp_path / "limits.json").exit_code == cli.DONE
+    again = ftk("gate", tmp_path / "limits.json", "--candidate", other, "--json")  # without the population
+    assert again.exit_code == cli.GATE_SAID_NO and json.loads(again.stdout)["status"] == "fail"
+    assert (tmp_path / "limits.json").stat().st_size < 100_000
+
+
+def _fresh(spread: float) -> np.ndarray:
+    """One more run of the process of `answers()`: the same prompts, other draws."""
+    rate_P = np.random.default_rng(0).uniform(0, 0.3, PROMPTS) * spread / 0.3
+    rng = np.random.default_rng(77)
+    return np.where(rng.random((1, PROMPTS)) < rate_P, rng.integers(1, 4, (1, PROMPTS)), 0)
+
+
+def test_a_gate_without_enough_to_go_by_is_inconclusive(file, tmp_path):
+    few = write(tmp_path / "few.jsonl", rows(answers(replicas=6)))
+    candidate = write(tmp_path / "candidate.jsonl", rows(_fresh(0.3)))
+    result = ftk("gate", few, "--candidate", candidate)
+    assert result.exit_code == cli.DONE and "INCONCLUSIVE" in result.stdout
+    half = write(tmp_path / "half.jsonl", rows(_fresh(0.3))[: PROMPTS // 2])
+    assert "30 of 60 prompts are missing" in ftk("gate", file, "--candidate", half).stdout
+
+
+def test_what_the_gate_cannot_read_is_one_line(file, tmp_path):
+    one_line(ftk("gate", file), "--candidate")
+    one_line(ftk("gate", file, "--candidate", tmp_path / "nothing"), "no such file")
+    one_line(ftk("gate", tmp_path, "--candidate", file), "no outcomes")
+    (tmp_path / "limits.json").write_text('{"version": 99}')
+    one_line(ftk("gate", tmp_path / "limits.json", "--candidate", file), "version 99")

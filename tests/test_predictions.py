@@ -1,0 +1,393 @@
+"""One table of answers is read as the same predictions whatever file it comes in; what is wrong is told in one line with its place."""
+
+import csv
+import datetime
+import decimal
+import gzip
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+import pytest
+
+from toolkit.predictions import Predictions, PredictionsError, cells, files, read_predictions
+
+REPLICAS, PROMPTS = [f"replica_{r}" for r in range(12)], [f"p{p}" for p in range(30)]
+ABOUT = ("category", "shift", "cluster", "reference")
+Answers = dict[tuple[str, str], str | None]
+
+
+def world(seed: int = 0) -> tuple[Answers, dict[str, dict[str, str | None]]]:
+    """Answers with commas, quotes, line breaks and nothing in them; some are missing, and what is said of a prompt is sometimes not."""
+    rng = np.random.default_rng(seed)
+    pool = ["5", "6", "a, b", 'say "x"', "two\nlines", "naïve ☃", "", "true", "2020-01-01", "  ", None]
+    answers = {(r, p): pool[rng.integers(len(pool))] for r in REPLICAS for p in PROMPTS}
+    shifts = ["typical", "near", "far", None]
+    about: dict[str, dict[str, str | None]] = {
+        p: {"category": f"c{i % 3}", "shift": shifts[i % 4], "cluster": f"k{i // 2}" if i % 5 else None, "reference": f"{i % 7}"}
+        for i, p in enumerate(PROMPTS)
+    }
+    return answers, about
+
+
+def long_rows(seed: int = 0, **more: object) -> list[dict]:
+    answers, about = world(seed)
+    return [{**more, "replica": r, "prompt": p, "output": text, **about[p]} for (r, p), text in answers.items()]
+
+
+def wide_rows() -> list[dict]:
+    answers, about = world()
+    return [{"prompt": p, **about[p], **{r: answers[r, p] for r in REPLICAS}} for p in PROMPTS]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    elif path.suffix == ".json":
+        text = json.dumps(rows)
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=100)
+        return path
+    else:
+
+        def cell(value: object) -> str:  # nothing is a missing cell, and "" an empty text
+            return "" if value is None else '"' + str(value).replace('"', '""') + '"'
+
+        text = "".join(",".join(line) + "\n" for line in ([*rows[0]], *([cell(v) for v in row.values()] for row in rows)))
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def texts(found: Predictions, condition: str | None = None) -> Answers:
+    arm = found.arms[condition or next(iter(found.arms))]
+    return {
+        (replica, prompt.id): None if code < 0 else found.texts[code]
+        for replica, row in zip(arm.replicas, arm.text_RP.tolist(), strict=True)
+        for prompt, code in zip(found.prompts, row, strict=True)
+    }
+
+
+def check_world(found: Predictions) -> None:
+    answers, about = world()
+    assert texts(found) == answers
+    assert list(found.arms) == ["preds"] and found.arms["preds"].replicas == tuple(REPLICAS)
+    assert found.arms["preds"].text_RP.dtype == np.int32 and found.arms["preds"].score_RP is None
+    assert found.arms["preds"].missing == sum(text is None for text in answers.values())
+    for prompt in found.prompts:
+        said = {name: getattr(prompt, name) for name in ABOUT}
+        assert said == about[prompt.id] | {"shift": about[prompt.id]["shift"] or "typical"} and prompt.prompt == prompt.id
+
+
+# --- the same table in every file -----------------------------------------------------------------------------------------------------
+
+KINDS = ("preds.jsonl", "preds.jsonl.gz", "preds.json", "preds.csv", "preds.csv.gz", "preds.parquet")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_long_and_wide_files_of_every_kind_say_the_same(tmp_path, name):
+    check_world(read_predictions(write(tmp_path / name, long_rows())))
+    wide = read_predictions(write(tmp_path / name, wide_rows()))
+    check_world(wide)
+    assert "wide" in wide.notes[0] and "12: replica_0" in wide.notes[0]
+    assert f"preds: {wide.arms['preds'].missing} of 360 answers are missing" in wide.notes
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_small_batches_say_the_same(tmp_path, name, monkeypatch):
+    for limit, size in (("CHUNK", 2000), ("CELLS", 7), ("ROWS", 7)):
+        monkeypatch.setattr(files, limit, size)
+    monkeypatch.setattr(cells, "CELLS", 70)
+    for rows in (long_rows(), wide_rows()):
+        check_world(read_predictions(write(tmp_path / name, rows)))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_rows_may_come_in_any_order(tmp_path, name):
+    rows = long_rows()
+    np.random.default_rng(1).shuffle(rows)  # type: ignore[arg-type]
+    check_world(read_predictions(write(tmp_path / name, rows)))
+
+
+def test_parser_of_pyarrow_and_line_by_line_agree(tmp_path, monkeypatch):
+    path = write(tmp_path / "preds.jsonl", long_rows())
+    fast = read_predictions(path)
+
+    def refuses(*_):
+        raise pa.ArrowInvalid("no")
+
+    monkeypatch.setattr(pyarrow.json, "read_json", refuses)
+    slow = read_predictions(path)
+    assert texts(slow) == texts(fast) and slow.prompts == fast.prompts
+
+
+def test_columns_may_be_dictionaries_with_values_that_nobody_uses(tmp_path):
+    """As pandas writes categories: what no row uses is no prompt, no replica and no condition."""
+    table = pa.Table.from_pylist(long_rows(condition="one"))
+    for name, unused in (("condition", "none"), ("replica", "replica_99"), ("prompt", "p99")):
+        column = table[name].dictionary_encode().combine_chunks()
+        values = pa.concat_arrays([pa.array([unused]), column.dictionary])
+        column = pa.DictionaryArray.from_arrays(pa.array(column.indices.to_numpy() + 1, pa.int16()), values)
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, tmp_path / "preds.parquet")
+    found = read_predictions(tmp_path / "preds.parquet")
+    assert list(found.arms) == ["one"] and texts(found) == world()[0]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.int64(), pa.float64(), pa.decimal128(9, 0)]
+)
+def test_answers_in_parquet_may_be_of_any_type(tmp_path, kind):
+    values = pa.array([decimal.Decimal(5), decimal.Decimal(6), None] if pa.types.is_decimal(kind) else ["5", "6", None])
+    pq.write_table(pa.table({"replica": [1, 2, 3], "prompt": ["a"] * 3, "output": values.cast(kind)}), tmp_path / "preds.parquet")
+    assert list(texts(read_predictions(tmp_path / "preds.parquet")).values()) == ["5", "6", None]
+
+
+# --- what a value is -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["preds.jsonl", "preds.json"])
+def test_numbers_booleans_and_objects_become_their_json(tmp_path, name):
+    values = [1, 1.0, 1.5, 10**20, True, {"b": [1, {"d": None, "c": 2}], "a": "ü"}, [1, 2], "true", None, math.nan]
+    rows = [{"replica": r, "prompt": "p", "output": value} for r, value in enumerate(values)]
+    found = list(texts(read_predictions(write(tmp_path / name, rows))).values())
+    pair = '{"a": "ü", "b": [1, {"c": 2, "d": null}]}'
+    assert found == ["1", "1", "1.5", str(10**20), "true", pair, "[1, 2]", "true", None, None]
+
+
+def test_text_that_looks_like_something_else_stays_text(tmp_path):
+    values = ["2020-01-01", "1.0", "NaN", "null", "", "0x1"]
+    for name in KINDS:
+        rows = [{"replica": f"{r}", "prompt": "p", "output": value} for r, value in enumerate(values)]
+        assert list(texts(read_predictions(write(tmp_path / name, rows))).values()) == values, name
+
+
+def test_types_of_data_frames(tmp_path):
+    """nan is a missing cell and 1.0 was an integer once; dates are text; half of a surrogate pair is no reason to stop."""
+    columns = {"id": ["a", "b"], "0": pa.array([1.0, math.nan]), "1": [["x"], None], "2": [datetime.date(2020, 1, 1)] * 2}
+    pq.write_table(pa.table(columns | {"3": pa.nulls(2), "__index_level_0__": [5, 6]}), tmp_path / "preds.parquet")
+    found = read_predictions(tmp_path / "preds.parquet")
+    assert found.arms["preds"].replicas == ("0", "1", "2", "3") and len(found.notes) == 2
+    assert [found.texts[c] if c >= 0 else None for c in found.arms["preds"].text_RP.T.ravel()] == [
+        "1", '["x"]', "2020-01-01", None, None, None, "2020-01-01", None,
+    ]  # fmt: skip
+    (tmp_path / "half.jsonl").write_text(r'{"replica": 1, "prompt": "p", "output": "\ud83d!"}')
+    assert read_predictions(tmp_path / "half.jsonl").texts == ["?!"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_scores(tmp_path, name):
+    values = [1, 0.25, True, None, "0.5", math.nan] if name.startswith("preds.j") else ["1", "0.25", "True", None, "0.5", "nan"]
+    rows = [{"replica": f"{r}", "prompt": "p", "output": "x", "score": value} for r, value in enumerate(values)]
+    score_RP = read_predictions(write(tmp_path / name, rows)).arms["preds"].score_RP
+    assert score_RP is not None and score_RP.dtype == np.float32
+    np.testing.assert_array_equal(score_RP[:, 0], np.float32([1, 0.25, 1, np.nan, 0.5, np.nan]))
+
+
+def test_replicas_are_in_the_order_that_people_count_in(tmp_path):
+    rows = [{"replica": r, "prompt": "p", "output": "x"} for r in ("run 10", "run 9", "b", "run 1", "a2")]
+    assert read_predictions(write(tmp_path / "preds.jsonl", rows)).arms["preds"].replicas == ("a2", "b", "run 1", "run 9", "run 10")
+
+
+# --- conditions, suites, columns --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_conditions_share_their_prompts_and_may_lack_some(tmp_path, name):
+    two = [row for row in long_rows(1, condition="two") if row["replica"] < "replica_2" and row["prompt"] < "p2"]
+    found = read_predictions(write(tmp_path / name, [*long_rows(condition="one"), *two]))
+    assert list(found.arms) == ["one", "two"] and texts(found, "one") == world()[0]
+    shapes = [arm.text_RP.shape for arm in found.arms.values()]
+    assert shapes == [(12, 30), (4, 30)], "replica_0, replica_1, replica_10 and replica_11"
+    expected = {(row["replica"], row["prompt"]): row["output"] for row in two}
+    assert {key: text for key, text in texts(found, "two").items() if text is not None} == {
+        k: t for k, t in expected.items() if t is not None
+    }
+
+
+def test_conditions_of_a_wide_file(tmp_path):
+    (tmp_path / "preds.csv").write_text("condition,id,0,1\na,p,x,y\nb,p,z,\nb,q,z,z\n")
+    found = read_predictions(tmp_path / "preds.csv")
+    assert texts(found, "a") == {("0", "p"): "x", ("0", "q"): None, ("1", "p"): "y", ("1", "q"): None}
+    assert texts(found, "b") == {("0", "p"): "z", ("0", "q"): "z", ("1", "p"): None, ("1", "q"): "z"}
+
+
+def test_suites_keep_equal_ids_apart_and_name_what_is_not_told(tmp_path):
+    rows = [{"suite": s, "replica": 1, "id": i, "prompt": f"{s} {i}?", "output": "x"} for s in ("far", "mine") for i in (1, 2)]
+    prompts = read_predictions(write(tmp_path / "preds.jsonl", rows)).prompts
+    assert [(p.id, p.prompt, p.category, p.shift) for p in prompts] == [
+        ("far/1", "far 1?", "far", "far"),
+        ("far/2", "far 2?", "far", "far"),
+        ("mine/1", "mine 1?", "mine", "typical"),
+        ("mine/2", "mine 2?", "mine", "typical"),
+    ]
+    assert [p.id for p in read_predictions(write(tmp_path / "preds.jsonl", rows[:2])).prompts] == ["1", "2"]
+
+
+def test_unknown_shifts_are_kept_and_labels_may_come_late(tmp_path):
+    rows = [
+        {"replica": 1, "prompt": "p", "output": "x"},
+        {"replica": 2, "prompt": "p", "output": "x", "shift": "sideways", "reference": 5},
+        {"replica": 3, "prompt": "p", "output": "x", "shift": None, "reference": ""},
+    ]
+    (prompt,) = read_predictions(write(tmp_path / "preds.jsonl", rows)).prompts
+    assert (prompt.shift, prompt.reference, prompt.category, prompt.cluster) == ("sideways", "5", "all", None)
+
+
+def test_which_columns_are_replicas(tmp_path):
+    def replicas(header: str, **options: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        (tmp_path / "preds.csv").write_text(f"{header}\n" + ",".join("abcdefgh"[: header.count(",") + 1]) + "\n")
+        found = read_predictions(tmp_path / "preds.csv", **options)
+        return found.arms["preds"].replicas, found.notes[1:]
+
+    assert replicas("prompt,mia,tom") == (("mia", "tom"), ())
+    assert replicas("prompt,seed1,seed2,loss") == (("seed1", "seed2"), ("columns not used: loss",))
+    assert replicas("id,prompt,0,1,answer") == (("0", "1"), ("columns not used: answer",))
+    assert replicas("prompt,m_1,m_2,other", replica="m_") == (("m_1", "m_2"), ("columns not used: other",))
+    assert replicas("Unnamed: 0,prompt,mia") == (("mia",), ())
+
+
+def test_columns_of_other_names(tmp_path):
+    (tmp_path / "preds.csv").write_text("model,question,prompt,answer,gen\nm,q,P,gold,mine\n")
+    found = read_predictions(tmp_path / "preds.csv", replica="model", prompt="question", output="gen")
+    assert texts(found) == {("m", "q"): "mine"} and found.prompts[0].prompt == "P"
+    assert "columns not used: answer" in found.notes
+
+
+def test_one_replica_is_read_like_many(tmp_path):
+    assert read_predictions(write(tmp_path / "preds.csv", long_rows()[:30])).arms["preds"].text_RP.shape == (1, 30)
+
+
+# --- what cannot be meant ---------------------------------------------------------------------------------------------------------------
+
+GOOD = '{"replica": 1, "prompt": "p", "output": "x", "reference": "5", "score": 1}\n'
+BROKEN = {
+    "a field that is not there": ("a.jsonl", GOOD + '\n{"replica": 2, "prompt": "p"}', "a.jsonl:3: field 'output' is missing; write null"),
+    "a key that is null": ("a.jsonl", GOOD + '{"replica": null, "prompt": "p", "output": "x"}', "a.jsonl:2: field 'replica' is missing"),
+    "a key that is not there": ("a.json", "[" + GOOD + ', {"replica": 2, "output": "x"}]', "a.json, row 2: field 'prompt' is missing"),
+    "broken JSON": ("a.jsonl", GOOD + '{"replica": 2,', "a.jsonl:2: broken JSON at column"),
+    "two rows on a line": ("a.jsonl", GOOD + GOOD[:-1] + GOOD, "a.jsonl:2: broken JSON"),
+    "a row over two lines": ("a.jsonl", GOOD + GOOD.replace(", ", ",\n", 1), "a.jsonl:2: broken JSON"),
+    "no object": ("a.jsonl", GOOD + "[1]", "a.jsonl:2: a row is an object with named fields, not [1]"),
+    "not UTF-8": ("a.jsonl", GOOD.encode() + b'{"replica": 2, "prompt": "p", "output": "\xff"}', "a.jsonl:2: not UTF-8"),
+    "not UTF-8, CSV": ("a.csv", b"prompt,0\np,x\nq,\xff\n", "a.csv:3: not UTF-8"),
+    "twice": (
+        "a.jsonl",
+        GOOD + "\n" + GOOD,
+        "a.jsonl:3: replica '1' has an answer to prompt 'p' already, at a.jsonl:1; keep one of the two",
+    ),
+    "twice, wide": ("a.csv", 'id,0,1\np,"x\ny",x\nq,x,x\np,x,x\n', "a.csv:5: replica '0' has an answer to prompt 'p' already, at a.csv:3"),
+    "twice, condition": (
+        "a.csv",
+        "condition,run,id,text\nc,1,p,x\nd,1,p,x\nc,1,p,y\n",
+        "a.csv:4: replica '1' of condition 'c' has an answer",
+    ),
+    "two references": (
+        "a.jsonl",
+        GOOD + GOOD.replace("1,", "2,", 1).replace('"5"', '"6"'),
+        "a.jsonl:2: field 'reference': prompt 'p' has '6' here and '5' on another row",
+    ),
+    "no number": (
+        "a.jsonl",
+        GOOD + GOOD.replace("1,", "2,", 1).replace("1}", '"high"}'),
+        "a.jsonl:2: field 'score' must be a finite number, not",
+    ),
+    "endless": ("a.csv", "replica,prompt,output,score\n1,p,x,inf\n", "a.csv:2: field 'score' must be a finite number, not 'inf'"),
+    "no layout": ("a.jsonl", '{"question": 1}', "a.jsonl:1: no column for the prompt (columns question); a long file has"),
+    "no replica": ("a.csv", "prompt,output\np,x\n", "a.csv: no column for the replica (columns prompt, output); a long file has"),
+    "no output": ("a.csv", "prompt,replica\np,x\n", "a.csv: no column for the output (columns prompt, replica); a long file has"),
+    "short record": ("a.csv", 'id,0,1\np,"x\ny",x\nq,x\n', "a.csv:4: 2 fields, the header has 3"),
+    "open quote": ("a.csv", 'id,0,1\np,"x,x\n', "a.csv:2: broken CSV"),
+    "a column twice": ("a.csv", "id,0,0\np,x,x\n", "a.csv:1: column '0' stands twice"),
+    "nothing": ("a.jsonl", "\n\n", "a.jsonl: no rows"),
+    "nothing, CSV": ("a.csv", "", "a.csv: no rows"),
+    "only a header": ("a.csv", "id,0\n", "a.csv: no rows"),
+    "no Parquet": ("a.parquet", "hello", "a.parquet: cannot be read"),
+    "no gzip": ("a.csv.gz", "hello", "a.csv.gz: cannot be read"),
+    "unknown kind": ("a.txt", "", "a.txt: unknown kind of file; use one of .jsonl"),
+    "two layouts": (
+        "a.json",
+        json.dumps([{"id": 1, "0": "x"}, {"id": 2, "replica": 1, "output": "x"}]),
+        "a.json, row 2: the columns are others",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_an_error_is_one_line_that_begins_with_its_place(tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "ROWS", 1)
+    name, content, says = BROKEN[what]
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(PredictionsError) as caught:
+        read_predictions(Path(name))
+    assert str(caught.value).startswith(says) and "\n" not in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("what", ["twice", "twice, wide", "two references", "a field that is not there", "no number"])
+def test_errors_in_later_batches_have_the_same_place(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(files, "CHUNK", 90)  # a row or two
+    monkeypatch.setattr(cells, "CELLS", 1)
+    test_an_error_is_one_line_that_begins_with_its_place(tmp_path, monkeypatch, what)
+
+
+def test_no_such_file_and_no_such_column(tmp_path):
+    with pytest.raises(PredictionsError, match="no such file"):
+        read_predictions(tmp_path / "none.csv")
+    (tmp_path / "a.csv").write_text("replica,prompt,output\n1,p,x\n")
+    with pytest.raises(PredictionsError, match=r"a\.csv: no column 'gen' \(columns replica, prompt, output\)"):
+        read_predictions(tmp_path / "a.csv", output="gen")
+
+
+def test_two_rows_for_a_cell_are_found_in_parquet_by_their_numbers(tmp_path):
+    rows = long_rows()
+    write(tmp_path / "preds.parquet", [*rows, rows[17]])
+    with pytest.raises(PredictionsError, match=r"row 361: replica 'replica_0' .* already, at .*row 18; keep"):
+        read_predictions(tmp_path / "preds.parquet")
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["long", "wide"])
+def test_no_loop_over_cells(tmp_path, layout):
+    """A million cells take a fraction of what a loop in Python would."""
+    rng = np.random.default_rng(2)
+    texts_V = pa.array([f"text {v}" for v in range(1000)])
+    code_RP = rng.integers(0, 1000, (1000, 1000)).astype(np.int32)
+    if layout == "wide":
+        columns = {f"{r}": pa.DictionaryArray.from_arrays(code_P, texts_V) for r, code_P in enumerate(code_RP)}
+        table = pa.table({"prompt": [f"p{p}" for p in range(1000)], **columns})
+    else:
+        r_N, p_N = (index.ravel() for index in np.indices(code_RP.shape))
+        table = pa.table({"replica": r_N, "prompt": p_N, "output": texts_V.take(pa.array(code_RP.ravel()))})
+    pq.write_table(table, tmp_path / "preds.parquet")
+    read_predictions(tmp_path / "preds.parquet")  # imports
+    start = time.process_time()
+    found = read_predictions(tmp_path / "preds.parquet")
+    assert time.process_time() - start < 0.6  # about 0.1 s
+    spoken = np.array(found.texts)[found.arms["preds"].text_RP]
+    assert (spoken == np.array(texts_V)[code_RP]).all()
+
+
+def test_more_texts_and_prompts_than_two_bytes_count(tmp_path):
+    rows = 70_000
+    table = pa.table({"id": np.arange(rows), "0": [f"{n}" for n in range(rows)], "1": [f"{n}" for n in range(rows, 0, -1)]})
+    pq.write_table(table, tmp_path / "preds.parquet")
+    found = read_predictions(tmp_path / "preds.parquet")
+    spoken = [[found.texts[code] for code in row] for row in found.arms["preds"].text_RP.tolist()]
+    assert spoken == [table["0"].to_pylist(), table["1"].to_pylist()] and len(found.prompts) == rows
+
+
+def test_csv_of_the_standard_library(tmp_path):
+    """Python's csv does not quote an empty text, so it counts as missing; everything else comes back."""
+    with (tmp_path / "preds.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["replica", "prompt", "output", *ABOUT])
+        writer.writeheader()
+        writer.writerows(long_rows())
+    assert texts(read_predictions(tmp_path / "preds.csv")) == {key: text or None for key, text in world()[0].items()}

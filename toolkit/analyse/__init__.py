@@ -1,0 +1,77 @@
+"""From what runs answered to results: which statistic answers which question, and what may be said about it in words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from toolkit.analyse.cells import base_procedure, condition_result
+from toolkit.analyse.contrasts import adjusted, contrasts, scaling
+from toolkit.analyse.criteria import judge
+from toolkit.analyse.sources import sources
+from toolkit.analyse.table import Arm, OutcomeTable, PredictionTable, PromptLike, Table
+from toolkit.analyse.verdict import verdict
+from toolkit.recipe import Criterion
+from toolkit.results import About, ConditionDesign, Results, SuiteCount, Thresholds
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["Arm", "OutcomeTable", "PredictionTable", "PromptLike", "Table", "analyse", "analyse_table"]
+
+
+def analyse(
+    outcomes: "pyarrow.Table", prompts: Mapping[str, Sequence[PromptLike]], conditions: Sequence[ConditionDesign], **options
+) -> Results:
+    """Measure a table of outcomes (see `OutcomeTable`); options as in `analyse_table`."""
+    return analyse_table(OutcomeTable(outcomes, prompts), conditions, **options)
+
+
+def analyse_table(
+    table: Table,
+    conditions: Sequence[ConditionDesign],
+    *,
+    level: float = 0.95,
+    about: About | None = None,
+    thresholds: Thresholds | None = None,
+    criteria: Sequence[Criterion] = (),
+    paired: bool = False,
+    notes: Sequence[str] = (),
+) -> Results:
+    """Measure every procedure on every shift and category, compare the conditions with the first, judge the criteria.
+
+    paired: replica j of every condition shares its seeds with replica j of the others.
+    Raises ValueError for a design that the outcomes contradict, or a criterion about prompts that are not there.
+    """
+    thresholds = thresholds or Thresholds()
+    results = [condition_result(table, design, level, thresholds) for design in conditions]
+    results = [
+        replace(found, scaling=scaling(table, design, level, thresholds), sources=sources(table, design, level))
+        for found, design in zip(adjusted(results), conditions, strict=True)
+    ]
+    unmeasured = [
+        f"{design.name}: no outcomes of {m.label}"
+        for design, result in zip(conditions, results, strict=True)
+        for m in design.mitigations
+        if m.label not in {p.label for p in result.procedures}
+    ]
+    found = Results(
+        about=about or About(),
+        level=level,
+        suites=_counts(table),
+        base=base_procedure(table, level),
+        conditions=tuple(results),
+        verdict=(),
+        notes=(*notes, *unmeasured),
+        thresholds=thresholds,
+        contrasts=contrasts(table, conditions, level, paired),
+        judgements=judge(table, conditions, criteria),
+    )
+    return replace(found, verdict=verdict(found))
+
+
+def _counts(table: Table) -> tuple[SuiteCount, ...]:
+    found: dict[tuple[str, str, str], int] = {}
+    for suite, prompt in table.prompts:
+        place = suite, prompt.shift, prompt.category
+        found[place] = found.get(place, 0) + 1
+    return tuple(SuiteCount(*place, n) for place, n in found.items())

@@ -1,0 +1,167 @@
+"""The measuring instrument by itself: no model and no torch, unless an adapter has to answer first."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from toolkit.cli.terminal import GATE_SAID_NO, as_json, console, errors, load_recipe, print_json, workers_option
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of results.json and report.html (default: beside the file).")
+@click.option("--same", default="exact", show_default=True, help="When two outputs mean the same: exact, normalised, numeric, json, ...")
+@click.option("--criteria", type=click.Path(path_type=Path), help="YAML file with criteria, thresholds and level.")
+@click.option("--baseline", help="Condition that the others are held against (default: the first).")
+@click.option("--paired", is_flag=True, help="Replicas of the same name share their seeds in all conditions.")
+@as_json
+def measure(source: Path, out: Path | None, same: str, criteria: Path | None, baseline: str | None, paired: bool, as_json: bool) -> None:
+    """Statistics alone: of a run, or of anybody's predictions.
+
+    SOURCE is a run folder, or a .jsonl, .csv or .parquet file: long (replica, prompt, output, and as far as there are reference,
+    category, shift, cluster, condition, score) or wide (one column per replica).
+    """
+    with errors():
+        from toolkit import measure as stage
+        from toolkit.recipe import load_criteria
+        from toolkit.report import table_text
+
+        asked = load_criteria(criteria) if criteria else None
+        if source.is_dir():
+            if same != "exact" or baseline or paired or out:
+                raise click.UsageError(
+                    f"{source}: a run says itself what its answers mean; --out, --same, --baseline and --paired are for files"
+                )
+            folder, results = source, stage.measure_run(source, asked)
+        else:
+            folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
+            results = stage.measure_predictions(source, folder, same=same, baseline=baseline, paired=paired, criteria=asked)
+        if as_json:
+            print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text(encoding="utf-8"))})
+            return
+        click.echo(table_text(results))
+        for sentence in results.verdict:
+            click.echo(f"- {sentence}")
+        click.echo(f"report: {(folder / 'report.html').resolve()}")
+
+
+@click.command()
+@click.argument("pilot", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--guess", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Without a pilot: disagreement to reckon with, 0 to 1."
+)
+@click.option("--prompts", type=click.IntRange(2), default=500, show_default=True, help="With --guess: independent prompts.")
+@click.option("--replicas", type=click.IntRange(2), default=16, show_default=True, help="With --guess: replicas that you can afford now.")
+@click.option("--k", type=click.IntRange(1), help="Replicas of one merge or ensemble (default: the pilot's, or 8).")
+@click.option(
+    "--half-width",
+    "half_widths",
+    multiple=True,
+    type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+    help="Wanted, 0.01 = one point.",
+)
+@click.option(
+    "--ratio",
+    "ratios",
+    multiple=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Effect of a mitigation to be found.",
+)
+@click.option(
+    "--power", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.8, show_default=True, help="Chance to find it."
+)
+@as_json
+def plan(
+    pilot: Path | None,
+    guess: float | None,
+    prompts: int,
+    replicas: int,
+    k: int | None,
+    half_widths: tuple[float, ...],
+    ratios: tuple[float, ...],
+    power: float,
+    as_json: bool,
+) -> None:
+    """How many replicas are needed?
+
+    PILOT is a run folder or a results.json; without one say a disagreement with --guess.
+    """
+    with errors():
+        from toolkit import planning
+
+        usual = planning.Targets()
+        targets = planning.Targets(half_widths or usual.half_widths, ratios or usual.ratios, k, power)
+        guessed = None if guess is None else planning.Guess(guess, prompts, replicas)
+        found = planning.plan(pilot, guess=guessed, targets=targets)
+        print_json(found.to_dict()) if as_json else click.echo(planning.plan_text(found))
+
+
+@click.command()
+@click.argument("baseline", type=click.Path(path_type=Path))
+@click.option(
+    "--candidate", type=click.Path(path_type=Path), help="Adapter(s), predictions, or a folder of outcomes: what is to be judged."
+)
+@click.option("--condition", help="Baseline condition, where there are several (default: the first).")
+@click.option(
+    "--recipe", type=click.Path(path_type=Path), help="For an adapter judged by saved limits: the recipe that has base and suites."
+)
+@click.option("--save", type=click.Path(path_type=Path), help="Write the limits to this small file, with which another machine can judge.")
+@click.option("--same", default="exact", show_default=True, help="For predictions: when two outputs mean the same.")
+@click.option("--alpha", type=click.FloatRange(0, 0.5, min_open=True), help="False alarms that you accept, as a share (default 0.0027).")
+@workers_option
+@as_json
+def gate(
+    baseline: Path,
+    candidate: Path | None,
+    condition: str | None,
+    recipe: Path | None,
+    save: Path | None,
+    same: str,
+    alpha: float | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Is today's fine-tune still the same process? Exit code 3 if not.
+
+    BASELINE is a run, a file of predictions of at least 25 runs, or limits that --save wrote.
+    """
+    with errors():
+        from toolkit import gating
+        from toolkit.gate import save_limits
+
+        if candidate is None and save is None:
+            raise click.UsageError("--candidate names what is to be judged; --save FILE only writes the limits")
+        if candidate is not None and not candidate.exists():
+            raise click.UsageError(f"{candidate}: no such file or folder")
+        limits = gating.limits_of(baseline, condition=condition, same=same, alpha=alpha)
+        if save is not None:
+            save_limits(save, limits)
+        if candidate is None:
+            found = {"limits": str(save), "runs": limits.n, "metrics": [metric.name for metric in limits.metrics]}
+            print_json(found) if as_json else click.echo(f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs")
+            return
+        judged = _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers) if candidate.is_dir() else candidate
+        verdict = gating.judge_candidate(limits, judged, same=same)
+        print_json(asdict(verdict)) if as_json else click.echo(gating.verdict_text(verdict))
+    if verdict.status == "fail":
+        sys.exit(GATE_SAID_NO)
+
+
+def _outcomes_of(candidate: Path, recipe: Path, workers: int | None) -> Path:
+    """A folder of outcomes as it is; adapters answer the recipe's suites first."""
+    from toolkit.measure import DESIGN
+
+    if (candidate / DESIGN).is_file():
+        return candidate
+    if not recipe.is_file():
+        raise click.UsageError(f"{candidate}: adapters must answer the prompts first; --recipe says which base and suites")
+    from toolkit import external
+
+    loaded = load_recipe(recipe, None)
+    with console() as screen:
+        return external.answer_suites(loaded, [candidate], Path("runs") / f"gate-{candidate.name}", workers=workers, console=screen)

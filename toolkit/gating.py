@@ -1,0 +1,106 @@
+"""The gate at work: limits from a baseline population, and a candidate's answers, wherever the two stand. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.analyse import Arm, OutcomeTable, PredictionTable, Table
+from toolkit.gate import Limits, Verdict, judge, learn, load_limits
+from toolkit.measure import DESIGN, MeasureError, read_design, read_prompts
+from toolkit.outcomes import read_outcomes
+from toolkit.predictions import SUFFIXES, read_predictions
+from toolkit.recipe import parse_recipe
+
+
+def limits_of(source: Path, *, condition: str | None = None, same: str = "exact", alpha: float | None = None) -> Limits:
+    """Limits from a run folder, from a file of predictions, or as they were saved (a .json with a version).
+
+    condition: of several, the baseline (default: the first). Raises MeasureError, PredictionsError or ValueError in one line.
+    """
+    if source.suffix == ".json" and _is_limits(source):
+        try:
+            return load_limits(source)
+        except ValueError as error:
+            raise MeasureError(str(error)) from None
+    table, arm, name = _runs(source, condition, same)
+    if len(arm.answer_RP) < 2:
+        raise MeasureError(f"{source}: {name} has {len(arm.answer_RP)} run; a baseline needs dozens")
+    marks_RP = _marks(arm)
+    options = {} if alpha is None else {"alpha": alpha}
+    shift_P = [prompt.shift for _, prompt in table.prompts]
+    return learn(arm.answer_RP, table.answers, marks_RP, shift_P, _ids(table), extra=_scores(table, arm), **options)
+
+
+def judge_candidate(limits: Limits, candidate: Path, *, condition: str | None = None, same: str = "exact") -> Verdict:
+    """The runs of a file of predictions, or of a folder of outcomes (a run, or what `ftk evaluate` wrote), in their order."""
+    table, arm, _ = _runs(candidate, condition, same)
+    return judge(limits, arm.answer_RP, table.answers, _marks(arm), _ids(table), extra=_scores(table, arm))
+
+
+def _runs(source: Path, condition: str | None, same: str) -> tuple[Table, Arm, str]:
+    if source.is_dir():
+        if not (source / DESIGN).is_file():
+            raise MeasureError(f"{source}: no outcomes there; name a run, a file of predictions, or what `ftk evaluate --out` wrote")
+        design = read_design(source)
+        recipe = parse_recipe((source / "recipe.yaml").read_text(encoding="utf-8"), str(source / "recipe.yaml"))
+        table: Table = OutcomeTable(read_outcomes(source / shard for shard in design.shards), read_prompts(recipe))
+        designs = {found.name: found for found in design.conditions}
+    else:
+        if not source.name.removesuffix(".gz").endswith(SUFFIXES):
+            raise MeasureError(f"{source}: neither a folder of outcomes nor a file of predictions ({', '.join(SUFFIXES)})")
+        predictions = read_predictions(source)
+        table = PredictionTable(predictions, same)
+        designs = {found.name: found for found in table.designs(list(predictions.arms))}
+    if condition is not None and condition not in designs:
+        raise MeasureError(f"{source}: no condition {condition!r}; there are: {', '.join(designs)}")
+    found = designs[condition or next(iter(designs))]
+    arm = table.arm(found.name, "replica", list(found.replicas))
+    if arm is None:
+        raise MeasureError(f"{source}: no outcomes of {found.name}")
+    return table, arm, found.name
+
+
+def _is_limits(path: Path) -> bool:
+    try:
+        return "version" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _ids(table: Table) -> list[str]:
+    """With the suite before it where there are several: the way that files of predictions name prompts too."""
+    alone = len(table.suites) == 1
+    return [prompt.id if alone else f"{suite}/{prompt.id}" for suite, prompt in table.prompts]
+
+
+def _marks(arm: Arm) -> np.ndarray:
+    marks_RP = arm.correct_RP.astype(np.float64)
+    return np.where(marks_RP >= 0, marks_RP, np.nan)
+
+
+def _scores(table: Table, arm: Arm) -> dict[str, np.ndarray] | None:
+    """Mean score of each run on every shift; None where no answer has one."""
+    if arm.score_RP is None or not np.isfinite(arm.score_RP).any():
+        return None
+    found = {}
+    for shift, at in table.shifts.items():
+        known_P = np.isfinite(arm.score_RP[:, at]).all(axis=0)
+        if known_P.any():
+            found[f"score, {shift}"] = arm.score_RP[:, at[known_P]].mean(axis=1, dtype=np.float64)
+    return found or None
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """The verdict for people: the reasons first, then every metric that was tested."""
+    lines = [verdict.status.upper() + ("" if not verdict.reasons else ":")]
+    lines += [f"- {reason}" for reason in verdict.reasons]
+    for row in verdict.rows:
+        limits = "no limits: never varied" if row.low is None or row.high is None else f"[{row.low:.4g}, {row.high:.4g}]"
+        run = f" (run {row.run})" if len({r.run for r in verdict.rows}) > 1 else ""
+        lines.append(f" {row.metric + run:<34} {row.test:<6} {row.value:>9.4g}  {limits}{'  OUTSIDE' if row.outside else ''}")
+    if verdict.t2_limit is not None:
+        lines.append(f" {'all together (T2)':<34} {'run':<6} {max(verdict.t2):>9.4g}  limit {verdict.t2_limit:.4g}")
+    return "\n".join([*lines, *(f"note: {note}" for note in verdict.notes)])

@@ -1,0 +1,141 @@
+"""Measuring alone: the outcomes of a run, or anybody's predictions -> statistics -> results.json -> report.html. No model, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import toolkit
+from toolkit.analyse import OutcomeTable, PredictionTable, analyse_table
+from toolkit.data import Prompt, is_chat, read_rows, read_suite
+from toolkit.outcomes import read_outcomes
+from toolkit.population import write_text
+from toolkit.predictions import read_predictions
+from toolkit.recipe import Criteria, Recipe, parse_recipe
+from toolkit.report import write_report
+from toolkit.results import About, ConditionDesign, Results, Thresholds, from_plain, save_results, to_plain
+
+DESIGN = "design.json"
+
+
+class MeasureError(ValueError):
+    """Nothing to measure, or not what it should be; one line with the reason and the way out."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """What stands behind the outcomes of a run: which files, and which replicas behind which row of them."""
+
+    shards: tuple[str, ...]
+    conditions: tuple[ConditionDesign, ...]
+    command: str
+    notes: tuple[str, ...] = ()
+
+
+def save_design(
+    folder: Path, shards: Sequence[Path], conditions: Sequence[ConditionDesign], command: str, notes: Sequence[str] = ()
+) -> None:
+    """Write RUN/design.json, from which `measure_run` can start again. Paths are relative: a run folder can be moved."""
+    design = Design(tuple(str(path.relative_to(folder)) for path in shards), tuple(conditions), command, tuple(notes))
+    write_text(folder / DESIGN, json.dumps(to_plain(design), indent=1) + "\n")
+
+
+def read_design(folder: Path) -> Design:
+    """RUN/design.json, all files of outcomes being there. Raises MeasureError in one line."""
+    if not (folder / DESIGN).is_file():
+        raise MeasureError(f"{folder}: no outcomes of a finished evaluation there; `ftk run RECIPE --out {folder}` makes them")
+    try:
+        design = from_plain(Design, json.loads((folder / DESIGN).read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise MeasureError(f"{folder / DESIGN}: broken ({error}); `ftk run` writes it again") from None
+    missing = [shard for shard in design.shards if not (folder / shard).is_file()]
+    if missing:
+        raise MeasureError(f"{folder / missing[0]}: {len(missing)} files of outcomes are missing; `ftk run` makes them again")
+    return design
+
+
+def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
+    """Outcomes of a run -> results.json and report.html in its folder.
+
+    criteria: instead of the recipe's. Raises MeasureError in one line for a folder without outcomes.
+    """
+    design = read_design(folder)
+    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
+    asked = criteria or recipe
+    results = analyse_table(
+        OutcomeTable(read_outcomes(folder / shard for shard in design.shards), read_prompts(recipe)),
+        design.conditions,
+        level=asked.level,
+        about=_about(folder, recipe, design.command),
+        thresholds=_thresholds(asked),
+        criteria=asked.criteria,
+        paired=True,  # replica r of every condition has the seeds of (root seed, purpose, r)
+        notes=design.notes,
+    )
+    return _finish(folder, results)
+
+
+def measure_predictions(
+    path: Path, out: Path, *, same: str = "exact", baseline: str | None = None, paired: bool = False, criteria: Criteria | None = None
+) -> Results:
+    """A table of predictions that any tool made -> results.json and report.html in `out`.
+
+    same: when two outputs mean the same, a rule of `toolkit.meaning`. baseline: the condition that the others are held against
+    (default: the first). paired: replicas of the same name share their seeds. Raises PredictionsError or MeasureError in one line.
+    """
+    predictions = read_predictions(path)
+    names = list(predictions.arms)
+    if baseline is not None and baseline not in names:
+        raise MeasureError(f"{path}: no condition {baseline!r} to hold the others against; there are: {', '.join(names)}")
+    if baseline is not None:
+        names = [baseline, *(name for name in names if name != baseline)]
+    asked, table = criteria or Criteria(), PredictionTable(predictions, same)
+    designs = table.designs(names)
+    command = f"ftk measure {path} --same {same}" + (f" --baseline {baseline}" if baseline else "") + (" --paired" if paired else "")
+    results = analyse_table(
+        table,
+        designs,
+        level=asked.level,
+        about=About(toolkit.__version__, recipe=path.name, command=command),
+        thresholds=_thresholds(asked),
+        criteria=asked.criteria,
+        paired=paired,
+        notes=predictions.notes,
+    )
+    return _finish(out, results)
+
+
+def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
+    """Suite name -> prompts; where training saw conversations, a plain prompt becomes a user turn. Raises DataError in one line."""
+    chat = bool(recipe.data.train) and is_chat(read_rows(recipe.data.train), recipe.data.format)
+    return {name: read_suite(source, name=name, chat=chat) for name, source in recipe.data.suites.items()}
+
+
+def _about(folder: Path, recipe: Recipe, command: str) -> About:
+    found = json.loads((folder / "environment.json").read_text())
+    numerics = found["numerics"]
+    where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
+    environment = {"machine": where, "system": found["system"], "python": found["python"]}
+    return About(
+        ftk=toolkit.__version__,
+        recipe=recipe.name,
+        base=recipe.base,
+        parameters=json.loads((folder / "base.json").read_text())["parameters"],
+        environment=environment | {k: v or "" for k, v in found["versions"].items()},
+        command=command,
+    )
+
+
+def _thresholds(asked: Criteria) -> Thresholds:
+    zones = asked.thresholds
+    own = {name: (zone.acceptable, zone.critical) for name, zone in zones.categories.items()}
+    return Thresholds(zones.acceptable, zones.critical, own or None)
+
+
+def _finish(folder: Path, results: Results) -> Results:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_results(folder / "results.json", results)
+    write_report(folder)
+    return results

@@ -1,0 +1,39 @@
+"""What is asked: one YAML file, read into strict models. An error names the file, the line, the field and the fix."""
+
+from toolkit.recipe.models import (
+    SHIFTS,
+    Condition,
+    Criteria,
+    Criterion,
+    Data,
+    Evaluation,
+    Mitigation,
+    Recipe,
+    Sequential,
+    Snapshots,
+    Target,
+    Thresholds,
+    Zone,
+)
+from toolkit.recipe.reading import RecipeError, dump_recipe, load_criteria, load_recipe, parse_recipe
+
+__all__ = [
+    "SHIFTS",
+    "Condition",
+    "Criteria",
+    "Criterion",
+    "Data",
+    "Evaluation",
+    "Mitigation",
+    "Recipe",
+    "RecipeError",
+    "Sequential",
+    "Snapshots",
+    "Target",
+    "Thresholds",
+    "Zone",
+    "dump_recipe",
+    "load_criteria",
+    "load_recipe",
+    "parse_recipe",
+]

@@ -1,0 +1,105 @@
+"""What is wrong with a recipe, in one line: file, line, field and the fix."""
+
+from __future__ import annotations
+
+import difflib
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from toolkit.recipe.models import (
+    Condition,
+    Criterion,
+    Data,
+    Evaluation,
+    Mitigation,
+    Recipe,
+    Sequential,
+    Snapshots,
+    Target,
+    Thresholds,
+    Zone,
+)
+from toolkit.recipe.words import Path_, nearest
+
+BLOCKS: dict[str, type[BaseModel]] = {
+    "": Recipe,
+    "data": Data,
+    "conditions.NAME": Condition,
+    "conditions.NAME.snapshots": Snapshots,
+    "mitigations": Mitigation,
+    "criteria": Criterion,
+    "thresholds": Thresholds,
+    "thresholds.categories.NAME": Zone,
+    "replicas": Sequential,
+    "replicas.until.NAME": Target,
+    "evaluation": Evaluation,
+}
+
+
+def _fields_at(path: Path_) -> list[str]:
+    """Keys of the block that a path leads to."""
+    named = {"conditions": 1, "thresholds": 2, "replicas": 2}.get(str(path[0])) if path else None  # blocks with keys of the user's own
+    steps = ["NAME" if i == named else step for i, step in enumerate(path) if not isinstance(step, int)]
+    model = BLOCKS[".".join(steps)]
+    return [*model.model_fields, *(["from"] if model is Condition else [])]
+
+
+def _unknown_key(path: Path_) -> str:
+    *parent, key = path
+    inside = f" in '{'.'.join(map(str, parent))}'" if parent else ""
+    homes = [home for home, model in BLOCKS.items() if key in model.model_fields]
+    known = _fields_at(tuple(parent))
+    belongs = f"; it belongs in '{homes[0]}'" if homes and homes[0] else "; it belongs at the top level" if homes else ""
+    if difflib.get_close_matches(key, known, n=1, cutoff=0.85):  # a slip of the pen rather than a wrong place
+        belongs = ""
+    return f"unknown key {key!r}{inside}{belongs or nearest(key, known)}"
+
+
+EXPECTED = {
+    "model_type": "a block of keys",
+    "dict_type": "a block of keys",
+    "list_type": "a list",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "too_short": "{min_length} or more entries",
+    "too_long": "{max_length} entries or fewer",
+}
+
+
+def _wrong_value(errors: list[ErrorDetails]) -> str:
+    """What a value should be; the branches of a union in one sentence."""
+    texts = [EXPECTED[e["type"]].format(**e.get("ctx", {})) if e["type"] in EXPECTED else e["msg"] for e in errors]
+    if errors[0]["type"] in ("value_error", "recipe"):
+        text = texts[0].removeprefix("Value error, ")
+    else:
+        text = "should be " + " or ".join(dict.fromkeys(text.removeprefix("Input should be ") for text in texts))
+    value = errors[0]["input"]
+    return text + ("" if isinstance(value, dict | BaseModel) else " (got nothing)" if value is None else f" (got {value!r})")
+
+
+def explain(error: ValidationError, lines: dict[Path_, int], file: str) -> str:
+    """The first error as `file:line: what is wrong and how to mend it`, and the number of the others."""
+    found: dict[Path_, list[ErrorDetails]] = {}
+    for e in error.errors():
+        path = tuple(e.get("ctx", {}).get("path", e["loc"]))
+        if path[:1] == ("conditions",) and len(path) > 2 and path[:3] not in lines:
+            continue  # inherited: told where it stands
+        place: Path_ = ()
+        for step in path:  # branches of a union are steps that the document does not have
+            place = (*place, step) if (*place, step) in lines else place
+        found.setdefault((*place, *path[-1:]) if e["type"] == "missing" else place, []).append(e)
+    place = min(found, key=lambda p: found[p][0]["type"] != "extra_forbidden")  # a typo explains a missing key
+    place = max((p for p in found if p[: len(place)] == place), key=len)  # the part of a value that is wrong, rather than all of it
+    errors, field = found[place], ".".join(map(str, place))
+    if errors[0]["type"] == "extra_forbidden":
+        message = _unknown_key(place)
+    elif errors[0]["type"] == "missing":
+        message = f"missing key '{field}'"
+    else:
+        message = f"'{field}': {_wrong_value(errors)}" if field else _wrong_value(errors)
+    others = sum(p != place[: len(p)] for p in found)
+    line = lines.get(place) or lines.get(place[:-1], 1)
+    return f"{file}:{line}: {message}" + (f" (and {others} more)" if others else "")

@@ -1,0 +1,125 @@
+"""Recipes from and to YAML files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from toolkit.recipe.document import Dumper, Loader, lines_of
+from toolkit.recipe.explain import explain
+from toolkit.recipe.models import Criteria, Recipe
+from toolkit.recipe.words import Path_, nearest
+
+EMBEDDED = "embedded"
+Model_ = TypeVar("Model_", bound=BaseModel)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run as written. The message is one line for the user."""
+
+
+def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
+    """Replace `from: OTHER` by the keys of OTHER, its own keys winning."""
+    if not isinstance(conditions, dict):
+        return conditions
+
+    def resolve(name: str, seen: tuple[str, ...]) -> Any:
+        block = conditions[name]
+        if not isinstance(block, dict) or "from" not in block:
+            return block
+        parent = block["from"]
+        where = f"{file}:{lines.get(('conditions', name, 'from'), 1)}"
+        if not isinstance(parent, str) or parent not in conditions:
+            raise RecipeError(f"{where}: 'from: {parent}' names no condition{nearest(str(parent), list(conditions))}")
+        if parent in seen:
+            raise RecipeError(f"{where}: 'from: {parent}' leads back to itself")
+        inherited = resolve(parent, (*seen, name))
+        own = {key: value for key, value in block.items() if key != "from"}
+        return {**inherited, **own} if isinstance(inherited, dict) else own
+
+    return {name: resolve(name, (name,)) for name in conditions}
+
+
+def _locate(value: str, folder: Path) -> str:
+    """A relative path in a recipe counts from the recipe's folder first, then from the working directory. Names stay as they are."""
+    if value == EMBEDDED:
+        return value
+    path = Path(value).expanduser()
+    return next((str(p.resolve()) for p in (folder / path, path) if p.exists()), value)
+
+
+def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
+    """Read a recipe from YAML text; paths are left as written.
+
+    Raises RecipeError with one line: file, line, field and the fix.
+    """
+    document, lines = _read(text, file, "a recipe is a mapping with `base`, `data` and `conditions`; `ftk init` writes one")
+    if "conditions" in document:
+        document["conditions"] = _inherit(document["conditions"], lines, file)
+    document.setdefault("name", Path(file).stem)
+    return _validate(Recipe, document, lines, file)
+
+
+def load_criteria(path: Path) -> Criteria:
+    """Read a file of `criteria`, `thresholds` and `level`. Raises RecipeError as `parse_recipe` does."""
+    document, lines = _read(_text(path), str(path), "a mapping with `criteria` and `thresholds` is expected")
+    return _validate(Criteria, document, lines, str(path))
+
+
+def _validate(model: type[Model_], document: dict[str, Any], lines: dict[Path_, int], file: str) -> Model_:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(explain(error, lines, file)) from None
+
+
+def _read(text: str, file: str, expected: str) -> tuple[dict[str, Any], dict[Path_, int]]:
+    """A YAML mapping, and the line of every key and item in it."""
+    try:
+        loader = Loader(text)
+        node = loader.get_single_node()
+        lines = lines_of(node)
+        document = loader.construct_document(node) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise RecipeError(f"{file}:{mark.line + 1 if mark else 1}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise RecipeError(f"{file}: a block contains itself (an alias `*x` inside its anchor `&x`)") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{file}:1: {expected}")
+    return document, lines
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file; `ftk init` writes a starter recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+
+
+def load_recipe(path: Path | str) -> Recipe:
+    """Read a recipe file, with every path made absolute where it exists beside the recipe.
+
+    Raises RecipeError with one line: file, line, field and the fix.
+    """
+    path = Path(path)
+    recipe = parse_recipe(_text(path), str(path))
+    data = recipe.data.model_copy(
+        update={
+            "train": _locate(recipe.data.train, path.parent),
+            "suites": {name: _locate(source, path.parent) for name, source in recipe.data.suites.items()},
+        }
+    )
+    return recipe.model_copy(update={"data": data, "base": _locate(recipe.base, path.parent)})
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every default written out; `parse_recipe` reads it back to an equal recipe."""
+    return yaml.dump(recipe.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
