@@ -196,10 +196,28 @@ def table_text(results: Results) -> str:
                 line += f"{number(change, '%', signed=True):>9}{number(effect):>7}{'!' * bool(at_home and at_home.collapsed)}"
             lines.append(line.rstrip())
         lines.append("")
+    lines += _contrast_lines(results) + _criteria_lines(results)
     level = f"{100 * results.level:g} % intervals in brackets"
     lines.append(f"{level}; '?' inconclusive, with the replicas it needs; accuracy: change on {target} prompts in points;")
     lines.append(f"effect: share of the fine-tuning kept on {home} prompts, '!' below 0.9: it falls back towards the base")
     return "\n".join(lines)
+
+
+def _contrast_lines(results: Results) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(contrast.condition for contrast in results.contrasts):
+        found = [contrast for contrast in results.contrasts if contrast.condition == name]
+        ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in found)
+        lines.append(f"{name} against {found[0].baseline}, ratio of disagreement: {ratios}")
+    return [*lines, ""] if lines else []
+
+
+def _criteria_lines(results: Results) -> list[str]:
+    lines = []
+    for j in results.judgements:
+        who = f"{j.condition}, {_procedure_name(results, j)}"
+        lines.append(f"{j.verdict:<12} {j.criterion} ({j.where}: {j.limit}): {who} {_short(j.estimate, '%')}".rstrip())
+    return [*lines, ""] if lines else []
 
 
 def _short(estimate: Estimate | None, unit: str = "") -> str:

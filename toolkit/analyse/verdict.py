@@ -71,7 +71,7 @@ def _best(results: Results) -> str:
         if (cell := procedure.cell(target)) and cell.ratio
     ]
     if not candidates:
-        return "No mitigation was measured."
+        return _against(results) if results.contrasts else "No mitigation was measured."
     resolved = [c for c in candidates if c.resolved]
     sound = [c for c in resolved if c.sound(home)]
     if sound:
@@ -88,6 +88,17 @@ def _best(results: Results) -> str:
         return f"{text}, and more replicas alone would not settle it."
     nearest = min(hopeful, key=lambda c: ((c.ratio.needed or 0) * c.procedure.k, c.procedure.label))
     return f"{text}; about {(nearest.ratio.needed or 0) * nearest.procedure.k:,} replicas would be needed for the nearest, {nearest.name}."
+
+
+def _against(results: Results) -> str:
+    """Conditions instead of mitigations: which of them differ from the first in how much their runs differ."""
+    target, baseline = results.shifts[-1], results.contrasts[0].baseline
+    found = [contrast for contrast in results.contrasts if contrast.shift == target]
+    told = [
+        f"{c.condition} {number(c.ratio.value)} {interval(c.ratio)}".strip() + ("" if c.ratio.conclusive else " (inconclusive)")
+        for c in found
+    ]
+    return f"Disagreement on {target} prompts, relative to {baseline}: {'; '.join(told)}; below 1 is more stable."
 
 
 def _praise(best: _Candidate, home: str, target: str) -> str:
