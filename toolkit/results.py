@@ -62,7 +62,7 @@ class ConditionDesign:
 
 @dataclass(frozen=True)
 class Metric:
-    """A further figure of a procedure on a shift. unit: "%" for a share, "points" for one that may be negative, else a word or ""."""
+    """A further figure of a procedure on a shift. unit: "%" for a share, else ""."""
 
     name: str
     unit: str

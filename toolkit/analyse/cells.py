@@ -112,7 +112,9 @@ def _cell(
         if base and not category:
             found["effect_size"] = st.effect_size(*pair, base.answer_RP[0, at], versus.members, **options)
     elif not category:
-        found["metrics"], found["survival"] = further(here, base.on(at) if base else None, table.texts, table.cluster_P[at], level)
+        found["metrics"], found["survival"] = further(
+            here, base.on(at) if base else None, table.texts, table.scored, table.cluster_P[at], level
+        )
     if here.marked and not category:
         found["accuracy_spread"] = st.accuracy_spread(correct_RP, **options)
         found["scores"] = run_accuracies(correct_RP)

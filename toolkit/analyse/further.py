@@ -16,9 +16,9 @@ TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def further(
-    arm: Arm, base: Arm | None, texts: list[str], cluster_P: np.ndarray, level: float
+    arm: Arm, base: Arm | None, texts: list[str], scored: str, cluster_P: np.ndarray, level: float
 ) -> tuple[tuple[Metric, ...], Survival | None]:
-    """The figures, and how long texts stay equal. arm, base: on the prompts of one shift."""
+    """The figures, and how long texts stay equal. arm, base: on the prompts of one shift; scored: what its scores are."""
     options = {"cluster_P": cluster_P, "level": level}
     arm = arm.on_runs(slice(max(3 * TOGETHER, LOOKED_AT // len(cluster_P))))
     found = [Metric("Fleiss' kappa", "", st.fleiss_kappa(arm.answer_RP, **options))]
@@ -32,26 +32,26 @@ def further(
         if arm.marked:
             flips = st.negative_flips(arm.correct_RP, base.correct_RP[0], **options)
             found.append(Metric("negative flips: the base right, the run wrong", "%", flips))
-    scores, survival = _scores(arm, options), None
+    scores, survival = _scores(arm, scored, options), None
     tokens = _tokens(arm.text_RP[: max(3 * TOGETHER, READ // len(cluster_P))], texts)
     if any(len(text) > 1 for row in tokens for text in row if text):  # a bare label has no inside
         rng = np.random.default_rng(0)  # which pairs are compared where there are too many; the figure is unbiased whichever they are
         found.append(Metric("edit distance of two texts, share of the longer", "%", st.edit_distance(tokens, rng=rng, **options)))
         divergence = st.first_divergence(tokens, **options)
-        found.append(Metric("tokens until half of the pairs have parted", "tokens", divergence.median))
+        found.append(Metric("tokens until half of the pairs have parted", "", divergence.median))
         survival = _survival(divergence)
     return (*found, *scores), survival
 
 
-def _scores(arm: Arm, options: dict) -> list[Metric]:
+def _scores(arm: Arm, scored: str, options: dict) -> list[Metric]:
     """Of a number per answer: the log-probability of the reference, or the score that the predictions came with."""
     if arm.score_RP is None or not np.isfinite(arm.score_RP).any():
         return []
     spread = st.score_sd(arm.score_RP, **options)
     return [
-        Metric("score: SD between runs of the mean", "score", spread.sd),
-        Metric("score: SD between runs on one prompt", "score", spread.within_prompt_sd),
-        Metric("score: share of its variance that is the prompt's, ICC(A,1)", "", st.icc(arm.score_RP, **options)),
+        Metric(f"{scored}: SD between runs of the mean", "", spread.sd),
+        Metric(f"{scored}: SD between runs on one prompt", "", spread.within_prompt_sd),
+        Metric(f"{scored}: share of its variance that is the prompt's, ICC(A,1)", "", st.icc(arm.score_RP, **options)),
     ]
 
 

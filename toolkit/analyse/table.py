@@ -58,8 +58,10 @@ class Table:
     """Prompts of all suites in one row, and the arms that answered them.
 
     answers, texts: what the codes of answer_RP and text_RP stand for. shifts, parts: positions of the prompts of a shift, and of a
-    category of it. cluster_P: prompts that are no independent sample share a number.
+    category of it. cluster_P: prompts that are no independent sample share a number. scored: what score_RP is.
     """
+
+    scored = "score"
 
     def __init__(self, prompts: Mapping[str, Sequence[PromptLike]], answers: list[str], texts: list[str]) -> None:
         self.prompts = [(suite, prompt) for suite, rows in prompts.items() for prompt in rows]
@@ -87,6 +89,8 @@ class OutcomeTable(Table):
 
     Raises ValueError for two rows of one cell, since nothing says which one counts.
     """
+
+    scored = "log-probability of the reference"
 
     def __init__(self, outcomes: "pyarrow.Table", prompts: Mapping[str, Sequence[PromptLike]]) -> None:
         self.answer_N, answers = _codes(outcomes, "answer")
