@@ -126,7 +126,7 @@ def gate(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Is today's fine-tune still the same process? Exit code 3 if not.
+    """Is a new fine-tune still of the same process? Exit code 3: no.
 
     BASELINE is a run, a file of predictions of at least 25 runs, or limits that --save wrote.
     """
