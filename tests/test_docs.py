@@ -90,7 +90,7 @@ def test_make_targets_and_scripts_exist(page):
     for line in commands(page):
         if match := re.match(r"make (\w+)", line):
             assert match[1] in targets, line
-        if match := re.match(r"python (?:-m )?([\w./]+)", line):
+        if match := re.match(r"python (?:-m )?([\w./-]+)", line):
             name = match[1]
             module = name.replace(".", "/")
             files = [name] if name.endswith(".py") else [f"{module}.py", f"{module}/__main__.py"]
