@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from toolkit import data, environment, pipeline
 from toolkit.base import Base, load_base
+from toolkit.measure import read_prompts
 from toolkit.plan import TrainingPlan
 from toolkit.recipe import Mitigation, Recipe, RecipeError
 from toolkit.stack import stacked
@@ -35,7 +36,7 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
     environment.make_deterministic(device)
     rows = data.read_rows(recipe.data.train)
     form = data.detect_format(rows) if recipe.data.format == "auto" else recipe.data.format
-    prompts = pipeline.read_prompts(recipe)
+    prompts = read_prompts(recipe)
     base = load_base(recipe.base, recipe.dtype, device)
     pipeline.check_lengths(recipe, base, prompts, device)
     examples = pipeline.training_examples(recipe, device)
@@ -64,6 +65,8 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         folders = 1 + len(condition.averages) + (condition.snapshots.count if condition.snapshots and condition.snapshots.save else 0)
         entry: dict[str, Any] = {
             "replicas": replicas,
+            "at_most": recipe.until_of(name) is not None,  # a rule may stop earlier
+            "crossed": condition.crossed,
             "plan": asdict(plan),
             "stacks": stacks,
             "adapter_parameters": adapter,
@@ -88,6 +91,12 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         warnings.append(f"disjoint groups of K, where intervals need {MIN_GROUPS}: {', '.join(few)}; {needed} replicas are enough for all")
     found["groups"] = groups
     return found
+
+
+def _design(entry: dict[str, Any]) -> str:
+    """`at most 10000 replicas`, `64 replicas (8 init x 8 order)`."""
+    levels = " x ".join(f"{count} {source}" for source, count in entry["crossed"].items())
+    return f"{'at most ' * entry['at_most']}{entry['replicas']} replicas{f' ({levels})' if levels else ''}"
 
 
 def _layers(model: Any, condition: str, targets: str | list[str]) -> list[tuple[int, int]]:
@@ -160,7 +169,7 @@ def show(found: dict[str, Any]) -> None:
     for name, entry in found["conditions"].items():
         plan = entry["plan"]
         stacks = f"{entry['stacks']} stack{'s' * (entry['stacks'] > 1)} of {plan['stack']}"
-        console.print(f"[bold]{escape(name)}[/]: {entry['replicas']} replicas in {stacks}")
+        console.print(f"[bold]{escape(name)}[/]: {_design(entry)} in {stacks}")
         console.print(f"  {plan['steps']} steps of {plan['micro_batch'] * plan['accumulation']} rows, padded to {plan['length']} tokens")
         sizes = f"about {_size(entry['memory_bytes'])} a worker, {_size(entry['disk_bytes'])} on disk with merges"
         console.print(f"  {entry['adapter_parameters']:,} adapter parameters; {sizes}")
