@@ -17,6 +17,7 @@ from toolkit.results import save_results
 from toolkit.statistics import MIN_GROUPS, MIN_REPLICAS, Estimate, disagreement, disagreement_ratio
 from toolkit.statistics import power as pw
 from toolkit.statistics.intervals import TwoWay
+from toolkit.statistics.tolerance import runs_for_tail
 
 FAILURES = 8.99334  # kurtosis of normal scores of which 5 % lie 6 standard deviations off
 
@@ -59,10 +60,10 @@ def test_factors_of_a_standard_deviation(runs, low, high):
 
 
 def test_rare_runs():
-    assert [pw.runs_for_tail(rate) for rate in (0.05, 0.01, 0.001)] == [59, 299, 2995]  # Wilks 95/95, 99/95, 99.9/95
-    assert pw.runs_for_tail(0.01, confidence=0.99) == 459
+    assert [runs_for_tail(rate) for rate in (0.05, 0.01, 0.001)] == [59, 299, 2995]  # Wilks 95/95, 99/95, 99.9/95
+    assert runs_for_tail(0.01, confidence=0.99) == 459
     for rate in (0.5, 0.05, 0.001):
-        runs = pw.runs_for_tail(rate)
+        runs = runs_for_tail(rate)
         assert (1 - rate) ** runs <= 0.05 < (1 - rate) ** (runs - 1)
         assert pw.tail_bound(0, runs) <= rate < pw.tail_bound(0, runs - 1)
     assert pw.tail_bound(0, 10_000) == pytest.approx(3.0e-4, rel=0.01)  # the rule of three
@@ -189,7 +190,7 @@ def test_single_replicas_alone_plan_for_a_mitigation_and_say_when_prompts_are_to
         lambda: pw.runs_for_ratio(-1.0),
         lambda: pw.runs_for_ratio(0.5, power=1.0),
         lambda: pw.runs_for_ratio(0.5, kurtosis=1.0),
-        lambda: pw.runs_for_tail(0.0),
+        lambda: runs_for_tail(0.0),
         lambda: pw.tail_bound(3, 2),
         lambda: pw.sd_factors(1),
         lambda: pw.guessed_spread(0.0, 100),

@@ -19,6 +19,7 @@ from toolkit.results import ConditionDesign, Results, from_plain, load_results
 from toolkit.statistics import MIN_RUNS
 from toolkit.statistics import power as pw
 from toolkit.statistics.intervals import TwoWay
+from toolkit.statistics.tolerance import runs_for_tail
 
 USUAL_K = 8
 RARE = (0.01, 0.001)
@@ -138,7 +139,7 @@ def plan(pilot: Path | None = None, *, guess: Guess | None = None, targets: Targ
             raise PlanError(f"{pilot}: neither a finished run nor a results.json; `ftk run RECIPE --out {pilot}` makes one")
         results = load_results(file)
         source, level, known = str(file), results.level, _of_results(results)
-    rare = tuple((rate, pw.runs_for_tail(rate, confidence=level)) for rate in RARE)
+    rare = tuple((rate, runs_for_tail(rate, confidence=level)) for rate in RARE)
     return Plan(source, level, targets.power, tuple(_condition(pilot, level, targets) for pilot in known), rare)
 
 

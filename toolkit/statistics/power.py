@@ -302,17 +302,6 @@ def tail_bound(events: int, runs: int, *, level: float = 0.95) -> float:
     return 1.0 if events == runs else float(betaincinv(events + 1, runs - events, as_level(level)))
 
 
-def runs_for_tail(rate: float, *, confidence: float = 0.95) -> int:
-    """Runs that show at least one event of this rate with this confidence: the smallest N with (1 - rate)^N <= 1 - confidence.
-
-    Equally: if none of N does it, the rate is below `rate`; and the worst of N bounds a share 1 - rate of all runs (Wilks 1941).
-    59 runs for 5 %, 299 for 1 %, 2,995 for 0.1 %. Raises ValueError unless the rate lies between 0 and 1.
-    """
-    if not 0.0 < rate < 1.0:
-        raise ValueError(f"a rate lies between 0 and 1, not {rate}")
-    return math.ceil(math.log1p(-as_level(confidence)) / math.log1p(-rate) - 1e-9)
-
-
 def _fewest(fits: Callable[[int, int, float], bool], prompts: int, at_least: int) -> Size:
     """The fewest runs for which fits(runs, prompts, 1) holds; with more prompts, if none does.
 
