@@ -74,6 +74,15 @@ def test_collapse_to_the_base_is_flagged_and_never_recommended(results: Results)
     assert "fall back towards the base" in results.verdict[2] and "collapse, K = 4" in results.verdict[2]
 
 
+def test_a_merge_that_answers_nonsense_keeps_nothing_though_it_differs_from_the_base() -> None:
+    results = results_of(World(40).mitigate("broken", 4, lambda members: ["nonsense"] * len(members[0]), "merge"))
+    broken = results.conditions[0].procedures[1]
+    cell = broken.cell("typical")
+    assert broken.cell("far").ratio.high < 1 and cell.effect_size.value > 1, "stable, and other than the base"
+    assert cell.kept == cell.gain_kept and cell.kept.value < 0 and cell.collapsed
+    assert "broken" not in results.verdict[1] and "broken, K = 4" in results.verdict[2]
+
+
 def test_only_a_collapse_resolves_then_nothing_is_recommended() -> None:
     world = World(40)
     world.mitigate("collapse", 4, lambda members: world.base, "merge")

@@ -161,7 +161,7 @@ def _multiplicity(results: Results) -> str:
 def _methods(results: Results) -> dict[str, list[str]]:
     """How the intervals of each figure were made, as the estimates say it themselves."""
     found: dict[str, list[str]] = {}
-    figures = ("disagreement", "ratio", "disagreement_change", "accuracy", "accuracy_change", "effect_size")
+    figures = ("disagreement", "ratio", "disagreement_change", "accuracy", "accuracy_change", "effect_size", "gain_kept")
     for cell in (cell for condition in results.conditions for procedure in condition.procedures for cell in procedure.cells):
         for figure in figures:
             estimate = getattr(cell, figure)
@@ -183,7 +183,7 @@ def table_text(results: Results) -> str:
         failed = f", {condition.n_failed} failed" if condition.n_failed else ""
         lines += [f"{condition.name}: {condition.n_replicas} replicas{failed}; disagreement between two runs in %"]
         shifts = "".join(f"{shift:<19}" for shift in results.shifts)
-        lines += [f" {'procedure':<21}{'runs':>5}  {shifts}{'ratio, ' + target:<17}{'accuracy':>9}{'effect':>7}"]
+        lines += [f" {'procedure':<21}{'runs':>5}  {shifts}{'ratio, ' + target:<17}{'accuracy':>9}{'kept':>7}"]
         for procedure in condition.procedures:
             cells = [procedure.cell(shift) for shift in results.shifts]
             shares = "".join(f"{_short(cell.disagreement if cell else None, '%'):<19}" for cell in cells)
@@ -192,14 +192,15 @@ def table_text(results: Results) -> str:
             line = f" {procedure.title[: 21 - len(k)] + k:<21}{procedure.n_runs:>5}  {shares}{_ratio(cell, procedure.k):<17}"
             if procedure.kind != "replica":
                 change = cell.accuracy_change.value if cell and cell.accuracy_change else None
-                effect = at_home.effect_size.value if at_home and at_home.effect_size else None
-                line += f"{number(change, '%', signed=True):>9}{number(effect):>7}{'!' * bool(at_home and at_home.collapsed)}"
+                kept = at_home.kept if at_home else None
+                flag = "!" * bool(at_home and at_home.collapsed)
+                line += f"{number(change, '%', signed=True):>9}{number(kept.value if kept else None):>7}{flag}"
             lines.append(line.rstrip())
         lines.append("")
     lines += _contrast_lines(results) + _criteria_lines(results)
     level = f"{100 * results.level:g} % intervals in brackets"
     lines.append(f"{level}; '?' inconclusive, with the replicas it needs; accuracy: change on {target} prompts in points;")
-    lines.append(f"effect: share of the fine-tuning kept on {home} prompts, '!' below 0.9: it falls back towards the base")
+    lines.append(f"kept: of the fine-tuning on {home} prompts (answers that it changed, accuracy that it gained: the lower); '!' below 0.9")
     return "\n".join(lines)
 
 

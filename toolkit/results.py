@@ -83,8 +83,9 @@ class Survival:
 class Cell:
     """One procedure on one shift, or on one category of it (category "" = all). None = nothing to measure it with.
 
-    ratio, disagreement_change (negative = more stable), accuracy_change and effect_size compare a mitigation with the single
-    replicas of its condition; on a category only the first two of them are kept.
+    ratio, disagreement_change (negative = more stable), accuracy_change, effect_size (share of answers that differ from the base's) and
+    gain_kept (accuracy gained over the base) compare a mitigation with the single replicas of its condition; on a category only the
+    first two of them are kept.
     zone: what the disagreement's interval says against the thresholds, one of ZONES.
     p_adjusted: the ratio's p-value, adjusted (Holm for shifts, Benjamini-Hochberg for categories) over all mitigations of the results.
     scores: accuracy of each replica or group, in index order.
@@ -100,6 +101,7 @@ class Cell:
     accuracy: Estimate | None = None
     accuracy_change: Estimate | None = None
     effect_size: Estimate | None = None
+    gain_kept: Estimate | None = None
     accuracy_spread: AccuracySpread | None = None
     zone: str = ""
     p_adjusted: float | None = None
@@ -109,9 +111,15 @@ class Cell:
 
     @property
     def collapsed(self) -> bool:
-        """The effect size is flagged: part of the fine-tuning may have been given back."""
-        effect = self.effect_size
-        return effect is not None and effect.value is not None and effect.value < EFFECT_KEPT
+        """The effect size, or the gain, is flagged: part of the fine-tuning may have been given back."""
+        kept = self.kept
+        return kept is not None and kept.value is not None and kept.value < EFFECT_KEPT
+
+    @property
+    def kept(self) -> Estimate | None:
+        """Share of the fine-tuning that is kept: of the answers that it changed, or of the accuracy that it gained, the lower."""
+        known = [e for e in (self.effect_size, self.gain_kept) if e is not None and e.value is not None]
+        return min(known, key=lambda e: e.value or 0.0, default=self.effect_size)
 
 
 @dataclass(frozen=True)

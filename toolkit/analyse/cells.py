@@ -97,7 +97,7 @@ def _cell(
         few = st.Estimate(None, None, None, level, len(answer_RP), len(at), "none", False, st.MIN_GROUPS, "fewer than two runs")
         nothing = few if versus else None
         marks = (few, nothing) if here.marked else (None, None)
-        return Cell(shift, category, len(at), few, nothing, nothing, *marks, nothing, zone=zone(few, (0, 1)))
+        return Cell(shift, category, len(at), few, nothing, nothing, *marks, effect_size=nothing, zone=zone(few, (0, 1)))
     found: dict = {"disagreement": st.disagreement(answer_RP, **options)}
     found["zone"] = zone(found["disagreement"], thresholds.of(category))
     if here.marked:
@@ -111,6 +111,9 @@ def _cell(
             found["accuracy_change"] = st.accuracy_change(correct_RP, single.correct_RP, versus.members, **options)
         if base and not category:
             found["effect_size"] = st.effect_size(*pair, base.answer_RP[0, at], versus.members, **options)
+            if here.marked and base.on(at).marked:
+                marks = correct_RP, single.correct_RP, base.correct_RP[0, at]
+                found["gain_kept"] = st.accuracy_effect_size(*marks, versus.members, **options)
     elif not category:
         found["metrics"], found["survival"] = further(
             here, base.on(at) if base else None, table.texts, table.scored, table.cluster_P[at], level

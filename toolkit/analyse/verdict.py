@@ -110,16 +110,18 @@ def _praise(best: _Candidate, home: str, target: str) -> str:
             continue
         ratio = f"ratio {number(cell.ratio.value)} {interval(cell.ratio)}".strip() + ("" if cell.ratio.conclusive else ", inconclusive")
         parts.append(f"on {shift} prompts from {_percent(before)} to {_percent(cell)} ({ratio})")
-    change, effect = best.cell.accuracy_change, (procedure.cell(home) or best.cell).effect_size
+    change, share = best.cell.accuracy_change, (procedure.cell(home) or best.cell).kept
     moved = (
         f"accuracy on {target} prompts moves by {number(change.value, '%', True)} points {interval(change, '%', True)}"
         if change and change.value is not None
         else "accuracy could not be measured"
     )
-    kept = f"the effect size is {number(effect.value)} on {home} prompts" if effect else "the effect size is not known"
+    kept = (
+        f"it keeps {number(share.value)} of the fine-tuning on {home} prompts" if share else "what it keeps of the fine-tuning is not known"
+    )
     fallback = (
-        f" (on {target} prompts {number(best.cell.effect_size.value)}: part of the gain is a return to the base)"
-        if best.cell.collapsed and best.cell.effect_size and home != target
+        f" (on {target} prompts {number(best.cell.kept.value)}: part of the gain is a return to the base)"
+        if best.cell.collapsed and best.cell.kept and home != target
         else ""
     )
     price = procedure.price
