@@ -1,6 +1,5 @@
 """The run folder: same recipe, same bits, however often it was stopped and wherever its stacks were trained."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ import pytest
 
 from toolkit import pipeline
 from toolkit.data import read_rows
-from toolkit.engines import LocalEngine
 from toolkit.population import groups, read_population, replica_folder, sha256_file
 from toolkit.recipe import parse_recipe
 
@@ -149,18 +147,6 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     while Path(f"/proc/{worker}").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < deadline, "the worker lives on"
         time.sleep(0.05)
-
-
-def test_an_interrupt_that_python_loses_still_stops_the_work():
-    with pytest.raises(KeyboardInterrupt), LocalEngine("cpu", 1) as engine:
-        for _ in engine.run(sleep_a_little, range(100)):
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def sleep_a_little(unit, progress):
-    time.sleep(0.02)
 
 
 def test_lost_and_damaged_replicas_come_back(finished, recipe, tmp_path):

@@ -59,7 +59,6 @@ class LocalEngine:
 
     def __init__(self, device: str = "cpu", workers: int | None = None):
         self.workers = workers or (environment.cores() if device == "cpu" else 1)
-        self._in_main_thread = threading.current_thread() is threading.main_thread()  # no other may set a handler
         context = multiprocessing.get_context("spawn")
         self._ticks = context.Queue()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -68,19 +67,9 @@ class LocalEngine:
         self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker, initargs=(self._ticks, device))
 
     def __enter__(self) -> LocalEngine:
-        self._interrupted = False
-        if self._in_main_thread:
-            self._usual = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
-    def _interrupt(self, *_: object) -> None:
-        """Python loses a KeyboardInterrupt that lands in a destructor or a callback: so it is also written down."""
-        self._interrupted = True
-        raise KeyboardInterrupt
-
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._in_main_thread:
-            signal.signal(signal.SIGINT, self._usual)
         if kind is not None:  # interrupted: the pool has no public way to stop a unit that runs
             for worker in list((self._pool._processes or {}).values()):
                 worker.terminate()
@@ -102,8 +91,6 @@ class LocalEngine:
             waiting = set(numbers)
             while waiting:
                 finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                if self._interrupted:
-                    raise KeyboardInterrupt
                 for number, share in _drain(self._ticks):
                     if number < len(shares):  # a late tick of an earlier, longer list
                         shares[number] = max(shares[number], min(share, 1.0))

@@ -1,5 +1,6 @@
 """What runs answered, as arrays [run, prompt]: the one form that is measured, from outcomes or from somebody's predictions."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -54,7 +55,7 @@ class Arm(NamedTuple):
         return bool(np.isfinite(marks).any() if np.issubdtype(marks.dtype, np.floating) else (marks >= 0).any())
 
 
-class Table:
+class Table(ABC):
     """Prompts of all suites in one row, and the arms that answered them.
 
     answers, texts: what the codes of answer_RP and text_RP stand for. shifts, parts: positions of the prompts of a shift, and of a
@@ -79,9 +80,9 @@ class Table:
         numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self.cluster_P = np.array([numbers[name] for name in names], dtype=np.int64)
 
+    @abstractmethod
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:
         """Runs `indexes` of a procedure; None where there is nothing of it at all."""
-        raise NotImplementedError
 
 
 class OutcomeTable(Table):
