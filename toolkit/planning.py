@@ -127,7 +127,7 @@ def plan(pilot: Path | None = None, *, guess: Guess | None = None, targets: Targ
     """
     targets = targets or Targets()
     if (pilot is None) == (guess is None):
-        raise PlanError("name one thing to plan from: a run as a pilot, or a disagreement with --guess and --prompts")
+        raise PlanError("a plan starts from one of them: a run as a pilot, or a disagreement with --guess and --prompts")
     if guess is not None:
         source, level, known = "a guess", 0.95, [_guessed(guess)]
     elif pilot is not None and (pilot / DESIGN).is_file():
