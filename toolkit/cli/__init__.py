@@ -25,6 +25,7 @@ for _command in (
     runs.merge,
     runs.evaluate,
     runs.report,
+    runs.verify,
     instrument.measure,
     instrument.plan,
     instrument.gate,

@@ -10,7 +10,17 @@ from typing import Any
 import click
 
 import toolkit
-from toolkit.cli.terminal import as_json, console, errors, load_recipe, out_option, print_json, without_network, workers_option
+from toolkit.cli.terminal import (
+    GATE_SAID_NO,
+    as_json,
+    console,
+    errors,
+    load_recipe,
+    out_option,
+    print_json,
+    without_network,
+    workers_option,
+)
 
 
 @click.command()
@@ -190,6 +200,45 @@ def report(folder: Path, as_json: bool) -> None:
             raise click.UsageError(f"{folder}: no results.json; `ftk run RECIPE --out {folder}` makes one")
         path = write_report(folder)
         print_json({"report": str(path)}) if as_json else click.echo(path)
+
+
+@click.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--replica", "-r", type=click.IntRange(0), multiple=True, help="Train its stack again (may be repeated).")
+@click.option("--condition", "-c", multiple=True, help="Only this condition (may be repeated).")
+@workers_option
+@as_json
+def verify(folder: Path, replica: tuple[int, ...], condition: tuple[str, ...], workers: int | None, as_json: bool) -> None:
+    """Train replicas again and compare hashes.
+
+    Without options the first stack of every condition. Exit code 3 when a bit differs.
+    """
+    with errors():
+        from toolkit.verify import SAME, verify
+
+        with console() as screen:
+            found = verify(folder, conditions=condition, replicas=replica, workers=workers, console=screen)
+        wrong = [one for one in found["replicas"] if one["verdict"] != SAME]
+        if as_json:
+            print_json(found)
+        else:
+            for one in wrong:
+                click.echo(_what_differs(one))
+            click.echo(f"{len(found['replicas']) - len(wrong)} of {len(found['replicas'])} replicas came out with the same bits")
+            if wrong:
+                for name, (then, now) in found["environment"].items():
+                    click.echo(f"not as it was: {name} {then} then, {now} now")
+        if wrong:
+            raise SystemExit(GATE_SAID_NO)
+
+
+def _what_differs(one: dict[str, Any]) -> str:
+    where = f"{one['condition']}, replica {one['replica']}"
+    files = ", ".join(one["files"]) or "its record"
+    if one["verdict"] == "damaged":
+        return f"{where}: {files} on disk is not what was trained; delete the replica's folder, and `ftk run` trains it again"
+    distance = "" if one["distance"] is None else f"; the weight change is {one['distance']:.1e} of its norm away"
+    return f"{where}: {files} came out otherwise{distance}"
 
 
 # -- what the options say ------------------------------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""Are the replicas of a run what its recipe makes? Train some again, in a scratch folder, and compare hashes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit import delta, environment
+from toolkit.adapters import CONFIG, read_adapter
+from toolkit.pipeline import Console, RunError, open_folder, open_run, train_missing, training_plan
+from toolkit.population import RECORD, Replica, replica_folder, sha256_file
+
+SAME, DIFFERENT, DAMAGED = "same", "different", "damaged"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One replica, trained again."""
+
+    condition: str
+    replica: int
+    verdict: str  # same bits; different bits; damaged: the files on disk are not those that were recorded
+    files: tuple[str, ...] = ()  # that differ
+    distance: float | None = None  # ||dW' - dW|| / ||dW|| of the final weights: 1e-6 is rounding, 1 another model
+
+
+def verify(
+    folder: Path,
+    *,
+    conditions: Sequence[str] = (),
+    replicas: Sequence[int] = (),
+    workers: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train the stacks of `replicas` again (default: the first stack of every condition) and compare all that they share with the run.
+
+    Nothing in `folder` is touched. Returns `replicas`, a list of `Verified` as dictionaries, and `environment`: what this machine has
+    otherwise than the run had, as {name: [then, now]}; where that is empty, different bits are a defect.
+    Raises RunError in one line when there is nothing to verify, or when recipe, data or base are not what trained the replicas.
+    """
+    recipe = open_folder(folder)
+    names = list(conditions) or [name for name in recipe.conditions if (folder / name / "replicas").is_dir()]
+    unknown = [name for name in names if name not in recipe.conditions]
+    if unknown or not names:
+        known = ", ".join(recipe.conditions)
+        raise RunError(f"{folder}: no condition {unknown[0]!r}; there are: {known}" if unknown else f"{folder}: no replicas yet")
+    found: list[Verified] = []
+    scratch = Path(tempfile.mkdtemp(prefix="ftk-verify-"))
+    try:
+        with open_run(recipe, scratch, workers=workers, console=console) as job:
+            for name in names:
+                plan, mark = training_plan(recipe, name, job.device)
+                records = _records(folder / name)
+                chosen = list(replicas) or list(range(plan.stack))
+                stacks = {r // plan.stack for r in chosen}
+                asked = [r for r in sorted(records) if r // plan.stack in stacks]
+                missing = sorted(set(replicas) - set(asked))
+                if missing or not asked:
+                    raise RunError(f"{folder / name}: replica {missing[0] if missing else 0} is not there to be verified")
+                other = [r for r in asked if records[r].fingerprint != mark]
+                if other:
+                    raise RunError(
+                        f"{replica_folder(folder / name, other[0])}: was trained from another recipe, data or base (fingerprint "
+                        f"{records[other[0]].fingerprint}, now {mark}); bring those back, or train it again with --only {other[0]}"
+                    )
+                again: dict[int, Replica] = {}
+                train_missing(job, name, asked, plan, mark, again)
+                found += [_compare(name, folder / name, scratch / name, records[r], again[r]) for r in asked]
+            now = environment.describe(job.device)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return {"run": str(folder), "replicas": [asdict(one) for one in found], "environment": _changes(folder, now)}
+
+
+def _records(condition: Path) -> dict[int, Replica]:
+    """The records of finished replicas as they were written, whatever has become of their files."""
+    found = {}
+    for path in condition.glob(f"replicas/*/{RECORD}"):
+        try:
+            record = Replica(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{path}: cannot be read ({error}); delete the folder, and `ftk run` trains the replica again") from None
+        found[record.replica] = record
+    return found
+
+
+def _compare(name: str, run: Path, scratch: Path, then: Replica, now: Replica) -> Verified:
+    ours, theirs = replica_folder(run, then.replica), replica_folder(scratch, now.replica)
+    damaged = [file for file, digest in then.sha256.items() if not (ours / file).is_file() or sha256_file(ours / file) != digest]
+    if damaged:
+        return Verified(name, then.replica, DAMAGED, tuple(damaged))
+    files = tuple(file for file in sorted(then.sha256 | now.sha256) if then.sha256.get(file) != now.sha256.get(file))
+    if not files and (then.status, then.failed_step) == (now.status, now.failed_step):
+        return Verified(name, then.replica, SAME)
+    both = (ours / CONFIG).is_file() and (theirs / CONFIG).is_file()
+    return Verified(name, then.replica, DIFFERENT, files, _distance(ours, theirs) if both else None)
+
+
+def _distance(first: Path, second: Path) -> float:
+    """||dW_2 - dW_1|| / ||dW_1|| over all modules."""
+    one, other = read_adapter(first), read_adapter(second)
+    apart = total = 0.0
+    for name in one.modules:
+        A, B = delta.concat([one.factors(name), other.factors(name)], [1.0, -1.0])
+        apart += delta.norm((A, B, 1.0)) ** 2
+        total += delta.norm(one.factors(name)) ** 2
+    return (apart / total) ** 0.5 if total else 0.0
+
+
+def _changes(folder: Path, now: dict[str, Any]) -> dict[str, list[Any]]:
+    """What can change bits and is not as it was when the run was last at work."""
+    try:
+        then = json.loads((folder / "environment.json").read_text())
+    except (OSError, ValueError):
+        return {"environment.json": ["unknown", "known"]}
+    flat_then, flat_now = ({"ftk": e.get("ftk"), **e.get("versions", {}), **e.get("numerics", {})} for e in (then, now))
+    return {name: [flat_then.get(name), flat_now.get(name)] for name in flat_now if flat_then.get(name) != flat_now.get(name)}
