@@ -24,7 +24,7 @@ from toolkit.adapters import read_adapter
 from toolkit.analyse import OutcomeTable
 from toolkit.base import Base, load_base
 from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, read_rows
-from toolkit.engines import LocalEngine, Progress
+from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
 from toolkit.ensemble import ENSEMBLES, vote
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, vote_outcomes
 from toolkit.measure import measure_run, read_prompts, save_design
@@ -67,7 +67,7 @@ class Run:
     recipe: Recipe
     folder: Path
     device: str
-    engine: LocalEngine
+    engine: LocalEngine | RayEngine
     console: Console
 
     def condition(self, name: str) -> Path:
@@ -77,9 +77,9 @@ class Run:
 # -- the arrows --------------------------------------------------------------------------------------------------------
 
 
-def run(recipe: Recipe, folder: Path, *, workers: int | None = None, console: Console | None = None) -> Results:
+def run(recipe: Recipe, folder: Path, *, workers: int | None = None, engine: str = "local", console: Console | None = None) -> Results:
     """Everything, from a recipe to a report. Run it again: only what is missing is done."""
-    with open_run(recipe, folder, workers=workers, console=console) as job:
+    with open_run(recipe, folder, workers=workers, engine=engine, console=console) as job:
         for name in recipe.conditions:
             train(job, name)
         merge(job)
@@ -88,8 +88,10 @@ def run(recipe: Recipe, folder: Path, *, workers: int | None = None, console: Co
 
 
 @contextmanager
-def open_run(recipe: Recipe, folder: Path, *, workers: int | None = None, console: Console | None = None) -> Iterator[Run]:
-    """Write down what is asked and where it runs; refuse a folder that holds another recipe's run.
+def open_run(
+    recipe: Recipe, folder: Path, *, workers: int | None = None, engine: str = "local", console: Console | None = None
+) -> Iterator[Run]:
+    """Write down what is asked and where it runs; refuse a folder that holds another recipe's run. `engine`: see `ENGINES`.
 
     Raises RunError, RecipeError or BaseError in one line.
     """
@@ -111,8 +113,10 @@ def open_run(recipe: Recipe, folder: Path, *, workers: int | None = None, consol
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         write_text(folder / "environment.json", _json(environment.describe(device)))
         write_text(folder / "base.json", _json(base.to_dict()))
-        with LocalEngine(device, workers) as engine:
-            yield Run(recipe, folder, device, engine, console)
+        with ENGINES[engine](device, workers) as at_work:
+            yield Run(recipe, folder, device, at_work, console)
+            if isinstance(at_work, RayEngine) and len(at_work.machines) > 1:
+                console.note(f"different processors did the work, and may round differently: {', '.join(sorted(at_work.machines))}")
 
 
 def _check_against_base(recipe: Recipe, base: Base) -> None:

@@ -14,6 +14,7 @@ from toolkit.cli.terminal import (
     GATE_SAID_NO,
     as_json,
     console,
+    engine_option,
     errors,
     load_recipe,
     out_option,
@@ -26,13 +27,13 @@ from toolkit.cli.terminal import (
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @out_option
-@click.option("--engine", type=click.Choice(["local"]), default="local", help="Where the work runs.")
+@engine_option
 @click.option("--replicas", type=click.IntRange(2), help="Replicas of every condition, instead of the recipe's.")
 @workers_option
 @as_json
 def run(recipe: Path, out: Path | None, engine: str, replicas: int | None, workers: int | None, as_json: bool) -> None:
     """From a recipe to a report. Run it again: only what is missing is done."""
-    _run(recipe, out or Path("runs") / recipe.stem, replicas, workers, as_json)
+    _run(recipe, out or Path("runs") / recipe.stem, replicas, workers, as_json, engine)
 
 
 @click.command()
@@ -45,14 +46,14 @@ def demo(out: Path, replicas: int | None, workers: int | None, as_json: bool) ->
     _run(Path(toolkit.__file__).parent / "demo.yaml", out, replicas, workers, as_json)
 
 
-def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_json: bool) -> None:
+def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_json: bool, engine: str = "local") -> None:
     with errors():
         recipe = load_recipe(path, replicas)  # a wrong recipe is told before anything heavy is loaded
         from toolkit import pipeline
         from toolkit.report import table_text
 
         with console() as screen:
-            results = pipeline.run(recipe, out, workers=workers, console=screen)
+            results = pipeline.run(recipe, out, workers=workers, engine=engine, console=screen)
         report = (out / "report.html").resolve()
         if as_json:
             found = {"run": str(out), "results": str(out / "results.json"), "report": str(report)}
@@ -74,10 +75,18 @@ def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_js
 @click.option("--condition", "-c", multiple=True, help="Only this condition (may be repeated).")
 @click.option("--replicas", type=click.IntRange(1), help="Train replicas 0 to N-1.")
 @click.option("--only", help="Train these again even if they are finished: 3,17 or 0-7.")
+@engine_option
 @workers_option
 @as_json
 def train_replicas(
-    recipe: Path, out: Path | None, condition: tuple[str, ...], replicas: int | None, only: str | None, workers: int | None, as_json: bool
+    recipe: Path,
+    out: Path | None,
+    condition: tuple[str, ...],
+    replicas: int | None,
+    only: str | None,
+    engine: str,
+    workers: int | None,
+    as_json: bool,
 ) -> None:
     """Train a recipe's replicas, many at once on one base.
 
@@ -91,7 +100,7 @@ def train_replicas(
         from toolkit import pipeline
 
         found: dict[str, Any] = {}
-        with console() as screen, pipeline.open_run(loaded, folder, workers=workers, console=screen) as job:
+        with console() as screen, pipeline.open_run(loaded, folder, workers=workers, engine=engine, console=screen) as job:
             for name in names:
                 population = pipeline.train(job, name, replicas=replicas, only=chosen)
                 failed = [r for r, record in population.items() if record.status == "failed"]

@@ -24,6 +24,9 @@ DONE, FAILED, BAD_INPUT, GATE_SAID_NO = 0, 1, 2, 3
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 workers_option = click.option("--workers", type=click.IntRange(1), help="Worker processes (default: one a core; one on a GPU).")
+engine_option = click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="This machine, or a Ray cluster."
+)
 out_option = click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
 
 

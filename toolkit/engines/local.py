@@ -1,4 +1,4 @@
-"""Where units of work run: one worker process per core on a CPU, one at a time on a GPU. No scheduler: the standard library's pool.
+"""One worker process per core on a CPU, one at a time on a GPU. No scheduler: the standard library's pool.
 
 Measured on CPU: one process per core with one thread each is far faster than one process with many threads, and it takes the number of
 threads out of the numerics.
