@@ -181,8 +181,9 @@ class Scaling:
 class Sources:
     """Which source makes runs differ, from a crossed design: parts of a figure on a shift, and their total.
 
-    figure: "disagreement" (parts add up to the disagreement of two fresh runs) or "accuracy" (variance between runs, points squared).
-    Parts are unclipped: about nothing may come out negative. precision: for accuracy, SDs in the words of ISO 5725.
+    figure: "disagreement" (parts add up to the disagreement of two fresh runs), "accuracy" (variance between runs, points squared), or
+    what a score is called (variance between runs of its mean).
+    Parts are unclipped: about nothing may come out negative. precision: for accuracy and scores, SDs in the words of ISO 5725.
     """
 
     shift: str
@@ -301,13 +302,14 @@ class Results:
 def number(value: float | None, unit: str = "", signed: bool = False) -> str:
     """`12.3` for a share with unit "%", `0.62` for a ratio: one form everywhere, so that tables and sentences agree.
 
-    "%%": a variance of shares, in squared points.
+    "%%": a variance of shares, in squared points. "e": any unit, in three digits.
     """
     if value is None or not math.isfinite(value):
         return "n/a"
-    text = f"{100 * value:+.1f}" if unit == "%" else f"{10_000 * value:+.2f}" if unit == "%%" else f"{value:+.2f}"
+    scale, digits = {"%": (100, ".1f"), "%%": (10_000, ".2f"), "e": (1, ".3g")}.get(unit, (1, ".2f"))
+    text = f"{scale * value:+{digits}}"
     text = text if signed else text.removeprefix("+")
-    return text[1:] if text in ("-0.0", "-0.00", "+0.0", "+0.00") else text
+    return text[1:] if text in ("-0.0", "-0.00", "+0.0", "+0.00", "-0", "+0") else text
 
 
 def interval(estimate: Estimate, unit: str = "", signed: bool = False) -> str:

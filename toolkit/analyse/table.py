@@ -167,8 +167,10 @@ class PredictionTable(Table):
         for condition in conditions:
             arm = self.predictions.arms[condition]
             alive_R = np.array([bool((text_P >= 0).any()) for text_P in arm.text_RP])  # row by row: a table may fill the memory
-            replicas = [self.number[name] for name, alive in zip(arm.replicas, alive_R.tolist(), strict=True) if alive]
-            found.append(ConditionDesign(condition, replicas, int((~alive_R).sum())))
+            alive = np.flatnonzero(alive_R)
+            replicas = [self.number[arm.replicas[row]] for row in alive]
+            factors = {name: np.unique(levels, return_inverse=True)[1][alive].tolist() for name, levels in arm.factors.items()}
+            found.append(ConditionDesign(condition, replicas, int((~alive_R).sum()), factors=factors))
         return found
 
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:

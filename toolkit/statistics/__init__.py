@@ -6,7 +6,7 @@ files, no torch, no random numbers.
 
 from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, AccuracySpread, accuracy, accuracy_spread, model_accuracy
 from toolkit.statistics.agreement import ambiguity, discrepancy, fleiss_kappa, negative_flips, total_agreement
-from toolkit.statistics.answer_components import AnswerComponents, behaviour_components
+from toolkit.statistics.answer_components import AnswerComponents, behaviour_components, missing_pairs
 from toolkit.statistics.arrays import MISSING, encode
 from toolkit.statistics.compare import (
     EFFECT_KEPT,
@@ -56,6 +56,7 @@ __all__ = [
     "total_agreement",
     "AnswerComponents",
     "behaviour_components",
+    "missing_pairs",
     "MISSING",
     "encode",
     "collapsed",
