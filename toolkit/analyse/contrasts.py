@@ -7,7 +7,7 @@ import numpy as np
 
 from toolkit import statistics as st
 from toolkit.analyse.cells import mitigation_arms, run_accuracies
-from toolkit.analyse.table import Arm, Table
+from toolkit.analyse.table import Arm, Table, marked, together
 from toolkit.results import Cell, ConditionDesign, ConditionResult, Contrast, Scaling, Thresholds
 
 
@@ -19,14 +19,14 @@ def contrasts(table: Table, designs: Sequence[ConditionDesign], level: float, pa
     found = []
     for design in others:
         common = sorted(set(design.replicas) & set(baseline.replicas)) if paired else []
-        together = len(common) >= 2
-        b = table.arm(design.name, "replica", common if together else list(design.replicas))
-        a = table.arm(baseline.name, "replica", common if together else list(baseline.replicas))
+        by_pairs = len(common) >= 2
+        b = table.arm(design.name, "replica", common if by_pairs else list(design.replicas))
+        a = table.arm(baseline.name, "replica", common if by_pairs else list(baseline.replicas))
         if b is None or a is None or min(len(b.answer_RP), len(a.answer_RP)) < 2:
             continue
         for shift, at in table.shifts.items():
-            place = b.on(at), a.on(at), table.cluster_P[at]
-            found.append(Contrast(design.name, baseline.name, shift, together, **_contrast(*place, level, together)))
+            options = {"cluster_P": table.cluster_P[at], "paired": by_pairs, "level": level}
+            found.append(Contrast(design.name, baseline.name, shift, by_pairs, **_contrast(b, a, at, options)))
     adjusted = _known(st.holm([contrast.ratio.p for contrast in found]))
     return tuple(replace(contrast, p_adjusted=p) for contrast, p in zip(found, adjusted, strict=True))
 
@@ -36,14 +36,17 @@ def _known(p: np.ndarray) -> list[float | None]:
     return [None if np.isnan(x) else float(x) for x in p]
 
 
-def _contrast(b: Arm, a: Arm, cluster_P: np.ndarray, level: float, paired: bool) -> dict:
-    options = {"cluster_P": cluster_P, "paired": paired, "level": level}
-    pair = b.answer_RP, a.answer_RP
+def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict) -> dict:
+    """On the prompts `at`. Answers first, then marks: two tables fill the memory."""
+    place = together(at)
+    pair = b.answer_RP[:, place], a.answer_RP[:, place]
     found = {"ratio": st.population_ratio(*pair, **options), "change": st.population_difference(*pair, **options)}
-    if b.marked and a.marked:
-        found["accuracy_change"] = st.population_accuracy_change(b.correct_RP, a.correct_RP, **options)
-        scores = [np.array([np.nan if s is None else s for s in run_accuracies(arm.correct_RP)]) for arm in (b, a)]
-        found["score_variance_ratio"] = st.variance_ratio(*scores, paired=paired, level=level)
+    del pair
+    marks = b.correct_RP[:, place], a.correct_RP[:, place]
+    if all(map(marked, marks)):
+        found["accuracy_change"] = st.population_accuracy_change(*marks, **options)
+        scores = [np.array([np.nan if s is None else s for s in run_accuracies(mark_RP)]) for mark_RP in marks]
+        found["score_variance_ratio"] = st.variance_ratio(*scores, paired=options["paired"], level=options["level"])
     return found
 
 

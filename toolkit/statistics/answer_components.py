@@ -9,10 +9,11 @@ import numpy as np
 
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, blocks
 from toolkit.statistics.components import MIN_LEVELS, codes
-from toolkit.statistics.disagreement import MIN_CLUSTERS, odd_note, odd_replicas
+from toolkit.statistics.disagreement import MIN_CLUSTERS
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import t_quantile, two_way, zero_event_bound
 from toolkit.statistics.mean_squares import RESIDUAL
+from toolkit.statistics.outliers import Differing, odd_note
 from toolkit.statistics.pairs import count_pairs
 
 METHOD = "jackknife-t over levels of every source and prompts, upwards on the log scale, conservative"
@@ -78,7 +79,10 @@ def behaviour_components(
     used_P = np.all([np.isfinite(value[shared]) for shared in kinds], axis=0)
     sides = [{shared: side[shared][:, used_P] for shared in kinds} for side in left]
     at = {shared: value[shared][used_P] for shared in kinds}
-    odd = odd_note(row_R[odd_replicas(count_pairs(answer_RP))]) if used_P.any() else ""
+    differing = Differing(len(row_R))
+    for piece in blocks(*answer_RP.shape):
+        differing.add(count_pairs(answer_RP[:, piece]))
+    odd = odd_note(row_R[differing.rows()])
 
     def estimate(weight: Mapping[Shared, float]) -> Estimate:
         if not used_P.any():
