@@ -118,6 +118,28 @@ def test_conditions_are_held_against_the_first(tmp_path):
     assert (turned.condition, turned.paired) == ("before", True) and turned.ratio.value > 1
 
 
+def test_prompts_on_which_two_conditions_differ(tmp_path):
+    """Three of 60 prompts are planted; all others differ by chance alone."""
+    before, after = answers(1, 0.1), answers(2, 0.1)
+    after[:, [4, 41]] = np.arange(REPLICAS)[:, None] % 3
+    before[:, 50] = np.arange(REPLICAS) % 2
+    path = write(tmp_path / "two.jsonl", rows(before, "before") + rows(after, "after"))
+    results = measure_predictions(path, tmp_path / "out")
+    differ, right = results.by_prompt
+    assert [(c.condition, c.baseline, c.figure, c.tested) for c in (differ, right)] == [
+        ("after", "before", figure, PROMPTS) for figure in ("disagreement", "accuracy")
+    ]
+    for c in (differ, right):
+        assert {u.id for u in c.prompts[:3]} == {"p4", "p41", "p50"} and c.clear == 3 and len(c.prompts) <= 10
+        assert [u.p for u in c.prompts] == sorted(u.p for u in c.prompts) and all(u.p <= u.p_adjusted for u in c.prompts)
+        assert all(u.p_adjusted < 0.05 for u in c.prompts[:3]) and all(u.p_adjusted >= 0.05 for u in c.prompts[3:])
+    p50 = next(u for u in differ.prompts if u.id == "p50")
+    assert p50.baseline == pytest.approx(20 * 20 / (20 * 39)) and p50.condition < 0.3 and p50.shift == "far"
+    assert load_results(tmp_path / "out" / "results.json") == results
+    assert "disagreement by prompt: 3 of 60 prompts differ" in ftk("measure", path, "--out", tmp_path / "out").stdout
+    assert "prompt by prompt: disagreement" in (tmp_path / "out" / "report.html").read_text()
+
+
 # -- crossed designs ---------------------------------------------------------------------------------------------------
 
 

@@ -544,6 +544,8 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
     replicas = successful(folder)
     measured = [record.seconds for record in population.values() if record.seconds is not None]
     seconds = sum(measured) / len(measured) if measured else None
+    plan = json.loads((folder / "population.json").read_text())["plan"]
+    tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
     mitigations = []
     for mitigation in job.recipe.mitigations:
         members = groups(replicas, mitigation.k)
@@ -551,13 +553,13 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
         if mitigation.merge and members:
             rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
         streams = 1 if mitigation.merge else mitigation.k
-        price = Price(mitigation.k, streams, rank, mitigation.k * seconds if seconds is not None else None)
+        price = Price(mitigation.k, streams, rank, mitigation.k * seconds if seconds is not None else None, mitigation.k * tokens)
         title = mitigation.label.rpartition("-k")[0].replace("-density", ", density ")
         kind = "merge" if mitigation.merge else "ensemble"
         mitigations.append(MitigationDesign(mitigation.label, title, kind, mitigation.k, members, price))
     failed = sum(record.status == "failed" for record in population.values())
     factors = {source: [population[r].seeds[source] for r in replicas] for source in job.recipe.conditions[name].crossed}
-    price = Price(rank=job.recipe.conditions[name].rank, seconds=seconds)
+    price = Price(rank=job.recipe.conditions[name].rank, seconds=seconds, tokens=tokens)
     return ConditionDesign(name, replicas, failed, mitigations, price, factors)
 
 

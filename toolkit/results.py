@@ -21,13 +21,14 @@ VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE")
 class Price:
     """What one run of a procedure costs: trainings, models that answer each prompt, rank of the adapter.
 
-    `seconds`: measured for its trainings, of one core (CPU) or of the device.
+    seconds: measured for its trainings, of one core (CPU) or of the device. tokens: of all its trainings, padding included.
     """
 
     training_runs: int = 1
     inference_streams: int = 1
     rank: int | None = None
     seconds: float | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,10 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two conditions on one shift: the condition against the baseline. paired: run j of both shares its seeds."""
+    """Two conditions on one shift: the condition against the baseline. paired: run j of both shares its seeds.
+
+    Of `Results.same_compute` condition is a mitigation in words, and baseline a condition that takes as many tokens in one training.
+    """
 
     condition: str
     baseline: str
@@ -225,6 +229,38 @@ class Contrast:
     accuracy_change: Estimate | None = None
     score_variance_ratio: Estimate | None = None
     p_adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class ChangedPrompt:
+    """A prompt on which two conditions differ: a share in either, and its p-value before and after adjustment for all prompts."""
+
+    suite: str
+    id: str
+    prompt: str
+    category: str
+    shift: str
+    condition: float
+    baseline: float
+    p: float
+    p_adjusted: float
+
+
+@dataclass(frozen=True)
+class PromptContrast:
+    """Two conditions prompt by prompt. figure: "disagreement" or "accuracy".
+
+    tested: prompts; clear: those that differ after adjustment (Benjamini-Hochberg) at the level of the results; prompts: those of
+    the smallest p-values.
+    """
+
+    condition: str
+    baseline: str
+    figure: str
+    paired: bool
+    tested: int
+    clear: int
+    prompts: tuple[ChangedPrompt, ...]
 
 
 @dataclass(frozen=True)
@@ -289,6 +325,8 @@ class Results:
     thresholds: Thresholds = Thresholds()
     contrasts: tuple[Contrast, ...] = ()
     judgements: tuple[Judgement, ...] = ()
+    by_prompt: tuple[PromptContrast, ...] = ()
+    same_compute: tuple[Contrast, ...] = ()
 
     @property
     def shifts(self) -> list[str]:

@@ -9,6 +9,7 @@ from toolkit.statistics.agreement import ambiguity, discrepancy, fleiss_kappa, n
 from toolkit.statistics.answer_components import AnswerComponents, behaviour_components, missing_pairs
 from toolkit.statistics.arms import MIN_GROUPS, SAME_RATIO, SAME_SHARE
 from toolkit.statistics.arrays import MISSING, encode
+from toolkit.statistics.by_prompt import PromptTests, accuracy_by_prompt, disagreement_by_prompt
 from toolkit.statistics.compare import (
     EFFECT_KEPT,
     accuracy_change,
@@ -57,6 +58,9 @@ __all__ = [
     "AnswerComponents",
     "behaviour_components",
     "missing_pairs",
+    "PromptTests",
+    "accuracy_by_prompt",
+    "disagreement_by_prompt",
     "MISSING",
     "encode",
     "collapsed",
