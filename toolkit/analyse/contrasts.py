@@ -63,7 +63,7 @@ def by_prompt(table: Table, designs: Sequence[ConditionDesign], level: float, pa
         if b.marked and a.marked:
             tests = st.accuracy_by_prompt(b.correct_RP, a.correct_RP, paired=by_pairs)
             found.append(_prompts(table, *names, "accuracy", by_pairs, tests, level))
-    return tuple(found)
+    return tuple(one for one in found if one.tested)
 
 
 def _prompts(table: Table, condition: str, baseline: str, figure: str, paired: bool, tests: st.PromptTests, level: float) -> PromptContrast:

@@ -180,6 +180,8 @@ class Cells:
         if name not in table.column_names:
             raise self._error(batch, 0, name, " is missing; every row needs it")
         index_N, values = distinct([table[name]])
+        if part in ("prompt", "replica"):
+            values = [value if value and value.strip() else None for value in values]
         if index_N.min() < 0 or None in values:
             missing_N = np.array([value is None for value in values] + [True]).take(index_N)
             if missing_N.any():
