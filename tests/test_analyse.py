@@ -3,12 +3,13 @@
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from outcomes_of import World, vote
 
 from toolkit import statistics as st
 from toolkit.analyse import analyse
-from toolkit.results import About, Results, load_results, save_results
+from toolkit.results import About, ConditionDesign, Price, Results, load_results, save_results
 
 
 def results_of(world: World, **options) -> Results:
@@ -190,3 +191,22 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match="results"):
         load_results(tmp_path / "results.json")
+
+
+def test_a_mitigation_is_held_against_one_training_of_the_same_compute(world: World) -> None:
+    """K times the epochs: a condition whose training takes as many tokens as all K trainings of a group."""
+    longer = World(48, seed=5, flips=0.3)
+    longer.rows = [row | {"condition": "longer"} for row in longer.rows if row["procedure"] == "replica"]
+    joined = pa.concat_tables([world.table, longer.table])
+    (lora,) = world.designs
+    mitigations = [dataclasses.replace(m, price=dataclasses.replace(m.price, tokens=m.k * 1000)) for m in lora.mitigations]
+    lora = dataclasses.replace(lora, mitigations=mitigations, price=Price(tokens=1000))
+    other = ConditionDesign("longer", longer.replicas, price=Price(tokens=3900))
+    found = analyse(joined, world.prompts, [lora, other]).same_compute
+    assert {c.condition for c in found} == {"vote, K = 4 (lora)", "collapse, K = 4 (lora)"} and {c.baseline for c in found} == {"longer"}
+    far = next(c for c in found if c.condition.startswith("vote") and c.shift == "far")
+    voted = [vote([world.answers[r] for r in group]) for group in mitigations[1].members]
+    codes = st.encode([*voted, *longer.answers.values()])
+    at = np.array([prompt.shift == "far" for _, prompt in world.flat])
+    assert far.ratio == st.population_ratio(codes[: len(voted), at], codes[len(voted) :, at]) and far.p_adjusted >= far.ratio.p
+    assert analyse(joined, world.prompts, [lora, dataclasses.replace(other, price=Price(tokens=3000))]).same_compute == ()

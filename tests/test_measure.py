@@ -118,6 +118,145 @@ def test_conditions_are_held_against_the_first(tmp_path):
     assert (turned.condition, turned.paired) == ("before", True) and turned.ratio.value > 1
 
 
+def test_prompts_on_which_two_conditions_differ(tmp_path):
+    """Three of 60 prompts are planted; all others differ by chance alone."""
+    before, after = answers(1, 0.1), answers(2, 0.1)
+    after[:, [4, 41]] = np.arange(REPLICAS)[:, None] % 3
+    before[:, 50] = np.arange(REPLICAS) % 2
+    path = write(tmp_path / "two.jsonl", rows(before, "before") + rows(after, "after"))
+    results = measure_predictions(path, tmp_path / "out")
+    differ, right = results.by_prompt
+    assert [(c.condition, c.baseline, c.figure, c.tested) for c in (differ, right)] == [
+        ("after", "before", figure, PROMPTS) for figure in ("disagreement", "accuracy")
+    ]
+    for c in (differ, right):
+        assert {u.id for u in c.prompts[:3]} == {"p4", "p41", "p50"} and c.clear == 3 and len(c.prompts) <= 10
+        assert [u.p for u in c.prompts] == sorted(u.p for u in c.prompts) and all(u.p <= u.p_adjusted for u in c.prompts)
+        assert all(u.p_adjusted < 0.05 for u in c.prompts[:3]) and all(u.p_adjusted >= 0.05 for u in c.prompts[3:])
+    p50 = next(u for u in differ.prompts if u.id == "p50")
+    assert p50.baseline == pytest.approx(20 * 20 / (20 * 39)) and p50.condition < 0.3 and p50.shift == "far"
+    assert load_results(tmp_path / "out" / "results.json") == results
+    assert "disagreement by prompt: 3 of 60 prompts differ" in ftk("measure", path, "--out", tmp_path / "out").stdout
+    assert "prompt by prompt: disagreement" in (tmp_path / "out" / "report.html").read_text()
+
+
+# -- crossed designs ---------------------------------------------------------------------------------------------------
+
+
+def crossed_rows(levels: dict[str, np.ndarray]) -> tuple[np.ndarray, list[dict]]:
+    """Answers of runs that differ by init (much) and by what is left (little); the rows carry the levels."""
+    rng = np.random.default_rng(2)
+    init_R = levels["init"]
+    say_IP = np.where(rng.random((init_R.max() + 1, PROMPTS)) < 0.3, rng.integers(1, 4, (init_R.max() + 1, PROMPTS)), 0)
+    answer_RP = np.where(rng.random((len(init_R), PROMPTS)) < 0.1, rng.integers(1, 4, (len(init_R), PROMPTS)), say_IP[init_R])
+    cells = rows(answer_RP)
+    for i, cell in enumerate(cells):
+        cell |= {name: f"seed {level_R[i // PROMPTS]}" for name, level_R in levels.items()} | {"score": float(answer_RP.ravel()[i])}
+    return answer_RP, cells
+
+
+def grid(*sizes: int) -> dict[str, np.ndarray]:
+    return dict(zip(("init", "order", "dropout"), (x.ravel() for x in np.indices(sizes)), strict=False))
+
+
+@pytest.mark.parametrize("sizes", [(6, 7), (5, 3, 2)], ids=["two sources", "three sources"])
+def test_predictions_of_a_crossed_design_are_taken_apart(tmp_path, sizes):
+    levels = grid(*sizes)
+    answer_RP, cells = crossed_rows(levels)
+    results = measure_predictions(write(tmp_path / "crossed.jsonl", cells), tmp_path / "out")
+    found = {(s.shift, s.figure): s for s in results.conditions[0].sources}
+    far = slice(PROMPTS // 2, None)
+    answers = st.behaviour_components(answer_RP[:, far], levels)
+    assert {n: figures(e) for n, e in found["far", "disagreement"].parts.items()} == {n: figures(e) for n, e in answers.parts.items()}
+    for figure, score_R in (("accuracy", (answer_RP[:, far] == 0).mean(axis=1)), ("score", answer_RP[:, far].mean(axis=1))):
+        parts = st.crossed(score_R, levels).parts
+        assert {n: e.value for n, e in found["far", figure].parts.items()} == pytest.approx({n: e.value for n, e in parts.items()})
+    assert found["far", "disagreement"].parts["init"].low > found["far", "disagreement"].parts["order"].high
+    assert load_results(tmp_path / "out" / "results.json") == results
+    shown = ftk("measure", tmp_path / "crossed.jsonl", "--out", tmp_path / "out")
+    assert "what each source adds to the disagreement in %: init" in shown.stdout
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "What makes runs differ" in html and "variance of the mean score" in html
+
+
+def test_cells_that_are_not_full_and_repeats(tmp_path):
+    """A run that is missing goes to REML; runs of one cell are repeats and show the numerics."""
+    twice = {name: np.tile(x, 2) for name, x in grid(6, 6).items()}
+    _, cells = crossed_rows(twice)
+    cells = [cell for cell in cells if cell["replica"] != "seed-17"]
+    found = {s.figure: s for s in measure_predictions(write(tmp_path / "c.jsonl", cells), tmp_path / "c").conditions[0].sources}
+    assert list(found["disagreement"].parts) == list(found["accuracy"].parts) == ["init", "order", "init x order", "residual"]
+    assert "REML" in found["accuracy"].parts["init"].method and "repeatability" in found["accuracy"].precision
+
+
+def test_a_table_of_factors_is_as_good_as_columns(tmp_path):
+    levels = grid(6, 7)
+    _, cells = crossed_rows(levels)
+    own = measure_predictions(write(tmp_path / "own.jsonl", cells), tmp_path / "own").conditions[0].sources
+    wide: dict[str, dict] = {}
+    for cell in cells:
+        about = {key: cell[key] for key in ("prompt", "reference", "category", "shift")}
+        wide.setdefault(cell["prompt"], about)[cell["replica"]] = cell["output"]
+    path = write(tmp_path / "own-wide.jsonl", list(wide.values()))
+    told = "".join(f"seed-{r},{i},{o}\n" for r, (i, o) in enumerate(zip(*levels.values(), strict=True)))
+    (tmp_path / "factors.csv").write_text("replica,init,order\n" + told + "seed-99,1,1\n")
+    results = measure_predictions(path, tmp_path / "wide", factors=tmp_path / "factors.csv")
+    assert results.conditions[0].sources == tuple(s for s in own if s.figure != "score")
+    assert "factors.csv: 1 of its replicas have no predictions" in results.notes
+
+
+@pytest.mark.parametrize(
+    ("levels", "told"),
+    [
+        ({"init": np.arange(20), "order": np.arange(20)}, "every replica has init and order of its own: what each source adds is not"),
+        ({"init": np.arange(20) // 4, "order": np.arange(20) // 4}, "no two replicas are just same init or same order"),
+        ({"init": np.zeros(20, dtype=int)}, "all replicas have the same init"),
+    ],
+    ids=["own", "together", "constant"],
+)
+def test_sources_that_do_not_cross_are_one_note(tmp_path, levels, told):
+    _, cells = crossed_rows(levels)
+    results = measure_predictions(write(tmp_path / "c.jsonl", cells), tmp_path / "c")
+    assert results.conditions[0].sources == () and sum(told in note for note in results.notes) == 1
+    assert told in (tmp_path / "c" / "report.html").read_text()
+
+
+def test_one_source_that_some_replicas_share(tmp_path):
+    """Eight inits with five runs each, all else different in every run: the init, and the rest."""
+    levels = {"init": np.repeat(np.arange(8), 5), "order": np.arange(40)}
+    _, cells = crossed_rows(levels)
+    results = measure_predictions(write(tmp_path / "c.jsonl", cells), tmp_path / "c")
+    found = {s.figure: s for s in results.conditions[0].sources}
+    assert list(found["disagreement"].parts) == list(found["accuracy"].parts) == ["init", "residual"]
+    assert found["disagreement"].parts["init"].low > 0 and "repeatability" not in found["accuracy"].precision
+    assert any("every replica has order of its own: a part of the residual" in note for note in results.notes)
+
+
+def test_factors_that_cannot_be_are_one_line(tmp_path):
+    levels = grid(3, 3)
+    _, cells = crossed_rows(levels)
+    path = write(tmp_path / "clash.jsonl", [*cells[:70], cells[70] | {"init": "seed 9"}, *cells[71:]])
+    one_line(ftk("measure", path), "clash.jsonl:71", "field 'init'", "replica 'seed-1'", "'seed 9'", "only one")
+    path = write(
+        tmp_path / "half.jsonl", [*cells[: 2 * PROMPTS], *({k: v for k, v in c.items() if k != "init"} for c in cells[2 * PROMPTS :])]
+    )
+    one_line(ftk("measure", path), "half.jsonl", "'init' of replica 'seed-2'")
+    plain = write(tmp_path / "plain.jsonl", rows(answers(replicas=3)))
+    for text, told in (
+        ("replica,init\nseed-0,1\nseed-1,1\n", ["f.csv", "no row for replica 'seed-2'"]),
+        ("replica,init\nseed-0,1\nseed-0,2\n", ["f.csv:3", "'seed-0'", "f.csv:2"]),
+        ("replica,init\nseed-0,1\nseed-1,\nseed-2,1\n", ["f.csv:3", "'init' is missing"]),
+        ("name,init\nseed-0,1\n", ["f.csv", "no column for the replica"]),
+        ("replica\nseed-0\n", ["f.csv", "no column for a source"]),
+        ("", ["f.csv", "no rows"]),
+    ):
+        (tmp_path / "f.csv").write_text(text)
+        one_line(ftk("measure", plain, "--factors", tmp_path / "f.csv"), *told)
+    one_line(ftk("measure", plain, "--factors", tmp_path / "none.csv"), "none.csv: no such file")
+    (tmp_path / "f.csv").write_text("replica,init\n" + "".join(f"seed-{r},{r}\n" for r in range(9)))
+    one_line(ftk("measure", write(tmp_path / "own.jsonl", cells), "--factors", tmp_path / "f.csv"), "f.csv", "'init' themselves")
+
+
 CRITERIA = """
 thresholds: {acceptable: 0.02, critical: 0.10, categories: {easy: {acceptable: 0.9, critical: 0.95}}}
 criteria:

@@ -384,6 +384,41 @@ def test_more_texts_and_prompts_than_two_bytes_count(tmp_path):
     assert spoken == [table["0"].to_pylist(), table["1"].to_pylist()] and len(found.prompts) == rows
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_csv_as_spreadsheets_write_it(tmp_path, delimiter, encoding):
+    """Fields between semicolons or tabs, and a byte order mark; texts hold commas, semicolons, tabs, quotes and line breaks."""
+    texts_R = ["a, b", "a; b", "a\tb", 'say "x"', "two\nlines", "☃"]
+    for name, rows in (
+        ("long.csv", [{"replica": f"r{i}", "prompt": "p", "output": text} for i, text in enumerate(texts_R)]),
+        ("wide.csv", [{"prompt": "p", **{f"r{i}": text for i, text in enumerate(texts_R)}}]),
+    ):
+        with open(tmp_path / name, "w", newline="", encoding=encoding) as file:
+            writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+        assert texts(read_predictions(tmp_path / name)) == {(f"r{i}", "p"): text for i, text in enumerate(texts_R)}
+
+
+def test_an_open_quote_does_not_swallow_the_rest(tmp_path):
+    path = tmp_path / "open.csv"
+    path.write_text('replica,prompt,output\nr0,p0,yes\nr1,p0,"no\nr2,p0,yes\nr3,p0,yes\n')
+    with pytest.raises(PredictionsError, match=r"open.csv:3: broken CSV: a quote that opens in this row is never closed"):
+        read_predictions(path)
+    path.write_text('replica,prompt,output\nr0,p0,5" pipe\nr1,p0,no\n')  # a quote within a field is a quote
+    assert set(texts(read_predictions(path)).values()) == {'5" pipe', "no"}
+
+
+@pytest.mark.parametrize("field", ["replica", "prompt"])
+def test_a_name_that_is_empty_is_missing(tmp_path, field):
+    path = write(
+        tmp_path / "preds.jsonl",
+        [{"replica": "r0", "prompt": "p0", "output": "x"}, {"replica": "r1", "prompt": "p1", "output": "y", field: " "}],
+    )
+    with pytest.raises(PredictionsError, match=f"preds.jsonl:2: field '{field}' is missing"):
+        read_predictions(path)
+
+
 def test_csv_of_the_standard_library(tmp_path):
     """Python's csv does not quote an empty text, so it counts as missing; everything else comes back."""
     with (tmp_path / "preds.csv").open("w", newline="") as file:

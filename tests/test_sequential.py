@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from worlds import simulate
 from worlds.planning import LOOKS, anytime_world, mean_world
 
-from toolkit import pipeline
+from toolkit import pipeline, until
 from toolkit.planning import plan, plan_text
 from toolkit.population import Replica, read_population
 from toolkit.recipe import RecipeError, dump_recipe, parse_recipe
@@ -256,8 +256,8 @@ def test_rules_that_cannot_be(text, told):
 
 def test_looks_are_at_whole_stacks():
     rule = parse_recipe(HEAD + "replicas: {max: 50, min: 10, batch: 9, " + TARGET + "}").until_of("lora")
-    assert pipeline.look_points(rule, 4) == [12, 24, 36, 48, 50] and pipeline.look_points(rule, 64) == [50]
-    assert pipeline.look_points(rule, 1) == [10, 19, 28, 37, 46, 50]
+    assert until.look_points(rule, 4) == [12, 24, 36, 48, 50] and until.look_points(rule, 64) == [50]
+    assert until.look_points(rule, 1) == [10, 19, 28, 37, 46, 50]
 
 
 # -- in a run ----------------------------------------------------------------------------------------------------------
@@ -435,7 +435,7 @@ def test_a_number_given_by_hand_goes_before_the_rule(recipe, stopped):
 def test_a_target_about_no_prompts_is_refused_before_training(recipe, tmp_path):
     rule = recipe.replicas.model_copy(update={"until": {"disagreement.near": next(iter(recipe.replicas.until.values()))}})
     with (
-        pytest.raises(pipeline.RunError, match="disagreement.near: no suite has near prompts; there are: typical, far"),
+        pytest.raises(RecipeError, match="disagreement.near: no suite has near prompts; there are: typical, far"),
         pipeline.open_run(recipe.model_copy(update={"replicas": rule}), tmp_path / "f"),
     ):
         pass

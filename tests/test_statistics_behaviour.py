@@ -16,6 +16,7 @@ from worlds import World, behaviour, simulate
 
 from toolkit.statistics import MIN_REPLICAS_ODD, Estimate, disagreement
 from toolkit.statistics.agreement import alike_sets, ambiguity, discrepancy, fleiss_kappa, negative_flips, total_agreement
+from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
 from toolkit.statistics.distributions import (
     flip_calibration,
     margin_to_noise,
@@ -24,18 +25,10 @@ from toolkit.statistics.distributions import (
     total_variation,
 )
 from toolkit.statistics.intervals import jackknife_variance
+from toolkit.statistics.means import MIN_REPLICAS_VARIANCE, unbiased, variances
+from toolkit.statistics.outliers import MIN_RUNS_ODD
 from toolkit.statistics.pairs import count_pairs
-from toolkit.statistics.scores import (
-    FORMS,
-    MIN_REPLICAS_ODD_SD,
-    MIN_REPLICAS_VARIANCE,
-    brier_decomposition,
-    icc,
-    log_loss_decomposition,
-    score_sd,
-    unbiased,
-    variances,
-)
+from toolkit.statistics.scores import FORMS, icc, score_sd
 from toolkit.statistics.texts import edit_distance, first_divergence, kaplan_meier, levenshtein
 
 # Fleiss 1971, the textbook table: 14 raters (replicas), 10 subjects (prompts), 5 categories.
@@ -662,7 +655,7 @@ def test_a_run_that_fails_unmarked_makes_few_runs_inconclusive(replicas):
         *((total_variation(prob_RPV), population_jsd(prob_RPV)) if replicas >= MIN_REPLICAS_VARIANCE else ()),
     ]
     for estimate in found:
-        assert not estimate.conclusive and estimate.needed in (MIN_REPLICAS_ODD, MIN_REPLICAS_ODD_SD) and "rows 3" in estimate.note
+        assert not estimate.conclusive and estimate.needed in (MIN_REPLICAS_ODD, MIN_RUNS_ODD) and "rows 3" in estimate.note
 
 
 # --- intervals cover -------------------------------------------------------------------------------------------------------------

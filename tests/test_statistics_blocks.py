@@ -1,5 +1,6 @@
 """Tables of any size are worked on in blocks: the results are the same, and so is the memory, but for the table itself."""
 
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -11,8 +12,8 @@ from toolkit import statistics as st
 from toolkit.statistics import arrays
 from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.arrays import as_correct
-from toolkit.statistics.disagreement import odd_replicas
 from toolkit.statistics.intervals import share_interval, two_way
+from toolkit.statistics.outliers import Differing, odd_replicas
 from toolkit.statistics.pairs import HASH, _occurrences, count_pairs, leave_one_out
 
 CLUSTERS = {
@@ -66,20 +67,44 @@ def test_intervals_are_those_of_the_whole_table(monkeypatch, clusters):
     rows = np.delete(np.arange(13), 7)
     pairs, mark_RP = count_pairs(answer_RP[rows]), np.where(answer_RP[rows] < 0, np.nan, answer_RP[rows] % 2)
     name_P = np.arange(60) if CLUSTERS[clusters] is None else CLUSTERS[clusters]
-    module, far_off = sys.modules[odd_replicas.__module__], sys.modules[odd_replicas.__module__]._far_off
+    rows_of = Differing.rows
     assert rows[odd_replicas(pairs)].tolist() == [5]
     means = prompt_means(mark_RP)
     ends = [share_interval(left[0].mean(), two_way(*left, name_P), 0.95) for left in ((pairs.d_P, leave_one_out(pairs)), means)]
     monkeypatch.setattr(arrays, "BLOCK", 13 * 4)
     seen = []
-    monkeypatch.setattr(module, "_far_off", lambda *sums: seen.append(sums) or far_off(*sums))
+    monkeypatch.setattr(Differing, "rows", lambda sums: seen.append(sums) or rows_of(sums))
     disagreement = st.disagreement(answer_RP, cluster_P=CLUSTERS[clusters])
     accuracy = st.accuracy(np.where(answer_RP < 0, np.nan, answer_RP % 2), cluster_P=CLUSTERS[clusters])
     for estimate, (low, high) in zip((disagreement, accuracy), ends, strict=True):
         assert (estimate.low, estimate.high) == (pytest.approx(low), pytest.approx(high))
-    for blocked, at_once in zip(seen[0], (*module._agreement(pairs), 60), strict=True):
-        np.testing.assert_allclose(blocked, at_once)
+    at_once = Differing(12).add(pairs)
+    np.testing.assert_allclose(seen[0].agreeing_R, at_once.agreeing_R)
+    assert seen[0].answered_R.tolist() == at_once.answered_R.tolist() and seen[0].n_prompts == at_once.n_prompts == 60
     assert "rows 5 differ" in disagreement.note and disagreement.n_replicas == accuracy.n_replicas == 12
+
+
+@pytest.mark.parametrize("clusters", CLUSTERS)
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_the_size_of_a_block_changes_no_contrast(monkeypatch, clusters, missing):
+    b_RP, a_RP, options = table(2, missing), table(2, missing, seed=1), {"cluster_P": CLUSTERS[clusters]}
+    right_b, right_a = (np.where(x < 0, np.nan, x % 2) for x in (b_RP, a_RP))
+    groups, base_P = [[8, 1], [2, 12], [5, 0], [6, 11], [7, 10], [4, 9]], table(2, 0.0, seed=2)[0]
+
+    def all_figures() -> list:
+        found = [f(b_RP, a_RP, paired=p, **options) for f in (st.population_ratio, st.population_difference) for p in (False, True)]
+        found += [st.population_accuracy_change(right_b, right_a, paired=p, **options) for p in (False, True)]
+        found += [f(b_RP[:6], a_RP, groups, **options) for f in (st.disagreement_ratio, st.disagreement_difference)]
+        found.append(st.effect_size(b_RP[:6], a_RP, base_P, groups, **options))
+        found.append(st.accuracy_change(right_b[:6], right_a, groups, **options))
+        found.append(st.accuracy_effect_size(right_b[:6], right_a, base_P % 2, groups, **options))
+        return [x for result in found for x in figures(result)]
+
+    whole = all_figures()
+    for cells in (1, 26 * 5, 26 * 17):
+        monkeypatch.setattr(arrays, "BLOCK", cells)
+        for x, y in zip(all_figures(), whole, strict=True):
+            assert x == y or x == pytest.approx(y, rel=1e-8, abs=1e-14, nan_ok=True)
 
 
 @pytest.mark.parametrize("clusters", CLUSTERS)
@@ -188,6 +213,29 @@ def test_memory_is_that_of_the_table_and_a_block(function):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40e6
+
+
+CONTRAST = """
+import resource, sys
+import numpy as np
+from toolkit import statistics as st
+rng = np.random.default_rng(0)
+b_RP, a_RP = (rng.integers(0, 2, (2000, PROMPTS)).astype(np.int32) for _ in range(2))
+st.population_ratio(b_RP[:9, :20], a_RP[:9, :20])  # imports
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for paired in (False, True):
+    st.population_ratio(b_RP, a_RP, paired=paired)
+    st.population_difference(b_RP, a_RP, paired=paired)
+    st.population_accuracy_change(b_RP, a_RP, paired=paired)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_contrasts_need_little_more_memory_than_their_tables():
+    """Two tables of 2,000 x 3,000 in int32 are 46 MiB; the differences that a contrast looks at would be 46 MiB a table in float64."""
+    code = CONTRAST.replace("PROMPTS", "3000")
+    grown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert float(grown) < 40
 
 
 def test_a_spread_without_which_nothing_differs_has_no_interval():

@@ -24,7 +24,8 @@ from worlds.contrast import (
 from worlds.core import combine, group_truth, latents
 
 from toolkit import statistics as st
-from toolkit.statistics.compare import SMALLEST_P, collapsed
+from toolkit.statistics.arms import SMALLEST_P
+from toolkit.statistics.compare import collapsed
 from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_ratio
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import t_quantile
@@ -238,6 +239,26 @@ def test_no_disagreement_in_an_arm():
     assert population_ratio(b_RP, a_RP * 0).value is None and population_ratio(b_RP * 0, a_RP * 0).value is None
     same = population_difference(b_RP * 0, a_RP * 0)
     assert same.value == 0 and same.high == -same.low == pytest.approx(st.zero_event_bound(150)) and same.p == 1
+
+
+def test_one_flip_in_one_arm_is_no_change():
+    """Both arms flip as seldom as that: an arm that shows nothing is not known to be perfect. Of such claims 45 % were false."""
+    rng, claims = np.random.default_rng(0), []
+    for _ in range(200):
+        b_RP, a_RP = ((rng.random((10, 100)) < 1e-3).astype(int) for _ in range(2))
+        claims += [population_difference(b_RP, a_RP), population_accuracy_change(1 - b_RP, 1 - a_RP)]
+    assert sum(e.conclusive and e.low > 0 or e.high < 0 for e in claims) <= 0.05 * len(claims)
+
+
+def test_two_runs_have_no_interval_of_a_change():
+    """Without one of them no pair is left: nothing shows how much runs matter, and [-1, 1] would be no interval."""
+    rng = np.random.default_rng(0)
+    b_RP, a_RP = rng.integers(0, 2, (2, 40)), rng.integers(0, 2, (8, 40))
+    found = [f(b_RP, a_RP[:2], paired=p) for f in (population_ratio, population_difference) for p in (False, True)]
+    found += [f(b_RP, a_RP) for f in (population_ratio, population_difference)]
+    found += [f(b_RP, a_RP, [[0, 1, 2], [3, 4, 5]]) for f in (st.disagreement_ratio, st.disagreement_difference)]
+    for e in found:
+        assert e.value is not None and (e.low, e.high, e.p) == (None, None, None) and not e.conclusive and e.needed == 5 and e.note
 
 
 def test_needed_runs_resolve_a_change_of_the_observed_size():
@@ -743,3 +764,71 @@ def test_too_few_runs_in_an_arm_are_inconclusive(statistic):
         population_world(statistic, 4, together=0.5),
     ):
         assert simulate(world, 20, seed=3).conclusive == 0
+
+
+# --- prompt by prompt --------------------------------------------------------------------------------------------------------------
+
+
+def hypergeometric_p(k_b: int, n_b: int, k_a: int, n_a: int) -> float:
+    """Fisher's exact test by its definition: all tables with the same margins that are no likelier than this one."""
+    likely = {x: math.comb(n_b, x) * math.comb(n_a, k_b + k_a - x) for x in range(max(0, k_b + k_a - n_a), min(n_b, k_b + k_a) + 1)}
+    return sum(ways for ways in likely.values() if ways <= likely[k_b]) / sum(likely.values())
+
+
+def test_tests_by_prompt_are_their_definition():
+    rng = np.random.default_rng(0)
+    b_RP, a_RP = rng.integers(-1, 3, (15, 25)), rng.integers(-1, 2, (12, 25))
+    b_RP[3] = -1  # passed over before pairs are made
+    found = st.disagreement_by_prompt(b_RP, a_RP)
+    assert found.b_P == pytest.approx(st.prompt_disagreement(b_RP)) and found.a_P == pytest.approx(st.prompt_disagreement(a_RP))
+    alive_b = np.delete(b_RP, 3, axis=0)
+    right = st.accuracy_by_prompt(np.where(b_RP < 0, -1, b_RP == 0).astype(np.int8), np.where(a_RP < 0, np.nan, a_RP == 0))
+    for i in range(25):
+        pairs = [
+            [x[2 * j, i] != x[2 * j + 1, i] for j in range(len(x) // 2) if x[2 * j, i] >= 0 <= x[2 * j + 1, i]] for x in (alive_b, a_RP)
+        ]
+        one, other = [(sum(p), len(p)) for p in pairs]
+        assert found.p_P[i] == pytest.approx(hypergeometric_p(*one, *other) if one[1] and other[1] else np.nan, nan_ok=True)
+        counts = [int(c) for x in (b_RP, a_RP) for c in (np.sum(x[:, i] == 0), np.sum(x[:, i] >= 0))]
+        assert right.p_P[i] == pytest.approx(hypergeometric_p(*counts))
+        assert (right.b_P[i], right.a_P[i]) == pytest.approx((counts[0] / counts[1], counts[2] / counts[3]))
+
+
+def test_paired_tests_by_prompt_are_mcnemars():
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    rng = np.random.default_rng(1)
+    b_RP, a_RP = rng.integers(0, 2, (21, 30)), rng.integers(0, 2, (21, 30))
+    right = st.accuracy_by_prompt(b_RP, a_RP, paired=True).p_P
+    differ = st.disagreement_by_prompt(b_RP, a_RP, paired=True).p_P
+    pairs_b, pairs_a = (x[0:20:2] != x[1:20:2] for x in (b_RP, a_RP))
+    for i in range(30):
+        for p, x, y in ((right[i], b_RP[:, i], a_RP[:, i]), (differ[i], pairs_b[:, i], pairs_a[:, i])):
+            table = [[0, int(np.sum((x == 1) & (y == 0)))], [int(np.sum((x == 0) & (y == 1))), 0]]
+            assert p == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_false_finds_among_prompts_are_rare_and_planted_ones_are_found(paired):
+    """Run effects shift all prompts together, and the arms answer otherwise: how often two runs differ is another on 20 of 200 prompts."""
+    rng, false, missed = np.random.default_rng(2), [], []
+    for _ in range(30):
+        rate_P = rng.uniform(0.02, 0.4, 200)
+        rates = [np.clip(rate_P + 0.05 * rng.standard_normal((60, 1)), 0, 1) for _ in range(2)]
+        rates[0][:, :20] = 0.5
+        rates[1][:, :20] = 0.01
+        b_RP, a_RP = (np.where(rng.random((60, 200)) < r_RP, 1, 2 * arm) for arm, r_RP in enumerate(rates))
+        adjusted = benjamini_hochberg(st.disagreement_by_prompt(b_RP, a_RP, paired=paired).p_P)
+        found = adjusted < 0.05
+        false.append(found[20:].sum() / max(found.sum(), 1))
+        missed.append(np.mean(~found[:20]))
+    assert np.mean(false) <= 0.05 and np.mean(missed) < 0.1
+
+
+def test_prompts_that_cannot_be_tested():
+    nothing = st.disagreement_by_prompt(np.zeros((2, 5), dtype=int), np.full((4, 5), -1))
+    assert np.isnan(nothing.p_P).all()
+    same = st.disagreement_by_prompt(np.zeros((9, 5), dtype=int), np.zeros((9, 5), dtype=int))
+    assert (same.p_P == 1).all() and (same.b_P == 0).all()
+    with pytest.raises(ValueError, match="paired arms"):
+        st.accuracy_by_prompt(np.zeros((3, 5)), np.zeros((4, 5)), paired=True)

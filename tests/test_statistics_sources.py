@@ -10,7 +10,7 @@ from statsmodels.regression.mixed_linear_model import MixedLM
 from worlds import World, simulate
 from worlds.sources import answers_world, crossed_world, grid_scores, nested_world, precision_world, three_way_world
 
-from toolkit.statistics.answer_components import KINDS, _pairs, behaviour_components
+from toolkit.statistics.answer_components import _groups, _pairs, behaviour_components, missing_pairs
 from toolkit.statistics.components import MIN_LEVELS, Components, crossed, crossed_grid, difference, nested
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.mean_squares import RESIDUAL, MeanSquare, combine, mean_square
@@ -332,8 +332,9 @@ def test_scores_without_levels_to_compare():
         lambda: nested([1.0, 2.0], [0]),
         lambda: iso_5725([1.0], [0, 1]),
         lambda: crossed([1.0], {"init": [0]}, level=95),
-        lambda: behaviour_components(np.zeros((4, 3), dtype=int), [0, 1], [0, 0, 1, 1]),
-        lambda: behaviour_components(np.zeros((4, 3)), [0, 0, 1, 1], [0, 1, 0, 1]),
+        lambda: behaviour_components(np.zeros((4, 3), dtype=int), {"init": [0, 1], "order": [0, 0, 1, 1]}),
+        lambda: behaviour_components(np.zeros((4, 3), dtype=int), {}),
+        lambda: behaviour_components(np.zeros((4, 3)), {"init": [0, 0, 1, 1], "order": [0, 1, 0, 1]}),
     ],
 )
 def test_impossible_shapes_are_errors(call):
@@ -344,48 +345,75 @@ def test_impossible_shapes_are_errors(call):
 # --- answers -----------------------------------------------------------------------------------------------------------------------
 
 
-def design(inits=4, orders=3, repeats=2) -> tuple[np.ndarray, np.ndarray]:
-    init, order, _ = (x.ravel() for x in np.indices((inits, orders, repeats)))
-    return init, order
+def design(*levels: int, repeats: int = 1) -> dict[str, np.ndarray]:
+    """Every combination of levels, each `repeats` times."""
+    columns = [x.ravel() for x in np.indices((*levels, repeats))][:-1]
+    return dict(zip(("init", "order", "dropout"), columns, strict=False))
 
 
-def over_pairs(answer_RP: np.ndarray, init_R: np.ndarray, order_R: np.ndarray) -> dict[str, np.ndarray]:
-    """Disagreement by kind of pair, by the definition."""
-    prompts = answer_RP.shape[1]
-    differ, pairs = ({kind: np.zeros(prompts) for kind in KINDS} for _ in range(2))
+def over_pairs(answer_RP: np.ndarray, levels: dict[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
+    """Disagreement by what a pair shares, by the definition."""
+    kinds = [tuple(s) for size in range(len(levels) + 1) for s in itertools.combinations(levels, size)]
+    differ, pairs = ({kind: np.zeros(answer_RP.shape[1]) for kind in kinds} for _ in range(2))
     for r, s in itertools.combinations(range(len(answer_RP)), 2):
-        kind = KINDS[(init_R[r] == init_R[s]) + 2 * (order_R[r] == order_R[s])]
+        kind = tuple(name for name, level_R in levels.items() if level_R[r] == level_R[s])
         both = (answer_RP[r] >= 0) & (answer_RP[s] >= 0)
         pairs[kind] += both
         differ[kind] += both & (answer_RP[r] != answer_RP[s])
-    return {kind: differ[kind] / np.maximum(pairs[kind], 1) for kind in KINDS}
+    return {kind: differ[kind] / np.maximum(pairs[kind], 1) for kind in kinds}
 
 
-def test_kinds_of_pairs_are_counted_by_their_definition():
+@pytest.mark.parametrize("sizes", [(4,), (4, 3), (3, 3, 2)])
+def test_kinds_of_pairs_are_counted_by_their_definition(sizes):
     rng = np.random.default_rng(0)
-    init, order = design()
-    answer_RP = rng.integers(-1, 3, (24, 15))
-    expected = over_pairs(answer_RP, init, order)
-    found = behaviour_components(answer_RP, init, order)
-    for kind in KINDS:
-        assert found.disagreement[kind].value == pytest.approx(expected[kind].mean())
-    cell = 3 * init + order
-    agreeing, pairs = _pairs(answer_RP, init, order, cell), _pairs(np.minimum(answer_RP, 0), init, order, cell)
-    for side, level_R in ((1, init), (2, order)):
+    levels = design(*sizes, repeats=2)
+    answer_RP = rng.integers(-1, 3, (2 * math.prod(sizes), 15))
+    expected = over_pairs(answer_RP, levels)
+    found = behaviour_components(answer_RP, levels)
+    assert list(found.disagreement) == ["fresh", *(f"same {' and '.join(kind)}" for kind in expected if kind)]
+    for one, kind in zip(found.disagreement.values(), expected, strict=True):
+        assert one.value == pytest.approx(expected[kind].mean())
+    groups = _groups(levels)
+    agreeing, pairs = _pairs(answer_RP, levels, groups), _pairs(np.minimum(answer_RP, 0), levels, groups)
+    for side, level_R in enumerate(levels.values(), 1):
         for level in range(level_R.max() + 1):
             kept = level_R != level
-            without = over_pairs(answer_RP[kept], init[kept], order[kept])
-            for kind in KINDS:
-                np.testing.assert_allclose(1 - agreeing[side][kind][level] / np.maximum(pairs[side][kind][level], 1), without[kind])
+            without = over_pairs(answer_RP[kept], {name: x[kept] for name, x in levels.items()})
+            for kind in without:
+                n_P = pairs[side][kind][level]
+                share_P = 1 - agreeing[side][kind][level] / np.maximum(n_P, 1)
+                np.testing.assert_allclose(np.where(n_P > 0, share_P, 0.0), without[kind], atol=1e-12)
+
+
+def test_answers_have_the_components_of_their_one_hot_scores():
+    """A balanced grid: the parts are those of the analysis of variance of every coordinate of the one-hot answer, summed."""
+    rng = np.random.default_rng(3)
+    for sizes, repeats in (((5, 6), 1), ((4, 3), 2), ((3, 4, 5), 1), ((3, 2, 4), 2), ((6,), 3)):
+        levels = design(*sizes, repeats=repeats)
+        answer_RP = rng.integers(0, 3, (math.prod(sizes) * repeats, 7))
+        found = behaviour_components(answer_RP, levels)
+        expected = dict.fromkeys(found.parts, 0.0)
+        for answer_R, value in itertools.product(answer_RP.T, range(3)):
+            for name, part in values(crossed((answer_R == value).astype(float), levels)).items():
+                expected[name] += (part or 0.0) / 7
+        assert {name: part.value for name, part in found.parts.items()} == pytest.approx(expected)
+
+
+def test_kinds_of_pairs_that_a_design_lacks():
+    assert missing_pairs(design(3, 3)) == missing_pairs(design(2, 3, 2)) == missing_pairs(design(4, repeats=2)) == []
+    assert missing_pairs({"init": np.arange(6), "order": np.arange(6)}) == ["same init", "same order"]
+    assert missing_pairs({"init": np.arange(8) // 2, "order": np.arange(8) // 2}) == ["same init", "same order"]
+    assert missing_pairs({"init": np.arange(6)}) == ["same init"]
+    assert missing_pairs({"init": np.zeros(6), "order": np.arange(6)}) == ["fresh", "same order"]
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_parts_add_up_to_the_disagreement_of_fresh_runs(repeats):
     answer_RP = np.random.default_rng(0).integers(0, 3, (25 * repeats, 40))
-    found = behaviour_components(answer_RP, *design(5, 5, repeats))
+    found = behaviour_components(answer_RP, design(5, 5, repeats=repeats))
     assert sum(part.value for part in found.parts.values()) == pytest.approx(found.disagreement["fresh"].value)
-    assert list(found.parts) == ["init", "order", "residual", *["init x order"] * (repeats > 1)]
-    assert ("same both" in found.disagreement) == (repeats > 1)
+    assert list(found.parts) == ["init", "order", *["init x order"] * (repeats > 1), "residual"]
+    assert ("same init and order" in found.disagreement) == (repeats > 1)
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
@@ -404,40 +432,40 @@ def test_generalised_variance_of_the_answer_is_the_disagreement():
     answer_RP = np.random.default_rng(0).integers(0, 4, (50, 30))
     onehot_RPV = np.eye(4)[answer_RP]
     variance = onehot_RPV.var(axis=0, ddof=1).sum(axis=-1).mean()
-    every_seed = behaviour_components(answer_RP, np.repeat(np.arange(5), 10), np.tile(np.arange(10), 5))
-    pairs = over_pairs(answer_RP, np.arange(50), np.arange(50))["fresh"].mean()
+    every_seed = behaviour_components(answer_RP, design(5, 10))
+    pairs = over_pairs(answer_RP, {"init": np.arange(50)})[()].mean()
     assert variance == pytest.approx(pairs)
     assert every_seed.disagreement["fresh"].value == pytest.approx(pairs, abs=0.02)
 
 
 def test_equal_answers_have_a_bound():
-    found = behaviour_components(np.zeros((25, 100), dtype=int), *design(5, 5, 1))
+    found = behaviour_components(np.zeros((25, 100), dtype=int), design(5, 5))
     for part in found.parts.values():
         assert (part.value, part.low) == (0.0, 0.0) and part.high == pytest.approx(1 - 0.05**0.01) and "zero-event" in part.method
 
 
 def test_a_source_that_decides_every_answer():
-    init, order = design(5, 5, 1)
-    found = behaviour_components(np.tile(init[:, None], (1, 100)), init, order)
+    levels = design(5, 5)
+    found = behaviour_components(np.tile(levels["init"][:, None], (1, 100)), levels)
     assert found.parts["init"].value == 1.0 and found.parts["order"].value == found.parts["residual"].value == 0.0
 
 
 def test_answers_without_the_pairs_that_are_needed():
     answer_RP = np.zeros((6, 20), dtype=int)
-    unshared = behaviour_components(answer_RP, np.arange(6), np.arange(6))
+    unshared = behaviour_components(answer_RP, {"init": np.arange(6), "order": np.arange(6)})
     assert unshared.parts["init"].value is None and "pairs of every kind" in unshared.parts["init"].note
-    nobody = behaviour_components(np.full((4, 20), -1), *design(2, 2, 1))
+    nobody = behaviour_components(np.full((4, 20), -1), design(2, 2))
     assert nobody.parts["init"].value is None and not nobody.parts["init"].conclusive
-    small = behaviour_components(np.random.default_rng(0).integers(0, 2, (9, 20)), *design(3, 3, 1))
+    small = behaviour_components(np.random.default_rng(0).integers(0, 2, (9, 20)), design(3, 3))
     assert not small.parts["init"].conclusive and small.parts["init"].needed == MIN_LEVELS**2 and small.parts["init"].low is not None
 
 
 def test_a_failed_init_is_noticed():
     rng = np.random.default_rng(0)
-    init, order = design(8, 8, 1)
+    levels = design(8, 8)
     answer_RP = (rng.random((64, 200)) < 0.05).astype(int)
-    answer_RP[init == 3] = rng.integers(2, 9, (8, 200))
-    found = behaviour_components(answer_RP, init, order)
+    answer_RP[levels["init"] == 3] = rng.integers(2, 9, (8, 200))
+    found = behaviour_components(answer_RP, levels)
     assert not found.parts["order"].conclusive and "did they fail" in found.parts["order"].note
 
 

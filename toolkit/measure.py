@@ -12,7 +12,7 @@ from toolkit.analyse import OutcomeTable, PredictionTable, analyse_table
 from toolkit.data import Prompt, is_chat, read_rows, read_suite
 from toolkit.outcomes import read_outcomes
 from toolkit.population import write_text
-from toolkit.predictions import read_predictions
+from toolkit.predictions import read_predictions, with_factors
 from toolkit.recipe import Criteria, Recipe, parse_recipe
 from toolkit.report import write_report
 from toolkit.results import About, ConditionDesign, Results, Thresholds, from_plain, save_results, to_plain
@@ -78,14 +78,24 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
 
 
 def measure_predictions(
-    path: Path, out: Path, *, same: str = "exact", baseline: str | None = None, paired: bool = False, criteria: Criteria | None = None
+    path: Path,
+    out: Path,
+    *,
+    same: str = "exact",
+    baseline: str | None = None,
+    paired: bool = False,
+    factors: Path | None = None,
+    criteria: Criteria | None = None,
 ) -> Results:
     """A table of predictions that any tool made -> results.json and report.html in `out`.
 
     same: when two outputs mean the same, a rule of `toolkit.meaning`. baseline: the condition that the others are held against
-    (default: the first). paired: replicas of the same name share their seeds. Raises PredictionsError or MeasureError in one line.
+    (default: the first). paired: replicas of the same name share their seeds. factors: a table that says which level each replica
+    has in each source, where the file does not. Raises PredictionsError or MeasureError in one line.
     """
     predictions = read_predictions(path)
+    if factors is not None:
+        predictions = with_factors(predictions, factors)
     names = list(predictions.arms)
     if baseline is not None and baseline not in names:
         raise MeasureError(f"{path}: no condition {baseline!r} to hold the others against; there are: {', '.join(names)}")
@@ -94,6 +104,7 @@ def measure_predictions(
     asked, table = criteria or Criteria(), PredictionTable(predictions, same)
     designs = table.designs(names)
     command = f"ftk measure {path} --same {same}" + (f" --baseline {baseline}" if baseline else "") + (" --paired" if paired else "")
+    command += f" --factors {factors}" if factors else ""
     results = analyse_table(
         table,
         designs,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,6 @@ from typing import Any
 
 from toolkit import environment, seeds
 from toolkit.adapters import read_adapter
-from toolkit.analyse import OutcomeTable
 from toolkit.base import Base, load_base
 from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, read_rows
 from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
@@ -29,13 +27,12 @@ from toolkit.ensemble import ENSEMBLES, vote
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, vote_outcomes
 from toolkit.measure import measure_run, read_prompts, save_design
 from toolkit.merge import merge_adapters
-from toolkit.outcomes import read_outcomes
 from toolkit.plan import TrainingPlan, plan_training, stacks_for
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
 from toolkit.recipe import Evaluation, Mitigation, Recipe, Sequential, dump_recipe, parse_recipe
-from toolkit.results import ConditionDesign, MitigationDesign, Price, Results, number
+from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
 from toolkit.stack import target_modules
-from toolkit.statistics.sequential import ANYTIME, ConfidenceSequence, Decision, Stopping, pair_disagreement
+from toolkit.until import Looks, asked_about, stopping_note, train_until
 
 EVALUATION_WIDTH = 8
 """adapters on the stack while prompts are answered; fixed, so that the shapes never depend on how many there are"""
@@ -201,7 +198,7 @@ def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[in
         plan, mark = training_plan(job.recipe, name, job.device)
         population = read_population(job.condition(name))
     if rule and replicas is None and only is None:
-        train_until(job, name, rule, plan, mark, population)
+        _train_until(job, name, rule, plan, mark, population)
     else:
         asked = range(replicas or job.recipe.replicas_of(name)) if only is None else only
         train_missing(job, name, asked, plan, mark, population, again=only is not None)
@@ -321,86 +318,21 @@ def _examples(train: str, form: str, max_length: int, base: str, dtype: str, dev
 # -- train until enough is known ---------------------------------------------------------------------------------------
 
 
-def train_until(job: Run, name: str, rule: Sequential, plan: TrainingPlan, mark: str, population: dict[int, Replica]) -> None:
-    """Train whole stacks and let them answer, until the rule is met or its `max` is reached; stopping.json tells every look.
+def _train_until(job: Run, name: str, rule: Sequential, plan: TrainingPlan, mark: str, population: dict[int, Replica]) -> None:
+    folder = job.condition(name)
 
-    What is decided depends on the outcomes in index order at fixed looks and on nothing else. So a run that was killed comes to the same
-    decision, and one that has stopped finds all its looks answered and trains no more.
-    """
-    folder, suites = job.condition(name), read_prompts(job.recipe)
-    targets = {figure: target.model_dump(exclude_none=True) for figure, target in rule.until.items()}
-    prompts = {suite: rows for figure in targets for suite, rows in asked_about(figure, suites).items()}
-    sequences = {figure: ConfidenceSequence(job.recipe.level) for figure in targets}
-    looks: list[dict[str, Any]] = []
-    answered = 0
-    for replicas in look_points(rule, plan.stack):
+    def train_up_to(replicas: int) -> list[int]:
         train_missing(job, name, range(replicas), plan, mark, population)
-        subjects = replica_subjects(folder, name, {r: population[r] for r in range(replicas)})
-        last = replicas == rule.max
-        # a shard that is not full would be answered again when more replicas fill it
-        ready = len(subjects) if last else len(subjects) - len(subjects) % EVALUATION_WIDTH
+        return [r for r in range(replicas) if population[r].status == "ok"]
+
+    def shards_of(replicas: Sequence[int], prompts: dict[str, list[Prompt]]) -> list[Path]:
+        subjects = replica_subjects(folder, name, {r: population[r] for r in replicas})
         with job.console.stage("evaluate"):
-            _watch(job, subjects[answered:ready], prompts, sequences)
-        answered = ready
-        decision = Stopping(targets).decide(sequences) if subjects else Decision(True, "no replica succeeded")
-        verdict = "stop" if decision.stop else "max" if last else "continue"
-        figures = {figure: sequence.to_dict() for figure, sequence in sequences.items()}
-        failed = replicas - len(subjects)
-        looks.append({"replicas": replicas, "failed": failed, "figures": figures, "decision": verdict, "reason": decision.reason})
-        asked = {"max": rule.max, "min": rule.min, "batch": rule.batch, "until": targets}
-        write_text(folder / "stopping.json", _json({"rule": asked, "level": job.recipe.level, "method": ANYTIME, "looks": looks}))
-        job.console.note(f"{name}: {replicas} replicas, {verdict}: {decision.reason}")
-        if decision.stop:
-            return
+            answer(job, [subjects], prompts)
+        return [unit.unit.shard for suite, asked in prompts.items() for unit in answer_units(job, subjects, suite, asked)]
 
-
-def look_points(rule: Sequential, stack: int) -> list[int]:
-    """Numbers of replicas at which the rule looks: `min`, then every `batch`, in whole stacks, the last one `max`."""
-    first, step = (math.ceil(n / stack) * stack for n in (rule.min, rule.batch))
-    return [*range(first, rule.max, step), rule.max]
-
-
-def asked_about(figure: str, suites: dict[str, list[Prompt]]) -> dict[str, list[Prompt]]:
-    """The prompts that `disagreement.NAME` is about, by suite: those of the suite NAME, or all of the shift NAME."""
-    name = figure.partition(".")[2]
-    if name in suites:
-        return {name: suites[name]}
-    found = {suite: rows for suite, rows in suites.items() if any(p.shift == name for p in rows)}
-    if not found:
-        raise RunError(f"replicas.until: {figure}: no suite has {name} prompts; there are: {', '.join(suites) or 'no suites'}")
-    return found
-
-
-def _watch(job: Run, subjects: list[Subject], prompts: dict[str, list[Prompt]], sequences: dict[str, ConfidenceSequence]) -> None:
-    """Let new replicas answer, and give every figure's sequence the pairs that they make."""
-    if not subjects:
-        return
-    answer(job, [subjects], prompts)
-    shards = [unit.unit.shard for suite, rows in prompts.items() for unit in answer_units(job, subjects, suite, rows)]
-    table = OutcomeTable(read_outcomes(shards), prompts)
-    arm = table.arm(subjects[0].condition, "replica", [subject.index for subject in subjects])
-    assert arm is not None  # the shards hold nothing else
-    for figure, sequence in sequences.items():
-        name = figure.partition(".")[2]
-        at = table.suites[name] if name in table.suites else table.shifts[name]
-        for x in pair_disagreement(arm.answer_RP[:, at]):
-            sequence.add(float(x))
-
-
-def stopping_note(folder: Path) -> str:
-    """What readers of a condition's intervals must know when its number of replicas was decided by looking at them."""
-    found = json.loads((folder / "stopping.json").read_text())
-    look = found["looks"][-1]
-    ends = "; ".join(
-        f"{figure} {number(f['mean'], '%')} % [{number(f['low'], '%')}, {number(f['high'], '%')}] from {f['pairs']} pairs"
-        for figure, f in look["figures"].items()
-    )
-    met = "" if look["decision"] == "stop" else ", its targets not met"
-    return (
-        f"{folder.name}: the number of replicas, {look['replicas']}, was decided by a rule that looked at their answers{met}; the "
-        "intervals of this report are made for a number given beforehand and are too narrow for that; "
-        f"{100 * found['level']:g} % intervals that hold, for these prompts only: {ends}"
-    )
+    looks = Looks(folder, rule, read_prompts(job.recipe), job.recipe.level, plan.stack, EVALUATION_WIDTH)
+    train_until(looks, train_up_to, shards_of, job.console.note)
 
 
 # -- merge -------------------------------------------------------------------------------------------------------------
@@ -616,6 +548,8 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
     replicas = successful(folder)
     measured = [record.seconds for record in population.values() if record.seconds is not None]
     seconds = sum(measured) / len(measured) if measured else None
+    plan = json.loads((folder / "population.json").read_text())["plan"]
+    tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
     mitigations = []
     for mitigation in job.recipe.mitigations:
         members = groups(replicas, mitigation.k)
@@ -623,13 +557,13 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
         if mitigation.merge and members:
             rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
         streams = 1 if mitigation.merge else mitigation.k
-        price = Price(mitigation.k, streams, rank, mitigation.k * seconds if seconds is not None else None)
+        price = Price(mitigation.k, streams, rank, mitigation.k * seconds if seconds is not None else None, mitigation.k * tokens)
         title = mitigation.label.rpartition("-k")[0].replace("-density", ", density ")
         kind = "merge" if mitigation.merge else "ensemble"
         mitigations.append(MitigationDesign(mitigation.label, title, kind, mitigation.k, members, price))
     failed = sum(record.status == "failed" for record in population.values())
     factors = {source: [population[r].seeds[source] for r in replicas] for source in job.recipe.conditions[name].crossed}
-    price = Price(rank=job.recipe.conditions[name].rank, seconds=seconds)
+    price = Price(rank=job.recipe.conditions[name].rank, seconds=seconds, tokens=tokens)
     return ConditionDesign(name, replicas, failed, mitigations, price, factors)
 
 

@@ -29,7 +29,7 @@ def render(results: Results) -> str:
     )
     environment.globals |= {"number": number, "interval": interval, "remedy": remedy, "name": _name, "price": _price, "too_few": _too_few}
     environment.globals |= {"procedure_name": _procedure_name, "criteria_rows": _criteria_rows, "metric_rows": _metric_rows}
-    environment.globals |= {"multiplicity": _multiplicity}
+    environment.globals |= {"multiplicity": _multiplicity, "source_figures": _source_figures, "p_value": _p_value}
     drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in results.conditions]
     return environment.get_template("report.html.j2").render(results=results, conditions=drawn, methods=_methods(results))
 
@@ -144,6 +144,20 @@ def _metric_rows(results: Results, condition: ConditionResult) -> list[MetricRow
     return [MetricRow(name, unit, [m[name].estimate if name in m else None for m in found]) for name, unit in units.items()]
 
 
+def _p_value(p: float | None) -> str:
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _source_figures(condition: ConditionResult) -> list[tuple[str, str, str, str]]:
+    """Figures that were taken apart by source: name, words, unit of their parts, and of their SDs."""
+    known = {
+        "disagreement": ("disagreement, %", "%", "%"),
+        "accuracy": ("variance of accuracy, squared points", "%%", "%"),
+    }
+    names = dict.fromkeys(s.figure for s in condition.sources)
+    return [(name, *known.get(name, (f"variance of the mean {name}", "e", "e"))) for name in names]
+
+
 def _multiplicity(results: Results) -> str:
     """How many of the comparisons with single replicas are still clear of no change once their number is allowed for."""
     cells = [cell for c in results.conditions for p in c.procedures for cell in p.cells if cell.ratio and cell.p_adjusted is not None]
@@ -197,11 +211,21 @@ def table_text(results: Results) -> str:
                 line += f"{number(change, '%', signed=True):>9}{number(kept.value if kept else None):>7}{flag}"
             lines.append(line.rstrip())
         lines.append("")
-    lines += _contrast_lines(results) + _criteria_lines(results)
+    lines += _source_lines(results) + _contrast_lines(results) + _criteria_lines(results)
     level = f"{100 * results.level:g} % intervals in brackets"
     lines.append(f"{level}; '?' inconclusive, with the replicas it needs; accuracy: change on {target} prompts in points;")
     lines.append(f"kept: of the fine-tuning on {home} prompts (answers that it changed, accuracy that it gained: the lower); '!' below 0.9")
     return "\n".join(lines)
+
+
+def _source_lines(results: Results) -> list[str]:
+    lines = []
+    for condition in results.conditions:
+        for s in condition.sources:
+            if s.figure == "disagreement":
+                parts = "   ".join(f"{name} {_short(e, '%')}" for name, e in s.parts.items())
+                lines.append(f"{condition.name}, {s.shift}, what each source adds to the disagreement in %: {parts}")
+    return [*lines, ""] if lines else []
 
 
 def _contrast_lines(results: Results) -> list[str]:
@@ -210,6 +234,15 @@ def _contrast_lines(results: Results) -> list[str]:
         found = [contrast for contrast in results.contrasts if contrast.condition == name]
         ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in found)
         lines.append(f"{name} against {found[0].baseline}, ratio of disagreement: {ratios}")
+        lines += [
+            f"{name} against {c.baseline}, {c.figure} by prompt: {c.clear} of {c.tested:,} prompts differ after adjustment (BH)"
+            for c in results.by_prompt
+            if c.condition == name
+        ]
+    for condition, baseline in dict.fromkeys((c.condition, c.baseline) for c in results.same_compute):
+        found = [c for c in results.same_compute if (c.condition, c.baseline) == (condition, baseline)]
+        ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in found)
+        lines.append(f"{condition} against one training of the same compute, {baseline}, ratio of disagreement: {ratios}")
     return [*lines, ""] if lines else []
 
 

@@ -21,13 +21,14 @@ VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE")
 class Price:
     """What one run of a procedure costs: trainings, models that answer each prompt, rank of the adapter.
 
-    `seconds`: measured for its trainings, of one core (CPU) or of the device.
+    seconds: measured for its trainings, of one core (CPU) or of the device. tokens: of all its trainings, padding included.
     """
 
     training_runs: int = 1
     inference_streams: int = 1
     rank: int | None = None
     seconds: float | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -181,8 +182,9 @@ class Scaling:
 class Sources:
     """Which source makes runs differ, from a crossed design: parts of a figure on a shift, and their total.
 
-    figure: "disagreement" (parts add up to the disagreement of two fresh runs) or "accuracy" (variance between runs, points squared).
-    Parts are unclipped: about nothing may come out negative. precision: for accuracy, SDs in the words of ISO 5725.
+    figure: "disagreement" (parts add up to the disagreement of two fresh runs), "accuracy" (variance between runs, points squared), or
+    what a score is called (variance between runs of its mean).
+    Parts are unclipped: about nothing may come out negative. precision: for accuracy and scores, SDs in the words of ISO 5725.
     """
 
     shift: str
@@ -213,7 +215,10 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two conditions on one shift: the condition against the baseline. paired: run j of both shares its seeds."""
+    """Two conditions on one shift: the condition against the baseline. paired: run j of both shares its seeds.
+
+    Of `Results.same_compute` condition is a mitigation in words, and baseline a condition that takes as many tokens in one training.
+    """
 
     condition: str
     baseline: str
@@ -224,6 +229,38 @@ class Contrast:
     accuracy_change: Estimate | None = None
     score_variance_ratio: Estimate | None = None
     p_adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class ChangedPrompt:
+    """A prompt on which two conditions differ: a share in either, and its p-value before and after adjustment for all prompts."""
+
+    suite: str
+    id: str
+    prompt: str
+    category: str
+    shift: str
+    condition: float
+    baseline: float
+    p: float
+    p_adjusted: float
+
+
+@dataclass(frozen=True)
+class PromptContrast:
+    """Two conditions prompt by prompt. figure: "disagreement" or "accuracy".
+
+    tested: prompts; clear: those that differ after adjustment (Benjamini-Hochberg) at the level of the results; prompts: those of
+    the smallest p-values.
+    """
+
+    condition: str
+    baseline: str
+    figure: str
+    paired: bool
+    tested: int
+    clear: int
+    prompts: tuple[ChangedPrompt, ...]
 
 
 @dataclass(frozen=True)
@@ -288,6 +325,8 @@ class Results:
     thresholds: Thresholds = Thresholds()
     contrasts: tuple[Contrast, ...] = ()
     judgements: tuple[Judgement, ...] = ()
+    by_prompt: tuple[PromptContrast, ...] = ()
+    same_compute: tuple[Contrast, ...] = ()
 
     @property
     def shifts(self) -> list[str]:
@@ -301,13 +340,14 @@ class Results:
 def number(value: float | None, unit: str = "", signed: bool = False) -> str:
     """`12.3` for a share with unit "%", `0.62` for a ratio: one form everywhere, so that tables and sentences agree.
 
-    "%%": a variance of shares, in squared points.
+    "%%": a variance of shares, in squared points. "e": any unit, in three digits.
     """
     if value is None or not math.isfinite(value):
         return "n/a"
-    text = f"{100 * value:+.1f}" if unit == "%" else f"{10_000 * value:+.2f}" if unit == "%%" else f"{value:+.2f}"
+    scale, digits = {"%": (100, ".1f"), "%%": (10_000, ".2f"), "e": (1, ".3g")}.get(unit, (1, ".2f"))
+    text = f"{scale * value:+{digits}}"
     text = text if signed else text.removeprefix("+")
-    return text[1:] if text in ("-0.0", "-0.00", "+0.0", "+0.00") else text
+    return text[1:] if text in ("-0.0", "-0.00", "+0.0", "+0.00", "-0", "+0") else text
 
 
 def interval(estimate: Estimate, unit: str = "", signed: bool = False) -> str:

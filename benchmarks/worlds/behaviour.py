@@ -12,8 +12,9 @@ import numpy as np
 from scipy.special import expit, ndtr
 
 from toolkit.statistics.agreement import ambiguity, fleiss_kappa, negative_flips, total_agreement
+from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
 from toolkit.statistics.distributions import flip_calibration, population_jsd, predicted_flip, total_variation
-from toolkit.statistics.scores import brier_decomposition, icc, log_loss_decomposition, score_sd
+from toolkit.statistics.scores import icc, score_sd
 from toolkit.statistics.texts import edit_distance, first_divergence
 from worlds import Sampled, World
 from worlds.core import NODE_S, WEIGHT_S, beta_grid, clusters, logits

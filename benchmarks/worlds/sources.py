@@ -144,7 +144,7 @@ def answers_world(
         answer[rng.random(answer.shape) < missing] = -1
         init_R, order_R, _ = (index.ravel() for index in np.indices(answer.shape[:-1]))
         cluster_P = np.arange(answer.shape[-1]) // per_cluster if per_cluster > 1 else None
-        found = behaviour_components(answer.reshape(len(init_R), -1), init_R, order_R, cluster_P=cluster_P)
+        found = behaviour_components(answer.reshape(len(init_R), -1), {"init": init_R, "order": order_R}, cluster_P=cluster_P)
         return (found.disagreement if part == "fresh" else found.parts)[part], truth[part]
 
     return world

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from toolkit.analyse.cells import base_procedure, condition_result
-from toolkit.analyse.contrasts import adjusted, contrasts, scaling
+from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, same_compute, scaling
 from toolkit.analyse.criteria import judge
-from toolkit.analyse.sources import sources
+from toolkit.analyse.sources import crossing, sources
 from toolkit.analyse.table import Arm, OutcomeTable, PredictionTable, PromptLike, Table
 from toolkit.analyse.verdict import verdict
 from toolkit.recipe import Criterion
@@ -54,6 +54,7 @@ def analyse_table(
         for m in design.mitigations
         if m.label not in {p.label for p in result.procedures}
     ]
+    uncrossed = [f"{design.name}: {note}" for design in conditions if (note := crossing(design.factors).note)]
     found = Results(
         about=about or About(),
         level=level,
@@ -61,10 +62,12 @@ def analyse_table(
         base=base_procedure(table, level),
         conditions=tuple(results),
         verdict=(),
-        notes=(*notes, *unmeasured),
+        notes=(*notes, *uncrossed, *unmeasured),
         thresholds=thresholds,
         contrasts=contrasts(table, conditions, level, paired),
         judgements=judge(table, conditions, criteria),
+        by_prompt=by_prompt(table, conditions, level, paired),
+        same_compute=same_compute(table, conditions, level),
     )
     return replace(found, verdict=verdict(found))
 

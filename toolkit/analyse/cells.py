@@ -167,12 +167,12 @@ def _unstable(table: Table, single: Arm, base: Arm | None) -> tuple[UnstableProm
         answers = sorted(((table.answers[c], int(n)) for c, n in zip(codes, counts, strict=True)), key=lambda a: (-a[1], a[0]))
         said = base.answer_RP[0, i] if base else st.MISSING
         says = table.answers[said] if said >= 0 else None
-        about = suite, prompt.id, _text(prompt.prompt), prompt.category, prompt.shift, prompt.reference
+        about = suite, prompt.id, in_words(prompt.prompt), prompt.category, prompt.shift, prompt.reference
         found.append(UnstablePrompt(*about, says, float(d_P[i]), tuple(answers)))
     return tuple(found)
 
 
-def _text(prompt: str | Sequence[Mapping[str, str]]) -> str:
+def in_words(prompt: str | Sequence[Mapping[str, str]]) -> str:
     """A conversation as one line per turn."""
     if isinstance(prompt, str):
         return prompt

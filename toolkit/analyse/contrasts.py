@@ -1,32 +1,101 @@
-"""Conditions against each other, families of mitigations along K, and p-values adjusted for their number."""
+"""Conditions against each other, in all and prompt by prompt, families of mitigations along K, and p-values adjusted for their number."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from toolkit import statistics as st
-from toolkit.analyse.cells import mitigation_arms, run_accuracies
-from toolkit.analyse.table import Arm, Table
-from toolkit.results import Cell, ConditionDesign, ConditionResult, Contrast, Scaling, Thresholds
+from toolkit.analyse.cells import in_words, mitigation_arms, run_accuracies
+from toolkit.analyse.table import Arm, Table, marked, together
+from toolkit.results import (
+    Cell,
+    ChangedPrompt,
+    ConditionDesign,
+    ConditionResult,
+    Contrast,
+    PromptContrast,
+    Scaling,
+    Thresholds,
+)
+
+SHOWN = 10
+"""Prompts shown of those on which two conditions differ."""
+SAME_COMPUTE = 0.05
+"""Trainings whose tokens differ by no more than this share cost the same."""
 
 
 def contrasts(table: Table, designs: Sequence[ConditionDesign], level: float, paired: bool) -> tuple[Contrast, ...]:
     """Every condition against the first, on every shift; p-values of the ratios adjusted by Holm's method."""
-    if len(designs) < 2:
-        return ()
-    baseline, *others = designs
     found = []
-    for design in others:
-        common = sorted(set(design.replicas) & set(baseline.replicas)) if paired else []
-        together = len(common) >= 2
-        b = table.arm(design.name, "replica", common if together else list(design.replicas))
-        a = table.arm(baseline.name, "replica", common if together else list(baseline.replicas))
-        if b is None or a is None or min(len(b.answer_RP), len(a.answer_RP)) < 2:
-            continue
-        for shift, at in table.shifts.items():
-            place = b.on(at), a.on(at), table.cluster_P[at]
-            found.append(Contrast(design.name, baseline.name, shift, together, **_contrast(*place, level, together)))
+    for design, b, a, by_pairs in _against_first(table, designs, paired):
+        found += _on_every_shift(table, design.name, designs[0].name, b, a, level, by_pairs)
+    return _holm(found)
+
+
+def same_compute(table: Table, designs: Sequence[ConditionDesign], level: float) -> tuple[Contrast, ...]:
+    """Every mitigation against the conditions whose single training takes as many tokens as all of its trainings: K times the epochs, say.
+
+    The compute might have been spent on training longer. Groups share no replica with the other condition; that replicas of the same
+    number have the same seeds makes the intervals a little wide.
+    """
+    found = []
+    for design in designs:
+        single = table.arm(design.name, "replica", list(design.replicas))
+        for other in designs if single is not None else ():
+            a = table.arm(other.name, "replica", list(other.replicas)) if other is not design and other.price.tokens else None
+            if a is None or single is None or len(a.answer_RP) < 2:
+                continue
+            for m, b, _ in mitigation_arms(table, design, single):
+                if m.price.tokens and abs(m.price.tokens / (other.price.tokens or 1) - 1) <= SAME_COMPUTE and len(b.answer_RP) >= 2:
+                    found += _on_every_shift(table, f"{m.title}, K = {m.k} ({design.name})", other.name, b, a, level, False)
+    return _holm(found)
+
+
+def by_prompt(table: Table, designs: Sequence[ConditionDesign], level: float, paired: bool) -> tuple[PromptContrast, ...]:
+    """Every condition against the first, prompt by prompt; p-values adjusted by the method of Benjamini and Hochberg over all prompts."""
+    found = []
+    for design, b, a, by_pairs in _against_first(table, designs, paired):
+        names = design.name, designs[0].name
+        found.append(
+            _prompts(table, *names, "disagreement", by_pairs, st.disagreement_by_prompt(b.answer_RP, a.answer_RP, paired=by_pairs), level)
+        )
+        if b.marked and a.marked:
+            tests = st.accuracy_by_prompt(b.correct_RP, a.correct_RP, paired=by_pairs)
+            found.append(_prompts(table, *names, "accuracy", by_pairs, tests, level))
+    return tuple(one for one in found if one.tested)
+
+
+def _prompts(table: Table, condition: str, baseline: str, figure: str, paired: bool, tests: st.PromptTests, level: float) -> PromptContrast:
+    adjusted_P = st.benjamini_hochberg(tests.p_P)
+    order = np.lexsort((-np.abs(tests.b_P - tests.a_P), tests.p_P))  # nan comes last
+    shown = []
+    for i in order[:SHOWN]:
+        suite, prompt = table.prompts[i]
+        if tests.p_P[i] < 1:
+            numbers = (float(x_P[i]) for x_P in (tests.b_P, tests.a_P, tests.p_P, adjusted_P))
+            shown.append(ChangedPrompt(suite, prompt.id, in_words(prompt.prompt), prompt.category, prompt.shift, *numbers))
+    clear = int(np.sum(adjusted_P < 1 - level))
+    return PromptContrast(condition, baseline, figure, paired, int(np.sum(~np.isnan(tests.p_P))), clear, tuple(shown))
+
+
+def _against_first(table: Table, designs: Sequence[ConditionDesign], paired: bool) -> Iterator[tuple[ConditionDesign, Arm, Arm, bool]]:
+    """Of every other condition: its replicas, those of the first, and whether they are pairs of the same seeds."""
+    for design in designs[1:]:
+        common = sorted(set(design.replicas) & set(designs[0].replicas)) if paired else []
+        by_pairs = len(common) >= 2
+        b, a = (table.arm(one.name, "replica", common if by_pairs else list(one.replicas)) for one in (design, designs[0]))
+        if b is not None and a is not None and min(len(b.answer_RP), len(a.answer_RP)) >= 2:
+            yield design, b, a, by_pairs
+
+
+def _on_every_shift(table: Table, condition: str, baseline: str, b: Arm, a: Arm, level: float, by_pairs: bool) -> Iterator[Contrast]:
+    for shift, at in table.shifts.items():
+        options = {"cluster_P": table.cluster_P[at], "paired": by_pairs, "level": level}
+        yield Contrast(condition, baseline, shift, by_pairs, **_contrast(b, a, at, options))
+
+
+def _holm(found: Sequence[Contrast]) -> tuple[Contrast, ...]:
     adjusted = _known(st.holm([contrast.ratio.p for contrast in found]))
     return tuple(replace(contrast, p_adjusted=p) for contrast, p in zip(found, adjusted, strict=True))
 
@@ -36,14 +105,17 @@ def _known(p: np.ndarray) -> list[float | None]:
     return [None if np.isnan(x) else float(x) for x in p]
 
 
-def _contrast(b: Arm, a: Arm, cluster_P: np.ndarray, level: float, paired: bool) -> dict:
-    options = {"cluster_P": cluster_P, "paired": paired, "level": level}
-    pair = b.answer_RP, a.answer_RP
+def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict) -> dict:
+    """On the prompts `at`. Answers first, then marks: two tables fill the memory."""
+    place = together(at)
+    pair = b.answer_RP[:, place], a.answer_RP[:, place]
     found = {"ratio": st.population_ratio(*pair, **options), "change": st.population_difference(*pair, **options)}
-    if b.marked and a.marked:
-        found["accuracy_change"] = st.population_accuracy_change(b.correct_RP, a.correct_RP, **options)
-        scores = [np.array([np.nan if s is None else s for s in run_accuracies(arm.correct_RP)]) for arm in (b, a)]
-        found["score_variance_ratio"] = st.variance_ratio(*scores, paired=paired, level=level)
+    del pair
+    marks = b.correct_RP[:, place], a.correct_RP[:, place]
+    if all(map(marked, marks)):
+        found["accuracy_change"] = st.population_accuracy_change(*marks, **options)
+        scores = [np.array([np.nan if s is None else s for s in run_accuracies(mark_RP)]) for mark_RP in marks]
+        found["score_variance_ratio"] = st.variance_ratio(*scores, paired=options["paired"], level=options["level"])
     return found
 
 

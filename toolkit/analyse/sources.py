@@ -1,5 +1,8 @@
 """Which source makes runs differ: the parts of a crossed design."""
 
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
 import numpy as np
 
 from toolkit import statistics as st
@@ -8,33 +11,69 @@ from toolkit.analyse.table import Table
 from toolkit.results import ConditionDesign, Sources
 
 
+class Crossing(NamedTuple):
+    """What can be taken apart of a design: factors of which some runs share a level and others do not; why there are none, or fewer."""
+
+    factors: dict[str, np.ndarray]
+    note: str = ""
+
+
+def crossing(factors: Mapping[str, Sequence[int] | np.ndarray]) -> Crossing:
+    """factors: the level of every run in each source. One that is different in every run cannot be told from the residual."""
+    if not factors:
+        return Crossing({})
+    runs = {name: len(level_R) for name, level_R in factors.items()}
+    levels = {name: len(np.unique(level_R)) for name, level_R in factors.items()}
+    vary = {name: np.asarray(level_R) for name, level_R in factors.items() if levels[name] > 1}
+    shared = {name: level_R for name, level_R in vary.items() if levels[name] < runs[name]}
+    named = " and ".join(vary) or " and ".join(factors)
+    cure = "sources are told apart where some replicas share one of them and differ in the others"
+    if not vary:
+        return Crossing({}, f"all replicas have the same {named}: nothing is told about what it adds")
+    if not shared:
+        return Crossing({}, f"every replica has {named} of its own: what each source adds is not estimated; {cure}")
+    if lacking := st.missing_pairs(shared):
+        return Crossing({}, f"no two replicas are just {' or '.join(lacking)}: what {named} add is not estimated; {cure}")
+    alone = [name for name in vary if name not in shared]
+    return Crossing(shared, f"every replica has {' and '.join(alone)} of its own: a part of the residual" if alone else "")
+
+
 def sources(table: Table, design: ConditionDesign, level: float) -> tuple[Sources, ...]:
     """Disagreement and accuracy of a crossed condition, taken apart on every shift; nothing for any other design."""
-    if len(design.factors) < 2:
-        return ()
-    arm = table.arm(design.name, "replica", list(design.replicas))
+    everything = {name: np.asarray(level_R) for name, level_R in design.factors.items()}
+    levels = crossing(everything).factors
+    arm = table.arm(design.name, "replica", list(design.replicas)) if levels else None
     if arm is None or len(arm.answer_RP) < 4:
         return ()
-    levels = {name: np.asarray(level_R) for name, level_R in design.factors.items()}
-    together = np.unique(np.stack(list(levels.values()), axis=1), axis=0, return_inverse=True)[1]  # a combination of seeds
+    together = np.unique(np.stack(list(everything.values()), axis=1), axis=0, return_inverse=True)[1]  # a combination of seeds
     found = []
     for shift, at in table.shifts.items():
         here = arm.on(at)
-        if len(levels) == 2:
-            (first, first_R), (second, second_R) = levels.items()
-            answers = st.behaviour_components(here.answer_RP, first_R, second_R, cluster_P=table.cluster_P[at], level=level)
-            parts = {_named(name, first, second): estimate for name, estimate in answers.parts.items()}
-            found.append(Sources(shift, "disagreement", parts, answers.disagreement["fresh"]))
+        answers = st.behaviour_components(here.answer_RP, levels, cluster_P=table.cluster_P[at], level=level)
+        found.append(Sources(shift, "disagreement", answers.parts, answers.disagreement["fresh"]))
         if here.marked:
             score_R = np.array([np.nan if s is None else s for s in run_accuracies(here.correct_RP)])
-            score = st.crossed(score_R, levels, level=level)
-            precision = st.iso_5725(score_R, together, level=level)
-            words = {"repeatability": precision.repeatability, "intermediate precision": precision.intermediate_precision}
-            known = {word: estimate for word, estimate in words.items() if estimate is not None}
-            found.append(Sources(shift, "accuracy", dict(score.parts), score.total, known, precision.notes))
+            found.append(_of_score(shift, "accuracy", score_R, levels, together, level))
+        if here.score_RP is not None and np.isfinite(here.score_RP).any():
+            found.append(_of_score(shift, table.scored, _means(here.score_RP), levels, together, level))
     return tuple(found)
 
 
-def _named(part: str, first: str, second: str) -> str:
-    """The statistics speak of init and order; the design may cross others."""
-    return " x ".join({"init": first, "order": second}.get(word, word) for word in part.split(" x "))
+def _of_score(
+    shift: str, figure: str, score_R: np.ndarray, levels: Mapping[str, np.ndarray], together: np.ndarray, level: float
+) -> Sources:
+    parts = st.crossed(score_R, levels, level=level)
+    precision = st.iso_5725(score_R, together, level=level)
+    words = {"repeatability": precision.repeatability, "intermediate precision": precision.intermediate_precision}
+    known = {word: estimate for word, estimate in words.items() if estimate is not None}
+    return Sources(shift, figure, dict(parts.parts), parts.total, known, precision.notes)
+
+
+def _means(score_RP: np.ndarray) -> np.ndarray:
+    """Mean score of every run; a missing score counts as the prompt's mean, so that no run is judged by the prompts that it has."""
+    known_RP = np.isfinite(score_RP)
+    n_P = known_RP.sum(axis=0)
+    mean_P = np.where(known_RP, score_RP, 0.0).sum(axis=0) / np.maximum(n_P, 1)
+    deviation_RP = np.where(known_RP, score_RP - mean_P, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return mean_P[n_P > 0].mean() + deviation_RP.sum(axis=1) / known_RP.sum(axis=1)

@@ -41,18 +41,28 @@ class Arm(NamedTuple):
     score_RP: np.ndarray | None = None
 
     def on(self, at: np.ndarray) -> "Arm":
-        """The prompts `at`; all of them without a copy."""
+        """The prompts `at`; without a copy where they stand together."""
         if len(at) == self.answer_RP.shape[1]:
             return self
-        return Arm(*(None if array is None else array[:, at] for array in self))  # type: ignore[arg-type]
+        place = together(at)
+        return Arm(*(None if array is None else array[:, place] for array in self))  # type: ignore[arg-type]
 
     def on_runs(self, at: slice) -> "Arm":
         return Arm(*(None if array is None else array[at] for array in self))  # type: ignore[arg-type]
 
     @property
     def marked(self) -> bool:
-        marks = self.correct_RP
-        return bool(np.isfinite(marks).any() if np.issubdtype(marks.dtype, np.floating) else (marks >= 0).any())
+        return marked(self.correct_RP)
+
+
+def marked(correct_RP: np.ndarray) -> bool:
+    """Whether any answer is marked right or wrong."""
+    return bool(np.isfinite(correct_RP).any() if np.issubdtype(correct_RP.dtype, np.floating) else (correct_RP >= 0).any())
+
+
+def together(at: np.ndarray) -> slice | np.ndarray:
+    """Ascending places as a slice where none is left out."""
+    return slice(int(at[0]), int(at[-1]) + 1) if len(at) and at[-1] - at[0] == len(at) - 1 else at
 
 
 class Table(ABC):
@@ -167,8 +177,10 @@ class PredictionTable(Table):
         for condition in conditions:
             arm = self.predictions.arms[condition]
             alive_R = np.array([bool((text_P >= 0).any()) for text_P in arm.text_RP])  # row by row: a table may fill the memory
-            replicas = [self.number[name] for name, alive in zip(arm.replicas, alive_R.tolist(), strict=True) if alive]
-            found.append(ConditionDesign(condition, replicas, int((~alive_R).sum())))
+            alive = np.flatnonzero(alive_R)
+            replicas = [self.number[arm.replicas[row]] for row in alive]
+            factors = {name: np.unique(levels, return_inverse=True)[1][alive].tolist() for name, levels in arm.factors.items()}
+            found.append(ConditionDesign(condition, replicas, int((~alive_R).sum()), factors=factors))
         return found
 
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:

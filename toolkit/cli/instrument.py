@@ -19,12 +19,22 @@ from toolkit.cli.terminal import GATE_SAID_NO, as_json, console, errors, load_re
 @click.option("--criteria", type=click.Path(path_type=Path), help="YAML file with criteria, thresholds and level.")
 @click.option("--baseline", help="Condition that the others are held against (default: the first).")
 @click.option("--paired", is_flag=True, help="Replicas of the same name share their seeds in all conditions.")
+@click.option("--factors", type=click.Path(path_type=Path), help="Table of a crossed design: replica, and its level of init, order, ...")
 @as_json
-def measure(source: Path, out: Path | None, same: str, criteria: Path | None, baseline: str | None, paired: bool, as_json: bool) -> None:
+def measure(
+    source: Path,
+    out: Path | None,
+    same: str,
+    criteria: Path | None,
+    baseline: str | None,
+    paired: bool,
+    factors: Path | None,
+    as_json: bool,
+) -> None:
     """Statistics alone: of a run, or of anybody's predictions.
 
     SOURCE is a run folder, or a .jsonl, .csv or .parquet file: long (replica, prompt, output, and as far as there are reference,
-    category, shift, cluster, condition, score) or wide (one column per replica).
+    category, shift, cluster, condition, score, and init, order, dropout of a crossed design) or wide (one column per replica).
     """
     with errors():
         from toolkit import measure as stage
@@ -33,14 +43,15 @@ def measure(source: Path, out: Path | None, same: str, criteria: Path | None, ba
 
         asked = load_criteria(criteria) if criteria else None
         if source.is_dir():
-            if same != "exact" or baseline or paired or out:
+            if same != "exact" or baseline or paired or factors or out:
                 raise click.UsageError(
-                    f"{source}: a run says itself what its answers mean; --out, --same, --baseline and --paired are for files"
+                    f"{source}: a run says itself what its answers mean; --out, --same, --baseline, --paired and --factors are for files"
                 )
             folder, results = source, stage.measure_run(source, asked)
         else:
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
-            results = stage.measure_predictions(source, folder, same=same, baseline=baseline, paired=paired, criteria=asked)
+            options = {"same": same, "baseline": baseline, "paired": paired, "factors": factors}
+            results = stage.measure_predictions(source, folder, **options, criteria=asked)
         if as_json:
             print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text(encoding="utf-8"))})
             return

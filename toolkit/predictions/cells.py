@@ -12,7 +12,7 @@ import numpy as np
 
 from toolkit.data import SHIFTS
 from toolkit.predictions.files import CELLS, Batch, distinct, keeps_values, place, stem
-from toolkit.predictions.layout import LABELS, SHAPES, Layout, PredictionsError, layout_of, listed
+from toolkit.predictions.layout import FACTORS, LABELS, SHAPES, Layout, PredictionsError, layout_of, listed
 from toolkit.statistics import MISSING
 
 if TYPE_CHECKING:
@@ -39,11 +39,15 @@ class PredictedPrompt:
 
 @dataclass(frozen=True)
 class Arm:
-    """The replicas of one condition. text_RP: int32 codes into `Predictions.texts`, -1 missing; score_RP: float32, nan missing."""
+    """The replicas of one condition. text_RP: int32 codes into `Predictions.texts`, -1 missing; score_RP: float32, nan missing.
+
+    factors: for each source that the file names, such as `init`, the level of every replica.
+    """
 
     replicas: tuple[str, ...]
     text_RP: np.ndarray
     score_RP: np.ndarray | None
+    factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def missing(self) -> int:
@@ -121,8 +125,10 @@ class Cells:
     runs: Codes = field(default_factory=Codes)  # of (condition, replica)
     prompts: Codes = field(default_factory=Codes)  # of (suite, id)
     texts: Codes = field(default_factory=Codes)
-    labels: dict[str, Codes] = field(default_factory=lambda: {name: Codes() for name in LABELS})
-    label_P: dict[str, np.ndarray] = field(default_factory=lambda: {name: np.empty(0, dtype=np.int32) for name in LABELS})
+    labels: dict[str, Codes] = field(default_factory=lambda: {name: Codes() for name in (*LABELS, *FACTORS)})
+    told: dict[str, np.ndarray] = field(  # the code of each label by prompt, of each factor by run
+        default_factory=lambda: {name: np.empty(0, dtype=np.int32) for name in (*LABELS, *FACTORS)}
+    )
     parts: list[Part] = field(default_factory=list)
 
     def see(self, names: list[str], row: int | None = None) -> Layout:
@@ -148,10 +154,11 @@ class Cells:
             if not all(name in plain or keeps_values(column.type) for name, column in zip(names, table.columns, strict=True)):
                 table = batch.exact()
         prompt_N = self.prompts.take_pairs(self._key(batch, table, "suite"), self._key(batch, table, "prompt"))
-        self._label(batch, table, prompt_N)
+        self._label(batch, table, LABELS, prompt_N, self.prompts, "prompt")
         condition_N, conditions = self._key(batch, table, "condition")
         if not layout.replicas:
             run_N = self.runs.take_pairs((condition_N, conditions), self._key(batch, table, "replica"))
+            self._label(batch, table, FACTORS, run_N, self.runs, "replica")
             codes = narrow(run_N), narrow(prompt_N), narrow(self._text(batch, table))
             self.parts.append(Part(batch.first, rows, *codes, self._score(batch, table)))
             return
@@ -173,6 +180,8 @@ class Cells:
         if name not in table.column_names:
             raise self._error(batch, 0, name, " is missing; every row needs it")
         index_N, values = distinct([table[name]])
+        if part in ("prompt", "replica"):
+            values = [value if value and value.strip() else None for value in values]
         if index_N.min() < 0 or None in values:
             missing_N = np.array([value is None for value in values] + [True]).take(index_N)
             if missing_N.any():
@@ -207,26 +216,29 @@ class Cells:
             raise self._error(batch, row, name, f" must be a finite number, not {str(values[index_N[row]])[:40]!r}")
         return score_N
 
-    def _label(self, batch: Batch, table: "pa.Table", prompt_N: np.ndarray) -> None:
-        """What is said about the prompts: the same on all rows that say it."""
-        for part, codes in self.labels.items():
-            if len(self.label_P[part]) < len(self.prompts):
-                self.label_P[part] = np.append(self.label_P[part], np.full(len(self.prompts), MISSING, dtype=np.int32))
-            label_P, name = self.label_P[part], self.layout.role.get(part)
+    def _label(self, batch: Batch, table: "pa.Table", parts: Iterable[str], owner_N: np.ndarray, owners: Codes, kind: str) -> None:
+        """What is said about the prompts, or about the replicas: the same on all rows that say it. owner_N: of which row."""
+        for part in parts:
+            codes = self.labels[part]
+            if len(self.told[part]) < len(owners):
+                self.told[part] = np.append(self.told[part], np.full(len(owners) - len(self.told[part]), MISSING, dtype=np.int32))
+            label_O, name = self.told[part], self.layout.role.get(part)
             if name not in table.column_names:
                 continue
             index_N, values = distinct([table[name]])
             label_N = codes.take(index_N, (value if value and value.strip() else None for value in values))
-            told = np.flatnonzero(label_P.take(prompt_N) != label_N)  # few: what is new, and what is not said
+            told = np.flatnonzero(label_O.take(owner_N) != label_N)  # few: what is new, and what is not said
             told = told[label_N[told] >= 0]
-            new = told[label_P[prompt_N[told]] == MISSING][::-1]  # the first row that says it comes last, and so counts
-            label_P[prompt_N[new]] = label_N[new]
-            clash = told[label_P[prompt_N[told]] != label_N[told]]
+            new = told[label_O[owner_N[told]] == MISSING][::-1]  # the first row that says it comes last, and so counts
+            label_O[owner_N[new]] = label_N[new]
+            clash = told[label_O[owner_N[told]] != label_N[told]]
             if len(clash):
                 row, words = clash[0], list(codes)
-                here, other = (repr(words[code][:40]) for code in (label_N[row], label_P[prompt_N[row]]))
-                prompt = _id(list(self.prompts)[prompt_N[row]])
-                raise self._error(batch, row, name, f": prompt {prompt!r} has {here} here and {other} on another row; it can have only one")
+                here, other = (repr(words[code][:40]) for code in (label_N[row], label_O[owner_N[row]]))
+                owner = list(owners)[owner_N[row]]
+                whose = _id(owner) if kind == "prompt" else owner[1]
+                says = f": {kind} {whose!r} has {here} here and {other} on another row; it can have only one"
+                raise self._error(batch, row, name, says)
 
     def _error(self, batch: Batch, row: Any, name: object, says: str) -> PredictionsError:
         return PredictionsError(f"{place(self.path, batch.first + int(row))}: field {name!r}{says}")
@@ -259,8 +271,20 @@ class Cells:
             rows = slice(start, start := start + len(runs))
             name = condition if "condition" in self.layout.role else stem(self.path)
             score = score_RP[rows] if np.isfinite(score_RP[rows]).any() else None
-            found[name] = Arm(tuple(replica for replica, _ in runs), text_RP[rows], score)
+            found[name] = Arm(tuple(replica for replica, _ in runs), text_RP[rows], score, self._factors(name, runs))
         return Predictions(tuple(self._prompts()), found, list(self.texts), tuple(self._notes(found)))
+
+    def _factors(self, condition: str, runs: list[tuple[str, int]]) -> dict[str, tuple[str, ...]]:
+        """The level of every run in each factor that the condition has."""
+        found = {}
+        for factor in FACTORS:
+            words, told_O = [*self.labels[factor]], self.told[factor]
+            level = {replica: words[told_O[code]] for replica, code in runs if len(told_O) and told_O[code] >= 0}
+            if level and (lacking := next((replica for replica, _ in runs if replica not in level), None)) is not None:
+                raise PredictionsError(f"{self.path}: field {factor!r} of replica {lacking!r} ({condition}) is missing; others have one")
+            if level:
+                found[factor] = tuple(level[replica] for replica, _ in runs)
+        return found
 
     def _at(self, part: Part, row_of: np.ndarray) -> np.ndarray:
         return row_of.take(part.run_N) * len(self.prompts) + part.prompt_N
@@ -269,7 +293,7 @@ class Cells:
         several = len({suite for suite, _ in self.prompts}) > 1
         words = {part: [*codes, None] for part, codes in self.labels.items()}
         for code, (suite, id) in enumerate(self.prompts):
-            says = {part: words[part][self.label_P[part][code]] for part in LABELS}
+            says = {part: words[part][self.told[part][code]] for part in LABELS}
             shift = says["shift"] or (suite if suite in SHIFTS else SHIFTS[0])
             about = says["category"] or suite or "all", shift, says["cluster"], says["reference"]
             yield PredictedPrompt(_id((suite, id)) if several else id, says["words"] or id, *about)

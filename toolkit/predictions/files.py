@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".csv.gz", ".parquet")
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 CHUNK = 1 << 25  # bytes of JSONL or CSV parsed at a time
 CELLS = 1 << 22  # rows of a long Parquet file, or cells of a wide file, at a time
 ROWS = 1 << 16  # rows of a JSON list at a time
@@ -146,6 +147,7 @@ def _csv(path: Path) -> Iterator[Batch]:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
+    delimiter = _delimiter(path)
     _, header = next(_records(path), (0, []))
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
@@ -153,7 +155,7 @@ def _csv(path: Path) -> Iterator[Batch]:
     if not header:
         return
     read = arrow_csv.ReadOptions(block_size=CHUNK)
-    parse = arrow_csv.ParseOptions(newlines_in_values=True)
+    parse = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     convert = arrow_csv.ConvertOptions(
         column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
     )
@@ -165,9 +167,28 @@ def _csv(path: Path) -> Iterator[Batch]:
     except pa.ArrowInvalid:
         for line, record in _records(path):
             if len(record) != len(header):
-                cure = "quote fields that hold commas or line breaks"
+                cure = f"quote fields that hold {DELIMITERS[delimiter]} or line breaks"
                 raise PredictionsError(f"{path}:{line}: {len(record)} fields, the header has {len(header)}; {cure}") from None
         raise
+    if _quotes(path) % 2:  # an open quote swallows the rest of the file; only the slow reader notices
+        for _ in _records(path):
+            pass
+
+
+def _delimiter(path: Path) -> str:
+    """What stands between the fields: a comma where the header has one, else a semicolon or a tab, as other spreadsheets write them."""
+    import pyarrow as pa
+
+    with pa.input_stream(str(path)) as stream:
+        header = stream.read(CHUNK).lstrip().partition(b"\n")[0]
+    return next((delimiter for delimiter in DELIMITERS if delimiter.encode() in header), ",")
+
+
+def _quotes(path: Path) -> int:
+    import pyarrow as pa
+
+    with pa.input_stream(str(path)) as stream:
+        return sum(chunk.count(b'"') for chunk in iter(lambda: stream.read(CHUNK), b""))
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -175,12 +196,16 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     import pyarrow as pa
 
     csv.field_size_limit(1 << 30)
-    reader = csv.reader(io.TextIOWrapper(pa.input_stream(str(path)), encoding="utf-8-sig", newline=""), strict=True)
+    text = io.TextIOWrapper(pa.input_stream(str(path)), encoding="utf-8-sig", newline="")
+    reader, line = csv.reader(text, delimiter=_delimiter(path), strict=True), 0
     try:
         for record in reader:
+            line = reader.line_num
             if record:
-                yield reader.line_num, record
+                yield line, record
     except csv.Error as error:
+        if "unexpected end" in str(error):
+            raise PredictionsError(f"{path}:{line + 1}: broken CSV: a quote that opens in this row is never closed") from None
         raise PredictionsError(f"{path}:{reader.line_num}: broken CSV: {error}") from None
     except UnicodeDecodeError:
         lines = io.BufferedReader(pa.input_stream(str(path)))

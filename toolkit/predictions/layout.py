@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from toolkit.seeds import SOURCES
+
 NAMES = {
     "replica": ("replica", "run", "seed"),
     "prompt": ("prompt_id", "id", "prompt"),
@@ -13,6 +15,9 @@ NAMES = {
 
 LABELS = ("words", "category", "shift", "cluster", "reference")
 """What a file may say about a prompt. words: its text, where `prompt` stands beside an id."""
+
+FACTORS = SOURCES
+"""What a long file may say about a replica: the level, such as the seed, of each source that makes it differ from others."""
 
 OTHERS = ("condition", "suite", "score", "category", "shift", "cluster", "reference")
 KNOWN = {name for names in NAMES.values() for name in names} | set(OTHERS)
@@ -66,6 +71,7 @@ def layout_of(names: Iterable[str], given: Mapping[str, str | None], where: Call
         if "output" not in role:
             raise error("no column for the output")
         replicas = []
+        role |= {name: name for name in FACTORS if name in names and name not in role.values()}
     else:
         role.pop("output", None)
         role.pop("score", None)

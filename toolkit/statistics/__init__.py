@@ -6,13 +6,12 @@ files, no torch, no random numbers.
 
 from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, AccuracySpread, accuracy, accuracy_spread, model_accuracy
 from toolkit.statistics.agreement import ambiguity, discrepancy, fleiss_kappa, negative_flips, total_agreement
-from toolkit.statistics.answer_components import AnswerComponents, behaviour_components
+from toolkit.statistics.answer_components import AnswerComponents, behaviour_components, missing_pairs
+from toolkit.statistics.arms import MIN_GROUPS, SAME_RATIO, SAME_SHARE
 from toolkit.statistics.arrays import MISSING, encode
+from toolkit.statistics.by_prompt import PromptTests, accuracy_by_prompt, disagreement_by_prompt
 from toolkit.statistics.compare import (
     EFFECT_KEPT,
-    MIN_GROUPS,
-    SAME_RATIO,
-    SAME_SHARE,
     accuracy_change,
     accuracy_effect_size,
     collapsed,
@@ -22,15 +21,17 @@ from toolkit.statistics.compare import (
 )
 from toolkit.statistics.components import Components, crossed, nested
 from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_ratio
-from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, MIN_REPLICAS_ODD, disagreement, prompt_disagreement
+from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
+from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, disagreement, prompt_disagreement
 from toolkit.statistics.distributions import flip_calibration, margin_to_noise, population_jsd, predicted_flip, total_variation
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.failures import failure_rate
 from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, zero_event_bound
 from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
+from toolkit.statistics.outliers import MIN_REPLICAS_ODD
 from toolkit.statistics.precision import Precision, iso_5725
 from toolkit.statistics.scaling import ScalingFit, SmallestK, fit_disagreement, fit_floor, smallest_k
-from toolkit.statistics.scores import brier_decomposition, icc, log_loss_decomposition, score_sd
+from toolkit.statistics.scores import icc, score_sd
 from toolkit.statistics.subsets import partition_variance, subset_variance
 from toolkit.statistics.texts import Divergence, edit_distance, first_divergence, kaplan_meier
 from toolkit.statistics.variance import (
@@ -56,6 +57,10 @@ __all__ = [
     "total_agreement",
     "AnswerComponents",
     "behaviour_components",
+    "missing_pairs",
+    "PromptTests",
+    "accuracy_by_prompt",
+    "disagreement_by_prompt",
     "MISSING",
     "encode",
     "collapsed",

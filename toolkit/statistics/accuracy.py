@@ -22,8 +22,9 @@ from toolkit.statistics.intervals import (
 )
 
 MIN_REPLICAS_SPREAD = 10
-# Where accuracies crowd towards 0 or 1, within so many standard deviations, a few runs far from it decide the spread. The
-# interval was seen to cover there (93 % at least) only from this many replicas on.
+# Where accuracies crowd towards 0 or 1, within so many standard deviations, a few runs far from it decide the spread, and the
+# interval was seen to cover 87 to 93 %, from this many replicas on about 93 % or more. The standard deviation is taken at the upper end of its
+# interval: a sample that happens to lack those few runs looks narrow, and so far from the end.
 NEAR_THE_END, MIN_REPLICAS_SKEWED = 2.5, 200
 ROUNDING = 1e-12  # accuracies closer than this are equal, and so is what differs by this share of itself
 
@@ -213,14 +214,14 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
         return math.exp(min(centre - t * se, log_variance)), math.exp(max(centre + t * se, log_variance))
 
     note = f"{n_replicas} replicas say little about a spread (at least {MIN_REPLICAS_SPREAD})" if needed else ""
+    ends = interval(math.log(variance), np.log(left_R))
     middle = right / marked_R.sum()
-    if n_replicas < MIN_REPLICAS_SKEWED and min(middle, 1 - middle) < NEAR_THE_END * math.sqrt(variance):
+    if n_replicas < MIN_REPLICAS_SKEWED and min(middle, 1 - middle) < NEAR_THE_END * math.sqrt(ends[1]):
         needed = MIN_REPLICAS_SKEWED
         note = f"accuracies crowd at an end of the scale: {n_replicas} replicas say little about their spread (at least {needed})"
     shape = (level, n_replicas, n_prompts)
     verdict = (not needed, needed, note)
     method = "log-variance jackknife-t over replicas, these prompts"
-    ends = interval(math.log(variance), np.log(left_R))
     sd = Estimate(math.sqrt(variance), math.sqrt(ends[0]), math.sqrt(ends[1]), *shape, method, *verdict)
     excess = unknown(math.sqrt(variance / noise_variance), "without one of the replicas no two of them differ on a prompt")
     if noise_left_R.min() > ROUNDING * noise_variance:

@@ -8,9 +8,10 @@ import numpy as np
 
 from toolkit.statistics.accuracy import accuracy
 from toolkit.statistics.arrays import as_answers, as_clusters, as_correct, as_level, same_prompts
-from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, MIN_REPLICAS_ODD, odd_note, odd_replicas
+from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import logit_interval, share_interval, two_way, zero_event_bound
+from toolkit.statistics.outliers import MIN_REPLICAS_ODD, odd_note, odd_replicas
 from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out
 
 Clusters = np.ndarray | Sequence[int] | None

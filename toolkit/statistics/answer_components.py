@@ -1,5 +1,6 @@
-"""Which source makes two runs answer differently? Components of disagreement in a crossed design of init and order."""
+"""Which source makes two runs answer differently? Components of disagreement in a crossed design of any number of factors."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,22 +9,26 @@ import numpy as np
 
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, blocks
 from toolkit.statistics.components import MIN_LEVELS, codes
-from toolkit.statistics.disagreement import MIN_CLUSTERS, odd_note, odd_replicas
+from toolkit.statistics.disagreement import MIN_CLUSTERS
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import t_quantile, two_way, zero_event_bound
+from toolkit.statistics.mean_squares import RESIDUAL
+from toolkit.statistics.outliers import Differing, odd_note
 from toolkit.statistics.pairs import count_pairs
 
-METHOD = "jackknife-t over inits, orders and prompts, upwards on the log scale, conservative"
+METHOD = "jackknife-t over levels of every source and prompts, upwards on the log scale, conservative"
 ROUNDING = 1e-12
-KINDS = ("fresh", "same init", "same order", "same both")
+Shared = tuple[str, ...]
+"""The factors that two runs have in common."""
 
 
 @dataclass(frozen=True)
 class AnswerComponents:
     """How the disagreement D of two fresh runs is made up, in shares of prompts; unclipped, so that parts may come out negative.
 
-    parts: init, order and residual, or with exact repeats init, order, init x order and residual (numerics). Their sum is D.
-    disagreement: of pairs of runs that share nothing ("fresh": D), the init, the order, or both (repeats).
+    parts: of every factor and interaction ("init", "init x order"), and the residual; their sum is D. Without exact repeats the residual
+    holds the highest interaction too, with them it is the numerics.
+    disagreement: of pairs of runs that share nothing ("fresh": D), or just some factors ("same init"), or all (repeats).
     """
 
     parts: dict[str, Estimate]
@@ -32,119 +37,144 @@ class AnswerComponents:
 
 def behaviour_components(
     answer_RP: np.ndarray,
-    init_R: np.ndarray | Sequence,
-    order_R: np.ndarray | Sequence,
+    levels: Mapping[str, np.ndarray | Sequence],
     *,
     cluster_P: np.ndarray | Sequence[int] | None = None,
     level: float = 0.95,
 ) -> AnswerComponents:
-    """How much of the disagreement between two runs comes from the init, from the order, and from what is left?
+    """How much of the disagreement between two runs comes from each crossed source, such as init and order, and from what is left?
 
     Estimand. Let y be the one-hot vector of a run's answer to a prompt. Two independent runs differ with probability
-    D = E|y - y'|^2 / 2 = sum over values of Var(y_v), the generalised variance of y. So the random effects of init, order, their
-    interaction and the numerics split D itself, without a factor:
-        D_fresh = init + order + interaction + numerics;  pairs that share the init: D_same_init = D_fresh - init;
-        pairs that share the order: D_fresh - order;  exact repeats: numerics alone.
-    Hence init = D_fresh - D_same_init, order = D_fresh - D_same_order, residual = D_same_init + D_same_order - D_fresh (interaction
-    and numerics); with repeats numerics = D_same_both, interaction = residual - numerics. Each D is a mean over all pairs of its kind
-    (a U-statistic, unbiased), then over prompts; cells need not be full or equal, but pairs of every kind must be there.
+    D = E|y - y'|^2 / 2 = sum over values of Var(y_v), the generalised variance of y. So in the random-effects model of `crossed`, with
+    an effect for every set of factors, the effects split D itself, without a factor. Two runs that share the factors S and no
+    other differ as if the effects of all sets within S were not there:
+        D_S = D_fresh - sum over T within S of part_T, and by Moebius inversion part_T = sum over S within T of (-1)^(|T|-|S|+1) D_S.
+    With two factors: init = D_fresh - D_same_init, order = D_fresh - D_same_order, residual = D_same_init + D_same_order - D_fresh
+    (interaction and numerics); with repeats numerics = D_same_both, interaction = residual - numerics. Each D is a mean over all
+    pairs of its kind (a U-statistic, unbiased), then over prompts; cells need not be full or equal, but pairs of every kind must be there.
 
-    Resampled: levels of init and of order (delete one level with all its runs), and prompts (clusters), each with the t
-    quantile of its own degrees of freedom. The noise of single answers enters through both levels: the
+    Resampled: levels of each factor (delete one level with all its runs), and prompts (clusters), each with the t
+    quantile of its own degrees of freedom. The noise of single answers enters through every factor: the
     interval is conservative where it leads. Where no pair shows a part at all, the prompts' zero-event bound.
     Inconclusive: fewer than MIN_LEVELS levels of a factor, or MIN_CLUSTERS prompts; runs far off the others (`odd_replicas`).
 
-    answer_RP: int codes, -1 = missing; init_R, order_R: the level of every run, any dtype. Raises ValueError for other shapes.
+    answer_RP: int codes, -1 = missing; levels: for each factor the level of every run, any dtype. Raises ValueError for other shapes.
     """
-    level = as_level(level)
+    level, names = as_level(level), tuple(levels)
+    if not names:
+        raise ValueError("behaviour_components needs at least one factor")
     answer_RP = as_answers(answer_RP, "answer_RP")
     cluster_P = as_clusters(cluster_P, answer_RP.shape[1])
-    init_R, order_R = codes(init_R, len(answer_RP), "init_R"), codes(order_R, len(answer_RP), "order_R")
+    level_FR = {name: codes(level_R, len(answer_RP), name) for name, level_R in levels.items()}
     row_R = np.flatnonzero((answer_RP >= 0).any(axis=1))
-    answer_RP, init_R, order_R = answer_RP[row_R], *(np.unique(x[row_R], return_inverse=True)[1] for x in (init_R, order_R))
-    cell_R = np.unique(init_R * (order_R.max(initial=0) + 1) + order_R, return_inverse=True)[1]
-    repeats = len(row_R) > int(cell_R.max(initial=-1)) + 1
-    kinds = KINDS if repeats else KINDS[:3]
+    answer_RP = answer_RP[row_R]
+    level_FR = {name: np.unique(level_R[row_R], return_inverse=True)[1] for name, level_R in level_FR.items()}
+    n_levels = {name: int(level_R.max(initial=-1)) + 1 for name, level_R in level_FR.items()}
+    group_SR = _groups(level_FR)
+    repeats = len(row_R) > int(group_SR[names].max(initial=-1)) + 1
+    kinds = [shared for shared in group_SR if repeats or shared != names]
 
-    runs = init_R, order_R, cell_R
-    value, *left = (
-        _joined(piece) for piece in zip(*(_disagreement(answer_RP[:, at], *runs) for at in blocks(*answer_RP.shape)), strict=True)
-    )
-    used_P = np.all([np.isfinite(value[kind]) for kind in kinds], axis=0)
-    n_levels = int(init_R.max(initial=-1)) + 1, int(order_R.max(initial=-1)) + 1
-    weights = {kind: {kind: 1.0} for kind in kinds} | (REPEATED if repeats else SINGLE)
-    if not used_P.any():
-        note = f"no prompt has pairs of every kind: {', '.join(kinds)}"
-        found = {name: Estimate(None, None, None, level, len(row_R), 0, "none", False, None, note) for name in weights}
-    else:
-        sides = [{kind: side[kind][:, used_P] for kind in kinds} for side in left]
-        at = {kind: value[kind][used_P] for kind in kinds}
-        odd = odd_note(row_R[odd_replicas(count_pairs(answer_RP))])
-        found = {name: _part(weight, at, sides, cluster_P[used_P], n_levels, len(row_R), level, odd) for name, weight in weights.items()}
-    return AnswerComponents({name: e for name, e in found.items() if name not in KINDS}, {kind: found[kind] for kind in kinds})
+    pieces = [_disagreement(answer_RP[:, at], level_FR, group_SR) for at in blocks(*answer_RP.shape)]
+    value, *left = (_joined(piece) for piece in zip(*pieces, strict=True))
+    used_P = np.all([np.isfinite(value[shared]) for shared in kinds], axis=0)
+    sides = [{shared: side[shared][:, used_P] for shared in kinds} for side in left]
+    at = {shared: value[shared][used_P] for shared in kinds}
+    differing = Differing(len(row_R))
+    for piece in blocks(*answer_RP.shape):
+        differing.add(count_pairs(answer_RP[:, piece]))
+    odd = odd_note(row_R[differing.rows()])
 
+    def estimate(weight: Mapping[Shared, float]) -> Estimate:
+        if not used_P.any():
+            note = f"no prompt has pairs of every kind: {', '.join(map(_kind, kinds))}"
+            return Estimate(None, None, None, level, len(row_R), 0, "none", False, None, note)
+        return _part(weight, at, sides, cluster_P[used_P], n_levels, len(row_R), level, odd)
 
-SINGLE = {
-    "init": {"fresh": 1.0, "same init": -1.0},
-    "order": {"fresh": 1.0, "same order": -1.0},
-    "residual": {"same init": 1.0, "same order": 1.0, "fresh": -1.0},
-}
-REPEATED = SINGLE | {
-    "init x order": {"same init": 1.0, "same order": 1.0, "fresh": -1.0, "same both": -1.0},
-    "residual": {"same both": 1.0},
-}
+    parts = {name: estimate(weight) for name, weight in _parts(names, repeats).items()}
+    return AnswerComponents(parts, {_kind(shared): estimate({shared: 1.0}) for shared in kinds})
 
 
-ByKind = dict[str, np.ndarray]
+def missing_pairs(levels: Mapping[str, np.ndarray | Sequence]) -> list[str]:
+    """Kinds of pairs that a design lacks and without which its factors cannot be told apart; exact repeats are not needed."""
+    level_FR = {name: np.unique(np.asarray(level_R), return_inverse=True)[1] for name, level_R in levels.items()}
+    together = {shared: np.atleast_1d(float(np.sum(np.bincount(g) * (np.bincount(g) - 1)))) for shared, g in _groups(level_FR).items()}
+    return [_kind(shared) for shared, n in _exactly(together).items() if n[0] <= 0 and (shared != tuple(levels) or len(levels) == 1)]
 
 
-def _disagreement(answer_RP: np.ndarray, init_R: np.ndarray, order_R: np.ndarray, cell_R: np.ndarray) -> tuple[ByKind, ByKind, ByKind]:
-    """Share of the pairs of each kind that disagree: of all runs [P]; without the runs of each init, of each order [level, P]."""
-    agreeing = _pairs(answer_RP, init_R, order_R, cell_R)
-    pairs = _pairs(np.minimum(answer_RP, 0), init_R, order_R, cell_R)  # where all answers are the same, all pairs agree
-    share = [
-        {kind: 1 - np.where(n[kind] > 0, k[kind] / np.maximum(n[kind], 1), np.nan) for kind in n}
+def _subsets(names: Shared) -> list[Shared]:
+    """Small ones first."""
+    return [s for size in range(len(names) + 1) for s in itertools.combinations(names, size)]
+
+
+def _kind(shared: Shared) -> str:
+    return f"same {' and '.join(shared)}" if shared else "fresh"
+
+
+def _parts(names: Shared, repeats: bool) -> dict[str, dict[Shared, float]]:
+    """What each kind of pair counts in each part."""
+    weights = {
+        " x ".join(part): {shared: -((-1.0) ** (len(part) - len(shared))) for shared in _subsets(part)}
+        for part in _subsets(names)[1:]
+        if repeats or part != names
+    }
+    if repeats:
+        return weights | {RESIDUAL: {names: 1.0}}
+    left = {shared: -((-1.0) ** (len(names) - len(shared))) for shared in _subsets(names)[:-1]}
+    return weights | {RESIDUAL: left}
+
+
+def _groups(level_FR: Mapping[str, np.ndarray]) -> dict[Shared, np.ndarray]:
+    """For each set of factors: runs with the same number share at least these."""
+    found = {}
+    for shared in _subsets(tuple(level_FR)):
+        columns = [level_FR[name] for name in shared] or [np.zeros_like(next(iter(level_FR.values())))]
+        found[shared] = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    return found
+
+
+ByKind = dict[Shared, np.ndarray]
+
+
+def _disagreement(answer_RP: np.ndarray, level_FR: Mapping[str, np.ndarray], group_SR: Mapping[Shared, np.ndarray]) -> list[ByKind]:
+    """Share of the pairs of each kind that disagree: of all runs [P]; then for each factor without the runs of each level [level, P]."""
+    agreeing = _pairs(answer_RP, level_FR, group_SR)
+    pairs = _pairs(np.minimum(answer_RP, 0), level_FR, group_SR)  # where all answers are the same, all pairs agree
+    return [
+        {shared: 1 - np.where(n[shared] > 0, k[shared] / np.maximum(n[shared], 1), np.nan) for shared in n}
         for k, n in zip(agreeing, pairs, strict=True)
     ]
-    return share[0], share[1], share[2]
 
 
 def _joined(pieces: Sequence[ByKind]) -> ByKind:
-    return {kind: np.concatenate([piece[kind] for piece in pieces], axis=-1) for kind in pieces[0]}
+    return {shared: np.concatenate([piece[shared] for piece in pieces], axis=-1) for shared in pieces[0]}
 
 
-def _pairs(answer_RP: np.ndarray, init_R: np.ndarray, order_R: np.ndarray, cell_R: np.ndarray) -> tuple[ByKind, ByKind, ByKind]:
+def _pairs(answer_RP: np.ndarray, level_FR: Mapping[str, np.ndarray], group_SR: Mapping[Shared, np.ndarray]) -> list[ByKind]:
     """Ordered pairs that agree, by what they share. Linear in the cells: a level's pairs are its runs' partners, summed."""
-    groups = {"any": np.zeros_like(init_R), "init": init_R, "order": order_R, "both": cell_R}
-    # Partners that share at least the group: equal answers in one group are equal codes of the two together.
+    # Partners that share at least these factors: equal answers in one group are equal codes of the two together.
     width = int(answer_RP.max(initial=0)) + 1
     partners = {
-        name: count_pairs(np.where(answer_RP >= 0, answer_RP.astype(np.int64) + width * group_R[:, None], -1)).others_RP
-        for name, group_R in groups.items()
+        shared: count_pairs(np.where(answer_RP >= 0, answer_RP.astype(np.int64) + width * group_R[:, None], -1)).others_RP
+        for shared, group_R in group_SR.items()
     }
-    total = {name: others_RP.sum(axis=0) for name, others_RP in partners.items()}
-
-    def without(level_R: np.ndarray, own: str, other: str) -> ByKind:
-        """A level takes its runs' pairs along, twice (both directions) except for those within the level."""
-        lost = {name: _sums(others_RP, level_R) for name, others_RP in partners.items()}
-        left = {
-            "any": total["any"] - 2 * lost["any"] + lost[own],
-            own: total[own] - lost[own],
-            other: total[other] - 2 * lost[other] + lost["both"],
-            "both": total["both"] - lost["both"],
-        }
-        return _exactly(left)
-
-    return _exactly(total), without(init_R, "init", "order"), without(order_R, "order", "init")
+    total = {shared: others_RP.sum(axis=0) for shared, others_RP in partners.items()}
+    found = [_exactly(total)]
+    for name, level_R in level_FR.items():
+        # A level takes its runs' pairs along, twice (both directions) except for those within the level, which share it too.
+        lost = {shared: _sums(others_RP, level_R) for shared, others_RP in partners.items()}
+        within = {shared: lost[tuple(n for n in level_FR if n in shared or n == name)] for shared in lost}
+        found.append(_exactly({shared: total[shared] - 2 * lost[shared] + within[shared] for shared in lost}))
+    return found
 
 
 def _exactly(count: ByKind) -> ByKind:
-    """From pairs that share at least something to pairs that share just that."""
+    """From pairs that share at least these factors to pairs that share just these (Moebius inversion)."""
     return {
-        "fresh": count["any"] - count["init"] - count["order"] + count["both"],
-        "same init": count["init"] - count["both"],
-        "same order": count["order"] - count["both"],
-        "same both": count["both"],
+        shared: sum(
+            ((-1) ** (len(more) - len(shared)) * count[more] for more in count if set(shared) <= set(more)),
+            np.zeros_like(count[shared]),
+        )
+        for shared in count
     }
 
 
@@ -157,34 +187,35 @@ def _sums(x_RP: np.ndarray, level_R: np.ndarray) -> np.ndarray:
 
 
 def _part(
-    weight: Mapping[str, float],
-    value: Mapping[str, np.ndarray],
-    left: Sequence[Mapping[str, np.ndarray]],
+    weight: Mapping[Shared, float],
+    value: ByKind,
+    left: Sequence[ByKind],
     cluster_P: np.ndarray,
-    n_levels: tuple[int, int],
+    n_levels: Mapping[str, int],
     n_runs: int,
     level: float,
     odd: str,
 ) -> Estimate:
     value_P = sum((w * value[kind] for kind, w in weight.items()), np.zeros(len(cluster_P)))
-    sides = [two_way(value_P, sum((w * side[kind] for kind, w in weight.items()), 0 * side["fresh"]), cluster_P) for side in left]
+    sides = [two_way(value_P, sum((w * side[kind] for kind, w in weight.items()), 0 * side[()]), cluster_P) for side in left]
     mean, n_clusters = float(value_P.mean()), sides[0].n_clusters
-    few = [f"{n} levels of {name}" for name, n in zip(("init", "order"), n_levels, strict=True) if n < MIN_LEVELS]
+    fewest = min(n_levels.values())
+    few = [f"{n} levels of {name}" for name, n in n_levels.items() if n < MIN_LEVELS]
     few += [f"{n_clusters} prompts or clusters"] * (n_clusters < MIN_CLUSTERS)
     note = f"{' and '.join(few)} are too few (at least {MIN_LEVELS} levels and {MIN_CLUSTERS} prompts)" if few else odd
-    needed = max(n_levels[0], MIN_LEVELS) * max(n_levels[1], MIN_LEVELS) if min(n_levels) < MIN_LEVELS else None
+    needed = math.prod(max(n, MIN_LEVELS) for n in n_levels.values()) if fewest < MIN_LEVELS else None
     shape = (level, n_runs, len(value_P))
-    if min(n_levels) < 2 or n_clusters < 2:
+    if fewest < 2 or n_clusters < 2:
         return Estimate(mean, None, None, *shape, "none", False, needed, note)
     prompts = min(side.prompts for side in sides)
-    terms = [(side.runs, n - 1) for side, n in zip(sides, n_levels, strict=True)] + [(prompts, n_clusters - 1)]
+    terms = [(side.runs, n - 1) for side, n in zip(sides, n_levels.values(), strict=True)] + [(prompts, n_clusters - 1)]
     half = math.sqrt(sum(t_quantile(level, df) ** 2 * variance for variance, df in terms))
     # A kind of prompt that is rarer than the bound may be missing from the suite, whatever the others say (as in share_interval).
     bound = zero_event_bound(n_clusters, level)
     if half < ROUNDING:  # no level and no prompt differs from the others
         method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
         return Estimate(mean, max(0.0, mean - bound), min(1.0, mean + bound), *shape, method, not note, needed, note)
-    high = min(1.0, max(mean + _reach(mean, half, min(n_levels), level), bound))
+    high = min(1.0, max(mean + _reach(mean, half, fewest, level), bound))
     return Estimate(mean, min(mean - half, 1 - bound), high, *shape, METHOD, not note, needed, note)
 
 

@@ -8,121 +8,47 @@ Every contrast carries p: the two-sided level at which its own interval would ju
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
 from toolkit.statistics.accuracy import prompt_means
-from toolkit.statistics.arrays import as_answers, as_clusters, as_correct, as_level, as_members, same_prompts
-from toolkit.statistics.disagreement import MIN_CLUSTERS, odd_note, odd_replicas
-from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import (
-    TwoWay,
-    jackknife_variance,
-    logit_interval,
-    two_way,
-    zero_event_bound,
+from toolkit.statistics.arms import (
+    MIN_GROUPS,
+    Arms,
+    Block,
+    Clusters,
+    difference,
+    excludes,
+    places,
+    ratio,
+    summed,
+    unknown,
+    verdict,
+    zero_ratio,
 )
+from toolkit.statistics.arrays import (
+    as_answers,
+    as_clusters,
+    as_correct,
+    as_level,
+    as_marks,
+    as_members,
+    blocks,
+    marks,
+    same_prompts,
+)
+from toolkit.statistics.disagreement import MIN_CLUSTERS
+from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.outliers import Differing, odd_note
 from toolkit.statistics.pairs import count_pairs, leave_group_out, leave_one_out
 
-MIN_GROUPS = 5  # seen to cover in simulation from here, where runs differ by at most 1 on the logit of an answer
-SAME_RATIO = 1.25  # ratios within [0.8, 1.25] are called practically no change
-SAME_SHARE = 0.01  # and so are differences of at most one percentage point
 EFFECT_KEPT = 0.9  # an effect size below this may be a collapse towards the base
-NO_WIDTH = 1e-12  # an interval narrower than this is rounding: nothing differs from anything
-SMALLEST_P = 1e-15  # closer to 0 a level has no floating-point number of its own
-
-_BOUND = "zero-event bound over {} prompts or clusters"
 
 Members = Sequence[np.ndarray | Sequence[int]]
-Clusters = np.ndarray | Sequence[int] | None
-Ends = tuple[float, float]
-
-
-class Parts(Protocol):
-    """Where the error of a contrast comes from (see `TwoWay`)."""
-
-    def half_width(self, level: float) -> float: ...
-    def runs_needed(self, effect: float, level: float, at_least: int) -> int | None: ...
-
-
-@dataclass(frozen=True)
-class Arms:
-    """A statistic of arm b and of arm a per prompt: with all units, and with each unit left out of both arms at once.
-
-    A unit is a group with its members, or a pair of runs that share their seeds. least: units from which the interval
-    is known to hold what it says.
-    """
-
-    b_P: np.ndarray
-    a_P: np.ndarray
-    left_b_JP: np.ndarray
-    left_a_JP: np.ndarray
-    cluster_P: np.ndarray
-    remark: str = ""
-    unit: str = "groups"
-    resampled: str = "paired delete-a-group"
-    least: int = MIN_GROUPS
-
-    @property
-    def b(self) -> float:
-        return float(self.b_P.mean())
-
-    @property
-    def a(self) -> float:
-        return float(self.a_P.mean())
-
-    @property
-    def units(self) -> int:
-        return len(self.left_b_JP)
-
-    @property
-    def clusters(self) -> int:
-        return len(np.unique(self.cluster_P))
-
-    @property
-    def prompts(self) -> int:
-        return len(self.b_P)
-
-    @property
-    def enough(self) -> bool:
-        return self.units >= self.least and self.clusters >= MIN_CLUSTERS
-
-    @property
-    def needed(self) -> int | None:
-        return self.least if self.units < self.least else None
-
-    @property
-    def too_few(self) -> str:
-        if self.units >= MIN_GROUPS and self.clusters >= MIN_CLUSTERS:
-            return ""
-        return f"{self.units} {self.unit} on {self.clusters} prompts or clusters are too few for an honest interval"
-
-    def parts(self, weight_b: float, weight_a: float) -> Parts:
-        """Variance of weight_b * b + weight_a * a, from units and from prompts."""
-        return self._two_way(weight_b, weight_a)
-
-    def log_parts(self) -> Parts:
-        """Variance of ln(b / a)."""
-        parts = self._two_way(1 / self.b, -1 / self.a)
-        with np.errstate(divide="ignore"):
-            left_J = np.log(whole(self.left_b_JP, self.b_P)) - np.log(whole(self.left_a_JP, self.a_P))
-        if np.isfinite(left_J).all() and math.isfinite(parts.runs):  # else one unit holds all disagreement: errors to first order
-            parts = replace(parts, runs=jackknife_variance(left_J))
-        return parts
-
-    def difference_ends(self) -> Callable[[float], Ends]:
-        """The interval of b - a at a level, before it is cut to what a difference of shares can be."""
-        parts, value = self.parts(1.0, -1.0), self.b - self.a
-        return lambda level: (value - parts.half_width(level), value + parts.half_width(level))
-
-    def _two_way(self, weight_b: float, weight_a: float) -> TwoWay:
-        left_JP = weight_b * self.left_b_JP + weight_a * self.left_a_JP
-        if not np.isfinite(left_JP).any():  # two groups leave no pair of groups when one is left out
-            return TwoWay(math.nan, math.nan, self.units, self.clusters)
-        return two_way(weight_b * self.b_P + weight_a * self.a_P, left_JP, self.cluster_P)
+Marks = Callable[[np.ndarray, slice | np.ndarray], np.ndarray]
+"""Of a table, the prompts at a place as floats, nan = missing."""
 
 
 def disagreement_ratio(
@@ -193,8 +119,9 @@ def accuracy_change(
     mitigated_GP, baseline_RP: 1 right, 0 wrong, nan missing; `members` and errors as in `disagreement_ratio`.
     """
     level = as_level(level)
-    mitigated_GP, baseline_RP = as_correct(mitigated_GP, "mitigated_GP"), as_correct(baseline_RP, "baseline_RP")
-    arms = _means(mitigated_GP, baseline_RP, None, members, cluster_P)
+    mitigated_GP, baseline_RP = as_marks(mitigated_GP, "mitigated_GP"), as_marks(baseline_RP, "baseline_RP")
+    same_prompts(mitigated_GP, baseline_RP)
+    arms = _means(mitigated_GP, baseline_RP, lambda table_RP, at: marks(table_RP[:, at]), members, cluster_P)
     return difference(arms, len(mitigated_GP), level)
 
 
@@ -223,10 +150,10 @@ def effect_size(
     base_P = as_answers(np.asarray(base_P)[None], "base_P", at_least=1)[0]
     same_prompts(mitigated_GP, baseline_RP, base_P)
 
-    def differs(answer_RP: np.ndarray) -> np.ndarray:
-        return np.where((answer_RP >= 0) & (base_P >= 0), (answer_RP != base_P).astype(np.float64), np.nan)
+    def differs(answer_RP: np.ndarray, at: slice | np.ndarray) -> np.ndarray:
+        return np.where((answer_RP[:, at] >= 0) & (base_P[at] >= 0), (answer_RP[:, at] != base_P[at]).astype(np.float64), np.nan)
 
-    arms = _means(differs(mitigated_GP), differs(baseline_RP), None, members, cluster_P)
+    arms = _means(mitigated_GP, baseline_RP, differs, members, cluster_P)
     return _kept(arms, len(mitigated_GP), level, "the replicas answer as the base does: there is no effect to keep")
 
 
@@ -262,10 +189,10 @@ def accuracy_effect_size(
     marks 1/0/nan.
     """
     level = as_level(level)
-    mitigated_GP, baseline_RP = as_correct(mitigated_GP, "mitigated_GP"), as_correct(baseline_RP, "baseline_RP")
+    mitigated_GP, baseline_RP = as_marks(mitigated_GP, "mitigated_GP"), as_marks(baseline_RP, "baseline_RP")
     base_P = as_correct(np.asarray(base_P)[None], "base_P", at_least=1)[0]
     same_prompts(mitigated_GP, baseline_RP, base_P)
-    arms = _means(mitigated_GP, baseline_RP, base_P, members, cluster_P)
+    arms = _means(mitigated_GP, baseline_RP, lambda table_RP, at: marks(table_RP[:, at]) - base_P[at], members, cluster_P)
     return _kept(arms, len(mitigated_GP), level, "the replicas are as accurate as the base: there is no gain to keep")
 
 
@@ -273,196 +200,73 @@ def _disagreements(mitigated_GP: np.ndarray, baseline_RP: np.ndarray, members: M
     mitigated_GP, baseline_RP = as_answers(mitigated_GP, "mitigated_GP"), as_answers(baseline_RP, "baseline_RP")
     same_prompts(mitigated_GP, baseline_RP)
     clusters_P = as_clusters(cluster_P, mitigated_GP.shape[1])
-    alive_G, row_R, groups = _only_members(members, mitigated_GP >= 0, len(baseline_RP))
-    mitigated_GP, baseline_RP = mitigated_GP[alive_G], baseline_RP[row_R]
-    if len(mitigated_GP) < 2:
+
+    def answered(answer_RP: np.ndarray, at: slice | np.ndarray) -> np.ndarray:
+        return np.where(answer_RP[:, at] >= 0, 0.0, np.nan)
+
+    alive_G, row_R, groups, used = _only_members(members, mitigated_GP, baseline_RP, answered, at_least=2)
+    if len(alive_G) < 2:
         return None
-    used_P = ((mitigated_GP >= 0).sum(axis=0) >= 2) & ((baseline_RP >= 0).sum(axis=0) >= 2)
-    if not used_P.any():
-        return None
-    mitigated_GP, baseline_RP = mitigated_GP[:, used_P], baseline_RP[:, used_P]
-    pairs_b, pairs_a = count_pairs(mitigated_GP), count_pairs(baseline_RP)
-    b_P, a_P = pairs_b.d_P, pairs_a.d_P
-    left_b_GP, left_a_GP = leave_one_out(pairs_b), leave_group_out(baseline_RP, pairs_a, groups)
-    remark = odd_note(row_R[odd_replicas(pairs_a)])
-    return Arms(b_P, a_P, left_b_GP, left_a_GP, clusters_P[used_P], remark)
+    differing = Differing(len(row_R))
+
+    def table_blocks() -> Iterator[Block]:
+        for at in places(used, clusters_P, len(alive_G) + len(row_R)):
+            answer_GP, answer_RP = mitigated_GP[alive_G[:, None], at], baseline_RP[row_R[:, None], at]
+            pairs_b, pairs_a = count_pairs(answer_GP), count_pairs(answer_RP)
+            differing.add(pairs_a)
+            left = leave_one_out(pairs_b), leave_group_out(answer_RP, pairs_a, groups)
+            yield Block(pairs_b.d_P, pairs_a.d_P, *left, clusters_P[at])
+
+    sums = summed(table_blocks(), len(groups), len(groups), together=True)
+    return None if sums is None else Arms(sums, odd_note(row_R[differing.rows()]))
 
 
-def _means(
-    mitigated_GP: np.ndarray, baseline_RP: np.ndarray, zero_P: np.ndarray | None, members: Members, cluster_P: Clusters
-) -> Arms | None:
-    """Arms of means over prompts, measured from zero_P (nan = prompt without a zero) if it is given."""
-    same_prompts(mitigated_GP, baseline_RP)
+def _means(mitigated_GP: np.ndarray, baseline_RP: np.ndarray, marks_of: Marks, members: Members, cluster_P: Clusters) -> Arms | None:
+    """Arms of means over prompts."""
     clusters_P = as_clusters(cluster_P, mitigated_GP.shape[1])
-    if zero_P is not None:
-        mitigated_GP, baseline_RP = mitigated_GP - zero_P, baseline_RP - zero_P
-    alive_G, row_R, groups = _only_members(members, np.isfinite(mitigated_GP), len(baseline_RP))
-    mitigated_GP, baseline_RP = mitigated_GP[alive_G], baseline_RP[row_R]
-    if len(mitigated_GP) < 2:
+    alive_G, row_R, groups, used = _only_members(members, mitigated_GP, baseline_RP, marks_of, at_least=1)
+    if len(alive_G) < 2:
         return None
-    used_P = np.isfinite(mitigated_GP).any(axis=0) & np.isfinite(baseline_RP).any(axis=0)
-    if not used_P.any():
-        return None
-    b_P, left_b_GP = prompt_means(mitigated_GP[:, used_P], np.arange(len(mitigated_GP))[:, None])
-    a_P, left_a_GP = prompt_means(baseline_RP[:, used_P], groups)
-    return Arms(b_P, a_P, left_b_GP, left_a_GP, clusters_P[used_P])
+
+    def table_blocks() -> Iterator[Block]:
+        for at in places(used, clusters_P, len(alive_G) + len(row_R)):
+            b_P, left_b_GP = prompt_means(marks_of(mitigated_GP, at)[alive_G])
+            a_P, left_a_GP = prompt_means(marks_of(baseline_RP, at)[row_R], groups)
+            yield Block(b_P, a_P, left_b_GP, left_a_GP, clusters_P[at])
+
+    sums = summed(table_blocks(), len(groups), len(groups), together=True)
+    return None if sums is None else Arms(sums)
 
 
-def _only_members(members: Members, present_GP: np.ndarray, n_replicas: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Groups that answered anything, the baseline rows behind them, and where in those rows each group's members stand."""
-    groups = as_members(members, len(present_GP), n_replicas)
-    alive_G = np.flatnonzero(present_GP.any(axis=1))
-    ends = np.cumsum([0] + [len(groups[g]) for g in alive_G])
-    row_R = np.concatenate([groups[g] for g in alive_G]) if len(alive_G) else np.array([], dtype=np.int64)
-    return alive_G, row_R, [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
-
-
-def whole(left_JP: np.ndarray, value_P: np.ndarray) -> np.ndarray:
-    """Mean over prompts; one that loses its last pair with the unit keeps its value."""
-    return np.where(np.isfinite(left_JP), left_JP, value_P).mean(axis=1)
-
-
-def ratio(arms: Arms | None, n_rows: int, level: float) -> Estimate:
-    """b / a on the log scale; see `disagreement_ratio`. arms None: nothing to compare; n_rows: runs of b that were handed in."""
-    if arms is None or (arms.a == 0 and arms.b == 0):
-        return _unknown(arms, n_rows, level, "neither arm disagrees, so there is no ratio")
-    if arms.a == 0:
-        return _unknown(arms, n_rows, level, "runs of the baseline never disagreed and those of the other arm do: no ratio")
-    if arms.b == 0:
-        return _zero_ratio(arms, level, 1.0, "no two mitigated runs differed", contrast=True)
-    value, parts = arms.b / arms.a, arms.log_parts()
-    method, ends_at = f"{arms.resampled} jackknife-t with prompt term, log scale", _log_ends(value, parts)
-    if parts.half_width(level) < NO_WIDTH:
-        method, ends_at = f"{_BOUND.format(arms.clusters)} / lower limit of the baseline", _ratio_around(value, arms)
-    low, high = ends_at(level)
-    same = low >= 1 / SAME_RATIO and high <= SAME_RATIO
-    p = p_value(lambda level: excludes(ends_at(level), 1.0)) if math.isfinite(low) else None
-    return _verdict(arms, value, (low, high), 1.0, math.log(value), parts, same, level, method, p)
-
-
-def difference(arms: Arms | None, n_rows: int, level: float) -> Estimate:
-    """b - a; see `disagreement_difference`."""
-    if arms is None:
-        return _unknown(arms, n_rows, level, "")
-    value, parts, ends_at = arms.b - arms.a, arms.parts(1.0, -1.0), arms.difference_ends()
-    method = f"{arms.resampled} jackknife-t with prompt term"
-    low, high = ends_at(level)
-    if high - low < NO_WIDTH:
-        method, ends_at = _BOUND.format(arms.clusters), _around(value, arms.clusters)
-    low, high = ends_at(level)
-    same = max(abs(low), abs(high)) <= SAME_SHARE
-    p = p_value(lambda level: excludes(ends_at(level), 0.0)) if math.isfinite(low) else None
-    return _verdict(arms, value, (max(-1.0, low), min(1.0, high)), 0.0, value, parts, same, level, method, p)
-
-
-def _log_ends(value: float, parts: Parts) -> Callable[[float], Ends]:
-    def ends_at(level: float) -> Ends:
-        half = parts.half_width(level)
-        return value * math.exp(-half), value * math.exp(min(half, 300.0))
-
-    return ends_at
-
-
-def _around(value: float, clusters: int) -> Callable[[float], Ends]:
-    """No unit and no prompt differs from the others: fresh prompts are bounded as for an event never seen."""
-    return lambda level: (value - zero_event_bound(clusters, level), value + zero_event_bound(clusters, level))
-
-
-def _ratio_around(value: float, arms: Arms) -> Callable[[float], Ends]:
-    """The same for a ratio: half of the error to the bound, the other half to the lower limit of the denominator."""
-
-    def ends_at(level: float) -> Ends:
-        step = zero_event_bound(arms.clusters, (1 + level) / 2) / max(_low_a(arms, arms.parts(0.0, 1.0), level), NO_WIDTH)
-        return max(0.0, value - step), value + step
-
-    return ends_at
-
-
-def _low_a(arms: Arms, parts: Parts, level: float) -> float:
-    """Lower limit of the denominator; not above 0 where it is not clear of it, or has none."""
-    half = parts.half_width(level)
-    if not math.isfinite(half):
-        return 0.0
-    return logit_interval(arms.a, half)[0] if 0 < arms.a < 1 else abs(arms.a) - half
-
-
-def excludes(ends: Ends, border: float) -> bool:
-    return not ends[0] <= border <= ends[1]
-
-
-def p_value(excluded_at: Callable[[float], bool]) -> float:
-    """The smallest 1 - level at which an interval excludes "no change", by bisection; intervals of rising level must be nested."""
-    if excluded_at(1 - SMALLEST_P):
-        return SMALLEST_P
-    within, outside = math.log(SMALLEST_P), 0.0
-    for _ in range(40):
-        middle = (within + outside) / 2
-        within, outside = (within, middle) if excluded_at(1 - math.exp(middle)) else (middle, outside)
-    return math.exp(outside)
-
-
-def _unknown(arms: Arms | None, n_rows: int, level: float, note: str) -> Estimate:
-    if arms is None:
-        note = "no prompt was answered by enough runs of both arms"
-        return Estimate(None, None, None, level, n_rows, 0, "none", False, MIN_GROUPS, note)
-    needed = arms.needed
-    return Estimate(None, None, None, level, arms.units, arms.prompts, "none", False, needed, arms.too_few or note)
-
-
-def _verdict(
-    arms: Arms,
-    value: float,
-    ends: Ends,
-    border: float,
-    effect: float,
-    parts: Parts,
-    same: bool,
-    level: float,
-    method: str,
-    p: float | None = None,
-) -> Estimate:
-    """Conclusive if there are enough units and the interval leaves the border outside, or says `same`."""
-    shape = (level, arms.units, arms.prompts, method)
-    if not math.isfinite(ends[0]):
-        return Estimate(value, None, None, *shape, False, arms.needed, arms.too_few)
-    resolved = excludes(ends, border)
-    conclusive = arms.enough and (resolved or same)
-    needed, note = None, arms.too_few or arms.remark
-    if not conclusive and (resolved or same):
-        needed = arms.needed
-    elif not conclusive:
-        needed = parts.runs_needed(effect, level, max(arms.least, arms.units + 1))
-        hopeless = f"no number of {arms.unit} would resolve a change this small on these prompts: more prompts might"
-        note = note or ("" if needed else hopeless)
-    elif same and not resolved:
-        note = "; ".join(filter(None, ["practically no change", arms.remark]))
-    return Estimate(value, *ends, *shape, conclusive, needed, note, p)
-
-
-def _zero_ratio(arms: Arms, level: float, border: float, note: str, *, contrast: bool = False) -> Estimate:
-    """The numerator is 0: its zero-event bound over the lower limit of the denominator, half of the error to each."""
-    method = f"{_BOUND.format(arms.clusters)} / lower limit of the baseline"
-    parts = arms.parts(0.0, 1.0)
-
-    def high_at(level: float) -> float:
-        low_a = _low_a(arms, parts, level)
-        return zero_event_bound(arms.clusters, (1 + level) / 2) / low_a if low_a > 0 else math.inf
-
-    high = high_at(level)
-    conclusive = arms.enough and high < border
-    needed = arms.needed
-    p = p_value(lambda level: high_at(level) < border) if contrast and math.isfinite(high) else None
-    shape = (level, arms.units, arms.prompts, method)
-    return Estimate(0.0, 0.0, high if math.isfinite(high) else None, *shape, conclusive, needed, arms.too_few or note, p)
+def _only_members(
+    members: Members, mitigated_GP: np.ndarray, baseline_RP: np.ndarray, marks_of: Marks, at_least: int
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
+    """Groups that answered anything; the baseline rows behind them; where in those rows each group's members stand; the prompts that
+    at_least so many of the groups, and of the rows, answered."""
+    every = as_members(members, len(mitigated_GP), len(baseline_RP))
+    n_rows, n_prompts = len(mitigated_GP) + len(baseline_RP), mitigated_GP.shape[1]
+    answered_G = np.zeros(len(mitigated_GP), dtype=bool)
+    for at in blocks(n_rows, n_prompts):
+        answered_G |= np.isfinite(marks_of(mitigated_GP, at)).any(axis=1)
+    alive_G = np.flatnonzero(answered_G)
+    ends = np.cumsum([0] + [len(every[g]) for g in alive_G])
+    row_R = np.concatenate([every[g] for g in alive_G]) if len(alive_G) else np.array([], dtype=np.int64)
+    used_P = np.zeros(n_prompts, dtype=bool)
+    for at in blocks(n_rows, n_prompts):
+        n_b_P, n_a_P = (
+            np.isfinite(marks_of(table, at)[rows]).sum(axis=0) for table, rows in ((mitigated_GP, alive_G), (baseline_RP, row_R))
+        )
+        used_P[at] = (n_b_P >= at_least) & (n_a_P >= at_least)
+    return alive_G, row_R, [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)], np.flatnonzero(used_P)
 
 
 def _kept(arms: Arms | None, n_rows: int, level: float, nothing: str) -> Estimate:
     """Fieller's interval of b / a: all ratios theta for which b - theta * a is no further from 0 than t standard errors."""
     method = "Fieller interval, paired delete-a-group jackknife with prompt term"
     if arms is None or arms.a == 0:
-        return _unknown(arms, n_rows, level, nothing)
-    if arms.b == 0 and not arms.b_P.any():
-        return _zero_ratio(arms, level, EFFECT_KEPT, "no mitigated run differs from the base")
+        return unknown(arms, n_rows, level, nothing)
+    if arms.b == 0 and not arms.sums.b_P.any():
+        return zero_ratio(arms, level, EFFECT_KEPT, "no mitigated run differs from the base")
     value = arms.b / arms.a
     # Squared half widths of b, a and b - value * a stand for t^2 times their variances; the last one gives the covariance.
     square_b, square_a, square_gap = (arms.parts(*w).half_width(level) ** 2 for w in ((1.0, 0.0), (0.0, 1.0), (1.0, -value)))
@@ -475,4 +279,4 @@ def _kept(arms: Arms | None, n_rows: int, level: float, nothing: str) -> Estimat
     root = math.sqrt(max(0.0, slope**2 - square * constant)) if math.isfinite(square) else math.nan
     ends = (slope - root) / square, (slope + root) / square
     border = arms.parts(1 / arms.a, -EFFECT_KEPT / arms.a)
-    return _verdict(arms, value, ends, EFFECT_KEPT, value - EFFECT_KEPT, border, False, level, method)
+    return verdict(arms, value, ends, EFFECT_KEPT, value - EFFECT_KEPT, border, False, level, method)

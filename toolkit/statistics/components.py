@@ -13,7 +13,8 @@ import numpy as np
 
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.mean_squares import METHOD, RESIDUAL, SMALL, MeanSquare, combine, far_off, mean_square, within_groups
+from toolkit.statistics.mean_squares import METHOD, RESIDUAL, SMALL, MeanSquare, combine, mean_square, within_groups
+from toolkit.statistics.outliers import far_from_median
 from toolkit.statistics.reml import reml
 
 MIN_LEVELS = 5  # the intervals were seen to cover from here; with fewer they are next to endless
@@ -114,9 +115,10 @@ def crossed_grid(score: np.ndarray, names: Sequence[str], *, level: float = 0.95
         for axis in range(len(s)):
             effect = effect - effect.mean(axis=axis, keepdims=True)
         table[_called(s, names)] = mean_square(effect, effect.shape, score.size / effect.size, scale)
-        if len(s) == 1 and far_off(effect):
+        far = len(far_from_median(effect, scale)) > 0
+        if len(s) == 1 and far:
             odd = odd or f"a level of {names[s[0]]} stands far off the others: did its runs fail?"
-        if len(s) == factors and effect.size < SMALL and far_off(effect):
+        if len(s) == factors and effect.size < SMALL and far:
             odd = odd or "a run stands far off the others: did it fail?"
     called = [_called(s, names) for s in sets]
     if repeats > 1:
@@ -158,10 +160,11 @@ def nested(score_N: np.ndarray | Sequence[float], group_N: np.ndarray | Sequence
         return _nothing(["between"], level, len(score_N), "needs two groups with a score, and two runs in one of them")
     n_h = 1 / float(np.mean(1 / size_G))
     deviation_G = mean_G - mean_G.mean()
-    between = mean_square(deviation_G, deviation_G.shape, n_h, float(np.abs(score_N).max()))
+    scale = float(np.abs(score_N).max())
+    between = mean_square(deviation_G, deviation_G.shape, n_h, scale)
     weights = {"between": {"between": 1 / n_h, RESIDUAL: -1 / n_h}, RESIDUAL: {RESIDUAL: 1.0}}
     few = dict.fromkeys(["between", "total"], _few({"the grouping": len(mean_G)}))
-    odd = "a group stands far off the others: did its runs fail?" if far_off(deviation_G) else ""
+    odd = "a group stands far off the others: did its runs fail?" if len(far_from_median(deviation_G, scale)) else ""
     needed = math.ceil(MIN_LEVELS * len(score_N) / len(mean_G))
     return _components({"between": between, RESIDUAL: within}, weights, level, len(score_N), few, needed, odd, {})
 

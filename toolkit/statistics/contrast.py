@@ -5,17 +5,17 @@ shared either way and compared prompt by prompt. Groups against the replicas the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from toolkit.statistics.accuracy import prompt_means
-from toolkit.statistics.arrays import as_answers, as_clusters, as_correct, as_level, same_prompts
-from toolkit.statistics.compare import MIN_GROUPS, Arms, Clusters, Ends, difference, ratio, whole
-from toolkit.statistics.disagreement import MIN_REPLICAS_ODD, odd_note, odd_replicas
+from toolkit.statistics.arms import MIN_GROUPS, Arms, Block, Clusters, Ends, Sums, difference, places, ratio, summed
+from toolkit.statistics.arrays import as_answers, as_clusters, as_level, as_marks, blocks, cells, filled_rows, marks, same_prompts
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import jackknife_variance, logit_interval, smallest, t_quantile, two_way
+from toolkit.statistics.intervals import jackknife_variance, logit_interval, smallest, t_quantile, zero_event_bound
+from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
 from toolkit.statistics.pairs import count_pairs, leave_one_out
 
 CONSERVATIVE_RUNS = 10  # with fewer in an arm, separate degrees of freedom for two arms are on the safe side
@@ -65,14 +65,18 @@ def population_accuracy_change(
     Resampling as in `population_difference`. b_RP, a_RP: 1 right, 0 wrong, nan missing.
     """
     level = as_level(level)
-    b_RP, a_RP = as_correct(b_RP, "b_RP"), as_correct(a_RP, "a_RP")
-    row_b_R, row_a_R, used_P, clusters_P = _used(np.isfinite(b_RP), np.isfinite(a_RP), cluster_P, paired, at_least=1)
-    arms = None
-    if min(len(row_b_R), len(row_a_R)) >= 2 and used_P.any():
-        b_P, left_b_RP = prompt_means(b_RP[row_b_R][:, used_P], np.arange(len(row_b_R))[:, None])
-        a_P, left_a_RP = prompt_means(a_RP[row_a_R][:, used_P], np.arange(len(row_a_R))[:, None])
-        arms = _arms(b_P, a_P, left_b_RP, left_a_RP, clusters_P, "", paired)
-    return difference(arms, len(b_RP), level)
+    b_RP, a_RP = as_marks(b_RP, "b_RP"), as_marks(a_RP, "a_RP")
+    row_b_R, row_a_R, used, clusters_P = _used(b_RP, a_RP, cluster_P, paired, at_least=1)
+    if min(len(row_b_R), len(row_a_R)) < 2:
+        return difference(None, len(b_RP), level)
+
+    def table_blocks() -> Iterator[Block]:
+        for at in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
+            b_P, left_b_RP = prompt_means(marks(cells(b_RP, row_b_R, at)))
+            a_P, left_a_RP = prompt_means(marks(cells(a_RP, row_a_R, at)))
+            yield Block(b_P, a_P, left_b_RP, left_a_RP, clusters_P[at])
+
+    return difference(_arms(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), "", paired), len(b_RP), level)
 
 
 @dataclass(frozen=True)
@@ -81,20 +85,21 @@ class Separate(Arms):
 
     @property
     def units(self) -> int:
-        return min(len(self.left_b_JP), len(self.left_a_JP))
+        return min(len(self.sums.left_b_J), len(self.sums.left_a_J))
 
     def parts(self, weight_b: float, weight_a: float) -> "TwoArms":
-        rows_b, rows_a = _rows(weight_b, self.left_b_JP, self.b_P), _rows(weight_a, self.left_a_JP, self.a_P)
-        # As units of one sample the rows of both arms give the prompts' own variance: less the noise of single answers of both.
-        value_P, n = weight_b * self.b_P + weight_a * self.a_P, len(rows_b) + len(rows_a)
-        both = two_way(value_P, value_P + math.sqrt(n / (n - 1)) * np.concatenate([rows_b, rows_a]), self.cluster_P)
-        runs_b, runs_a = (float(np.sum(rows.mean(axis=1) ** 2)) for rows in (rows_b, rows_a))
-        return TwoArms(runs_b, runs_a, both.prompts, len(rows_b), len(rows_a), both.n_clusters)
+        known = jackknife_variance(weight_b * self.sums.shift_b_J), jackknife_variance(weight_a * self.sums.shift_a_J)
+        runs_b, runs_a = (
+            runs if has_left or not weight else math.nan  # two runs leave no pair when one is left out
+            for runs, has_left, weight in zip(known, self.sums.has_left, (weight_b, weight_a), strict=True)
+        )
+        prompts = self.sums.prompts(weight_b, weight_a, sum(known))
+        return TwoArms(runs_b, runs_a, prompts, len(self.sums.left_b_J), len(self.sums.left_a_J), self.clusters)
 
     def log_parts(self) -> "TwoArms":
         parts = self.parts(1 / self.b, -1 / self.a)
-        with np.errstate(divide="ignore"):
-            left_b_J, left_a_J = np.log(whole(self.left_b_JP, self.b_P)), np.log(whole(self.left_a_JP, self.a_P))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            left_b_J, left_a_J = np.log(self.sums.left_b_J), np.log(self.sums.left_a_J)
         if np.isfinite(left_b_J).all() and len(left_b_J) > 2:
             parts = replace(parts, runs_b=jackknife_variance(left_b_J))
         if np.isfinite(left_a_J).all() and len(left_a_J) > 2:
@@ -104,19 +109,22 @@ class Separate(Arms):
     def difference_ends(self) -> Callable[[float], Ends]:
         parts, value = self.parts(1.0, -1.0), self.b - self.a
 
+        def limits(share: float, half: float, level: float) -> Ends:
+            """Of one arm: what fresh prompts may hold of an event never seen, where its runs show nothing else."""
+            if 0.0 < share < 1.0:
+                return logit_interval(share, half)
+            bound = 0.0 if {self.b, self.a} <= {0.0, 1.0} else zero_event_bound(self.clusters, (1 + level) / 2)
+            return share - max(half, bound), share + max(half, bound)
+
         def ends_at(level: float) -> Ends:
             half_b, half_a, prompts = parts.halves(level)
-            (low_b, high_b), (low_a, high_a) = _limits(self.b, half_b), _limits(self.a, half_a)
+            (low_b, high_b), (low_a, high_a) = limits(self.b, half_b, level), limits(self.a, half_a, level)
             return (
                 value - math.hypot(self.b - low_b, high_a - self.a, prompts),
                 value + math.hypot(high_b - self.b, self.a - low_a, prompts),
             )
 
         return ends_at
-
-
-def _limits(share: float, half: float) -> Ends:
-    return logit_interval(share, half) if 0.0 < share < 1.0 else (share - half, share + half)
 
 
 @dataclass(frozen=True)
@@ -151,54 +159,50 @@ class TwoArms:
         return smallest(resolves, at_least)
 
 
-def _rows(weight: float, left_RP: np.ndarray, value_P: np.ndarray) -> np.ndarray:
-    """What each run adds to the error of weight * value: independent rows, whose squared means sum to the jackknife variance."""
-    if not np.isfinite(left_RP).any():  # two runs leave no pair when one is left out
-        return np.full_like(left_RP, math.nan) if weight else np.zeros_like(left_RP)
-    n = len(left_RP)
-    shift_RP = np.where(np.isfinite(left_RP), left_RP - value_P, 0.0)
-    return weight * math.sqrt((n - 1) / n) * (shift_RP - shift_RP.mean(axis=0))
-
-
 def _disagreements(b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, paired: bool) -> Arms | None:
     b_RP, a_RP = as_answers(b_RP, "b_RP"), as_answers(a_RP, "a_RP")
-    row_b_R, row_a_R, used_P, cluster_P = _used(b_RP >= 0, a_RP >= 0, cluster_P, paired, at_least=2)
-    if min(len(row_b_R), len(row_a_R)) < 2 or not used_P.any():
+    row_b_R, row_a_R, used, clusters_P = _used(b_RP, a_RP, cluster_P, paired, at_least=2)
+    if min(len(row_b_R), len(row_a_R)) < 2:
         return None
-    pairs_b, pairs_a = count_pairs(b_RP[row_b_R][:, used_P]), count_pairs(a_RP[row_a_R][:, used_P])
-    odd = {"b": odd_note(row_b_R[odd_replicas(pairs_b)]), "a": odd_note(row_a_R[odd_replicas(pairs_a)])}
-    remark = "; ".join(f"{arm}: {note}" for arm, note in odd.items() if note)
-    return _arms(pairs_b.d_P, pairs_a.d_P, leave_one_out(pairs_b), leave_one_out(pairs_a), cluster_P, remark, paired)
+    differing_b, differing_a = Differing(len(row_b_R)), Differing(len(row_a_R))
+
+    def table_blocks() -> Iterator[Block]:
+        for at in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
+            pairs_b, pairs_a = count_pairs(cells(b_RP, row_b_R, at)), count_pairs(cells(a_RP, row_a_R, at))
+            differing_b.add(pairs_b)
+            differing_a.add(pairs_a)
+            yield Block(pairs_b.d_P, pairs_a.d_P, leave_one_out(pairs_b), leave_one_out(pairs_a), clusters_P[at])
+
+    sums = summed(table_blocks(), len(row_b_R), len(row_a_R), paired)
+    odd = {"b": odd_note(row_b_R[differing_b.rows()]), "a": odd_note(row_a_R[differing_a.rows()])}
+    return _arms(sums, "; ".join(f"{arm}: {note}" for arm, note in odd.items() if note), paired)
 
 
 def _used(
-    present_b_RP: np.ndarray, present_a_RP: np.ndarray, cluster_P: Clusters, paired: bool, at_least: int
+    b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, paired: bool, at_least: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of b and of a that answered anything (their partner too if paired), prompts that at_least of them answered, their clusters."""
-    same_prompts(present_b_RP, present_a_RP)
-    if paired and len(present_b_RP) != len(present_a_RP):
-        raise ValueError(f"paired arms need a run each for every pair, not {len(present_b_RP)} and {len(present_a_RP)}")
-    clusters_P = as_clusters(cluster_P, present_b_RP.shape[1])
-    alive_b_R, alive_a_R = present_b_RP.any(axis=1), present_a_RP.any(axis=1)
+    """Rows of b and a that answered anything (their partner too if paired); places of prompts that at_least of both answered; clusters."""
+    same_prompts(b_RP, a_RP)
+    if paired and len(b_RP) != len(a_RP):
+        raise ValueError(f"paired arms need a run each for every pair, not {len(b_RP)} and {len(a_RP)}")
+    clusters_P = as_clusters(cluster_P, b_RP.shape[1])
+    row_b_R, row_a_R = filled_rows(b_RP), filled_rows(a_RP)
     if paired:
-        alive_b_R = alive_a_R = alive_b_R & alive_a_R
-    used_P = (present_b_RP[alive_b_R].sum(axis=0) >= at_least) & (present_a_RP[alive_a_R].sum(axis=0) >= at_least)
-    return np.flatnonzero(alive_b_R), np.flatnonzero(alive_a_R), used_P, clusters_P[used_P]
+        row_b_R = row_a_R = np.intersect1d(row_b_R, row_a_R)
+    used_P = np.zeros(b_RP.shape[1], dtype=bool)
+    for at in blocks(len(b_RP) + len(a_RP), b_RP.shape[1]):
+        n_b_P, n_a_P = (np.sum(cells(table, rows, at) >= 0, axis=0) for table, rows in ((b_RP, row_b_R), (a_RP, row_a_R)))
+        used_P[at] = (n_b_P >= at_least) & (n_a_P >= at_least)
+    return row_b_R, row_a_R, np.flatnonzero(used_P), clusters_P
 
 
-def _arms(
-    b_P: np.ndarray,
-    a_P: np.ndarray,
-    left_b_RP: np.ndarray,
-    left_a_RP: np.ndarray,
-    cluster_P: np.ndarray,
-    remark: str,
-    paired: bool,
-) -> Arms:
+def _arms(sums: Sums | None, remark: str, paired: bool) -> Arms | None:
+    if sums is None:
+        return None
     least = MIN_REPLICAS_ODD if remark else MIN_GROUPS
     if paired:
-        return Arms(b_P, a_P, left_b_RP, left_a_RP, cluster_P, remark, "pairs", "paired delete-a-pair", least)
+        return Arms(sums, remark, "pairs", "paired delete-a-pair", least)
     resampled = "two-sample delete-one"
-    if min(len(left_b_RP), len(left_a_RP)) < CONSERVATIVE_RUNS:
+    if min(len(sums.left_b_J), len(sums.left_a_J)) < CONSERVATIVE_RUNS:
         resampled = f"conservative {resampled}"
-    return Separate(b_P, a_P, left_b_RP, left_a_RP, cluster_P, remark, "runs in each arm", resampled, least)
+    return Separate(sums, remark, "runs in each arm", resampled, least)

@@ -9,14 +9,12 @@ import numpy as np
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, blocks, cells, cluster_blocks, filled_rows
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import share_interval, two_way_of, zero_event_bound
-from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out
+from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
+from toolkit.statistics.pairs import count_pairs, leave_one_out
 
 # From 5 replicas the interval was seen to cover in simulation, where runs differ by up to 1 on the logit of an answer.
 MIN_REPLICAS = 5
 MIN_CLUSTERS = 10
-# With runs that stand far off, as failed ones do, it was seen to cover only from here: 59 runs show a kind of run
-# that makes up 5 % of all with 95 % probability (0.95^59 < 0.05).
-MIN_REPLICAS_ODD = 59
 
 
 def prompt_disagreement(answer_RP: np.ndarray) -> np.ndarray:
@@ -60,15 +58,13 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
     row_R = filled_rows(answer_RP)
     n_replicas = len(row_R)
     d_P = np.full(answer_RP.shape[1], np.nan)
-    agreeing_R, answered_R = np.zeros(n_replicas), np.zeros(n_replicas, dtype=np.int64)
+    differing = Differing(n_replicas)
 
     def left_out() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for at in cluster_blocks(n_replicas, cluster_P):
             pairs = count_pairs(cells(answer_RP, row_R, at))
             d_P[at] = pairs.d_P
-            agreeing, answered = _agreement(pairs)
-            np.add(agreeing_R, agreeing, out=agreeing_R)
-            np.add(answered_R, answered, out=answered_R)
+            differing.add(pairs)
             yield d_P[at], leave_one_out(pairs), cluster_P[at]
 
     parts = two_way_of(left_out(), n_replicas)
@@ -84,7 +80,7 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
     enough = n_replicas >= MIN_REPLICAS and n_clusters >= MIN_CLUSTERS
     needed = MIN_REPLICAS if n_replicas < MIN_REPLICAS else None
     note = _too_few(n_replicas, n_clusters)
-    odd_R = row_R[_far_off(agreeing_R, answered_R, answer_RP.shape[1])]
+    odd_R = row_R[differing.rows()]
     if enough and len(odd_R):
         enough = n_replicas >= MIN_REPLICAS_ODD
         needed = None if enough else MIN_REPLICAS_ODD
@@ -101,34 +97,6 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
             f"fresh prompts; a kind of run rarer than {zero_event_bound(n_replicas, level):.2g} may not be among them"
         )
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
-
-
-def odd_replicas(pairs: Pairs) -> np.ndarray:
-    """Rows that stand far off the others, as runs do that failed.
-
-    Their share of differing answers is more than twice that of the median replica, and more than six standard deviations above it:
-    those of the other replicas (median absolute deviation * 1.4826) and of counting on M prompts.
-    """
-    return _far_off(*_agreement(pairs), pairs.present_RP.shape[1])
-
-
-def _agreement(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Sum over prompts of the share of the others that agree with each replica, and how many prompts it answered."""
-    others_P = np.maximum(pairs.present_RP.sum(axis=0) - 1, 1)
-    return np.sum(pairs.others_RP / others_P, axis=1), pairs.present_RP.sum(axis=1)
-
-
-def _far_off(agreeing_R: np.ndarray, answered_R: np.ndarray, n_prompts: int) -> np.ndarray:
-    differ_R = 1.0 - agreeing_R / np.maximum(answered_R, 1)
-    middle = float(np.median(differ_R))
-    spread = 1.4826 * float(np.median(np.abs(differ_R - middle)))
-    counting = math.sqrt(max(middle, 1 / n_prompts) / n_prompts)
-    return np.flatnonzero((differ_R > 2 * middle) & (differ_R > middle + 6 * math.hypot(spread, counting)))
-
-
-def odd_note(row_R: np.ndarray) -> str:
-    names = ", ".join(str(row) for row in row_R[:5]) + (", ..." if len(row_R) > 5 else "")
-    return f"rows {names} differ from the others more than twice as often as the median one: did they fail?" if names else ""
 
 
 def _too_few(n_replicas: int, n_clusters: int) -> str:

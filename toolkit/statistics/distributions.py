@@ -7,7 +7,8 @@ import numpy as np
 from toolkit.statistics.agreement import share_estimate, unknown
 from toolkit.statistics.arrays import as_clusters, as_level
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.scores import MIN_EFFECTIVE_LOSS, MIN_REPLICAS_VARIANCE, ROUNDING, far_off, mean_estimate, run_distance, unbiased
+from toolkit.statistics.means import MIN_EFFECTIVE_LOSS, MIN_REPLICAS_VARIANCE, ROUNDING, mean_estimate, unbiased
+from toolkit.statistics.outliers import far_from_centre, run_distance
 
 Clusters = np.ndarray | Sequence[int] | None
 
@@ -43,7 +44,7 @@ def total_variation(prob_RPV: np.ndarray, *, cluster_P: Clusters = None, level: 
         left_RP[there_R, i] = (apart_N.sum() - 2 * apart_N) / ((n - 1) * (n - 2)) if n > 2 else np.nan
         distance_RP[there_R, i] = apart_N / (n - 1)
     note = "a lower bound: values outside the stored ones are lumped" if lumped else ""
-    odd_R = row_R[far_off(distance_RP.sum(axis=1) / present_RP.sum(axis=1), 12.0)]
+    odd_R = row_R[far_from_centre(distance_RP.sum(axis=1) / present_RP.sum(axis=1), 12.0)]
     return share_estimate(value_P, left_RP, cluster_P, level, odd_R, at_least=MIN_REPLICAS_TV, note=note)
 
 
@@ -71,7 +72,7 @@ def population_jsd(prob_RPV: np.ndarray, *, cluster_P: Clusters = None, level: f
             log_V = np.where(sum_V > 0, np.log(sum_V / n), 0.0)
         distance_RP[there_R, i] = -own_N - prob_NV @ log_V  # KL(p_r || mean)
     value_P, left_RP = unbiased(plain_P, left_RP, present_RP)
-    odd_R = row_R[far_off(run_distance(distance_RP, present_RP))]
+    odd_R = row_R[far_from_centre(run_distance(distance_RP, present_RP))]
     plain = float(np.nanmean(plain_P)) if np.isfinite(plain_P).any() else 0.0
     note = f"{plain if plain > ROUNDING else 0.0:.4g} among these runs alone"
     note += "; a lower bound: values outside the stored ones are lumped" if lumped else ""

@@ -104,12 +104,3 @@ def _squared_distance(used: Sequence[tuple[float, MeanSquare]], level: float) ->
             both = (g(df + other) * (df + other)) ** 2 / (df * other)
             squared += (both - g(df) ** 2 * df / other - g(other) ** 2 * other / df) / (len(plus) - 1) * x * y
     return max(0.0, squared)
-
-
-def far_off(effect: np.ndarray) -> bool:
-    """Does a deviation stand more than six (robust) standard deviations from the middle one? Never with fewer than 8 of them."""
-    effect = np.ravel(effect)
-    if len(effect) < 8:
-        return False
-    distance = np.abs(effect - np.median(effect))
-    return bool(distance.max() > 6 * 1.4826 * np.median(distance) > 0)

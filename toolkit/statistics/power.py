@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from toolkit.statistics.arms import MIN_GROUPS
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, as_members, cells, cluster_blocks, filled_rows, same_prompts
-from toolkit.statistics.compare import MIN_GROUPS
 from toolkit.statistics.disagreement import MIN_REPLICAS
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import NEVER, TwoWay, share_interval, smallest, t_quantile, two_way, two_way_of, zero_event_bound

@@ -9,7 +9,8 @@ import numpy as np
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.components import MIN_LEVELS, as_scores, codes, crossed
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.mean_squares import METHOD, RESIDUAL, MeanSquare, combine, far_off, mean_square, within_groups
+from toolkit.statistics.mean_squares import METHOD, RESIDUAL, MeanSquare, combine, mean_square, within_groups
+from toolkit.statistics.outliers import far_from_median
 
 FIGURES = ("repeatability", "intermediate precision", "reproducibility")
 
@@ -106,14 +107,14 @@ def _nested(score_N: np.ndarray, cell_N: np.ndarray, machine_C: np.ndarray) -> _
         weights[FIGURES[2]] = table["machine"].df, {"machine": 1.0, "seed": 1 - seeds_in_machine, "repeat": rest}
     else:
         notes.append("reproducibility: all runs are of one machine")
-    return _Stages(table, _known(weights, table), tuple(notes), _odd(mean_C - mean_M[machine_C]))
+    return _Stages(table, _known(weights, table), tuple(notes), _odd(mean_C - mean_M[machine_C], score_N))
 
 
 def _crossed(score_N: np.ndarray, seed_N: np.ndarray, machine_N: np.ndarray, cell_N: np.ndarray) -> _Stages:
     """Every seed on every machine. Within one machine: seed + machine x seed + repeat; in all: the total."""
     mean_C, repeat, _ = within_groups(score_N, cell_N)
     machine_C = machine_N[np.unique(cell_N, return_index=True)[1]]
-    odd = _odd(mean_C - within_groups(mean_C, machine_C)[0][machine_C])
+    odd = _odd(mean_C - within_groups(mean_C, machine_C)[0][machine_C], score_N)
     weights = {} if repeat is None else {"repeatability": (repeat.df, {RESIDUAL: 1.0})}
     notes = [] if repeat is not None else ["repeatability: no seed was run twice on one machine"]
     components = crossed(score_N, {"machine": machine_N, "seed": seed_N})
@@ -133,5 +134,5 @@ def _known(weights: dict[str, tuple[float, dict[str, float]]], table: dict[str, 
     return {name: (df, {line: w for line, w in weight.items() if line in table}) for name, (df, weight) in weights.items()}
 
 
-def _odd(deviation_C: np.ndarray) -> str:
-    return "a run stands far off the others: did it fail?" if far_off(deviation_C) else ""
+def _odd(deviation_C: np.ndarray, score_N: np.ndarray) -> str:
+    return "a run stands far off the others: did it fail?" if len(far_from_median(deviation_C, float(np.abs(score_N).max()))) else ""

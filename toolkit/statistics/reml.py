@@ -8,7 +8,8 @@ import numpy as np
 
 from toolkit.statistics.control import moments
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.mean_squares import RESIDUAL, SMALL, far_off
+from toolkit.statistics.mean_squares import RESIDUAL, SMALL
+from toolkit.statistics.outliers import far_from_median
 
 METHOD = "REML, profile likelihood widened for heavy tails"
 LEAST, MOST = math.log(1e-7), math.log(1e4)  # log variances, in units of the variance of the scores; LEAST counts as 0
@@ -47,7 +48,7 @@ def reml(score_N: np.ndarray, terms: Mapping[str, np.ndarray], *, level: float =
     from scipy.special import chdtri
 
     draws = model.predicted(best)
-    odd = [name for name, x in zip(names, draws, strict=True) if far_off(x) and (name != RESIDUAL or len(score_N) < SMALL)]
+    odd = [name for name, x in zip(names, draws, strict=True) if len(far_from_median(x)) and (name != RESIDUAL or len(score_N) < SMALL)]
     suspect = f"a level of {odd[0]} stands far off the others: did its runs fail?" if odd else ""
     estimates = {}
     for i, (name, x) in enumerate(zip(names, draws, strict=True)):

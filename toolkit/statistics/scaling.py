@@ -15,8 +15,8 @@ from operator import attrgetter
 
 import numpy as np
 
+from toolkit.statistics.arms import Clusters
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, same_prompts
-from toolkit.statistics.compare import Clusters
 from toolkit.statistics.disagreement import MIN_CLUSTERS
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import NEVER, TwoWay, jackknife_variance, log_jackknife, share_interval, t_quantile, two_way

@@ -19,7 +19,8 @@ from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import leave_one_out_variance, log_jackknife, t_quantile
-from toolkit.statistics.variance import MIN_RUNS_ODD, NO_ERROR, ROUNDING, far_off, has_spread
+from toolkit.statistics.outliers import MIN_RUNS_ODD, far_from_median
+from toolkit.statistics.variance import NO_ERROR, ROUNDING, has_spread
 
 PARTITIONS = 16  # times K^2: from there the draw of the divisions adds little to the error of the variance
 
@@ -45,7 +46,7 @@ def subset_variance(score_R: np.ndarray, k: int, *, level: float = 0.95) -> Esti
     missing = int((~np.isfinite(score_R)).sum())
     score_R = score_R[np.isfinite(score_R)]
     n, method = len(score_R), "s^2 / k, log-variance jackknife-t over replicas"
-    odd = len(far_off(score_R)) if n else 0
+    odd = len(far_from_median(score_R)) if n else 0
     note, needed = _too_few(n, k, 2)
     if not note and odd and n < MIN_RUNS_ODD:
         note, needed = f"{odd} replicas stand far off the others: did they fail?", MIN_RUNS_ODD

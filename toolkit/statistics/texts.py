@@ -12,7 +12,7 @@ from toolkit.statistics.arrays import as_clusters, as_level
 from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import TwoWay, share_interval
-from toolkit.statistics.scores import far_off
+from toolkit.statistics.outliers import far_from_centre
 
 Clusters = np.ndarray | Sequence[int] | None
 Text = Sequence[Hashable]  # tokens; a str is a sequence of characters
@@ -326,7 +326,7 @@ def _first(t: np.ndarray, reached_T: np.ndarray) -> float | None:
 
 
 def _odd(events_R: np.ndarray, chances_R: np.ndarray) -> np.ndarray:
-    return far_off(events_R / np.maximum(chances_R, 1), 12.0)
+    return far_from_centre(events_R / np.maximum(chances_R, 1), 12.0)
 
 
 def _normalised(distinct: Sequence[Text], one_N: np.ndarray, two_N: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, accuracy_spread
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import TwoWay, leave_one_out_variance, log_jackknife, t_quantile
+from toolkit.statistics.outliers import MIN_RUNS_ODD, far_from_median
 
 MIN_RUNS = 30
-MIN_RUNS_ODD = 100  # where scores stand far off, as those of failed runs do, the interval was seen to cover from here
 ROUNDING = 1e-12  # relative to the size of the scores, deviations below this are rounding
 NO_ERROR = "leaving out any run changes nothing, as with scores of two values in equal numbers: no error to make an interval from"
 SAME_RATIO = 1.25  # ratios within [1/1.25, 1.25] = [0.8, 1.25] are called practically no change
@@ -28,7 +28,7 @@ def variance_ratio(score_b: np.ndarray, score_a: np.ndarray, *, paired: bool = F
     shares its seeds; pairs are deleted together, n-1 degrees of freedom.
 
     Conclusive: at least MIN_RUNS runs per arm (below, the interval was seen to miss too often when single runs are
-    far off; MIN_RUNS_ODD where some are, see `far_off`), no run without a score, and an interval on one side of 1 or
+    far off; MIN_RUNS_ODD where some are, see `far_from_median`), no run without a score, and an interval on one side of 1 or
     inside [0.8, 1.25]. A ratio of variances says nothing about its size: `sd_difference` belongs beside it.
     Raises ValueError for other shapes, fewer than two runs in an arm, or paired arms of different length.
     """
@@ -159,13 +159,6 @@ def relative_spread(score_R: np.ndarray, base_score: float, *, level: float = 0.
     return Estimate(*ends, level, runs, 0, method, not note, needed, note)
 
 
-def far_off(score_R: np.ndarray) -> np.ndarray:
-    """Runs whose score is more than six standard deviations (1.4826 times the median absolute deviation) off the median."""
-    distance_R = np.abs(score_R - np.median(score_R))
-    middle = float(np.median(distance_R))
-    return np.flatnonzero(distance_R > 6 * 1.4826 * middle) if middle > 0 else np.array([], dtype=np.int64)
-
-
 def _scores(scores: Sequence[np.ndarray], paired: bool) -> tuple[list[np.ndarray], int]:
     """The scores of the runs that have one (pairs: both), and how many have none."""
     arms = [np.asarray(score, dtype=np.float64) for score in scores]
@@ -193,7 +186,7 @@ def _too_few(runs: int, missing: int, arms: Sequence[np.ndarray]) -> tuple[str, 
         return f"not resolvable with fewer than {MIN_RUNS} runs per arm", MIN_RUNS
     if missing:
         return f"not resolvable: {missing} runs have no score, and the variance speaks of the others only", None
-    if runs < MIN_RUNS_ODD and (odd := sum(len(far_off(arm)) for arm in arms)):
+    if runs < MIN_RUNS_ODD and (odd := sum(len(far_from_median(arm)) for arm in arms)):
         return f"not resolvable with fewer than {MIN_RUNS_ODD} runs per arm: {odd} stand far off the others, did they fail?", MIN_RUNS_ODD
     return "", None
 

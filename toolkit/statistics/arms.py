@@ -1,0 +1,333 @@
+"""Two arms that answer the same prompts: where the error of their ratio and difference comes from, and what may be said of them.
+
+The arms come in blocks of prompts (see `toolkit.statistics.arrays`). What is kept of them is a number a prompt and a number a unit of
+resampling, so that two tables of 10,000 x 10,000 answers need no more memory than the tables themselves.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from toolkit.statistics.arrays import cluster_blocks
+from toolkit.statistics.disagreement import MIN_CLUSTERS
+from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.intervals import TwoWay, cluster_sums, jackknife_variance, logit_interval, zero_event_bound
+
+MIN_GROUPS = 5  # seen to cover in simulation from here, where runs differ by at most 1 on the logit of an answer
+SAME_RATIO = 1.25  # ratios within [0.8, 1.25] are called practically no change
+SAME_SHARE = 0.01  # and so are differences of at most one percentage point
+NO_WIDTH = 1e-12  # an interval narrower than this is rounding: nothing differs from anything
+SMALLEST_P = 1e-15  # closer to 0 a level has no floating-point number of its own
+
+_BOUND = "zero-event bound over {} prompts or clusters"
+
+Clusters = np.ndarray | Sequence[int] | None
+Ends = tuple[float, float]
+
+
+class Parts(Protocol):
+    """Where the error of a contrast comes from (see `TwoWay`)."""
+
+    def half_width(self, level: float) -> float: ...
+    def runs_needed(self, effect: float, level: float, at_least: int) -> int | None: ...
+
+
+class Block(NamedTuple):
+    """A statistic of both arms on some prompts, sorted by cluster: with all units, and with each unit left out (nan: nothing is left)."""
+
+    b_P: np.ndarray
+    a_P: np.ndarray
+    left_b_JP: np.ndarray
+    left_a_JP: np.ndarray
+    cluster_P: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What is kept of the blocks.
+
+    left_b_J, left_a_J: the mean over prompts without each unit; a prompt that has no value left keeps its own. shift_b_J, shift_a_J: how
+    far the mean moves; of units that are left out of both arms at once, a prompt without a value left in one arm moves in neither.
+    has_left: whether any prompt has a value without a unit, in b and in a. noise: [arm, arm], the sum over clusters of what
+    `two_way` calls V_RP, before it is set against the variance of the runs.
+    """
+
+    b_P: np.ndarray
+    a_P: np.ndarray
+    cluster_P: np.ndarray
+    left_b_J: np.ndarray
+    left_a_J: np.ndarray
+    shift_b_J: np.ndarray
+    shift_a_J: np.ndarray
+    has_left: tuple[bool, bool]
+    noise: np.ndarray
+
+    @property
+    def clusters(self) -> int:
+        return int(self.cluster_P.max()) + 1
+
+    def prompts(self, weight_b: float, weight_a: float, runs: float) -> float:
+        """Variance of weight_b * b + weight_a * a that the choice of prompts adds to that of the runs (V_P less V_RP, see `two_way`)."""
+        n = self.clusters
+        if n < 2:
+            return math.nan
+        value_P, weight = weight_b * self.b_P + weight_a * self.a_P, np.array([weight_b, weight_a])
+        deviation_C = np.bincount(self.cluster_P, weights=value_P - value_P.mean()) / len(value_P)
+        noise = max(0.0, float(weight @ self.noise @ weight) - runs / n)
+        return max(0.0, n / (n - 1) * (float(np.sum(deviation_C**2)) - noise))
+
+
+def summed(blocks: Iterable[Block], n_b: int, n_a: int, together: bool) -> Sums | None:
+    """Sums over blocks that cover every prompt once; None without a prompt. together: unit j is left out of both arms at once."""
+    values: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    left_J, shift_J, noise, has_left = np.zeros(n_b + n_a), np.zeros(n_b + n_a), np.zeros((2, 2)), [False, False]
+
+    def shifts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for block in blocks:
+            values.append((block.b_P, block.a_P, block.cluster_P))
+            known_b, known_a = np.isfinite(block.left_b_JP), np.isfinite(block.left_a_JP)
+            left = np.where(known_b, block.left_b_JP, block.b_P), np.where(known_a, block.left_a_JP, block.a_P)
+            np.add(left_J, np.concatenate([x_JP.sum(axis=1) for x_JP in left]), out=left_J)
+            if together:
+                known_b = known_a = known_b & known_a
+            has_left[0] |= bool(known_b.any())
+            has_left[1] |= bool(known_a.any())
+            moved = np.where(known_b, left[0] - block.b_P, 0.0), np.where(known_a, left[1] - block.a_P, 0.0)
+            moved_JP = np.concatenate(moved)
+            np.add(shift_J, moved_JP.sum(axis=1), out=shift_J)
+            yield moved_JP, block.cluster_P
+
+    for shift_JC in cluster_sums(shifts()):
+        b_JC, a_JC = (x_JC - x_JC.mean(axis=0) for x_JC in (shift_JC[:n_b], shift_JC[n_b:]))
+        noise[0, 0] += (n_b - 1) / n_b * float(np.sum(b_JC**2))
+        noise[1, 1] += (n_a - 1) / n_a * float(np.sum(a_JC**2))
+        if together:
+            noise[0, 1] += (n_b - 1) / n_b * float(np.sum(b_JC * a_JC))
+    if not values:
+        return None
+    b_P, a_P, cluster_P = (np.concatenate(column) for column in zip(*values, strict=True))
+    noise[1, 0] = noise[0, 1]
+    per_unit = (x_J / len(b_P) for x_J in (*np.split(left_J, [n_b]), *np.split(shift_J, [n_b])))
+    return Sums(
+        b_P,
+        a_P,
+        np.unique(cluster_P, return_inverse=True)[1],
+        *per_unit,
+        has_left=(has_left[0], has_left[1]),
+        noise=noise / len(b_P) ** 2,
+    )
+
+
+def places(used: np.ndarray, cluster_P: np.ndarray, n_rows: int) -> Iterator[np.ndarray]:
+    """The prompts `used` in blocks, sorted by cluster."""
+    return (used[at] for at in cluster_blocks(n_rows, cluster_P[used]))
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Arms whose units are left out of both at once: a group with its members, or a pair of runs that share their seeds.
+
+    least: units from which the interval is known to hold what it says.
+    """
+
+    sums: Sums
+    remark: str = ""
+    unit: str = "groups"
+    resampled: str = "paired delete-a-group"
+    least: int = MIN_GROUPS
+
+    @property
+    def b(self) -> float:
+        return float(self.sums.b_P.mean())
+
+    @property
+    def a(self) -> float:
+        return float(self.sums.a_P.mean())
+
+    @property
+    def units(self) -> int:
+        return len(self.sums.left_b_J)
+
+    @property
+    def clusters(self) -> int:
+        return self.sums.clusters
+
+    @property
+    def prompts(self) -> int:
+        return len(self.sums.b_P)
+
+    @property
+    def enough(self) -> bool:
+        return self.units >= self.least and self.clusters >= MIN_CLUSTERS
+
+    @property
+    def needed(self) -> int | None:
+        return self.least if self.units < self.least else None
+
+    @property
+    def too_few(self) -> str:
+        if self.units >= MIN_GROUPS and self.clusters >= MIN_CLUSTERS:
+            return ""
+        return f"{self.units} {self.unit} on {self.clusters} prompts or clusters are too few for an honest interval"
+
+    def parts(self, weight_b: float, weight_a: float) -> Parts:
+        """Variance of weight_b * b + weight_a * a, from units and from prompts."""
+        return self._two_way(weight_b, weight_a)
+
+    def log_parts(self) -> Parts:
+        """Variance of ln(b / a)."""
+        parts = self._two_way(1 / self.b, -1 / self.a)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            left_J = np.log(self.sums.left_b_J) - np.log(self.sums.left_a_J)
+        if np.isfinite(left_J).all() and math.isfinite(parts.runs):  # else one unit holds all disagreement: errors to first order
+            parts = replace(parts, runs=jackknife_variance(left_J))
+        return parts
+
+    def difference_ends(self) -> Callable[[float], Ends]:
+        """The interval of b - a at a level, before it is cut to what a difference of shares can be."""
+        parts, value = self.parts(1.0, -1.0), self.b - self.a
+        return lambda level: (value - parts.half_width(level), value + parts.half_width(level))
+
+    def _two_way(self, weight_b: float, weight_a: float) -> TwoWay:
+        if not all(self.sums.has_left):  # two groups leave no pair of groups when one is left out
+            return TwoWay(math.nan, math.nan, self.units, self.clusters)
+        runs = jackknife_variance(weight_b * self.sums.shift_b_J + weight_a * self.sums.shift_a_J)
+        return TwoWay(runs, self.sums.prompts(weight_b, weight_a, runs), self.units, self.clusters)
+
+
+def ratio(arms: Arms | None, n_rows: int, level: float) -> Estimate:
+    """b / a on the log scale; see `disagreement_ratio`. arms None: nothing to compare; n_rows: runs of b that were handed in."""
+    if arms is None or (arms.a == 0 and arms.b == 0):
+        return unknown(arms, n_rows, level, "neither arm disagrees, so there is no ratio")
+    if arms.a == 0:
+        return unknown(arms, n_rows, level, "runs of the baseline never disagreed and those of the other arm do: no ratio")
+    if arms.b == 0:
+        return zero_ratio(arms, level, 1.0, "no two mitigated runs differed", contrast=True)
+    value, parts = arms.b / arms.a, arms.log_parts()
+    method, ends_at = f"{arms.resampled} jackknife-t with prompt term, log scale", _log_ends(value, parts)
+    if parts.half_width(level) < NO_WIDTH:
+        method, ends_at = f"{_BOUND.format(arms.clusters)} / lower limit of the baseline", _ratio_around(value, arms)
+    low, high = ends_at(level)
+    same = low >= 1 / SAME_RATIO and high <= SAME_RATIO
+    p = p_value(lambda level: excludes(ends_at(level), 1.0)) if math.isfinite(low) else None
+    return verdict(arms, value, (low, high), 1.0, math.log(value), parts, same, level, method, p)
+
+
+def difference(arms: Arms | None, n_rows: int, level: float) -> Estimate:
+    """b - a; see `disagreement_difference`."""
+    if arms is None:
+        return unknown(arms, n_rows, level, "")
+    value, parts, ends_at = arms.b - arms.a, arms.parts(1.0, -1.0), arms.difference_ends()
+    method = f"{arms.resampled} jackknife-t with prompt term"
+    low, high = ends_at(level)
+    if high - low < NO_WIDTH:
+        method, ends_at = _BOUND.format(arms.clusters), _around(value, arms.clusters)
+    low, high = ends_at(level)
+    same = max(abs(low), abs(high)) <= SAME_SHARE
+    p = p_value(lambda level: excludes(ends_at(level), 0.0)) if math.isfinite(low) else None
+    ends = (max(-1.0, low), min(1.0, high)) if math.isfinite(low) else (low, high)
+    return verdict(arms, value, ends, 0.0, value, parts, same, level, method, p)
+
+
+def _log_ends(value: float, parts: Parts) -> Callable[[float], Ends]:
+    def ends_at(level: float) -> Ends:
+        half = parts.half_width(level)
+        return value * math.exp(-half), value * math.exp(min(half, 300.0))
+
+    return ends_at
+
+
+def _around(value: float, clusters: int) -> Callable[[float], Ends]:
+    """No unit and no prompt differs from the others: fresh prompts are bounded as for an event never seen."""
+    return lambda level: (value - zero_event_bound(clusters, level), value + zero_event_bound(clusters, level))
+
+
+def _ratio_around(value: float, arms: Arms) -> Callable[[float], Ends]:
+    """The same for a ratio: half of the error to the bound, the other half to the lower limit of the denominator."""
+
+    def ends_at(level: float) -> Ends:
+        step = zero_event_bound(arms.clusters, (1 + level) / 2) / max(_low_a(arms, arms.parts(0.0, 1.0), level), NO_WIDTH)
+        return max(0.0, value - step), value + step
+
+    return ends_at
+
+
+def _low_a(arms: Arms, parts: Parts, level: float) -> float:
+    """Lower limit of the denominator; not above 0 where it is not clear of it, or has none."""
+    half = parts.half_width(level)
+    if not math.isfinite(half):
+        return 0.0
+    return logit_interval(arms.a, half)[0] if 0 < arms.a < 1 else abs(arms.a) - half
+
+
+def excludes(ends: Ends, border: float) -> bool:
+    return not ends[0] <= border <= ends[1]
+
+
+def p_value(excluded_at: Callable[[float], bool]) -> float:
+    """The smallest 1 - level at which an interval excludes "no change", by bisection; intervals of rising level must be nested."""
+    if excluded_at(1 - SMALLEST_P):
+        return SMALLEST_P
+    within, outside = math.log(SMALLEST_P), 0.0
+    for _ in range(40):
+        middle = (within + outside) / 2
+        within, outside = (within, middle) if excluded_at(1 - math.exp(middle)) else (middle, outside)
+    return math.exp(outside)
+
+
+def unknown(arms: Arms | None, n_rows: int, level: float, note: str) -> Estimate:
+    if arms is None:
+        note = "no prompt was answered by enough runs of both arms"
+        return Estimate(None, None, None, level, n_rows, 0, "none", False, MIN_GROUPS, note)
+    needed = arms.needed
+    return Estimate(None, None, None, level, arms.units, arms.prompts, "none", False, needed, arms.too_few or note)
+
+
+def verdict(
+    arms: Arms,
+    value: float,
+    ends: Ends,
+    border: float,
+    effect: float,
+    parts: Parts,
+    same: bool,
+    level: float,
+    method: str,
+    p: float | None = None,
+) -> Estimate:
+    """Conclusive if there are enough units and the interval leaves the border outside, or says `same`."""
+    shape = (level, arms.units, arms.prompts, method)
+    if not math.isfinite(ends[0]):
+        return Estimate(value, None, None, *shape, False, arms.needed, arms.too_few)
+    resolved = excludes(ends, border)
+    conclusive = arms.enough and (resolved or same)
+    needed, note = None, arms.too_few or arms.remark
+    if not conclusive and (resolved or same):
+        needed = arms.needed
+    elif not conclusive:
+        needed = parts.runs_needed(effect, level, max(arms.least, arms.units + 1))
+        hopeless = f"no number of {arms.unit} would resolve a change this small on these prompts: more prompts might"
+        note = note or ("" if needed else hopeless)
+    elif same and not resolved:
+        note = "; ".join(filter(None, ["practically no change", arms.remark]))
+    return Estimate(value, *ends, *shape, conclusive, needed, note, p)
+
+
+def zero_ratio(arms: Arms, level: float, border: float, note: str, *, contrast: bool = False) -> Estimate:
+    """The numerator is 0: its zero-event bound over the lower limit of the denominator, half of the error to each."""
+    method = f"{_BOUND.format(arms.clusters)} / lower limit of the baseline"
+    parts = arms.parts(0.0, 1.0)
+
+    def high_at(level: float) -> float:
+        low_a = _low_a(arms, parts, level)
+        return zero_event_bound(arms.clusters, (1 + level) / 2) / low_a if low_a > 0 else math.inf
+
+    high = high_at(level)
+    conclusive = arms.enough and high < border
+    needed = arms.needed
+    p = p_value(lambda level: high_at(level) < border) if contrast and math.isfinite(high) else None
+    shape = (level, arms.units, arms.prompts, method)
+    return Estimate(0.0, 0.0, high if math.isfinite(high) else None, *shape, conclusive, needed, arms.too_few or note, p)
