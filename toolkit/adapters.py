@@ -128,15 +128,26 @@ def sha256(path: Path) -> str:
 
 
 def adapter_paths(source: str | Path) -> list[Path]:
-    """The adapter folders that `source` means: itself, or its sub-folders that are adapters, sorted by name."""
+    """The adapter folders that `source` means: itself, or its sub-folders that are adapters, sorted by name.
+
+    Of a trainer's `checkpoint-N` folders the last one counts, and only where nothing was saved beside them: they are one run.
+    """
     source = Path(source)
-    if (source / CONFIG).is_file():
-        return [source]
+    if itself := _final(source):
+        return [itself]
     children = sorted(source.iterdir()) if source.is_dir() else []
-    paths = [child for child in children if (child / CONFIG).is_file() and not child.name.startswith(".")]
+    paths = [path for child in children if not child.name.startswith(".") and (path := _final(child))]
     if not paths:
         raise AdapterError(f"{source}: no {CONFIG} here nor one level down; name a PEFT adapter folder or a folder of them")
     return paths
+
+
+def _final(folder: Path) -> Path | None:
+    """The adapter in a folder, or its last checkpoint."""
+    if (folder / CONFIG).is_file():
+        return folder
+    steps = {int(path.name[11:]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal() and (path / CONFIG).is_file()}
+    return steps[max(steps)] if steps else None
 
 
 def read_adapter(path: str | Path) -> Adapter:
@@ -266,7 +277,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         if value and key in REFUSED:
             raise AdapterError(f"{path}: {key} is set, and {REFUSED[key]}; {PLAIN_LORA}")
         if value and key not in HARMLESS:
-            raise AdapterError(f"{path}: option {key!r} of {CONFIG} is unknown here and may change what the factors mean; {PLAIN_LORA}")
+            raise AdapterError(
+                f"{path}: option {key!r} of {CONFIG} is unknown here and may change what the factors mean; "
+                f"delete it if it is a remark of another tool, else {PLAIN_LORA}"
+            )
     init = config.get("init_lora_weights", True)
     if init not in INITS:
         raise AdapterError(

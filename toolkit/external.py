@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.adapters import adapter_paths, read_adapter
+from toolkit.adopt import duplicates, same_weights
 from toolkit.base import EMBEDDED
 from toolkit.evaluate import Subject
 from toolkit.measure import read_prompts, save_design
@@ -26,7 +27,7 @@ from toolkit.pipeline import (
     successful,
 )
 from toolkit.population import groups, replica_folder
-from toolkit.recipe import SHIFTS, Condition, Data, Evaluation, Recipe
+from toolkit.recipe import SHIFTS, Data, Evaluation, Given, Recipe
 from toolkit.results import ConditionDesign, Results
 
 
@@ -116,7 +117,7 @@ def evaluate_subjects(
         name="evaluate",
         base=base,
         data=Data(train="", suites={suite: prompts}),
-        conditions={name: Condition() for name in names},
+        conditions={name: Given(adapters=[str(path) for path in paths]) for name, (_, paths) in zip(names, collections, strict=True)},
         evaluation=evaluation,
     )
     folder = out or Path("runs") / "evaluate"
@@ -125,6 +126,8 @@ def evaluate_subjects(
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
             families.append([Subject(name, "replica", i, (str(path),), (read_adapter(path).sha256(),)) for i, path in enumerate(paths)])
+            if twins := duplicates({s.adapters[0]: s.sha256[0] for s in families[-1]}):
+                console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
         with console.stage("evaluate"):
             answer(job, families, asked)
         shards = [unit.unit.shard for family in families for unit in answer_units(job, family, suite, asked[suite])]
@@ -135,10 +138,9 @@ def evaluate_subjects(
 
 def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, workers: int | None, console: Console) -> Path:
     """Let adapters answer all suites of a recipe, in order; return the folder of their outcomes (see `measure.read_design`)."""
-    alone = recipe.model_copy(
-        update={"name": "candidate", "conditions": {"candidate": Condition()}, "mitigations": [], "criteria": [], "replicas": 2}
-    )
     paths = [path for source in adapters for path in adapter_paths(source)]
+    given = {"candidate": Given(adapters=[str(path) for path in paths])}
+    alone = recipe.model_copy(update={"name": "candidate", "conditions": given, "mitigations": [], "criteria": [], "replicas": 2})
     with open_run(alone, out, workers=workers, console=console) as job:
         asked = read_prompts(alone)
         family = [Subject("candidate", "replica", i, (str(path),), (read_adapter(path).sha256(),)) for i, path in enumerate(paths)]

@@ -71,7 +71,7 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
         about=_about(folder, recipe, design.command),
         thresholds=_thresholds(asked),
         criteria=asked.criteria,
-        paired=True,  # replica r of every condition has the seeds of (root seed, purpose, r)
+        paired=not recipe.given,  # replica r of every condition that is trained has the seeds of (root seed, purpose, r)
         notes=design.notes,
     )
     return _finish(folder, results)
@@ -120,7 +120,8 @@ def measure_predictions(
 
 def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
     """Suite name -> prompts; where training saw conversations, a plain prompt becomes a user turn. Raises DataError in one line."""
-    chat = bool(recipe.data.train) and is_chat(read_rows(recipe.data.train), recipe.data.format)
+    data = recipe.data
+    chat = is_chat(read_rows(data.train), data.format) if data.train else data.format in ("messages", "sharegpt")
     return {name: read_suite(source, name=name, chat=chat) for name, source in recipe.data.suites.items()}
 
 

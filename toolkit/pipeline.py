@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import environment, seeds
-from toolkit.adapters import read_adapter
+from toolkit.adapters import CONFIG, WEIGHTS, read_adapter
+from toolkit.adopt import adopt, check_base, find_adapters, linear_shapes
 from toolkit.base import Base, load_base
 from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, read_rows
 from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
 from toolkit.ensemble import ENSEMBLES, vote
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, vote_outcomes
 from toolkit.measure import measure_run, read_prompts, save_design
-from toolkit.merge import merge_adapters
+from toolkit.merge import METHODS, merge_adapters
 from toolkit.plan import TrainingPlan, plan_training, stacks_for
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
-from toolkit.recipe import Evaluation, Mitigation, Recipe, Sequential, dump_recipe, parse_recipe
+from toolkit.recipe import Evaluation, Given, Mitigation, Recipe, Sequential, dump_recipe, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
 from toolkit.stack import target_modules
 from toolkit.until import Looks, asked_about, stopping_note, train_until
@@ -118,9 +119,16 @@ def open_run(
 
 def _check_against_base(recipe: Recipe, base: Base) -> None:
     """Refuse what this base cannot do before anything is trained."""
+    for condition in recipe.given.values():
+        shape_of = linear_shapes(base)
+        for path in find_adapters(condition.adapters):
+            check_base(read_adapter(path), base, shape_of)
+            for mitigation in recipe.mitigations:
+                if mitigation.merge:
+                    METHODS[mitigation.merge].along(path)  # raises where the method needs a trajectory that is not there
     for name, condition in recipe.conditions.items():
         try:
-            layers = target_modules(base.model, condition.targets)
+            layers = target_modules(base.model, "all-linear" if isinstance(condition, Given) else condition.targets)
         except ValueError as error:
             raise RunError(f"conditions.{name}.targets: {error}") from None
         largest = max(min(layer.weight.shape) for layer in layers.values())
@@ -188,11 +196,13 @@ class TrainingUnit:
 
 
 def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[int] | None = None) -> dict[int, Replica]:
-    """Train what is missing of a condition's population; return all of it.
+    """Train what is missing of a condition's population; return all of it. Adapters that are given are taken as they are.
 
     `replicas` trains 0 to N-1, whatever number or rule the recipe has. `only` names replicas to train again even if they are finished
     (their stack is trained whole, those alone are written).
     """
+    if name in job.recipe.given:
+        return take(job, name)
     rule = job.recipe.until_of(name)
     with job.console.stage("train"):
         plan, mark = training_plan(job.recipe, name, job.device)
@@ -203,6 +213,22 @@ def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[in
         asked = range(replicas or job.recipe.replicas_of(name)) if only is None else only
         train_missing(job, name, asked, plan, mark, population, again=only is not None)
     return population
+
+
+def take(job: Run, name: str) -> dict[int, Replica]:
+    """The population of a condition whose adapters are given, as they are now."""
+    recipe = job.recipe
+    with job.console.stage("adapters"):
+        population = adopt(
+            job.condition(name), find_adapters(recipe.given[name].adapters), load_base(recipe.base, recipe.dtype, job.device)
+        )
+    job.console.note(f"{name}: {given_note(len(population))}")
+    return population
+
+
+def given_note(count: int) -> str:
+    """What readers must know of a population that was made elsewhere."""
+    return f"{count} adapters that were there already; their seeds are not known here: what varies is whatever their trainer varied"
 
 
 def train_missing(
@@ -227,7 +253,7 @@ def train_missing(
 
 def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan, str]:
     """The plan of a condition, and the fingerprint of all that defines its replicas' bits on one machine."""
-    condition = recipe.conditions[name]
+    condition = recipe.trained[name]
     base = load_base(recipe.base, recipe.dtype, device)
     examples = training_examples(recipe, device)
     lengths, targets = [len(e.ids) for e in examples], [sum(e.loss_mask[1:]) for e in examples]
@@ -258,7 +284,7 @@ def _claim(
                 f"{folder}: holds replicas of another recipe, base or data (fingerprint {found['fingerprint']}, this one is {mark}); "
                 "choose another --out, or delete that folder"
             )
-    condition = recipe.conditions[name]
+    condition = recipe.trained[name]
     all_replicas = sorted(set(population) | set(asked))
     record = {
         "condition": name,
@@ -274,13 +300,13 @@ def _claim(
 
 def seeds_of(recipe: Recipe, name: str, replica: int) -> dict[str, int]:
     """The seed of every source for a replica of a condition."""
-    return seeds.replica_seeds(recipe.seed, replica, recipe.vary_of(name), {**recipe.conditions[name].crossed})
+    return seeds.replica_seeds(recipe.seed, replica, recipe.vary_of(name), {**recipe.trained[name].crossed})
 
 
 def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
     from toolkit.train import save_stack, train_stack
 
-    recipe, condition, plan = unit.recipe, unit.recipe.conditions[unit.condition], unit.plan
+    recipe, condition, plan = unit.recipe, unit.recipe.trained[unit.condition], unit.plan
     base = load_base(recipe.base, recipe.dtype, unit.device)
     examples = training_examples(recipe, unit.device)
     replicas = range(unit.stack * plan.stack, (unit.stack + 1) * plan.stack)
@@ -395,9 +421,9 @@ def _is_merged(unit: MergeUnit) -> bool:
     """True when merge.json is there and names the inputs as they are now."""
     try:
         record = json.loads((unit.out / "merge.json").read_text())
-        inputs = [(Path(item["path"]), item["sha256"]) for item in record["inputs"]]
-        same = {source for source in unit.sources for path, _ in inputs if path.is_relative_to(source)} == set(unit.sources)
-        return same and all(sha256_file(path / "adapter_model.safetensors") == digest for path, digest in inputs)
+        inputs = [(Path(item["path"]), item["sha256"], item["config_sha256"]) for item in record["inputs"]]
+        same = {source for source in unit.sources for path, *_ in inputs if path.is_relative_to(source)} == set(unit.sources)
+        return same and all((sha256_file(path / WEIGHTS), sha256_file(path / CONFIG)) == (w, c) for path, w, c in inputs)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -452,10 +478,15 @@ def subjects_of(folder: Path, name: str, mitigations: Sequence[Mitigation]) -> l
 def replica_subjects(folder: Path, name: str, population: dict[int, Replica]) -> list[Subject]:
     """The replicas that succeeded, in index order."""
     return [
-        Subject(name, "replica", r, (str(replica_folder(folder, r)),), (record.sha256["adapter_model.safetensors"],))
+        Subject(name, "replica", r, (str(replica_folder(folder, r)),), (_digest(record),))
         for r, record in sorted(population.items())
         if record.status == "ok"
     ]
+
+
+def _digest(record: Replica) -> str:
+    """Of the weights, and of the configuration where something else than ftk could change it: alpha decides what weights mean."""
+    return "-".join(record.sha256[name] for name in (WEIGHTS, CONFIG) if name in record.sha256)
 
 
 def answer(job: Run, families: Sequence[Sequence[Subject]], prompts: dict[str, list[Prompt]]) -> None:
@@ -518,6 +549,7 @@ def measure(job: Run) -> Results:
             raise RunError(f"{job.folder}: fewer than two replicas of any condition succeeded, nothing can be compared; try a lower `lr`")
         stopped = [job.condition(name) for name in recipe.conditions if recipe.until_of(name)]
         notes = [stopping_note(folder) for folder in stopped if (folder / "stopping.json").is_file()]
+        notes += [f"{design.name}: {given_note(len(design.replicas))}" for design in designs if design.name in recipe.given]
         command = f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}"
         return conclude(job, shards, designs, command=command, notes=notes)
 
@@ -546,14 +578,18 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
     folder = job.condition(name)
     population = read_population(folder)
     replicas = successful(folder)
+    own = job.recipe.trained.get(name)
+    rank_of_one = own.rank if own else max((read_adapter(replica_folder(folder, r)).rank for r in replicas), default=None)
     measured = [record.seconds for record in population.values() if record.seconds is not None]
     seconds = sum(measured) / len(measured) if measured else None
-    plan = json.loads((folder / "population.json").read_text())["plan"]
-    tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
+    tokens = None
+    if own:
+        plan = json.loads((folder / "population.json").read_text())["plan"]
+        tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
     mitigations = []
     for mitigation in job.recipe.mitigations:
         members = groups(replicas, mitigation.k)
-        rank = job.recipe.conditions[name].rank
+        rank = rank_of_one
         if mitigation.merge and members:
             rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
         streams = 1 if mitigation.merge else mitigation.k
@@ -562,8 +598,8 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
         kind = "merge" if mitigation.merge else "ensemble"
         mitigations.append(MitigationDesign(mitigation.label, title, kind, mitigation.k, members, price))
     failed = sum(record.status == "failed" for record in population.values())
-    factors = {source: [population[r].seeds[source] for r in replicas] for source in job.recipe.conditions[name].crossed}
-    price = Price(rank=job.recipe.conditions[name].rank, seconds=seconds, tokens=tokens)
+    factors = {source: [population[r].seeds[source] for r in replicas] for source in (own.crossed if own else ())}
+    price = Price(rank=rank_of_one, seconds=seconds, tokens=tokens)
     return ConditionDesign(name, replicas, failed, mitigations, price, factors)
 
 

@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from toolkit import data, environment, pipeline
+from toolkit.adapters import read_adapter
+from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, linear_shapes, same_weights
 from toolkit.base import Base, load_base
 from toolkit.measure import read_prompts
 from toolkit.plan import TrainingPlan
-from toolkit.recipe import Mitigation, Recipe, RecipeError
+from toolkit.recipe import Given, Mitigation, Recipe, RecipeError
 from toolkit.stack import stacked
 from toolkit.statistics import MIN_GROUPS
 
@@ -34,29 +36,22 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
     except ValueError as error:
         raise RecipeError(str(error)) from None
     environment.make_deterministic(device)
-    rows = data.read_rows(recipe.data.train)
-    form = data.detect_format(rows) if recipe.data.format == "auto" else recipe.data.format
     prompts = read_prompts(recipe)
     base = load_base(recipe.base, recipe.dtype, device)
     pipeline.check_lengths(recipe, base, prompts, device)
-    examples = pipeline.training_examples(recipe, device)
-    warnings = data.check_tokenizer(base.tokenizer, [example.prompt for example in examples[:50]])
+    warnings: list[str] = []
     found: dict[str, Any] = {
         "recipe": recipe.name,
         "base": base.to_dict(),
         "device": device,
-        "data": {
-            "rows": len(examples),
-            "format": form,
-            "longest": max(len(e.ids) for e in examples),
-            "mean_length": sum(len(e.ids) for e in examples) / len(examples),
-            "examples": [data.render(example, base.tokenizer) for example in examples[:2]],
-        },
+        "data": _rows(recipe, base, device, warnings) if recipe.trained else None,
         "suites": {name: len(asked) for name, asked in prompts.items()},
         "conditions": {},
         "warnings": warnings,
     }
-    for name, condition in recipe.conditions.items():
+    for name, condition in recipe.given.items():
+        found["conditions"][name] = _population(condition, base, warnings)
+    for name, condition in recipe.trained.items():
         plan, _ = pipeline.training_plan(recipe, name, device)
         replicas = recipe.replicas_of(name)
         stacks = math.ceil(replicas / plan.stack)
@@ -85,12 +80,49 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             entry["seconds_per_step"] = seconds
             entry["hours"] = seconds * plan.steps * math.ceil(stacks / workers) / 3600
         found["conditions"][name] = entry
-    groups = {m.label: min(recipe.replicas_of(name) for name in recipe.conditions) // m.k for m in recipe.mitigations}
+    groups = {m.label: min(entry["replicas"] for entry in found["conditions"].values()) // m.k for m in recipe.mitigations}
     if few := [f"{label} ({g})" for label, g in groups.items() if g < MIN_GROUPS]:
         needed = MIN_GROUPS * max(m.k for m in recipe.mitigations)
         warnings.append(f"disjoint groups of K, where intervals need {MIN_GROUPS}: {', '.join(few)}; {needed} replicas are enough for all")
     found["groups"] = groups
     return found
+
+
+def _rows(recipe: Recipe, base: Base, device: str, warnings: list[str]) -> dict[str, Any]:
+    """The training rows as the model will see them."""
+    rows = data.read_rows(recipe.data.train)
+    examples = pipeline.training_examples(recipe, device)
+    warnings += data.check_tokenizer(base.tokenizer, [example.prompt for example in examples[:50]])
+    return {
+        "rows": len(examples),
+        "format": data.detect_format(rows) if recipe.data.format == "auto" else recipe.data.format,
+        "longest": max(len(e.ids) for e in examples),
+        "mean_length": sum(len(e.ids) for e in examples) / len(examples),
+        "examples": [data.render(example, base.tokenizer) for example in examples[:2]],
+    }
+
+
+def _population(condition: Given, base: Base, warnings: list[str]) -> dict[str, Any]:
+    """Adapters that are there already, every one checked."""
+    paths = find_adapters(condition.adapters)
+    shape_of = linear_shapes(base)
+    adapters = [read_adapter(path) for path in paths]
+    for adapter in adapters:
+        check_base(adapter, base, shape_of)
+    if twins := duplicates({str(path): adapter.sha256() for path, adapter in zip(paths, adapters, strict=True)}):
+        raise RecipeError(f"{same_weights(twins)}; leave one out")
+    named = sorted({str(adapter.base) for adapter in adapters} - {base.source, base.name})
+    if named:
+        warnings.append(
+            f"adapters say that their base is {', '.join(named)}, the recipe says {base.name}; names and shapes of the layers fit"
+        )
+    return {
+        "replicas": len(paths),
+        "adapters": [str(path) for path in paths],
+        "ranks": sorted({adapter.rank for adapter in adapters}),
+        "targets": sorted({name.rpartition(".")[2] for adapter in adapters for name in adapter.modules}),
+        "base_known_by_hash": sum(base_hash(path) is not None for path in paths),
+    }
 
 
 def _design(entry: dict[str, Any]) -> str:
@@ -139,7 +171,7 @@ def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> float:
 
     marks: list[float] = []
     seeds_R = [pipeline.seeds_of(recipe, name, r) for r in range(plan.stack)]
-    condition = recipe.conditions[name].model_copy(update={"snapshots": None, "averages": []})
+    condition = recipe.trained[name].model_copy(update={"snapshots": None, "averages": []})
     short = replace(plan, steps=PROBE_STEPS + 1, warmup_steps=1)
     examples = pipeline.training_examples(recipe, device)
     train_stack(
@@ -160,13 +192,18 @@ def show(found: dict[str, Any]) -> None:
     base, rows = found["base"], found["data"]
     size = f"{base['parameters']:,} parameters, {base['dtype']} on {found['device']}"
     console.print(f"[bold]{escape(found['recipe'])}[/]: {base['architecture']}, {size}")
-    lengths = f"longest {rows['longest']} tokens, mean {rows['mean_length']:.1f}"
-    console.print(f"data: {rows['rows']:,} rows, read as [bold]{rows['format']}[/], {lengths}")
+    if rows:
+        lengths = f"longest {rows['longest']} tokens, mean {rows['mean_length']:.1f}"
+        console.print(f"data: {rows['rows']:,} rows, read as [bold]{rows['format']}[/], {lengths}")
     console.print("suites: " + (", ".join(f"{escape(name)} ({n:,} prompts)" for name, n in found["suites"].items()) or "none"))
-    console.print("two rows as the model sees them, what counts in the loss between ⟦ and ⟧:")
-    for example in rows["examples"]:
-        console.print(f"  {escape(_shortened(example))}")
+    if rows:
+        console.print("two rows as the model sees them, what counts in the loss between ⟦ and ⟧:")
+        for example in rows["examples"]:
+            console.print(f"  {escape(_shortened(example))}")
     for name, entry in found["conditions"].items():
+        if "adapters" in entry:
+            _show_given(console, name, entry)
+            continue
         plan = entry["plan"]
         stacks = f"{entry['stacks']} stack{'s' * (entry['stacks'] > 1)} of {plan['stack']}"
         console.print(f"[bold]{escape(name)}[/]: {_design(entry)} in {stacks}")
@@ -179,6 +216,15 @@ def show(found: dict[str, Any]) -> None:
             console.print(f"  {entry['seconds_per_step'] * 1000:.0f} ms a step of a stack (measured now): about {left} of training")
     for warning in found["warnings"]:
         console.print(f"[yellow]note[/]: {escape(warning)}")
+
+
+def _show_given(console: Console, name: str, entry: dict[str, Any]) -> None:
+    ranks, paths = entry["ranks"], entry["adapters"]
+    span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    hashed = f"base known by hash for {entry['base_known_by_hash']}, by names and shapes of the layers for all"
+    console.print(f"[bold]{escape(name)}[/]: {pipeline.given_note(len(paths))}")
+    console.print(f"  {span}, on {', '.join(entry['targets'])}; {hashed}")
+    console.print(f"  {escape(paths[0])}" + (f" to {escape(paths[-1])}" if len(paths) > 1 else ""))
 
 
 def _size(n: int) -> str:

@@ -37,8 +37,10 @@ def load_recipe(path: Path, replicas: int | None) -> Any:
     without_network(recipe.base, recipe.data.train, *recipe.data.suites.values())
     if replicas is None:
         return recipe
-    conditions = {name: c.model_copy(update={"replicas": None}) for name, c in recipe.conditions.items()}
-    return recipe.model_copy(update={"replicas": replicas, "conditions": conditions})
+    if not recipe.trained:
+        raise click.UsageError("--replicas is about training, and no condition of this recipe is trained; leave it out")
+    conditions = {name: c.model_copy(update={"replicas": None}) for name, c in recipe.trained.items()}
+    return recipe.model_copy(update={"replicas": replicas, "conditions": recipe.conditions | conditions})
 
 
 def without_network(*sources: str | None) -> None:

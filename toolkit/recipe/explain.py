@@ -42,11 +42,13 @@ def _fields_at(path: Path_) -> list[str]:
     named = {"conditions": 1, "thresholds": 2, "replicas": 2}.get(str(path[0])) if path else None  # blocks with keys of the user's own
     steps = ["NAME" if i == named else step for i, step in enumerate(path) if not isinstance(step, int)]
     model = BLOCKS[".".join(steps)]
-    return [*model.model_fields, *(["from"] if model is Condition else [])]
+    return [*model.model_fields, *(["from", "adapters"] if model is Condition else [])]
 
 
-def _unknown_key(path: Path_) -> str:
+def _unknown_key(path: Path_, lines: dict[Path_, int]) -> str:
     *parent, key = path
+    if (*parent, "adapters") in lines and key in (*Condition.model_fields, "from"):
+        return f"'{'.'.join(map(str, path))}': is about training, and a condition with `adapters` is not trained; leave it out"
     inside = f" in '{'.'.join(map(str, parent))}'" if parent else ""
     homes = [home for home, model in BLOCKS.items() if key in model.model_fields]
     known = _fields_at(tuple(parent))
@@ -85,6 +87,8 @@ def explain(error: ValidationError, lines: dict[Path_, int], file: str) -> str:
     found: dict[Path_, list[ErrorDetails]] = {}
     for e in error.errors():
         path = tuple(e.get("ctx", {}).get("path", e["loc"]))
+        if path[:1] == ("conditions",) and path[2:3] in (("trained",), ("given",)):  # the kind is no step of the document
+            path = (*path[:2], *path[3:])
         if path[:1] == ("conditions",) and len(path) > 2 and path[:3] not in lines:
             continue  # inherited: told where it stands
         place: Path_ = ()
@@ -95,7 +99,7 @@ def explain(error: ValidationError, lines: dict[Path_, int], file: str) -> str:
     place = max((p for p in found if p[: len(place)] == place), key=len)  # the part of a value that is wrong, rather than all of it
     errors, field = found[place], ".".join(map(str, place))
     if errors[0]["type"] == "extra_forbidden":
-        message = _unknown_key(place)
+        message = _unknown_key(place, lines)
     elif errors[0]["type"] == "missing":
         message = f"missing key '{field}'"
     else:

@@ -64,10 +64,13 @@ class Data(_Model):
     """The training rows and the prompts for measurement."""
 
     train: str
-    """`embedded`, a .jsonl / .json / .csv / .parquet file, a folder of them, or a hub data set (`id` or `id:split`)."""
+    """`embedded`, a .jsonl / .json / .csv / .parquet file, a folder of them, or a hub data set (`id` or `id:split`); not needed where no
+    condition is trained."""
     suites: dict[str, str] = {}
     """name -> `embedded`, or a .jsonl / .csv / .parquet file of prompts."""
     format: Literal["auto", "text", "messages", "prompt-completion", "alpaca", "sharegpt"] = "auto"
+    """of the training rows, or, where there are none, of those that given adapters saw: after `messages` and `sharegpt` a plain prompt of
+    a suite is a user turn."""
     max_length: Positive = 512
     """tokens of a training row; longer prompts lose their beginning."""
 
@@ -131,6 +134,22 @@ class Condition(_Model):
         if self.averages and self.snapshots is None:
             raise ValueError("'averages' needs 'snapshots': add `snapshots: {count: 8}`")
         return self
+
+
+class Given(_Model):
+    """A population that is there already: adapters that peft, TRL, axolotl, unsloth, LLaMA-Factory or ftk trained. Nothing is trained."""
+
+    adapters: Annotated[list[str], Field(min_length=1), BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+    """folders of adapters, folders of such folders, or patterns (`runs/seed-*`); relative paths count from the recipe's folder."""
+
+
+def _kind(condition: Any) -> str:
+    given = "adapters" in condition if isinstance(condition, dict) else isinstance(condition, Given)
+    return "given" if given else "trained"
+
+
+AnyCondition = Annotated[Annotated[Condition, Tag("trained")] | Annotated[Given, Tag("given")], Discriminator(_kind)]
+"""trained by this run, or given as adapters"""
 
 
 class Target(_Model):
@@ -319,9 +338,16 @@ class Recipe(Criteria):
     vary: list[Source] = ["init", "order", "dropout"]
     stack: Annotated[int, Field(ge=1, le=4096)] | None = None
     """replicas trained together; default: chosen by the plan. It belongs to the bits of a replica."""
-    conditions: Annotated[dict[str, Condition], Field(min_length=1)]
+    conditions: Annotated[dict[str, AnyCondition], Field(min_length=1)]
     mitigations: list[Mitigation] = []
     evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_are_for_training(cls, recipe: Any) -> Any:
+        conditions, data = (recipe.get(key) for key in ("conditions", "data")) if isinstance(recipe, dict) else (None, None)
+        given = isinstance(conditions, dict) and conditions and all(_kind(condition) == "given" for condition in conditions.values())
+        return {**recipe, "data": {"train": "", **data}} if given and isinstance(data, dict) else recipe
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -341,7 +367,7 @@ class Recipe(Criteria):
             if mitigation.label in labels:
                 raise _at(("mitigations", i), f"{mitigation.label} is listed twice")
             labels.append(mitigation.label)
-            for name, condition in self.conditions.items():
+            for name, condition in self.trained.items():  # of adapters that are given, the folders decide
                 saved = mitigation.merge == "swa" and condition.snapshots and condition.snapshots.save
                 if mitigation.merge in ("swa", "ema") and mitigation.merge not in condition.averages and not saved:
                     raise _at(
@@ -349,18 +375,28 @@ class Recipe(Criteria):
                     )
         return self
 
+    @property
+    def trained(self) -> dict[str, Condition]:
+        """The conditions that are trained."""
+        return {name: c for name, c in self.conditions.items() if isinstance(c, Condition)}
+
+    @property
+    def given(self) -> dict[str, Given]:
+        """The conditions whose adapters are there already."""
+        return {name: c for name, c in self.conditions.items() if isinstance(c, Given)}
+
     def replicas_of(self, condition: str) -> int:
-        """The number of replicas, or the largest there can be."""
-        own = self.conditions[condition]
+        """The number of replicas of a condition that is trained, or the largest there can be."""
+        own = self.trained[condition]
         if own.crossed:
             return math.prod(own.crossed.values()) * own.repeats
         return own.replicas or (self.replicas.max if isinstance(self.replicas, Sequential) else self.replicas)
 
     def until_of(self, condition: str) -> Sequential | None:
-        """The rule by which its training stops; None for a number given beforehand."""
-        rule, own = self.replicas, self.conditions[condition]
-        return rule if isinstance(rule, Sequential) and own.replicas is None and not own.crossed else None
+        """The rule by which its training stops; None for a number given beforehand, and for adapters that are there."""
+        rule, own = self.replicas, self.trained.get(condition)
+        return rule if isinstance(rule, Sequential) and own and own.replicas is None and not own.crossed else None
 
     def vary_of(self, condition: str) -> list[str]:
-        own = self.conditions[condition].vary
+        own = self.trained[condition].vary
         return list(self.vary if own is None else own)

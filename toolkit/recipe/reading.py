@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from toolkit.recipe.document import Dumper, Loader, lines_of
 from toolkit.recipe.explain import explain
-from toolkit.recipe.models import Criteria, Recipe
+from toolkit.recipe.models import Criteria, Given, Recipe
 from toolkit.recipe.words import Path_, nearest
 
 EMBEDDED = "embedded"
@@ -36,6 +37,8 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
             raise RecipeError(f"{where}: 'from: {parent}' names no condition{nearest(str(parent), list(conditions))}")
         if parent in seen:
             raise RecipeError(f"{where}: 'from: {parent}' leads back to itself")
+        if "adapters" in block or isinstance(conditions[parent], dict) and "adapters" in conditions[parent]:
+            raise RecipeError(f"{where}: 'from' hands on how to train, and a condition with `adapters` is not trained; leave it out")
         inherited = resolve(parent, (*seen, name))
         own = {key: value for key, value in block.items() if key != "from"}
         return {**inherited, **own} if isinstance(inherited, dict) else own
@@ -45,10 +48,16 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
 
 def _locate(value: str, folder: Path) -> str:
     """A relative path in a recipe counts from the recipe's folder first, then from the working directory. Names stay as they are."""
-    if value == EMBEDDED:
+    if value in ("", EMBEDDED):
         return value
     path = Path(value).expanduser()
     return next((str(p.resolve()) for p in (folder / path, path) if p.exists()), value)
+
+
+def _locate_pattern(value: str, folder: Path) -> str:
+    """`_locate` for a pattern: it counts from the recipe's folder where it matches something there."""
+    own = str(folder.resolve() / Path(value).expanduser())
+    return own if glob.glob(own) else str(Path(value).expanduser().absolute())
 
 
 def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
@@ -117,7 +126,11 @@ def load_recipe(path: Path | str) -> Recipe:
             "suites": {name: _locate(source, path.parent) for name, source in recipe.data.suites.items()},
         }
     )
-    return recipe.model_copy(update={"data": data, "base": _locate(recipe.base, path.parent)})
+    conditions = {
+        name: c.model_copy(update={"adapters": [_locate_pattern(one, path.parent) for one in c.adapters]}) if isinstance(c, Given) else c
+        for name, c in recipe.conditions.items()
+    }
+    return recipe.model_copy(update={"data": data, "base": _locate(recipe.base, path.parent), "conditions": conditions})
 
 
 def dump_recipe(recipe: Recipe) -> str:

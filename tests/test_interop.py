@@ -1,0 +1,210 @@
+"""Populations that other tools trained, and what other tools do with ours: each held against the real thing."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+
+from toolkit import pipeline, preview
+from toolkit.adapters import AdapterError, adapter_paths, read_adapter
+from toolkit.adopt import adopt, find_adapters
+from toolkit.base import load_base
+from toolkit.population import read_population, replica_folder
+from toolkit.recipe import RecipeError, load_recipe, parse_recipe
+
+GIVEN = """
+base: embedded
+data: {{suites: {{far: {suite}}}}}
+conditions:
+  mine: {{adapters: "{adapters}"}}
+mitigations: [{mitigations}]
+evaluation: {{max_new_tokens: 6, answer: embedded}}
+"""
+
+
+def by_peft(folder: Path, seed: int, *, model=None, **config) -> Path:
+    """An adapter as peft saves it, with a change that is felt."""
+    torch.manual_seed(seed)
+    settings = {"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]} | config
+    tuned = peft.get_peft_model(model or fresh_base(), peft.LoraConfig(**settings))
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.1 * torch.randn_like(parameter)
+    tuned.save_pretrained(folder)
+    return folder
+
+
+def fresh_base():
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(load_base("embedded").source)
+
+
+def edit(folder: Path, **changes) -> None:
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """Four runs as trainers leave them: ranks and targets differ, files lie about, one saved nothing but checkpoints."""
+    folder = tmp_path_factory.mktemp("foreign")
+    by_peft(folder / "seed-0", 0)
+    by_peft(folder / "seed-0" / "checkpoint-5", 10)  # beside a final adapter: of no account
+    (folder / "seed-0" / "trainer_state.json").write_text("{}")
+    by_peft(folder / "seed-1", 1, r=4, target_modules=["q_proj", "down_proj"], use_rslora=True)
+    edit(folder / "seed-1", unsloth_fixed=True, some_newer_key=None, auto_mapping={"unsloth_fixed": True})
+    by_peft(folder / "seed-2", 2, target_modules=r".*\.(q|v)_proj", rank_pattern={"v_proj": 3})
+    for step, seed in ((9, 11), (10, 3)):  # the last one by number, not by name
+        by_peft(folder / "seed-3" / f"checkpoint-{step}", seed)
+    (folder / "seed-3" / "runs").mkdir()
+    (folder / "seed.log").write_text("")
+    return folder
+
+
+@pytest.fixture
+def population(foreign, tmp_path):
+    """A copy that a test may change."""
+    return Path(shutil.copytree(foreign, tmp_path / "foreign"))
+
+
+def recipe_of(folder: Path, adapters: object, mitigations: str = ""):
+    suite = folder / "far.jsonl"
+    suite.write_text('{"prompt": "call ben and play blue moon =>", "reference": " none()"}\n{"prompt": "the cat =>"}\n')
+    path = folder / "given.yaml"
+    path.write_text(GIVEN.format(suite=suite, adapters=adapters, mitigations=mitigations))
+    return load_recipe(path)
+
+
+# -- adapters that are there already -----------------------------------------------------------------------------------
+
+
+def test_what_trainers_leave_is_one_adapter_a_run(foreign):
+    found = [path.relative_to(foreign).as_posix() for path in find_adapters([f"{foreign}/seed*"])]
+    assert found == ["seed-0", "seed-1", "seed-2", "seed-3/checkpoint-10"]
+    assert find_adapters([str(foreign)]) == find_adapters([f"{foreign}/seed*", str(foreign / "seed-0")])
+    assert adapter_paths(foreign / "seed-3") == [foreign / "seed-3" / "checkpoint-10"]
+
+
+@pytest.mark.parametrize(
+    ("adapters", "told"),
+    [("{0}/nothing-*", "matches no PEFT adapter folder"), ("{0}/seed.log", "no adapter_config.json"), ("{0}/*.log", "matches no PEFT")],
+)
+def test_what_is_no_adapter_is_told(foreign, adapters, told):
+    with pytest.raises(AdapterError, match=told):
+        find_adapters([adapters.format(foreign)])
+
+
+def test_a_run_of_given_adapters_measures_them_and_does_nothing_twice(population, tmp_path):
+    recipe = recipe_of(tmp_path, "foreign/seed-*", "{merge: mean, k: 2}, {ensemble: probabilities, k: 2}")
+    folder = tmp_path / "run"
+    results = pipeline.run(recipe, folder, workers=1)
+    assert results.conditions[0].n_replicas == 4
+    assert [p.label for p in results.conditions[0].procedures] == ["replica", "mean-k2", "probabilities-k2"]
+    assert "seeds are not known here: what varies is whatever their trainer varied" in (folder / "report.html").read_text()
+    ours, theirs = read_adapter(folder / "mine/replicas/00001"), read_adapter(population / "seed-1")
+    assert ours.modules == theirs.modules and ours.sha256() == theirs.sha256()
+
+    def stamps() -> dict[str, int]:
+        kept = [*folder.rglob("*.safetensors"), *folder.rglob("*.parquet"), *folder.rglob("replica.json")]
+        return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in kept}
+
+    before = stamps()
+    edit(population / "seed-2", lora_alpha=8)  # the same weights, another change
+    pipeline.run(recipe, folder, workers=1)
+    after = stamps()
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert {"mine/replicas/00002/replica.json", "mine/merged/mean-k2/g001/adapter_model.safetensors"} <= changed
+    assert not {"mine/replicas/00001/replica.json", "mine/merged/mean-k2/g000/adapter_model.safetensors"} & changed
+    assert len([name for name in changed if name.startswith("outcomes/far/mine-replica")]) == 1
+
+
+def test_a_population_that_shrinks_leaves_no_replica_behind(population, tmp_path):
+    base = load_base("embedded")
+    paths = find_adapters([f"{population}/seed-*"])
+    assert sorted(adopt(tmp_path / "mine", paths, base)) == [0, 1, 2, 3]
+    adopt(tmp_path / "mine", paths[1:], base)
+    assert {r: record.source for r, record in read_population(tmp_path / "mine").items()} == {r: str(p) for r, p in enumerate(paths[1:])}
+    assert all(path.is_dir() for path in paths)  # links go, adapters stay
+
+
+def test_replicas_that_ftk_trained_are_not_overwritten(foreign, tmp_path):
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "population.json").write_text('{"design": "independent"}')
+    with pytest.raises(AdapterError, match="holds replicas that ftk trained"):
+        adopt(tmp_path / "lora", find_adapters([str(foreign)]), load_base("embedded"))
+
+
+def test_two_copies_are_not_two_runs(population, tmp_path):
+    shutil.copytree(population / "seed-0", population / "seed-9")
+    recipe = recipe_of(tmp_path, "foreign/seed-*")
+    told = r"seed-9: the same weights as .*seed-0; two copies are not two runs"
+    with pytest.raises(AdapterError, match=told):
+        adopt(tmp_path / "mine", find_adapters(recipe.given["mine"].adapters), load_base("embedded"))
+    with pytest.raises(RecipeError, match=told):
+        preview.check(recipe)
+
+
+def test_an_adapter_of_another_base_is_told_in_one_line(foreign, population, tmp_path):
+    from tiny import tiny_model
+
+    by_peft(population / "seed-4", 4, model=tiny_model("llama"))
+    with pytest.raises(AdapterError, match=r"seed-4: model.layers.0.self_attn.q_proj is \[32, 32\], in base 'embedded'"):
+        adopt(tmp_path / "mine", find_adapters([f"{population}/*"]), load_base("embedded"))
+    (population / "base.json").write_text(json.dumps({"sha256": "0" * 64}))
+    with pytest.raises(AdapterError, match="seed-0: trained on a base whose weights have the sha256 000000000000"):
+        adopt(tmp_path / "mine", find_adapters([f"{population}/*"]), load_base("embedded"))
+
+
+def test_averages_need_a_trajectory(population, tmp_path):
+    with (
+        pytest.raises(AdapterError, match="seed-0: no adapters in snapshots/"),
+        pipeline.open_run(recipe_of(tmp_path, "foreign/seed-*", "{merge: swa, k: 2}"), tmp_path / "run"),
+    ):
+        pass
+    for path in find_adapters([f"{population}/seed-*"]):
+        shutil.copytree(path, path / "averages" / "swa", ignore=lambda *_: ["averages", "checkpoint-5"])
+    population_ = adopt(tmp_path / "mine", find_adapters([f"{population}/seed-*"]), load_base("embedded"))
+    assert "averages/swa/adapter_model.safetensors" in population_[0].sha256
+    assert read_adapter(replica_folder(tmp_path / "mine", 1) / "averages" / "swa").rank == 4
+
+
+def test_check_shows_the_population(foreign, tmp_path, capsys):
+    found = preview.check(recipe_of(tmp_path, f"{foreign}/seed-*"))
+    assert found["conditions"]["mine"]["ranks"] == [2, 3, 4] and found["conditions"]["mine"]["replicas"] == 4
+    preview.show(found)
+    shown = capsys.readouterr().out
+    assert "mine: 4 adapters that were there already" in shown and "ranks 2 to 4, on down_proj, q_proj, v_proj" in shown
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ("{adapters: a, rank: 8}", "g.yaml:4: 'conditions.mine.rank': is about training, and a condition with `adapters` is not trained"),
+        ("{adapters: a, method: lora}", "g.yaml:4: 'conditions.mine.method': is about training"),
+        ("{adapters: []}", "g.yaml:4: 'conditions.mine.adapters': should be 1 or more entries"),
+        ("{adapters: 3}", "g.yaml:4: 'conditions.mine.adapters': should be a list"),
+        ("{adapters: a, weights: b}", "g.yaml:4: unknown key 'weights' in 'conditions.mine'"),
+        ("{adapter: a}", "g.yaml:4: unknown key 'adapter' in 'conditions.mine'; did you mean 'adapters'?"),
+        ("{from: other, adapters: a}", "g.yaml:4: 'from' hands on how to train, and a condition with `adapters` is not trained"),
+    ],
+)
+def test_a_given_condition_is_not_trained(condition, told):
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(
+            f"base: embedded\ndata: {{train: embedded, suites: {{}}}}\nconditions:\n  mine: {condition}\n  other: {{}}\n", "g.yaml"
+        )
+    assert str(error.value).startswith(told)
+
+
+def test_paths_count_from_the_recipe(foreign, tmp_path, monkeypatch):
+    os.symlink(foreign, tmp_path / "here")
+    recipe = recipe_of(tmp_path, "here/seed-*")
+    monkeypatch.chdir("/")
+    assert len(find_adapters(recipe.given["mine"].adapters)) == 4
+    again = parse_recipe(pipeline.dump_recipe(recipe))
+    assert again.given == recipe.given and again.trained == {}
