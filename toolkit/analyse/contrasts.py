@@ -12,13 +12,17 @@ from toolkit.results import Cell, ConditionDesign, ConditionResult, Contrast, Sc
 
 
 def contrasts(table: Table, designs: Sequence[ConditionDesign], level: float, paired: bool) -> tuple[Contrast, ...]:
-    """Every condition against the first, on every shift; p-values of the ratios adjusted by Holm's method."""
+    """Every condition against the first, on every shift; p-values of the ratios adjusted by Holm's method.
+
+    Students of the first condition are not among them: they are measured as a mitigation of it, group by group.
+    """
     if len(designs) < 2:
         return ()
     baseline, *others = designs
+    students = {mitigation.condition for mitigation in baseline.mitigations}
     found = []
-    for design in others:
-        common = sorted(set(design.replicas) & set(baseline.replicas)) if paired else []
+    for design in [design for design in others if design.name not in students]:
+        common = sorted(set(design.replicas) & set(baseline.replicas)) if paired and _same_teachers(design, baseline) else []
         together = len(common) >= 2
         b = table.arm(design.name, "replica", common if together else list(design.replicas))
         a = table.arm(baseline.name, "replica", common if together else list(baseline.replicas))
@@ -29,6 +33,14 @@ def contrasts(table: Table, designs: Sequence[ConditionDesign], level: float, pa
             found.append(Contrast(design.name, baseline.name, shift, together, **_contrast(*place, level, together)))
     adjusted = _known(st.holm([contrast.ratio.p for contrast in found]))
     return tuple(replace(contrast, p_adjusted=p) for contrast, p in zip(found, adjusted, strict=True))
+
+
+def _same_teachers(a: ConditionDesign, b: ConditionDesign) -> bool:
+    """Replicas of the same index are a pair if both learned from the same teacher, or both from the labels."""
+    if a.teacher is None or b.teacher is None:
+        return a.teacher is b.teacher
+    (of_a, of_b) = ({r: tuple(m) for r, m in zip(d.replicas, d.teacher.members, strict=True)} for d in (a, b) if d.teacher)
+    return a.teacher.condition == b.teacher.condition and all(of_a[r] == of_b[r] for r in of_a.keys() & of_b.keys())
 
 
 def _known(p: np.ndarray) -> list[float | None]:

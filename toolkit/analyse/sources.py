@@ -1,20 +1,23 @@
-"""Which source makes runs differ: the parts of a crossed design."""
+"""Which source makes runs differ: the parts of a crossed design, or of students nested in their teachers."""
 
 import numpy as np
 
 from toolkit import statistics as st
 from toolkit.analyse.cells import run_accuracies
-from toolkit.analyse.table import Table
+from toolkit.analyse.table import Arm, Table
 from toolkit.results import ConditionDesign, Sources
 
 
 def sources(table: Table, design: ConditionDesign, level: float) -> tuple[Sources, ...]:
-    """Disagreement and accuracy of a crossed condition, taken apart on every shift; nothing for any other design."""
-    if len(design.factors) < 2:
+    """Disagreement and accuracy of a crossed condition, taken apart on every shift; of one with several students of each teacher group
+    their accuracy; nothing for any other design."""
+    if not design.factors:
         return ()
-    arm = table.arm(design.name, "replica", list(design.replicas))
+    arm = table.arm(design.name, "replica", list(design.everyone or design.replicas))
     if arm is None or len(arm.answer_RP) < 4:
         return ()
+    if len(design.factors) == 1:
+        return _nested(table, arm, design, level)
     levels = {name: np.asarray(level_R) for name, level_R in design.factors.items()}
     together = np.unique(np.stack(list(levels.values()), axis=1), axis=0, return_inverse=True)[1]  # a combination of seeds
     found = []
@@ -32,6 +35,18 @@ def sources(table: Table, design: ConditionDesign, level: float) -> tuple[Source
             words = {"repeatability": precision.repeatability, "intermediate precision": precision.intermediate_precision}
             known = {word: estimate for word, estimate in words.items() if estimate is not None}
             found.append(Sources(shift, "accuracy", dict(score.parts), score.total, known, precision.notes))
+    return tuple(found)
+
+
+def _nested(table: Table, arm: Arm, design: ConditionDesign, level: float) -> tuple[Sources, ...]:
+    ((name, group_R),) = design.factors.items()
+    found = []
+    for shift, at in table.shifts.items():
+        here = arm.on(at)
+        if here.marked:
+            score_R = np.array([np.nan if s is None else s for s in run_accuracies(here.correct_RP)])
+            score = st.nested(score_R, np.asarray(group_R), level=level)
+            found.append(Sources(shift, "accuracy", {name: score.parts["between"], "residual": score.parts["residual"]}, score.total))
     return tuple(found)
 
 

@@ -12,6 +12,7 @@ from toolkit.recipe.models import (
     Sequential,
     Snapshots,
     Target,
+    Teacher,
     Thresholds,
     Zone,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Sequential",
     "Snapshots",
     "Target",
+    "Teacher",
     "Thresholds",
     "Zone",
     "dump_recipe",

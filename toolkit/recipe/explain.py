@@ -17,6 +17,7 @@ from toolkit.recipe.models import (
     Sequential,
     Snapshots,
     Target,
+    Teacher,
     Thresholds,
     Zone,
 )
@@ -33,6 +34,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "thresholds.categories.NAME": Zone,
     "replicas": Sequential,
     "replicas.until.NAME": Target,
+    "conditions.NAME.teacher": Teacher,
     "evaluation": Evaluation,
 }
 

@@ -6,7 +6,18 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from toolkit.recipe.words import Path_, nearest
@@ -82,10 +93,71 @@ class Snapshots(_Model):
     """keep every snapshot as an adapter folder beside the averages."""
 
 
+class Mitigation(_Model):
+    """A post-hoc procedure on K replicas: `{merge: mean, k: 8}` or `{ensemble: probabilities, k: 8}`."""
+
+    merge: MergeMethod | None = None
+    ensemble: EnsembleMethod | None = None
+    k: Positive
+    rank: Annotated[int | str, BeforeValidator(_merge_rank)] = "full"
+    """rank of a merged adapter: exact, that of the inputs, a number, or the least that keeps a share of the energy."""
+    density: Annotated[float, Field(gt=0, le=1)] | None = None
+    """ties: share of the entries that is kept."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Mitigation:
+        if (self.merge is None) == (self.ensemble is None):
+            raise ValueError("a mitigation is either `merge: METHOD` or `ensemble: METHOD`, with `k`")
+        if self.density is not None and self.merge != "ties":
+            raise ValueError("'density' belongs to `merge: ties`")
+        if self.ensemble and self.rank != "full":
+            raise ValueError("'rank' belongs to a merge")
+        if self.ensemble and self.k < 2:
+            raise ValueError("an ensemble has k of 2 or more")
+        return self
+
+    @property
+    def method(self) -> str:
+        return self.merge or self.ensemble or ""
+
+    @property
+    def label(self) -> str:
+        """Name of the folder and of the row, unique within a recipe: `ties-density0.2-k8`."""
+        parts = [self.method]
+        if self.density is not None:
+            parts.append(f"density{self.density:g}")
+        if self.rank != "full":
+            parts.append(f"rank-{self.rank}".replace("=", "-"))
+        return "-".join([*parts, f"k{self.k}"])
+
+
+class Teacher(Mitigation):
+    """Whom a distilled replica learns from: K replicas of another condition, as an ensemble or merged."""
+
+    condition: str
+    groups: Literal["fresh", "fixed"] = "fresh"
+    """fresh: disjoint groups of K, so that a student is a run of the whole procedure. fixed: all students share the first group, and
+    differ by their own seeds alone."""
+
+    @model_validator(mode="after")
+    def _has_a_distribution(self) -> Teacher:
+        if self.ensemble not in (None, "probabilities", "logits"):
+            raise ValueError(f"'ensemble: {self.ensemble}' has no probabilities to learn from; take probabilities, logits, or a merge")
+        return self
+
+
 class Condition(_Model):
     """One way of training one replica."""
 
-    method: Literal["lora"] = "lora"
+    method: Literal["lora", "distill"] = "lora"
+    """lora: on the labels. distill: on what a teacher says of the training rows; what is not said is as in the teacher's condition."""
+    teacher: Teacher | None = None
+    students: Positive = 1
+    """per fresh teacher group; 2 or more part the variance between teacher groups from that between students of one group."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """of the teacher's and the student's distribution in the loss."""
+    mix: Share = 1.0
+    """share of the loss that is the teacher's; the rest is cross-entropy on the labels."""
     rank: Positive = 8
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """LoRA scale is alpha / rank (alpha / sqrt(rank) with rslora); default 2 * rank."""
@@ -132,6 +204,33 @@ class Condition(_Model):
             raise ValueError("'averages' needs 'snapshots': add `snapshots: {count: 8}`")
         return self
 
+    @model_validator(mode="after")
+    def _distilled_from_somebody(self) -> Condition:
+        if (self.method == "distill") != (self.teacher is not None):
+            raise ValueError("`method: distill` goes with `teacher: {condition: NAME, ensemble: probabilities, k: 8}`")
+        if self.teacher is None and (self.students, self.temperature, self.mix) != (1, 1.0, 1.0):
+            raise ValueError("'students', 'temperature' and 'mix' belong to `method: distill`")
+        if self.teacher and self.teacher.groups == "fixed" and self.students > 1:
+            raise ValueError("'students' is per fresh teacher group; of a fixed one `replicas` says how many there are")
+        if self.teacher and self.teacher.groups == "fresh" and self.crossed:
+            raise ValueError("a crossed design of students needs `groups: fixed`: every fresh group would be a source of its own")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_distilled(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = write(self)
+        return found if self.teacher else {key: value for key, value in found.items() if key not in DISTILLATION}
+
+    def group_of(self, replica: int) -> int:
+        """The teacher group that a distilled replica learns from."""
+        return replica // self.students if self.teacher and self.teacher.groups == "fresh" else 0
+
+
+DISTILLATION = ("teacher", "students", "temperature", "mix")
+"""keys of a condition with `method: distill`"""
+OWN = (*DISTILLATION, "method", "replicas", "vary", "crossed", "repeats", "snapshots", "averages", "ema_decay")
+"""keys that a student does not take over from its teacher's condition"""
+
 
 class Target(_Model):
     """What must be known of a figure before training may stop: one of these."""
@@ -176,44 +275,6 @@ class Sequential(_Model):
 
 def _form(replicas: Any) -> str:
     return "block" if isinstance(replicas, dict | Sequential) else "number"
-
-
-class Mitigation(_Model):
-    """A post-hoc procedure on K replicas: `{merge: mean, k: 8}` or `{ensemble: probabilities, k: 8}`."""
-
-    merge: MergeMethod | None = None
-    ensemble: EnsembleMethod | None = None
-    k: Positive
-    rank: Annotated[int | str, BeforeValidator(_merge_rank)] = "full"
-    """rank of a merged adapter: exact, that of the inputs, a number, or the least that keeps a share of the energy."""
-    density: Annotated[float, Field(gt=0, le=1)] | None = None
-    """ties: share of the entries that is kept."""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Mitigation:
-        if (self.merge is None) == (self.ensemble is None):
-            raise ValueError("a mitigation is either `merge: METHOD` or `ensemble: METHOD`, with `k`")
-        if self.density is not None and self.merge != "ties":
-            raise ValueError("'density' belongs to `merge: ties`")
-        if self.ensemble and self.rank != "full":
-            raise ValueError("'rank' belongs to a merge")
-        if self.ensemble and self.k < 2:
-            raise ValueError("an ensemble has k of 2 or more")
-        return self
-
-    @property
-    def method(self) -> str:
-        return self.merge or self.ensemble or ""
-
-    @property
-    def label(self) -> str:
-        """Name of the folder and of the row, unique within a recipe: `ties-density0.2-k8`."""
-        parts = [self.method]
-        if self.density is not None:
-            parts.append(f"density{self.density:g}")
-        if self.rank != "full":
-            parts.append(f"rank-{self.rank}".replace("=", "-"))
-        return "-".join([*parts, f"k{self.k}"])
 
 
 class Evaluation(_Model):
@@ -301,6 +362,14 @@ class Criteria(_Model):
         return self
 
 
+def _lacking(mitigation: Mitigation, condition: Condition) -> str:
+    """What a condition must record for a merge along its trajectories; "" where nothing is missing."""
+    saved = mitigation.merge == "swa" and condition.snapshots and condition.snapshots.save
+    if mitigation.merge not in ("swa", "ema") or mitigation.merge in condition.averages or saved:
+        return ""
+    return f"`snapshots: {{count: 8}}` and `averages: [{mitigation.merge}]`"
+
+
 class Recipe(Criteria):
     """The whole question. Every default is written out in the run's `recipe.yaml`."""
 
@@ -342,24 +411,67 @@ class Recipe(Criteria):
                 raise _at(("mitigations", i), f"{mitigation.label} is listed twice")
             labels.append(mitigation.label)
             for name, condition in self.conditions.items():
-                saved = mitigation.merge == "swa" and condition.snapshots and condition.snapshots.save
-                if mitigation.merge in ("swa", "ema") and mitigation.merge not in condition.averages and not saved:
-                    raise _at(
-                        ("mitigations", i), f"add `snapshots: {{count: 8}}` and `averages: [{mitigation.merge}]` to condition {name!r}"
-                    )
+                if not condition.teacher and (need := _lacking(mitigation, condition)):
+                    raise _at(("mitigations", i), f"add {need} to condition {name!r}")
         return self
 
+    @model_validator(mode="after")
+    def _teachers_are_there(self) -> Recipe:
+        for name, own in self.conditions.items():
+            teacher = own.teacher
+            if teacher is None:
+                continue
+            path = ("conditions", name, "teacher")
+            if teacher.condition not in self.conditions or teacher.condition == name:
+                others = [other for other, c in self.conditions.items() if c.teacher is None]
+                raise _at((*path, "condition"), f"names no other condition{nearest(teacher.condition, others)}")
+            taught_by = self.conditions[teacher.condition]
+            if taught_by.teacher:
+                raise _at((*path, "condition"), f"{teacher.condition!r} is distilled itself; name the condition that it learns from")
+            if taught_by.crossed:
+                raise _at(
+                    (*path, "condition"), f"{teacher.condition!r} is a crossed design: its replicas share seeds, so no groups are disjoint"
+                )
+            if need := _lacking(teacher, taught_by):
+                raise _at((*path, "merge"), f"add {need} to condition {teacher.condition!r}")
+            there = self.replicas_of(teacher.condition)
+            groups = there // teacher.k
+            if groups < (2 if teacher.groups == "fresh" else 1):
+                raise _at((*path, "k"), f"{there} replicas of {teacher.condition!r} make {groups} groups of {teacher.k}; two are needed")
+            if teacher.groups == "fixed" and own.replicas is None and not own.crossed and isinstance(self.replicas, Sequential):
+                raise _at(path, "add `replicas: 16`: a rule that stops the training is not for students of one group")
+            asked = own.replicas or 0
+            if teacher.groups == "fresh" and asked > own.students * groups:
+                needed = math.ceil(asked / own.students)
+                raise _at(
+                    ("conditions", name, "replicas"),
+                    f"{asked} students need {needed} groups of {teacher.k}, {needed * teacher.k} replicas of {teacher.condition!r}; "
+                    f"there are {there}",
+                )
+        return self
+
+    @property
+    def training_order(self) -> list[str]:
+        """Names of the conditions, teachers first."""
+        return sorted(self.conditions, key=lambda name: self.conditions[name].teacher is not None)
+
+    def mitigations_of(self, condition: str) -> list[Mitigation]:
+        """What is done with its replicas. A distilled one is a mitigation itself, and is measured beside those of its teachers."""
+        return [] if self.conditions[condition].teacher else self.mitigations
+
     def replicas_of(self, condition: str) -> int:
-        """The number of replicas, or the largest there can be."""
+        """The number of replicas, or the largest there can be; of students with fresh teachers as many as those allow."""
         own = self.conditions[condition]
         if own.crossed:
             return math.prod(own.crossed.values()) * own.repeats
+        if own.teacher and own.teacher.groups == "fresh" and own.replicas is None:
+            return own.students * (self.replicas_of(own.teacher.condition) // own.teacher.k)
         return own.replicas or (self.replicas.max if isinstance(self.replicas, Sequential) else self.replicas)
 
     def until_of(self, condition: str) -> Sequential | None:
         """The rule by which its training stops; None for a number given beforehand."""
         rule, own = self.replicas, self.conditions[condition]
-        return rule if isinstance(rule, Sequential) and own.replicas is None and not own.crossed else None
+        return rule if isinstance(rule, Sequential) and own.replicas is None and not own.crossed and not own.teacher else None
 
     def vary_of(self, condition: str) -> list[str]:
         own = self.conditions[condition].vary
