@@ -7,13 +7,14 @@ from peft import PeftModel
 from test_train import REAL, labels_loss, peft_alone, plan_of, rows, same_bits, seeds_of
 from tiny import tiny_model
 
+from toolkit import pipeline
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.distill import Teacher, group_log_probs
 from toolkit.ensemble import logits as geometric
 from toolkit.ensemble import probabilities as arithmetic
 from toolkit.plan import soft_target_bytes
 from toolkit.predict import load_adapters
-from toolkit.recipe import Condition
+from toolkit.recipe import Condition, RecipeError, dump_recipe, parse_recipe
 from toolkit.recipe.models import Teacher as TeacherBlock
 from toolkit.stack import stacked
 from toolkit.train import token_losses, train_stack
@@ -229,3 +230,83 @@ def test_memory_counts_every_group_that_a_stack_can_hold(stack, students):
     assert most <= soft_target_bytes(condition, [2, 3], 10, stack) / (5 * 10 * 4) <= most + 1
     fixed = distilled(teacher=TEACHER.model_copy(update={"groups": "fixed"}))
     assert soft_target_bytes(fixed, [2, 3], 10, stack) == 5 * 10 * 4
+
+
+# --- what is asked -----------------------------------------------------------------------------------------------------------------
+
+HEAD = "base: embedded\ndata: {train: embedded}\nreplicas: 16\nconditions:\n"
+LORA = "  lora: {rank: 4, dropout: 0.1, lr: 1e-2, replicas: 12, vary: [order], snapshots: {count: 4}, averages: [swa]}\n"
+TAUGHT = "method: distill, teacher: {condition: lora, ensemble: logits, k: 4}"
+
+
+def test_a_student_trains_as_its_teachers_do_where_it_does_not_say():
+    text = HEAD + LORA + f"  student: {{{TAUGHT}, lr: 1e-3}}\n  hot: {{from: student, temperature: 2, students: 3}}\n"
+    recipe = parse_recipe(text)
+    lora, student, hot = recipe.conditions.values()
+    assert (student.rank, student.dropout, student.lr, hot.rank, hot.lr, hot.temperature) == (4, 0.1, 1e-3, 4, 1e-3, 2)
+    assert (student.snapshots, student.averages, student.vary, student.replicas) == (None, [], None, None)
+    assert [recipe.replicas_of(name) for name in recipe.conditions] == [12, 3, 9]
+    assert [hot.group_of(r) for r in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+    assert "teacher" not in lora.model_dump() and "temperature" not in lora.model_dump()  # a recipe says no more than is meant
+
+
+def test_teachers_are_trained_first_and_students_are_not_mitigated():
+    text = HEAD + f"  student: {{{TAUGHT}}}\n" + LORA + "mitigations: [{merge: mean, k: 2}]\n"
+    recipe = parse_recipe(text)
+    assert recipe.training_order == ["lora", "student"]
+    assert not recipe.mitigations_of("student") and len(recipe.mitigations_of("lora")) == 1
+
+
+@pytest.mark.parametrize(
+    ("student", "told"),
+    [
+        ("method: distill", "6: 'conditions.student': `method: distill` goes with `teacher: {condition: NAME"),
+        ("teacher: {condition: lora, merge: mean, k: 2}", "6: 'conditions.student': `method: distill` goes with `teacher"),
+        ("temperature: 2", "6: 'conditions.student': 'students', 'temperature' and 'mix' belong to `method: distill`"),
+        (TAUGHT.replace("lora", "lara"), "6: 'conditions.student.teacher.condition': names no other condition; did you mean 'lora'?"),
+        (TAUGHT.replace("lora", "student"), "6: 'conditions.student.teacher.condition': names no other condition"),
+        (TAUGHT.replace("lora", "other"), "6: 'conditions.student.teacher.condition': 'other' is distilled itself; name the condition"),
+        (TAUGHT.replace("lora", "grid"), "6: 'conditions.student.teacher.condition': 'grid' is a crossed design: no groups"),
+        (TAUGHT.replace("4", "7"), "6: 'conditions.student.teacher.k': 12 replicas of 'lora' make 1 groups of 7; two are needed"),
+        (TAUGHT.replace("4", "0"), "6: 'conditions.student.teacher.k': should be greater than or equal to 1"),
+        (TAUGHT.replace("logits", "vote"), "6: 'conditions.student.teacher': 'ensemble: vote' has no probabilities to learn from"),
+        (
+            TAUGHT.replace("ensemble: logits", "merge: ema"),
+            "6: 'conditions.student.teacher.merge': add `snapshots: {count: 8}` and `averages: [ema]`",
+        ),
+        (TAUGHT.replace("k: 4", "k: 4, group: fixed"), "6: unknown key 'group' in 'conditions.student.teacher'; did you mean 'groups'?"),
+        (TAUGHT + ", replicas: 4", "6: 'conditions.student.replicas': 4 students need 4 groups of 4, 16 replicas of 'lora'; there are 12"),
+        (TAUGHT + ", crossed: {init: 2, order: 2}", "6: 'conditions.student': a crossed design of students needs `groups: fixed`"),
+        (TAUGHT.replace("k: 4", "k: 4, groups: fixed") + ", students: 2", "6: 'conditions.student': 'students' is per fresh teacher group"),
+        (TAUGHT + ", temperature: 0", "6: 'conditions.student.temperature': should be greater than 0"),
+        (TAUGHT + ", mix: 2", "6: 'conditions.student.mix': should be less than or equal to 1"),
+    ],
+)
+def test_what_cannot_be_distilled_is_told_in_one_line(student, told):
+    others = "  other: {method: distill, teacher: {condition: lora, merge: mean, k: 2}}\n  grid: {crossed: {init: 4, order: 4}}\n"
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(HEAD + LORA + f"  student: {{{student}}}\n" + others, "my.yaml")
+    assert str(caught.value).startswith(f"my.yaml:{told}") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "told"),
+    [
+        ("  a: {from: b}\n  b: {method: distill, teacher: {condition: a, merge: mean, k: 2}}\n", "5: 'from: b' leads back to itself"),
+        ("  a: {from: b}\n  b: {method: distill, teacher: {condition: c, merge: mean, k: 2}}\n", "5: 'conditions.a': names no other"),
+    ],
+)
+def test_a_teacher_that_is_inherited_and_wrong_is_told_in_one_line(conditions, told):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(HEAD + conditions, "my.yaml")
+    assert str(caught.value).startswith(f"my.yaml:{told}")
+
+
+def test_students_share_no_seed_with_any_teacher():
+    recipe = parse_recipe(HEAD + LORA.replace("vary: [order], ", "") + f"  student: {{{TAUGHT}}}\n  other: {{{TAUGHT}, mix: 0.5}}\n")
+    taught = {seed for r in range(12) for seed in pipeline.seeds_of(recipe, "lora", r).values()}
+    students = [pipeline.seeds_of(recipe, "student", r) for r in range(3)]
+    assert not taught & {seed for seeds in students for seed in seeds.values()}
+    assert students == [pipeline.seeds_of(recipe, "other", r) for r in range(3)]  # two ways to distil are compared pair by pair
+    assert len({seed for seeds in students for seed in seeds.values()}) == 9

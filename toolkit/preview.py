@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.markup import escape
 from toolkit import data, environment, pipeline
 from toolkit.base import Base, load_base
 from toolkit.measure import read_prompts
-from toolkit.plan import TrainingPlan
+from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, soft_target_bytes
 from toolkit.recipe import Mitigation, Recipe, RecipeError
 from toolkit.stack import stacked
 from toolkit.statistics import MIN_GROUPS
@@ -62,17 +63,19 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         stacks = math.ceil(replicas / plan.stack)
         layers = _layers(base.model, name, condition.targets)
         adapter = sum(condition.rank * (i + o) for i, o in layers)
+        taught = _teaching(recipe, name, plan, base, examples)
         folders = 1 + len(condition.averages) + (condition.snapshots.count if condition.snapshots and condition.snapshots.save else 0)
         entry: dict[str, Any] = {
             "replicas": replicas,
             "at_most": recipe.until_of(name) is not None,  # a rule may stop earlier
             "crossed": condition.crossed,
+            "teaching": taught,
             "plan": asdict(plan),
             "stacks": stacks,
             "adapter_parameters": adapter,
-            "memory_bytes": _memory(base, plan, adapter, condition.dropout),
+            "memory_bytes": _memory(base, plan, adapter, condition.dropout) + (taught["kept_bytes"] if taught else 0),
             "disk_bytes": replicas * folders * (adapter * 4 + 20_000)
-            + sum(replicas // m.k * _merged_bytes(m, layers, condition.rank) for m in recipe.mitigations if m.merge),
+            + sum(replicas // m.k * _merged_bytes(m, layers, condition.rank) for m in recipe.mitigations_of(name) if m.merge),
         }
         if stacks * plan.stack > replicas:
             idle = stacks * plan.stack - replicas
@@ -83,14 +86,46 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             seconds = _probe(recipe, name, plan, device)
             workers = min(stacks, environment.cores() if device == "cpu" else 1)
             entry["seconds_per_step"] = seconds
-            entry["hours"] = seconds * plan.steps * math.ceil(stacks / workers) / 3600
+            stack_seconds = seconds * plan.steps
+            if taught:
+                spoken = max(0.0, _probe(recipe, name, plan, device, teachers=True) - seconds)
+                passes = plan.steps_per_epoch * taught["groups_a_stack"] / plan.stack if taught["kept_bytes"] else plan.steps
+                taught["seconds_a_stack"] = spoken * passes
+                stack_seconds += spoken * passes
+            entry["hours"] = stack_seconds * math.ceil(stacks / workers) / 3600
         found["conditions"][name] = entry
-    groups = {m.label: min(recipe.replicas_of(name) for name in recipe.conditions) // m.k for m in recipe.mitigations}
+    mitigated = [name for name, condition in recipe.conditions.items() if not condition.teacher]
+    groups = {m.label: min(recipe.replicas_of(name) for name in mitigated) // m.k for m in recipe.mitigations}
+    groups |= {
+        name: entry["teaching"]["groups"] for name, entry in found["conditions"].items() if entry["teaching"] and entry["teaching"]["fresh"]
+    }
     if few := [f"{label} ({g})" for label, g in groups.items() if g < MIN_GROUPS]:
-        needed = MIN_GROUPS * max(m.k for m in recipe.mitigations)
+        sizes = [c.teacher.k for c in recipe.conditions.values() if c.teacher and c.teacher.groups == "fresh"]
+        needed = MIN_GROUPS * max([*(m.k for m in recipe.mitigations), *sizes])
         warnings.append(f"disjoint groups of K, where intervals need {MIN_GROUPS}: {', '.join(few)}; {needed} replicas are enough for all")
     found["groups"] = groups
     return found
+
+
+def _teaching(recipe: Recipe, name: str, plan: TrainingPlan, base: Base, examples: Sequence[data.Example]) -> dict[str, Any] | None:
+    """Of a distilled condition: its teachers, how many groups, and what a worker keeps of what they say (0: computed at every step)."""
+    condition = recipe.conditions[name]
+    teacher = condition.teacher
+    if teacher is None:
+        return None
+    last = condition.group_of(max(recipe.replicas_of(name) - 1, 0))
+    vocabulary = base.model.config.get_text_config().vocab_size
+    size = soft_target_bytes(condition, [sum(e.loss_mask[1:]) for e in examples], vocabulary, plan.stack)
+    return {
+        "condition": teacher.condition,
+        "method": teacher.method,
+        "k": teacher.k,
+        "fresh": teacher.groups == "fresh",
+        "groups": last + 1,
+        "students": condition.students,
+        "groups_a_stack": len({condition.group_of(r) for r in range(plan.stack)}),
+        "kept_bytes": size if size <= SOFT_TARGET_BYTES else 0,
+    }
 
 
 def _design(entry: dict[str, Any]) -> str:
@@ -131,10 +166,15 @@ def _memory(base: Base, plan: TrainingPlan, adapter: int, dropout: float) -> int
     return base.parameters * base.model.dtype.itemsize + plan.stack * adapter * 16 + activations + logits
 
 
-def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> float:
-    """Median seconds of a step of one stack, the first left out."""
+def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str, *, teachers: bool = False) -> float:
+    """Median seconds of a step of one stack, the first left out.
+
+    teachers: with their forward passes at every step; the base stands in for those that are not trained yet.
+    """
     from dataclasses import replace
 
+    from toolkit.distill import Teacher
+    from toolkit.ensemble import ENSEMBLES
     from toolkit.train import train_stack
 
     marks: list[float] = []
@@ -142,12 +182,18 @@ def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> float:
     condition = recipe.conditions[name].model_copy(update={"snapshots": None, "averages": []})
     short = replace(plan, steps=PROBE_STEPS + 1, warmup_steps=1)
     examples = pipeline.training_examples(recipe, device)
+    asked, stand_ins = condition.teacher, None
+    if asked and teachers:
+        rule = ENSEMBLES[asked.ensemble].rule if asked.ensemble else None
+        stand_ins = [Teacher((None,) * (asked.k if rule else 1), rule) for _ in seeds_R]
     train_stack(
         load_base(recipe.base, recipe.dtype, device).model,
         examples,
         condition,
         short,
         seeds_R,
+        teachers_R=stand_ins,
+        keep_soft_targets=False,
         on_step=lambda _: marks.append(time.perf_counter()),
     )
     steps = sorted(later - earlier for earlier, later in zip(marks, marks[1:], strict=False))
@@ -170,6 +216,8 @@ def show(found: dict[str, Any]) -> None:
         plan = entry["plan"]
         stacks = f"{entry['stacks']} stack{'s' * (entry['stacks'] > 1)} of {plan['stack']}"
         console.print(f"[bold]{escape(name)}[/]: {_design(entry)} in {stacks}")
+        if entry["teaching"]:
+            console.print(f"  {escape(_taught(entry['teaching']))}")
         console.print(f"  {plan['steps']} steps of {plan['micro_batch'] * plan['accumulation']} rows, padded to {plan['length']} tokens")
         sizes = f"about {_size(entry['memory_bytes'])} a worker, {_size(entry['disk_bytes'])} on disk with merges"
         console.print(f"  {entry['adapter_parameters']:,} adapter parameters; {sizes}")
@@ -179,6 +227,20 @@ def show(found: dict[str, Any]) -> None:
             console.print(f"  {entry['seconds_per_step'] * 1000:.0f} ms a step of a stack (measured now): about {left} of training")
     for warning in found["warnings"]:
         console.print(f"[yellow]note[/]: {escape(warning)}")
+
+
+def _taught(teaching: dict[str, Any]) -> str:
+    """`learns from 8 groups of 4 of lora (probabilities), 1 student each; ...`"""
+    k, groups = teaching["k"], teaching["groups"]
+    who = f"{groups} fresh groups of {k}" if teaching["fresh"] else f"the first {k}"
+    each = f", {teaching['students']} student{'s' * (teaching['students'] > 1)} each" if teaching["fresh"] else ""
+    kept = teaching["kept_bytes"]
+    how = f"kept, {_size(kept)} a worker" if kept else f"more than {_size(SOFT_TARGET_BYTES)}, so computed anew at every step"
+    cost = f" ({teaching['seconds_a_stack']:.0f} s a stack)" if "seconds_a_stack" in teaching else ""
+    return (
+        f"learns from {who} of {teaching['condition']} ({teaching['method']}){each}: a run is {k + 1} trainings, one model answers; "
+        f"what the teachers say of all rows is {how}{cost}"
+    )
 
 
 def _size(n: int) -> str:

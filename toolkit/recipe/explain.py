@@ -85,10 +85,11 @@ def _wrong_value(errors: list[ErrorDetails]) -> str:
 def explain(error: ValidationError, lines: dict[Path_, int], file: str) -> str:
     """The first error as `file:line: what is wrong and how to mend it`, and the number of the others."""
     found: dict[Path_, list[ErrorDetails]] = {}
-    for e in error.errors():
-        path = tuple(e.get("ctx", {}).get("path", e["loc"]))
-        if path[:1] == ("conditions",) and len(path) > 2 and path[:3] not in lines:
-            continue  # inherited: told where it stands
+    everything = [(tuple(e.get("ctx", {}).get("path", e["loc"])), e) for e in error.errors()]
+    inherited = [path[:1] == ("conditions",) and len(path) > 2 and path[:3] not in lines for path, _ in everything]
+    for (path, e), elsewhere in zip(everything, inherited, strict=True):
+        if elsewhere and not all(inherited):
+            continue  # told where it stands
         place: Path_ = ()
         for step in path:  # branches of a union are steps that the document does not have
             place = (*place, step) if (*place, step) in lines else place

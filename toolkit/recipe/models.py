@@ -429,9 +429,7 @@ class Recipe(Criteria):
             if taught_by.teacher:
                 raise _at((*path, "condition"), f"{teacher.condition!r} is distilled itself; name the condition that it learns from")
             if taught_by.crossed:
-                raise _at(
-                    (*path, "condition"), f"{teacher.condition!r} is a crossed design: its replicas share seeds, so no groups are disjoint"
-                )
+                raise _at((*path, "condition"), f"{teacher.condition!r} is a crossed design: no groups of it are independent")
             if need := _lacking(teacher, taught_by):
                 raise _at((*path, "merge"), f"add {need} to condition {teacher.condition!r}")
             there = self.replicas_of(teacher.condition)
