@@ -303,6 +303,18 @@ def test_a_teacher_that_is_inherited_and_wrong_is_told_in_one_line(conditions, t
     assert str(caught.value).startswith(f"my.yaml:{told}")
 
 
+def test_what_a_teaching_ensemble_would_not_heed_is_refused():
+    """A key that another kind of mitigation has must not pass unnoticed."""
+
+    class Wider(TeacherBlock):
+        weights: str | None = None
+
+    Wider(condition="lora", ensemble="logits", k=2)
+    Wider(condition="lora", merge="mean", k=2, weights="accuracy")
+    with pytest.raises(ValueError, match="'weights' is not for an ensemble that teaches"):
+        Wider(condition="lora", ensemble="logits", k=2, weights="accuracy")
+
+
 def test_students_share_no_seed_with_any_teacher():
     recipe = parse_recipe(HEAD + LORA.replace("vary: [order], ", "") + f"  student: {{{TAUGHT}}}\n  other: {{{TAUGHT}, mix: 0.5}}\n")
     taught = {seed for r in range(12) for seed in pipeline.seeds_of(recipe, "lora", r).values()}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from outcomes_of import World, vote
 
-from toolkit import pipeline
+from toolkit import pipeline, preview
 from toolkit import statistics as st
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.analyse import analyse
@@ -127,6 +127,23 @@ def test_failed_teachers_leave_fewer_groups(finished, recipe, tmp_path):
     assert noted(recipe, folder, "student") == ["student: 3 of 4 students, since lora has 3 groups of 2 successful replicas"]
     ledger = json.loads((folder / "student" / "population.json").read_text())
     assert [group["replicas"] for group in ledger["teachers"]["groups"]] == [[1, 2], [3, 5], [6, 7]]
+
+
+def test_check_tells_the_teachers_and_their_price(recipe, capsys, monkeypatch):
+    found = preview.check(recipe, probe=False)
+    teaching = {name: entry["teaching"] for name, entry in found["conditions"].items()}
+    assert teaching["lora"] is None
+    assert [(teaching[n]["groups"], teaching[n]["groups_a_stack"]) for n in ("student", "soup", "same")] == [(4, 4), (4, 2), (1, 1)]
+    tokens = sum(sum(e.loss_mask[1:]) for e in pipeline.training_examples(recipe, "cpu"))
+    assert [teaching[n]["kept_bytes"] for n in ("student", "soup", "same")] == [4096 * g * tokens for g in (4, 2, 1)]
+    preview.show(found)
+    told = capsys.readouterr().out
+    assert "learns from 4 fresh groups of 2 of lora (probabilities), 1 student each: a run is 3 trainings, one model answers" in told
+    assert "learns from the first 3 of lora (logits): a run is 4 trainings" in told
+    assert "student (4)" in told  # too few groups for an interval
+    monkeypatch.setattr(preview, "SOFT_TARGET_BYTES", 10_000)
+    preview.show(preview.check(recipe, probe=False))
+    assert "so computed anew at every step" in capsys.readouterr().out
 
 
 def test_students_without_teachers_are_refused_in_one_line(recipe, tmp_path):

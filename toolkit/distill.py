@@ -18,6 +18,9 @@ from toolkit.adapters import Adapter
 from toolkit.predict import TOKENS, Combine, load_adapters
 from toolkit.stack import Stack
 
+LOGITS = 2**26
+"""of all members together, in one forward pass over rows that are kept"""
+
 Said = Callable[[Tensor], Tensor]
 """training rows [R, b], one line for each student -> log-probabilities [R * b, L, V] of its teacher, at the positions with a loss"""
 
@@ -51,7 +54,8 @@ def soft_targets(
 
     real_NL = weight > 0
     place_NL = (real_NL.flatten().cumsum(0) - 1).clamp(min=0).view(real_NL.shape)  # padding points at a neighbour, and weighs nothing
-    chunk = max(1, TOKENS // (max(len(teacher.members) for teacher in teachers_G) * ids.shape[1]))
+    K, vocabulary = max(len(teacher.members) for teacher in teachers_G), student.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    chunk = max(1, min(TOKENS // (K * ids.shape[1]), LOGITS // (K * position.shape[1] * vocabulary)))
     said_GNV: list[Tensor] = []
     for g in range(len(teachers_G)):
         rows = torch.arange(len(ids), device=ids.device)

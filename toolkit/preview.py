@@ -73,7 +73,7 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             "plan": asdict(plan),
             "stacks": stacks,
             "adapter_parameters": adapter,
-            "memory_bytes": _memory(base, plan, adapter, condition.dropout) + (taught["kept_bytes"] if taught else 0),
+            "memory_bytes": _memory(base, plan, adapter, condition.dropout) + (taught["memory_bytes"] if taught else 0),
             "disk_bytes": replicas * folders * (adapter * 4 + 20_000)
             + sum(replicas // m.k * _merged_bytes(m, layers, condition.rank) for m in recipe.mitigations_of(name) if m.merge),
         }
@@ -116,6 +116,12 @@ def _teaching(recipe: Recipe, name: str, plan: TrainingPlan, base: Base, example
     last = condition.group_of(max(recipe.replicas_of(name) - 1, 0))
     vocabulary = base.model.config.get_text_config().vocab_size
     size = soft_target_bytes(condition, [sum(e.loss_mask[1:]) for e in examples], vocabulary, plan.stack)
+    kept = size if size <= SOFT_TARGET_BYTES else 0
+    taught_by = recipe.conditions[teacher.condition]
+    layers = _layers(base.model, teacher.condition, taught_by.targets)
+    merged = _merged_bytes(teacher, layers, taught_by.rank) if teacher.merge else 0
+    adapters = merged or teacher.k * sum(4 * taught_by.rank * (i + o) for i, o in layers)
+    groups_a_stack = len({condition.group_of(r) for r in range(plan.stack)})
     return {
         "condition": teacher.condition,
         "method": teacher.method,
@@ -123,8 +129,9 @@ def _teaching(recipe: Recipe, name: str, plan: TrainingPlan, base: Base, example
         "fresh": teacher.groups == "fresh",
         "groups": last + 1,
         "students": condition.students,
-        "groups_a_stack": len({condition.group_of(r) for r in range(plan.stack)}),
-        "kept_bytes": size if size <= SOFT_TARGET_BYTES else 0,
+        "groups_a_stack": groups_a_stack,
+        "kept_bytes": kept,
+        "memory_bytes": kept + groups_a_stack * adapters,
     }
 
 

@@ -93,59 +93,6 @@ class Snapshots(_Model):
     """keep every snapshot as an adapter folder beside the averages."""
 
 
-class Mitigation(_Model):
-    """A post-hoc procedure on K replicas: `{merge: mean, k: 8}` or `{ensemble: probabilities, k: 8}`."""
-
-    merge: MergeMethod | None = None
-    ensemble: EnsembleMethod | None = None
-    k: Positive
-    rank: Annotated[int | str, BeforeValidator(_merge_rank)] = "full"
-    """rank of a merged adapter: exact, that of the inputs, a number, or the least that keeps a share of the energy."""
-    density: Annotated[float, Field(gt=0, le=1)] | None = None
-    """ties: share of the entries that is kept."""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Mitigation:
-        if (self.merge is None) == (self.ensemble is None):
-            raise ValueError("a mitigation is either `merge: METHOD` or `ensemble: METHOD`, with `k`")
-        if self.density is not None and self.merge != "ties":
-            raise ValueError("'density' belongs to `merge: ties`")
-        if self.ensemble and self.rank != "full":
-            raise ValueError("'rank' belongs to a merge")
-        if self.ensemble and self.k < 2:
-            raise ValueError("an ensemble has k of 2 or more")
-        return self
-
-    @property
-    def method(self) -> str:
-        return self.merge or self.ensemble or ""
-
-    @property
-    def label(self) -> str:
-        """Name of the folder and of the row, unique within a recipe: `ties-density0.2-k8`."""
-        parts = [self.method]
-        if self.density is not None:
-            parts.append(f"density{self.density:g}")
-        if self.rank != "full":
-            parts.append(f"rank-{self.rank}".replace("=", "-"))
-        return "-".join([*parts, f"k{self.k}"])
-
-
-class Teacher(Mitigation):
-    """Whom a distilled replica learns from: K replicas of another condition, as an ensemble or merged."""
-
-    condition: str
-    groups: Literal["fresh", "fixed"] = "fresh"
-    """fresh: disjoint groups of K, so that a student is a run of the whole procedure. fixed: all students share the first group, and
-    differ by their own seeds alone."""
-
-    @model_validator(mode="after")
-    def _has_a_distribution(self) -> Teacher:
-        if self.ensemble not in (None, "probabilities", "logits"):
-            raise ValueError(f"'ensemble: {self.ensemble}' has no probabilities to learn from; take probabilities, logits, or a merge")
-        return self
-
-
 class Condition(_Model):
     """One way of training one replica."""
 
@@ -275,6 +222,66 @@ class Sequential(_Model):
 
 def _form(replicas: Any) -> str:
     return "block" if isinstance(replicas, dict | Sequential) else "number"
+
+
+class Mitigation(_Model):
+    """A post-hoc procedure on K replicas: `{merge: mean, k: 8}` or `{ensemble: probabilities, k: 8}`."""
+
+    merge: MergeMethod | None = None
+    ensemble: EnsembleMethod | None = None
+    k: Positive
+    rank: Annotated[int | str, BeforeValidator(_merge_rank)] = "full"
+    """rank of a merged adapter: exact, that of the inputs, a number, or the least that keeps a share of the energy."""
+    density: Annotated[float, Field(gt=0, le=1)] | None = None
+    """ties: share of the entries that is kept."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Mitigation:
+        if (self.merge is None) == (self.ensemble is None):
+            raise ValueError("a mitigation is either `merge: METHOD` or `ensemble: METHOD`, with `k`")
+        if self.density is not None and self.merge != "ties":
+            raise ValueError("'density' belongs to `merge: ties`")
+        if self.ensemble and self.rank != "full":
+            raise ValueError("'rank' belongs to a merge")
+        if self.ensemble and self.k < 2:
+            raise ValueError("an ensemble has k of 2 or more")
+        return self
+
+    @property
+    def method(self) -> str:
+        return self.merge or self.ensemble or ""
+
+    @property
+    def label(self) -> str:
+        """Name of the folder and of the row, unique within a recipe: `ties-density0.2-k8`."""
+        parts = [self.method]
+        if self.density is not None:
+            parts.append(f"density{self.density:g}")
+        if self.rank != "full":
+            parts.append(f"rank-{self.rank}".replace("=", "-"))
+        return "-".join([*parts, f"k{self.k}"])
+
+
+class Teacher(Mitigation):
+    """Whom a distilled replica learns from: K replicas of another condition, as an ensemble or merged."""
+
+    condition: str
+    groups: Literal["fresh", "fixed"] = "fresh"
+    """fresh: disjoint groups of K, so that a student is a run of the whole procedure. fixed: all students share the first group, and
+    differ by their own seeds alone."""
+
+    @model_validator(mode="after")
+    def _has_a_distribution(self) -> Teacher:
+        if self.ensemble not in (None, "probabilities", "logits"):
+            raise ValueError(f"'ensemble: {self.ensemble}' has no probabilities to learn from; take probabilities, logits, or a merge")
+        known = ("ensemble", "k", "condition", "groups")
+        other = [name for name, f in type(self).model_fields.items() if name not in known and getattr(self, name) != f.default]
+        if self.ensemble and other:
+            raise ValueError(f"{other[0]!r} is not for an ensemble that teaches; leave it out")
+        return self
+
+
+Condition.model_rebuild()  # its teacher is defined here
 
 
 class Evaluation(_Model):
