@@ -49,7 +49,12 @@ class GivenDropout(torch.nn.Module):
         return x * keep.view(x.shape) / (1 - self.stream.p)
 
 
-def peft_alone(model, examples, condition, plan, seed, steps):
+def labels_loss(logits, labels, batch):
+    """Cross-entropy, summed over the tokens that count."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+
+
+def peft_alone(model, examples, condition, plan, seed, steps, loss_of=labels_loss):
     """The reference: peft adapter, HF scheduler, torch clipping, the model's own masked forward on left-over padding."""
     names = list(_layers(model))
     dtype = next(model.parameters()).dtype
@@ -85,7 +90,7 @@ def peft_alone(model, examples, condition, plan, seed, steps):
                     ids[b, : len(e.ids)] = torch.tensor(e.ids)
                     labels[b, : len(e.ids)] = torch.tensor([t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)])
             logits = peft_model(input_ids=ids).logits
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum") / tokens
+            loss = loss_of(logits[:, :-1], labels[:, 1:], batch) / tokens
             loss.backward()
             total += loss.item()
         if first_gradients is None:

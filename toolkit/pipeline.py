@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from toolkit import environment, seeds
+from toolkit import distill, environment, seeds
 from toolkit.adapters import CONFIG, WEIGHTS, read_adapter
 from toolkit.adopt import adopt, check_base, find_adapters, linear_shapes
 from toolkit.base import Base, load_base
@@ -28,11 +28,12 @@ from toolkit.ensemble import ENSEMBLES, vote
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, vote_outcomes
 from toolkit.measure import measure_run, read_prompts, save_design
 from toolkit.merge import METHODS, merge_adapters
-from toolkit.plan import TrainingPlan, plan_training, stacks_for
+from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, plan_training, soft_target_bytes, stacks_for
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
-from toolkit.recipe import Evaluation, Given, Mitigation, Recipe, Sequential, dump_recipe, parse_recipe
+from toolkit.recipe import Evaluation, Given, Mitigation, Recipe, Sequential, Teacher, dump_recipe, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
 from toolkit.stack import target_modules
+from toolkit.students import Teaching, as_mitigation, student_design, student_notes, teacher_members, teaching
 from toolkit.until import Looks, asked_about, stopping_note, train_until
 
 EVALUATION_WIDTH = 8
@@ -78,7 +79,7 @@ class Run:
 def run(recipe: Recipe, folder: Path, *, workers: int | None = None, engine: str = "local", console: Console | None = None) -> Results:
     """Everything, from a recipe to a report. Run it again: only what is missing is done."""
     with open_run(recipe, folder, workers=workers, engine=engine, console=console) as job:
-        for name in recipe.conditions:
+        for name in recipe.training_order:
             train(job, name)
         merge(job)
         evaluate(job)
@@ -132,7 +133,7 @@ def _check_against_base(recipe: Recipe, base: Base) -> None:
         except ValueError as error:
             raise RunError(f"conditions.{name}.targets: {error}") from None
         largest = max(min(layer.weight.shape) for layer in layers.values())
-        for mitigation in recipe.mitigations:
+        for mitigation in [*recipe.mitigations, *([condition.teacher] if condition.teacher else [])]:
             if isinstance(mitigation.rank, int) and mitigation.rank > largest:
                 raise RunError(f"mitigation {mitigation.label}: the changes of this base have ranks 1 to {largest}")
 
@@ -191,15 +192,16 @@ class TrainingUnit:
     stack: int
     keep: tuple[int, ...]  # replicas to write; the others of the stack are there for its shape
     plan: TrainingPlan
-    fingerprint: str
+    fingerprints: dict[int, str]  # of those to write
     device: str
+    teachers: tuple[tuple[str, ...], ...] = ()  # of a distilled condition: for every replica of the stack, the adapters that it learns from
 
 
 def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[int] | None = None) -> dict[int, Replica]:
     """Train what is missing of a condition's population; return all of it. Adapters that are given are taken as they are.
 
     `replicas` trains 0 to N-1, whatever number or rule the recipe has. `only` names replicas to train again even if they are finished
-    (their stack is trained whole, those alone are written).
+    (their stack is trained whole, those alone are written). Raises StudentsError for students whose teachers are not trained.
     """
     if name in job.recipe.given:
         return take(job, name)
@@ -207,6 +209,10 @@ def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[in
     with job.console.stage("train"):
         plan, mark = training_plan(job.recipe, name, job.device)
         population = read_population(job.condition(name))
+    if job.recipe.trained[name].teacher:
+        asked = range(job.recipe.replicas_of(name) if replicas is None else replicas) if only is None else only
+        train_students(job, name, asked, plan, mark, population, again=only is not None)
+        return population
     if rule and replicas is None and only is None:
         _train_until(job, name, rule, plan, mark, population)
     else:
@@ -232,17 +238,37 @@ def given_note(count: int) -> str:
 
 
 def train_missing(
-    job: Run, name: str, asked: Sequence[int], plan: TrainingPlan, mark: str, population: dict[int, Replica], *, again: bool = False
+    job: Run,
+    name: str,
+    asked: Sequence[int],
+    plan: TrainingPlan,
+    mark: str,
+    population: dict[int, Replica],
+    *,
+    again: bool = False,
+    teachers: Sequence[Teaching] = (),
 ) -> None:
-    """Train the replicas of `asked` that the population lacks, and add them to it."""
+    """Train the replicas of `asked` that the population lacks, and add them to it. teachers: the groups of a distilled condition."""
     recipe, folder = job.recipe, job.condition(name)
+    condition = recipe.trained[name]
+
+    def mark_of(replica: int) -> str:
+        """A student is defined by its teachers' bits, too."""
+        return fingerprint({"condition": mark, "teachers": teachers[condition.group_of(replica)].sha256}) if teachers else mark
+
     with job.console.stage("train"):
-        _claim(folder, name, recipe, plan, mark, asked, population)
-        missing = [r for r in asked if again or r not in population or population[r].fingerprint != mark]
-        units = [
-            TrainingUnit(recipe, name, folder, s, tuple(r for r in missing if r // plan.stack == s), plan, mark, job.device)
-            for s in stacks_for(missing, plan.stack)
-        ]
+        _claim(folder, name, recipe, plan, mark, asked, population, teachers)
+        stale = [r for r in asked if r in population and population[r].fingerprint != mark_of(r)]
+        if stale and teachers:
+            job.console.note(f"{name}: the teachers of {len(stale)} students are not what they were; these students are trained again")
+        missing = [r for r in asked if again or r not in population or r in stale]
+        units = []
+        for s in stacks_for(missing, plan.stack):
+            keep = tuple(r for r in missing if r // plan.stack == s)
+            slots = range(s * plan.stack, (s + 1) * plan.stack)  # one that is there for the shape alone may have any teacher
+            learns_from = tuple(teachers[condition.group_of(r) % len(teachers)].adapters for r in slots) if teachers else ()
+            marks = {r: mark_of(r) for r in keep}
+            units.append(TrainingUnit(recipe, name, folder, s, keep, plan, marks, job.device, learns_from))
         progress = job.console.progress(f"train {name}", len(missing))
         for _, records in job.engine.run(_train_unit, units, progress):
             for record in records:
@@ -259,21 +285,35 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     lengths, targets = [len(e.ids) for e in examples], [sum(e.loss_mask[1:]) for e in examples]
     plan = plan_training(condition, lengths, targets, stack=recipe.stack, device=device)
     data = [(e.ids, e.loss_mask) for e in examples]
-    mark = fingerprint(
-        {
-            "condition": condition.model_dump(exclude={"replicas", "vary", "crossed", "repeats"}),
-            "vary": condition.crossed or sorted(recipe.vary_of(name)),
-            "seed": recipe.seed,
-            "plan": asdict(plan),
-            "data": fingerprint({"rows": data}),
-            "base": base.sha256,
-        }
-    )
-    return plan, mark
+    defining = {
+        "condition": condition.model_dump(exclude={"replicas", "vary", "crossed", "repeats"}),
+        "vary": condition.crossed or sorted(recipe.vary_of(name)),
+        "seed": recipe.seed,
+        "plan": asdict(plan),
+        "data": fingerprint({"rows": data}),
+        "base": base.sha256,
+    }
+    if condition.teacher:  # what is kept may differ in rounding from what is computed again
+        defining["soft targets kept"] = keeps_soft_targets(recipe, name, plan, device)
+    return plan, fingerprint(defining)
+
+
+def keeps_soft_targets(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> bool:
+    """Whether what the teachers of a stack say about all training rows fits the budget."""
+    vocabulary = load_base(recipe.base, recipe.dtype, device).model.config.get_text_config().vocab_size
+    targets = [sum(e.loss_mask[1:]) for e in training_examples(recipe, device)]
+    return soft_target_bytes(recipe.trained[name], targets, vocabulary, plan.stack) <= SOFT_TARGET_BYTES
 
 
 def _claim(
-    folder: Path, name: str, recipe: Recipe, plan: TrainingPlan, mark: str, asked: Sequence[int], population: dict[int, Replica]
+    folder: Path,
+    name: str,
+    recipe: Recipe,
+    plan: TrainingPlan,
+    mark: str,
+    asked: Sequence[int],
+    population: dict[int, Replica],
+    teachers: Sequence[Teaching] = (),
 ) -> None:
     """Write population.json, or refuse a folder whose replicas another recipe trained."""
     path = folder / "population.json"
@@ -295,12 +335,22 @@ def _claim(
         "plan": asdict(plan),
         "seeds": {str(r): seeds_of(recipe, name, r) for r in all_replicas},
     }
+    if condition.teacher:
+        members = [{"replicas": one.members, "sha256": one.sha256} for one in teachers]
+        record["teachers"] = {"condition": condition.teacher.condition, "groups": members}
+        record["group"] = {str(r): condition.group_of(r) for r in all_replicas}
     write_text(path, _json(record))
 
 
 def seeds_of(recipe: Recipe, name: str, replica: int) -> dict[str, int]:
-    """The seed of every source for a replica of a condition."""
-    return seeds.replica_seeds(recipe.seed, replica, recipe.vary_of(name), {**recipe.trained[name].crossed})
+    """The seed of every source for a replica of a condition.
+
+    Students draw from a root of their own: student 5 would otherwise share its seeds with replica 5, who may teach another student, and
+    students of disjoint groups would not be independent.
+    """
+    condition = recipe.trained[name]
+    root = seeds.derive(recipe.seed, "student") if condition.teacher else recipe.seed
+    return seeds.replica_seeds(root, replica, recipe.vary_of(name), {**condition.crossed})
 
 
 def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
@@ -313,7 +363,14 @@ def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
     seeds_R = [seeds_of(recipe, unit.condition, r) for r in replicas]
     every = max(1, plan.steps // 50)
     trained = train_stack(
-        base.model, examples, condition, plan, seeds_R, on_step=lambda step: progress(step / plan.steps) if step % every == 0 else None
+        base.model,
+        examples,
+        condition,
+        plan,
+        seeds_R,
+        teachers_R=_teachers(condition.teacher, unit.teachers) if condition.teacher else None,
+        keep_soft_targets=bool(condition.teacher) and keeps_soft_targets(recipe, unit.condition, plan, unit.device),
+        on_step=lambda step: progress(step / plan.steps) if step % every == 0 else None,
     )
     return save_stack(
         unit.folder,
@@ -323,7 +380,7 @@ def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
         keep=unit.keep,
         seeds_R=seeds_R,
         plan=plan,
-        fingerprint=unit.fingerprint,
+        fingerprints=unit.fingerprints,
         base=base.source,
         revision=base.revision,
     )
@@ -339,6 +396,45 @@ def training_examples(recipe: Recipe, device: str) -> tuple[Example, ...]:
 def _examples(train: str, form: str, max_length: int, base: str, dtype: str, device: str) -> tuple[Example, ...]:
     tokenizer = load_base(base, dtype, device).tokenizer
     return tuple(encode_rows(read_rows(train), tokenizer, max_length=max_length, fmt=form))
+
+
+# -- distill -----------------------------------------------------------------------------------------------------------
+
+
+def train_students(
+    job: Run, name: str, asked: Sequence[int], plan: TrainingPlan, mark: str, population: dict[int, Replica], *, again: bool
+) -> None:
+    """Train the students that have a teacher group; of failed teachers there may be fewer groups than the recipe hoped for."""
+    condition = job.recipe.trained[name]
+    teachers = teacher_groups(job, name)
+    taught = [r for r in asked if condition.group_of(r) < len(teachers)]
+    if condition.teacher and len(taught) < len(asked):
+        there = f"{condition.teacher.condition} has {len(teachers)} groups of {condition.teacher.k} successful replicas"
+        job.console.note(f"{name}: {len(taught)} of {len(asked)} students, since {there}")
+    train_missing(job, name, taught, plan, mark, population, again=again, teachers=teachers)
+
+
+def teacher_groups(job: Run, name: str) -> list[Teaching]:
+    """The groups that a distilled condition learns from, merged where its teacher is a merge. Raises StudentsError as `teacher_members`."""
+    teacher = job.recipe.trained[name].teacher
+    assert teacher is not None
+    folder = job.condition(teacher.condition)
+    members = teacher_members(job.folder, name, teacher)
+    _, mark = training_plan(job.recipe, teacher.condition, job.device)
+    if any(record.fingerprint != mark for record in read_population(folder).values()):
+        raise RunError(f"{folder}: holds replicas of another recipe, base or data; choose another --out, or delete that folder")
+    if not teacher.merge:
+        return [teaching(group, [replica_folder(folder, r) for r in group]) for group in members]
+    with job.console.stage("merge"):
+        run_merges(job, merge_units(folder, [r for group in members for r in group], teacher))
+    return [teaching(group, [merged_folder(folder, teacher.label, g)]) for g, group in enumerate(members)]
+
+
+def _teachers(teacher: Teacher, adapters_R: Sequence[tuple[str, ...]]) -> list[distill.Teacher]:
+    """For every student of a stack its teacher; those of one group share the object, so that it speaks once."""
+    rule = ENSEMBLES[teacher.ensemble].rule if teacher.ensemble else None
+    made = {paths: distill.Teacher(tuple(read_adapter(path) for path in paths), rule) for paths in dict.fromkeys(adapters_R)}
+    return [made[paths] for paths in adapters_R]
 
 
 # -- train until enough is known ---------------------------------------------------------------------------------------
@@ -378,7 +474,7 @@ def merge(job: Run) -> None:
     units = []
     for name in job.recipe.conditions:
         replicas = successful(job.condition(name))
-        for mitigation in job.recipe.mitigations:
+        for mitigation in job.recipe.mitigations_of(name):
             if len(replicas) < mitigation.k:
                 job.console.note(f"{name}: {len(replicas)} replicas are too few for {mitigation.label}")
             if mitigation.merge:
@@ -455,7 +551,7 @@ def all_subjects(job: Run) -> list[list[Subject]]:
     """The base, and every condition's replicas, merged adapters and ensembles: one list for each procedure."""
     families = [[Subject("", "base", 0)]]
     for name in job.recipe.conditions:
-        families += subjects_of(job.condition(name), name, job.recipe.mitigations)
+        families += subjects_of(job.condition(name), name, job.recipe.mitigations_of(name))
     return families
 
 
@@ -550,6 +646,10 @@ def measure(job: Run) -> Results:
         stopped = [job.condition(name) for name in recipe.conditions if recipe.until_of(name)]
         notes = [stopping_note(folder) for folder in stopped if (folder / "stopping.json").is_file()]
         notes += [f"{design.name}: {given_note(len(design.replicas))}" for design in designs if design.name in recipe.given]
+        for design in designs:
+            for note in student_notes(recipe.trained[design.name], design) if design.name in recipe.trained else ():
+                job.console.note(note)
+                notes.append(note)
         command = f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}"
         return conclude(job, shards, designs, command=command, notes=notes)
 
@@ -564,7 +664,7 @@ def votes(job: Run, name: str, shards: Sequence[Path]) -> list[Path]:
     """Shards of the majority votes over whole answers, made from the replicas' outcomes."""
     made = []
     own = [path for path in shards if path.name.startswith(f"{name}-replica-")]
-    for mitigation in job.recipe.mitigations:
+    for mitigation in job.recipe.mitigations_of(name):
         if mitigation.ensemble == "vote":
             path = job.folder / "outcomes" / "votes" / f"{name}-{mitigation.label}.parquet"
             members = groups(successful(job.condition(name)), mitigation.k)
@@ -587,7 +687,7 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
         plan = json.loads((folder / "population.json").read_text())["plan"]
         tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
     mitigations = []
-    for mitigation in job.recipe.mitigations:
+    for mitigation in job.recipe.mitigations_of(name):
         members = groups(replicas, mitigation.k)
         rank = rank_of_one
         if mitigation.merge and members:
@@ -599,6 +699,11 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
         mitigations.append(MitigationDesign(mitigation.label, title, kind, mitigation.k, members, price))
     failed = sum(record.status == "failed" for record in population.values())
     factors = {source: [population[r].seeds[source] for r in replicas] for source in (own.crossed if own else ())}
+    if own and own.teacher:
+        return student_design(job.folder, own, ConditionDesign(name, replicas, failed, factors=factors), seconds)
+    for student, other in job.recipe.trained.items():
+        if other.teacher and (other.teacher.condition, other.teacher.groups) == (name, "fresh") and successful(job.condition(student)):
+            mitigations.append(as_mitigation(condition_design(job, student), other.teacher.k))
     price = Price(rank=rank_of_one, seconds=seconds, tokens=tokens)
     return ConditionDesign(name, replicas, failed, mitigations, price, factors)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from toolkit.recipe import Condition
 
 CPU_TOKENS, GPU_TOKENS = 3072, 32768  # a step of this many tokens suits the caches of a core, or fills a large GPU
+SOFT_TARGET_BYTES = 2**30
+"""what a worker may keep of its teachers' distributions; above it they are computed again at every step, never cut"""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ def stack_width(tokens_per_replica: int, device: str) -> int:
     """
     budget = CPU_TOKENS if device == "cpu" else GPU_TOKENS
     return min(64, max(4, 2 ** round(math.log2(max(1.0, budget / tokens_per_replica)))))
+
+
+def soft_target_bytes(condition: Condition, targets: Sequence[int], vocabulary: int, stack: int) -> int:
+    """Bytes of the distributions (float32, whole vocabulary, every position with a loss) of all teachers of one stack of students."""
+    per_group = condition.students if condition.teacher and condition.teacher.groups == "fresh" else stack
+    groups = min(stack, math.ceil(stack / per_group) + (stack % per_group > 0))  # a group may reach over the edge of a stack
+    return groups * sum(targets) * vocabulary * 4
 
 
 def stacks_for(replicas: Iterable[int], width: int) -> list[int]:

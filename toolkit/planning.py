@@ -208,7 +208,7 @@ def _shifts(table: OutcomeTable, design: ConditionDesign) -> Iterator[tuple[str,
     if single is None:
         return
     row_of = {replica: row for row, replica in enumerate(design.replicas)}
-    mitigated = {m.label: table.arm(design.name, m.label, range(len(m.members))) for m in design.mitigations}
+    mitigated = {m.label: table.arm(*m.outcomes(design.name)) for m in design.mitigations}
     for shift, at in table.shifts.items():
         cluster_P, here = table.cluster_P[at], single.on(at)
         mitigations: dict[str, tuple[int, TwoWay | None]] = {}

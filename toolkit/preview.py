@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,7 @@ from toolkit.adapters import read_adapter
 from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, linear_shapes, same_weights
 from toolkit.base import Base, load_base
 from toolkit.measure import read_prompts
-from toolkit.plan import TrainingPlan
+from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, soft_target_bytes
 from toolkit.recipe import Given, Mitigation, Recipe, RecipeError
 from toolkit.stack import stacked
 from toolkit.statistics import MIN_GROUPS
@@ -57,17 +58,19 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         stacks = math.ceil(replicas / plan.stack)
         layers = _layers(base.model, name, condition.targets)
         adapter = sum(condition.rank * (i + o) for i, o in layers)
+        taught = _teaching(recipe, name, plan, base, examples)
         folders = 1 + len(condition.averages) + (condition.snapshots.count if condition.snapshots and condition.snapshots.save else 0)
         entry: dict[str, Any] = {
             "replicas": replicas,
             "at_most": recipe.until_of(name) is not None,  # a rule may stop earlier
             "crossed": condition.crossed,
+            "teaching": taught,
             "plan": asdict(plan),
             "stacks": stacks,
             "adapter_parameters": adapter,
-            "memory_bytes": _memory(base, plan, adapter, condition.dropout),
+            "memory_bytes": _memory(base, plan, adapter, condition.dropout) + (taught["memory_bytes"] if taught else 0),
             "disk_bytes": replicas * folders * (adapter * 4 + 20_000)
-            + sum(replicas // m.k * _merged_bytes(m, layers, condition.rank) for m in recipe.mitigations if m.merge),
+            + sum(replicas // m.k * _merged_bytes(m, layers, condition.rank) for m in recipe.mitigations_of(name) if m.merge),
         }
         if stacks * plan.stack > replicas:
             idle = stacks * plan.stack - replicas
@@ -78,11 +81,24 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             seconds = _probe(recipe, name, plan, device)
             workers = min(stacks, environment.cores() if device == "cpu" else 1)
             entry["seconds_per_step"] = seconds
-            entry["hours"] = seconds * plan.steps * math.ceil(stacks / workers) / 3600
+            stack_seconds = seconds * plan.steps
+            if taught:
+                spoken = max(0.0, _probe(recipe, name, plan, device, teachers=True) - seconds)
+                passes = plan.steps_per_epoch * taught["groups_a_stack"] / plan.stack if taught["kept_bytes"] else plan.steps
+                taught["seconds_a_stack"] = spoken * passes
+                stack_seconds += spoken * passes
+            entry["hours"] = stack_seconds * math.ceil(stacks / workers) / 3600
         found["conditions"][name] = entry
-    groups = {m.label: min(entry["replicas"] for entry in found["conditions"].values()) // m.k for m in recipe.mitigations}
+    mitigated = [name for name in recipe.conditions if recipe.mitigations_of(name)]
+    groups = {m.label: min(found["conditions"][name]["replicas"] for name in mitigated) // m.k for m in recipe.mitigations}
+    groups |= {
+        name: entry["teaching"]["groups"]
+        for name, entry in found["conditions"].items()
+        if entry.get("teaching") and entry["teaching"]["fresh"]
+    }
     if few := [f"{label} ({g})" for label, g in groups.items() if g < MIN_GROUPS]:
-        needed = MIN_GROUPS * max(m.k for m in recipe.mitigations)
+        sizes = [c.teacher.k for c in recipe.trained.values() if c.teacher and c.teacher.groups == "fresh"]
+        needed = MIN_GROUPS * max([*(m.k for m in recipe.mitigations), *sizes])
         warnings.append(f"disjoint groups of K, where intervals need {MIN_GROUPS}: {', '.join(few)}; {needed} replicas are enough for all")
     found["groups"] = groups
     return found
@@ -125,6 +141,34 @@ def _population(condition: Given, base: Base, warnings: list[str]) -> dict[str, 
     }
 
 
+def _teaching(recipe: Recipe, name: str, plan: TrainingPlan, base: Base, examples: Sequence[data.Example]) -> dict[str, Any] | None:
+    """Of a distilled condition: its teachers, how many groups, and what a worker keeps of what they say (0: computed at every step)."""
+    condition = recipe.trained[name]
+    teacher = condition.teacher
+    if teacher is None:
+        return None
+    last = condition.group_of(max(recipe.replicas_of(name) - 1, 0))
+    vocabulary = base.model.config.get_text_config().vocab_size
+    size = soft_target_bytes(condition, [sum(e.loss_mask[1:]) for e in examples], vocabulary, plan.stack)
+    kept = size if size <= SOFT_TARGET_BYTES else 0
+    taught_by = recipe.trained[teacher.condition]
+    layers = _layers(base.model, teacher.condition, taught_by.targets)
+    merged = _merged_bytes(teacher, layers, taught_by.rank) if teacher.merge else 0
+    adapters = merged or teacher.k * sum(4 * taught_by.rank * (i + o) for i, o in layers)
+    groups_a_stack = len({condition.group_of(r) for r in range(plan.stack)})
+    return {
+        "condition": teacher.condition,
+        "method": teacher.method,
+        "k": teacher.k,
+        "fresh": teacher.groups == "fresh",
+        "groups": last + 1,
+        "students": condition.students,
+        "groups_a_stack": groups_a_stack,
+        "kept_bytes": kept,
+        "memory_bytes": kept + groups_a_stack * adapters,
+    }
+
+
 def _design(entry: dict[str, Any]) -> str:
     """`at most 10000 replicas`, `64 replicas (8 init x 8 order)`."""
     levels = " x ".join(f"{count} {source}" for source, count in entry["crossed"].items())
@@ -163,10 +207,15 @@ def _memory(base: Base, plan: TrainingPlan, adapter: int, dropout: float) -> int
     return base.parameters * base.model.dtype.itemsize + plan.stack * adapter * 16 + activations + logits
 
 
-def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> float:
-    """Median seconds of a step of one stack, the first left out."""
+def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str, *, teachers: bool = False) -> float:
+    """Median seconds of a step of one stack, the first left out.
+
+    teachers: with their forward passes at every step; the base stands in for those that are not trained yet.
+    """
     from dataclasses import replace
 
+    from toolkit.distill import Teacher
+    from toolkit.ensemble import ENSEMBLES
     from toolkit.train import train_stack
 
     marks: list[float] = []
@@ -174,12 +223,18 @@ def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> float:
     condition = recipe.trained[name].model_copy(update={"snapshots": None, "averages": []})
     short = replace(plan, steps=PROBE_STEPS + 1, warmup_steps=1)
     examples = pipeline.training_examples(recipe, device)
+    asked, stand_ins = condition.teacher, None
+    if asked and teachers:
+        rule = ENSEMBLES[asked.ensemble].rule if asked.ensemble else None
+        stand_ins = [Teacher((None,) * (asked.k if rule else 1), rule) for _ in seeds_R]
     train_stack(
         load_base(recipe.base, recipe.dtype, device).model,
         examples,
         condition,
         short,
         seeds_R,
+        teachers_R=stand_ins,
+        keep_soft_targets=False,
         on_step=lambda _: marks.append(time.perf_counter()),
     )
     steps = sorted(later - earlier for earlier, later in zip(marks, marks[1:], strict=False))
@@ -207,6 +262,8 @@ def show(found: dict[str, Any]) -> None:
         plan = entry["plan"]
         stacks = f"{entry['stacks']} stack{'s' * (entry['stacks'] > 1)} of {plan['stack']}"
         console.print(f"[bold]{escape(name)}[/]: {_design(entry)} in {stacks}")
+        if entry["teaching"]:
+            console.print(f"  {escape(_taught(entry['teaching']))}")
         console.print(f"  {plan['steps']} steps of {plan['micro_batch'] * plan['accumulation']} rows, padded to {plan['length']} tokens")
         sizes = f"about {_size(entry['memory_bytes'])} a worker, {_size(entry['disk_bytes'])} on disk with merges"
         console.print(f"  {entry['adapter_parameters']:,} adapter parameters; {sizes}")
@@ -225,6 +282,20 @@ def _show_given(console: Console, name: str, entry: dict[str, Any]) -> None:
     console.print(f"[bold]{escape(name)}[/]: {pipeline.given_note(len(paths))}")
     console.print(f"  {span}, on {', '.join(entry['targets'])}; {hashed}")
     console.print(f"  {escape(paths[0])}" + (f" to {escape(paths[-1])}" if len(paths) > 1 else ""))
+
+
+def _taught(teaching: dict[str, Any]) -> str:
+    """`learns from 8 groups of 4 of lora (probabilities), 1 student each; ...`"""
+    k, groups = teaching["k"], teaching["groups"]
+    who = f"{groups} fresh groups of {k}" if teaching["fresh"] else f"the first {k}"
+    each = f", {teaching['students']} student{'s' * (teaching['students'] > 1)} each" if teaching["fresh"] else ""
+    kept = teaching["kept_bytes"]
+    how = f"kept, {_size(kept)} a worker" if kept else f"more than {_size(SOFT_TARGET_BYTES)}, so computed anew at every step"
+    cost = f" ({teaching['seconds_a_stack']:.0f} s a stack)" if "seconds_a_stack" in teaching else ""
+    return (
+        f"learns from {who} of {teaching['condition']} ({teaching['method']}){each}: a run is {k + 1} trainings, one model answers; "
+        f"what the teachers say of all rows is {how}{cost}"
+    )
 
 
 def _size(n: int) -> str:

@@ -35,7 +35,8 @@ class Price:
 class MitigationDesign:
     """A mitigation on disjoint groups of K replicas: members[g] are the replica indexes behind group g.
 
-    label: names the rows of the outcomes, `mean-k8`. title: the method in words, without K. kind: `merge` or `ensemble`.
+    label: names the rows of the outcomes, `mean-k8`. title: the method in words, without K. kind: `merge`, `ensemble` or `distilled`.
+    condition, runs: of kind `distilled`, the condition of the students, and the student of every group.
     """
 
     label: str
@@ -44,6 +45,26 @@ class MitigationDesign:
     k: int
     members: Sequence[Sequence[int]]
     price: Price
+    condition: str = ""
+    runs: Sequence[int] = ()
+
+    def outcomes(self, condition: str) -> tuple[str, str, Sequence[int]]:
+        """Condition, procedure and indexes of its rows, where `condition` is the one that it is built from."""
+        return (self.condition, "replica", self.runs) if self.condition else (condition, self.label, range(len(self.members)))
+
+
+@dataclass(frozen=True)
+class TeacherDesign:
+    """Whom the replicas of a distilled condition learned from.
+
+    label: of the teachers' own outcomes, where a mitigation of `condition` has them. groups, members: of the teacher of each replica, its
+    number and the replicas of `condition` behind it.
+    """
+
+    condition: str
+    label: str
+    groups: Sequence[int]
+    members: Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,7 @@ class ConditionDesign:
     """One way of training: the replicas that succeeded (by index), how many failed, and what was built from them.
 
     factors: of a crossed design, the level of every replica in each source; equal numbers, equal level.
+    everyone: all that succeeded, where several learned from one teacher and only one of those is in `replicas`; `factors` are theirs then.
     """
 
     name: str
@@ -59,6 +81,8 @@ class ConditionDesign:
     mitigations: Sequence[MitigationDesign] = ()
     price: Price = Price()
     factors: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    everyone: Sequence[int] = ()
+    teacher: TeacherDesign | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +149,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Procedure:
-    """A way to obtain a model, run n_runs times independently (replicas, or disjoint groups of k). kind: base, replica, merge, ensemble."""
+    """A way to obtain a model, run n_runs times independently (replicas, or disjoint groups of k).
+
+    kind: base, replica, merge, ensemble, distilled.
+    """
 
     label: str
     title: str

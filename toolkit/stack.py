@@ -167,12 +167,8 @@ class Stack:
         self._keep: Tensor | None = None
         self.layers: dict[str, StackedLinear] = {}
         for index, (name, module) in enumerate(target_modules(model, targets).items()):
-            layer = StackedLinear(module, index)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer)
-            self.layers[name] = layer
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        self._hook = head.register_forward_pre_hook(self._select)
+            self.layers[name] = StackedLinear(module, index)
+        self.attach()
 
     def _select(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Only positions that count reach the output head: it is a large share of the work and most rows have no loss."""
@@ -209,6 +205,14 @@ class Stack:
     def set_dropout(self, dropout: CounterDropout | None) -> None:
         for layer in self.layers.values():
             layer.dropout = dropout
+
+    def attach(self) -> None:
+        """Put the adapted layers in the place of the base's; again, too, after `remove`."""
+        for name, layer in self.layers.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, layer)
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        self._hook = head.register_forward_pre_hook(self._select)
 
     def remove(self) -> None:
         """Give the base back as it was."""

@@ -6,7 +6,7 @@ rounding), and a replica that diverges harms no other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from toolkit import seeds as seed
 from toolkit.adapters import write_adapter
 from toolkit.data import Example
 from toolkit.delta import concat, ema_weights, swa_weights, truncate
+from toolkit.distill import Said, Teacher, soft_targets
 from toolkit.environment import seconds_used
 from toolkit.outcomes import write_table
 from toolkit.plan import TrainingPlan, learning_rate, snapshot_steps
@@ -32,7 +33,7 @@ Factors_R = dict[str, tuple[Tensor, Tensor]]  # module -> A [R, r, I], B [R, O, 
 
 @dataclass
 class Trained:
-    """What a stack became. Losses are means over a replica's own completion tokens, before the update of that step."""
+    """What a stack became. Losses are means of `token_losses` over a replica's own completion tokens, before the update of that step."""
 
     factors: Factors_R
     scale: float
@@ -107,6 +108,21 @@ class Rows:
         return Rows(*(x.to(device) for x in (ids, position, target, weight)))
 
 
+def token_losses(logits: Tensor, target: Tensor, soft: Tensor | None, temperature: float, mix: float) -> Tensor:
+    """Loss of every position, [N, L], in nats, from logits [N, L, V] and targets [N, L].
+
+    soft: log-probabilities [N, L, V] of a teacher at `temperature`; then mix * T^2 KL(teacher || student at T) + (1 - mix) *
+    cross-entropy (Hinton, Vinyals & Dean 2015, arXiv:1503.02531: T^2 keeps the size of the gradient). Without: cross-entropy.
+    """
+    hard = torch.zeros((), device=logits.device)
+    if soft is None or mix < 1:
+        hard = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+    if soft is None:
+        return hard
+    kl = F.kl_div(F.log_softmax(logits / temperature, -1), soft.to(logits.dtype), reduction="none", log_target=True).sum(-1)
+    return mix * temperature**2 * kl + (1 - mix) * hard
+
+
 def train_stack(
     model: torch.nn.Module,
     examples: Sequence[Example],
@@ -114,10 +130,13 @@ def train_stack(
     plan: TrainingPlan,
     seeds_R: Sequence[dict[str, int]],
     *,
+    teachers_R: Sequence[Teacher] | None = None,
+    keep_soft_targets: bool = True,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained:
     """Train one replica for every entry of `seeds_R`. `on_step` is called with the number of finished steps.
 
+    teachers_R: of a distilled condition, whom each replica learns from. keep_soft_targets: see `soft_targets`.
     The base is given back unchanged.
     """
     device = next(model.parameters()).device
@@ -145,6 +164,10 @@ def train_stack(
         )
         points = condition.snapshots
         record_at = set(snapshot_steps(plan, points.count, points.start)) if points else set()
+        said: Said | None = None
+        if teachers_R is not None and condition.mix > 0:
+            texts = rows.ids, rows.position, rows.weight
+            said = soft_targets(stack, teachers_R, *texts, temperature=condition.temperature, keep=keep_soft_targets)
         snapshots, losses, norms, row_losses, row_ids, lrs = [], [], [], [], [], []
         for step in range(plan.steps):
             order_RB = np.stack([batch_rows(plan, s["order"], step) for s in seeds_R])
@@ -157,12 +180,13 @@ def train_stack(
                     dropout.step = step * plan.accumulation + micro
                 index = index_Rb.reshape(-1)
                 logits = stack.logits(rows.ids[index], rows.position[index]).to(dtype)
-                nll = F.cross_entropy(logits.flatten(0, 1), rows.target[index].flatten(), reduction="none")
-                nll_N = (nll.view(len(index), -1) * rows.weight[index]).sum(1)  # per row
-                micro_R = nll_N.view(R, -1).sum(1) / count_R
+                soft = said(index_Rb) if said else None
+                loss_NL = token_losses(logits, rows.target[index], soft, condition.temperature, condition.mix)
+                loss_N = (loss_NL * rows.weight[index]).sum(1)  # per row
+                micro_R = loss_N.view(R, -1).sum(1) / count_R
                 micro_R.sum().backward()
                 loss_R += micro_R.detach()
-                step_row_losses.append((nll_N.detach() / tokens[index].clamp(min=1)).view(R, -1))
+                step_row_losses.append((loss_N.detach() / tokens[index].clamp(min=1)).view(R, -1))
             norm_R = gradient_norms(parameters)
             if condition.clip:
                 clip_gradients(parameters, norm_R, condition.clip)
@@ -220,7 +244,7 @@ def save_stack(
     keep: Sequence[int],
     seeds_R: Sequence[dict[str, int]],
     plan: TrainingPlan,
-    fingerprint: str,
+    fingerprints: Mapping[int, str],
     base: str,
     revision: str | None,
 ) -> list[Replica]:
@@ -252,7 +276,7 @@ def save_stack(
             "final_loss": loss if np.isfinite(loss) else None,
             "failed_step": failed,
             "seconds": round(trained.seconds / len(replicas), 3),
-            "fingerprint": fingerprint,
+            "fingerprint": fingerprints[replica],
         }
         if failed is not None:
             done = Replica(status="failed", **record)

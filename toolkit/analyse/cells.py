@@ -1,6 +1,7 @@
 """Every procedure on every shift and category: which statistic answers which question."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +13,11 @@ from toolkit.results import (
     Cell,
     ConditionDesign,
     ConditionResult,
+    Metric,
     MitigationDesign,
     Price,
     Procedure,
+    TeacherDesign,
     Thresholds,
     UnstablePrompt,
 )
@@ -39,15 +42,34 @@ def condition_result(table: Table, design: ConditionDesign, level: float, thresh
         raise ValueError(f"no outcomes of the replicas of condition {design.name!r}")
     base = table.arm("", "base", [0])
     measured = _measure(table, single, level, thresholds, base)
+    if design.teacher:
+        measured = _with_fidelity(table, single, design.teacher, measured, level)
     procedures = [Procedure("replica", "single replica", "replica", 1, len(replicas), design.price, measured)]
     for mitigation, arm, members in mitigation_arms(table, design, single):
         versus = Versus(single, base, members)
         cells = _measure(table, arm, level, thresholds, base, versus)
         m = mitigation
         procedures.append(Procedure(m.label, m.title, m.kind, m.k, len(m.members), m.price, cells))
-    failures = st.failure_rate(design.failed, len(replicas) + design.failed, level=level)
+    failures = st.failure_rate(design.failed, len(design.everyone or replicas) + design.failed, level=level)
     unstable = _unstable(table, single, base)
     return ConditionResult(design.name, len(replicas), design.failed, failures, tuple(procedures), unstable)
+
+
+def _with_fidelity(table: Table, students: Arm, teacher: TeacherDesign, cells: tuple[Cell, ...], level: float) -> tuple[Cell, ...]:
+    """How often a student answers as its own teacher, where the run let the teachers answer."""
+    taught_by = table.arm(teacher.condition, teacher.label, list(teacher.groups))
+    if taught_by is None:
+        return cells
+    same_RP = np.where((students.answer_RP < 0) | (taught_by.answer_RP < 0), np.nan, students.answer_RP == taught_by.answer_RP)
+
+    def more(cell: Cell) -> Cell:
+        if cell.category:
+            return cell
+        at = table.shifts[cell.shift]
+        share = st.accuracy(same_RP[:, at], cluster_P=table.cluster_P[at], level=level)
+        return replace(cell, metrics=(*cell.metrics, Metric("answers as its own teacher", "%", share)))
+
+    return tuple(map(more, cells))
 
 
 def mitigation_arms(table: Table, design: ConditionDesign, single: Arm) -> list[tuple[MitigationDesign, Arm, list[np.ndarray]]]:
@@ -55,7 +77,7 @@ def mitigation_arms(table: Table, design: ConditionDesign, single: Arm) -> list[
     row_of = {replica: row for row, replica in enumerate(design.replicas)}
     found = []
     for mitigation in design.mitigations:
-        arm = table.arm(design.name, mitigation.label, range(len(mitigation.members)))
+        arm = table.arm(*mitigation.outcomes(design.name))
         if arm is None and mitigation.members:
             continue
         arm = arm or single.on_runs(slice(0, 0))  # fewer replicas than K

@@ -26,7 +26,10 @@ SAME_COMPUTE = 0.05
 
 
 def contrasts(table: Table, designs: Sequence[ConditionDesign], level: float, paired: bool) -> tuple[Contrast, ...]:
-    """Every condition against the first, on every shift; p-values of the ratios adjusted by Holm's method."""
+    """Every condition against the first, on every shift; p-values of the ratios adjusted by Holm's method.
+
+    Students of the first condition are not among them: they are measured as a mitigation of it, group by group.
+    """
     found = []
     for design, b, a, by_pairs in _against_first(table, designs, paired):
         found += _on_every_shift(table, design.name, designs[0].name, b, a, level, by_pairs)
@@ -80,9 +83,11 @@ def _prompts(table: Table, condition: str, baseline: str, figure: str, paired: b
 
 
 def _against_first(table: Table, designs: Sequence[ConditionDesign], paired: bool) -> Iterator[tuple[ConditionDesign, Arm, Arm, bool]]:
-    """Of every other condition: its replicas, those of the first, and whether they are pairs of the same seeds."""
-    for design in designs[1:]:
-        common = sorted(set(design.replicas) & set(designs[0].replicas)) if paired else []
+    """Of every other condition but its students: its replicas, those of the first, and whether they are pairs of the same seeds."""
+    students = {mitigation.condition for design in designs[:1] for mitigation in design.mitigations}
+    for design in [design for design in designs[1:] if design.name not in students]:
+        pairs = paired and _same_teachers(design, designs[0])
+        common = sorted(set(design.replicas) & set(designs[0].replicas)) if pairs else []
         by_pairs = len(common) >= 2
         b, a = (table.arm(one.name, "replica", common if by_pairs else list(one.replicas)) for one in (design, designs[0]))
         if b is not None and a is not None and min(len(b.answer_RP), len(a.answer_RP)) >= 2:
@@ -98,6 +103,14 @@ def _on_every_shift(table: Table, condition: str, baseline: str, b: Arm, a: Arm,
 def _holm(found: Sequence[Contrast]) -> tuple[Contrast, ...]:
     adjusted = _known(st.holm([contrast.ratio.p for contrast in found]))
     return tuple(replace(contrast, p_adjusted=p) for contrast, p in zip(found, adjusted, strict=True))
+
+
+def _same_teachers(a: ConditionDesign, b: ConditionDesign) -> bool:
+    """Replicas of the same index are a pair if both learned from the same teacher, or both from the labels."""
+    if a.teacher is None or b.teacher is None:
+        return a.teacher is b.teacher
+    (of_a, of_b) = ({r: tuple(m) for r, m in zip(d.replicas, d.teacher.members, strict=True)} for d in (a, b) if d.teacher)
+    return a.teacher.condition == b.teacher.condition and all(of_a[r] == of_b[r] for r in of_a.keys() & of_b.keys())
 
 
 def _known(p: np.ndarray) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""Which source makes runs differ: the parts of a crossed design."""
+"""Which source makes runs differ: the parts of a crossed design, or of students nested in their teachers."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -39,10 +39,11 @@ def crossing(factors: Mapping[str, Sequence[int] | np.ndarray]) -> Crossing:
 
 
 def sources(table: Table, design: ConditionDesign, level: float) -> tuple[Sources, ...]:
-    """Disagreement and accuracy of a crossed condition, taken apart on every shift; nothing for any other design."""
+    """Disagreement and accuracy taken apart on every shift, of a crossed condition, or of one with several students of each teacher group;
+    nothing for any other design."""
     everything = {name: np.asarray(level_R) for name, level_R in design.factors.items()}
     levels = crossing(everything).factors
-    arm = table.arm(design.name, "replica", list(design.replicas)) if levels else None
+    arm = table.arm(design.name, "replica", list(design.everyone or design.replicas)) if levels else None
     if arm is None or len(arm.answer_RP) < 4:
         return ()
     together = np.unique(np.stack(list(everything.values()), axis=1), axis=0, return_inverse=True)[1]  # a combination of seeds

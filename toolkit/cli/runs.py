@@ -101,7 +101,7 @@ def train_replicas(
 
         found: dict[str, Any] = {}
         with console() as screen, pipeline.open_run(loaded, folder, workers=workers, engine=engine, console=screen) as job:
-            for name in names:
+            for name in sorted(names, key=loaded.training_order.index):  # teachers first
                 population = pipeline.train(job, name, replicas=replicas, only=chosen)
                 failed = [r for r, record in population.items() if record.status == "failed"]
                 found[name] = {"folder": str(folder / name / "replicas"), "replicas": len(population), "failed": failed}

@@ -13,6 +13,7 @@ from toolkit.recipe.models import (
     Sequential,
     Snapshots,
     Target,
+    Teacher,
     Thresholds,
     Zone,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Sequential",
     "Snapshots",
     "Target",
+    "Teacher",
     "Thresholds",
     "Zone",
     "dump_recipe",

@@ -17,6 +17,7 @@ from toolkit.recipe.models import (
     Sequential,
     Snapshots,
     Target,
+    Teacher,
     Thresholds,
     Zone,
 )
@@ -33,6 +34,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "thresholds.categories.NAME": Zone,
     "replicas": Sequential,
     "replicas.until.NAME": Target,
+    "conditions.NAME.teacher": Teacher,
     "evaluation": Evaluation,
 }
 
@@ -82,15 +84,20 @@ def _wrong_value(errors: list[ErrorDetails]) -> str:
     return text + ("" if isinstance(value, dict | BaseModel) else " (got nothing)" if value is None else f" (got {value!r})")
 
 
+def _place(error: ErrorDetails) -> Path_:
+    path = tuple(error.get("ctx", {}).get("path", error["loc"]))
+    kind = path[:1] == ("conditions",) and path[2:3] in (("trained",), ("given",))  # no step of the document
+    return (*path[:2], *path[3:]) if kind else path
+
+
 def explain(error: ValidationError, lines: dict[Path_, int], file: str) -> str:
     """The first error as `file:line: what is wrong and how to mend it`, and the number of the others."""
     found: dict[Path_, list[ErrorDetails]] = {}
-    for e in error.errors():
-        path = tuple(e.get("ctx", {}).get("path", e["loc"]))
-        if path[:1] == ("conditions",) and path[2:3] in (("trained",), ("given",)):  # the kind is no step of the document
-            path = (*path[:2], *path[3:])
-        if path[:1] == ("conditions",) and len(path) > 2 and path[:3] not in lines:
-            continue  # inherited: told where it stands
+    everything = [(_place(e), e) for e in error.errors()]
+    inherited = [path[:1] == ("conditions",) and len(path) > 2 and path[:3] not in lines for path, _ in everything]
+    for (path, e), elsewhere in zip(everything, inherited, strict=True):
+        if elsewhere and not all(inherited):
+            continue  # told where it stands
         place: Path_ = ()
         for step in path:  # branches of a union are steps that the document does not have
             place = (*place, step) if (*place, step) in lines else place

@@ -6,7 +6,18 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from toolkit.recipe.words import Path_, nearest
@@ -88,7 +99,15 @@ class Snapshots(_Model):
 class Condition(_Model):
     """One way of training one replica."""
 
-    method: Literal["lora"] = "lora"
+    method: Literal["lora", "distill"] = "lora"
+    """lora: on the labels. distill: on what a teacher says of the training rows; what is not said is as in the teacher's condition."""
+    teacher: Teacher | None = None
+    students: Positive = 1
+    """per fresh teacher group; 2 or more part the variance between teacher groups from that between students of one group."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """of the teacher's and the student's distribution in the loss."""
+    mix: Share = 1.0
+    """share of the loss that is the teacher's; the rest is cross-entropy on the labels."""
     rank: Positive = 8
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """LoRA scale is alpha / rank (alpha / sqrt(rank) with rslora); default 2 * rank."""
@@ -134,6 +153,33 @@ class Condition(_Model):
         if self.averages and self.snapshots is None:
             raise ValueError("'averages' needs 'snapshots': add `snapshots: {count: 8}`")
         return self
+
+    @model_validator(mode="after")
+    def _distilled_from_somebody(self) -> Condition:
+        if (self.method == "distill") != (self.teacher is not None):
+            raise ValueError("`method: distill` goes with `teacher: {condition: NAME, ensemble: probabilities, k: 8}`")
+        if self.teacher is None and (self.students, self.temperature, self.mix) != (1, 1.0, 1.0):
+            raise ValueError("'students', 'temperature' and 'mix' belong to `method: distill`")
+        if self.teacher and self.teacher.groups == "fixed" and self.students > 1:
+            raise ValueError("'students' is per fresh teacher group; of a fixed one `replicas` says how many there are")
+        if self.teacher and self.teacher.groups == "fresh" and self.crossed:
+            raise ValueError("a crossed design of students needs `groups: fixed`: every fresh group would be a source of its own")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_distilled(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = write(self)
+        return found if self.teacher else {key: value for key, value in found.items() if key not in DISTILLATION}
+
+    def group_of(self, replica: int) -> int:
+        """The teacher group that a distilled replica learns from."""
+        return replica // self.students if self.teacher and self.teacher.groups == "fresh" else 0
+
+
+DISTILLATION = ("teacher", "students", "temperature", "mix")
+"""keys of a condition with `method: distill`"""
+OWN = (*DISTILLATION, "method", "replicas", "vary", "crossed", "repeats", "snapshots", "averages", "ema_decay")
+"""keys that a student does not take over from its teacher's condition"""
 
 
 class Given(_Model):
@@ -235,6 +281,28 @@ class Mitigation(_Model):
         return "-".join([*parts, f"k{self.k}"])
 
 
+class Teacher(Mitigation):
+    """Whom a distilled replica learns from: K replicas of another condition, as an ensemble or merged."""
+
+    condition: str
+    groups: Literal["fresh", "fixed"] = "fresh"
+    """fresh: disjoint groups of K, so that a student is a run of the whole procedure. fixed: all students share the first group, and
+    differ by their own seeds alone."""
+
+    @model_validator(mode="after")
+    def _has_a_distribution(self) -> Teacher:
+        if self.ensemble not in (None, "probabilities", "logits"):
+            raise ValueError(f"'ensemble: {self.ensemble}' has no probabilities to learn from; take probabilities, logits, or a merge")
+        known = ("ensemble", "k", "condition", "groups")
+        other = [name for name, f in type(self).model_fields.items() if name not in known and getattr(self, name) != f.default]
+        if self.ensemble and other:
+            raise ValueError(f"{other[0]!r} is not for an ensemble that teaches; leave it out")
+        return self
+
+
+Condition.model_rebuild()  # its teacher is defined here
+
+
 class Evaluation(_Model):
     """How subjects answer, and what of a text is the answer."""
 
@@ -320,6 +388,14 @@ class Criteria(_Model):
         return self
 
 
+def _lacking(mitigation: Mitigation, condition: Condition) -> str:
+    """What a condition must record for a merge along its trajectories; "" where nothing is missing."""
+    saved = mitigation.merge == "swa" and condition.snapshots and condition.snapshots.save
+    if mitigation.merge not in ("swa", "ema") or mitigation.merge in condition.averages or saved:
+        return ""
+    return f"`snapshots: {{count: 8}}` and `averages: [{mitigation.merge}]`"
+
+
 class Recipe(Criteria):
     """The whole question. Every default is written out in the run's `recipe.yaml`."""
 
@@ -368,11 +444,8 @@ class Recipe(Criteria):
                 raise _at(("mitigations", i), f"{mitigation.label} is listed twice")
             labels.append(mitigation.label)
             for name, condition in self.trained.items():  # of adapters that are given, the folders decide
-                saved = mitigation.merge == "swa" and condition.snapshots and condition.snapshots.save
-                if mitigation.merge in ("swa", "ema") and mitigation.merge not in condition.averages and not saved:
-                    raise _at(
-                        ("mitigations", i), f"add `snapshots: {{count: 8}}` and `averages: [{mitigation.merge}]` to condition {name!r}"
-                    )
+                if not condition.teacher and (need := _lacking(mitigation, condition)):
+                    raise _at(("mitigations", i), f"add {need} to condition {name!r}")
         return self
 
     @property
@@ -385,17 +458,67 @@ class Recipe(Criteria):
         """The conditions whose adapters are there already."""
         return {name: c for name, c in self.conditions.items() if isinstance(c, Given)}
 
+    @model_validator(mode="after")
+    def _teachers_are_there(self) -> Recipe:
+        for name, own in self.trained.items():
+            teacher = own.teacher
+            if teacher is None:
+                continue
+            path = ("conditions", name, "teacher")
+            if teacher.condition not in self.conditions or teacher.condition == name:
+                others = [other for other, c in self.trained.items() if c.teacher is None]
+                raise _at((*path, "condition"), f"names no other condition{nearest(teacher.condition, others)}")
+            taught_by = self.conditions[teacher.condition]
+            if isinstance(taught_by, Given):
+                raise _at(
+                    (*path, "condition"), f"{teacher.condition!r} is given as adapters; students learn from a condition that is trained"
+                )
+            if taught_by.teacher:
+                raise _at((*path, "condition"), f"{teacher.condition!r} is distilled itself; name the condition that it learns from")
+            if taught_by.crossed:
+                raise _at((*path, "condition"), f"{teacher.condition!r} is a crossed design: no groups of it are independent")
+            if need := _lacking(teacher, taught_by):
+                raise _at((*path, "merge"), f"add {need} to condition {teacher.condition!r}")
+            there = self.replicas_of(teacher.condition)
+            groups = there // teacher.k
+            if groups < (2 if teacher.groups == "fresh" else 1):
+                raise _at((*path, "k"), f"{there} replicas of {teacher.condition!r} make {groups} groups of {teacher.k}; two are needed")
+            if teacher.groups == "fixed" and own.replicas is None and not own.crossed and isinstance(self.replicas, Sequential):
+                raise _at(path, "add `replicas: 16`: a rule that stops the training is not for students of one group")
+            asked = own.replicas or 0
+            if teacher.groups == "fresh" and asked > own.students * groups:
+                needed = math.ceil(asked / own.students)
+                raise _at(
+                    ("conditions", name, "replicas"),
+                    f"{asked} students need {needed} groups of {teacher.k}, {needed * teacher.k} replicas of {teacher.condition!r}; "
+                    f"there are {there}",
+                )
+        return self
+
+    @property
+    def training_order(self) -> list[str]:
+        """Names of the conditions, teachers first."""
+        return sorted(self.conditions, key=lambda name: name in self.trained and self.trained[name].teacher is not None)
+
+    def mitigations_of(self, condition: str) -> list[Mitigation]:
+        """What is done with its replicas. A distilled one is a mitigation itself, and is measured beside those of its teachers."""
+        return [] if condition in self.trained and self.trained[condition].teacher else self.mitigations
+
     def replicas_of(self, condition: str) -> int:
-        """The number of replicas of a condition that is trained, or the largest there can be."""
+        """The number of replicas of a condition that is trained, or the largest there can be; of students with fresh teachers as many as
+        those allow."""
         own = self.trained[condition]
         if own.crossed:
             return math.prod(own.crossed.values()) * own.repeats
+        if own.teacher and own.teacher.groups == "fresh" and own.replicas is None:
+            return own.students * (self.replicas_of(own.teacher.condition) // own.teacher.k)
         return own.replicas or (self.replicas.max if isinstance(self.replicas, Sequential) else self.replicas)
 
     def until_of(self, condition: str) -> Sequential | None:
         """The rule by which its training stops; None for a number given beforehand, and for adapters that are there."""
         rule, own = self.replicas, self.trained.get(condition)
-        return rule if isinstance(rule, Sequential) and own and own.replicas is None and not own.crossed else None
+        counted = own is None or own.replicas is not None or own.crossed or own.teacher
+        return rule if isinstance(rule, Sequential) and not counted else None
 
     def vary_of(self, condition: str) -> list[str]:
         own = self.trained[condition].vary

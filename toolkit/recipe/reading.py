@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from toolkit.recipe.document import Dumper, Loader, lines_of
 from toolkit.recipe.explain import explain
-from toolkit.recipe.models import Criteria, Given, Recipe
+from toolkit.recipe.models import OWN, Criteria, Given, Recipe
 from toolkit.recipe.words import Path_, nearest
 
 EMBEDDED = "embedded"
@@ -23,14 +23,16 @@ class RecipeError(ValueError):
 
 
 def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
-    """Replace `from: OTHER` by the keys of OTHER, its own keys winning."""
+    """Replace `from: OTHER` by the keys of OTHER, its own keys winning; a student trains as its teachers do where it does not say."""
     if not isinstance(conditions, dict):
         return conditions
 
     def resolve(name: str, seen: tuple[str, ...]) -> Any:
         block = conditions[name]
-        if not isinstance(block, dict) or "from" not in block:
+        if not isinstance(block, dict):
             return block
+        if "from" not in block:
+            return {**as_teachers(block, (*seen, name)), **block}
         parent = block["from"]
         where = f"{file}:{lines.get(('conditions', name, 'from'), 1)}"
         if not isinstance(parent, str) or parent not in conditions:
@@ -42,6 +44,14 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
         inherited = resolve(parent, (*seen, name))
         own = {key: value for key, value in block.items() if key != "from"}
         return {**inherited, **own} if isinstance(inherited, dict) else own
+
+    def as_teachers(block: dict[str, Any], seen: tuple[str, ...]) -> dict[str, Any]:
+        teacher = block.get("teacher")
+        condition = teacher.get("condition") if isinstance(teacher, dict) else None
+        if not isinstance(condition, str) or condition not in conditions or condition in seen:
+            return {}
+        inherited = resolve(condition, seen)
+        return {key: value for key, value in inherited.items() if key not in OWN} if isinstance(inherited, dict) else {}
 
     return {name: resolve(name, (name,)) for name in conditions}
 
