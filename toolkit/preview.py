@@ -58,7 +58,7 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         stacks = math.ceil(replicas / plan.stack)
         layers = _layers(base.model, name, condition.targets)
         adapter = sum(condition.rank * (i + o) for i, o in layers)
-        taught = _teaching(recipe, name, plan, base, examples)
+        taught = _teaching(recipe, name, plan, base, pipeline.training_examples(recipe, device))
         folders = 1 + len(condition.averages) + (condition.snapshots.count if condition.snapshots and condition.snapshots.save else 0)
         entry: dict[str, Any] = {
             "replicas": replicas,
