@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from toolkit.adapters import adapter_paths, read_adapter
 from toolkit.base import EMBEDDED
 from toolkit.evaluate import Subject
 from toolkit.measure import read_prompts, save_design
-from toolkit.merge import merge_adapters
+from toolkit.merge import find_method, merge_adapters
 from toolkit.pipeline import (
     Console,
     RunError,
@@ -26,24 +26,33 @@ from toolkit.pipeline import (
     successful,
 )
 from toolkit.population import groups, replica_folder
-from toolkit.recipe import SHIFTS, Condition, Data, Evaluation, Recipe
+from toolkit.recipe import SHIFTS, Condition, Data, Evaluation, Mitigation, Recipe
 from toolkit.results import ConditionDesign, Results
 
 
 def merge_sources(
-    sources: Sequence[Path], *, method: str, k: int | None, rank: str, out: Path | None, parameters: dict[str, Any]
+    sources: Sequence[Path],
+    *,
+    method: str,
+    k: int | None,
+    rank: str,
+    out: Path | None,
+    parameters: dict[str, Any],
+    buffer: int | None = None,
+    score: Callable[[Path], float] | None = None,
 ) -> list[dict[str, Any]]:
     """Merge a run, conditions of one, or adapter folders: all into one, or every disjoint group of k. One record a merge."""
     reports = []
+    _, values = find_method(method, parameters)
     for folder, paths in _collections(sources):
         members = groups(range(len(paths)), k or len(paths))
         if not members:
             raise RunError(f"{folder}: {len(paths)} adapters are fewer than a group of {k}")
         size = len(members[0])
-        home = out or folder / "merged" / f"{method}-k{size}"
+        home = out or folder / "merged" / Mitigation.model_construct(merge=method, k=size, rank=rank, parameters=values).label
         for g, group in enumerate(members):
             target = home / f"g{g:03d}" if k or out is None else home
-            report = merge_adapters([paths[i] for i in group], target, method=method, rank=rank, **parameters)
+            report = merge_adapters([paths[i] for i in group], target, method=method, rank=rank, buffer=buffer, score=score, **values)
             found = {"out": str(target), "method": method, "k": size, "rank": report.rank, "energy": report.energy, "sha256": report.sha256}
             reports.append(found)
     return reports

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import environment, seeds
-from toolkit.adapters import read_adapter
+from toolkit.adapters import CONFIG, WEIGHTS, read_adapter
 from toolkit.analyse import OutcomeTable
 from toolkit.base import Base, load_base
 from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, read_rows
@@ -28,7 +28,7 @@ from toolkit.engines import LocalEngine, Progress
 from toolkit.ensemble import ENSEMBLES, vote
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, vote_outcomes
 from toolkit.measure import measure_run, read_prompts, save_design
-from toolkit.merge import merge_adapters
+from toolkit.merge import find_method, merge_adapters
 from toolkit.outcomes import read_outcomes
 from toolkit.plan import TrainingPlan, plan_training, stacks_for
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
@@ -116,7 +116,13 @@ def open_run(recipe: Recipe, folder: Path, *, workers: int | None = None, consol
 
 
 def _check_against_base(recipe: Recipe, base: Base) -> None:
-    """Refuse what this base cannot do before anything is trained."""
+    """Refuse what this base cannot do, or mergekit does not know, before anything is trained."""
+    for mitigation in recipe.mitigations:
+        if mitigation.merge:
+            try:
+                find_method(mitigation.merge, mitigation.parameters)
+            except ValueError as error:
+                raise RunError(f"mitigation {mitigation.label}: {error}") from None
     for name, condition in recipe.conditions.items():
         try:
             layers = target_modules(base.model, condition.targets)
@@ -408,7 +414,7 @@ class MergeUnit:
     out: Path
     method: str
     rank: str | int
-    parameters: tuple[tuple[str, Any], ...]
+    parameters: dict[str, Any]  # of the method, all of them
 
 
 def merge(job: Run) -> None:
@@ -427,14 +433,13 @@ def merge(job: Run) -> None:
 
 def merge_units(folder: Path, replicas: Sequence[int], mitigation: Mitigation) -> list[MergeUnit]:
     """Merges of a mitigation that are not on disk yet, or whose inputs have changed since."""
-    parameters = () if mitigation.density is None else (("density", mitigation.density),)
     units = [
         MergeUnit(
             sources=tuple(replica_folder(folder, r) for r in group),
             out=merged_folder(folder, mitigation.label, g),
             method=mitigation.merge or "",
             rank=mitigation.rank,
-            parameters=parameters,
+            parameters=mitigation.parameters,
         )
         for g, group in enumerate(groups(replicas, mitigation.k))
     ]
@@ -452,16 +457,26 @@ def merged_folder(folder: Path, label: str, group: int) -> Path:
 
 
 def _merge_unit(unit: MergeUnit, progress: Progress) -> None:
-    merge_adapters(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **dict(unit.parameters))
+    merge_adapters(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
 
 
 def _is_merged(unit: MergeUnit) -> bool:
-    """True when merge.json is there and names the inputs as they are now."""
+    """True when merge.json is there and names this method, these parameters, and these inputs as they are now."""
     try:
         record = json.loads((unit.out / "merge.json").read_text())
-        inputs = [(Path(item["path"]), item["sha256"]) for item in record["inputs"]]
-        same = {source for source in unit.sources for path, _ in inputs if path.is_relative_to(source)} == set(unit.sources)
-        return same and all(sha256_file(path / "adapter_model.safetensors") == digest for path, digest in inputs)
+        asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
+        inputs = [Path(item["path"]) for item in record["inputs"]]
+        homes = {source for source in unit.sources for path in inputs if path.is_relative_to(source)}
+        return (
+            (record["method"], record["parameters"]) == (unit.method, asked)
+            and homes == set(unit.sources)
+            and (unit.out / WEIGHTS).is_file()
+            and all(
+                sha256_file(path / file) == item[kind]
+                for path, item in zip(inputs, record["inputs"], strict=True)
+                for file, kind in ((WEIGHTS, "sha256"), (CONFIG, "config_sha256"))
+            )
+        )
     except (OSError, ValueError, KeyError):
         return False
 
@@ -620,9 +635,8 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
             rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
         streams = 1 if mitigation.merge else mitigation.k
         price = Price(mitigation.k, streams, rank, mitigation.k * seconds if seconds is not None else None)
-        title = mitigation.label.rpartition("-k")[0].replace("-density", ", density ")
         kind = "merge" if mitigation.merge else "ensemble"
-        mitigations.append(MitigationDesign(mitigation.label, title, kind, mitigation.k, members, price))
+        mitigations.append(MitigationDesign(mitigation.label, mitigation.title, kind, mitigation.k, members, price))
     failed = sum(record.status == "failed" for record in population.values())
     factors = {source: [population[r].seeds[source] for r in replicas] for source in job.recipe.conditions[name].crossed}
     price = Price(rank=job.recipe.conditions[name].rank, seconds=seconds)

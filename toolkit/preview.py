@@ -14,6 +14,7 @@ from rich.markup import escape
 from toolkit import data, environment, pipeline
 from toolkit.base import Base, load_base
 from toolkit.measure import read_prompts
+from toolkit.merge import find_method
 from toolkit.plan import TrainingPlan
 from toolkit.recipe import Mitigation, Recipe, RecipeError
 from toolkit.stack import stacked
@@ -111,7 +112,7 @@ def _layers(model: Any, condition: str, targets: str | list[str]) -> list[tuple[
 def _merged_bytes(mitigation: Mitigation, layers: list[tuple[int, int]], rank: int) -> int:
     """Largest size of one merged adapter: all its layers have the rank of the widest."""
     widest = max(min(sizes) for sizes in layers)
-    exact = widest if mitigation.merge == "ties" else min(mitigation.k * rank, widest)
+    exact = widest if find_method(mitigation.method, mitigation.parameters)[0].entries else min(mitigation.k * rank, widest)
     merged = {"same": rank, "full": exact}.get(str(mitigation.rank), mitigation.rank)
     merged = merged if isinstance(merged, int) else exact  # a share of the energy: at most the exact rank
     return 4 * sum(merged * (i + o) for i, o in layers)

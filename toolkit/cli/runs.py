@@ -11,6 +11,7 @@ import click
 
 import toolkit
 from toolkit.cli.terminal import as_json, console, errors, load_recipe, out_option, print_json, without_network, workers_option
+from toolkit.recipe.merges import MERGES, merge_parameters, parse_setting
 
 
 @click.command()
@@ -96,11 +97,13 @@ def train_replicas(
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--method", required=True, help="mean, swa, ema or ties.")
+@click.option("--method", required=True, help=f"{', '.join(MERGES)}, or mergekit:NAME.")
 @click.option("--groups", "k", type=click.IntRange(1), help="Merge disjoint groups of K replicas.")
 @click.option("--all", "merge_all", is_flag=True, help="Merge everything into one adapter (the default).")
 @click.option("--rank", default="full", show_default=True, help="full (exact), same, a number, or energy=0.99.")
-@click.option("--density", type=click.FloatRange(0, 1, min_open=True), help="ties: share of the entries that is kept.")
+@click.option("--density", type=float, help="Short for --set density=...: share of the entries that is kept.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the method (may be repeated).")
+@click.option("--buffer", type=click.IntRange(1), help="Sum in this many ranks, not densely, with a bound on the error; needs --rank.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the merged adapter (or of the groups).")
 @as_json
 def merge(
@@ -110,6 +113,8 @@ def merge(
     merge_all: bool,
     rank: str,
     density: float | None,
+    settings: tuple[str, ...],
+    buffer: int | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -120,11 +125,12 @@ def merge(
     with errors():
         if k and merge_all:
             raise click.UsageError("--groups and --all exclude each other")
-        from toolkit import external
-
-        parameters = {} if density is None else {"density": density}
         try:
-            reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters)
+            parameters = dict(map(parse_setting, settings)) | ({} if density is None else {"density": density})
+            merge_parameters(method, parameters)  # a wrong name is told before anything heavy is loaded
+            from toolkit import external
+
+            reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters, buffer=buffer)
         except ValueError as error:  # a method, parameter or rank that there is not
             raise click.UsageError(str(error)) from error
         if as_json:

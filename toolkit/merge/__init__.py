@@ -4,3 +4,5 @@ from toolkit.merge.merge import MergeReport as MergeReport
 from toolkit.merge.merge import merge_adapters as merge_adapters
 from toolkit.merge.methods import METHODS as METHODS
 from toolkit.merge.methods import Method as Method
+from toolkit.merge.methods import combine as combine
+from toolkit.merge.methods import find_method as find_method

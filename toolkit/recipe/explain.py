@@ -7,6 +7,7 @@ import difflib
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from toolkit.recipe.merges import PARAMETERS
 from toolkit.recipe.models import (
     Condition,
     Criterion,
@@ -42,7 +43,8 @@ def _fields_at(path: Path_) -> list[str]:
     named = {"conditions": 1, "thresholds": 2, "replicas": 2}.get(str(path[0])) if path else None  # blocks with keys of the user's own
     steps = ["NAME" if i == named else step for i, step in enumerate(path) if not isinstance(step, int)]
     model = BLOCKS[".".join(steps)]
-    return [*model.model_fields, *(["from"] if model is Condition else [])]
+    further = {Condition: ["from"], Mitigation: sorted(PARAMETERS)}.get(model, [])
+    return [*(name for name in model.model_fields if (model, name) != (Mitigation, "parameters")), *further]
 
 
 def _unknown_key(path: Path_) -> str:
