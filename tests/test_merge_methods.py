@@ -373,7 +373,7 @@ def test_every_method_has_a_reference():
 
 @pytest.mark.parametrize("method", REFERENCES)
 @given(factors=changes(), seed=st.integers(0, 999))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_equals_the_reference(method, factors, seed):
     reference, parameters = REFERENCES[method]
     if method == "sce" and len(factors) == 1:
@@ -613,7 +613,7 @@ def test_directions_that_cancel_have_no_mean():
 
 
 def test_sce_selects_nothing_where_nothing_varies():
-    with pytest.raises(ValueError, match="set select_topk to 1"):
+    with pytest.raises(ValueError, match="nothing does; set it to 1"):
         merged("sce", dense_changes(1)[0] * 3, {"select_topk": 0.5})
 
 

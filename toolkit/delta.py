@@ -70,7 +70,8 @@ def stream(factors: Iterable[Factors], weights: Iterable[float], buffer: int) ->
         if A_sum.shape[0] > 2 * limit:
             power = norm((A_sum, B_sum, 1.0)) ** 2
             A_sum, B_sum, kept = truncate(A_sum, B_sum, rank=limit)
-            discarded += max(0.0, (1 - kept) * power) ** 0.5
+            if limit < min(B.shape[0], A.shape[1]):
+                discarded += max(0.0, (1 - kept) * power) ** 0.5
     assert A_sum is not None and B_sum is not None
     return A_sum, B_sum, discarded
 

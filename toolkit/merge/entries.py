@@ -53,10 +53,10 @@ def sce(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequenc
     if select_topk < 1:
         spread = _variance(delta.dense(one) for one in factors)
         keep = int(torch.count_nonzero(spread) * select_topk)
-        if keep == 0 and any(delta.norm(one) for one in factors):
-            raise ValueError(
-                f"sce at select_topk {select_topk:g} keeps what varies between adapters, and nothing does; set select_topk to 1"
-            )
+        if keep == 0:
+            if any(delta.norm(one) for one in factors):
+                raise ValueError(f"sce at select_topk {select_topk:g} keeps what varies between adapters: nothing does; set it to 1")
+            return torch.zeros_like(spread)
         mask = (spread >= _order_statistic(spread, spread.numel() - keep)).double()
     power = [w * float((delta.dense(one) * mask).square().sum()) for one, w in zip(factors, weights, strict=True)]
     total = sum(power)
