@@ -255,8 +255,8 @@ def write_adapter(
 
 def _publish(staging: Path, path: Path, names: Sequence[str]) -> None:
     for name in names:
-        _sync(staging / name)
-    _sync(staging)
+        sync(staging / name)
+    sync(staging)
     if not path.exists():
         os.rename(staging, path)
     else:
@@ -264,11 +264,12 @@ def _publish(staging: Path, path: Path, names: Sequence[str]) -> None:
             (path / name).unlink(missing_ok=True)
         for name in names:
             os.replace(staging / name, path / name)
-        _sync(path)
-    _sync(path.parent)
+        sync(path)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or folder on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -466,10 +466,11 @@ def _is_merged(unit: MergeUnit) -> bool:
         record = json.loads((unit.out / "merge.json").read_text())
         asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
         inputs = [Path(item["path"]) for item in record["inputs"]]
-        homes = {source for source in unit.sources for path in inputs if path.is_relative_to(source)}
+        homes = [source for path in inputs for source in unit.sources if path.is_relative_to(source)]
         return (
             (record["method"], record["parameters"]) == (unit.method, asked)
-            and homes == set(unit.sources)
+            and set(homes) == set(unit.sources)
+            and len(homes) == len(inputs)
             and (unit.out / WEIGHTS).is_file()
             and all(
                 sha256_file(path / file) == item[kind]

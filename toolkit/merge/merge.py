@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,43 +82,22 @@ def merge_adapters(
     Raises AdapterError or ValueError in one line; then nothing is written.
     """
     out = Path(out)
-    _may_write(out)
-    sources = [Path(source) for source in sources]
-    chosen, values = find_method(method, parameters)
-    soup: list[Step] = []
-    if method == "greedy_soup":
-        if score is None:
-            raise ValueError("greedy_soup needs the validation score of every adapter: give `score`, or on the shell --prompts SUITE")
-        if weights is not None:
-            raise ValueError("greedy_soup chooses the weights itself: leave them out")
-
-        def mean(members: Sequence[Path], to: Path) -> Path:
-            return merge_adapters(members, to, method="mean", rank=rank, base=base, buffer=buffer).out
-
-        sources, soup = greedy_soup(sources, mean=mean, score=score, beside=out)
-    members = read_members(sources, weights, chosen, values, base)
-    limit = _rank_limit(rank, members.adapters, members.shapes)
-    if buffer is not None and limit(1, (1, 1)).get("rank") is None or buffer is not None and rank == "full":
+    if (out / CONFIG).is_file() and not (out / REPORT).is_file():
+        raise AdapterError(f"{out}: holds an adapter that is not a merge; choose another folder")
+    if buffer is not None and (str(rank) == "full" or str(rank).startswith("energy=")):
         raise ValueError(f"a buffer goes with a rank that is a number or same, not {rank!r}")
+    chosen, values, members, soup = choose_members(sources, out, method, weights, base, rank, score, parameters)
+    limit = rank_limit(rank, members.adapters, members.shapes)
 
-    factors, energies, bounds, kept, total = {}, {}, {}, 0.0, 0.0
-    sums: dict[str, float] = {}
-    for name, coefficients, changes in merging(chosen, values, members):
-        shape = members.shapes[name]
-        discarded = 0.0
-        if coefficients is None:
-            A, B = delta.from_dense(merge_entries(chosen, changes, members.weights, changes.ids, name, values))
-        else:
-            sums[name] = math.fsum(coefficients)
-            if buffer is None:
-                A, B = delta.concat(changes, coefficients)
-            else:
-                A, B, discarded = delta.stream(changes, coefficients, max(buffer, limit(buffer, shape)["rank"]))
+    factors, energies, bounds, sums, kept, total = {}, {}, {}, {}, 0.0, 0.0
+    for name, A, B, discarded, coefficient_sum in exact_changes(chosen, values, members, buffer, limit):
         power = delta.norm((A, B, 1.0)) ** 2
-        A, B, energies[name] = delta.truncate(A, B, **limit(A.shape[0], shape))
+        A, B, energies[name] = delta.truncate(A, B, **limit(A.shape[0], members.shapes[name]))
         if discarded:
             size = (energies[name] * power) ** 0.5
             bounds[name] = (discarded + ((1 - energies[name]) * power) ** 0.5) / size if size else math.inf
+        if coefficient_sum is not None:
+            sums[name] = coefficient_sum
         factors[name] = (A.float(), B.float())
         kept, total = kept + energies[name] * power, total + power
     r = max(A.shape[0] for A, _ in factors.values())
@@ -165,11 +144,6 @@ def versions(method: str) -> dict[str, str]:
     return {"ftk": toolkit.__version__, **{name: version(name) for name in packages}}
 
 
-def _may_write(out: Path) -> None:
-    if (out / CONFIG).is_file() and not (out / REPORT).is_file():
-        raise AdapterError(f"{out}: holds an adapter that is not a merge; choose another folder")
-
-
 @dataclass(frozen=True)
 class Members:
     """The adapters behind the sources, in an order that depends on names and content alone."""
@@ -204,18 +178,64 @@ class Changes(Sequence[delta.Factors]):
         return torch.zeros(0, I), torch.zeros(O, 0), 1.0
 
 
-def merging(chosen: Method, values: Mapping[str, Any], members: Members) -> Iterator[tuple[str, list[float] | None, Changes]]:
-    """Module by module: its name, the coefficients of its changes (None: the method looks at entries), the changes."""
+class Change(NamedTuple):
+    """The merged change of one module, dW = B @ A."""
+
+    name: str
+    A: Tensor
+    B: Tensor
+    discarded: float  # the most that a buffer took away, Frobenius norm
+    coefficient_sum: float | None
+
+
+Limit = Callable[[int, tuple[int, int]], dict[str, Any]]
+"""What `truncate` gets for a module of exact rank and shape [O, I]."""
+
+
+def exact_changes(chosen: Method, values: Mapping[str, Any], members: Members, buffer: int | None, limit: Limit) -> Iterator[Change]:
+    """Module by module, before it is cut to its rank."""
     every = {name: Changes(members, name) for name in members.shapes}
     gram: Any = torch.zeros(0)
     if chosen.gram == "adapter":
         gram = sum(delta.gram(changes) for changes in every.values())
     for name, changes in every.items():
         if chosen.coefficients is None:
-            yield name, None, changes
+            yield Change(name, *delta.from_dense(merge_entries(chosen, changes, members.weights, changes.ids, name, values)), 0.0, None)
             continue
         gram = delta.gram(changes) if chosen.gram == "module" else gram
-        yield name, find_coefficients(chosen, gram, members.weights, values), changes
+        coefficients = find_coefficients(chosen, gram, members.weights, values)
+        if buffer is None:
+            A, B, discarded = *delta.concat(changes, coefficients), 0.0
+        else:
+            A, B, discarded = delta.stream(changes, coefficients, max(buffer, limit(buffer, members.shapes[name])["rank"]))
+        yield Change(name, A, B, discarded, math.fsum(coefficients))
+
+
+def choose_members(
+    sources: Sequence[str | Path],
+    out: Path,
+    method: str,
+    weights: Sequence[float] | None,
+    base: str | None,
+    rank: str | int,
+    score: Callable[[Path], float] | None,
+    parameters: Mapping[str, Any],
+) -> tuple[Method, dict[str, Any], Members, list[Step]]:
+    """The method, its parameters, and the adapters that go in: for a greedy soup those that earn their place."""
+    paths = [Path(source) for source in sources]
+    chosen, values = find_method(method, parameters)
+    soup: list[Step] = []
+    if method == "greedy_soup":
+        if score is None:
+            raise ValueError("greedy_soup needs the validation score of every adapter: give `score`, or on the shell --prompts SUITE")
+        if weights is not None:
+            raise ValueError("greedy_soup chooses the weights itself: leave them out")
+
+        def mean(members: Sequence[Path], to: Path) -> Path:
+            return merge_adapters(members, to, method="mean", rank=rank, base=base).out
+
+        paths, soup = greedy_soup(paths, mean=mean, score=score, beside=out)
+    return chosen, values, read_members(paths, weights, chosen, values, base), soup
 
 
 def read_members(
@@ -280,9 +300,7 @@ def _common_shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
     return dict(sorted(shapes.items()))
 
 
-def _rank_limit(
-    rank: str | int, adapters: Sequence[Adapter], shapes: Mapping[str, tuple[int, int]]
-) -> Callable[[int, tuple[int, int]], dict[str, Any]]:
+def rank_limit(rank: str | int, adapters: Sequence[Adapter], shapes: Mapping[str, tuple[int, int]]) -> Limit:
     """What `truncate` gets for a module of exact rank `exact` and shape [O, I]."""
     text = str(rank)
     if text.startswith("energy="):
