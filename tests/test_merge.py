@@ -566,6 +566,30 @@ def test_the_mean_equals_peft_cat(tmp_path):
     assert relative(paths, tmp_path / "out", in_peft(paths, "cat", [0.25] * 4)) < 1e-5
 
 
+def test_a_cut_mean_equals_peft_svd(tmp_path):
+    """peft's `svd` forms the dense sum and takes its SVD: right since 0.21, slow."""
+    paths = [trained(tmp_path / f"{k}", "llama", k, ["q_proj", "v_proj"]) for k in range(4)]
+    assert relative(paths, tmp_path / "out", in_peft(paths, "svd", [0.25] * 4, svd_rank=5), rank=5) < 1e-4
+
+
+def test_peft_ties_divides_by_the_weights_once_too_often(tmp_path):
+    """Weights 1/K make it K times too small, even for K copies at density 1; and it elects signs on A and B."""
+    paths = [trained(tmp_path / "0", "llama", 0, ["q_proj", "v_proj"])] * 4
+    copy = deltas(paths[0])
+    wrong = in_peft(paths, "ties_svd", [0.25] * 4, density=1.0)
+    assert error(wrong, {name: D / 4 for name, D in copy.items()}) < 1e-4
+    assert relative(paths, tmp_path / "out", copy, "ties", density=1.0) < 1e-6
+
+
+def test_peft_cat_is_wrong_for_rslora(tmp_path):
+    """The merged adapter inherits use_rslora with alpha = rank: its scale is sqrt(new rank) instead of 1."""
+    paths = [trained(tmp_path / f"{k}", "llama", k, ["q_proj", "v_proj"], use_rslora=True) for k in range(2)]
+    mean = {name: D.mean(0) for name, D in stacked(paths).items()}
+    wrong = in_peft(paths, "cat", [0.5] * 2)
+    assert error(wrong, {name: math.sqrt(8) * D for name, D in mean.items()}) < 1e-5
+    assert relative(paths, tmp_path / "out", mean) < 1e-6
+
+
 def test_peft_linear_is_not_a_mean(tmp_path):
     """Why `mean` is our own: peft's `linear` adds the factors, so K copies at weight 1/K are K times the adapter (peft #3004)."""
     paths = [trained(tmp_path / "0", "llama", 0, ["q_proj", "v_proj"])] * 4
