@@ -165,7 +165,7 @@ def test_check_tells_a_wrong_recipe_in_one_line(changes, told, work):
         ("report a-folder", "a-folder: no results.json; `ftk run RECIPE --out a-folder`"),
         ("merge a-folder --method mean", "a-folder: no adapter_config.json"),
         ("merge nowhere --method mean", "nowhere: no such folder"),
-        ("merge run --method slerp", "unknown merge method 'slerp'; known: mean, swa, ema, ties"),
+        ("merge run --method slerp", "unknown merge method 'slerp'; did you mean 'multislerp'?"),
         ("merge run --method mean --density 0.5 --out m", "unknown parameter 'density' of merge method mean"),
         ("merge run --method mean --rank bogus --out m", "rank 'bogus' is unknown; use full, same, a number, or energy=0.99"),
         ("merge run --method mean --all --groups 2", "--groups and --all exclude each other"),

@@ -18,13 +18,14 @@ from tiny import tiny_model
 
 from toolkit import delta
 from toolkit.adapters import CONFIG, AdapterError, read_adapter, write_adapter
-from toolkit.merge import METHODS, merge_adapters
+from toolkit.merge import combine, merge_adapters
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (12, 12), "model.layers.0.self_attn.v_proj": (6, 12), "model.layers.1.mlp.down_proj": (12, 20)}
-LAWFUL = [("mean", {}), ("ties", {"density": 1.0})]  # sparsifying methods obey the laws of averages at density 1
-ANY = [*LAWFUL, ("ties", {"density": 0.3})]
+# sparsifying methods obey the laws of averages at density 1; tests/test_merge_methods.py holds these laws for every method of the table
+LAWFUL = [("mean", {}), ("ties", {"density": 1.0}), ("geometric_median", {}), ("mergekit:karcher", {})]
+ANY = [*LAWFUL, ("ties", {"density": 0.3}), ("dare", {"density": 0.5}), ("shrink", {"t": 0.5}), ("mergekit:dare_ties", {"density": 0.5})]
 
 
 def change(seed, r=3, shapes=None, factor=1.0):
@@ -168,7 +169,7 @@ def test_copies_merge_to_the_copy(tmp_path, method, parameters, K):
     assert read_adapter(tmp_path / "same").rank == 3
 
 
-@pytest.mark.parametrize(("method", "parameters"), LAWFUL)
+@pytest.mark.parametrize(("method", "parameters"), LAWFUL[:3])  # karcher of mergekit takes no weights
 def test_weights(tmp_path, method, parameters):
     paths = population(tmp_path, 3)
     assert relative(paths, tmp_path / "first", deltas(paths[0]), method, weights=[1, 0, 0], rank="same", **parameters) < 1e-6
@@ -229,7 +230,7 @@ def test_the_variance_of_means_is_one_kth(tmp_path):
     K = 8
     merged = []
     for g in range(0, 512, K):
-        A, B = METHODS["mean"].combine(replicas[g : g + K], [1 / K] * K)
+        A, B = combine("mean", replicas[g : g + K])
         merged.append(B @ A)
     ratio = float(torch.stack(merged).var(0).sum() / single.var(0).sum()) * K
     truth = delta.dense(signal)
@@ -282,6 +283,30 @@ def test_rank_is_an_upper_bound(tmp_path):
     assert report.rank == 6 and report.energy == pytest.approx(1)
 
 
+@pytest.mark.parametrize("method", ["mean", "multislerp"])
+def test_a_buffer_bounds_the_error_that_it_makes(tmp_path, method):
+    paths = population(tmp_path / "in", 12)
+    merge_adapters(paths, tmp_path / "exact", method=method)
+    report = merge_adapters(paths, tmp_path / "out", method=method, rank=3, buffer=4)
+    exact, got = deltas(tmp_path / "exact"), deltas(tmp_path / "out")
+    assert set(report.error_bound_of_module) == set(SHAPES) and report.rank == 3
+    for name, bound in report.error_bound_of_module.items():
+        error = float((got[name] - exact[name]).norm())
+        assert error <= bound * float(got[name].norm()) * (1 + 1e-6)
+    assert json.loads((tmp_path / "out" / "merge.json").read_text())["parameters"]["buffer"] == 4
+    wide = merge_adapters(paths, tmp_path / "wide", method=method, rank=3, buffer=36)
+    assert not wide.error_bound_of_module
+    assert error_of(deltas(tmp_path / "wide"), tmp_path, paths, method) < 1e-6
+    for rank in ("full", "energy=0.9"):
+        with pytest.raises(ValueError, match="buffer goes with a rank"):
+            merge_adapters(paths, tmp_path / "no", method=method, rank=rank, buffer=4)
+
+
+def error_of(got, folder, paths, method):
+    merge_adapters(paths, folder / "cut", method=method, rank=3)
+    return error(got, deltas(folder / "cut"))
+
+
 # ------------------------------------------------------------------------------------------------- TIES
 
 
@@ -328,6 +353,64 @@ def test_ties_refuses_impossible_densities(tmp_path, density):
         merge_adapters(population(tmp_path / "in", 2), tmp_path / "out", method="ties", density=density)
 
 
+# ------------------------------------------------------------------------------------------------- whole adapters, soups
+
+
+def test_the_median_is_that_of_whole_adapters(tmp_path):
+    """Two of three replicas are alike in one module, other two in the other: module by module the medians would be those, together they are
+    not. The inner products of the modules are summed before the coefficients are found."""
+    a, b = sorted(SHAPES)[:2]
+    one, two, three = change(0), change(1), change(2)
+    paths = [
+        write(tmp_path / "0", {a: one[a], b: one[b]}),
+        write(tmp_path / "1", {a: one[a], b: two[b]}),
+        write(tmp_path / "2", {a: three[a], b: two[b]}),
+    ]
+    merge_adapters(paths, tmp_path / "out", method="geometric_median")
+    got, D = deltas(tmp_path / "out"), [deltas(path) for path in paths]
+    cost = lambda m: sum(math.sqrt(sum(float((m[n] - d[n]).square().sum()) for n in (a, b))) for d in D)  # noqa: E731
+    assert all(cost(got) <= cost(d) * (1 + 1e-9) for d in D)
+    for n in (a, b):
+        for eps in (1e-2, -1e-2):
+            assert cost(got) <= cost({**got, n: got[n] + eps * (D[0][n] - D[2][n])}) * (1 + 1e-9)
+
+
+def test_the_record_says_how_much_a_method_shrinks(tmp_path):
+    paths = population(tmp_path / "in", 4)
+    for method, least, most in (("mean", 1, 1), ("shrink", 0, 0.99), ("model_stock", 0, 0.99), ("multislerp", 1.2, 9)):
+        sums = merge_adapters(paths, tmp_path / method, method=method).coefficient_sum_of_module
+        assert set(sums) == set(SHAPES) and all(least - 1e-12 <= x <= most + 1e-12 for x in sums.values()), method
+    assert not merge_adapters(paths, tmp_path / "ties", method="ties").coefficient_sum_of_module
+
+
+def test_greedy_soup_keeps_what_helps(tmp_path):
+    """The score is the distance to a target that is the mean of 0, 1 and 2; 3 and 4 only lead away. Reference: the paper's recipe 1."""
+    paths = population(tmp_path / "in", 5)
+    target = {name: D.mean(0) for name, D in stacked(paths[:3]).items()}
+    asked = []
+
+    def score(folder):
+        asked.append(folder)
+        return -sum(float((D - target[name]).square().sum()) for name, D in deltas(folder).items())
+
+    report = merge_adapters(paths, tmp_path / "out", method="greedy_soup", score=score)
+    soup, best = [], -math.inf
+    for path in sorted(paths, key=lambda p: -score(p)):
+        tried = [*soup, path]
+        value = -sum(float((D.mean(0) - target[name]).square().sum()) for name, D in stacked(tried).items())
+        if value >= best:
+            soup, best = tried, value
+    assert {one.path for one in report.inputs} == {str(path) for path in soup} == {str(path) for path in paths[:3]}
+    assert error(deltas(tmp_path / "out"), target) < 1e-6
+    assert [step.kept for step in report.soup] == [True, True, True, False, False] and len(report.soup) == 5
+    assert json.loads((tmp_path / "out" / "merge.json").read_text())["soup"][0]["kept"] is True
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "out"]  # candidates are gone
+    with pytest.raises(ValueError, match="needs the validation score"):
+        merge_adapters(paths, tmp_path / "no", method="greedy_soup")
+    with pytest.raises(AdapterError, match="not a number"):
+        merge_adapters(paths, tmp_path / "no", method="greedy_soup", score=lambda folder: math.nan)
+
+
 # ------------------------------------------------------------------------------------------------- SWA and EMA
 
 
@@ -349,6 +432,14 @@ def test_swa_is_the_mean_along_and_across(tmp_path, last, used):
     replicas = trajectories(tmp_path / "in")
     want = {name: sum(snapshot_deltas(replica)[s][name] for replica in replicas for s in used) / (2 * len(used)) for name in SHAPES}
     assert relative(replicas, tmp_path / "out", want, "swa", last=last) < 1e-6
+
+
+def test_lawa_is_the_mean_of_the_latest(tmp_path):
+    replicas = trajectories(tmp_path / "in")
+    want = {name: sum(snapshot_deltas(replica)[s][name] for replica in replicas for s in range(6, 11)) / 10 for name in SHAPES}
+    assert relative(replicas, tmp_path / "out", want, "lawa") < 1e-6
+    with pytest.raises(AdapterError, match="11 snapshots, fewer than the last 12"):
+        merge_adapters(replicas, tmp_path / "out", method="lawa", last=12)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
@@ -475,6 +566,30 @@ def test_the_mean_equals_peft_cat(tmp_path):
     assert relative(paths, tmp_path / "out", in_peft(paths, "cat", [0.25] * 4)) < 1e-5
 
 
+def test_a_cut_mean_equals_peft_svd(tmp_path):
+    """peft's `svd` forms the dense sum and takes its SVD: right since 0.21, slow."""
+    paths = [trained(tmp_path / f"{k}", "llama", k, ["q_proj", "v_proj"]) for k in range(4)]
+    assert relative(paths, tmp_path / "out", in_peft(paths, "svd", [0.25] * 4, svd_rank=5), rank=5) < 1e-4
+
+
+def test_peft_ties_divides_by_the_weights_once_too_often(tmp_path):
+    """Weights 1/K make it K times too small, even for K copies at density 1; and it elects signs on A and B."""
+    paths = [trained(tmp_path / "0", "llama", 0, ["q_proj", "v_proj"])] * 4
+    copy = deltas(paths[0])
+    wrong = in_peft(paths, "ties_svd", [0.25] * 4, density=1.0)
+    assert error(wrong, {name: D / 4 for name, D in copy.items()}) < 1e-4
+    assert relative(paths, tmp_path / "out", copy, "ties", density=1.0) < 1e-6
+
+
+def test_peft_cat_is_wrong_for_rslora(tmp_path):
+    """The merged adapter inherits use_rslora with alpha = rank: its scale is sqrt(new rank) instead of 1."""
+    paths = [trained(tmp_path / f"{k}", "llama", k, ["q_proj", "v_proj"], use_rslora=True) for k in range(2)]
+    mean = {name: D.mean(0) for name, D in stacked(paths).items()}
+    wrong = in_peft(paths, "cat", [0.5] * 2)
+    assert error(wrong, {name: math.sqrt(8) * D for name, D in mean.items()}) < 1e-5
+    assert relative(paths, tmp_path / "out", mean) < 1e-6
+
+
 def test_peft_linear_is_not_a_mean(tmp_path):
     """Why `mean` is our own: peft's `linear` adds the factors, so K copies at weight 1/K are K times the adapter (peft #3004)."""
     paths = [trained(tmp_path / "0", "llama", 0, ["q_proj", "v_proj"])] * 4
@@ -495,7 +610,7 @@ def test_the_record_says_what_was_done(tmp_path):
     assert [one["path"] for one in record["inputs"]] == [str(path) for path in paths[:2]]
     assert [one["sha256"] for one in record["inputs"]] == [read_adapter(path).sha256() for path in paths[:2]]
     assert set(record["energy_of_module"]) == set(SHAPES) and record["rank"] == 2 and 0 < record["energy"] < 1
-    assert {"ftk", "torch", "mergekit"} <= set(record["versions"])
+    assert {"ftk", "torch", "numpy", "safetensors"} <= set(record["versions"])
     assert report.sha256 == read_adapter(tmp_path / "out").sha256()
     assert read_adapter(tmp_path / "out").base == "org/base"
 
@@ -503,8 +618,8 @@ def test_the_record_says_what_was_done(tmp_path):
 @pytest.mark.parametrize(
     ("method", "parameters", "words"),
     [
-        ("men", {}, "unknown merge method 'men'; known: mean, swa, ema, ties"),
-        ("ties", {"densty": 0.5}, "unknown parameter 'densty'.*known: density"),
+        ("men", {}, "unknown merge method 'men'; did you mean 'mean'?"),
+        ("ties", {"densty": 0.5}, "unknown parameter 'densty'.*did you mean 'density'?"),
         ("mean", {"density": 0.5}, "unknown parameter 'density'.*known: none"),
         ("mean", {"weights": [1]}, "1 weights for 2 adapters"),
         ("mean", {"weights": [1, -1]}, "negative"),
@@ -536,6 +651,86 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     with pytest.raises(AdapterError, match="DoRA"):
         merge_adapters([a, dora], tmp_path / "out2", method="mean")
     assert not (tmp_path / "out2").exists()
+
+
+def damage(folder, kind):
+    weights = folder / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    if kind == "truncated":
+        weights.write_bytes(data[:-40])
+    elif kind == "corrupted":
+        data[-8:] = b"\xff" * 8  # not finite
+        weights.write_bytes(data)
+    elif kind == "renamed":
+        data = data.replace(b"lora_A", b"lora_C", 1)
+        weights.write_bytes(data)
+    elif kind == "mis-shaped":
+        write(folder, {name: (A[:, :-1], B) for name, (A, B) in change(9).items()})
+    elif kind == "foreign":
+        write(folder, {f"transformer.{name}": factors for name, factors in change(9).items()}, base="org/other")
+    elif kind == "not PEFT":
+        (folder / CONFIG).write_text("[1, 2]")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "corrupted", "renamed", "mis-shaped", "foreign", "not PEFT"])
+@pytest.mark.parametrize("method", ["mean", "ties", "geometric_median"])
+def test_a_bad_adapter_stops_the_merge_in_one_line(tmp_path, kind, method):
+    paths = population(tmp_path / "in", 3)
+    damage(paths[1], kind)
+    with pytest.raises(AdapterError) as caught:
+        merge_adapters(paths, tmp_path / "out", method=method)
+    assert "00001" in str(caught.value) and "\n" not in str(caught.value)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
+    path = population(tmp_path / "in", 1)[0]
+    adapter = read_adapter(path)
+    write(path, change(5, r=2))
+    with pytest.raises(AdapterError, match="changed"):
+        adapter.factors(sorted(SHAPES)[0])
+
+
+KILLED = """
+import os, sys
+from toolkit import adapters
+from toolkit.merge import merge_adapters
+plain, count = os.replace, 0
+def killed(*paths):  # between the files that are moved into a folder that is there
+    global count
+    count += 1
+    if count > int(sys.argv[1]):
+        os._exit(9)
+    plain(*paths)
+os.replace = killed
+if sys.argv[1] == "-1":
+    adapters._publish = lambda *_: os._exit(9)
+merge_adapters(sys.argv[3:], sys.argv[2], method="mean")
+"""
+
+
+@pytest.mark.parametrize("after", [-1, 0, 1, 2])
+def test_a_merge_that_is_killed_does_not_look_finished(tmp_path, after):
+    """A new folder appears as a whole; in one that is there, merge.json goes first and comes last."""
+    import subprocess
+    import sys
+
+    paths = population(tmp_path / "in", 2)
+    out = tmp_path / "merged" / "out"
+    if after >= 0:
+        merge_adapters(paths, out, method="mean", rank=1)
+    code = subprocess.run([sys.executable, "-c", KILLED, str(after), str(out), *map(str, paths)], timeout=120).returncode
+    assert code == 9
+    assert not (out / "merge.json").exists()
+    if after >= 0:  # what is left can be merged into again
+        for leftover in out.parent.glob(".*.tmp"):
+            shutil.rmtree(leftover)
+        if (out / CONFIG).exists():
+            with pytest.raises(AdapterError, match="not a merge"):
+                merge_adapters(paths, out, method="mean")
+            shutil.rmtree(out)
+    merge_adapters(paths, out, method="mean")
+    assert error(deltas(out), {name: D.mean(0) for name, D in stacked(paths).items()}) < 1e-6
 
 
 def test_a_merge_can_be_written_again(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 import toolkit
 from toolkit.recipe import RecipeError, dump_recipe, load_recipe, parse_recipe
+from toolkit.recipe.models import FOLDER_NAME
 
 HEAD = "base: embedded\ndata: {train: embedded}\n"
 CONDITION = HEAD + "conditions:\n  lora: "
@@ -89,6 +90,10 @@ def test_broken_documents(text, told):
             WHOLE + "mitigations:\n  - {merge: mean, k: 2}\n  - {merg: mean, k: 3}\n",
             "7: unknown key 'merg' in 'mitigations.1'; did you mean",
         ),
+        (
+            WHOLE + "mitigations:\n  - {merge: ties, k: 2, densty: 0.5}\n",
+            "6: unknown key 'densty' in 'mitigations.0'; did you mean 'density'?",
+        ),
         (WHOLE + "evaluation:\n  answr: text\n", "6: unknown key 'answr' in 'evaluation'; did you mean 'answer'?"),
         (WHOLE + "evaluation: {zzz: 1}\n", "5: unknown key 'zzz' in 'evaluation'; known: answer, max_new_tokens, top_k"),
     ],
@@ -126,12 +131,19 @@ def test_wrong_values_say_what_is_wanted(text, told):
     [
         ("{k: 2}", "a mitigation is either `merge: METHOD` or `ensemble: METHOD`"),
         ("{merge: mean, ensemble: vote, k: 2}", "a mitigation is either"),
-        ("{merge: slerp, k: 2}", "should be 'mean', 'swa', 'ema' or 'ties' (got 'slerp')"),
+        ("{merge: slerp, k: 2}", "unknown merge method 'slerp'; did you mean 'multislerp'?"),
         ("{merge: mean, k: 2, density: 0.5}", "'density' belongs to `merge: ties`"),
         ("{ensemble: vote, k: 2, rank: same}", "'rank' belongs to a merge"),
         ("{ensemble: vote, k: 1}", "an ensemble has k of 2 or more"),
         ("{merge: swa, k: 2}", "add `snapshots: {count: 8}` and `averages: [swa]` to condition 'lora'"),
         ("{merge: mean, k: 8}", "mean-k8 is listed twice"),
+        ("{ensemble: vote, k: 2, density: 0.5}", "'density' belongs to `merge: ties`, `merge: dare`"),
+        ("{merge: ties, k: 2, density: 0}", "density 0 is impossible: a share above 0 and at most 1"),
+        ("{merge: dare, k: 2, seed: 1.5}", "seed 1.5 is impossible: a whole number from 0"),
+        ("{merge: ties, k: 2, density: true}", "density True is impossible"),
+        ("{merge: lawa, k: 2}", "add `snapshots: {count: 8, save: true}` to condition 'lora'"),
+        ("{merge: ema, k: 2, decay: 0.5}", "add `snapshots: {count: 8, save: true}` to condition 'lora'"),
+        ("{merge: greedy_soup, k: 2}", "greedy_soup needs prompts of its own"),
         *[(f"{{merge: mean, k: 2, rank: {rank}}}", "should be full, same, a number from 1, or energy=0.99") for rank in NO_RANKS],
     ],
 )
@@ -204,3 +216,18 @@ def test_files_that_cannot_be_read(tmp_path, make, told):
         path.write_bytes(make)
     with pytest.raises(RecipeError, match=told):
         load_recipe(path)
+
+
+def test_parameters_of_a_merge_stand_beside_k_and_name_it():
+    items = ["{merge: ties, k: 8, density: 2.0e-1}", "{merge: dare, k: 8, rank: 4}", "{merge: 'mergekit:dare_ties', k: 2, rescale: false}"]
+    text = WHOLE + "mitigations:\n" + "".join(f"  - {item}\n" for item in items)
+    recipe = parse_recipe(text)
+    assert [m.label for m in recipe.mitigations] == [
+        "ties-density0.2-k8",
+        "dare-density0.5-seed0-rank-4-k8",
+        "mergekit-dare_ties-rescaleFalse-seed0-k2",
+    ]
+    assert recipe.mitigations[0].title == "ties, density 0.2" and recipe.mitigations[1].title == "dare, density 0.5, seed 0, rank 4"
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+    assert "density: 0.5\n" in dump_recipe(recipe) and "parameters" not in dump_recipe(recipe)
+    assert all(FOLDER_NAME.fullmatch(m.label) for m in recipe.mitigations)

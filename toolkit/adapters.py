@@ -16,6 +16,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Names of dtypes in safetensors and in torch."""
 
 INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 """`init_lora_weights` that leave the base alone. PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA move a part of it into the adapter."""
@@ -69,6 +73,15 @@ class Module(NamedTuple):
     scale: float
 
 
+class Place(NamedTuple):
+    """Where a tensor lies in its file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    bytes: int
+
+
 @dataclass(frozen=True)
 class Adapter:
     """A checked PEFT LoRA folder. The tensors stay on disk until `factors` asks for one module's."""
@@ -76,6 +89,8 @@ class Adapter:
     path: Path
     config: Mapping[str, Any]
     modules: Mapping[str, Module]  # by module name of the base model, in sorted order
+    places: Mapping[str, Place]  # of every tensor in the file
+    stamp: tuple[int, int]  # size and time of the file that the places are of
 
     @property
     def base(self) -> str | None:
@@ -99,15 +114,17 @@ class Adapter:
     def factors(self, name: str) -> "tuple[Tensor, Tensor, float]":
         """(A [r, I], B [O, r], scale) of one module on the CPU, in float32 or what is stored if that is wider.
 
-        The file is opened for each call, so thousands of adapters cost neither memory nor open files.
+        The file is opened for each call, so thousands of adapters cost neither memory nor open files, and only these tensors are read:
+        where they lie is known since `read_adapter`.
         """
         import torch
-        from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(self.path / WEIGHTS, framework="pt") as file:
-                A, B = (file.get_tensor(f"{PREFIX}{name}.lora_{x}.weight") for x in "AB")
-        except (OSError, SafetensorError) as error:
+            with open(self.path / WEIGHTS, "rb", buffering=0) as file:
+                if _stamp(file) != self.stamp:
+                    raise OSError("it has changed since it was checked")
+                A, B = (_tensor(file, self.places[f"{PREFIX}{name}.lora_{x}.weight"]) for x in "AB")
+        except (OSError, EOFError) as error:
             raise AdapterError(f"{self.path}: {WEIGHTS} cannot be read ({error}); copy or train it again") from None
         for x, tensor in (("A", A), ("B", B)):
             if not torch.isfinite(tensor).all():
@@ -157,7 +174,8 @@ def read_adapter(path: str | Path) -> Adapter:
     """
     path = Path(path)
     config = _read_config(path)
-    shapes = _read_shapes(path)
+    places, stamp = _read_places(path)
+    shapes = {key: place.shape for key, place in places.items()}
     if not shapes:
         raise AdapterError(f"{path}: {WEIGHTS} holds no tensors; train or save the adapter again")
     names = {}  # module -> {"A": shape, "B": shape}
@@ -167,7 +185,13 @@ def read_adapter(path: str | Path) -> Adapter:
             raise AdapterError(f"{path}: tensor {key!r} is not a LoRA factor of a linear layer; {_fix(key)}")
         names.setdefault(match[1], {})[match[2]] = shape
     modules = {name: _module(path, config, name, names[name]) for name in sorted(names)}
-    return Adapter(path, config, modules)
+    return Adapter(path, config, _shared(tuple(modules.items())), _shared(tuple(places.items())), stamp)
+
+
+@lru_cache(maxsize=64)
+def _shared(items: tuple[tuple[str, Any], ...]) -> Mapping[str, Any]:
+    """One mapping for all that are equal: the replicas of a population are laid out alike, and there may be 10,000 of them."""
+    return dict(items)
 
 
 def write_adapter(
@@ -242,8 +266,8 @@ def write_adapter(
 
 def _publish(staging: Path, path: Path, names: Sequence[str]) -> None:
     for name in names:
-        _sync(staging / name)
-    _sync(staging)
+        sync(staging / name)
+    sync(staging)
     if not path.exists():
         os.rename(staging, path)
     else:
@@ -251,11 +275,12 @@ def _publish(staging: Path, path: Path, names: Sequence[str]) -> None:
             (path / name).unlink(missing_ok=True)
         for name in names:
             os.replace(staging / name, path / name)
-        _sync(path)
-    _sync(path.parent)
+        sync(path)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or folder on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -265,7 +290,7 @@ def _sync(path: Path) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((path / CONFIG).read_text())
+        config = _json((path / CONFIG).read_text())
     except FileNotFoundError:
         raise AdapterError(f"{path}: no {CONFIG}; name a PEFT adapter folder") from None
     except (OSError, ValueError) as error:
@@ -290,20 +315,48 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+@lru_cache(maxsize=64)  # shared like the layout
+def _json(text: str) -> Any:
+    return json.loads(text)
+
+
+def _read_places(path: Path) -> tuple[dict[str, Place], tuple[int, int]]:
+    """Where every tensor lies, from the header of a file that safetensors has checked; and the stamp of that file."""
     from safetensors import SafetensorError, safe_open
 
     if not (path / WEIGHTS).is_file():
         raise AdapterError(f"{path}: no {WEIGHTS}; save the adapter as safetensors (save_pretrained does)")
     try:
-        with safe_open(path / WEIGHTS, framework="np") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            for key, part in slices.items():
-                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    raise AdapterError(f"{path}: {key} is stored as {part.get_dtype()}; save the adapter in float32")
-            return {key: tuple(part.get_shape()) for key, part in slices.items()}
+        with open(path / WEIGHTS, "rb") as file, safe_open(path / WEIGHTS, framework="np"):
+            length = int.from_bytes(file.read(8), "little")
+            header, stamp = json.loads(file.read(length)), _stamp(file)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path}: {WEIGHTS} is damaged ({error}); copy or train it again") from None
+
+    header.pop("__metadata__", None)
+    places = {}
+    for key in sorted(header):
+        part = header[key]
+        if part["dtype"] not in DTYPES:
+            raise AdapterError(f"{path}: {key} is stored as {part['dtype']}; save the adapter in float32")
+        start, end = part["data_offsets"]
+        places[key] = Place(part["dtype"], tuple(part["shape"]), 8 + length + start, end - start)
+    return places, stamp
+
+
+def _stamp(file: Any) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+def _tensor(file: Any, place: Place) -> "Tensor":
+    import torch
+
+    tensor = torch.empty(place.shape, dtype=getattr(torch, DTYPES[place.dtype]))
+    file.seek(place.start)
+    if file.readinto(tensor.view(torch.uint8).numpy()) != place.bytes:
+        raise EOFError("it ends early")
+    return tensor
 
 
 def _module(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:

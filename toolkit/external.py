@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit import environment
 from toolkit.adapters import adapter_paths, read_adapter
 from toolkit.adopt import duplicates, same_weights
-from toolkit.base import EMBEDDED
-from toolkit.evaluate import Subject
+from toolkit.base import EMBEDDED, load_base
+from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.measure import read_prompts, save_design
-from toolkit.merge import merge_adapters
+from toolkit.merge import find_method, merge_adapters, merge_into_base
+from toolkit.outcomes import read_outcomes
 from toolkit.pipeline import (
     Console,
     RunError,
@@ -27,27 +30,77 @@ from toolkit.pipeline import (
     successful,
 )
 from toolkit.population import groups, replica_folder
-from toolkit.recipe import SHIFTS, Data, Evaluation, Given, Recipe
+from toolkit.recipe import SHIFTS, Data, Evaluation, Given, Mitigation, Recipe
 from toolkit.results import ConditionDesign, Results
 
 
 def merge_sources(
-    sources: Sequence[Path], *, method: str, k: int | None, rank: str, out: Path | None, parameters: dict[str, Any]
+    sources: Sequence[Path],
+    *,
+    method: str,
+    k: int | None,
+    rank: str,
+    out: Path | None,
+    parameters: dict[str, Any],
+    base: str | None = None,
+    buffer: int | None = None,
+    dense: bool = False,
+    prompts: str | None = None,
+    score: str = "accuracy",
 ) -> list[dict[str, Any]]:
-    """Merge a run, conditions of one, or adapter folders: all into one, or every disjoint group of k. One record a merge."""
+    """Merge a run, conditions of one, or adapter folders: all into one, or every disjoint group of k. One record a merge.
+
+    `dense` writes full models instead of adapters. A greedy soup goes by the `score` (accuracy or logprob) on `prompts`.
+    """
     reports = []
+    _, values = find_method(method, parameters)
+    if dense and buffer:
+        raise RunError("--buffer bounds the sum of an adapter: leave it out with --dense")
+    if (method == "greedy_soup") != (prompts is not None):
+        raise RunError("--prompts SUITE belongs to greedy_soup, which needs it: what its scores are taken on")
     for folder, paths in _collections(sources):
         members = groups(range(len(paths)), k or len(paths))
         if not members:
             raise RunError(f"{folder}: {len(paths)} adapters are fewer than a group of {k}")
         size = len(members[0])
-        home = out or folder / "merged" / f"{method}-k{size}"
+        judge = validation_score(prompts, folder, paths, base, score) if prompts else None
+        label = Mitigation.model_construct(merge=method, k=size, rank=rank, parameters=values).label
+        home = out or folder / ("merged-models" if dense else "merged") / label
         for g, group in enumerate(members):
             target = home / f"g{g:03d}" if k or out is None else home
-            report = merge_adapters([paths[i] for i in group], target, method=method, rank=rank, **parameters)
-            found = {"out": str(target), "method": method, "k": size, "rank": report.rank, "energy": report.energy, "sha256": report.sha256}
+            own = [paths[i] for i in group]
+            found: dict[str, Any] = {"out": str(target), "method": method, "k": size}
+            if dense:
+                model = merge_into_base(own, target, method=method, rank=rank, base=base, score=judge, **values)
+                found |= {"energy": model.energy, "dtype": model.dtype, "rounding": model.rounding, "soup": len(model.inputs)}
+            else:
+                report = merge_adapters(own, target, method=method, rank=rank, base=base, buffer=buffer, score=judge, **values)
+                found |= {"rank": report.rank, "energy": report.energy, "sha256": report.sha256}
+                if report.error_bound_of_module:
+                    found["error_bound"] = max(report.error_bound_of_module.values())
             reports.append(found)
     return reports
+
+
+def validation_score(prompts: str, folder: Path, adapters: Sequence[Path], base: str | None, statistic: str) -> Callable[[Path], float]:
+    """What a greedy soup goes by: share of right answers, or mean log-probability of the references (nats), of an adapter folder."""
+    known, base, evaluation = _setting([folder, *adapters[:1]], adapters[0], base)
+    recipe = _one_suite("validation", prompts, base, evaluation, {"candidate": adapters})
+    asked = [prompt for prompt in read_prompts(recipe)[next(iter(recipe.data.suites))] if prompt.reference is not None]
+    if not asked:
+        raise RunError(f"{prompts}: no prompt has a reference, so nothing is right or wrong; a greedy soup needs some")
+    model = load_base(base, known.dtype if known else "float32", environment.resolve_device(known.device if known else "auto"))
+
+    def score(adapter: Path) -> float:
+        with tempfile.TemporaryDirectory() as scratch:
+            shard = Path(scratch) / "outcomes.parquet"
+            unit = EvaluationUnit((Subject("", "candidate", 0, (str(adapter),), ("",)),), "validation", 1, 1, None, shard)
+            evaluate_unit(unit, model, asked, combine=None, progress=lambda _: None, **evaluation.model_dump())
+            rows = read_outcomes([shard]).to_pylist()
+        column = "correct" if statistic == "accuracy" else "reference_logprob"
+        return sum(row[column] for row in rows) / len(rows)
+
+    return score
 
 
 def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
@@ -100,26 +153,13 @@ def evaluate_subjects(
             "--prompts SUITE says what to ask: a .jsonl, .csv or .parquet file, or embedded:typical, embedded:near, embedded:far"
         )
     collections = _collections(sources)
-    home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
-    known = open_folder(home) if home else None
-    base = base or (known.base if known else None) or read_adapter(collections[0][1][0]).base
-    if not base:
-        raise RunError(f"{collections[0][1][0]}: does not say its base model; name it with --base")
-    if base == str(EMBEDDED):
-        base = "embedded"
-    evaluation = known.evaluation if known else Evaluation()
+    known, base, evaluation = _setting(sources, collections[0][1][0], base)
     changes = {"answer": answer_rule, "max_new_tokens": max_new_tokens}
     evaluation = Evaluation.model_validate(evaluation.model_dump() | {key: value for key, value in changes.items() if value})
     names = [folder.name if len(collections) > 1 else "adapters" for folder, _ in collections]
-    shift = prompts.rpartition(":")[2]
-    suite = shift if shift in SHIFTS else re.sub(r"[^A-Za-z0-9._-]", "-", Path(prompts).stem)
-    recipe = Recipe(
-        name="evaluate",
-        base=base,
-        data=Data(train="", suites={suite: prompts}),
-        conditions={name: Given(adapters=[str(path) for path in paths]) for name, (_, paths) in zip(names, collections, strict=True)},
-        evaluation=evaluation,
-    )
+    paths_of = {name: paths for name, (_, paths) in zip(names, collections, strict=True)}
+    recipe = _one_suite("evaluate", prompts, base, evaluation, paths_of)
+    suite = next(iter(recipe.data.suites))
     folder = out or Path("runs") / "evaluate"
     with open_run(recipe, folder, workers=workers, console=console) as job:
         asked = read_prompts(recipe)
@@ -134,6 +174,29 @@ def evaluate_subjects(
         designs = [ConditionDesign(name, range(len(paths))) for name, (_, paths) in zip(names, collections, strict=True)]
         command = "ftk evaluate " + " ".join(map(str, sources)) + f" --prompts {prompts}"
         return folder, conclude(job, shards, designs, command=command)
+
+
+def _setting(sources: Sequence[Path], adapter: Path, base: str | None) -> tuple[Recipe | None, str, Evaluation]:
+    """The recipe of the run that the sources lie in, if any; the base model; and how answers are given."""
+    home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
+    known = open_folder(home) if home else None
+    base = base or (known.base if known else None) or read_adapter(adapter).base
+    if not base:
+        raise RunError(f"{adapter}: does not say its base model; name it with --base")
+    return known, "embedded" if base == str(EMBEDDED) else base, known.evaluation if known else Evaluation()
+
+
+def _one_suite(name: str, prompts: str, base: str, evaluation: Evaluation, adapters: Mapping[str, Sequence[Path]]) -> Recipe:
+    """A recipe that asks one suite and trains nothing."""
+    shift = prompts.rpartition(":")[2]
+    suite = shift if shift in SHIFTS else re.sub(r"[^A-Za-z0-9._-]", "-", Path(prompts).stem)
+    return Recipe(
+        name=name,
+        base=base,
+        data=Data(train="", suites={suite: prompts}),
+        conditions={condition: Given(adapters=[str(path) for path in paths]) for condition, paths in adapters.items()},
+        evaluation=evaluation,
+    )
 
 
 def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, workers: int | None, console: Console) -> Path:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
 from toolkit.ensemble import ENSEMBLES, vote
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, vote_outcomes
 from toolkit.measure import measure_run, read_prompts, save_design
-from toolkit.merge import METHODS, merge_adapters
+from toolkit.merge import accepted, find_method, merge_adapters
 from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, plan_training, soft_target_bytes, stacks_for
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
 from toolkit.recipe import Evaluation, Given, Mitigation, Recipe, Sequential, Teacher, dump_recipe, parse_recipe
@@ -119,21 +119,29 @@ def open_run(
 
 
 def _check_against_base(recipe: Recipe, base: Base) -> None:
-    """Refuse what this base cannot do before anything is trained."""
+    """Refuse what this base cannot do, or mergekit does not know, before anything is trained."""
+    along = []
+    for mitigation in recipe.mitigations:
+        if mitigation.merge:
+            try:
+                chosen, parameters = find_method(mitigation.merge, mitigation.parameters)
+            except ValueError as error:
+                raise RunError(f"mitigation {mitigation.label}: {error}") from None
+            along.append(partial(chosen.along, **accepted(chosen.along, parameters)))
     for condition in recipe.given.values():
         shape_of = linear_shapes(base)
         for path in find_adapters(condition.adapters):
             check_base(read_adapter(path), base, shape_of)
-            for mitigation in recipe.mitigations:
-                if mitigation.merge:
-                    METHODS[mitigation.merge].along(path)  # raises where the method needs a trajectory that is not there
-    for name, condition in recipe.conditions.items():
+            for trajectory in along:
+                trajectory(path)  # raises where the method needs snapshots that are not there
+    for name in recipe.conditions:
+        own = recipe.trained.get(name)
         try:
-            layers = target_modules(base.model, "all-linear" if isinstance(condition, Given) else condition.targets)
+            layers = target_modules(base.model, own.targets if own else "all-linear")
         except ValueError as error:
             raise RunError(f"conditions.{name}.targets: {error}") from None
         largest = max(min(layer.weight.shape) for layer in layers.values())
-        for mitigation in [*recipe.mitigations, *([condition.teacher] if condition.teacher else [])]:
+        for mitigation in [*recipe.mitigations, *([own.teacher] if own and own.teacher else [])]:
             if isinstance(mitigation.rank, int) and mitigation.rank > largest:
                 raise RunError(f"mitigation {mitigation.label}: the changes of this base have ranks 1 to {largest}")
 
@@ -466,7 +474,7 @@ class MergeUnit:
     out: Path
     method: str
     rank: str | int
-    parameters: tuple[tuple[str, Any], ...]
+    parameters: dict[str, Any]  # of the method, all of them
 
 
 def merge(job: Run) -> None:
@@ -485,14 +493,13 @@ def merge(job: Run) -> None:
 
 def merge_units(folder: Path, replicas: Sequence[int], mitigation: Mitigation) -> list[MergeUnit]:
     """Merges of a mitigation that are not on disk yet, or whose inputs have changed since."""
-    parameters = () if mitigation.density is None else (("density", mitigation.density),)
     units = [
         MergeUnit(
             sources=tuple(replica_folder(folder, r) for r in group),
             out=merged_folder(folder, mitigation.label, g),
             method=mitigation.merge or "",
             rank=mitigation.rank,
-            parameters=parameters,
+            parameters=mitigation.parameters,
         )
         for g, group in enumerate(groups(replicas, mitigation.k))
     ]
@@ -510,16 +517,27 @@ def merged_folder(folder: Path, label: str, group: int) -> Path:
 
 
 def _merge_unit(unit: MergeUnit, progress: Progress) -> None:
-    merge_adapters(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **dict(unit.parameters))
+    merge_adapters(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
 
 
 def _is_merged(unit: MergeUnit) -> bool:
-    """True when merge.json is there and names the inputs as they are now."""
+    """True when merge.json is there and names this method, these parameters, and these inputs as they are now."""
     try:
         record = json.loads((unit.out / "merge.json").read_text())
-        inputs = [(Path(item["path"]), item["sha256"], item["config_sha256"]) for item in record["inputs"]]
-        same = {source for source in unit.sources for path, *_ in inputs if path.is_relative_to(source)} == set(unit.sources)
-        return same and all((sha256_file(path / WEIGHTS), sha256_file(path / CONFIG)) == (w, c) for path, w, c in inputs)
+        asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
+        inputs = [Path(item["path"]) for item in record["inputs"]]
+        homes = [source for path in inputs for source in unit.sources if path.is_relative_to(source)]
+        return (
+            (record["method"], record["parameters"]) == (unit.method, asked)
+            and set(homes) == set(unit.sources)
+            and len(homes) == len(inputs)
+            and (unit.out / WEIGHTS).is_file()
+            and all(
+                sha256_file(path / file) == item[kind]
+                for path, item in zip(inputs, record["inputs"], strict=True)
+                for file, kind in ((WEIGHTS, "sha256"), (CONFIG, "config_sha256"))
+            )
+        )
     except (OSError, ValueError, KeyError):
         return False
 
@@ -693,10 +711,10 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
         if mitigation.merge and members:
             rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
         streams = 1 if mitigation.merge else mitigation.k
-        price = Price(mitigation.k, streams, rank, mitigation.k * seconds if seconds is not None else None, mitigation.k * tokens)
-        title = mitigation.label.rpartition("-k")[0].replace("-density", ", density ")
+        of_all = [None if one is None else mitigation.k * one for one in (seconds, tokens)]
+        price = Price(mitigation.k, streams, rank, *of_all)
         kind = "merge" if mitigation.merge else "ensemble"
-        mitigations.append(MitigationDesign(mitigation.label, title, kind, mitigation.k, members, price))
+        mitigations.append(MitigationDesign(mitigation.label, mitigation.title, kind, mitigation.k, members, price))
     failed = sum(record.status == "failed" for record in population.values())
     factors = {source: [population[r].seeds[source] for r in replicas] for source in (own.crossed if own else ())}
     if own and own.teacher:

@@ -17,6 +17,7 @@ from toolkit.adapters import read_adapter
 from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, linear_shapes, same_weights
 from toolkit.base import Base, load_base
 from toolkit.measure import read_prompts
+from toolkit.merge import find_method
 from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, soft_target_bytes
 from toolkit.recipe import Given, Mitigation, Recipe, RecipeError
 from toolkit.stack import stacked
@@ -187,7 +188,7 @@ def _layers(model: Any, condition: str, targets: str | list[str]) -> list[tuple[
 def _merged_bytes(mitigation: Mitigation, layers: list[tuple[int, int]], rank: int) -> int:
     """Largest size of one merged adapter: all its layers have the rank of the widest."""
     widest = max(min(sizes) for sizes in layers)
-    exact = widest if mitigation.merge == "ties" else min(mitigation.k * rank, widest)
+    exact = widest if find_method(mitigation.method, mitigation.parameters)[0].entries else min(mitigation.k * rank, widest)
     merged = {"same": rank, "full": exact}.get(str(mitigation.rank), mitigation.rank)
     merged = merged if isinstance(merged, int) else exact  # a share of the energy: at most the exact rank
     return 4 * sum(merged * (i + o) for i, o in layers)

@@ -22,6 +22,7 @@ from toolkit.cli.terminal import (
     without_network,
     workers_option,
 )
+from toolkit.recipe.merges import MERGES, merge_parameters, parse_setting
 
 
 @click.command()
@@ -115,11 +116,17 @@ def train_replicas(
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--method", required=True, help="mean, swa, ema or ties.")
+@click.option("--method", required=True, help=f"{', '.join(MERGES)}, or mergekit:NAME.")
 @click.option("--groups", "k", type=click.IntRange(1), help="Merge disjoint groups of K replicas.")
 @click.option("--all", "merge_all", is_flag=True, help="Merge everything into one adapter (the default).")
 @click.option("--rank", default="full", show_default=True, help="full (exact), same, a number, or energy=0.99.")
-@click.option("--density", type=click.FloatRange(0, 1, min_open=True), help="ties: share of the entries that is kept.")
+@click.option("--density", type=float, help="Short for --set density=...: share of the entries that is kept.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the method (may be repeated).")
+@click.option("--buffer", type=click.IntRange(1), help="Sum in this many ranks, not densely, with a bound on the error; needs --rank.")
+@click.option("--dense", is_flag=True, help="Write full models: the change added to the base weights.")
+@click.option("--base", help="Base model, where the adapters do not say it or say it differently.")
+@click.option("--prompts", help="greedy_soup: suite with references, the scores of which decide.")
+@click.option("--score", type=click.Choice(["accuracy", "logprob"]), default="accuracy", help="greedy_soup: what is scored.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the merged adapter (or of the groups).")
 @as_json
 def merge(
@@ -129,6 +136,12 @@ def merge(
     merge_all: bool,
     rank: str,
     density: float | None,
+    settings: tuple[str, ...],
+    buffer: int | None,
+    dense: bool,
+    base: str | None,
+    prompts: str | None,
+    score: str,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -139,20 +152,26 @@ def merge(
     with errors():
         if k and merge_all:
             raise click.UsageError("--groups and --all exclude each other")
-        from toolkit import external
-
-        parameters = {} if density is None else {"density": density}
         try:
-            reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters)
+            parameters = dict(map(parse_setting, settings)) | ({} if density is None else {"density": density})
+            merge_parameters(method, parameters)  # a wrong name is told before anything heavy is loaded
+            from toolkit import external
+
+            options = {"base": base, "buffer": buffer, "dense": dense, "prompts": prompts, "score": score}
+            reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters, **options)
         except ValueError as error:  # a method, parameter or rank that there is not
             raise click.UsageError(str(error)) from error
         if as_json:
             print_json({"merged": reports})
             return
         for report in reports:
-            click.echo(
-                f"{report['out']}: {report['method']} of {report['k']} adapters, rank {report['rank']}, energy kept {report['energy']:.4f}"
+            rank_ = (
+                f"rank {report['rank']}"
+                if "rank" in report
+                else f"{report['dtype']} weights, rounding {report['rounding']:.1e} of the change"
             )
+            bound = f", error at most {report['error_bound']:.1e}" if "error_bound" in report else ""
+            click.echo(f"{report['out']}: {report['method']} of {report['k']} adapters, {rank_}, energy kept {report['energy']:.4f}{bound}")
 
 
 @click.command()

@@ -1,6 +1,11 @@
 """Merging: K adapters become one adapter, on the weight changes dW = scale * B @ A and never on the factors."""
 
+from toolkit.merge.dense import DenseReport as DenseReport
+from toolkit.merge.dense import merge_into_base as merge_into_base
 from toolkit.merge.merge import MergeReport as MergeReport
 from toolkit.merge.merge import merge_adapters as merge_adapters
 from toolkit.merge.methods import METHODS as METHODS
 from toolkit.merge.methods import Method as Method
+from toolkit.merge.methods import accepted as accepted
+from toolkit.merge.methods import combine as combine
+from toolkit.merge.methods import find_method as find_method

@@ -1,21 +1,23 @@
-"""Merge adapter folders, module by module: sources -> weighted adapters -> combine -> truncate -> PEFT folder."""
+"""Merge adapter folders, module by module: sources -> weighted adapters -> method -> truncate -> PEFT folder."""
 
-import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 import toolkit
 from toolkit import delta
 from toolkit.adapters import CONFIG, Adapter, AdapterError, read_adapter, sha256, write_adapter
-from toolkit.merge.methods import METHODS, Method
+from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
+from toolkit.merge.soup import Step, greedy_soup
+from toolkit.recipe.merges import MERGEKIT
 
 REPORT = "merge.json"
 
@@ -43,6 +45,9 @@ class MergeReport:
     rank: int
     energy: float  # share of ||dW||^2 that truncation kept, over all modules; the relative error is sqrt(1 - energy)
     energy_of_module: dict[str, float]
+    coefficient_sum_of_module: dict[str, float]  # 1 for a mean, below for a shrunken one; empty for methods that look at entries
+    error_bound_of_module: dict[str, float]  # where `buffer` cut while summing: |result - exact| is at most this share of |result|
+    soup: list[Step]  # what a greedy soup tried, in order
     versions: dict[str, str]
 
 
@@ -54,9 +59,11 @@ def merge_adapters(
     rank: str | int = "full",
     weights: Sequence[float] | None = None,
     base: str | None = None,
+    buffer: int | None = None,
+    score: Callable[[Path], float] | None = None,
     **parameters: Any,
 ) -> MergeReport:
-    """Merge the adapters (or, for swa and ema, the replica folders) `sources` into the PEFT adapter `out`.
+    """Merge the adapters (or, for swa, ema and lawa, the replica folders) `sources` into the PEFT adapter `out`.
 
     `rank`: "full" (exact), "same" (the largest rank of the inputs), a number, or "energy=0.99" (the smallest rank at
     which every module keeps that share of its squared norm). It is an upper bound: no module gets more than the exact result
@@ -68,77 +75,178 @@ def merge_adapters(
     refused unless `base` names the one to write. The order of `sources` does not change a bit of the result: they are sorted by
     folder name, then by content.
 
-    Memory: one module at a time, whatever the number of adapters (TIES: all changes of one module), plus the result.
+    Memory: one module at a time, with what the method `holds` of it, plus the result. `buffer` bounds the sum of a module
+    further, to twice that many ranks instead of a dense matrix: all but the `buffer` largest are cut whenever it is full, and the
+    error is bounded in the record. `score`, of an adapter folder, higher is better: what a greedy soup goes by.
+
+    Raises AdapterError or ValueError in one line; then nothing is written.
     """
     out = Path(out)
-    chosen, values = _bind(method, parameters)
-    inputs, adapters = _read_inputs([Path(source) for source in sources], weights, chosen, values)
     if (out / CONFIG).is_file() and not (out / REPORT).is_file():
         raise AdapterError(f"{out}: holds an adapter that is not a merge; choose another folder")
-    identity = _common_base(adapters) if base is None else (base, None)
-    shapes = _common_shapes(adapters)
-    limit = _rank_limit(rank, adapters, shapes)
+    if buffer is not None and (str(rank) == "full" or str(rank).startswith("energy=")):
+        raise ValueError(f"a buffer goes with a rank that is a number or same, not {rank!r}")
+    chosen, values, members, soup = choose_members(sources, out, method, weights, base, rank, score, parameters)
+    limit = rank_limit(rank, members.adapters, members.shapes)
 
-    factors, energies, kept, total = {}, {}, 0.0, 0.0
-    combining = _accepted(chosen.combine, values)
-    for name in shapes:
-        members = [(one, adapter) for one, adapter in zip(inputs, adapters, strict=True) if name in adapter.modules]
-        A, B = chosen.combine((adapter.factors(name) for _, adapter in members), [one.weight for one, _ in members], **combining)
+    factors, energies, bounds, sums, kept, total = {}, {}, {}, {}, 0.0, 0.0
+    for name, A, B, discarded, coefficient_sum in exact_changes(chosen, values, members, buffer, limit):
         power = delta.norm((A, B, 1.0)) ** 2
-        A, B, energies[name] = delta.truncate(A, B, **limit(A.shape[0], shapes[name]))
+        A, B, energies[name] = delta.truncate(A, B, **limit(A.shape[0], members.shapes[name]))
+        if discarded:
+            size = (energies[name] * power) ** 0.5
+            bounds[name] = (discarded + ((1 - energies[name]) * power) ** 0.5) / size if size else math.inf
+        if coefficient_sum is not None:
+            sums[name] = coefficient_sum
         factors[name] = (A.float(), B.float())
         kept, total = kept + energies[name] * power, total + power
     r = max(A.shape[0] for A, _ in factors.values())
     factors = {name: _pad(A, B, r) for name, (A, B) in factors.items()}
 
-    packages = ["torch", "safetensors"] + (["mergekit"] if method == "ties" else [])
+    adapters = members.adapters
     record = {
         "method": method,
         "paper": chosen.paper,
-        "parameters": {**values, "rank": rank},
-        "inputs": inputs,
+        "parameters": {**values, "rank": rank} | ({} if buffer is None else {"buffer": buffer}),
+        "inputs": members.inputs,
         "rank": r,
         "energy": kept / total if total else 1.0,
         "energy_of_module": energies,
-        "versions": {"ftk": toolkit.__version__, **{name: version(name) for name in packages}},
+        "coefficient_sum_of_module": sums,
+        "error_bound_of_module": bounds,
+        "soup": soup,
+        "versions": versions(method),
     }
-    text = json.dumps({**record, "inputs": [asdict(one) for one in inputs]}, indent=2, sort_keys=True) + "\n"
     digest = write_adapter(
         out,
         factors,
         r=r,
         alpha=r,
-        target_modules=_target_modules(adapters, list(shapes)),
-        base=identity[0],
-        revision=identity[1],
+        target_modules=_target_modules(adapters, list(members.shapes)),
+        base=members.base,
+        revision=members.revision,
         fan_in_fan_out=any(adapter.config.get("fan_in_fan_out") for adapter in adapters),
         task_type=next((t for t in sorted({a.config.get("task_type") or "" for a in adapters}) if t), "CAUSAL_LM"),
-        extra_files={REPORT: text},
+        extra_files={REPORT: as_text(record)},
     )
     return MergeReport(out=out, sha256=digest, **record)
 
 
-def _bind(method: str, parameters: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
-    """The method and all its parameters, defaults filled in; the signatures are the only list of parameters."""
-    if method not in METHODS:
-        raise ValueError(f"unknown merge method {method!r}; known: {', '.join(METHODS)}")
-    chosen = METHODS[method]
-    defaults = {
-        name: parameter.default
-        for function in (chosen.along, chosen.combine)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-    for name in parameters:
-        if name not in defaults:
-            known = ", ".join(defaults) or "none"
-            raise ValueError(f"unknown parameter {name!r} of merge method {method}; known: {known}")
-    return chosen, {**defaults, **parameters}
+def as_text(record: Mapping[str, Any]) -> str:
+    """merge.json."""
+    plain = {key: [asdict(one) for one in value] if key in ("inputs", "soup") else value for key, value in record.items()}
+    return json.dumps(plain, indent=2, sort_keys=True) + "\n"
 
 
-def _accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(function).parameters
-    return {name: value for name, value in values.items() if name in known}
+def versions(method: str) -> dict[str, str]:
+    """Of what decides the bits of a merge."""
+    packages = ["torch", "numpy", "safetensors"] + (["mergekit"] if method.startswith(MERGEKIT) else [])
+    return {"ftk": toolkit.__version__, **{name: version(name) for name in packages}}
+
+
+@dataclass(frozen=True)
+class Members:
+    """The adapters behind the sources, in an order that depends on names and content alone."""
+
+    inputs: list[Input]
+    adapters: list[Adapter]
+    ids: list[str]  # folder name; where two agree, with the hash of the weights
+    base: str | None
+    revision: str | None
+    shapes: dict[str, tuple[int, int]]  # [O, I] of every module that an adapter changes, sorted by name
+
+    @property
+    def weights(self) -> list[float]:
+        return [one.weight for one in self.inputs]
+
+
+class Changes(Sequence[delta.Factors]):
+    """One module of all members, read from disk whenever it is asked for. A member that leaves it alone has factors of rank 0."""
+
+    def __init__(self, members: Members, name: str):
+        self.members, self.name = members, name
+        self.ids = [f"{id}:{name}" for id in members.ids]
+
+    def __len__(self) -> int:
+        return len(self.members.adapters)
+
+    def __getitem__(self, k: Any) -> Any:
+        adapter = self.members.adapters[k]
+        if self.name in adapter.modules:
+            return adapter.factors(self.name)
+        O, I = self.members.shapes[self.name]
+        return torch.zeros(0, I), torch.zeros(O, 0), 1.0
+
+
+class Change(NamedTuple):
+    """The merged change of one module, dW = B @ A."""
+
+    name: str
+    A: Tensor
+    B: Tensor
+    discarded: float  # the most that a buffer took away, Frobenius norm
+    coefficient_sum: float | None
+
+
+Limit = Callable[[int, tuple[int, int]], dict[str, Any]]
+"""What `truncate` gets for a module of exact rank and shape [O, I]."""
+
+
+def exact_changes(chosen: Method, values: Mapping[str, Any], members: Members, buffer: int | None, limit: Limit) -> Iterator[Change]:
+    """Module by module, before it is cut to its rank."""
+    every = {name: Changes(members, name) for name in members.shapes}
+    gram: Any = torch.zeros(0)
+    if chosen.gram == "adapter":
+        gram = sum(delta.gram(changes) for changes in every.values())
+    for name, changes in every.items():
+        if chosen.coefficients is None:
+            yield Change(name, *delta.from_dense(merge_entries(chosen, changes, members.weights, changes.ids, name, values)), 0.0, None)
+            continue
+        gram = delta.gram(changes) if chosen.gram == "module" else gram
+        coefficients = find_coefficients(chosen, gram, members.weights, values)
+        if buffer is None:
+            A, B, discarded = *delta.concat(changes, coefficients), 0.0
+        else:
+            A, B, discarded = delta.stream(changes, coefficients, max(buffer, limit(buffer, members.shapes[name])["rank"]))
+        yield Change(name, A, B, discarded, math.fsum(coefficients))
+
+
+def choose_members(
+    sources: Sequence[str | Path],
+    out: Path,
+    method: str,
+    weights: Sequence[float] | None,
+    base: str | None,
+    rank: str | int,
+    score: Callable[[Path], float] | None,
+    parameters: Mapping[str, Any],
+) -> tuple[Method, dict[str, Any], Members, list[Step]]:
+    """The method, its parameters, and the adapters that go in: for a greedy soup those that earn their place."""
+    paths = [Path(source) for source in sources]
+    chosen, values = find_method(method, parameters)
+    soup: list[Step] = []
+    if method == "greedy_soup":
+        if score is None:
+            raise ValueError("greedy_soup needs the validation score of every adapter: give `score`, or on the shell --prompts SUITE")
+        if weights is not None:
+            raise ValueError("greedy_soup chooses the weights itself: leave them out")
+
+        def mean(members: Sequence[Path], to: Path) -> Path:
+            return merge_adapters(members, to, method="mean", rank=rank, base=base).out
+
+        paths, soup = greedy_soup(paths, mean=mean, score=score, beside=out)
+    return chosen, values, read_members(paths, weights, chosen, values, base), soup
+
+
+def read_members(
+    sources: Sequence[Path], weights: Sequence[float] | None, chosen: Method, values: Mapping[str, Any], base: str | None
+) -> Members:
+    """Check and hash all inputs. Raises AdapterError or ValueError in one line."""
+    inputs, adapters = _read_inputs(sources, weights, chosen, values)
+    identity = _common_base(adapters) if base is None else (base, None)
+    names = [Path(one.path).name for one in inputs]
+    ids = [name if names.count(name) == 1 else f"{name}:{one.sha256}" for name, one in zip(names, inputs, strict=True)]
+    return Members(inputs, adapters, ids, *identity, _common_shapes(adapters))
 
 
 def _read_inputs(
@@ -157,7 +265,7 @@ def _read_inputs(
     for source, weight in zip(sources, weights, strict=True):
         if weight > 0:
             members = []
-            for path, share in chosen.along(source, **_accepted(chosen.along, values)):
+            for path, share in chosen.along(source, **accepted(chosen.along, values)):
                 adapter = read_adapter(path)
                 hashes = adapter.sha256(), sha256(path / CONFIG)
                 members.append((Input(str(path), *hashes, weight * share / total), adapter))
@@ -192,9 +300,7 @@ def _common_shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
     return dict(sorted(shapes.items()))
 
 
-def _rank_limit(
-    rank: str | int, adapters: Sequence[Adapter], shapes: Mapping[str, tuple[int, int]]
-) -> Callable[[int, tuple[int, int]], dict[str, Any]]:
+def rank_limit(rank: str | int, adapters: Sequence[Adapter], shapes: Mapping[str, tuple[int, int]]) -> Limit:
     """What `truncate` gets for a module of exact rank `exact` and shape [O, I]."""
     text = str(rank)
     if text.startswith("energy="):

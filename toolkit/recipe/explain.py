@@ -7,6 +7,7 @@ import difflib
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from toolkit.recipe.merges import PARAMETERS
 from toolkit.recipe.models import (
     Condition,
     Criterion,
@@ -44,7 +45,8 @@ def _fields_at(path: Path_) -> list[str]:
     named = {"conditions": 1, "thresholds": 2, "replicas": 2}.get(str(path[0])) if path else None  # blocks with keys of the user's own
     steps = ["NAME" if i == named else step for i, step in enumerate(path) if not isinstance(step, int)]
     model = BLOCKS[".".join(steps)]
-    return [*model.model_fields, *(["from", "adapters"] if model is Condition else [])]
+    further = {Condition: ["from", "adapters"], Mitigation: sorted(PARAMETERS), Teacher: sorted(PARAMETERS)}.get(model, [])
+    return [*(name for name in model.model_fields if name != "parameters" or not issubclass(model, Mitigation)), *further]
 
 
 def _unknown_key(path: Path_, lines: dict[Path_, int]) -> str:

@@ -15,18 +15,21 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     Tag,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from toolkit.recipe.merges import MERGEKIT, MERGES, PARAMETERS, check_method, merge_parameters
 from toolkit.recipe.words import Path_, nearest
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Source = Literal["init", "order", "dropout"]
-MergeMethod = Literal["mean", "swa", "ema", "ties"]
+MergeMethod = Annotated[str, AfterValidator(check_method)]
 EnsembleMethod = Literal["probabilities", "logits", "token-vote", "vote"]
 SHIFTS = ("typical", "near", "far")
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -69,6 +72,18 @@ def _observable(observable: str) -> str:
 def _at(path: Path_, text: str) -> PydanticCustomError:
     """An error of several keys, told at the one to change."""
     return PydanticCustomError("recipe", "{text}", {"text": text, "path": path})
+
+
+def _trajectory(mitigation: Mitigation, condition: Condition) -> str | None:
+    """What a condition must record for a merge along its training, and does not."""
+    if mitigation.merge not in ("swa", "ema", "lawa"):
+        return None
+    saved = condition.snapshots is not None and condition.snapshots.save
+    if mitigation.merge == "lawa" or any(value is not None for value in mitigation.parameters.values()):
+        return None if saved else "`snapshots: {count: 8, save: true}`"
+    if mitigation.merge in condition.averages or (mitigation.merge == "swa" and saved):
+        return None
+    return f"`snapshots: {{count: 8}}` and `averages: [{mitigation.merge}]`"
 
 
 class Data(_Model):
@@ -244,22 +259,47 @@ def _form(replicas: Any) -> str:
 
 
 class Mitigation(_Model):
-    """A post-hoc procedure on K replicas: `{merge: mean, k: 8}` or `{ensemble: probabilities, k: 8}`."""
+    """A post-hoc procedure on K replicas: `{merge: ties, k: 8, density: 0.5}` or `{ensemble: probabilities, k: 8}`."""
 
     merge: MergeMethod | None = None
     ensemble: EnsembleMethod | None = None
     k: Positive
     rank: Annotated[int | str, BeforeValidator(_merge_rank)] = "full"
     """rank of a merged adapter: exact, that of the inputs, a number, or the least that keeps a share of the energy."""
-    density: Annotated[float, Field(gt=0, le=1)] | None = None
-    """ties: share of the entries that is kept."""
+    parameters: Annotated[dict[str, bool | int | float | str | None], Field(validate_default=True)] = {}
+    """of the merge method, by the names that `merges.py` has; in a recipe they stand beside `k`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parameters_stand_beside_k(cls, block: Any) -> Any:
+        if not isinstance(block, dict):
+            return block
+        foreign = str(block.get("merge")).startswith(MERGEKIT)
+        own = {key: value for key, value in block.items() if key in PARAMETERS or foreign and key not in cls.model_fields}
+        rest = {key: value for key, value in block.items() if key not in own}
+        return {**rest, "parameters": {**block.get("parameters", {}), **own}} if own else block
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = plain(self)
+        return fields | fields.pop("parameters")
+
+    @field_validator("parameters")
+    @classmethod
+    def _of_the_method(cls, parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "merge" not in info.data:  # it is wrong itself
+            return parameters
+        method = info.data["merge"]
+        for name in parameters:
+            homes = ", ".join(f"`merge: {home}`" for home, known in MERGES.items() if name in known)
+            if homes and name not in MERGES.get(method, parameters if method else ()):
+                raise ValueError(f"{name!r} belongs to {homes}")
+        return merge_parameters(method, parameters) if method else {}
 
     @model_validator(mode="after")
     def _one_kind(self) -> Mitigation:
         if (self.merge is None) == (self.ensemble is None):
             raise ValueError("a mitigation is either `merge: METHOD` or `ensemble: METHOD`, with `k`")
-        if self.density is not None and self.merge != "ties":
-            raise ValueError("'density' belongs to `merge: ties`")
         if self.ensemble and self.rank != "full":
             raise ValueError("'rank' belongs to a merge")
         if self.ensemble and self.k < 2:
@@ -273,12 +313,20 @@ class Mitigation(_Model):
     @property
     def label(self) -> str:
         """Name of the folder and of the row, unique within a recipe: `ties-density0.2-k8`."""
-        parts = [self.method]
-        if self.density is not None:
-            parts.append(f"density{self.density:g}")
+        parts = [self.method, *(f"{name}{value}" for name, value in self._shown())]
         if self.rank != "full":
-            parts.append(f"rank-{self.rank}".replace("=", "-"))
-        return "-".join([*parts, f"k{self.k}"])
+            parts.append(f"rank-{self.rank}")
+        return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join([*parts, f"k{self.k}"]))
+
+    @property
+    def title(self) -> str:
+        """The method in words, without K: `ties, density 0.2`."""
+        rank = [] if self.rank == "full" else [f"rank {self.rank}"]
+        return ", ".join([self.method, *(f"{name} {value}" for name, value in self._shown()), *rank])
+
+    def _shown(self) -> list[tuple[str, str]]:
+        given = {name: value for name, value in self.parameters.items() if value is not None}
+        return [(name, f"{value:.12g}" if type(value) is float else str(value)) for name, value in given.items()]
 
 
 class Teacher(Mitigation):
@@ -388,14 +436,6 @@ class Criteria(_Model):
         return self
 
 
-def _lacking(mitigation: Mitigation, condition: Condition) -> str:
-    """What a condition must record for a merge along its trajectories; "" where nothing is missing."""
-    saved = mitigation.merge == "swa" and condition.snapshots and condition.snapshots.save
-    if mitigation.merge not in ("swa", "ema") or mitigation.merge in condition.averages or saved:
-        return ""
-    return f"`snapshots: {{count: 8}}` and `averages: [{mitigation.merge}]`"
-
-
 class Recipe(Criteria):
     """The whole question. Every default is written out in the run's `recipe.yaml`."""
 
@@ -444,8 +484,10 @@ class Recipe(Criteria):
                 raise _at(("mitigations", i), f"{mitigation.label} is listed twice")
             labels.append(mitigation.label)
             for name, condition in self.trained.items():  # of adapters that are given, the folders decide
-                if not condition.teacher and (need := _lacking(mitigation, condition)):
-                    raise _at(("mitigations", i), f"add {need} to condition {name!r}")
+                if not condition.teacher and (needed := _trajectory(mitigation, condition)):
+                    raise _at(("mitigations", i), f"add {needed} to condition {name!r}")
+            if mitigation.merge == "greedy_soup":
+                raise _at(("mitigations", i), "greedy_soup needs prompts of its own: `ftk merge --method greedy_soup --prompts SUITE`")
         return self
 
     @property
@@ -477,8 +519,8 @@ class Recipe(Criteria):
                 raise _at((*path, "condition"), f"{teacher.condition!r} is distilled itself; name the condition that it learns from")
             if taught_by.crossed:
                 raise _at((*path, "condition"), f"{teacher.condition!r} is a crossed design: no groups of it are independent")
-            if need := _lacking(teacher, taught_by):
-                raise _at((*path, "merge"), f"add {need} to condition {teacher.condition!r}")
+            if needed := _trajectory(teacher, taught_by):
+                raise _at((*path, "merge"), f"add {needed} to condition {teacher.condition!r}")
             there = self.replicas_of(teacher.condition)
             groups = there // teacher.k
             if groups < (2 if teacher.groups == "fresh" else 1):

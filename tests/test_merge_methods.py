@@ -1,0 +1,625 @@
+"""Laws of every method of the table, on the changes of one module; each has a dense float64 reference, written here from its paper."""
+
+import math
+
+import numpy as np
+import peft.utils.merge_utils
+import pytest
+import scipy.optimize
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mergekit.merge_methods import merge_tensors
+
+from toolkit import delta, seeds
+from toolkit.merge import METHODS, combine, find_method
+from toolkit.merge.coefficients import geometric_median
+from toolkit.recipe.merges import MERGES
+
+ALONG = ("swa", "ema", "lawa")  # to `combine`, a mean
+MERGEKIT = ["ties", "dare_linear", "task_arithmetic", "sce", "karcher", "multislerp", "model_stock", "breadcrumbs", "linear", "ram"]
+PLAIN = [
+    "mean",
+    "trimmed_mean",
+    "geometric_median",
+    "model_stock",
+    "shrink",
+    "task_arithmetic",
+    "karcher",
+    "multislerp",
+    "greedy_soup",
+    "sce",
+    *(f"mergekit:{name}" for name in ("linear", "sce", "karcher", "multislerp", "model_stock", "ram")),
+]
+AT_DENSITY_ONE = [
+    "ties",
+    "dare",
+    "della",
+    "breadcrumbs",
+    "mergekit:ties",
+    "mergekit:dare_linear",
+    "mergekit:breadcrumbs",
+    "mergekit:task_arithmetic",
+]
+LAWFUL = [(name, {}) for name in PLAIN] + [(name, {} if name.endswith("arithmetic") else {"density": 1.0}) for name in AT_DENSITY_ONE]
+SPARSE = [
+    ("ties", {"density": 0.3}),
+    ("dare", {"density": 0.3}),
+    ("della", {"density": 0.4, "epsilon": 0.2}),
+    ("breadcrumbs", {"density": 0.6, "gamma": 0.1}),
+    ("sce", {"select_topk": 0.5}),
+    ("shrink", {"t": 0.7}),
+    ("task_arithmetic", {"lambda": 0.5}),
+    ("mergekit:ties", {"density": 0.3}),
+    ("mergekit:dare_ties", {"density": 0.3}),
+    ("mergekit:della", {"density": 0.4}),
+]
+ANY = LAWFUL + SPARSE
+UNWEIGHTED = ("mergekit:sce", "mergekit:karcher", "mergekit:model_stock", "mergekit:ram")  # take no weights
+NEED_TWO = ("mergekit:model_stock",)
+ids = lambda case: f"{case[0]}-{'-'.join(map(str, case[1].values()))}"  # noqa: E731
+
+
+def merged(method, factors, parameters=None, **options):
+    A, B = combine(method, factors, **options, **(parameters or {}))
+    return B @ A
+
+
+@st.composite
+def changes(draw, least=1, most=6, dtypes=(torch.float64, torch.float32, torch.bfloat16)):
+    """The factors of K adapters of one module around a common change; ranks, scales and dtypes of their own."""
+    O, I = draw(st.integers(2, 9)), draw(st.integers(2, 9))
+    K = draw(st.integers(least, most))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    common = torch.randn(2, I, generator=generator), torch.randn(O, 2, generator=generator)
+    factors = []
+    for _ in range(K):
+        r = draw(st.integers(1, 4))
+        A = torch.cat([common[0], 0.7 * torch.randn(r, I, generator=generator)])
+        B = torch.cat([common[1], 0.7 * torch.randn(O, r, generator=generator)], dim=1)
+        dtype = draw(st.sampled_from(dtypes))
+        factors.append((A.to(dtype), B.to(dtype), draw(st.sampled_from([0.25, 1.0, 2.0])) * draw(st.sampled_from([1.0, 1e-2]))))
+    return factors
+
+
+def weights_for(factors, seed):
+    return (0.2 + torch.rand(len(factors), generator=torch.Generator().manual_seed(seed))).tolist()
+
+
+def gap(got, want):
+    return float((got - want).norm() / want.norm())
+
+
+def near(got, want, factors, share):
+    """Equal up to a share of the largest change that went in: what is shrunk to nothing has no relative error."""
+    return float((got - want).norm()) <= share * max(delta.norm(one) for one in factors)
+
+
+def few(method, K):
+    return method in NEED_TWO and K < 2
+
+
+law = settings(max_examples=12, deadline=None)
+
+
+def test_the_tables_agree():
+    """Parameters, their names and the rows of the table: a method that is only half there is found."""
+    assert list(MERGES) == list(METHODS)
+    for name, row in METHODS.items():
+        assert (row.coefficients is None) != (row.entries is None), name
+        assert row.gram in ("", "module", "adapter") and row.holds and row.needs and row.paper.startswith("https://"), name
+    assert {name for name, _ in LAWFUL if name in METHODS} | set(ALONG) == set(METHODS)
+
+
+# ------------------------------------------------------------------------------------------------- laws
+
+
+@pytest.mark.parametrize("case", LAWFUL, ids=ids)
+@given(one=changes(most=1), K=st.integers(1, 7), seed=st.integers(0, 999))
+@law
+def test_copies_merge_to_the_copy(case, one, K, seed):
+    method, parameters = case
+    if few(method, K):
+        return
+    factors = one * K
+    weights = None if method in UNWEIGHTED else weights_for(factors, seed)
+    assert gap(merged(method, factors, parameters, weights=weights), delta.dense(one[0])) < 1e-6
+
+
+@pytest.mark.parametrize("case", ANY, ids=ids)
+@given(factors=changes(least=2), seed=st.integers(0, 999))
+@law
+def test_order_does_not_matter(case, factors, seed):
+    method, parameters = case
+    weights, names = weights_for(factors, seed), [f"r{k}" for k in range(len(factors))]
+    order = torch.randperm(len(factors), generator=torch.Generator().manual_seed(seed)).tolist()
+    if method.startswith("mergekit:d"):
+        return  # its masks are drawn in the order of the inputs, which merge_adapters sorts
+    first = merged(method, factors, parameters, weights=weights, ids=names)
+    again = merged(method, [factors[k] for k in order], parameters, weights=[weights[k] for k in order], ids=[names[k] for k in order])
+    assert near(again, first, factors, 1e-9)
+
+
+@pytest.mark.parametrize("case", ANY, ids=ids)
+@given(factors=changes(dtypes=(torch.float64,)), seed=st.integers(0, 999))
+@law
+def test_gauge_does_not_matter(case, factors, seed):
+    method, parameters = case
+    if few(method, len(factors)) or len(factors) == 1 and "select_topk" in parameters:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    turned = []
+    for A, B, scale in factors:
+        r = A.shape[0]
+        G = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64))[0] * (0.5 + torch.rand(r, generator=generator))
+        turned.append((G @ A, B @ torch.linalg.inv(G), scale))
+    assert near(merged(method, turned, parameters), merged(method, factors, parameters), factors, 1e-7)
+
+
+@pytest.mark.parametrize("factor", [2.0, -1.0, 1e-3, 1e-5, -1e-7])
+@pytest.mark.parametrize("case", ANY, ids=ids)
+@given(factors=changes())
+@settings(max_examples=4, deadline=None)
+def test_a_factor_of_all_changes_is_a_factor_of_the_result(case, factor, factors):
+    """Homogeneity and negation: no threshold in units of the weights."""
+    method, parameters = case
+    if few(method, len(factors)) or len(factors) == 1 and "select_topk" in parameters:
+        return
+    if method == "mergekit:ram" and factor < 0:
+        return  # tiny entries aside it keeps signs; its epsilon is compared with |change|
+    scaled = [(A, B, factor * scale) for A, B, scale in factors]
+    assert near(merged(method, scaled, parameters), factor * merged(method, factors, parameters), scaled, 1e-6)
+
+
+@pytest.mark.parametrize("case", [case for case in ANY if case[0] not in UNWEIGHTED], ids=ids)
+@given(factors=changes(least=2, most=2))
+@law
+def test_only_ratios_of_weights_count(case, factors):
+    method, parameters = case
+    a = merged(method, factors, parameters, weights=[2, 1])
+    assert near(merged(method, factors, parameters, weights=[10, 5]), a, factors, 1e-9)
+
+
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.coefficients and name not in ALONG])
+@given(factors=changes(least=2), seed=st.integers(0, 999))
+@law
+def test_the_result_stays_in_the_span(method, factors, seed):
+    """What works by inner products returns a combination of the changes."""
+    flat = torch.stack([delta.dense(one).flatten() for one in factors]).T
+    got = merged(method, factors, weights=weights_for(factors, seed)).flatten()
+    best = torch.linalg.lstsq(flat, got, driver="gelsd").solution
+    assert float((flat @ best - got).norm()) <= 1e-7 * max(delta.norm(one) for one in factors)
+
+
+@pytest.mark.parametrize("method", ["dare", "della"])
+def test_masks_depend_on_seed_and_name_alone(method):
+    """An adapter's mask is the same alone and among others, in any place; another seed, name or module has another one."""
+    generator = torch.Generator().manual_seed(0)
+    D = (torch.randn(4, 30, generator=generator), torch.randn(20, 4, generator=generator), 1.0)
+    zero = (torch.zeros(1, 30), torch.zeros(20, 1), 1.0)
+    options = {"density": 0.5}
+    alone = merged(method, [D], options, ids=["7:m"]) != 0
+    torch.manual_seed(123)
+    among = merged(method, [zero, D, zero], options, ids=["1:m", "7:m", "9:m"]) != 0
+    assert torch.equal(alone, among)
+    for other in ({"ids": ["8:m"]}, {"ids": ["7:n"]}, {"ids": ["7:m"], "seed": 1}):
+        assert not torch.equal(merged(method, [D], options, **other) != 0, alone)
+
+
+def test_random_methods_leave_the_global_state_alone():
+    factors = [(torch.randn(2, 6), torch.randn(5, 2), 1.0) for _ in range(3)]
+    for method in ("dare", "della", "mergekit:dare_ties", "mergekit:della"):
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        first = merged(method, factors, {"density": 0.5})
+        assert torch.equal(torch.get_rng_state(), before), method
+        torch.manual_seed(2)
+        assert torch.equal(merged(method, factors, {"density": 0.5}), first), method
+        assert not torch.equal(merged(method, factors, {"density": 0.5, "seed": 1}), first), method
+
+
+# ------------------------------------------------------------------------------------------------- references
+
+
+def ref_mean(D, w):
+    return np.einsum("k,koi->oi", w, D)
+
+
+def ref_trimmed_mean(D, w, trim=0.2):
+    """Entry by entry: the quantile function from trim to 1 - trim, averaged by summing the pieces of its steps."""
+    out = np.zeros(D.shape[1:])
+    for at in np.ndindex(*out.shape):
+        values = D[(slice(None), *at)]
+        order = np.argsort(values)
+        edges = np.concatenate([[0], np.cumsum(w[order])])
+        pieces = [(max(lo, trim), min(hi, 1 - trim), v) for lo, hi, v in zip(edges[:-1], edges[1:], values[order], strict=True)]
+        out[at] = sum((hi - lo) * v for lo, hi, v in pieces if hi > lo) / (1 - 2 * trim)
+    return out
+
+
+def ref_geometric_median(D, w):
+    x = D.reshape(len(D), -1)
+    unit = np.linalg.norm(x, axis=1).max()
+    x = x / unit
+
+    def cost(m):
+        return float(w @ np.linalg.norm(x - m, axis=1))
+
+    starts = [w @ x, *x]
+    found = min((scipy.optimize.minimize(cost, s, method="BFGS", options={"gtol": 1e-12}).x for s in starts), key=cost)
+    best = min([found, *x], key=cost)
+    return unit * best.reshape(D.shape[1:])
+
+
+def ref_shrink(D, w):
+    mean = ref_mean(D, w)
+    K = len(D)
+    plain = D.mean(0)
+    v = sum(np.sum((d - plain) ** 2) for d in D) / (K - 1) if K > 1 else 0.0
+    return max(0.0, 1 - v * np.sum(w**2) / np.sum(mean**2)) * mean
+
+
+def ref_model_stock(D, w):
+    K = len(D)
+    if K == 1:
+        return D[0]
+    pairs = [np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b) for i, a in enumerate(D) for b in D[:i]]
+    c = max(0.0, np.mean(pairs))
+    return K * c / (1 + (K - 1) * c) * ref_mean(D, w)
+
+
+def ref_elect(D, w, votes=None):
+    sign = np.where(np.einsum("k,koi->oi", w if votes is None else votes, D) >= 0, 1, -1)
+    agrees = np.sign(D) == sign
+    weight = np.einsum("k,koi->oi", w, agrees)
+    return np.divide(np.einsum("k,koi->oi", w, D * agrees), weight, out=np.zeros_like(weight), where=weight > 0)
+
+
+def ref_top(D, density):
+    keep = max(1, int(density * D[0].size))
+    return np.stack([np.where(np.abs(d) >= np.sort(np.abs(d), axis=None)[-keep], d, 0) for d in D])
+
+
+def ref_ties(D, w, density=0.2):
+    return ref_elect(ref_top(D, density), w)
+
+
+def ref_breadcrumbs(D, w, density=0.9, gamma=0.01):
+    kept = []
+    for d in D:
+        order = np.argsort(np.abs(d), axis=None)
+        n, keep = d.size, max(1, int(density * d.size))
+        top = min(int(gamma * n), n - keep)
+        mask = np.zeros(n, bool)
+        mask[order[n - top - keep : n - top]] = True
+        kept.append(np.where(mask.reshape(d.shape), d, 0))
+    return ref_mean(np.stack(kept), w)
+
+
+def uniform(seed, method, name, shape):
+    generator = torch.Generator().manual_seed(seeds.derive(seed, f"merge:{method}:{name}"))
+    return torch.rand(shape, generator=generator).numpy()
+
+
+def ref_dare(D, w, density=0.5, seed=0):
+    masks = np.stack([uniform(seed, "dare", str(k), d.shape) < density for k, d in enumerate(D)])
+    return ref_mean(masks * D / density, w)
+
+
+def ref_della(D, w, density=0.5, epsilon=0.15, seed=0):
+    pruned = []
+    for k, d in enumerate(D):
+        rank = scipy.stats.rankdata(np.abs(d), method="ordinal", axis=1) - 1
+        p = density - epsilon + 2 * epsilon * rank / (d.shape[1] - 1)
+        pruned.append(np.where(uniform(seed, "della", str(k), d.shape) < p, d / p, 0))
+    return ref_elect(np.stack(pruned), w)
+
+
+def ref_sce(D, w, select_topk=1.0):
+    variance = D.var(0)
+    if select_topk < 1:
+        keep = int(np.count_nonzero(variance) * select_topk)
+        D = np.where(variance >= np.sort(variance, axis=None)[-keep], D, 0)
+    power = w * (D**2).sum((1, 2))
+    return ref_elect(D, power / power.sum(), votes=w)
+
+
+def ref_multislerp(D, w):
+    norm = np.sqrt((D**2).sum((1, 2)))
+    mean = ref_mean(D / norm[:, None, None], w)
+    return (w @ norm) * mean / np.linalg.norm(mean)
+
+
+def ref_karcher(D, w):
+    """Gradient descent on the sphere in R^(O x I)."""
+    norm = np.sqrt((D**2).sum((1, 2)))
+    u = (D / norm[:, None, None]).reshape(len(D), -1)
+    m = w @ u / np.linalg.norm(w @ u)
+    for _ in range(500):
+        dot = np.clip(u @ m, -1, 1)
+        angle = np.arccos(dot)
+        factor = np.where(angle > 1e-9, angle / np.maximum(np.sin(angle), 1e-300), 1.0)
+        step = w @ (factor[:, None] * (u - dot[:, None] * m))
+        size = np.linalg.norm(step)
+        if size < 1e-15:
+            break
+        m = np.cos(size) * m + np.sin(size) * step / size
+        m /= np.linalg.norm(m)
+    return (w @ norm) * m.reshape(D.shape[1:])
+
+
+REFERENCES = {
+    "mean": (ref_mean, {}),
+    "greedy_soup": (ref_mean, {}),
+    "task_arithmetic": (lambda D, w, **p: p["lambda"] * ref_mean(D, w), {"lambda": 0.4}),
+    "trimmed_mean": (ref_trimmed_mean, {"trim": 0.3}),
+    "geometric_median": (ref_geometric_median, {}),
+    "shrink": (ref_shrink, {}),
+    "model_stock": (ref_model_stock, {}),
+    "ties": (ref_ties, {"density": 0.4}),
+    "breadcrumbs": (ref_breadcrumbs, {"density": 0.6, "gamma": 0.2}),
+    "dare": (ref_dare, {"density": 0.6, "seed": 3}),
+    "della": (ref_della, {"density": 0.5, "epsilon": 0.2, "seed": 3}),
+    "sce": (ref_sce, {"select_topk": 0.6}),
+    "multislerp": (ref_multislerp, {}),
+    "karcher": (ref_karcher, {}),
+}
+
+
+def test_every_method_has_a_reference():
+    assert set(REFERENCES) | set(ALONG) == set(METHODS)
+
+
+@pytest.mark.parametrize("method", REFERENCES)
+@given(factors=changes(), seed=st.integers(0, 999))
+@settings(max_examples=12, deadline=None)
+def test_equals_the_reference(method, factors, seed):
+    reference, parameters = REFERENCES[method]
+    if method == "sce" and len(factors) == 1:
+        return
+    w = weights_for(factors, seed)
+    D = torch.stack([delta.dense(one) for one in factors]).numpy()
+    want = reference(D, np.array(w) / sum(w), **parameters)
+    got = merged(method, factors, parameters, weights=w).numpy()
+    rough = 1e-4 if method == "geometric_median" else 1e-7  # the reference is a search
+    assert np.linalg.norm(got - want) <= rough * max(np.linalg.norm(want), 1e-9)
+
+
+@given(factors=changes(least=3))
+@settings(max_examples=25, deadline=None)
+def test_no_point_has_a_smaller_sum_of_distances(factors):
+    """The geometric median by its definition: conditions of first order, or better than all neighbours and all members."""
+    x = torch.stack([delta.dense(one).flatten() for one in factors])
+    c = geometric_median(x @ x.T, torch.full((len(x),), 1 / len(x), dtype=torch.float64))
+    cost = lambda m: float((x - m).norm(dim=1).sum())  # noqa: E731
+    generator = torch.Generator().manual_seed(0)
+    rivals = [*x, x.mean(0)]
+    rivals += [c @ x + s * float(x.norm()) * torch.randn(x.shape[1], generator=generator, dtype=torch.float64) for s in (1e-1, 1e-3, 1e-5)]
+    assert all(cost(c @ x) <= cost(m) * (1 + 1e-9) for m in rivals)
+
+
+@pytest.mark.parametrize("trim", [0.1, 0.2, 0.4])
+def test_trimmed_mean_is_that_of_scipy_where_whole_values_are_cut(trim):
+    generator = torch.Generator().manual_seed(0)
+    factors = [(torch.randn(3, 7, generator=generator), torch.randn(5, 3, generator=generator), 1.0) for _ in range(10)]
+    D = torch.stack([delta.dense(one) for one in factors]).numpy()
+    np.testing.assert_allclose(
+        merged("trimmed_mean", factors, {"trim": trim}), scipy.stats.trim_mean(D, trim, axis=0), rtol=1e-12, atol=1e-13
+    )
+
+
+def test_trimmed_mean_in_blocks(monkeypatch):
+    factors = [(torch.randn(3, 7), torch.randn(5, 3), 1.0) for _ in range(6)]
+    whole = merged("trimmed_mean", factors)
+    monkeypatch.setattr("toolkit.merge.entries.BLOCK", 1)  # row by row
+    torch.testing.assert_close(merged("trimmed_mean", factors), whole, rtol=0, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------- statistics
+
+
+def replicas(n, generator, noise=1.0):
+    """A common change of rank 2 and independent noise of rank 3 in each."""
+    O = I = 14
+    S = (torch.randn(2, I, generator=generator), torch.randn(O, 2, generator=generator), 1.0)
+    out = []
+    for _ in range(n):
+        N = (torch.randn(3, I, generator=generator), noise * torch.randn(O, 3, generator=generator), 1.0)
+        A, B = delta.concat([S, N], [1, 1])
+        out.append((A, B, 1.0))
+    return delta.dense(S), out
+
+
+def test_shrink_comes_close_to_the_best_factor_and_errs_less_than_the_mean():
+    """Independent groups: t estimates |S|^2 / (|S|^2 + v / K), and the squared error falls as that predicts. 300 groups of 4."""
+    S, all_ = replicas(1200, torch.Generator().manual_seed(0), noise=1.5)
+    single = torch.stack([delta.dense(one) for one in all_])
+    v = float(single.var(0).sum())
+    best = float(S.square().sum()) / (float(S.square().sum()) + v / 4)
+    t, gain = [], []
+    for g in range(0, 1200, 4):
+        mean, shrunk = merged("mean", all_[g : g + 4]), merged("shrink", all_[g : g + 4])
+        t.append(float(shrunk.norm() / mean.norm()))
+        gain.append(float((mean - S).square().sum() - (shrunk - S).square().sum()))
+    assert np.mean(t) == pytest.approx(best, abs=0.03) and best < 0.85
+    assert np.mean(gain) > 5 * np.std(gain) / math.sqrt(len(gain)) > 0
+    assert np.mean(gain) == pytest.approx(v / 4 * (1 - best), rel=0.15)  # error of the mean v/K, of the best shrunken mean v/K * t
+
+
+@pytest.mark.parametrize(("method", "parameters"), [("mean", {}), ("dare", {"density": 0.5}), ("della", {"density": 1.0})])
+def test_unbiased_methods_are_unbiased(method, parameters):
+    """Over independent groups the projection on the truth is 1 (della at density 1 elects signs, which is no mean: it is not)."""
+    S, all_ = replicas(800, torch.Generator().manual_seed(1), noise=0.5)
+    names = [str(k) for k in range(800)]
+    groups = torch.stack([merged(method, all_[g : g + 4], parameters, ids=names[g : g + 4]) for g in range(0, 800, 4)])
+    projection = (groups * S).sum((1, 2)) / S.square().sum()
+    error = float(projection.std()) / math.sqrt(len(projection))
+    if method == "della":
+        assert float(projection.mean()) > 1 + 3 * error
+    else:
+        assert abs(float(projection.mean()) - 1) < 3 * error
+
+
+def test_the_mean_has_the_variance_of_one_over_k_and_dare_more():
+    """dare adds (1 - p) / p * E[D^2] / K to the variance of a mean of K."""
+    S, all_ = replicas(1600, torch.Generator().manual_seed(2))
+    names = [str(k) for k in range(1600)]
+    single = torch.stack([delta.dense(one) for one in all_])
+    v, power = float(single.var(0).sum()), float(single.square().mean(0).sum())
+    for method, parameters, want in (("mean", {}, v / 4), ("dare", {"density": 0.5}, (v + power) / 4)):
+        groups = torch.stack([merged(method, all_[g : g + 4], parameters, ids=names[g : g + 4]) for g in range(0, 1600, 4)])
+        assert float(groups.var(0).sum()) == pytest.approx(want, rel=0.05), method
+
+
+def test_the_median_and_the_trimmed_mean_withstand_a_broken_replica():
+    """One of eight is 1000 times too large: the mean follows it, these stay within the spread of the others."""
+    _, all_ = replicas(8, torch.Generator().manual_seed(3))
+    broken = [(A, B, 1000.0 if k == 0 else 1.0) for k, (A, B, _) in enumerate(all_)]
+    sound = merged("mean", all_[1:])
+    spread = max(float((delta.dense(one) - sound).norm()) for one in all_[1:])
+    assert float((merged("mean", broken) - sound).norm()) > 10 * spread
+    for method in ("geometric_median", "trimmed_mean"):
+        assert float((merged(method, broken) - sound).norm()) < spread, method
+
+
+# ------------------------------------------------------------------------------------------------- against peft and mergekit
+
+
+def dense_changes(K=5, shape=(12, 17), seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    factors = []
+    for _ in range(K):
+        A, B = torch.randn(3, shape[1], generator=generator), torch.randn(shape[0], 3, generator=generator)
+        factors.append((A.double() + 0.5, B.double() + 0.5, scale))
+    return factors, [delta.dense(one) for one in factors]
+
+
+def in_mergekit(method, D, **parameters):
+    zero = method not in ("linear", "karcher", "multislerp")
+    return merge_tensors(
+        [torch.zeros_like(D[0])] * zero + D, method, base_index=0 if zero else None, parameters=parameters, dtype=torch.float64
+    )
+
+
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.2, 0.01])
+def test_ties_is_that_of_mergekit_and_of_peft(density):
+    factors, D = dense_changes()
+    got = merged("ties", factors, {"density": density})
+    assert float((got - in_mergekit("ties", D, weight=[0.2] * 5, density=density)).abs().max()) < 5e-9
+    weights = [0.1, 0.2, 0.3, 0.15, 0.25]
+    weighted = merged("ties", factors, {"density": density}, weights=weights)
+    assert float((weighted - in_mergekit("ties", D, weight=weights, density=density)).abs().max()) < 5e-9
+    if int(density * D[0].numel()):
+        want = peft.utils.merge_utils.ties([one.float() for one in D], torch.ones(5), density)
+        assert gap(got.float(), want) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "parameters"),
+    [
+        ("linear", "mean", {"weight": [0.2] * 5}),
+        ("task_arithmetic", "mean", {"weight": [0.2] * 5}),
+        ("sce", "sce", {}),
+        ("sce", "sce", {"select_topk": 0.4}),
+        ("karcher", "karcher", {"max_iter": 100, "tol": 1e-12}),
+        ("multislerp", "multislerp", {"weight": [0.2] * 5, "eps": 1e-15}),
+        ("model_stock", "model_stock", {}),
+        ("breadcrumbs", "breadcrumbs", {"weight": [0.2] * 5, "density": 0.7, "gamma": 0.1}),
+    ],
+)
+def test_equals_mergekit_where_that_is_right(method, own, parameters):
+    """At a scale at which its absolute thresholds do not bite."""
+    factors, D = dense_changes()
+    mine = {name: value for name, value in parameters.items() if name in MERGES[own]}
+    assert gap(merged(own, factors, mine), in_mergekit(method, D, **parameters)) < 1e-7
+    foreign = {name: value for name, value in parameters.items() if name != "weight"}
+    assert gap(merged(f"mergekit:{method}", factors, foreign), in_mergekit(method, D, **parameters)) < 1e-7
+
+
+def test_the_thresholds_of_mergekit_are_absolute():
+    """Why its methods are scaled to 1 here: on changes of entries near 1e-6, as LoRA makes them, it returns something else."""
+    _, D = dense_changes()
+    small = [1e-6 * one for one in D]
+    wrong = {}
+    for method, parameters in (("model_stock", {}), ("sce", {}), ("ram", {"epsilon": 1e-5})):
+        wrong[method] = gap(1e6 * in_mergekit(method, small, **parameters), in_mergekit(method, D, **parameters))
+        factors, _ = dense_changes(scale=1e-6)
+        assert gap(1e6 * merged(f"mergekit:{method}", factors, parameters), in_mergekit(method, D, **parameters)) < 1e-4
+    assert wrong["model_stock"] > 0.5 and wrong["sce"] > 0.01 and wrong["ram"] > 0.5
+
+
+def test_mergekit_dare_keeps_the_l1_norm_not_the_mean():
+    """DARE divides by the density; mergekit rescales each tensor to its old L1 norm, so one outlier decides the factor."""
+    x = torch.ones(1, 2000, dtype=torch.float64)
+    x[0, 0] = 2000.0  # half of the L1 norm
+    base = torch.zeros_like(x)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = [merge_tensors([base, x], "dare_linear", base_index=0, parameters={"weight": 1.0, "density": 0.1}) for _ in range(60)]
+    factor = [float(d[d > 0].min()) for d in draws]
+    assert max(factor) / min(factor) > 5  # about 1.8 with the outlier and 20 without it, never 10
+    factors = [(x, torch.ones(1, 1), 1.0)]
+    own = [merged("dare", factors, {"density": 0.1, "seed": s}) for s in range(60)]
+    assert {round(float(d[d > 0].min()), 6) for d in own} == {10.0}
+
+
+def test_karcher_and_multislerp_undo_the_shrinkage_of_averaging():
+    """The norm of the result is the mean norm: of independent noise nothing is averaged away."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [(torch.randn(4, 40, generator=generator), torch.randn(40, 4, generator=generator), 1.0) for _ in range(16)]
+    norm = np.mean([delta.norm(one) for one in noise])
+    assert float(merged("mean", noise).norm()) < 0.3 * norm
+    for method in ("karcher", "multislerp"):
+        assert float(merged(method, noise).norm()) == pytest.approx(norm, rel=1e-6)
+
+
+def test_slerp_takes_two():
+    factors, D = dense_changes(2)
+    want = merge_tensors(D, "slerp", base_index=0, parameters={"t": 0.3}, dtype=torch.float64)
+    assert gap(merged("mergekit:slerp", factors, {"t": 0.3}), want) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "words"),
+    [
+        ("mergekit:tie", {}, "unknown merge method 'mergekit:tie'; did you mean 'ties'?"),
+        ("mergekit:ties", {"densty": 1}, "unknown parameter 'densty' of merge method mergekit:ties; did you mean 'density'?"),
+        ("mergekit:ties", {"density": "many"}, "density 'many' is impossible for mergekit:ties"),
+        ("mergekit:nearswap", {"t": 0.1}, "mergekit:nearswap cannot merge changes: its t is a distance"),
+        ("mergekit:arcee_fusion", {}, "mergekit:arcee_fusion cannot merge changes"),
+        ("mergekit:slerp", {}, "mergekit:slerp needs 't'"),
+        ("mergekit:slerp", {"t": 0.5}, "mergekit:slerp: Merge method requires exactly 2 inputs"),
+        ("ties", {"density": 0}, "density 0 is impossible: a share above 0 and at most 1"),
+        ("dare", {"seed": -1}, "seed -1 is impossible: a whole number from 0"),
+        ("della", {"density": 0.1, "epsilon": 0.2}, "epsilon 0.2 is impossible at density 0.1"),
+        ("trimmed_mean", {"trim": 0.5}, "trim 0.5 is impossible: a share from 0 to below 0.5"),
+        ("shrink", {"t": math.nan}, "t nan is impossible"),
+        ("trimmed_mean", {"trim": "0.1"}, "trim '0.1' is impossible"),
+    ],
+)
+def test_wrong_parameters_are_named(method, parameters, words):
+    factors, _ = dense_changes(3)
+    with pytest.raises(ValueError) as error:
+        merged(method, factors, parameters)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_directions_that_cancel_have_no_mean():
+    one = (torch.randn(2, 5), torch.randn(4, 2), 1.0)
+    for method in ("karcher", "multislerp"):
+        with pytest.raises(ValueError, match="cancel"):
+            merged(method, [one, (*one[:2], -1.0)])
+
+
+def test_sce_selects_nothing_where_nothing_varies():
+    with pytest.raises(ValueError, match="nothing does; set it to 1"):
+        merged("sce", dense_changes(1)[0] * 3, {"select_topk": 0.5})
+
+
+def test_changes_of_zero():
+    zero = (torch.zeros(2, 5), torch.zeros(4, 2), 1.0)
+    for method, parameters in ANY:
+        got = merged(method, [zero] * 3, parameters)
+        assert got.shape == (4, 5) and not got.any(), method
+    assert find_method("mean", {})[1] == {}

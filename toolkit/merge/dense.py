@@ -1,0 +1,141 @@
+"""Merge into the base weights: K adapters become a full Hugging Face model folder, with its tokenizer."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit import delta
+from toolkit.adapters import AdapterError, sync
+from toolkit.merge.merge import REPORT, Input, Step, as_text, choose_members, exact_changes, rank_limit, versions
+
+
+@dataclass(frozen=True)
+class DenseReport:
+    """What was merged into which base: `merge.json` in the model folder, with `out` added."""
+
+    out: Path
+    method: str
+    paper: str
+    parameters: dict[str, Any]
+    inputs: list[Input]
+    base: str
+    revision: str | None
+    dtype: str
+    energy: float  # share of ||dW||^2 that truncation kept
+    rounding: float  # error of the written weights by their dtype, relative to ||dW||; of bfloat16 weights often tens of percent
+    soup: list[Step]
+    versions: dict[str, str]
+
+
+def merge_into_base(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    method: str,
+    rank: str | int = "full",
+    weights: Sequence[float] | None = None,
+    base: str | None = None,
+    score: Callable[[Path], float] | None = None,
+    **parameters: Any,
+) -> DenseReport:
+    """As `merge_adapters`, but W + dW is written instead of dW, for the base model that the adapters name, or `base`.
+
+    Weights keep the dtype that they are stored in: the sum is made in float64 and rounded once, and `rounding` says what that costs. Raises
+    AdapterError or ValueError in one line; then nothing is written.
+    """
+    out = Path(out)
+    if out.exists() and not ((out / REPORT).is_file() and (out / "config.json").is_file()):
+        raise AdapterError(f"{out}: is there and is no merged model; choose another folder")
+    chosen, values, members, soup = choose_members(sources, out, method, weights, base, rank, score, parameters)
+    if members.base is None:
+        raise AdapterError(f"{members.adapters[0].path}: does not say its base model; name it with `base`")
+    limit = rank_limit(rank, members.adapters, members.shapes)
+    model, tokenizer = _load(members.base, members.revision)
+    kept = total = lost = 0.0
+    with torch.no_grad():
+        for change in exact_changes(chosen, values, members, None, limit):
+            A, B, power = change.A, change.B, delta.norm((change.A, change.B, 1.0)) ** 2
+            energy = 1.0
+            if rank != "full":
+                A, B, energy = delta.truncate(A, B, **limit(A.shape[0], members.shapes[change.name]))
+            D = B @ A
+            weight, turned = _weight(model, change.name, D)
+            wanted = weight.double() + (D.T if turned else D)
+            weight.copy_(wanted)
+            lost += float((weight.double() - wanted).square().sum())
+            kept, total = kept + energy * power, total + power
+    record = {
+        "method": method,
+        "paper": chosen.paper,
+        "parameters": {**values, "rank": rank},
+        "inputs": members.inputs,
+        "base": members.base,
+        "revision": members.revision,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "energy": kept / total if total else 1.0,
+        "rounding": (lost / total) ** 0.5 if total else 0.0,
+        "soup": soup,
+        "versions": versions(method),
+    }
+    _write(out, model, tokenizer, as_text(record))
+    return DenseReport(out=out, **record)
+
+
+def _load(base: str, revision: str | None) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    options = {"revision": revision} if revision else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **options)
+        tokenizer = AutoTokenizer.from_pretrained(base, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise AdapterError(f"base {base!r} cannot be loaded ({reason}); name it with `base`") from None
+    if getattr(model.config, "quantization_config", None):
+        raise AdapterError(
+            f"base {base!r} is quantised, so that a change cannot be added to its weights; name the unquantised one with `base`"
+        )
+    return model, tokenizer
+
+
+def _weight(model: Any, name: str, D: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """The weight that `name` means, and whether it is stored transposed. Refuses what would change something else too."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise AdapterError(f"the base has no module {name!r}; is this an adapter of another base?") from None
+    turned = type(module).__name__ == "Conv1D"
+    shape = tuple(module.weight.T.shape if turned else module.weight.shape)
+    if shape != tuple(D.shape):
+        raise AdapterError(f"{name} is {list(D.shape)}, the base {list(shape)}; is this an adapter of another base?")
+    others = [key for key, p in model.named_parameters(remove_duplicate=False) if p is module.weight and key != f"{name}.weight"]
+    if others:
+        raise AdapterError(f"{name} shares its weight with {others[0]}, which the adapters leave alone; merge into an adapter instead")
+    return module.weight, turned
+
+
+def _write(out: Path, model: Any, tokenizer: Any, text: str) -> None:
+    staging = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
+    old = out.parent / f".{out.name}.{secrets.token_hex(4)}.old.tmp"
+    try:
+        staging.mkdir(parents=True)
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        (staging / REPORT).write_text(text, encoding="utf-8")
+        for file in [*staging.iterdir(), staging]:
+            sync(file)
+        if out.exists():
+            os.rename(out, old)
+        os.rename(staging, out)
+        sync(out.parent)
+    except OSError as error:
+        raise AdapterError(f"{out}: the model cannot be written ({error}); free the disk or choose another folder") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

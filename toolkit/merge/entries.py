@@ -1,0 +1,161 @@
+"""Methods that look at single entries of the changes D_k, so these are formed, one at a time, in float64.
+
+(factors, weights that sum to 1, ids) -> merged change [O, I]. `factors` may be iterated more than once. `ids` names every change by its
+adapter and module: random masks depend on (seed, id) alone, never on the order, on the other adapters, or on a global random state.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit import delta, seeds
+
+BLOCK = 2**23
+"""entries of all changes that `trimmed_mean` holds at once, a few times over"""
+
+
+def ties(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, density: float) -> Tensor:
+    """Keep the largest entries of every change, elect a sign per entry by the weighted sum, average those that agree with it.
+
+    Where positive and negative balance exactly, positive wins. Entries that are as large as the last that is kept are kept too.
+    """
+    return _elected((_largest(delta.dense(one), density) for one in factors), weights)
+
+
+def della(
+    factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, density: float, epsilon: float, seed: int
+) -> Tensor:
+    """As `ties`, with a random trim: within a row, the probability to be kept rises with the rank of the magnitude; kept entries are
+    divided by it, so that every trimmed change is unbiased.
+    """
+    if density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
+        raise ValueError(f"epsilon {epsilon:g} is impossible at density {density:g}: density - epsilon and density + epsilon are shares")
+    draws = (_generator(seed, "della", id) for id in ids)
+    return _elected((_by_magnitude(delta.dense(one), density, epsilon, draw) for one, draw in zip(factors, draws, strict=True)), weights)
+
+
+def dare(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, density: float, seed: int) -> Tensor:
+    """Keep every entry with probability `density` and divide it by that; then the mean. Unbiased, with more variance than the mean."""
+    draws = (_generator(seed, "dare", id) for id in ids)
+    return _sum((_at_random(delta.dense(one), density, draw) for one, draw in zip(factors, draws, strict=True)), weights)
+
+
+def breadcrumbs(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, density: float, gamma: float) -> Tensor:
+    """Leave out the share `gamma` of the largest entries of every change, and of the smallest as many as `density` asks; then the mean."""
+    return _sum((_middle(delta.dense(one), density, gamma) for one in factors), weights)
+
+
+def sce(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, select_topk: float) -> Tensor:
+    """Select the entries that vary most between adapters, calculate a weight for every change (its mean square), erase minority signs."""
+    mask: Tensor | float = 1.0
+    if select_topk < 1:
+        spread = _variance(delta.dense(one) for one in factors)
+        keep = int(torch.count_nonzero(spread) * select_topk)
+        if keep == 0:
+            if any(delta.norm(one) for one in factors):
+                raise ValueError(f"sce at select_topk {select_topk:g} keeps what varies between adapters: nothing does; set it to 1")
+            return torch.zeros_like(spread)
+        mask = (spread >= _order_statistic(spread, spread.numel() - keep)).double()
+    power = [w * float((delta.dense(one) * mask).square().sum()) for one, w in zip(factors, weights, strict=True)]
+    total = sum(power)
+    shares = [p / total for p in power] if total else weights
+    return _elected((delta.dense(one) * mask for one in factors), shares, votes=weights)
+
+
+def trimmed_mean(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, trim: float) -> Tensor:
+    """The mean of every entry without the share `trim` of the smallest and of the largest values over the adapters.
+
+    With weights: the mean of the weighted quantile function from trim to 1 - trim, so a value at the border counts in part.
+    """
+    held = list(factors)
+    w = torch.tensor(weights, dtype=torch.float64)
+    (A, B, _), K = held[0], len(held)
+    rows = max(1, BLOCK // (K * A.shape[1]))
+    blocks = []
+    for start in range(0, B.shape[0], rows):
+        value, order = torch.stack([delta.dense((A, B[start : start + rows], s)) for A, B, s in held]).sort(dim=0)
+        after = w[order].cumsum(0)
+        inside = (after.clamp(max=1 - trim) - (after - w[order]).clamp(min=trim)).clamp(min=0)
+        blocks.append((inside * value).sum(0) / inside.sum(0))
+    return torch.cat(blocks)
+
+
+# -- what single changes are reduced to -----------------------------------------------------------------------------------
+
+
+def _largest(D: Tensor, density: float) -> Tensor:
+    if density >= 1:
+        return D
+    size = D.abs()
+    return torch.where(size >= _order_statistic(size, D.numel() - max(1, int(density * D.numel()))), D, 0.0)
+
+
+def _middle(D: Tensor, density: float, gamma: float) -> Tensor:
+    if density >= 1:
+        return D
+    size, n = D.abs(), D.numel()
+    keep = max(1, int(density * n))
+    below = max(0, n - keep - int(gamma * n))
+    low, high = _order_statistic(size, below), _order_statistic(size, below + keep - 1)
+    return torch.where((size >= low) & (size <= high), D, 0.0)
+
+
+def _at_random(D: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    return torch.where(torch.rand(D.shape, generator=generator) < density, D / density, 0.0)
+
+
+def _by_magnitude(D: Tensor, density: float, epsilon: float, generator: torch.Generator) -> Tensor:
+    if density >= 1:
+        return D
+    rank = D.abs().argsort(dim=1, stable=True).argsort(dim=1)
+    kept = density - epsilon + 2 * epsilon * rank / max(1, D.shape[1] - 1)
+    return torch.where(torch.rand(D.shape, generator=generator) < kept, D / kept, 0.0)
+
+
+def _order_statistic(values: Tensor, index: int) -> float:
+    """The value at `index` (from 0) in ascending order."""
+    return float(np.partition(values.numpy().ravel(), index)[index])
+
+
+def _generator(seed: int, method: str, id: str) -> torch.Generator:
+    return torch.Generator().manual_seed(seeds.derive(seed, f"merge:{method}:{id}"))
+
+
+# -- sums over the adapters, in memory that does not grow with their number ------------------------------------------------
+
+
+def _sum(changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
+    total: Tensor | float = 0.0
+    for D, w in zip(changes, weights, strict=True):
+        total = total + w * D
+    assert isinstance(total, Tensor)
+    return total
+
+
+def _elected(changes: Iterable[Tensor], weights: Sequence[float], votes: Sequence[float] | None = None) -> Tensor:
+    """The weighted mean of the entries of the elected sign; `votes` are the weights of the election where they differ.
+
+    One pass: both signs are kept, with the weights behind them, until all have voted.
+    """
+    up = down = up_weight = down_weight = balance = torch.zeros((), dtype=torch.float64)
+    for D, w, vote in zip(changes, weights, votes or weights, strict=True):
+        rises, falls = (D > 0).double(), (D < 0).double()
+        up, down = up + w * D.clamp(min=0), down + w * D.clamp(max=0)
+        up_weight, down_weight = up_weight + w * rises, down_weight + w * falls
+        balance = balance + vote * D if votes else balance
+    elected = (balance if votes else up + down) >= 0
+    sum_, weight = torch.where(elected, up, down), torch.where(elected, up_weight, down_weight)
+    return torch.where(weight > 0, sum_ / weight, 0.0)
+
+
+def _variance(changes: Iterable[Tensor]) -> Tensor:
+    """Over the adapters, of every entry (Welford's recursion: no cancellation)."""
+    mean = squares = torch.zeros((), dtype=torch.float64)
+    n = 0
+    for n, D in enumerate(changes, 1):
+        away = D - mean
+        mean = mean + away / n
+        squares = squares + away * (D - mean)
+    return squares / n
