@@ -90,7 +90,10 @@ def test_broken_documents(text, told):
             "7: unknown key 'merg' in 'mitigations.1'; did you mean",
         ),
         (WHOLE + "evaluation:\n  answr: text\n", "6: unknown key 'answr' in 'evaluation'; did you mean 'answer'?"),
-        (WHOLE + "evaluation: {zzz: 1}\n", "5: unknown key 'zzz' in 'evaluation'; known: answer, max_new_tokens, top_k"),
+        (
+            WHOLE + "evaluation: {zzz: 1}\n",
+            "5: unknown key 'zzz' in 'evaluation'; known: answer, choices, max_new_tokens, token_scores, top_k",
+        ),
     ],
 )
 def test_unknown_keys_are_named_with_line_and_neighbour(text, told):
