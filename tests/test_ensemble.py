@@ -1,4 +1,4 @@
-"""K adapters that answer as one: rules at every token and over whole answers, afterwards from cached scores, and as a Hugging Face model."""
+"""K adapters that answer as one: at every token, over whole answers, afterwards from stored scores, and as a Hugging Face model."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from toolkit.ensemble import ENSEMBLES, SIMILARITIES, Ensemble, ensemble_scores,
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.outcomes import read_outcomes, read_token_scores
 from toolkit.predict import generate, load_adapters, score, score_tokens
+from toolkit.recipe.models import EnsembleMethod, Similarity
 from toolkit.stack import StackedLinear, stacked
 
 TOKEN_RULES = ["probabilities", "logits", "token-vote", "median"]
@@ -115,9 +117,7 @@ def test_generate_is_that_of_ftk_and_padding_on_the_left_changes_nothing(world, 
     ensemble = Ensemble.from_adapters(tiny_model(kind), paths, rule)
     with stacked(tiny_model(kind)) as stack:
         load_adapters(stack, list(map(read_adapter, paths)), width=K)
-        own = generate(
-            stack, asked(), voices=1, members=K, combine=ENSEMBLES[rule].rule, eos_ids=[0], max_new_tokens=7, top_k=2
-        )[0]
+        own = generate(stack, asked(), voices=1, members=K, combine=ENSEMBLES[rule].rule, eos_ids=[0], max_new_tokens=7, top_k=2)[0]
     assert answers_of(ensemble, asked()) == [answer.ids for answer in own]
     assert [answers_of(ensemble, [row])[0] for row in asked()] == [answer.ids for answer in own]
     inputs = left_padded(asked())
@@ -159,15 +159,16 @@ def test_a_member_with_all_the_weight_speaks_alone(world):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rule", TOKEN_RULES)
+@pytest.mark.parametrize("rule", ["probabilities", "token-vote", "median"])
 def test_64_members_pass_a_few_at_a_time(world, rule, monkeypatch):
     kind, paths = world
     many = [paths[k % K] for k in range(64)]
+    weights = None if rule == "median" else [k % 5 + 1.0 for k in range(64)]
     ids = torch.tensor([row[:3] for row in asked(2)])
-    whole = Ensemble.from_adapters(tiny_model(kind), many, rule)
+    whole = Ensemble.from_adapters(tiny_model(kind), many, rule, weights=weights)
     expected, said = whole(ids).logits, whole.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
     monkeypatch.setattr(predict, "TOKENS", 24)
-    few = Ensemble.from_adapters(tiny_model(kind), many, rule)
+    few = Ensemble.from_adapters(tiny_model(kind), many, rule, weights=weights)
     rows = []
     few.model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(kwargs["input_ids"].numel()), with_kwargs=True)
     torch.testing.assert_close(few(ids).logits, expected, atol=1e-5, rtol=1e-4)
@@ -175,13 +176,18 @@ def test_64_members_pass_a_few_at_a_time(world, rule, monkeypatch):
     assert max(rows) <= 24
     with stacked(tiny_model(kind)) as stack:  # ftk's own: prompts of several lengths, some finished before others
         load_adapters(stack, list(map(read_adapter, many)), width=64)
-        options = {"voices": 1, "members": 64, "combine": ENSEMBLES[rule].rule}
+        options = {"voices": 1, "members": 64, "combine": ENSEMBLES[rule].rule, "weight_UK": weights and torch.tensor([weights])}
         limits = {"eos_ids": [0, 5, 9], "max_new_tokens": 6, "top_k": 2}
-        in_pieces = generate(stack, asked(8), **options, **limits)[0], score(stack, asked(8), asked(8, 1), **options)[0]
+        in_pieces = generate(stack, asked(8), **options, **limits)[0], score_tokens(stack, asked(8), asked(8, 1), **options)[0]
         monkeypatch.setattr(predict, "TOKENS", 1 << 20)
-        at_once = generate(stack, asked(8), **options, **limits)[0], score(stack, asked(8), asked(8, 1), **options)[0]
+        at_once = generate(stack, asked(8), **options, **limits)[0], score_tokens(stack, asked(8), asked(8, 1), **options)[0]
     assert [a.ids for a in in_pieces[0]] == [a.ids for a in at_once[0]]
-    np.testing.assert_allclose(in_pieces[1], at_once[1], rtol=1e-5)
+    np.testing.assert_allclose([s.logprob for s in in_pieces[1]], [s.logprob for s in at_once[1]], rtol=1e-5)
+
+
+def test_the_recipe_knows_the_tables():
+    assert set(get_args(EnsembleMethod)) == set(ENSEMBLES)
+    assert set(get_args(Similarity)) == set(SIMILARITIES)
 
 
 def test_the_base_stays_as_it_was_and_its_weights_are_shared(world):

@@ -88,10 +88,12 @@ def evaluate_unit(
         [cache.setdefault(path, read_adapter(path)) for path in subject.adapters] or [None] * unit.members for subject in unit.subjects
     ]
     ids = [encode_prompt(p.prompt, base.tokenizer) for p in prompts]
-    asked: list[list[str | None]] = [[p.reference, *(choices if token_scores else ())] for p in prompts]
+    asked = [
+        [*([(None, p.reference)] if p.reference is not None else []), *((choice, choice) for choice in choices if token_scores)]
+        for p in prompts
+    ]
     continuations = [
-        [encode_reference(p.prompt, text, base.tokenizer) for text in texts if text is not None]
-        for p, texts in zip(prompts, asked, strict=True)
+        [encode_reference(p.prompt, text, base.tokenizer) for _, text in texts] for p, texts in zip(prompts, asked, strict=True)
     ]
     weight_UK = torch.ones(unit.width, unit.members)
     for u, subject in enumerate(unit.subjects):
@@ -131,11 +133,9 @@ def evaluate_unit(
     for subject, row in zip(unit.subjects, answered, strict=False):
         for prompt, texts, a in zip(prompts, asked, row, strict=True):
             rows.append(_outcome(subject, unit.suite, prompt, a, base, answer))
-            if token_scores:
-                key = {name: rows[-1][name] for name in ("suite", "prompt_id", "condition", "procedure", "index")}
-                for c, scored in zip([c for c, text in enumerate(texts) if text is not None], a.scores, strict=True):
-                    choice = texts[c] if c else None
-                    details.append({**key, "choice": choice, "logprobs": scored.logprobs, "best": scored.best})
+            key = {name: rows[-1][name] for name in ("suite", "prompt_id", "condition", "procedure", "index")}
+            for (choice, _), scored in zip(texts, a.scores, strict=True):
+                details.append({**key, "choice": choice, "logprobs": scored.logprobs, "best": scored.best})
     if token_scores:
         write_token_scores(token_shard(unit.shard), details)
     write_outcomes(unit.shard, rows)  # last: it says that the unit is done

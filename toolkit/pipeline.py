@@ -501,7 +501,7 @@ def evaluate(job: Run) -> None:
     """The base, all replicas, all merged adapters and all ensembles answer all suites."""
     prompts = read_prompts(job.recipe)
     with job.console.stage("evaluate"):
-        if any(mitigation.weights for mitigation in job.recipe.mitigations):  # the replicas' answers are what members are weighed by
+        if any((m.weights or "").startswith("accuracy:") for m in job.recipe.mitigations):  # what members are weighed by
             answer(job, [_replicas(job, name) for name in job.recipe.conditions], prompts)
         answer(job, all_subjects(job), prompts)
 

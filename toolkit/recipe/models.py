@@ -17,6 +17,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Source = Literal["init", "order", "dropout"]
 MergeMethod = Literal["mean", "swa", "ema", "ties"]
 EnsembleMethod = Literal["probabilities", "logits", "token-vote", "median", "gated", "vote", "mbr"]
+Similarity = Literal["exact", "edit", "chrf"]
 SHIFTS = ("typical", "near", "far")
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TAKEN = ("outcomes", "base")
@@ -197,7 +198,7 @@ class Mitigation(_Model):
     """ties: share of the entries that is kept."""
     weights: Annotated[str, AfterValidator(_weights)] | None = None
     """of the members of an ensemble: `accuracy:SUITE` (each by its accuracy there), or `confidence` in its answer (vote and mbr)."""
-    similarity: Literal["exact", "edit", "chrf"] | None = None
+    similarity: Similarity | None = None
     """mbr: what makes two answers alike: the same text, few edits, or common character n-grams (chrf needs `ftk[chrf]`)."""
     threshold: NonNegative | None = None
     """gated: nats by which every token of the first member's answer must lead the next best, for it to answer alone."""
