@@ -9,11 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from toolkit import pipeline
 from toolkit.data import read_rows
+from toolkit.measure import read_design
+from toolkit.outcomes import read_outcomes, read_token_scores
 from toolkit.population import groups, read_population, replica_folder, sha256_file
 from toolkit.recipe import parse_recipe
 
@@ -38,7 +41,10 @@ mitigations:
   - {{merge: ties, k: 2, density: 0.5}}
   - {{ensemble: probabilities, k: 2}}
   - {{ensemble: vote, k: 4}}
-evaluation: {{max_new_tokens: 12, answer: embedded}}
+  - {{ensemble: gated, k: 2, threshold: 0.5}}
+  - {{ensemble: mbr, k: 4, similarity: edit, weights: "accuracy:typical"}}
+  - {{ensemble: probabilities, k: 2, weights: "accuracy:typical"}}
+evaluation: {{max_new_tokens: 12, answer: embedded, token_scores: true}}
 """
 
 
@@ -91,6 +97,33 @@ def test_a_run_leaves_what_it_promises(finished, recipe):
     examples = pq.read_table(next((finished / "lora" / "training").glob("examples-*.parquet"))).to_pydict()
     assert len(steps["loss"]) == 4 * 6 and len(examples["row"]) == 4 * 2 * 24
     assert (finished / "report.html").stat().st_size > 5000
+
+
+def test_a_gate_costs_what_it_ran_and_weights_are_the_accuracies(finished, recipe):
+    results = json.loads((finished / "results.json").read_text())
+    price = {p["label"]: p["price"]["inference_streams"] for p in results["conditions"][0]["procedures"]}
+    assert price["replica"] == price["mean-rank-same-k2"] == 1 and price["probabilities-k2"] == 2
+    table = read_outcomes(finished / path for path in read_design(finished).shards).to_pylist()
+    gated = [row for row in table if row["procedure"] == "gated-threshold0.5-k2"]
+    sure = {(r["index"], r["suite"], r["prompt_id"]): r["margin"] >= 0.5 for r in table if r["procedure"] == "replica"}
+    assert [row["streams"] == 1 for row in gated] == [sure[2 * row["index"], row["suite"], row["prompt_id"]] for row in gated]
+    assert price["gated-threshold0.5-k2"] == sum(row["streams"] for row in gated) / len(gated)
+    with pipeline.open_run(recipe, finished, workers=1) as job:
+        known = pipeline.accuracies(job, "lora", recipe.mitigations[-1])
+        family = pipeline.subjects_of(job, "lora")[-1]
+    single = [row for row in table if row["procedure"] == "replica" and row["suite"] == "typical"]
+    for replica in range(8):
+        marks = [row["correct"] for row in single if row["index"] == replica]
+        assert known[replica] == sum(marks) / len(marks)
+    equal = (1.0, 1.0)
+    assert [subject.weights for subject in family] == [
+        (known[2 * g], known[2 * g + 1]) if known[2 * g] or known[2 * g + 1] else equal for g in range(4)
+    ]
+    scores = read_token_scores([finished / path for path in read_design(finished).shards], condition="lora")
+    single_far = {(row["suite"], row["prompt_id"]): row["reference_logprob"] for row in single if row["index"] == 3}
+    for (suite, prompt), log_CT in zip(scores.prompts, scores.log_RPCT[3], strict=True):
+        if (suite, prompt) in single_far:
+            assert np.nansum(log_CT[0]) == pytest.approx(single_far[suite, prompt], rel=1e-5)
 
 
 def test_the_last_snapshot_is_the_replica(finished):

@@ -95,7 +95,10 @@ def test_broken_documents(text, told):
             "6: unknown key 'densty' in 'mitigations.0'; did you mean 'density'?",
         ),
         (WHOLE + "evaluation:\n  answr: text\n", "6: unknown key 'answr' in 'evaluation'; did you mean 'answer'?"),
-        (WHOLE + "evaluation: {zzz: 1}\n", "5: unknown key 'zzz' in 'evaluation'; known: answer, max_new_tokens, top_k"),
+        (
+            WHOLE + "evaluation: {zzz: 1}\n",
+            "5: unknown key 'zzz' in 'evaluation'; known: answer, choices, max_new_tokens, token_scores, top_k",
+        ),
     ],
 )
 def test_unknown_keys_are_named_with_line_and_neighbour(text, told):
@@ -135,6 +138,15 @@ def test_wrong_values_say_what_is_wanted(text, told):
         ("{merge: mean, k: 2, density: 0.5}", "'density' belongs to `merge: ties`"),
         ("{ensemble: vote, k: 2, rank: same}", "'rank' belongs to a merge"),
         ("{ensemble: vote, k: 1}", "an ensemble has k of 2 or more"),
+        ("{ensemble: gated, k: 2}", "`ensemble: gated` goes with `threshold`: nats"),
+        ("{ensemble: vote, k: 2, threshold: 1.0}", "`ensemble: gated` goes with `threshold`"),
+        ("{ensemble: gated, k: 2, threshold: -1.0}", "greater than or equal to 0"),
+        ("{ensemble: mbr, k: 2}", "`ensemble: mbr` goes with `similarity`: exact, edit or chrf"),
+        ("{merge: mean, k: 2, similarity: edit}", "`ensemble: mbr` goes with `similarity`"),
+        ("{ensemble: median, k: 2, weights: 'accuracy:typical'}", "belongs to an ensemble by probabilities, logits, token-vote, vote, mbr"),
+        ("{ensemble: probabilities, k: 2, weights: confidence}", "belongs to an ensemble by vote, mbr"),
+        ("{ensemble: vote, k: 2, weights: accuracy}", "should be confidence, or accuracy:SUITE"),
+        ("{ensemble: vote, k: 2, weights: 'accuracy:tipical'}", "names no suite"),
         ("{merge: swa, k: 2}", "add `snapshots: {count: 8}` and `averages: [swa]` to condition 'lora'"),
         ("{merge: mean, k: 8}", "mean-k8 is listed twice"),
         ("{ensemble: vote, k: 2, density: 0.5}", "'density' belongs to `merge: ties`, `merge: dare`"),

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from toolkit.adapters import Adapter, read_adapter
 from toolkit.base import Base
 from toolkit.data import Prompt, encode_prompt, encode_reference, parse_answer, parse_reference
-from toolkit.outcomes import read_outcomes, write_outcomes
-from toolkit.predict import Combine, Generation, generate, load_adapters, score
-from toolkit.stack import stacked
+from toolkit.outcomes import read_outcomes, token_shard, write_outcomes, write_token_scores
+from toolkit.predict import Combine, Generation, Scored, generate, load_adapters, score_tokens
+from toolkit.stack import Stack, stacked
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,14 @@ class Subject:
     index: int
     adapters: tuple[str, ...] = ()
     sha256: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()  # of the members; none: equal
 
 
 @dataclass(frozen=True)
 class EvaluationUnit:
     """Subjects that answer one suite together, and the file that their outcomes go to.
 
-    `width` voices are always on the stack, so the last unit has the shapes of the others.
+    `width` voices are always on the stack, so the last unit has the shapes of the others. threshold: of a gate, in nats; see `gated`.
     """
 
     subjects: tuple[Subject, ...]
@@ -41,15 +44,25 @@ class EvaluationUnit:
     members: int
     rule: str | None
     shard: Path
+    threshold: float | None = None
 
 
 def shard_name(subjects: Sequence[Subject], settings: str) -> str:
     """A shard is named by what it holds; a hash of adapters and settings keeps a stale one from being taken for it."""
     first, last = subjects[0], subjects[-1]
-    text = settings + "".join(f"{s.procedure}/{s.index}/{','.join(s.sha256)};" for s in subjects)
+    text = settings + "".join(f"{s.procedure}/{s.index}/{','.join(s.sha256)}{s.weights or ''};" for s in subjects)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     who = "-".join(part for part in (first.condition, first.procedure) if part)
     return f"{who}-{first.index:05d}-{last.index:05d}-{digest}.parquet"
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What a voice made of one prompt: its answer, the scores of the continuations it was asked about, the streams that ran for it."""
+
+    generation: Generation
+    scores: list[Scored]
+    streams: int
 
 
 def evaluate_unit(
@@ -61,48 +74,76 @@ def evaluate_unit(
     answer: str,
     max_new_tokens: int,
     top_k: int,
+    choices: Sequence[str] = (),
+    token_scores: bool = False,
     progress: Callable[[float], None],
 ) -> int:
     """Generate and score, write the shard, return the number of outcomes.
 
+    token_scores: write what each subject thinks of every token of the reference and of the choices, too.
     Raises AdapterError or ValueError in one line when an adapter cannot be read or belongs to another base.
     """
     cache: dict[str, Adapter] = {}
-    adapters: list[Adapter | None] = []
-    for subject in unit.subjects:
-        if not subject.adapters:
-            adapters += [None] * unit.members
-        adapters += [cache.setdefault(path, read_adapter(path)) for path in subject.adapters]
+    groups: list[list[Adapter | None]] = [
+        [cache.setdefault(path, read_adapter(path)) for path in subject.adapters] or [None] * unit.members for subject in unit.subjects
+    ]
     ids = [encode_prompt(p.prompt, base.tokenizer) for p in prompts]
-    scored = [i for i, p in enumerate(prompts) if p.reference is not None]
-    voices = unit.width
-    with stacked(base.model) as stack:
-        load_adapters(stack, adapters, voices * unit.members)
-        answers = generate(
-            stack,
-            ids,
-            voices=voices,
-            members=unit.members,
-            combine=combine,
-            eos_ids=base.eos_ids,
-            max_new_tokens=max_new_tokens,
-            top_k=top_k,
-        )
-        progress(0.7)
-        references = [encode_reference(prompts[i].prompt, prompts[i].reference or "", base.tokenizer) for i in scored]
-        scores = score(stack, [ids[i] for i in scored], references, voices=voices, members=unit.members, combine=combine)
-    rows = []
+    asked = [
+        [*([(None, p.reference)] if p.reference is not None else []), *((choice, choice) for choice in choices if token_scores)]
+        for p in prompts
+    ]
+    continuations = [
+        [encode_reference(p.prompt, text, base.tokenizer) for _, text in texts] for p, texts in zip(prompts, asked, strict=True)
+    ]
+    weight_UK = torch.ones(unit.width, unit.members)
     for u, subject in enumerate(unit.subjects):
-        reference_logprob = dict(zip(scored, scores[u], strict=True))
-        for i, (prompt, generation) in enumerate(zip(prompts, answers[u], strict=True)):
-            rows.append(_outcome(subject, unit.suite, prompt, generation, base, answer, reference_logprob.get(i)))
-    write_outcomes(unit.shard, rows)
+        if subject.weights:
+            weight_UK[u] = torch.tensor(subject.weights)
+
+    def speak(
+        stack: Stack, groups: Sequence[Sequence[Adapter | None]], at: Sequence[int], voices: int, weight_UK: torch.Tensor | None = None
+    ) -> list[list[_Answered]]:
+        """Groups of one size answer the prompts `at`, [voice][prompt]; more than one member speak by `combine`."""
+        members = len(groups[0])
+        shape: dict[str, Any] = {"voices": voices, "members": members, "combine": combine if members > 1 else None, "weight_UK": weight_UK}
+        load_adapters(stack, [adapter for group in groups for adapter in group], voices * members)
+        options: dict[str, Any] = {"eos_ids": base.eos_ids, "max_new_tokens": max_new_tokens, "top_k": top_k}
+        answers = generate(stack, [ids[i] for i in at], **shape, **options)
+        pairs = [(i, continuation) for i in at for continuation in continuations[i]]
+        scores = score_tokens(stack, [ids[i] for i, _ in pairs], [continuation for _, continuation in pairs], **shape)
+        found = []
+        for generations, scored in zip(answers, scores, strict=True):
+            rest = iter(scored)
+            found.append([_Answered(g, [next(rest) for _ in continuations[i]], members) for i, g in zip(at, generations, strict=True)])
+        return found
+
+    everything = range(len(prompts))
+    with stacked(base.model) as stack:
+        if unit.threshold is None:
+            answered = speak(stack, groups, everything, unit.width, weight_UK)
+        else:
+            answered = speak(stack, [group[:1] for group in groups], everything, unit.width)
+            for u, group in enumerate(groups):
+                unsure = [i for i in everything if answered[u][i].generation.margin < unit.threshold]
+                together = speak(stack, [group], unsure, 1, weight_UK[u : u + 1])[0] if unsure else []
+                for i, a in zip(unsure, together, strict=True):
+                    answered[u][i] = replace(a, streams=1 + unit.members)
+    progress(0.9)
+    rows, details = [], []
+    for subject, row in zip(unit.subjects, answered, strict=False):
+        for prompt, texts, a in zip(prompts, asked, row, strict=True):
+            rows.append(_outcome(subject, unit.suite, prompt, a, base, answer))
+            key = {name: rows[-1][name] for name in ("suite", "prompt_id", "condition", "procedure", "index")}
+            for (choice, _), scored in zip(texts, a.scores, strict=True):
+                details.append({**key, "choice": choice, "logprobs": scored.logprobs, "best": scored.best})
+    if token_scores:
+        write_token_scores(token_shard(unit.shard), details)
+    write_outcomes(unit.shard, rows)  # last: it says that the unit is done
     return len(rows)
 
 
-def _outcome(
-    subject: Subject, suite: str, prompt: Prompt, generation: Generation, base: Base, rule: str, reference_logprob: float | None
-) -> dict[str, Any]:
+def _outcome(subject: Subject, suite: str, prompt: Prompt, answered: _Answered, base: Base, rule: str) -> dict[str, Any]:
+    generation = answered.generation
     text = str(base.tokenizer.decode(generation.ids, skip_special_tokens=True))
     parsed = parse_answer(text, rule)
     return {
@@ -116,7 +157,9 @@ def _outcome(
         "correct": None if prompt.reference is None else parsed == parse_reference(prompt.reference, rule),
         "logprob": generation.logprob if math.isfinite(generation.logprob) else None,
         "n_tokens": len(generation.ids),
-        "reference_logprob": reference_logprob,
+        "margin": generation.margin if math.isfinite(generation.margin) else None,
+        "streams": answered.streams,
+        "reference_logprob": None if prompt.reference is None else answered.scores[0].logprob,
         "first_ids": generation.first_ids,
         "first_logprobs": generation.first_logprobs,
     }
@@ -128,10 +171,14 @@ def vote_outcomes(
     condition: str,
     procedure: str,
     members: Sequence[Sequence[int]],
-    choose: Callable[[Sequence[str], Sequence[float]], int],
+    choose: Callable[[Sequence[str], Sequence[float], Sequence[float] | None], int],
+    weight: Callable[[dict[str, Any]], float] | None = None,
     out: Path,
 ) -> int:
-    """Outcomes of majority votes over whole answers, from the outcomes of the replicas alone: no model runs."""
+    """Outcomes of rules over whole answers, from the outcomes of the replicas alone: no model runs.
+
+    choose: answers, log-probabilities and weights of a group -> the member that speaks for it. weight: of a member, by its outcome.
+    """
     table = read_outcomes(shards).to_pylist()
     by_prompt: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for row in table:
@@ -140,11 +187,17 @@ def vote_outcomes(
     for g, group in enumerate(members):
         for by_replica in by_prompt.values():
             spoken = [by_replica[r] for r in group]
-            winner = spoken[choose([row["answer"] for row in spoken], [_confidence(row) for row in spoken])]
-            nothing = {"logprob": None, "reference_logprob": None, "first_ids": None, "first_logprobs": None}
+            weights = [weight(row) for row in spoken] if weight else None
+            winner = spoken[choose([row["answer"] for row in spoken], [_confidence(row) for row in spoken], weights)]
+            nothing = dict.fromkeys(("logprob", "margin", "reference_logprob", "first_ids", "first_logprobs")) | {"streams": len(group)}
             rows.append(winner | nothing | {"condition": condition, "procedure": procedure, "index": g})
     write_outcomes(out, rows)
     return len(rows)
+
+
+def token_probability(row: dict[str, Any]) -> float:
+    """Geometric mean probability of the tokens of an answer, its end included: how sure a member is (arXiv:2203.11171)."""
+    return math.exp(_confidence(row) / (row["n_tokens"] + 1))
 
 
 def _confidence(row: dict[str, Any]) -> float:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,9 +24,20 @@ SCHEMA = pa.schema(
         ("correct", pa.bool_()),  # null without a reference
         ("logprob", pa.float32()),  # of the generated tokens, nats; null for a vote
         ("n_tokens", pa.int32()),
+        ("margin", pa.float32()),  # nats by which the best token led the second where that was least; null for a vote
+        ("streams", pa.int32()),  # adapters that ran for this answer
         ("reference_logprob", pa.float32()),  # nats, end of sequence included; null without a reference
         ("first_ids", pa.list_(pa.int32())),  # most probable first tokens
         ("first_logprobs", pa.list_(pa.float32())),
+    ]
+)
+
+TOKEN_SCHEMA = pa.schema(
+    [
+        *(SCHEMA.field(name) for name in ("suite", "prompt_id", "condition", "procedure", "index")),
+        ("choice", pa.string()),  # null: the reference
+        ("logprobs", pa.list_(pa.float32())),  # of each token, nats, end of sequence included
+        ("best", pa.list_(pa.bool_())),  # it is the first choice of the subject
     ]
 )
 
@@ -51,3 +64,50 @@ def read_outcomes(paths: Iterable[Path]) -> pa.Table:
     """All shards as one table, in the order of the paths."""
     tables = [pq.read_table(path, schema=SCHEMA) for path in paths]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+
+def write_token_scores(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_table(path, pa.Table.from_pylist(list(rows), schema=TOKEN_SCHEMA))
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What runs of one procedure think of fixed continuations, token by token: nan and False behind the end, and where there is none.
+
+    indexes: of the runs [R]. prompts: (suite, id) [P]. choices: [C], None is the reference.
+    """
+
+    indexes: list[int]
+    prompts: list[tuple[str, str]]
+    choices: list[str | None]
+    log_RPCT: np.ndarray
+    best_RPCT: np.ndarray
+
+
+def token_shard(shard: Path) -> Path:
+    """Where the token scores beside a shard of outcomes lie."""
+    return shard.parent / "tokens" / shard.name
+
+
+def read_token_scores(shards: Iterable[Path], *, condition: str, procedure: str = "replica") -> TokenScores:
+    """Token scores of one procedure that lie beside shards of outcomes.
+
+    Raises ValueError where there are none, and for two rows of one cell, since nothing says which one counts.
+    """
+    wanted = [("condition", "=", condition), ("procedure", "=", procedure)]
+    paths = [token_shard(shard) for shard in shards]
+    rows = [row for path in paths if path.exists() for row in pq.read_table(path, schema=TOKEN_SCHEMA, filters=wanted).to_pylist()]
+    if not rows:
+        raise ValueError(f"no token scores of {condition}, {procedure}: set `evaluation: {{token_scores: true}}` and run again")
+    indexes = sorted({row["index"] for row in rows})
+    prompts = list(dict.fromkeys((row["suite"], row["prompt_id"]) for row in rows))
+    choices = list(dict.fromkeys(row["choice"] for row in rows))
+    r, p, c = ({name: i for i, name in enumerate(names)} for names in (indexes, prompts, choices))
+    shape = len(indexes), len(prompts), len(choices), max(len(row["logprobs"]) for row in rows)
+    log_RPCT, best_RPCT = np.full(shape, np.nan, dtype=np.float32), np.zeros(shape, dtype=bool)
+    for row in rows:
+        at = r[row["index"]], p[row["suite"], row["prompt_id"]], c[row["choice"]], slice(len(row["logprobs"]))
+        if not np.isnan(log_RPCT[at]).all():
+            raise ValueError(f"token scores of {condition}, {procedure} {row['index']}: two rows for prompt {row['prompt_id']!r}")
+        log_RPCT[at], best_RPCT[at] = row["logprobs"], row["best"]
+    return TokenScores(indexes, prompts, choices, log_RPCT, best_RPCT)

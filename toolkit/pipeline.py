@@ -24,13 +24,14 @@ from toolkit.adopt import adopt, check_base, find_adapters, linear_shapes
 from toolkit.base import Base, load_base
 from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, read_rows
 from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
-from toolkit.ensemble import ENSEMBLES, vote
-from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, vote_outcomes
+from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
+from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, token_probability, vote_outcomes
 from toolkit.measure import measure_run, read_prompts, save_design
 from toolkit.merge import accepted, find_method, merge_adapters
+from toolkit.outcomes import read_outcomes
 from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, plan_training, soft_target_bytes, stacks_for
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
-from toolkit.recipe import Evaluation, Given, Mitigation, Recipe, Sequential, Teacher, dump_recipe, parse_recipe
+from toolkit.recipe import Evaluation, Mitigation, Recipe, Sequential, Teacher, dump_recipe, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
 from toolkit.stack import target_modules
 from toolkit.students import Teaching, as_mitigation, student_design, student_notes, teacher_members, teaching
@@ -102,6 +103,7 @@ def open_run(
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
     _check_against_base(recipe, base)
+    _check_ensembles(recipe, prompts)
     for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
         asked_about(figure, prompts)
     check_lengths(recipe, base, prompts, device)
@@ -144,6 +146,19 @@ def _check_against_base(recipe: Recipe, base: Base) -> None:
         for mitigation in [*recipe.mitigations, *([own.teacher] if own and own.teacher else [])]:
             if isinstance(mitigation.rank, int) and mitigation.rank > largest:
                 raise RunError(f"mitigation {mitigation.label}: the changes of this base have ranks 1 to {largest}")
+
+
+def _check_ensembles(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
+    """Refuse an ensemble that could not be made after everything has been trained."""
+    for mitigation in recipe.mitigations:
+        suite = (mitigation.weights or "").partition(":")[2]
+        if suite and all(prompt.reference is None for prompt in prompts[suite]):
+            raise RunError(f"mitigation {mitigation.label}: the prompts of suite {suite} have no `reference`, so no accuracy to weigh by")
+        if mitigation.similarity:
+            try:
+                SIMILARITIES[mitigation.similarity](["a", "b"])
+            except ValueError as error:
+                raise RunError(f"mitigation {mitigation.label}: {error}") from None
 
 
 def check_lengths(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], device: str) -> None:
@@ -561,32 +576,61 @@ class AnswerUnit:
 
 def evaluate(job: Run) -> None:
     """The base, all replicas, all merged adapters and all ensembles answer all suites."""
+    prompts = read_prompts(job.recipe)
     with job.console.stage("evaluate"):
-        answer(job, all_subjects(job), read_prompts(job.recipe))
+        if any((m.weights or "").startswith("accuracy:") for m in job.recipe.mitigations):  # what members are weighed by
+            answer(job, [_replicas(job, name) for name in job.recipe.conditions], prompts)
+        answer(job, all_subjects(job), prompts)
 
 
 def all_subjects(job: Run) -> list[list[Subject]]:
     """The base, and every condition's replicas, merged adapters and ensembles: one list for each procedure."""
     families = [[Subject("", "base", 0)]]
     for name in job.recipe.conditions:
-        families += subjects_of(job.condition(name), name, job.recipe.mitigations_of(name))
+        families += subjects_of(job, name)
     return families
 
 
-def subjects_of(folder: Path, name: str, mitigations: Sequence[Mitigation]) -> list[list[Subject]]:
-    """Subjects of a condition, one list for each procedure. Whole-answer votes need no model and are not among them."""
-    single = {subject.index: subject for subject in replica_subjects(folder, name, read_population(folder))}
+def subjects_of(job: Run, name: str) -> list[list[Subject]]:
+    """Subjects of a condition, one list for each procedure. Rules over whole answers need no model and are not among them."""
+    folder = job.condition(name)
+    single = {subject.index: subject for subject in _replicas(job, name)}
     families = [list(single.values())]
-    for mitigation in mitigations:
+    for mitigation in job.recipe.mitigations_of(name):
         members = groups(single, mitigation.k)
         if mitigation.merge:
             merged = [merged_folder(folder, mitigation.label, g) for g in range(len(members))]
             families.append([Subject(name, mitigation.label, g, (str(p),), (read_adapter(p).sha256(),)) for g, p in enumerate(merged)])
         elif ENSEMBLES[mitigation.ensemble or ""].rule:
+            weigh = accuracies(job, name, mitigation)
             paths = [tuple(single[r].adapters[0] for r in group) for group in members]
             digests = [tuple(single[r].sha256[0] for r in group) for group in members]
-            families.append([Subject(name, mitigation.label, g, *own) for g, own in enumerate(zip(paths, digests, strict=True))])
+            weights = [_not_all_zero([weigh[r] for r in group]) if weigh else () for group in members]
+            families.append([Subject(name, mitigation.label, g, *own) for g, own in enumerate(zip(paths, digests, weights, strict=True))])
     return families
+
+
+def _replicas(job: Run, name: str) -> list[Subject]:
+    folder = job.condition(name)
+    return replica_subjects(folder, name, read_population(folder))
+
+
+def accuracies(job: Run, name: str, mitigation: Mitigation) -> dict[int, float]:
+    """Accuracy of every replica on the suite by which a mitigation weighs its members, from their outcomes; empty without one."""
+    suite = (mitigation.weights or "").partition(":")[2]
+    if not suite:
+        return {}
+    units = answer_units(job, _replicas(job, name), suite, read_prompts(job.recipe)[suite])
+    marks: dict[int, list[bool]] = {}
+    for row in read_outcomes(unit.unit.shard for unit in units).select(["index", "correct"]).to_pylist():
+        if row["correct"] is not None:
+            marks.setdefault(row["index"], []).append(row["correct"])
+    return {replica: sum(found) / len(found) for replica, found in marks.items()}
+
+
+def _not_all_zero(weights: Sequence[float]) -> tuple[float, ...]:
+    """Members that are all useless are equally useful."""
+    return tuple(weights) if any(weights) else (1.0,) * len(weights)
 
 
 def replica_subjects(folder: Path, name: str, population: dict[int, Replica]) -> list[Subject]:
@@ -621,14 +665,14 @@ def answer_units(job: Run, family: Sequence[Subject], suite: str, prompts: Seque
     members = max(1, len(family[0].adapters))
     width = max(1, EVALUATION_WIDTH // members)
     settings = fingerprint({"prompts": [asdict(p) for p in prompts], "evaluation": recipe.evaluation.model_dump(), "dtype": recipe.dtype})
-    rule = None
+    rule = threshold = None
     if members > 1:
-        rule = next(m.ensemble for m in recipe.mitigations if m.label == family[0].procedure)
+        rule, threshold = next((m.ensemble, m.threshold) for m in recipe.mitigations if m.label == family[0].procedure)
     units = []
     for start in range(0, len(family), width):
         part = tuple(family[start : start + width])
         shard = job.folder / "outcomes" / suite / shard_name(part, settings)
-        unit = EvaluationUnit(part, suite, width, members, rule, shard)
+        unit = EvaluationUnit(part, suite, width, members, rule, shard, threshold)
         units.append(AnswerUnit(unit, recipe.base, recipe.dtype, job.device, tuple(prompts), recipe.evaluation))
     return units
 
@@ -653,7 +697,7 @@ def measure(job: Run) -> Results:
         ]
         designs = []
         for name in recipe.conditions:
-            design = condition_design(job, name)
+            design = condition_design(job, name, shards)
             if len(design.replicas) < 2:
                 job.console.note(f"{name}: left out, {len(design.replicas)} of its replicas succeeded and {design.failed} failed")
                 continue
@@ -679,19 +723,38 @@ def conclude(job: Run, shards: Sequence[Path], designs: Sequence[ConditionDesign
 
 
 def votes(job: Run, name: str, shards: Sequence[Path]) -> list[Path]:
-    """Shards of the majority votes over whole answers, made from the replicas' outcomes."""
+    """Shards of the rules over whole answers, made from the replicas' outcomes."""
     made = []
     own = [path for path in shards if path.name.startswith(f"{name}-replica-")]
     for mitigation in job.recipe.mitigations_of(name):
-        if mitigation.ensemble == "vote":
+        if mitigation.ensemble and ENSEMBLES[mitigation.ensemble].needs == "answers":
             path = job.folder / "outcomes" / "votes" / f"{name}-{mitigation.label}.parquet"
             members = groups(successful(job.condition(name)), mitigation.k)
-            vote_outcomes(own, condition=name, procedure=mitigation.label, members=members, choose=vote, out=path)
+            choose = partial(mbr, similarity=SIMILARITIES[mitigation.similarity or "exact"])
+            weight = _weight(job, name, mitigation)
+            vote_outcomes(own, condition=name, procedure=mitigation.label, members=members, choose=choose, weight=weight, out=path)
             made.append(path)
     return made
 
 
-def condition_design(job: Run, name: str) -> ConditionDesign:
+def _weight(job: Run, name: str, mitigation: Mitigation) -> Callable[[dict[str, Any]], float] | None:
+    """What the voice of a member counts, by its outcome; None: all alike."""
+    if mitigation.weights == "confidence":
+        return token_probability
+    known = accuracies(job, name, mitigation)
+    return (lambda row: known[row["index"]]) if known else None
+
+
+def streams(job: Run, name: str, mitigation: Mitigation, shards: Sequence[Path]) -> float:
+    """Adapters that run for an answer: the mean over what was answered where a gate decides."""
+    if mitigation.ensemble != "gated":
+        return 1 if mitigation.merge else mitigation.k
+    own = [path for path in shards if path.name.startswith(f"{name}-{mitigation.label}-")]
+    ran = read_outcomes(own)["streams"].to_numpy()
+    return float(ran.mean()) if len(ran) else mitigation.k
+
+
+def condition_design(job: Run, name: str, shards: Sequence[Path]) -> ConditionDesign:
     """Which replicas stand behind which row of the results, and at what price."""
     folder = job.condition(name)
     population = read_population(folder)
@@ -710,9 +773,9 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
         rank = rank_of_one
         if mitigation.merge and members:
             rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
-        streams = 1 if mitigation.merge else mitigation.k
-        of_all = [None if one is None else mitigation.k * one for one in (seconds, tokens)]
-        price = Price(mitigation.k, streams, rank, *of_all)
+        spent = None if seconds is None else mitigation.k * seconds
+        of_all = None if tokens is None else mitigation.k * tokens
+        price = Price(mitigation.k, streams(job, name, mitigation, shards), rank, spent, of_all)
         kind = "merge" if mitigation.merge else "ensemble"
         mitigations.append(MitigationDesign(mitigation.label, mitigation.title, kind, mitigation.k, members, price))
     failed = sum(record.status == "failed" for record in population.values())
@@ -721,7 +784,7 @@ def condition_design(job: Run, name: str) -> ConditionDesign:
         return student_design(job.folder, own, ConditionDesign(name, replicas, failed, factors=factors), seconds)
     for student, other in job.recipe.trained.items():
         if other.teacher and (other.teacher.condition, other.teacher.groups) == (name, "fresh") and successful(job.condition(student)):
-            mitigations.append(as_mitigation(condition_design(job, student), other.teacher.k))
+            mitigations.append(as_mitigation(condition_design(job, student, shards), other.teacher.k))
     price = Price(rank=rank_of_one, seconds=seconds, tokens=tokens)
     return ConditionDesign(name, replicas, failed, mitigations, price, factors)
 

@@ -6,8 +6,10 @@ answer. Rows are voice-major: all prompts of voice 0 first. A voice is one adapt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +18,74 @@ from torch import Tensor
 from toolkit.adapters import Adapter
 from toolkit.stack import Stack
 
-Combine = Callable[[Tensor], Tensor]
-"""log-probabilities of the members [G, K, P, V] -> of the group [G, P, V]"""
-
 TOKENS = 8192  # of all rows of a batch together, prompt and answer
+LOGITS = 1 << 28  # numbers at the output head of one forward pass: 1 GiB
+
+
+class Combine(NamedTuple):
+    """How the members of a group speak with one voice: a sum over members, so that a few of them can pass at a time.
+
+    part: log-probabilities [G, k, N, V] of some members and their weights [G, k] (of all K together 1) -> what these bring.
+    join: what two parts bring -> what both bring. close: what all bring, and K -> log-probabilities of the group [G, N, V].
+    """
+
+    part: Callable[[Tensor, Tensor], Tensor]
+    join: Callable[[Tensor, Tensor], Tensor]
+    close: Callable[[Tensor, int], Tensor]
+
+    def __call__(self, log_GKNV: Tensor, weight_GK: Tensor | None = None) -> Tensor:
+        """All members at once; equal weights unless given."""
+        K = log_GKNV.shape[1]
+        weight_GK = equal_weights(log_GKNV.shape[0], K, log_GKNV) if weight_GK is None else weight_GK / weight_GK.sum(1, keepdim=True)
+        return self.close(self.part(log_GKNV, weight_GK.to(log_GKNV)), K)
+
+
+def equal_weights(G: int, K: int, like: Tensor) -> Tensor:
+    return torch.full((G, K), 1 / K, dtype=like.dtype, device=like.device)
+
+
+class Voices:
+    """The adapters of a stack as U voices of K members each, and what a voice thinks of the next token.
+
+    The members of one voice can pass in pieces of a few at a time, in their order: then one forward pass holds few rows, and of the
+    distributions [K, V] only what `combine` makes of them is kept. Several voices pass together.
+    """
+
+    def __init__(self, stack: Stack, voices: int, members: int, combine: Combine | None, weight_UK: Tensor | None = None):
+        self.stack, self.voices, self.members, self.combine = stack, voices, members, combine
+        self.weight_UK = None if weight_UK is None else weight_UK / weight_UK.sum(1, keepdim=True)
+        self.factors = {
+            name: (layer.A_RrI, layer.B_ROr) for name, layer in stack.layers.items() if layer.A_RrI is not None and layer.B_ROr is not None
+        }
+
+    def pieces(self, tokens: int, numbers: int) -> list[slice]:
+        """Slices of the members; of one member a forward pass holds so many tokens and numbers at the output head."""
+        fit = min(TOKENS // max(1, tokens), LOGITS // max(1, numbers))
+        size = self.members if self.voices > 1 else min(self.members, max(1, fit))
+        return [slice(start, min(start + size, self.members)) for start in range(0, self.members, size)]
+
+    def rows(self, piece: slice, x_UP: Tensor) -> Tensor:
+        """What is the same for the members of a voice [U, P, ...] as rows of the stack, prompts last: [U * k * P, ...]."""
+        return x_UP.repeat_interleave(piece.stop - piece.start, 0).flatten(0, 1)
+
+    def log_probs(self, pieces: Sequence[slice], logits: Callable[[int], Tensor]) -> Tensor:
+        """Log-probabilities [U, N, V] of the voices; logits(i) are those of piece i, of rows that `rows` has made."""
+        brought = None
+        for i, piece in enumerate(pieces):
+            if len(pieces) > 1:
+                self.stack.load({name: (A[piece], B[piece]) for name, (A, B) in self.factors.items()})
+            raw = logits(i)
+            raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+            log_UkNV = F.log_softmax(raw, -1).view(self.voices, piece.stop - piece.start, -1, raw.shape[-1])
+            if self.combine is None:
+                return log_UkNV[:, 0]
+            weight_UK = equal_weights(self.voices, self.members, raw) if self.weight_UK is None else self.weight_UK.to(raw)
+            part = self.combine.part(log_UkNV, weight_UK[:, piece])
+            brought = part if brought is None else self.combine.join(brought, part)
+        if len(pieces) > 1:
+            self.stack.load(self.factors)
+        assert self.combine is not None and brought is not None
+        return self.combine.close(brought, self.members)
 
 
 @dataclass(frozen=True)
@@ -28,6 +94,7 @@ class Generation:
 
     ids: list[int]  # without the end-of-sequence token
     logprob: float  # of the tokens and of the end, nats
+    margin: float  # nats by which the best token led the second best where that was least
     finished: bool  # False: cut at max_new_tokens
     first_ids: list[int]
     first_logprobs: list[float]
@@ -84,6 +151,7 @@ def generate(
     voices: int,
     members: int = 1,
     combine: Combine | None = None,
+    weight_UK: Tensor | None = None,
     eos_ids: Sequence[int],
     max_new_tokens: int,
     top_k: int,
@@ -95,26 +163,36 @@ def generate(
     """
     device = next(stack.model.parameters()).device
     eos = torch.tensor(list(eos_ids), device=device)
+    speak = Voices(stack, voices, members, combine, weight_UK)
     answers: list[list[Generation | None]] = [[None] * len(prompts) for _ in range(voices)]
     for indices in _batches(prompts, voices * members, max_new_tokens):
-        inputs = torch.tensor([list(prompts[i]) for i in indices], device=device).repeat(voices * members, 1)
+        input_UPT = torch.tensor([list(prompts[i]) for i in indices], device=device).expand(voices, -1, -1)
         column = torch.arange(len(indices), device=device)  # prompts still in the batch
-        cache, tokens = None, []
+        pieces = speak.pieces(len(indices) * input_UPT.shape[2], 0)
+        caches: list[Any] = [None] * len(pieces)
+        tokens = []
         done_UP = torch.zeros(voices, len(indices), dtype=torch.bool, device=device)
         logprob_UP = torch.zeros(voices, len(indices), dtype=torch.float64, device=device)
+        margin_UP = torch.full((voices, len(indices)), torch.inf, device=device)
         first: tuple[Tensor, Tensor] | None = None
         for _ in range(max_new_tokens):
-            output = stack.step(inputs, cache)
-            cache = output.past_key_values
-            log_GKPV = F.log_softmax(output.logits[:, -1].float(), -1).view(voices, members, len(column), -1)
-            log_UPV = combine(log_GKPV) if combine else log_GKPV[:, 0]
+
+            def last(i: int, pieces=pieces, caches=caches, input_UPT=input_UPT) -> Tensor:
+                output = stack.step(speak.rows(pieces[i], input_UPT), caches[i])
+                caches[i] = output.past_key_values
+                return output.logits[:, -1]
+
+            log_UPV = speak.log_probs(pieces, last)
             if first is None:
                 best = log_UPV.topk(min(top_k, log_UPV.shape[-1]), -1)
                 first = best.indices, best.values
             score_UP, token_UP = log_UPV.max(-1)
+            two_UP2 = log_UPV.topk(2, -1).values
             done = done_UP[:, column]
             token_UP = torch.where(done, eos[0], token_UP)
             logprob_UP[:, column] += torch.where(done, 0.0, score_UP.double())
+            lead_UP = torch.where(done, torch.inf, (two_UP2[..., 0] - two_UP2[..., 1]).float())
+            margin_UP[:, column] = torch.minimum(margin_UP[:, column], lead_UP)
             all_UP = torch.full_like(done_UP, int(eos[0]), dtype=torch.long)
             all_UP[:, column] = token_UP
             tokens.append(all_UP)
@@ -123,23 +201,84 @@ def generate(
             if not bool(open_P.any()):
                 break
             if int(open_P.sum()) <= len(column) // 2:  # the few that go on forever should not carry the many that are done
-                rows = torch.arange(voices * members * len(column), device=device).view(-1, len(column))[:, open_P].reshape(-1)
-                cache.batch_select_indices(rows)
+                for piece, cache in zip(pieces, caches, strict=True):
+                    row = torch.arange(voices * (piece.stop - piece.start) * len(column), device=device)
+                    cache.batch_select_indices(row.view(-1, len(column))[:, open_P].reshape(-1))
                 column, token_UP = column[open_P], token_UP[:, open_P]
-            inputs = token_UP.repeat_interleave(members, 0).reshape(-1, 1)
+            input_UPT = token_UP[:, :, None]
         assert first is not None
         sequence_UPT = torch.stack(tokens, -1).tolist()
-        done, logprob, first_ids, first_logprobs = (x.tolist() for x in (done_UP, logprob_UP, *first))
+        done, logprob, margin, first_ids, first_logprobs = (x.tolist() for x in (done_UP, logprob_UP, margin_UP, *first))
         end = set(eos_ids)
         for u in range(voices):
             for p, i in enumerate(indices):
                 sequence = sequence_UPT[u][p]
                 length = next((t for t, token in enumerate(sequence) if token in end), len(sequence))
-                answers[u][i] = Generation(sequence[:length], logprob[u][p], done[u][p], first_ids[u][p], first_logprobs[u][p])
+                answers[u][i] = Generation(
+                    sequence[:length], logprob[u][p], margin[u][p], done[u][p], first_ids[u][p], first_logprobs[u][p]
+                )
     return answers  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What one voice thinks of one given continuation, teacher-forced."""
+
+    logprobs: list[float]  # of each token, nats
+    best: list[bool]  # it is the voice's first choice
+
+    @property
+    def logprob(self) -> float:
+        """Of the whole continuation, nats."""
+        return math.fsum(self.logprobs)
+
+
 @torch.inference_mode()
+def score_tokens(
+    stack: Stack,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    voices: int,
+    members: int = 1,
+    combine: Combine | None = None,
+    weight_UK: Tensor | None = None,
+) -> list[list[Scored]]:
+    """What every voice thinks of each prompt's continuation, [voice][prompt], token by token.
+
+    A continuation has at least one token; prompts too.
+    """
+    device = next(stack.model.parameters()).device
+    speak = Voices(stack, voices, members, combine, weight_UK)
+    vocabulary = stack.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    found: list[list[Scored | None]] = [[None] * len(prompts) for _ in range(voices)]
+    sequences = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
+    for indices in _batches(sequences, voices * members, 0):
+        P = len(indices)
+        ids_PT = torch.tensor([sequences[i] for i in indices], device=device)
+        L = max(len(continuations[i]) for i in indices)
+        position_PL = torch.zeros(P, L, dtype=torch.long, device=device)
+        for p, i in enumerate(indices):
+            n = len(continuations[i])
+            position_PL[p, :n] = torch.arange(len(sequences[i]) - n - 1, len(sequences[i]) - 1)
+        target_PL = ids_PT.gather(1, (position_PL + 1).clamp(max=ids_PT.shape[1] - 1))
+        pieces = speak.pieces(ids_PT.numel(), P * L * vocabulary)
+
+        def chosen(i: int, pieces=pieces, ids_PT=ids_PT, position_PL=position_PL) -> Tensor:
+            ids, position = (speak.rows(pieces[i], x.expand(voices, -1, -1)) for x in (ids_PT, position_PL))
+            return stack.logits(ids, position)
+
+        log_UNV = speak.log_probs(pieces, chosen)
+        target_UN = target_PL.reshape(1, -1).expand(voices, -1)
+        log_UPL = log_UNV.gather(-1, target_UN[..., None]).view(voices, P, L).tolist()
+        best_UPL = (log_UNV.argmax(-1) == target_UN).view(voices, P, L).tolist()
+        for u in range(voices):
+            for p, i in enumerate(indices):
+                n = len(continuations[i])
+                found[u][i] = Scored(log_UPL[u][p][:n], best_UPL[u][p][:n])
+    return found  # type: ignore[return-value]
+
+
 def score(
     stack: Stack,
     prompts: Sequence[Sequence[int]],
@@ -149,30 +288,6 @@ def score(
     members: int = 1,
     combine: Combine | None = None,
 ) -> list[list[float]]:
-    """Log-probability (nats) of each prompt's continuation, [voice][prompt], teacher-forced.
-
-    A continuation has at least one token; prompts too.
-    """
-    device = next(stack.model.parameters()).device
-    totals = [[0.0] * len(prompts) for _ in range(voices)]
-    sequences = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
-    for indices in _batches(sequences, voices * members, 0):
-        P = len(indices)
-        ids_PT = torch.tensor([sequences[i] for i in indices], device=device)
-        L = max(len(continuations[i]) for i in indices)
-        position_PL = torch.zeros(P, L, dtype=torch.long, device=device)
-        weight_PL = torch.zeros(P, L, device=device)
-        for p, i in enumerate(indices):
-            n = len(continuations[i])
-            position_PL[p, :n] = torch.arange(len(sequences[i]) - n - 1, len(sequences[i]) - 1)
-            weight_PL[p, :n] = 1
-        target_PL = ids_PT.gather(1, (position_PL + 1).clamp(max=ids_PT.shape[1] - 1))
-        logits = stack.logits(ids_PT.repeat(voices * members, 1), position_PL.repeat(voices * members, 1))
-        log_GKNV = F.log_softmax(logits.float(), -1).view(voices, members, P * L, -1)
-        log_UNV = combine(log_GKNV) if combine else log_GKNV[:, 0]
-        picked_UN = log_UNV.gather(-1, target_PL.reshape(1, -1, 1).expand(voices, -1, 1))[..., 0]
-        total_UP = (picked_UN.view(voices, P, L).double() * weight_PL).sum(-1).tolist()
-        for u in range(voices):
-            for p, i in enumerate(indices):
-                totals[u][i] = total_UP[u][p]
-    return totals
+    """Log-probability (nats) of each prompt's continuation, [voice][prompt]; see `score_tokens`."""
+    found = score_tokens(stack, prompts, continuations, voices=voices, members=members, combine=combine)
+    return [[scored.logprob for scored in row] for row in found]

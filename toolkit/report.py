@@ -102,7 +102,7 @@ def _name(procedure: Procedure) -> str:
 
 def _price(procedure: Procedure) -> str:
     price = procedure.price
-    parts = [f"{price.training_runs} training{'s' * (price.training_runs != 1)}", f"{price.inference_streams}x inference"]
+    parts = [f"{price.training_runs} training{'s' * (price.training_runs != 1)}", f"{price.inference_streams:.3g}x inference"]
     if price.seconds is not None:
         parts[0] += f" ({price.seconds:,.{1 if price.seconds < 10 else 0}f} s)"
     return ", ".join([*parts, f"rank {price.rank}"] if price.rank is not None else parts)

@@ -19,13 +19,13 @@ VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE")
 
 @dataclass(frozen=True)
 class Price:
-    """What one run of a procedure costs: trainings, models that answer each prompt, rank of the adapter.
+    """What one run of a procedure costs: trainings, models that answer each prompt (a mean, behind a gate), rank of the adapter.
 
     seconds: measured for its trainings, of one core (CPU) or of the device. tokens: of all its trainings, padding included.
     """
 
     training_runs: int = 1
-    inference_streams: int = 1
+    inference_streams: float = 1
     rank: int | None = None
     seconds: float | None = None
     tokens: int | None = None

@@ -125,7 +125,7 @@ def _praise(best: _Candidate, home: str, target: str) -> str:
         else ""
     )
     price = procedure.price
-    streams = "one model answers" if price.inference_streams == 1 else f"{price.inference_streams} models answer"
+    streams = "one model answers" if price.inference_streams == 1 else f"{price.inference_streams:.3g} models answer"
     return (
         f"The best-supported mitigation is {best.name}: disagreement falls {' and '.join(parts)}; {moved}; {kept}{fallback}; "
         f"the price is {price.training_runs} training run{'s' * (price.training_runs != 1)} per model, and {streams} each prompt."

@@ -30,7 +30,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Source = Literal["init", "order", "dropout"]
 MergeMethod = Annotated[str, AfterValidator(check_method)]
-EnsembleMethod = Literal["probabilities", "logits", "token-vote", "vote"]
+EnsembleMethod = Literal["probabilities", "logits", "token-vote", "median", "gated", "vote", "mbr"]
+Similarity = Literal["exact", "edit", "chrf"]
 SHIFTS = ("typical", "near", "far")
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TAKEN = ("outcomes", "base")
@@ -57,6 +58,13 @@ def _answer_rule(rule: str) -> str:
     except re.error as error:
         raise ValueError(f"the pattern is broken: {error}") from None
     return rule
+
+
+def _weights(weights: str) -> str:
+    kind, _, suite = weights.partition(":")
+    if weights == "confidence" or kind == "accuracy" and suite:
+        return weights
+    raise ValueError("should be confidence, or accuracy:SUITE")
 
 
 def _observable(observable: str) -> str:
@@ -268,6 +276,12 @@ class Mitigation(_Model):
     """rank of a merged adapter: exact, that of the inputs, a number, or the least that keeps a share of the energy."""
     parameters: Annotated[dict[str, bool | int | float | str | None], Field(validate_default=True)] = {}
     """of the merge method, by the names that `merges.py` has; in a recipe they stand beside `k`."""
+    weights: Annotated[str, AfterValidator(_weights)] | None = None
+    """of the members of an ensemble: `accuracy:SUITE` (each by its accuracy there), or `confidence` in its answer (vote and mbr)."""
+    similarity: Similarity | None = None
+    """mbr: what makes two answers alike: the same text, few edits, or common character n-grams (chrf needs `ftk[chrf]`)."""
+    threshold: NonNegative | None = None
+    """gated: nats by which every token of the first member's answer must lead the next best, for it to answer alone."""
 
     @model_validator(mode="before")
     @classmethod
@@ -297,6 +311,17 @@ class Mitigation(_Model):
         return merge_parameters(method, parameters) if method else {}
 
     @model_validator(mode="after")
+    def _of_its_ensemble(self) -> Mitigation:
+        for key, method, needs in (("similarity", "mbr", "exact, edit or chrf"), ("threshold", "gated", "nats, such as 1.0")):
+            if (getattr(self, key) is not None) != (self.ensemble == method):
+                raise ValueError(f"`ensemble: {method}` goes with `{key}`: {needs}")
+        weighted = {"accuracy": ("probabilities", "logits", "token-vote", "vote", "mbr"), "confidence": ("vote", "mbr")}
+        if self.weights and self.ensemble not in weighted[self.weights.partition(":")[0]]:
+            known = ", ".join(weighted[self.weights.partition(":")[0]])
+            raise ValueError(f"`weights: {self.weights}` belongs to an ensemble by {known}")
+        return self
+
+    @model_validator(mode="after")
     def _one_kind(self) -> Mitigation:
         if (self.merge is None) == (self.ensemble is None):
             raise ValueError("a mitigation is either `merge: METHOD` or `ensemble: METHOD`, with `k`")
@@ -316,16 +341,18 @@ class Mitigation(_Model):
         parts = [self.method, *(f"{name}{value}" for name, value in self._shown())]
         if self.rank != "full":
             parts.append(f"rank-{self.rank}")
+        parts += [part for part in (self.similarity, self.weights) if part]
         return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join([*parts, f"k{self.k}"]))
 
     @property
     def title(self) -> str:
         """The method in words, without K: `ties, density 0.2`."""
         rank = [] if self.rank == "full" else [f"rank {self.rank}"]
-        return ", ".join([self.method, *(f"{name} {value}" for name, value in self._shown()), *rank])
+        chosen = [part for part in (self.similarity, self.weights) if part]
+        return ", ".join([self.method, *(f"{name} {value}" for name, value in self._shown()), *rank, *chosen])
 
     def _shown(self) -> list[tuple[str, str]]:
-        given = {name: value for name, value in self.parameters.items() if value is not None}
+        given = {name: value for name, value in ({"threshold": self.threshold} | self.parameters).items() if value is not None}
         return [(name, f"{value:.12g}" if type(value) is float else str(value)) for name, value in given.items()]
 
 
@@ -359,6 +386,16 @@ class Evaluation(_Model):
     """first-token candidates that are stored with their log-probabilities."""
     answer: Annotated[str, AfterValidator(_answer_rule)] = "text"
     """`text` (the whole text), `first-line`, `regex:PATTERN` (first group), or `embedded` (the embedded task's parser)."""
+    token_scores: bool = False
+    """store what every subject thinks of each token of the reference, and of `choices`: any ensemble can be scored from them later."""
+    choices: list[str] = []
+    """fixed continuations of every prompt, scored token by token."""
+
+    @model_validator(mode="after")
+    def _choices_are_scored(self) -> Evaluation:
+        if self.choices and not self.token_scores:
+            raise ValueError("'choices' are scored token by token: add `token_scores: true`")
+        return self
 
 
 class Zone(_Model):
@@ -483,6 +520,9 @@ class Recipe(Criteria):
             if mitigation.label in labels:
                 raise _at(("mitigations", i), f"{mitigation.label} is listed twice")
             labels.append(mitigation.label)
+            suite = (mitigation.weights or "").partition(":")[2]
+            if suite and suite not in self.data.suites:
+                raise _at(("mitigations", i, "weights"), f"names no suite{nearest(suite, [*self.data.suites])}")
             for name, condition in self.trained.items():  # of adapters that are given, the folders decide
                 if not condition.teacher and (needed := _trajectory(mitigation, condition)):
                     raise _at(("mitigations", i), f"add {needed} to condition {name!r}")
