@@ -81,6 +81,26 @@ def member(kind, path):
     return PeftModel.from_pretrained(tiny_model(kind), path).eval()
 
 
+@pytest.mark.parametrize("size", [4, 5])
+def test_the_rules_are_what_they_are_called(size):
+    rng = np.random.default_rng(size)
+    p_KV = rng.dirichlet(np.full(9, 0.5), size)
+    weight_K = rng.random(size)
+    w_K1 = (weight_K / weight_K.sum())[:, None]
+    votes_V = (w_K1 * (p_KV == p_KV.max(1, keepdims=True))).sum(0)
+    expected = {
+        "probabilities": (w_K1 * p_KV).sum(0),
+        "logits": np.prod(p_KV**w_K1, 0) / np.prod(p_KV**w_K1, 0).sum(),
+        "token-vote": (size * votes_V + (w_K1 * p_KV).sum(0) / 2) / (size + 0.5),
+        "median": np.exp(np.median(np.log(p_KV), 0)) / np.exp(np.median(np.log(p_KV), 0)).sum(),
+    }
+    log_GKNV = torch.tensor(np.log(p_KV))[None, :, None]
+    for name, p_V in expected.items():
+        rule = ENSEMBLES[name].rule
+        np.testing.assert_allclose(rule(log_GKNV, torch.tensor(weight_K)[None])[0, 0].exp(), p_V, rtol=1e-10)
+        torch.testing.assert_close(rule(log_GKNV.flip(1)), rule(log_GKNV))
+
+
 # -- as a Hugging Face model -------------------------------------------------------------------------------------------
 
 
@@ -203,6 +223,7 @@ def test_the_base_stays_as_it_was_and_its_weights_are_shared(world):
     doubled = Ensemble.from_adapters(tiny_model(kind), paths[:2]).to(torch.float64)
     torch.testing.assert_close(doubled(ids).logits.float(), one(ids).logits, atol=1e-5, rtol=1e-4)
     assert doubled(ids).logits.dtype == torch.float64 and not doubled.train().training
+    assert {m.A_RrI.dtype for m in doubled.modules() if isinstance(m, StackedLinear)} == {torch.float64}  # the adapters move with the base
 
 
 def test_what_is_no_ensemble_is_refused_in_one_line(world):
