@@ -679,7 +679,7 @@ def measure(job: Run) -> Results:
         stopped = [job.condition(name) for name in recipe.conditions if recipe.until_of(name)]
         notes = [stopping_note(folder) for folder in stopped if (folder / "stopping.json").is_file()]
         for design in designs:
-            for note in student_notes(recipe.conditions[design.name], design):
+            for note in student_notes(recipe.conditions[design.name], design, recipe.vary_of(design.name)):
                 job.console.note(note)
                 notes.append(note)
         command = f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}"
