@@ -14,9 +14,9 @@ from toolkit.adapters import read_adapter, write_adapter
 from toolkit.analyse import analyse
 from toolkit.data import read_rows
 from toolkit.population import RECORD, read_population, replica_folder, sha256_file, write_text
-from toolkit.recipe import parse_recipe
+from toolkit.recipe import Condition, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, TeacherDesign
-from toolkit.students import StudentsError
+from toolkit.students import StudentsError, student_notes
 
 RECIPE = """
 base: embedded
@@ -208,6 +208,21 @@ def test_several_students_of_a_group_are_no_independent_runs():
     found = next(s for s in student.sources if (s.shift, s.figure) == ("far", "accuracy"))
     assert found.parts["teachers"].value == pytest.approx(expected.parts["between"].value)
     assert found.parts["residual"].value == pytest.approx(expected.parts["residual"].value)
+
+
+def test_what_students_share_is_said():
+    """Randomness that all of them share cannot be seen in how they differ."""
+    teacher = {"condition": "lora", "merge": "mean", "k": 2}
+    for changes, vary, told in (
+        ({}, ["init", "order", "dropout"], []),
+        ({}, ["init", "order"], []),  # no dropout, nothing to hold
+        ({"dropout": 0.1}, ["init"], ["order and dropout are the same in all students"]),
+        ({"teacher": teacher | {"groups": "fixed"}}, [], ["init and order are the same in all", "all students learned from the same 2"]),
+    ):
+        condition = Condition.model_validate({"method": "distill", "teacher": teacher, **changes})
+        notes = student_notes(condition, ConditionDesign("s", [0, 1], everyone=[0, 1]), vary)
+        assert len(notes) == len(told) and all(part in note for part, note in zip(told, notes, strict=True))
+    assert student_notes(Condition(), ConditionDesign("s", [0, 1]), []) == []
 
 
 def test_replicas_are_pairs_only_if_they_had_the_same_teacher():

@@ -709,7 +709,8 @@ def measure(job: Run) -> Results:
         notes = [stopping_note(folder) for folder in stopped if (folder / "stopping.json").is_file()]
         notes += [f"{design.name}: {given_note(len(design.replicas))}" for design in designs if design.name in recipe.given]
         for design in designs:
-            for note in student_notes(recipe.trained[design.name], design) if design.name in recipe.trained else ():
+            own = recipe.trained.get(design.name)
+            for note in student_notes(own, design, recipe.vary_of(design.name)) if own else ():
                 job.console.note(note)
                 notes.append(note)
         command = f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}"

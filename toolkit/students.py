@@ -10,6 +10,7 @@ from toolkit.adapters import read_adapter
 from toolkit.population import groups, read_population
 from toolkit.recipe import Condition, Teacher
 from toolkit.results import ConditionDesign, MitigationDesign, Price, TeacherDesign
+from toolkit.seeds import SOURCES
 
 
 class StudentsError(ValueError):
@@ -85,17 +86,23 @@ def as_mitigation(students: ConditionDesign, k: int) -> MitigationDesign:
     return MitigationDesign(label, students.name, "distilled", k, members, students.price, students.name, students.replicas)
 
 
-def student_notes(condition: Condition, design: ConditionDesign) -> list[str]:
-    """What readers must know of students that are not each a run of the whole procedure."""
+def student_notes(condition: Condition, design: ConditionDesign, vary: Sequence[str]) -> list[str]:
+    """What readers must know of students that are not each a run of the whole procedure. vary: sources that differ between them."""
     teacher = condition.teacher
-    if teacher and teacher.groups == "fixed":
-        return [
+    if teacher is None:
+        return []
+    held = [source for source in SOURCES if source not in (*vary, *condition.crossed) and (source != "dropout" or condition.dropout)]
+    notes = (
+        [f"{design.name}: {' and '.join(held)} are the same in all students: what another draw adds is not in the figures"] if held else []
+    )
+    if teacher.groups == "fixed":
+        notes.append(
             f"{design.name}: all students learned from the same {teacher.k} replicas of {teacher.condition}; how they differ is what their "
             "own seeds add, not how two runs of the whole procedure differ"
-        ]
+        )
     if len(design.everyone) > len(design.replicas):
-        return [
+        notes.append(
             f"{design.name}: {len(design.everyone)} students of {len(design.replicas)} teacher groups; one of each group counts as a run, "
             "all of them where sources are told apart"
-        ]
-    return []
+        )
+    return notes
