@@ -28,8 +28,9 @@ from toolkit.statistics.arms import SMALLEST_P
 from toolkit.statistics.compare import collapsed
 from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_ratio
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import t_quantile
+from toolkit.statistics.intervals import t_quantile, two_way
 from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
+from toolkit.statistics.pairs import count_pairs, leave_one_out
 from toolkit.statistics.scaling import EXTRAPOLATE, MIN_BLOCKS, fit_disagreement, fit_floor, smallest_k
 from toolkit.statistics.subsets import partition_variance, subset_variance
 from toolkit.statistics.variance import distribution_variance_change, relative_spread, sd_difference, variance_contrast, variance_ratio
@@ -239,6 +240,21 @@ def test_no_disagreement_in_an_arm():
     assert population_ratio(b_RP, a_RP * 0).value is None and population_ratio(b_RP * 0, a_RP * 0).value is None
     same = population_difference(b_RP * 0, a_RP * 0)
     assert same.value == 0 and same.high == -same.low == pytest.approx(st.zero_event_bound(150)) and same.p == 1
+
+
+@pytest.mark.parametrize("cluster_P", [None, np.arange(40) // 3])
+def test_paired_arms_with_missing_cells_are_their_definition(cluster_P):
+    """The two-way jackknife of the difference per prompt; a prompt that has no pair left in one arm moves in neither."""
+    rng = np.random.default_rng(4)
+    b_RP, a_RP = (np.where(rng.random((7, 40)) < 0.6, -1, rng.integers(0, 3, (7, 40))) for _ in range(2))
+    used_P = ((b_RP >= 0).sum(axis=0) >= 2) & ((a_RP >= 0).sum(axis=0) >= 2)
+    pairs_b, pairs_a = count_pairs(b_RP[:, used_P]), count_pairs(a_RP[:, used_P])
+    left_RP = leave_one_out(pairs_b) - leave_one_out(pairs_a)
+    assert np.isnan(left_RP).any() and not np.isnan(left_RP).all()
+    clusters = np.arange(40) if cluster_P is None else cluster_P
+    half = two_way(pairs_b.d_P - pairs_a.d_P, left_RP, clusters[used_P]).half_width(0.95)
+    value = np.mean(pairs_b.d_P - pairs_a.d_P)
+    assert ends(population_difference(b_RP, a_RP, paired=True, cluster_P=cluster_P)) == pytest.approx((value, value - half, value + half))
 
 
 def test_one_flip_in_one_arm_is_no_change():

@@ -22,9 +22,9 @@ from toolkit.statistics.intervals import (
 )
 
 MIN_REPLICAS_SPREAD = 10
-# Where accuracies crowd towards 0 or 1, within so many standard deviations, a few runs far from it decide the spread, and the
-# interval was seen to cover 87 to 93 %, from this many replicas on about 93 % or more. The standard deviation is taken at the upper end of its
-# interval: a sample that happens to lack those few runs looks narrow, and so far from the end.
+# Where accuracies crowd towards 0 or 1, within so many standard deviations, a few runs far from it decide the spread: the interval
+# was seen to cover 87 to 93 % there, and about 93 % or more from this many replicas on. The standard deviation is taken at the upper end
+# of its interval: a sample that happens to lack those few runs looks narrow, and so far from the end.
 NEAR_THE_END, MIN_REPLICAS_SKEWED = 2.5, 200
 ROUNDING = 1e-12  # accuracies closer than this are equal, and so is what differs by this share of itself
 

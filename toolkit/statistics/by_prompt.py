@@ -1,10 +1,10 @@
 """On which prompts do two populations of runs differ? One exact test a prompt, runs as the unit; to be adjusted for their number."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.arrays import as_answers, as_marks, blocks, filled_rows, marks, same_prompts
 from toolkit.statistics.disagreement import prompt_disagreement
 
@@ -35,9 +35,9 @@ def disagreement_by_prompt(b_RP: np.ndarray, a_RP: np.ndarray, *, paired: bool =
     n_prompts = b_RP.shape[1]
     if min(len(b_RP), len(a_RP)) < 2:
         return PromptTests(*np.full((3, n_prompts), np.nan))
-    p_P = np.full(n_prompts, np.nan)
-    for at in blocks(len(b_RP) + len(a_RP), n_prompts):
-        p_P[at] = _p_values(_pairs_differ(b_RP[:, at]), _pairs_differ(a_RP[:, at]), paired)
+    places = blocks(len(b_RP) + len(a_RP), n_prompts)
+    counts = [_counts(_pairs_differ(b_RP[:, at]), _pairs_differ(a_RP[:, at]), paired) for at in places]
+    p_P = _p_values(np.concatenate(counts, axis=1), paired)
     return PromptTests(prompt_disagreement(b_RP), prompt_disagreement(a_RP), p_P)
 
 
@@ -50,15 +50,12 @@ def accuracy_by_prompt(b_RP: np.ndarray, a_RP: np.ndarray, *, paired: bool = Fal
     """
     b_RP, a_RP = as_marks(b_RP, "b_RP"), as_marks(a_RP, "a_RP")
     b_RP, a_RP = _alive(b_RP, a_RP, paired)
-    found = np.full((3, b_RP.shape[1]), np.nan)
+    b_P, a_P, counts = np.empty(b_RP.shape[1]), np.empty(b_RP.shape[1]), []
     for at in blocks(len(b_RP) + len(a_RP), b_RP.shape[1]):
         mark_b_RP, mark_a_RP = marks(b_RP[:, at]), marks(a_RP[:, at])
-        for row, mark_RP in enumerate((mark_b_RP, mark_a_RP)):
-            known_RP = np.isfinite(mark_RP)
-            n_P = known_RP.sum(axis=0)
-            found[row, at] = np.where(n_P > 0, np.where(known_RP, mark_RP, 0.0).sum(axis=0) / np.maximum(n_P, 1), np.nan)
-        found[2, at] = _p_values(mark_b_RP, mark_a_RP, paired)
-    return PromptTests(*found)
+        b_P[at], a_P[at] = prompt_means(mark_b_RP, [])[0], prompt_means(mark_a_RP, [])[0]
+        counts.append(_counts(mark_b_RP, mark_a_RP, paired))
+    return PromptTests(b_P, a_P, _p_values(np.concatenate(counts, axis=1), paired))
 
 
 def _alive(b_RP: np.ndarray, a_RP: np.ndarray, paired: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -77,31 +74,46 @@ def _pairs_differ(answer_RP: np.ndarray) -> np.ndarray:
     return np.where((one_JP >= 0) & (other_JP >= 0), (one_JP != other_JP).astype(np.float64), np.nan)
 
 
-def _p_values(b_JP: np.ndarray, a_JP: np.ndarray, paired: bool) -> np.ndarray:
-    """Exact p-values of "as often 1 in b as in a", from 1, 0 and nan; marks between 0 and 1 count as right from 0.5 on."""
+def _counts(b_JP: np.ndarray, a_JP: np.ndarray, paired: bool) -> np.ndarray:
+    """What a test needs of 1, 0 and nan (marks between 0 and 1 count as 1 from 0.5 on): [count, prompt].
+
+    How many are known in b and in a, and how many of them are 1; paired: known in both, 1 in b alone, 1 in a alone.
+    """
+    known_b, known_a = np.isfinite(b_JP), np.isfinite(a_JP)
     if paired:
-        known_JP = np.isfinite(b_JP) & np.isfinite(a_JP)
-        more_P = np.sum(known_JP & (b_JP >= 0.5) & (a_JP < 0.5), axis=0)
-        less_P = np.sum(known_JP & (b_JP < 0.5) & (a_JP >= 0.5), axis=0)
-        return np.where(known_JP.any(axis=0), _mcnemar(more_P, less_P), np.nan)
-    counts = []
-    for x_JP in (b_JP, a_JP):
-        one_P = np.sum(x_JP >= 0.5, axis=0)
-        counts += [one_P, np.sum(np.isfinite(x_JP), axis=0) - one_P]
-    table_P4, prompt_P = np.unique(np.stack(counts, axis=1), axis=0, return_inverse=True)
-    return np.array(list(_fisher(table_P4)))[prompt_P.reshape(-1)]
+        both = known_b & known_a
+        columns = both, both & (b_JP >= 0.5) & (a_JP < 0.5), both & (b_JP < 0.5) & (a_JP >= 0.5)
+    else:
+        columns = known_b, known_a, b_JP >= 0.5, a_JP >= 0.5
+    return np.stack([np.sum(column, axis=0) for column in columns])
 
 
-def _mcnemar(more_P: np.ndarray, less_P: np.ndarray) -> np.ndarray:
-    from scipy.stats import binom
+def _p_values(counts: np.ndarray, paired: bool) -> np.ndarray:
+    """Exact p-values of "as often 1 in b as in a"."""
+    if paired:
+        from scipy.stats import binom
 
-    return np.minimum(1.0, 2 * binom.cdf(np.minimum(more_P, less_P), more_P + less_P, 0.5))
+        known_P, more_P, less_P = counts
+        mcnemar_P = np.minimum(1.0, 2 * binom.cdf(np.minimum(more_P, less_P), more_P + less_P, 0.5))
+        return np.where(known_P > 0, mcnemar_P, np.nan)
+    known_b, known_a, ones_b, ones_a = counts
+    margins, prompt_P = np.unique(np.stack([known_b, known_a, ones_b + ones_a], axis=1), axis=0, return_inverse=True)
+    p_P = np.full(len(ones_b), np.nan)
+    for m, (n_b, n_a, ones) in enumerate(margins.tolist()):
+        if n_b and n_a:
+            at = prompt_P.reshape(-1) == m
+            p_P[at] = _fisher(n_b, n_a, ones)[ones_b[at] - max(0, ones - n_a)]
+    return p_P
 
 
-def _fisher(tables: np.ndarray) -> Iterable[float]:
-    """Each row: ones and zeros of b, ones and zeros of a."""
-    from scipy.stats import fisher_exact
+def _fisher(n_b: int, n_a: int, ones: int) -> np.ndarray:
+    """Fisher's exact test of every table with these margins, by how many of the `ones` are in b, from the fewest that can be.
 
-    for ones_b, zeros_b, ones_a, zeros_a in tables.tolist():
-        known = ones_b + zeros_b and ones_a + zeros_a
-        yield fisher_exact([[ones_b, zeros_b], [ones_a, zeros_a]]).pvalue if known else np.nan  # type: ignore[attr-defined]
+    All tables that are no likelier than the one at hand, as in `scipy.stats.fisher_exact`, which takes a table at a time.
+    """
+    from scipy.stats import hypergeom
+
+    likely_X = hypergeom.pmf(np.arange(max(0, ones - n_a), min(n_b, ones) + 1), n_b + n_a, ones, n_b)
+    order = np.argsort(likely_X)
+    sums = np.concatenate([[0.0], np.cumsum(likely_X[order])])
+    return np.minimum(1.0, sums[np.searchsorted(likely_X[order], likely_X * (1 + 1e-7), side="right")])

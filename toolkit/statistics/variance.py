@@ -30,6 +30,8 @@ def variance_ratio(score_b: np.ndarray, score_a: np.ndarray, *, paired: bool = F
     Conclusive: at least MIN_RUNS runs per arm (below, the interval was seen to miss too often when single runs are
     far off; MIN_RUNS_ODD where some are, see `far_from_median`), no run without a score, and an interval on one side of 1 or
     inside [0.8, 1.25]. A ratio of variances says nothing about its size: `sd_difference` belongs beside it.
+    Of failed runs that an arm lacks by chance no sample tells: with 5 % of them, six standard deviations off, 38 % of the comparisons
+    of 30 runs have an arm without any, and the interval misses in these alone more often than it says.
     Raises ValueError for other shapes, fewer than two runs in an arm, or paired arms of different length.
     """
 
