@@ -25,7 +25,7 @@ import numpy as np
 from worlds import CLASSES, simulate
 from worlds.sweeps import SWEEPS, Settings
 
-MOST_ANSWERS = 1_000_000  # replicas x prompts of one population: beyond, a cell costs more than it teaches
+MOST_ANSWERS = 5_000_000  # replicas x prompts of one population: the largest of the grid
 ANSWERS, FEWEST, MOST = 30_000_000, 200, 1000  # answers simulated for a cell of the full study; bounds of its repetitions
 QUICK_REPETITIONS = 200
 
@@ -51,9 +51,11 @@ class Cell(NamedTuple):
 
     @property
     def unseen(self) -> float:
-        """Probability that no failed run is among the replicas, where nobody marks them."""
-        garbage = float(self.settings.get("garbage", 0.0))
-        return (1 - garbage) ** int(self.settings["replicas"]) if garbage else 0.0
+        """Probability that no failed run is among the replicas of an arm, where nobody marks them."""
+        two_arms = self.settings.get("draw") == "failures"
+        rate = 0.05 if two_arms else float(self.settings.get("garbage", 0.0))
+        nowhere = (1 - rate) ** int(self.settings["replicas"]) if rate else 0.0
+        return 1 - (1 - nowhere) ** 2 if two_arms else nowhere
 
 
 def words(settings: Settings) -> str:
