@@ -114,18 +114,29 @@ def seconds_of(cell: Cell, repetitions: int) -> float:
     return ready - start + repetitions * (time.perf_counter() - ready)
 
 
-def measure_all(jobs: list[tuple[Cell, int]], workers: int) -> list[dict]:
-    """Rows in the order of the jobs, whatever the number of processes. The longest begin first."""
-    seconds = [seconds_of(*job) for job in jobs]
-    print(f"{len(jobs)} cells, about {sum(seconds) / workers / 60:.1f} minutes on {workers} processes", file=sys.stderr, flush=True)
-    rows: dict[int, dict] = {}
+def measure_all(jobs: list[tuple[Cell, int]], workers: int, kept: Path | None = None) -> list[dict]:
+    """Rows in the order of the jobs, whatever the number of processes. The longest begin first.
+
+    kept: a file of the rows that an interrupted study has finished, one JSON document a line; those are not computed again.
+    """
+    found = [json.loads(line) for line in kept.read_text().splitlines()] if kept and kept.exists() else []
+    known = {(row["statistic"], words(row["world"]), row["repetitions"]): row for row in found}
+    rows = {j: known[key] for j, (cell, n) in enumerate(jobs) if (key := (cell.statistic, words(cell.settings), n)) in known}
+    seconds = {j: seconds_of(*job) for j, job in enumerate(jobs) if j not in rows}
+    print(
+        f"{len(seconds)} cells, about {sum(seconds.values()) / workers / 60:.1f} minutes on {workers} processes",
+        file=sys.stderr,
+        flush=True,
+    )
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        order = sorted(range(len(jobs)), key=lambda j: -seconds[j])
-        futures = {pool.submit(measure, *jobs[j]): j for j in order}
-        for done, future in enumerate(as_completed(futures), 1):
+        futures = {pool.submit(measure, *jobs[j]): j for j in sorted(seconds, key=lambda j: -seconds[j])}
+        for future in as_completed(futures):
             row = rows[futures[future]] = future.result()
+            if kept:
+                with open(kept, "a") as file:
+                    file.write(json.dumps(row) + "\n")
             title = jobs[futures[future]][0].title
-            print(f"{done}/{len(jobs)} {row['class']:12s} {row['coverage']} {title}", file=sys.stderr, flush=True)
+            print(f"{len(rows)}/{len(jobs)} {row['class']:12s} {row['coverage']} {title}", file=sys.stderr, flush=True)
     return [rows[j] for j in range(len(jobs))]
 
 
@@ -177,18 +188,20 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="NAME", help="one statistic, or all whose name contains NAME")
     parser.add_argument("--repetitions", type=int, help="samples per cell, in place of the study's own number")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes; the figures do not depend on it")
-    parser.add_argument("--out", type=Path, help="one row for each cell, as JSON")
+    parser.add_argument("--out", type=Path, help="one row for each cell, as JSON; run it again after an interruption, and it goes on")
     arguments = parser.parse_args()
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # read by the workers when they start
     start = time.perf_counter()
     jobs = [(cell, arguments.repetitions or repetitions_of(cell, arguments.study)) for cell in cells(arguments.study, arguments.only)]
     if not jobs:
         parser.error(f"no statistic is called {arguments.only!r}; there are: {', '.join(SWEEPS)}")
-    rows = measure_all(jobs, arguments.workers)
+    kept = arguments.out.with_suffix(".unfinished.jsonl") if arguments.out else None
+    rows = measure_all(jobs, arguments.workers, kept)
     found = summary(arguments.study, rows, time.perf_counter() - start)
     if arguments.out:
         lines = ",\n".join(json.dumps(row) for row in rows)
         arguments.out.write_text(f'{{"summary": {json.dumps(found)},\n"classes": {json.dumps(CLASSES)},\n"cells": [\n{lines}\n]}}\n')
+        kept.unlink(missing_ok=True)
     print(markdown(rows))
     print(json.dumps(found))
 
