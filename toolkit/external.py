@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.adapters import adapter_paths, read_adapter
-from toolkit.adopt import duplicates, same_weights
-from toolkit.base import EMBEDDED
+from toolkit.adopt import check_base, duplicates, linear_shapes, same_weights
+from toolkit.base import EMBEDDED, load_base
+from toolkit.basin import Basin, look
+from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.evaluate import Subject
 from toolkit.measure import read_prompts, save_design
 from toolkit.merge import merge_adapters
@@ -73,6 +75,45 @@ def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
     return found
 
 
+def basins(sources: Sequence[Path], *, prompts: Sequence[str], base: str | None = None, k: int | None = None) -> list[tuple[Path, Basin]]:
+    """Whether the members of each population lie in one basin, on prompts that have references.
+
+    Raises RunError, AdapterError, BaseError, BasinError or DataError in one line.
+    """
+    collections = _collections(sources)
+    known = _recipe_around(sources)
+    loaded = load_base(base or _base_of(known, collections), known.dtype if known else "float32")
+    chat = known is not None and bool(known.data.train) and is_chat(read_rows(known.data.train), known.data.format)
+    asked = [prompt for source in prompts for prompt in read_suite(source, name=_suite_name(source), chat=chat)]
+    shape_of = linear_shapes(loaded)
+    found = []
+    for folder, paths in collections:
+        adapters = [read_adapter(path) for path in paths]
+        for adapter in adapters:
+            check_base(adapter, loaded, shape_of)
+        found.append((folder, look(adapters, loaded, asked, k=k)))
+    return found
+
+
+def _recipe_around(sources: Sequence[Path]) -> Recipe | None:
+    """The recipe of the run that one of the sources is, or is a condition of."""
+    home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
+    return open_folder(home) if home else None
+
+
+def _base_of(known: Recipe | None, collections: Sequence[tuple[Path, list[Path]]]) -> str:
+    first = collections[0][1][0]
+    base = (known.base if known else None) or read_adapter(first).base
+    if not base:
+        raise RunError(f"{first}: does not say its base model; name it with --base")
+    return "embedded" if base == str(EMBEDDED) else base
+
+
+def _suite_name(prompts: str) -> str:
+    shift = prompts.rpartition(":")[2]
+    return shift if shift in SHIFTS else re.sub(r"[^A-Za-z0-9._-]", "-", Path(prompts).stem)
+
+
 def evaluate_subjects(
     sources: Sequence[Path],
     *,
@@ -100,19 +141,13 @@ def evaluate_subjects(
             "--prompts SUITE says what to ask: a .jsonl, .csv or .parquet file, or embedded:typical, embedded:near, embedded:far"
         )
     collections = _collections(sources)
-    home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
-    known = open_folder(home) if home else None
-    base = base or (known.base if known else None) or read_adapter(collections[0][1][0]).base
-    if not base:
-        raise RunError(f"{collections[0][1][0]}: does not say its base model; name it with --base")
-    if base == str(EMBEDDED):
-        base = "embedded"
+    known = _recipe_around(sources)
+    base = base or _base_of(known, collections)
     evaluation = known.evaluation if known else Evaluation()
     changes = {"answer": answer_rule, "max_new_tokens": max_new_tokens}
     evaluation = Evaluation.model_validate(evaluation.model_dump() | {key: value for key, value in changes.items() if value})
     names = [folder.name if len(collections) > 1 else "adapters" for folder, _ in collections]
-    shift = prompts.rpartition(":")[2]
-    suite = shift if shift in SHIFTS else re.sub(r"[^A-Za-z0-9._-]", "-", Path(prompts).stem)
+    suite = _suite_name(prompts)
     recipe = Recipe(
         name="evaluate",
         base=base,

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 import toolkit
-from toolkit.cli.terminal import as_json, console, errors, load_recipe, out_option, print_json, without_network, workers_option
+from toolkit.cli.terminal import (
+    GATE_SAID_NO,
+    as_json,
+    console,
+    errors,
+    load_recipe,
+    out_option,
+    print_json,
+    without_network,
+    workers_option,
+)
 
 
 @click.command()
@@ -102,6 +113,10 @@ def train_replicas(
 @click.option("--rank", default="full", show_default=True, help="full (exact), same, a number, or energy=0.99.")
 @click.option("--density", type=click.FloatRange(0, 1, min_open=True), help="ties: share of the entries that is kept.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the merged adapter (or of the groups).")
+@click.option(
+    "--guard", multiple=True, help="Suite with references: warn before writing where averaging raises its loss (see `ftk basin`)."
+)
+@click.option("--strict", is_flag=True, help="With --guard: write nothing and exit with code 3 instead of a warning.")
 @as_json
 def merge(
     sources: tuple[Path, ...],
@@ -111,6 +126,8 @@ def merge(
     rank: str,
     density: float | None,
     out: Path | None,
+    guard: tuple[str, ...],
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Merge replicas in delta space, all or in groups.
@@ -123,6 +140,8 @@ def merge(
         from toolkit import external
 
         parameters = {} if density is None else {"density": density}
+        if guard and warned(sources, guard, k) and strict:
+            sys.exit(GATE_SAID_NO)
         try:
             reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters)
         except ValueError as error:  # a method, parameter or rank that there is not
@@ -190,6 +209,17 @@ def report(folder: Path, as_json: bool) -> None:
             raise click.UsageError(f"{folder}: no results.json; `ftk run RECIPE --out {folder}` makes one")
         path = write_report(folder)
         print_json({"report": str(path)}) if as_json else click.echo(path)
+
+
+def warned(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None) -> bool:
+    """Ask the guard before a merge is written; say on stderr what speaks against it."""
+    from toolkit import external
+
+    found = external.basins(sources, prompts=prompts, k=k)
+    for folder, one in found:
+        for reason in one.reasons or ["no barrier on these prompts"]:
+            click.echo(f"guard: {folder}: {one.verdict}: {reason}", err=True)
+    return any(one.verdict == "warn" for _, one in found)
 
 
 # -- what the options say ------------------------------------------------------------------------------------------------
