@@ -3,16 +3,21 @@
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
 
-from toolkit import pipeline, preview
+from toolkit import cli, pipeline, preview
 from toolkit.adapters import AdapterError, adapter_paths, read_adapter
 from toolkit.adopt import adopt, find_adapters
 from toolkit.base import load_base
+from toolkit.compatibility import check_adapter
+from toolkit.merge import merge_adapters
 from toolkit.population import read_population, replica_folder
 from toolkit.recipe import RecipeError, load_recipe, parse_recipe
 
@@ -208,3 +213,97 @@ def test_paths_count_from_the_recipe(foreign, tmp_path, monkeypatch):
     assert len(find_adapters(recipe.given["mine"].adapters)) == 4
     again = parse_recipe(pipeline.dump_recipe(recipe))
     assert again.given == recipe.given and again.trained == {}
+
+
+# -- who can load it ---------------------------------------------------------------------------------------------------
+
+OLD_KEYS = """
+    peft_type auto_mapping base_model_name_or_path revision task_type inference_mode loftq_bits loftq_iter r target_modules lora_alpha
+    lora_dropout fan_in_fan_out bias use_rslora modules_to_save init_lora_weights layers_to_transform layers_pattern rank_pattern
+    alpha_pattern megatron_config megatron_core loftq_config
+""".split()
+"""of LoraConfig in peft 0.8.2 (February 2024), which fails on others"""
+
+
+def verdicts(folder: Path) -> dict[str, bool]:
+    return {one.target: one.ok for one in check_adapter(folder)}
+
+
+def test_what_peft_and_ftk_write_loads_everywhere(tmp_path):
+    path = by_peft(tmp_path / "a", 0)
+    assert set(verdicts(path).values()) == {True}
+    merge_adapters([path, by_peft(tmp_path / "b", 1, r=4, use_rslora=True)], tmp_path / "out", method="mean")
+    assert set(verdicts(tmp_path / "out").values()) == {True}
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert set(config) <= set(OLD_KEYS)
+
+
+ALL = {"peft", "vllm", "llama.cpp", "lm-eval", "ftk"}
+REFUSALS = [
+    ({"use_rslora": True}, {}, {"llama.cpp"}),
+    ({"alpha_pattern": {"v_proj": 32}}, {}, {"llama.cpp"}),
+    ({"rank_pattern": {"v_proj": 4}}, {}, set()),
+    ({"use_dora": True}, {}, {"vllm", "llama.cpp", "ftk"}),
+    ({"modules_to_save": ["lm_head"]}, {}, {"vllm", "llama.cpp", "ftk"}),
+    ({"lora_bias": True}, {}, {"vllm", "llama.cpp", "ftk"}),
+    ({"target_modules": ["embed_tokens"]}, {}, {"ftk"}),
+    ({"init_lora_weights": "pissa"}, {}, {"vllm", "llama.cpp", "ftk"}),
+    ({}, {"r": 3}, ALL - {"vllm"}),  # configuration and tensors disagree
+    ({}, {"target_modules": None}, {"vllm"}),
+    ({}, {"peft_type": "NEWER"}, ALL),
+    ({}, {"bias": "all"}, {"vllm"}),
+]
+
+
+@pytest.mark.parametrize(("config", "edits", "refuse"), REFUSALS)
+def test_what_refuses_which_adapter(tmp_path, config, edits, refuse):
+    path = by_peft(tmp_path / "a", 0, **config)
+    edit(path, **edits)
+    found = check_adapter(path)
+    assert {one.target for one in found if not one.ok} == refuse
+    assert all(one.because and one.fix and "{" not in one.fix for one in found if not one.ok)
+    loads = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            peft.PeftModel.from_pretrained(fresh_base(), path)
+    except (KeyError, RuntimeError, ValueError):
+        loads = False
+    assert loads == ("peft" not in refuse) or edits == {"target_modules": None}  # peft then takes its defaults
+
+
+def test_what_mends_a_refusal_mends_it(tmp_path):
+    path = by_peft(tmp_path / "a", 0, use_rslora=True, alpha_pattern={"v_proj": 32})
+    merge_adapters([path], tmp_path / "new", method="mean")
+    assert set(verdicts(tmp_path / "new").values()) == {True}
+    wide = by_peft(tmp_path / "wide", 0, r=520)
+    assert [one.because for one in check_adapter(wide, ("vllm",))] == ["rank 520 is above its largest, 512"]
+    merge_adapters([wide], tmp_path / "cut", method="mean", rank=64)
+    assert "--max-lora-rank 64 " in check_adapter(tmp_path / "cut", ("vllm",))[0].command
+
+
+def test_the_lines_to_type(tmp_path):
+    path = by_peft(tmp_path / "my adapter", 0, r=9)
+    edit(path, base_model_name_or_path="org/model")
+    line = {one.target: one.command for one in check_adapter(path)}
+    assert line["vllm"] == f"vllm serve org/model --enable-lora --max-lora-rank 16 --lora-modules 'my adapter={path}'"
+    assert line["llama.cpp"] == f"python convert_lora_to_gguf.py '{path}' --base-model-id org/model"
+    assert line["lm-eval"] == f"lm_eval --model hf --model_args 'pretrained=org/model,peft={path}' --tasks TASK"
+
+
+def test_old_weights_are_read_as_they_are(tmp_path):
+    path = by_peft(tmp_path / "a", 0)
+    torch.save(load_file(path / "adapter_model.safetensors"), path / "adapter_model.bin")
+    (path / "adapter_model.safetensors").unlink()
+    assert verdicts(path) == {name: name != "ftk" for name in ("peft", "vllm", "llama.cpp", "lm-eval", "ftk")}
+
+
+def test_check_adapter_as_a_command(tmp_path):
+    path = by_peft(tmp_path / "a", 0, use_rslora=True)
+    result = CliRunner().invoke(cli.main, ["check-adapter", str(path)])
+    assert result.exit_code == cli.GATE_SAID_NO and result.stdout.count("\n") == 5
+    assert "llama.cpp refused  it scales by alpha / rank alone" in result.stdout and "vllm      OK       vllm serve" in result.stdout
+    result = CliRunner().invoke(cli.main, ["check-adapter", str(path), "--for", "vllm", "--json"])
+    assert result.exit_code == cli.DONE and [one["target"] for one in json.loads(result.stdout)["targets"]] == ["vllm"]
+    assert CliRunner().invoke(cli.main, ["check-adapter", str(tmp_path)]).exit_code == cli.BAD_INPUT
+    assert CliRunner().invoke(cli.main, ["check-adapter", str(path), "--for", "tgi"]).exit_code == cli.BAD_INPUT

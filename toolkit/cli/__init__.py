@@ -29,6 +29,7 @@ for _command in (
     instrument.plan,
     instrument.gate,
     adapters.basin,
+    adapters.check_adapter,
     before.init,
     before.check,
     before.doctor,

@@ -36,3 +36,27 @@ def basin(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None, ba
             click.echo("\n\n".join(f"{folder}: {basin_text(one)}" for folder, one in found))
     if strict and any(one.verdict == "warn" for _, one in found):
         sys.exit(GATE_SAID_NO)
+
+
+@click.command("check-adapter")
+@click.argument("folder", metavar="ADAPTER", type=click.Path(path_type=Path))
+@click.option("--for", "targets", multiple=True, help="Only this tool: peft, vllm, llama.cpp, lm-eval or ftk (may be repeated).")
+@as_json
+def check_adapter(folder: Path, targets: tuple[str, ...], as_json: bool) -> None:
+    """What peft, vLLM, llama.cpp and lm-eval do with an adapter.
+
+    Exit code 3: one of them refuses it or would compute something else; 2: it cannot be read.
+    """
+    with errors():
+        from toolkit import compatibility
+
+        if unknown := [name for name in targets if name not in compatibility.TARGETS]:
+            raise click.UsageError(f"--for {unknown[0]!r}: known are {', '.join(compatibility.TARGETS)}")
+        found = compatibility.check_adapter(folder, targets)
+        if as_json:
+            print_json({"adapter": str(folder), "targets": compatibility.to_plain(found)})
+        else:
+            for one in found:
+                click.echo(f"{one.target:<10}" + (f"OK       {one.command}" if one.ok else f"refused  {one.because}; {one.fix}"))
+    if not all(one.ok for one in found):
+        sys.exit(GATE_SAID_NO)
