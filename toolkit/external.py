@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit import mergekit_yaml
 from toolkit.adapters import adapter_paths, read_adapter
 from toolkit.adopt import check_base, duplicates, linear_shapes, same_weights
 from toolkit.base import EMBEDDED, load_base
@@ -21,6 +22,7 @@ from toolkit.pipeline import (
     answer,
     answer_units,
     conclude,
+    describe_merge,
     evaluate,
     measure,
     merge,
@@ -47,9 +49,19 @@ def merge_sources(
         for g, group in enumerate(members):
             target = home / f"g{g:03d}" if k or out is None else home
             report = merge_adapters([paths[i] for i in group], target, method=method, rank=rank, **parameters)
+            describe_merge(target)
             found = {"out": str(target), "method": method, "k": size, "rank": report.rank, "energy": report.energy, "sha256": report.sha256}
             reports.append(found)
     return reports
+
+
+def merge_request(path: Path, *, rank: str, out: Path) -> tuple[dict[str, Any], list[str]]:
+    """Merge as a mergekit file asks; return the record and what of the file is not used. Raises RecipeError or AdapterError in one line."""
+    asked = mergekit_yaml.read_request(path)
+    report = merge_adapters(asked.adapters, out, method=asked.method, rank=rank, weights=asked.weights, base=asked.base, **asked.parameters)
+    describe_merge(out)
+    found = {"out": str(out), "method": asked.method, "k": len(asked.adapters), "rank": report.rank, "energy": report.energy}
+    return found | {"sha256": report.sha256}, asked.notes
 
 
 def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:

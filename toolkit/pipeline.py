@@ -19,11 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from toolkit import environment, seeds
+from toolkit import environment, mergekit_yaml, seeds
 from toolkit.adapters import CONFIG, WEIGHTS, read_adapter
 from toolkit.adopt import adopt, check_base, find_adapters, linear_shapes
 from toolkit.analyse import OutcomeTable
 from toolkit.base import Base, load_base
+from toolkit.card import write_card
 from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, read_rows
 from toolkit.engines import LocalEngine, Progress
 from toolkit.ensemble import ENSEMBLES, vote
@@ -85,7 +86,10 @@ def run(recipe: Recipe, folder: Path, *, workers: int | None = None, console: Co
             train(job, name)
         merge(job)
         evaluate(job)
-        return measure(job)
+        results = measure(job)
+        for record in sorted(folder.glob("*/merged/*/*/merge.json")):
+            write_card(record.parent)
+        return results
 
 
 @contextmanager
@@ -479,6 +483,14 @@ def merged_folder(folder: Path, label: str, group: int) -> Path:
 
 def _merge_unit(unit: MergeUnit, progress: Progress) -> None:
     merge_adapters(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **dict(unit.parameters))
+    describe_merge(unit.out)
+
+
+def describe_merge(folder: Path) -> None:
+    """A card and, where mergekit can say it, its YAML beside a merged adapter."""
+    write_card(folder)
+    if text := mergekit_yaml.config_of(folder):
+        write_text(folder / mergekit_yaml.NAME, text)
 
 
 def _is_merged(unit: MergeUnit) -> bool:

@@ -30,6 +30,7 @@ for _command in (
     instrument.gate,
     adapters.basin,
     adapters.check_adapter,
+    adapters.card,
     before.init,
     before.check,
     before.doctor,

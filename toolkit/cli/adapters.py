@@ -60,3 +60,15 @@ def check_adapter(folder: Path, targets: tuple[str, ...], as_json: bool) -> None
                 click.echo(f"{one.target:<10}" + (f"OK       {one.command}" if one.ok else f"refused  {one.because}; {one.fix}"))
     if not all(one.ok for one in found):
         sys.exit(GATE_SAID_NO)
+
+
+@click.command()
+@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@as_json
+def card(folders: tuple[Path, ...], as_json: bool) -> None:
+    """Write the model card of a run or a merged adapter."""
+    with errors():
+        from toolkit.card import write_card
+
+        paths = [str(write_card(folder)) for folder in folders]
+        print_json({"cards": paths}) if as_json else click.echo("\n".join(paths))

@@ -106,8 +106,11 @@ def train_replicas(
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--method", required=True, help="mean, swa, ema or ties.")
+@click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--method", help="mean, swa, ema or ties.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Instead of sources and a method: mergekit's YAML."
+)
 @click.option("--groups", "k", type=click.IntRange(1), help="Merge disjoint groups of K replicas.")
 @click.option("--all", "merge_all", is_flag=True, help="Merge everything into one adapter (the default).")
 @click.option("--rank", default="full", show_default=True, help="full (exact), same, a number, or energy=0.99.")
@@ -120,7 +123,8 @@ def train_replicas(
 @as_json
 def merge(
     sources: tuple[Path, ...],
-    method: str,
+    method: str | None,
+    config: Path | None,
     k: int | None,
     merge_all: bool,
     rank: str,
@@ -139,6 +143,12 @@ def merge(
             raise click.UsageError("--groups and --all exclude each other")
         from toolkit import external
 
+        if config:
+            reports = [_as_mergekit(config, sources, method or k or density or guard, rank, out)]
+            _show_merges(reports, as_json)
+            return
+        if not sources or not method:
+            raise click.UsageError("name folders of adapters and a --method, or a --config of mergekit")
         parameters = {} if density is None else {"density": density}
         if guard and warned(sources, guard, k) and strict:
             sys.exit(GATE_SAID_NO)
@@ -146,13 +156,7 @@ def merge(
             reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters)
         except ValueError as error:  # a method, parameter or rank that there is not
             raise click.UsageError(str(error)) from error
-        if as_json:
-            print_json({"merged": reports})
-            return
-        for report in reports:
-            click.echo(
-                f"{report['out']}: {report['method']} of {report['k']} adapters, rank {report['rank']}, energy kept {report['energy']:.4f}"
-            )
+        _show_merges(reports, as_json)
 
 
 @click.command()
@@ -209,6 +213,27 @@ def report(folder: Path, as_json: bool) -> None:
             raise click.UsageError(f"{folder}: no results.json; `ftk run RECIPE --out {folder}` makes one")
         path = write_report(folder)
         print_json({"report": str(path)}) if as_json else click.echo(path)
+
+
+def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json({"merged": reports})
+        return
+    for report in reports:
+        click.echo(
+            f"{report['out']}: {report['method']} of {report['k']} adapters, rank {report['rank']}, energy kept {report['energy']:.4f}"
+        )
+
+
+def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: str, out: Path | None) -> dict[str, Any]:
+    if sources or others:
+        raise click.UsageError("--config says what is merged and how; only --rank and --out go with it")
+    from toolkit import external
+
+    report, notes = external.merge_request(config, rank=rank, out=out or config.with_name("merged"))
+    for note in notes:
+        click.echo(note, err=True)
+    return report
 
 
 def warned(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None) -> bool:
