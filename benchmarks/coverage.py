@@ -25,7 +25,7 @@ import numpy as np
 from worlds import CLASSES, simulate
 from worlds.sweeps import SWEEPS, Settings
 
-MOST_ANSWERS = 5_000_000  # replicas x prompts of one population: the largest of the grid
+MOST_ANSWERS = 1_000_000  # replicas x prompts of one population: beyond, a cell costs more than it teaches
 ANSWERS, FEWEST, MOST = 30_000_000, 200, 1000  # answers simulated for a cell of the full study; bounds of its repetitions
 QUICK_REPETITIONS = 200
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+OLD_WEIGHTS = "adapter_model.bin"
 PREFIX = "base_model.model."
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -184,7 +185,7 @@ def read_adapter(path: str | Path) -> Adapter:
         if not match:
             raise AdapterError(f"{path}: tensor {key!r} is not a LoRA factor of a linear layer; {_fix(key)}")
         names.setdefault(match[1], {})[match[2]] = shape
-    modules = {name: _module(path, config, name, names[name]) for name in sorted(names)}
+    modules = {name: module_of(path, config, name, names[name]) for name in sorted(names)}
     return Adapter(path, config, _shared(tuple(modules.items())), _shared(tuple(places.items())), stamp)
 
 
@@ -288,14 +289,36 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_files(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Configuration, and shape of every tensor, of any PEFT folder as it is. Raises AdapterError only for what cannot be read."""
+    path = Path(path)
+    config = _read_json(path)
+    if (path / WEIGHTS).is_file() or not (path / OLD_WEIGHTS).is_file():
+        return config, {key: place.shape for key, place in _read_places(path)[0].items()}
+    import torch
+
+    try:
+        tensors = torch.load(path / OLD_WEIGHTS, map_location="meta", weights_only=True)
+        return config, {str(name): tuple(tensor.shape) for name, tensor in tensors.items()}
+    except Exception as error:  # a pickle fails in whatever way it likes
+        raise AdapterError(f"{path}: {OLD_WEIGHTS} is damaged ({' '.join(str(error).split())[:100]}); save it as safetensors") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = _json((path / CONFIG).read_text())
     except FileNotFoundError:
         raise AdapterError(f"{path}: no {CONFIG}; name a PEFT adapter folder") from None
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: {CONFIG} cannot be read ({error}); save the adapter again") from None
-    tuner = config.get("peft_type") if isinstance(config, dict) else None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path}: {CONFIG} is no block of keys; save the adapter again")
+    return config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = _read_json(path)
+    tuner = config.get("peft_type")
     if tuner != "LORA":
         raise AdapterError(f"{path}: peft_type is {tuner}, only LORA can be treated exactly; train it again with LoRA")
     for key, value in config.items():
@@ -359,7 +382,7 @@ def _tensor(file: Any, place: Place) -> "Tensor":
     return tensor
 
 
-def _module(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
+def module_of(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
     """Rank and scale as PEFT resolves them: the first pattern that matches the name from some component to its end."""
     if set(shapes) != {"A", "B"}:
         raise AdapterError(f"{path}: {name} has only lora_{''.join(shapes)}; save the adapter again")

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit import environment
+from toolkit import environment, mergekit_yaml
 from toolkit.adapters import adapter_paths, read_adapter
-from toolkit.adopt import duplicates, same_weights
+from toolkit.adopt import check_base, duplicates, linear_shapes, same_weights
 from toolkit.base import EMBEDDED, load_base
+from toolkit.basin import Basin, look
+from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.measure import read_prompts, save_design
 from toolkit.merge import find_method, merge_adapters, merge_into_base
@@ -22,6 +24,7 @@ from toolkit.pipeline import (
     answer,
     answer_units,
     conclude,
+    describe_merge,
     evaluate,
     measure,
     merge,
@@ -75,6 +78,7 @@ def merge_sources(
                 found |= {"energy": model.energy, "dtype": model.dtype, "rounding": model.rounding, "soup": len(model.inputs)}
             else:
                 report = merge_adapters(own, target, method=method, rank=rank, base=base, buffer=buffer, score=judge, **values)
+                describe_merge(target)
                 found |= {"rank": report.rank, "energy": report.energy, "sha256": report.sha256}
                 if report.error_bound_of_module:
                     found["error_bound"] = max(report.error_bound_of_module.values())
@@ -103,6 +107,15 @@ def validation_score(prompts: str, folder: Path, adapters: Sequence[Path], base:
     return score
 
 
+def merge_request(path: Path, *, rank: str, out: Path) -> tuple[dict[str, Any], list[str]]:
+    """Merge as a mergekit file asks; return the record and what of the file is not used. Raises RecipeError or AdapterError in one line."""
+    asked = mergekit_yaml.read_request(path)
+    report = merge_adapters(asked.adapters, out, method=asked.method, rank=rank, weights=asked.weights, base=asked.base, **asked.parameters)
+    describe_merge(out)
+    found = {"out": str(out), "method": asked.method, "k": len(asked.adapters), "rank": report.rank, "energy": report.energy}
+    return found | {"sha256": report.sha256}, asked.notes
+
+
 def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
     """(folder for results, adapters) for each population that the sources mean; loose adapter folders are one population."""
     loose: list[Path] = []
@@ -124,6 +137,31 @@ def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
     if not found:
         raise RunError(f"{sources[0]}: no finished replicas there; `ftk train-replicas` makes them")
     return found
+
+
+def basins(sources: Sequence[Path], *, prompts: Sequence[str], base: str | None = None, k: int | None = None) -> list[tuple[Path, Basin]]:
+    """Whether the members of each population lie in one basin, on prompts that have references.
+
+    Raises RunError, AdapterError, BaseError, BasinError or DataError in one line.
+    """
+    collections = _collections(sources)
+    known, base, _ = _setting(sources, collections[0][1][0], base)
+    loaded = load_base(base, known.dtype if known else "float32")
+    chat = known is not None and bool(known.data.train) and is_chat(read_rows(known.data.train), known.data.format)
+    asked = [prompt for source in prompts for prompt in read_suite(source, name=_suite_name(source), chat=chat)]
+    shape_of = linear_shapes(loaded)
+    found = []
+    for folder, paths in collections:
+        adapters = [read_adapter(path) for path in paths]
+        for adapter in adapters:
+            check_base(adapter, loaded, shape_of)
+        found.append((folder, look(adapters, loaded, asked, k=k)))
+    return found
+
+
+def _suite_name(prompts: str) -> str:
+    shift = prompts.rpartition(":")[2]
+    return shift if shift in SHIFTS else re.sub(r"[^A-Za-z0-9._-]", "-", Path(prompts).stem)
 
 
 def evaluate_subjects(
@@ -188,12 +226,10 @@ def _setting(sources: Sequence[Path], adapter: Path, base: str | None) -> tuple[
 
 def _one_suite(name: str, prompts: str, base: str, evaluation: Evaluation, adapters: Mapping[str, Sequence[Path]]) -> Recipe:
     """A recipe that asks one suite and trains nothing."""
-    shift = prompts.rpartition(":")[2]
-    suite = shift if shift in SHIFTS else re.sub(r"[^A-Za-z0-9._-]", "-", Path(prompts).stem)
     return Recipe(
         name=name,
         base=base,
-        data=Data(train="", suites={suite: prompts}),
+        data=Data(train="", suites={_suite_name(prompts): prompts}),
         conditions={condition: Given(adapters=[str(path) for path in paths]) for condition, paths in adapters.items()},
         evaluation=evaluation,
     )

@@ -18,10 +18,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from toolkit import distill, environment, seeds
+from toolkit import distill, environment, mergekit_yaml, seeds
 from toolkit.adapters import CONFIG, WEIGHTS, read_adapter
 from toolkit.adopt import adopt, check_base, find_adapters, linear_shapes
 from toolkit.base import Base, load_base
+from toolkit.card import write_card
 from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, read_rows
 from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
 from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
@@ -84,7 +85,10 @@ def run(recipe: Recipe, folder: Path, *, workers: int | None = None, engine: str
             train(job, name)
         merge(job)
         evaluate(job)
-        return measure(job)
+        results = measure(job)
+        for record in sorted(folder.glob("*/merged/*/*/merge.json")):
+            write_card(record.parent)
+        return results
 
 
 @contextmanager
@@ -533,6 +537,14 @@ def merged_folder(folder: Path, label: str, group: int) -> Path:
 
 def _merge_unit(unit: MergeUnit, progress: Progress) -> None:
     merge_adapters(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
+    describe_merge(unit.out)
+
+
+def describe_merge(folder: Path) -> None:
+    """A card and, where mergekit can say it, its YAML beside a merged adapter."""
+    write_card(folder)
+    if text := mergekit_yaml.config_of(folder):
+        write_text(folder / mergekit_yaml.NAME, text)
 
 
 def _is_merged(unit: MergeUnit) -> bool:

@@ -3,7 +3,7 @@
 import click
 
 import toolkit
-from toolkit.cli import before, instrument, runs
+from toolkit.cli import adapters, before, instrument, runs
 from toolkit.cli.terminal import BAD_INPUT, DONE, FAILED, GATE_SAID_NO
 
 __all__ = ["BAD_INPUT", "DONE", "FAILED", "GATE_SAID_NO", "main"]
@@ -29,6 +29,9 @@ for _command in (
     instrument.measure,
     instrument.plan,
     instrument.gate,
+    adapters.basin,
+    adapters.check_adapter,
+    adapters.card,
     before.init,
     before.check,
     before.doctor,

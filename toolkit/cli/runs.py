@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,11 @@ def train_replicas(
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--method", required=True, help=f"{', '.join(MERGES)}, or mergekit:NAME.")
+@click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--method", help=f"{', '.join(MERGES)}, or mergekit:NAME.")
+@click.option(
+    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Instead of sources and a method: mergekit's YAML."
+)
 @click.option("--groups", "k", type=click.IntRange(1), help="Merge disjoint groups of K replicas.")
 @click.option("--all", "merge_all", is_flag=True, help="Merge everything into one adapter (the default).")
 @click.option("--rank", default="full", show_default=True, help="full (exact), same, a number, or energy=0.99.")
@@ -128,10 +132,15 @@ def train_replicas(
 @click.option("--prompts", help="greedy_soup: suite with references, the scores of which decide.")
 @click.option("--score", type=click.Choice(["accuracy", "logprob"]), default="accuracy", help="greedy_soup: what is scored.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the merged adapter (or of the groups).")
+@click.option(
+    "--guard", multiple=True, help="Suite with references: warn before writing where averaging raises its loss (see `ftk basin`)."
+)
+@click.option("--strict", is_flag=True, help="With --guard: write nothing and exit with code 3 instead of a warning.")
 @as_json
 def merge(
     sources: tuple[Path, ...],
-    method: str,
+    method: str | None,
+    config: Path | None,
     k: int | None,
     merge_all: bool,
     rank: str,
@@ -143,6 +152,8 @@ def merge(
     prompts: str | None,
     score: str,
     out: Path | None,
+    guard: tuple[str, ...],
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Merge replicas in delta space, all or in groups.
@@ -152,26 +163,24 @@ def merge(
     with errors():
         if k and merge_all:
             raise click.UsageError("--groups and --all exclude each other")
+        if config:
+            reports = [_as_mergekit(config, sources, method or k or density or settings or dense or guard, rank, out)]
+            _show_merges(reports, as_json)
+            return
+        if not sources or not method:
+            raise click.UsageError("name folders of adapters and a --method, or a --config of mergekit")
         try:
             parameters = dict(map(parse_setting, settings)) | ({} if density is None else {"density": density})
             merge_parameters(method, parameters)  # a wrong name is told before anything heavy is loaded
+            if guard and warned(sources, guard, k) and strict:
+                sys.exit(GATE_SAID_NO)
             from toolkit import external
 
             options = {"base": base, "buffer": buffer, "dense": dense, "prompts": prompts, "score": score}
             reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters, **options)
         except ValueError as error:  # a method, parameter or rank that there is not
             raise click.UsageError(str(error)) from error
-        if as_json:
-            print_json({"merged": reports})
-            return
-        for report in reports:
-            rank_ = (
-                f"rank {report['rank']}"
-                if "rank" in report
-                else f"{report['dtype']} weights, rounding {report['rounding']:.1e} of the change"
-            )
-            bound = f", error at most {report['error_bound']:.1e}" if "error_bound" in report else ""
-            click.echo(f"{report['out']}: {report['method']} of {report['k']} adapters, {rank_}, energy kept {report['energy']:.4f}{bound}")
+        _show_merges(reports, as_json)
 
 
 @click.command()
@@ -267,6 +276,39 @@ def _what_differs(one: dict[str, Any]) -> str:
         return f"{where}: {files} on disk is not what was trained; delete the replica's folder, and `ftk run` trains it again"
     distance = "" if one["distance"] is None else f"; the weight change is {one['distance']:.1e} of its norm away"
     return f"{where}: {files} came out otherwise{distance}"
+
+
+def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json({"merged": reports})
+        return
+    for report in reports:
+        dense = f"{report.get('dtype')} weights, rounding {report.get('rounding', 0):.1e} of the change"
+        size = f"rank {report['rank']}" if "rank" in report else dense
+        bound = f", error at most {report['error_bound']:.1e}" if "error_bound" in report else ""
+        click.echo(f"{report['out']}: {report['method']} of {report['k']} adapters, {size}, energy kept {report['energy']:.4f}{bound}")
+
+
+def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: str, out: Path | None) -> dict[str, Any]:
+    if sources or others:
+        raise click.UsageError("--config says what is merged and how; only --rank and --out go with it")
+    from toolkit import external
+
+    report, notes = external.merge_request(config, rank=rank, out=out or config.with_name("merged"))
+    for note in notes:
+        click.echo(note, err=True)
+    return report
+
+
+def warned(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None) -> bool:
+    """Ask the guard before a merge is written; say on stderr what speaks against it."""
+    from toolkit import external
+
+    found = external.basins(sources, prompts=prompts, k=k)
+    for folder, one in found:
+        for reason in one.reasons or ["no barrier on these prompts"]:
+            click.echo(f"guard: {folder}: {one.verdict}: {reason}", err=True)
+    return any(one.verdict == "warn" for _, one in found)
 
 
 # -- what the options say ------------------------------------------------------------------------------------------------

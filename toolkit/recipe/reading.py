@@ -75,7 +75,7 @@ def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
 
     Raises RecipeError with one line: file, line, field and the fix.
     """
-    document, lines = _read(text, file, "a recipe is a mapping with `base`, `data` and `conditions`; `ftk init` writes one")
+    document, lines = read_yaml(text, file, "a recipe is a mapping with `base`, `data` and `conditions`; `ftk init` writes one")
     if "conditions" in document:
         document["conditions"] = _inherit(document["conditions"], lines, file)
     document.setdefault("name", Path(file).stem)
@@ -84,7 +84,7 @@ def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
 
 def load_criteria(path: Path) -> Criteria:
     """Read a file of `criteria`, `thresholds` and `level`. Raises RecipeError as `parse_recipe` does."""
-    document, lines = _read(_text(path), str(path), "a mapping with `criteria` and `thresholds` is expected")
+    document, lines = read_yaml(_text(path), str(path), "a mapping with `criteria` and `thresholds` is expected")
     return _validate(Criteria, document, lines, str(path))
 
 
@@ -95,7 +95,7 @@ def _validate(model: type[Model_], document: dict[str, Any], lines: dict[Path_, 
         raise RecipeError(explain(error, lines, file)) from None
 
 
-def _read(text: str, file: str, expected: str) -> tuple[dict[str, Any], dict[Path_, int]]:
+def read_yaml(text: str, file: str, expected: str) -> tuple[dict[str, Any], dict[Path_, int]]:
     """A YAML mapping, and the line of every key and item in it."""
     try:
         loader = Loader(text)

@@ -1,0 +1,141 @@
+"""README.md of a run or of a merged adapter, as model cards are: what it is made of, what was kept, and how much its procedure varies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.population import write_text
+from toolkit.results import Estimate, Procedure, Results, interval, load_results, number
+
+CARD = "README.md"
+SHOWN = 20
+"""inputs in the table; merge.json has all"""
+
+
+class CardError(ValueError):
+    """A folder that a card cannot be written for; one line with the reason and the way out."""
+
+
+def write_card(folder: Path) -> Path:
+    """Write README.md of a run with results, or of a merged adapter. Raises CardError."""
+    if (folder / "merge.json").is_file():
+        text = merge_card(folder)
+    elif (folder / "results.json").is_file():
+        text = run_card(folder)
+    else:
+        raise CardError(f"{folder}: neither a merged adapter (merge.json) nor a run with results (results.json)")
+    write_text(folder / CARD, text)
+    return folder / CARD
+
+
+def merge_card(folder: Path) -> str:
+    """Of an adapter that `ftk merge` or a run made."""
+    record = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    inputs = record["inputs"]
+    lines = [
+        _front(base, ["lora", "merge", "ftk"]),
+        f"# {record['method']} of {len(inputs)} LoRA adapters",
+        "",
+        f"A LoRA adapter for {_named(base)}: the weight changes dW = scale * B * A of {len(inputs)} adapters, merged by "
+        f"[{record['method']}]({record['paper']}).",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in sorted(record["parameters"].items()) if value is not None and name != "rank"),
+        f"| rank | {record['rank']} (asked: {record['parameters'].get('rank', 'full')}) |",
+        f"| share of the squared norm that this rank keeps | {record['energy']:.4f} |",
+        f"| made with | {', '.join(f'{name} {version}' for name, version in record['versions'].items())} |",
+        "",
+        "## Inputs",
+        "",
+        "| adapter | weight | sha256 of its weights |",
+        "|---|---|---|",
+        *(f"| {_short(one['path'])} | {one['weight']:.4g} | `{one['sha256']}` |" for one in inputs[:SHOWN]),
+    ]
+    if len(inputs) > SHOWN:
+        lines.append(f"| and {len(inputs) - SHOWN} more | | in merge.json |")
+    found = _results_around(folder)
+    if found:
+        results, condition, label = found
+        procedures = [p for c in results.conditions if c.name == condition for p in c.procedures if p.kind == "replica" or p.label == label]
+        if any(p.label == label for p in procedures):
+            lines += ["", "## How much it varies", "", *_table(results, procedures), "", _legend(results)]
+    return "\n".join(lines) + "\n"
+
+
+def run_card(folder: Path) -> str:
+    """Of a run: every procedure of every condition."""
+    results = load_results(folder / "results.json")
+    lines = [_front(results.about.base or None, ["lora", "ftk"]), f"# {results.about.recipe}", ""]
+    lines += [f"How much independent fine-tunes of {_named(results.about.base or None)} differ, and what remedies buy.", ""]
+    for condition in results.conditions:
+        failed = f", {condition.n_failed} more failed" if condition.n_failed else ""
+        lines += [f"## {condition.name}: {condition.n_replicas} replicas{failed}", "", *_table(results, condition.procedures), ""]
+    lines += [_legend(results), "", *(f"- {sentence}" for sentence in (*results.verdict, *results.notes))]
+    return "\n".join(lines) + "\n"
+
+
+def _results_around(folder: Path) -> tuple[Results, str, str] | None:
+    """Results of the run, condition and label, where the folder is RUN/CONDITION/merged/LABEL/g000."""
+    parents = folder.resolve().parents
+    if len(parents) < 4 or parents[1].name != "merged" or not (parents[3] / "results.json").is_file():
+        return None
+    return load_results(parents[3] / "results.json"), parents[2].name, parents[0].name
+
+
+def _table(results: Results, procedures: Sequence[Procedure]) -> list[str]:
+    """Disagreement of two independent runs by shift, and against single replicas on the shift that is farthest out."""
+    far = results.shifts[-1]
+    head = ["procedure", "runs", *(f"{shift}, %" for shift in results.shifts), f"ratio, {far}", f"accuracy change, {far}, points"]
+    rows = []
+    for p in procedures:
+        cells = [p.cell(shift) for shift in results.shifts]
+        last = cells[-1]
+        name = p.title if p.kind == "replica" else f"{p.title}, K = {p.k}"
+        figures = [_figure(cell.disagreement if cell else None, "%") for cell in cells]
+        against = [_figure(last.ratio if last else None), _figure(last.accuracy_change if last else None, "%", signed=True)]
+        rows.append([name, str(p.n_runs), *figures, *against])
+    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def _figure(estimate: Estimate | None, unit: str = "", signed: bool = False) -> str:
+    if estimate is None or estimate.value is None:
+        return ""
+    sure = "" if estimate.conclusive else " (inconclusive)"
+    return f"{number(estimate.value, unit, signed)}{sure} {interval(estimate, unit, signed)}".strip()
+
+
+def _legend(results: Results) -> str:
+    return (
+        f"Disagreement: share of prompts that two independent runs of the whole procedure answer differently; {100 * results.level:g} % "
+        "intervals over runs and prompts in brackets. Ratio: of the disagreement to that of single replicas."
+    )
+
+
+def _front(base: str | None, tags: list[str]) -> str:
+    """The YAML block of a card; a base that is a folder of this machine is not named there."""
+    try:
+        from huggingface_hub import ModelCardData
+    except ImportError:
+        return ""
+    known: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter"} if base and not _is_folder(base) else {}
+    return f"---\n{ModelCardData(library_name='peft', pipeline_tag='text-generation', tags=tags, **known).to_yaml()}\n---\n"
+
+
+def _is_folder(base: str) -> bool:
+    return base == "embedded" or base.startswith((".", "/", "~")) or base.count("/") > 1
+
+
+def _named(base: str | None) -> str:
+    if not base:
+        return "a base model that its adapters do not name"
+    return f"`{Path(base).name}` (a local folder)" if base != "embedded" and _is_folder(base) else f"`{base}`"
+
+
+def _short(path: str) -> str:
+    """The last folders: enough to know it by, and nothing of the machine."""
+    return "/".join(Path(path).parts[-3:])

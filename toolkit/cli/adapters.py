@@ -1,0 +1,74 @@
+"""Commands about adapters as they are, whoever trained them: may they be averaged, who can load them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from toolkit.cli.terminal import GATE_SAID_NO, as_json, errors, print_json, without_network
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--prompts", multiple=True, required=True, help="Suite with references (may be repeated): a file, or embedded:typical|near|far."
+)
+@click.option("--groups", "k", type=click.IntRange(2), help="Look at means of disjoint groups of K (default: of all).")
+@click.option("--base", help="Base model, where the adapters do not say it or say it wrongly.")
+@click.option("--strict", is_flag=True, help="Exit code 3 when there is a warning.")
+@as_json
+def basin(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None, base: str | None, strict: bool, as_json: bool) -> None:
+    """May these adapters be averaged? Clusters and loss barriers.
+
+    A SOURCE is a run, a condition of it, or any folder of PEFT adapters.
+    """
+    with errors():
+        without_network(base, *prompts)
+        from toolkit import external
+        from toolkit.basin import basin_text
+
+        found = external.basins(sources, prompts=prompts, base=base, k=k)
+        if as_json:
+            print_json({"populations": [{"population": str(folder), **one.to_dict()} for folder, one in found]})
+        else:
+            click.echo("\n\n".join(f"{folder}: {basin_text(one)}" for folder, one in found))
+    if strict and any(one.verdict == "warn" for _, one in found):
+        sys.exit(GATE_SAID_NO)
+
+
+@click.command("check-adapter")
+@click.argument("folder", metavar="ADAPTER", type=click.Path(path_type=Path))
+@click.option("--for", "targets", multiple=True, help="Only this tool: peft, vllm, llama.cpp, lm-eval or ftk (may be repeated).")
+@as_json
+def check_adapter(folder: Path, targets: tuple[str, ...], as_json: bool) -> None:
+    """What peft, vLLM, llama.cpp and lm-eval do with an adapter.
+
+    Exit code 3: one of them refuses it or would compute something else; 2: it cannot be read.
+    """
+    with errors():
+        from toolkit import compatibility
+
+        if unknown := [name for name in targets if name not in compatibility.TARGETS]:
+            raise click.UsageError(f"--for {unknown[0]!r}: known are {', '.join(compatibility.TARGETS)}")
+        found = compatibility.check_adapter(folder, targets)
+        if as_json:
+            print_json({"adapter": str(folder), "targets": compatibility.to_plain(found)})
+        else:
+            for one in found:
+                click.echo(f"{one.target:<10}" + (f"OK       {one.command}" if one.ok else f"refused  {one.because}; {one.fix}"))
+    if not all(one.ok for one in found):
+        sys.exit(GATE_SAID_NO)
+
+
+@click.command()
+@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@as_json
+def card(folders: tuple[Path, ...], as_json: bool) -> None:
+    """Write the model card of a run or a merged adapter."""
+    with errors():
+        from toolkit.card import write_card
+
+        paths = [str(write_card(folder)) for folder in folders]
+        print_json({"cards": paths}) if as_json else click.echo("\n".join(paths))
