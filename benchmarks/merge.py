@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=64, help="largest K for peft and mergekit")
     parser.add_argument("--limit", type=float, default=7200, help="seconds for one case")
     parser.add_argument("--threads", type=int, default=environment.cores())
-    parser.add_argument("--quick", action="store_true", help="two layers, K = 8 and 64: a minute")
+    parser.add_argument("--quick", action="store_true", help="one layer, K = 8 and 64, peers at 8: a minute or two")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -156,7 +156,7 @@ def main() -> None:
             print(json.dumps(run_case(case["kind"], paths, case["layers"], Path(out) / "merged")))
         return
     if arguments.quick:
-        arguments.k, arguments.layers, arguments.files = [8, 64], 2, 8
+        arguments.k, arguments.layers, arguments.files, arguments.peers = [8, 64], 1, 8, 8
     cases, errors = [], {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
