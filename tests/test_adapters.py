@@ -286,7 +286,7 @@ def test_a_crash_while_replacing_leaves_no_mixed_adapter(tmp_path, monkeypatch):
 
 def test_files_are_on_the_disk_before_they_get_their_names(tmp_path, monkeypatch):
     events = []
-    monkeypatch.setattr(adapters, "_sync", lambda path: events.append(path.name))
+    monkeypatch.setattr(adapters, "sync", lambda path: events.append(path.name))
     monkeypatch.setattr(os, "rename", lambda source, target, rename=os.rename: (events.append("rename"), rename(source, target)))
     write(tmp_path / "a", extra_files={"replica.json": "{}"})
     assert events[:3] == [WEIGHTS, CONFIG, "replica.json"] and events[4:] == ["rename", tmp_path.name]

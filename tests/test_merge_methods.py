@@ -1,6 +1,8 @@
 """Laws of every method of the table, on the changes of one module; each has a dense float64 reference, written here from its paper."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import peft.utils.merge_utils
@@ -623,3 +625,18 @@ def test_changes_of_zero():
         got = merged(method, [zero] * 3, parameters)
         assert got.shape == (4, 5) and not got.any(), method
     assert find_method("mean", {})[1] == {}
+
+
+def test_the_page_describes_every_method_and_names_tests_that_are_there():
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "merging.md").read_text()
+    tests = "".join((root / "tests" / f"test_merge{part}.py").read_text() for part in ("", "_methods", "_sources"))
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for method, parameters in MERGES.items():
+        row = next(line for line in rows if f"`{method}`" in line.split("|")[1])
+        assert all(f"`{name}`" in row for name in parameters), method
+        assert all(f"`{name}` ({p.default:g})" in row for name, p in parameters.items() if p.default is not None and method != "lawa"), (
+            method
+        )
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 15 and all(f"def {name}(" in tests for name in named)

@@ -19,7 +19,7 @@ BLOCK = 1024
 def dense(factors: Factors) -> Tensor:
     """D = scale * B @ A, [O, I]."""
     A, B, scale = factors
-    return scale * (_wide(B) @ _wide(A))
+    return _wide(B) @ (scale * _wide(A))
 
 
 def concat(factors: Iterable[Factors], weights: Iterable[float]) -> tuple[Tensor, Tensor]:

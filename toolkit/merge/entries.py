@@ -4,7 +4,9 @@
 adapter and module: random masks depend on (seed, id) alone, never on the order, on the other adapters, or on a global random state.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,13 +17,21 @@ from toolkit import delta, seeds
 BLOCK = 2**23
 """entries of all changes that `trimmed_mean` holds at once, a few times over"""
 
+CHUNK = 2**17
+"""entries that are summed at once: they stay in the cache of a core while AT_ONCE adapters are added to them"""
+
+AT_ONCE = 16
+
+Piece = Callable[[slice], Tensor]
+"""Some rows of a change."""
+
 
 def ties(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, density: float) -> Tensor:
     """Keep the largest entries of every change, elect a sign per entry by the weighted sum, average those that agree with it.
 
     Where positive and negative balance exactly, positive wins. Entries that are as large as the last that is kept are kept too.
     """
-    return _elected((_largest(delta.dense(one), density) for one in factors), weights)
+    return _elected((_largest(one, density) for one in factors), weights)
 
 
 def della(
@@ -33,7 +43,8 @@ def della(
     if density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
         raise ValueError(f"epsilon {epsilon:g} is impossible at density {density:g}: density - epsilon and density + epsilon are shares")
     draws = (_generator(seed, "della", id) for id in ids)
-    return _elected((_by_magnitude(delta.dense(one), density, epsilon, draw) for one, draw in zip(factors, draws, strict=True)), weights)
+    pruned = (_by_magnitude(delta.dense(one), density, epsilon, draw) for one, draw in zip(factors, draws, strict=True))
+    return _elected((D.__getitem__ for D in pruned), weights, at_once=1)
 
 
 def dare(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, density: float, seed: int) -> Tensor:
@@ -49,7 +60,7 @@ def breadcrumbs(factors: Iterable[delta.Factors], weights: Sequence[float], ids:
 
 def sce(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, select_topk: float) -> Tensor:
     """Select the entries that vary most between adapters, calculate a weight for every change (its mean square), erase minority signs."""
-    mask: Tensor | float = 1.0
+    mask = None
     if select_topk < 1:
         spread = _variance(delta.dense(one) for one in factors)
         keep = int(torch.count_nonzero(spread) * select_topk)
@@ -58,10 +69,10 @@ def sce(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequenc
                 raise ValueError(f"sce at select_topk {select_topk:g} keeps what varies between adapters: nothing does; set it to 1")
             return torch.zeros_like(spread)
         mask = (spread >= _order_statistic(spread, spread.numel() - keep)).double()
-    power = [w * float((delta.dense(one) * mask).square().sum()) for one, w in zip(factors, weights, strict=True)]
+    power = [w * float(_masked(one, mask)(slice(None)).square().sum()) for one, w in zip(factors, weights, strict=True)]
     total = sum(power)
     shares = [p / total for p in power] if total else weights
-    return _elected((delta.dense(one) * mask for one in factors), shares, votes=weights)
+    return _elected((_masked(one, mask) for one in factors), shares, votes=weights)
 
 
 def trimmed_mean(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, trim: float) -> Tensor:
@@ -85,11 +96,28 @@ def trimmed_mean(factors: Iterable[delta.Factors], weights: Sequence[float], ids
 # -- what single changes are reduced to -----------------------------------------------------------------------------------
 
 
-def _largest(D: Tensor, density: float) -> Tensor:
+def _largest(one: delta.Factors, density: float) -> Piece:
     if density >= 1:
-        return D
-    size = D.abs()
-    return torch.where(size >= _order_statistic(size, D.numel() - max(1, int(density * D.numel()))), D, 0.0)
+        return partial(_rows, one)
+    size = delta.dense(one).abs_().numpy().ravel()
+    index = size.size - max(1, int(density * size.size))
+    size.partition(index)
+    least = float(size[index]) * (1 - 1e-12)  # some rows by themselves may be rounded otherwise than in the whole
+
+    def piece(rows: slice) -> Tensor:
+        D = _rows(one, rows)
+        return D.masked_fill_(D.abs() < least, 0.0)
+
+    return piece
+
+
+def _masked(one: delta.Factors, mask: Tensor | None) -> Piece:
+    return lambda rows: _rows(one, rows) if mask is None else _rows(one, rows) * mask[rows]
+
+
+def _rows(one: delta.Factors, rows: slice) -> Tensor:
+    A, B, scale = one
+    return delta.dense((A, B[rows], scale))
 
 
 def _middle(D: Tensor, density: float, gamma: float) -> Tensor:
@@ -127,25 +155,37 @@ def _generator(seed: int, method: str, id: str) -> torch.Generator:
 
 
 def _sum(changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-    total: Tensor | float = 0.0
+    total = None
     for D, w in zip(changes, weights, strict=True):
-        total = total + w * D
-    assert isinstance(total, Tensor)
+        total = w * D if total is None else total.add_(D, alpha=w)
+    assert total is not None
     return total
 
 
-def _elected(changes: Iterable[Tensor], weights: Sequence[float], votes: Sequence[float] | None = None) -> Tensor:
+def _elected(pieces: Iterable[Piece], weights: Sequence[float], votes: Sequence[float] | None = None, at_once: int = AT_ONCE) -> Tensor:
     """The weighted mean of the entries of the elected sign; `votes` are the weights of the election where they differ.
 
     One pass: both signs are kept, with the weights behind them, until all have voted.
     """
-    up = down = up_weight = down_weight = balance = torch.zeros((), dtype=torch.float64)
-    for D, w, vote in zip(changes, weights, votes or weights, strict=True):
-        rises, falls = (D > 0).double(), (D < 0).double()
-        up, down = up + w * D.clamp(min=0), down + w * D.clamp(max=0)
-        up_weight, down_weight = up_weight + w * rises, down_weight + w * falls
-        balance = balance + vote * D if votes else balance
-    elected = (balance if votes else up + down) >= 0
+    sums: list[Tensor] = []  # up, down, weight of up, weight of down, balance of the votes; each [O, I]
+    voters = zip(pieces, weights, votes or weights, strict=True)
+    while group := list(itertools.islice(voters, at_once)):
+        if not sums:
+            sums = [torch.zeros_like(group[0][0](slice(None))) for _ in range(5 if votes else 4)]
+        rows = max(1, CHUNK // sums[0].shape[1])
+        for start in range(0, sums[0].shape[0], rows):
+            some = slice(start, start + rows)
+            part = [total[some] for total in sums]
+            for piece, w, vote in group:
+                D = piece(some)
+                part[0].add_(D.clamp(min=0), alpha=w)
+                part[1].add_(D.clamp(max=0), alpha=w)
+                part[2].add_(D > 0, alpha=w)
+                part[3].add_(D < 0, alpha=w)
+                if votes:
+                    part[4].add_(D, alpha=vote)
+    up, down, up_weight, down_weight = sums[:4]
+    elected = (sums[4] if votes else up + down) >= 0
     sum_, weight = torch.where(elected, up, down), torch.where(elected, up_weight, down_weight)
     return torch.where(weight > 0, sum_ / weight, 0.0)
 
