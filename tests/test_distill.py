@@ -305,14 +305,9 @@ def test_a_teacher_that_is_inherited_and_wrong_is_told_in_one_line(conditions, t
 
 def test_what_a_teaching_ensemble_would_not_heed_is_refused():
     """A key that another kind of mitigation has must not pass unnoticed."""
-
-    class Wider(TeacherBlock):
-        weights: str | None = None
-
-    Wider(condition="lora", ensemble="logits", k=2)
-    Wider(condition="lora", merge="mean", k=2, weights="accuracy")
+    TeacherBlock(condition="lora", ensemble="logits", k=2)
     with pytest.raises(ValueError, match="'weights' is not for an ensemble that teaches"):
-        Wider(condition="lora", ensemble="logits", k=2, weights="accuracy")
+        TeacherBlock(condition="lora", ensemble="logits", k=2, weights="accuracy:typical")
 
 
 def test_students_share_no_seed_with_any_teacher():
