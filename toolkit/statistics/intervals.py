@@ -178,6 +178,12 @@ def leave_one_out_variance(x_N: np.ndarray) -> np.ndarray:
     return np.maximum(square_N.sum() - n / (n - 1) * square_N, 0.0) / (n - 2)
 
 
+HEAVY_TAILS = 1.2
+"""Upper limit of the log of a variance, in half-widths above the middle. Of scores with tails as heavy as those of t with 5 degrees of
+freedom the usual limit misses nearly always on one side, below the variance: 91 % were covered, with this factor 93.5 to 95.5 % (30 to
+1,000 scores), and of normal scores 96.5 %."""
+
+
 def log_jackknife(log_value: float, left_out_J: np.ndarray) -> tuple[float, float]:
     """Mean and standard error of the pseudo-values n L - (n-1) L(-j) of a log statistic L."""
     n = len(left_out_J)

@@ -18,7 +18,7 @@ import numpy as np
 from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import leave_one_out_variance, log_jackknife, t_quantile
+from toolkit.statistics.intervals import HEAVY_TAILS, leave_one_out_variance, log_jackknife, t_quantile
 from toolkit.statistics.outliers import MIN_RUNS_ODD, far_from_median
 from toolkit.statistics.variance import NO_ERROR, ROUNDING, has_spread
 
@@ -31,8 +31,8 @@ def subset_variance(score_R: np.ndarray, k: int, *, level: float = 0.95) -> Esti
     Estimand: Var(mean of k fresh scores) = s^2 / k, exact for a mean of scores (probabilities averaged and scored by a
     linear rule, say). An accuracy of averaged weights or of a vote is no mean of accuracies: `partition_variance`, or
     `accuracy_spread` of disjoint groups.
-    Resampled: replicas, by the delete-one jackknife of ln s^2 with t and N-1 degrees of freedom. It needs no normal scores,
-    but tails as heavy as those of t with 5 degrees of freedom cost it some five points of coverage.
+    Resampled: replicas, by the delete-one jackknife of ln s^2 with t and N-1 degrees of freedom, the upper limit moved out
+    for scores with heavy tails (`HEAVY_TAILS`).
 
     score_R: one number per replica, nan = none. Conclusive: MIN_REPLICAS_SPREAD replicas (MIN_RUNS_ODD where some are far
     off), all with a score, and k <= N/2: a mean of more is none that N replicas could show twice.
@@ -114,6 +114,6 @@ def _estimate(log_value: float, log_left_R: np.ndarray, level: float, method: st
     if se < ROUNDING:
         return Estimate(math.exp(log_value), None, None, level, len(log_left_R), 0, method, False, needed, note or NO_ERROR)
     half = t_quantile(level, len(log_left_R) - 1) * se
-    low, high = min(centre - half, log_value), max(centre + half, log_value)
+    low, high = min(centre - half, log_value), max(centre + HEAVY_TAILS * half, log_value)
     ends = math.exp(log_value), math.exp(low), math.exp(min(high, 700.0))
     return Estimate(*ends, level, len(log_left_R), 0, method, not note, needed, note)

@@ -9,7 +9,7 @@ import numpy as np
 from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, accuracy_spread
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import TwoWay, leave_one_out_variance, log_jackknife, t_quantile
+from toolkit.statistics.intervals import HEAVY_TAILS, TwoWay, leave_one_out_variance, log_jackknife, t_quantile
 from toolkit.statistics.outliers import MIN_RUNS_ODD, far_from_median
 
 MIN_RUNS = 30
@@ -127,9 +127,10 @@ def relative_spread(score_R: np.ndarray, base_score: float, *, level: float = 0.
 
     Estimand: SD(fresh run) / |mean of runs - base|, of a score on this suite; 1 = runs differ by as much as the fine-tuning
     did. A mitigation that shrinks towards the base keeps this ratio, however small its SD.
-    Resampled: runs, by pseudo-values of ln(s / |mean - base|), t with n-1 degrees of freedom. No interval where the mean
-    is not clear of the base. Conclusive: MIN_RUNS runs (MIN_RUNS_ODD where some are far off), all with a score, and a
-    value of at most 1; beyond, the denominator is too near 0 for the interval to hold what it says.
+    Resampled: runs, by pseudo-values of ln(s / |mean - base|), t with n-1 degrees of freedom, the upper limit moved out for
+    scores with heavy tails (`HEAVY_TAILS`). No interval where the mean is not clear of the base. Conclusive: MIN_RUNS runs
+    (MIN_RUNS_ODD where some are far off), all with a score, and a value of at most 1; beyond, the denominator is too near 0 for
+    the interval to hold what it says.
 
     score_R: one number per run, nan = none; base_score: the base's score on the same suite, taken as given.
     Raises ValueError for other shapes, fewer than two runs, or a base without a score.
@@ -157,7 +158,7 @@ def relative_spread(score_R: np.ndarray, base_score: float, *, level: float = 0.
         return unknown(NO_ERROR)
     if centre > 0:
         note = note or "the runs differ by more than the fine-tuning changed"
-    ends = math.exp(centre), math.exp(centre - t * se), math.exp(min(centre + t * se, 700.0))
+    ends = math.exp(centre), math.exp(centre - t * se), math.exp(min(centre + HEAVY_TAILS * t * se, 700.0))
     return Estimate(*ends, level, runs, 0, method, not note, needed, note)
 
 
