@@ -656,7 +656,7 @@ def test_clinc150_becomes_training_rows_and_suites(clinc, bpe, tmp_path, capsys)
     assert [p.prompt for p in suites["validation"]] == ["freeze it please\nintent:"]  # the other one is a training query
     assert [p.id for p in suites["typical"]] == ["typical-test-0", "typical-test-2"]
     assert [p.category for p in suites["typical"]] == ["banking", "travel"]
-    assert [(p.shift, p.reference, p.category) for p in suites["far"]] == [("far", "none", "out of scope")]
+    assert [(p.shift, p.reference, p.category) for p in suites["far"]] == [("far", " none\n", "out of scope")]  # as in training
     for typical, near in zip(suites["typical"], suites["near"], strict=True):
         assert near.prompt != typical.prompt and sorted(str(near.prompt)) == sorted(str(typical.prompt))
         assert (near.shift, near.cluster, near.reference) == ("near", typical.cluster, typical.reference)

@@ -56,7 +56,7 @@ def prepare(data: dict, domains: dict[str, list[str]], chosen: list[str]) -> dic
     near = [(n, typo(query), intent) for n, query, intent in test]
     far = [(n, query) for n, (query, _) in enumerate(data["oos_test"]) if query not in trained]
     return {
-        "train.jsonl": [{"prompt": query + SUFFIX, "completion": f" {intent}\n"} for query, intent in train],
+        "train.jsonl": [{"prompt": query + SUFFIX, "completion": completion(intent)} for query, intent in train],
         "validation.jsonl": suite("typical", "val", ((n, q, i, domain_of[i]) for n, q, i in queries("val"))),
         "typical.jsonl": suite("typical", "test", ((n, q, i, domain_of[i]) for n, q, i in test)),
         "near.jsonl": suite("near", "test", ((n, q, i, domain_of[i]) for n, q, i in near if q not in trained)),
@@ -73,10 +73,14 @@ def suite(shift: str, split: str, rows: Iterable[tuple[int, str, str, str]]) -> 
             "category": category,
             "shift": shift,
             "cluster": f"{split}-{number}",
-            "reference": intent,
+            "reference": completion(intent),  # scored as text, so as training writes it
         }
         for number, query, intent, category in rows
     ]
+
+
+def completion(intent: str) -> str:
+    return f" {intent}\n"
 
 
 def words(intent: str) -> str:
