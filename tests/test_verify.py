@@ -23,6 +23,7 @@ stack: 4
 conditions:
   a: {{epochs: 1, batch_size: 8, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2, start: 0.5}}, averages: [swa]}}
   b: {{epochs: 1, batch_size: 8, lr: 1e-3}}
+  student: {{method: distill, teacher: {{condition: b, ensemble: probabilities, k: 2}}}}
 """
 
 
@@ -33,7 +34,7 @@ def trained(tmp_path_factory):
     train.write_text("".join(json.dumps(dict(row)) + "\n" for row in read_rows("embedded")[:16]))
     recipe = parse_recipe(RECIPE.format(train=train), "test.yaml")
     with pipeline.open_run(recipe, folder / "run", workers=1) as job:
-        for name in recipe.conditions:
+        for name in recipe.training_order:
             pipeline.train(job, name)
     return folder / "run"
 
@@ -59,7 +60,8 @@ def rewrite(folder, change):
 def test_an_untouched_run_verifies_and_stays_untouched(run):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
     found = verify(run, workers=1)
-    assert verdicts(found) == {(name, r): "same" for name in "ab" for r in range(4)}  # the first stack of each condition
+    firsts = {("a", r) for r in range(4)} | {("b", r) for r in range(4)} | {("student", r) for r in range(3)}  # of each condition a stack
+    assert verdicts(found) == dict.fromkeys(firsts, "same")
     assert found["environment"] == {}
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()} == before
 
@@ -87,14 +89,20 @@ def test_another_environment_is_named(run):
 
 
 def test_what_cannot_be_verified_is_refused_in_one_line(run):
-    with pytest.raises(RunError, match="no condition 'c'"):
+    with pytest.raises(RunError, match="trains no condition 'c'"):
         verify(run, conditions=["c"])
     with pytest.raises(RunError, match="replica 77 is not there"):
         verify(run, conditions=["a"], replicas=[77])
     recipe = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(recipe.replace("seed: 0", "seed: 1"))
-    with pytest.raises(RunError, match="another recipe, data or base"):
+    with pytest.raises(RunError, match="another recipe, data, base or teacher"):
         verify(run, conditions=["a"])
+
+
+def test_students_whose_teachers_have_changed_are_not_verified_against_them(run):
+    rewrite(replica_folder(run / "b", 1), lambda tensor: tensor * 2)
+    with pytest.raises(RunError, match="student/replicas/00000: was trained from another .* teacher"):
+        verify(run, conditions=["student"], workers=1)
 
 
 def test_the_command_says_no_with_exit_code_3(run):

@@ -32,7 +32,7 @@ from toolkit.merge import accepted, find_method, merge_adapters
 from toolkit.outcomes import read_outcomes
 from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, plan_training, soft_target_bytes, stacks_for
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
-from toolkit.recipe import Evaluation, Mitigation, Recipe, Sequential, Teacher, dump_recipe, parse_recipe
+from toolkit.recipe import Condition, Evaluation, Mitigation, Recipe, Sequential, Teacher, dump_recipe, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
 from toolkit.stack import target_modules
 from toolkit.students import Teaching, as_mitigation, student_design, student_notes, teacher_members, teaching
@@ -278,14 +278,9 @@ def train_missing(
     """Train the replicas of `asked` that the population lacks, and add them to it. teachers: the groups of a distilled condition."""
     recipe, folder = job.recipe, job.condition(name)
     condition = recipe.trained[name]
-
-    def mark_of(replica: int) -> str:
-        """A student is defined by its teachers' bits, too."""
-        return fingerprint({"condition": mark, "teachers": teachers[condition.group_of(replica)].sha256}) if teachers else mark
-
     with job.console.stage("train"):
         _claim(folder, name, recipe, plan, mark, asked, population, teachers)
-        stale = [r for r in asked if r in population and population[r].fingerprint != mark_of(r)]
+        stale = [r for r in asked if r in population and population[r].fingerprint != replica_mark(condition, mark, teachers, r)]
         if stale and teachers:
             job.console.note(f"{name}: the teachers of {len(stale)} students are not what they were; these students are trained again")
         missing = [r for r in asked if again or r not in population or r in stale]
@@ -294,7 +289,7 @@ def train_missing(
             keep = tuple(r for r in missing if r // plan.stack == s)
             slots = range(s * plan.stack, (s + 1) * plan.stack)  # one that is there for the shape alone may have any teacher
             learns_from = tuple(teachers[condition.group_of(r) % len(teachers)].adapters for r in slots) if teachers else ()
-            marks = {r: mark_of(r) for r in keep}
+            marks = {r: replica_mark(condition, mark, teachers, r) for r in keep}
             units.append(TrainingUnit(recipe, name, folder, s, keep, plan, marks, job.device, learns_from))
         progress = job.console.progress(f"train {name}", len(missing))
         for _, records in job.engine.run(_train_unit, units, progress):
@@ -302,6 +297,11 @@ def train_missing(
                 population[record.replica] = record
                 if record.status == "failed":
                     job.console.note(f"{name}: replica {record.replica} diverged at step {record.failed_step}; recorded as failed")
+
+
+def replica_mark(condition: Condition, mark: str, teachers: Sequence[Teaching], replica: int) -> str:
+    """Fingerprint of one replica of a condition with the fingerprint `mark`; a student is defined by its teachers' bits, too."""
+    return fingerprint({"condition": mark, "teachers": teachers[condition.group_of(replica)].sha256}) if teachers else mark
 
 
 def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan, str]:

@@ -6,13 +6,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit import delta, environment
 from toolkit.adapters import CONFIG, read_adapter
-from toolkit.pipeline import Console, RunError, open_folder, open_run, train_missing, training_plan
+from toolkit.pipeline import Console, RunError, open_folder, open_run, replica_mark, teacher_groups, train_missing, training_plan
 from toolkit.population import RECORD, Replica, replica_folder, sha256_file
 
 SAME, DIFFERENT, DAMAGED = "same", "different", "damaged"
@@ -39,16 +39,16 @@ def verify(
 ) -> dict[str, Any]:
     """Train the stacks of `replicas` again (default: the first stack of every condition) and compare all that they share with the run.
 
-    Nothing in `folder` is touched. Returns `replicas`, a list of `Verified` as dictionaries, and `environment`: what this machine has
+    Nothing that was trained is touched. Returns `replicas`, a list of `Verified` as dictionaries, and `environment`: what this machine has
     otherwise than the run had, as {name: [then, now]}; where that is empty, different bits are a defect.
     Raises RunError in one line when there is nothing to verify, or when recipe, data or base are not what trained the replicas.
     """
     recipe = open_folder(folder)
-    names = list(conditions) or [name for name in recipe.conditions if (folder / name / "replicas").is_dir()]
-    unknown = [name for name in names if name not in recipe.conditions]
+    names = list(conditions) or [name for name in recipe.trained if (folder / name / "replicas").is_dir()]
+    unknown = [name for name in names if name not in recipe.trained]
     if unknown or not names:
-        known = ", ".join(recipe.conditions)
-        raise RunError(f"{folder}: no condition {unknown[0]!r}; there are: {known}" if unknown else f"{folder}: no replicas yet")
+        known = ", ".join(recipe.trained)
+        raise RunError(f"{folder}: trains no condition {unknown[0]!r}; there are: {known}" if unknown else f"{folder}: no replicas yet")
     found: list[Verified] = []
     scratch = Path(tempfile.mkdtemp(prefix="ftk-verify-"))
     try:
@@ -62,14 +62,16 @@ def verify(
                 missing = sorted(set(replicas) - set(asked))
                 if missing or not asked:
                     raise RunError(f"{folder / name}: replica {missing[0] if missing else 0} is not there to be verified")
-                other = [r for r in asked if records[r].fingerprint != mark]
+                condition = recipe.trained[name]
+                teachers = teacher_groups(replace(job, folder=folder), name) if condition.teacher else []
+                other = [r for r in asked if records[r].fingerprint != replica_mark(condition, mark, teachers, r)]
                 if other:
                     raise RunError(
-                        f"{replica_folder(folder / name, other[0])}: was trained from another recipe, data or base (fingerprint "
-                        f"{records[other[0]].fingerprint}, now {mark}); bring those back, or train it again with --only {other[0]}"
+                        f"{replica_folder(folder / name, other[0])}: was trained from another recipe, data, base or teacher (fingerprint "
+                        f"{records[other[0]].fingerprint}); bring those back, or train it again with --only {other[0]}"
                     )
                 again: dict[int, Replica] = {}
-                train_missing(job, name, asked, plan, mark, again)
+                train_missing(job, name, asked, plan, mark, again, teachers=teachers)
                 found += [_compare(name, folder / name, scratch / name, records[r], again[r]) for r in asked]
             now = environment.describe(job.device)
     finally:
