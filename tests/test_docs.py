@@ -1,6 +1,7 @@
 """What the Markdown files say is there: links lead to files, and every `ftk` and `make` command that they show exists as written."""
 
 import itertools
+import json
 import re
 import shlex
 import subprocess
@@ -116,3 +117,10 @@ def test_the_first_lines_of_the_readme_work():
     for target in ("demo", "test"):
         plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert plan.returncode == 0 and ".venv/bin/" in plan.stdout, plan.stderr
+
+
+def test_the_table_of_methods_is_that_of_its_results():
+    import tables
+
+    found = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
+    assert tables.table(found) in (ROOT / "docs/methods.md").read_text()

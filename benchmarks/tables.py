@@ -1,0 +1,52 @@
+"""The table of a results.json as Markdown, for the documents: ratios on every shift, accuracy and what is kept, with their intervals.
+
+python benchmarks/tables.py benchmarks/results/methods.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+HEAD = ["method", "K", "groups", "ratio, typical", "near", "far", "accuracy, far (points)", "kept", "models that answer", "rank"]
+
+
+def interval(estimate: dict | None, scale: float = 1, form: str = ".2f") -> str:
+    """`0.86 [0.81, 0.92]`, with ? where it is inconclusive; - where there is none."""
+    if not estimate or estimate["value"] is None:
+        return "-"
+    value, low, high = (x if x is None else format(scale * x, form) for x in (estimate["value"], estimate["low"], estimate["high"]))
+    return value + (f" [{low}, {high}]" if low and high else "") + ("" if estimate["conclusive"] else " ?")
+
+
+def table(results: dict) -> str:
+    """Every mitigation of the first condition."""
+    lines = [HEAD]
+    for procedure in results["conditions"][0]["procedures"]:
+        if procedure["kind"] == "replica":
+            continue
+        on = {cell["shift"]: cell for cell in procedure["cells"] if not cell["category"]}
+        kept = [e for e in (on["typical"]["effect_size"], on["typical"]["gain_kept"]) if e and e["value"] is not None]
+        lines.append(
+            [
+                procedure["title"],
+                str(procedure["k"]),
+                str(procedure["n_runs"]),
+                *(interval(on[shift]["ratio"]) for shift in ("typical", "near", "far")),
+                interval(on["far"]["accuracy_change"], 100, "+.1f"),
+                interval(min(kept, key=lambda e: e["value"], default=None)),
+                f"{procedure['price']['inference_streams']:.2g}",
+                str(procedure["price"]["rank"]),
+            ]
+        )
+    head, *rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([head, "|---" * len(HEAD) + "|", *rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    print(table(json.loads(parser.parse_args().results.read_text())))
+
+
+if __name__ == "__main__":
+    main()
