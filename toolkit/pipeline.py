@@ -120,7 +120,7 @@ def open_run(
         write_text(folder / "base.json", _json(base.to_dict()))
         with ENGINES[engine](device, workers) as at_work:
             yield Run(recipe, folder, device, at_work, console)
-            if isinstance(at_work, RayEngine) and len(at_work.machines) > 1:
+            if len(at_work.machines) > 1:
                 console.note(f"different processors did the work, and may round differently: {', '.join(sorted(at_work.machines))}")
 
 

@@ -59,6 +59,7 @@ class LocalEngine:
 
     def __init__(self, device: str = "cpu", workers: int | None = None):
         self.workers = workers or (environment.cores() if device == "cpu" else 1)
+        self.machines = {environment.cpu_model()}
         context = multiprocessing.get_context("spawn")
         self._ticks = context.Queue()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
