@@ -1,108 +1,361 @@
-"""Stacked training against a plain peft loop, on the embedded default, in one run; the last line is JSON.
-
-Both train the same replicas (same initial adapters, same batches, same clipping and schedule) in one thread: the stack R at a time, the
-loop one by one. Repeats are interleaved; the ratio is that of the medians. The gate comes first: the losses of both must agree to 1e-4.
+"""Stacked training against what people do today, in one run; the last line is JSON.
 
     python benchmarks/train.py --out benchmarks/results/train.json
+
+Workloads C1 to C3 (random Llama-shaped bases, LoRA of rank 8 on all linear layers, dropout 0.05, clipping and schedule on) and the
+embedded default. Peers: a plain peft loop in float32 and with bfloat16 autocast, the same compiled, peft under the Hugging Face
+Trainer, and torch.func.vmap over peft adapters. One thread each; repeats are interleaved; figures are medians of milliseconds for one
+step of one replica, and tokens are real ones. `--cores` runs the faster loop and the stack in one process for every core. `--end-to-end`
+adds the cost of a replica of the embedded default from the shell: `ftk train-replicas` against a script with the Trainer.
+
+No ratio is printed before the gates hold in the same run. G1: gradients of one step and 20 losses equal those of the peft loop (float32).
+G2: a rerun and another order of replicas give the same bits. G3: a replica with NaN leaves the others' bits alone.
 """
 
 import argparse
+import contextlib
+import copy
 import json
+import multiprocessing
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, get_scheduler
+from torch.nn.utils import clip_grad_norm_
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, get_scheduler
 
 from toolkit import environment, seeds
-from toolkit.base import EMBEDDED, load_base
-from toolkit.data import encode_rows, read_rows
+from toolkit.base import fastest_dtype, load_base
+from toolkit.data import Example, encode_rows, read_rows
 from toolkit.plan import plan_training
 from toolkit.recipe import Condition
 from toolkit.stack import stacked
 from toolkit.train import batch_rows, initial_factors, train_stack
 
-CONDITION = Condition(rank=8, epochs=2, batch_size=16, lr=1e-2, warmup=15, clip=1.0)
+SHAPES = {  # width, layers, feed-forward, vocabulary, heads, sequences, tokens
+    "C1": (64, 2, 176, 512, 4, 2, 32),
+    "C2": (256, 4, 704, 2048, 4, 4, 64),
+    "C3": (512, 8, 1408, 8192, 8, 4, 128),
+}
+STEPS = {"C1": 60, "C2": 12, "C3": 4, "embedded": 20}
 
 
-def peft_loop(examples, plan, seed, steps, initial):
-    """What a careful user writes: one adapter, batches padded to their longest row, loss on completions, clipping, schedule."""
-    model = AutoModelForCausalLM.from_pretrained(EMBEDDED)
-    config = LoraConfig(r=CONDITION.rank, lora_alpha=2 * CONDITION.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, config)
-    for name, (A, _) in initial.items():
-        model.base_model.model.get_submodule(name).lora_A["default"].weight.data.copy_(A[0])
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=CONDITION.lr, weight_decay=0.0, fused=True)
-    scheduler = get_scheduler("linear", optimizer, plan.warmup_steps, plan.steps)
-    losses = []
-    start = time.perf_counter()
-    for step in range(steps):
-        batch = [examples[i] for i in batch_rows(plan, seed["order"], step) if i < plan.rows]
+class Workload:
+    """A base, training rows, a condition; and the same replicas trained by each side."""
+
+    def __init__(self, name: str):
+        self.name, self.steps = name, STEPS[name]
+        common = {"rank": 8, "epochs": 2, "warmup": 15, "clip": 1.0}
+        if name == "embedded":
+            base = load_base("embedded")
+            self.condition = Condition(**common, batch_size=16, lr=1e-2)
+            self.examples = encode_rows(read_rows("embedded"), base.tokenizer, max_length=512)
+            self.model = base.model
+        else:
+            d, L, ff, V, heads, B, T = SHAPES[name]
+            self.condition = Condition(**common, batch_size=B, lr=1e-3, dropout=0.05)
+            rng = np.random.default_rng(0)
+            rows = [rng.integers(1, V, T).tolist() for _ in range(256)]
+            self.examples = [Example(ids, [False] + [True] * (T - 1), 1, prompt="", completion="") for ids in rows]
+            torch.manual_seed(0)
+            shape = {"hidden_size": d, "num_hidden_layers": L, "intermediate_size": ff, "vocab_size": V, "num_attention_heads": heads}
+            self.model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True, max_position_embeddings=T)).eval()
+        lengths, targets = [len(e.ids) for e in self.examples], [sum(e.loss_mask[1:]) for e in self.examples]
+        plan = plan_training(self.condition, lengths, targets, stack=None, device="cpu")
+        self.plan = replace(plan, steps=self.steps)  # the schedule of a short run, on every side
+        self.seeds_R = [seeds.replica_seeds(0, r, seeds.SOURCES) for r in range(plan.stack)]
+        self.tokens = statistics.mean(lengths) * self.condition.batch_size
+
+    def stack(self, dtype: torch.dtype, compiled: bool, **changes):
+        """Seconds of one step of one replica, and what was trained."""
+        plan = replace(self.plan, compiled=compiled, **{k: v for k, v in changes.items() if k == "steps"})
+        model = copy.deepcopy(self.model).to(dtype)
+        marks = [time.perf_counter()]
+        trained = train_stack(
+            model, self.examples, changes.get("condition", self.condition), plan, changes.get("seeds_R", self.seeds_R),
+            on_step=lambda _: marks.append(time.perf_counter()),
+        )  # fmt: skip
+        return statistics.median(np.diff(marks)[1:]) / plan.stack, trained
+
+    def batch(self, step: int, seed: dict[str, int]):
+        """Padded to the longest row of the batch, as a careful loop does."""
+        batch = [self.examples[i] for i in batch_rows(self.plan, seed["order"], step) if i < self.plan.rows]
         length = max(len(e.ids) for e in batch)
         ids = torch.tensor([[*e.ids, *[0] * (length - len(e.ids))] for e in batch])
         mask = torch.tensor([[1] * len(e.ids) + [0] * (length - len(e.ids)) for e in batch])
-        labels = torch.tensor(
-            [[t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)] + [-100] * (length - len(e.ids)) for e in batch]
+        labels = [[t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)] + [-100] * (length - len(e.ids)) for e in batch]
+        return ids, mask, torch.tensor(labels)
+
+    def adapted(self, dropout: float | None = None):
+        """The base with one fresh peft adapter, the stack's first one."""
+        condition = self.condition
+        config = LoraConfig(
+            r=condition.rank, lora_alpha=2 * condition.rank, target_modules="all-linear", task_type="CAUSAL_LM",
+            lora_dropout=condition.dropout if dropout is None else dropout,
+        )  # fmt: skip
+        with stacked(self.model) as stack:
+            initial = initial_factors(stack, condition.rank, [self.seeds_R[0]["init"]], torch.float32, torch.device("cpu"))
+        model = get_peft_model(copy.deepcopy(self.model), config).train()
+        for name, (A, _) in initial.items():
+            model.base_model.model.get_submodule(name).lora_A["default"].weight.data.copy_(A[0].detach())
+        return model
+
+    def loop(self, autocast: bool = False, compiled: bool = False, steps: int | None = None, dropout: float | None = None):
+        """The plain peft loop: seconds of a step, losses, and the gradients of the first step."""
+        model = self.adapted(dropout)
+        forward: Callable = torch.compile(model, dynamic=False) if compiled else model
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.condition.lr, weight_decay=0.0, fused=True)
+        scheduler = get_scheduler("linear", optimizer, self.plan.warmup_steps, self.plan.steps)
+        seconds, losses, first = [], [], {}
+        for step in range(steps or self.steps):
+            start = time.perf_counter()
+            ids, mask, labels = self.batch(step, self.seeds_R[0])
+            if compiled and ids.shape[1] < self.plan.length:  # one shape, or it would compile for every length
+                pad = self.plan.length - ids.shape[1]
+                ids, mask, labels = F.pad(ids, (0, pad)), F.pad(mask, (0, pad)), F.pad(labels, (0, pad), value=-100)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                logits = forward(input_ids=ids, attention_mask=mask).logits
+            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            loss.backward()
+            first = first or {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            clip_grad_norm_(parameters, self.condition.clip)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[1:]), losses, first
+
+    def trainer(self):
+        """peft under the Hugging Face Trainer: seconds of a step, from a whole run of `steps`."""
+        ids, mask, labels = self.batch(0, self.seeds_R[0])
+        rows = [{"input_ids": i, "attention_mask": m, "labels": y} for i, m, y in zip(ids, mask, labels, strict=True)] * self.steps
+        with tempfile.TemporaryDirectory() as folder:
+            asked = TrainingArguments(
+                output_dir=folder, per_device_train_batch_size=len(ids), max_steps=self.steps, learning_rate=self.condition.lr,
+                warmup_steps=self.plan.warmup_steps, report_to=[],
+                save_strategy="no", logging_strategy="no", use_cpu=True, disable_tqdm=True,
+            )  # fmt: skip
+            trainer = Trainer(model=self.adapted(), args=asked, train_dataset=rows)
+            start = time.perf_counter()
+            with contextlib.redirect_stdout(sys.stderr):
+                trainer.train()
+        return (time.perf_counter() - start) / self.steps
+
+    def vmap(self):
+        """torch.func.vmap over the adapters of one stack: seconds of a step of a replica."""
+        model = self.adapted(dropout=0.0)  # its dropout has no key of its own for a replica
+        model.set_attn_implementation("eager")
+        names = [n for n, p in model.named_parameters() if p.requires_grad]
+        R = self.plan.stack
+        frozen = {n: p.detach() for n, p in model.named_parameters() if n not in names}
+        mine = {n: p.detach().expand(R, *p.shape).clone() for n, p in model.named_parameters() if n in names}
+        optimizer = torch.optim.AdamW(list(mine.values()), lr=self.condition.lr, weight_decay=0.0, fused=True)
+
+        def loss(own, ids, labels):
+            logits = torch.func.functional_call(model, {**frozen, **own}, (), {"input_ids": ids, "use_cache": False}).logits
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+        step = torch.func.vmap(torch.func.grad(loss))
+        T, seconds = self.plan.length, []
+        for number in range(self.steps):
+            start = time.perf_counter()
+            batches = [self.batch(number, seed) for seed in self.seeds_R]
+            ids = torch.stack([F.pad(b[0], (0, T - b[0].shape[1])) for b in batches])
+            labels = torch.stack([F.pad(b[2], (0, T - b[2].shape[1]), value=-100) for b in batches])
+            for name, gradient in step(mine, ids, labels).items():
+                mine[name].grad = gradient
+            for r in range(R):
+                clip_grad_norm_([m.grad[r] for m in mine.values()], self.condition.clip)
+            optimizer.step()
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[1:]) / R
+
+
+def gates(work: Workload, ways: list[tuple[torch.dtype, bool]]) -> dict:
+    """G1 to G3; raises SystemExit where one fails."""
+    found = {}
+    plain = work.condition.model_copy(update={"dropout": 0.0})  # peft draws other masks; with given masks the tests hold them equal
+    steps = min(20, 2 * work.steps)
+    _, theirs, _ = work.loop(steps=steps, dropout=0.0)
+    for dtype, compiled in ways:
+        way = f"{str(dtype).removeprefix('torch.')}{', compiled' if compiled else ''}"
+        _, trained = work.stack(dtype, compiled, condition=plain, steps=steps)
+        gap = float(np.max(np.abs(trained.loss_SR[:, 0] / np.array(theirs) - 1)))
+        if dtype == torch.float32 and gap > 1e-4:
+            raise SystemExit(f"G1 {work.name}, {way}: losses differ from the peft loop's by {gap:.1e}")
+        short = min(6, work.steps)
+        _, one = work.stack(dtype, compiled, steps=short)
+        _, again = work.stack(dtype, compiled, steps=short)
+        turned = [*work.seeds_R[1:], work.seeds_R[0]]
+        _, other = work.stack(dtype, compiled, steps=short, seeds_R=turned)
+        same = all(
+            torch.equal(x, y) and torch.equal(x, z.roll(1, 0))
+            for name in one.factors
+            for x, y, z in zip(one.factors[name], again.factors[name], other.factors[name], strict=True)
         )
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CONDITION.clip)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return time.perf_counter() - start, losses
+        if not same:
+            raise SystemExit(f"G2 {work.name}, {way}: a rerun or another order gave other bits")
+        found[way] = {"largest_relative_loss_gap": gap, "bits": same, "isolated": isolated(work, dtype, compiled, one)}
+    return found
+
+
+def isolated(work: Workload, dtype: torch.dtype, compiled: bool, healthy) -> bool:
+    """G3: the adapters of replica 1 start as NaN; all others end as they did."""
+    import toolkit.train as train
+
+    original = train.initial_factors
+
+    def poisoned(*arguments):
+        factors = original(*arguments)
+        next(iter(factors.values()))[0].data[1] = float("nan")
+        return factors
+
+    train.initial_factors = poisoned
+    try:
+        _, sick = work.stack(dtype, compiled, steps=min(6, work.steps))
+    finally:
+        train.initial_factors = original
+    others = [r for r in range(work.plan.stack) if r != 1]
+    kept = all(torch.equal(x[others], y[others]) for n in healthy.factors for x, y in zip(healthy.factors[n], sick.factors[n], strict=True))
+    if not kept or sick.failed_step(1) != 0:
+        raise SystemExit(f"G3 {work.name}: NaN of one replica reached another, or went unnoticed")
+    return kept
+
+
+def measure(name: str, repeats: int, vmap: bool) -> dict:
+    """All sides of one workload, repeats interleaved."""
+    work = Workload(name)
+    fast = getattr(torch, fastest_dtype(work.model.config.hidden_size, "cpu"))
+    ways = list(dict.fromkeys([(torch.float32, False), (torch.float32, True), (fast, True), (torch.bfloat16, True)]))
+    ours = {f"stack {str(d).removeprefix('torch.')}{', compiled' if c else ''}": (lambda d=d, c=c: work.stack(d, c)[0]) for d, c in ways}
+    peers = {
+        "peft loop float32": lambda: work.loop()[0],
+        "peft loop bfloat16 autocast": lambda: work.loop(autocast=True)[0],
+        "peft loop compiled": lambda: work.loop(compiled=True)[0],
+        "peft loop bfloat16 autocast, compiled": lambda: work.loop(autocast=True, compiled=True)[0],
+        "peft and Trainer": work.trainer,
+    }
+    if vmap:
+        peers["vmap over peft"] = work.vmap
+    checked = gates(work, ways)
+    failed = {}
+    seconds: dict[str, list[float]] = {side: [] for side in (*ours, *peers)}
+    for repeat in range(repeats + 1):
+        for side, run in (ours | peers).items():
+            if side in failed:
+                continue
+            try:
+                taken = run()
+            except Exception as error:  # a peer that does not run here is a result, too
+                failed[side] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+                continue
+            if repeat:  # the first warms up and compiles
+                seconds[side].append(taken)
+    times = {side: 1000 * statistics.median(s) for side, s in seconds.items() if s}
+    spread = {side: [1000 * float(np.quantile(s, q)) for q in (0.25, 0.75)] for side, s in seconds.items() if s}
+    chosen = f"stack {str(fast).removeprefix('torch.')}, compiled"
+    loop = min((side for side in times if side.startswith("peft loop") and "compiled" not in side), key=times.__getitem__)
+    return {
+        "stack": work.plan.stack,
+        "steps": work.steps,
+        "real_tokens_of_a_step": work.tokens,
+        "gates": checked,
+        "milliseconds_of_a_replica_step": times,
+        "quartiles": spread,
+        "did_not_run": failed,
+        "chosen": chosen,
+        "faster_loop": loop,
+        "ratio_to_faster_loop": times[loop] / times[chosen],
+        "ratios": {peer: {own: times[peer] / times[own] for own in ours if own in times} for peer in peers if peer in times},
+        "real_tokens_per_second": work.tokens / times[chosen] * 1000,
+    }
+
+
+def _core(name: str, side: str, seconds: float, barrier, queue) -> None:
+    environment.make_deterministic("cpu")
+    work = Workload(name)
+    fast = getattr(torch, fastest_dtype(work.model.config.hidden_size, "cpu"))
+    run = {"stack": lambda: work.stack(fast, True)[0], "float32": lambda: work.loop()[0], "autocast": lambda: work.loop(autocast=True)[0]}[
+        side
+    ]
+    run()
+    barrier.wait()
+    taken, start = [], time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        taken.append(run())
+    queue.put(statistics.median(taken))
+
+
+def on_all_cores(name: str, side: str) -> float:
+    """Replica-steps per second of the whole machine, one process a core."""
+    context = multiprocessing.get_context("spawn")
+    cores = environment.cores()
+    barrier, queue = context.Barrier(cores), context.Queue()
+    workers = [context.Process(target=_core, args=(name, side, 10.0, barrier, queue)) for _ in range(cores)]
+    for worker in workers:
+        worker.start()
+    found = [queue.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    return sum(1 / seconds for seconds in found)
+
+
+def end_to_end(replicas: int = 64, theirs: int = 2) -> dict:
+    """Wall seconds of a replica of the embedded default, from the shell: start-up, training and saving."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        condition = {"rank": 8, "epochs": 2, "batch_size": 16, "lr": 1e-2, "warmup": 15, "clip": 1.0}
+        recipe.write_text(
+            json.dumps({"base": "embedded", "data": {"train": "embedded"}, "replicas": replicas, "conditions": {"lora": condition}})
+        )
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "toolkit.cli", "train-replicas", str(recipe), "--out", f"{folder}/run"], check=True, stdout=sys.stderr
+        )
+        ours = (time.perf_counter() - start) / replicas
+        start = time.perf_counter()
+        for seed in range(theirs):
+            script = Path(__file__).with_name("trainer_script.py")
+            subprocess.run(
+                [sys.executable, str(script), "--seed", str(seed), "--out", f"{folder}/trainer-{seed}"], check=True, stdout=sys.stderr
+            )
+        peer = (time.perf_counter() - start) / theirs
+    return {"replicas": replicas, "ftk_seconds_a_replica": ours, "trainer_seconds_a_replica": peer, "ratio": peer / ours}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=40)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", default=["C1", "C2", "C3", "embedded"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--vmap", action="store_true", help="torch.func.vmap, too")
+    parser.add_argument("--cores", action="store_true", help="one process for every core, too")
+    parser.add_argument("--end-to-end", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     environment.make_deterministic("cpu")
-    base = load_base("embedded")
-    examples = encode_rows(read_rows("embedded"), base.tokenizer, max_length=512)
-    plan = plan_training(CONDITION, [len(e.ids) for e in examples], [sum(e.loss_mask) for e in examples], stack=None, device="cpu")
-    seeds_R = [seeds.replica_seeds(0, r, seeds.SOURCES) for r in range(plan.stack)]
-    with stacked(base.model) as stack:
-        initial = initial_factors(stack, CONDITION.rank, [seeds_R[0]["init"]], torch.float32, torch.device("cpu"))
-
-    def stack_seconds():
-        marks = [time.perf_counter()]
-        short = plan.__class__(**{**vars(plan), "steps": arguments.steps})  # the schedule of a short run, on both sides
-        trained = train_stack(base.model, examples, CONDITION, short, seeds_R, on_step=lambda _: marks.append(time.perf_counter()))
-        return marks[-1] - marks[0], trained.loss_SR[:, 0]
-
-    short = plan.__class__(**{**vars(plan), "steps": arguments.steps})
-    ours, theirs = [], []
-    for repeat in range(arguments.repeats + 1):
-        seconds, loss = stack_seconds()
-        loop_seconds, loop_loss = peft_loop(examples, short, seeds_R[0], arguments.steps, initial)
-        if repeat:  # the first warms both up
-            ours.append(seconds / (plan.stack * arguments.steps))
-            theirs.append(loop_seconds / arguments.steps)
-    gap = float(np.max(np.abs(loss[:20] / np.array(loop_loss[:20]) - 1)))
-    if gap > 1e-4:
-        raise SystemExit(f"the two do not train the same replica: losses differ by {gap:.1e}")
-    result = {
-        "benchmark": "stacked training against a plain peft loop, embedded default, one thread",
-        "stack": plan.stack,
-        "steps": arguments.steps,
-        "repeats": arguments.repeats,
-        "largest_relative_loss_gap": gap,
-        "stacked_replica_steps_per_second": 1 / statistics.median(ours),
-        "peft_replica_steps_per_second": 1 / statistics.median(theirs),
-        "ratio": statistics.median(theirs) / statistics.median(ours),
-        "ratio_by_repeat": [b / a for a, b in zip(ours, theirs, strict=True)],
-        "environment": environment.describe("cpu"),
-    }
+    result: dict = {"benchmark": "stacked training against peft, one thread", "workloads": {}}
+    for name in arguments.workloads:
+        result["workloads"][name] = measure(name, arguments.repeats, arguments.vmap)
+        print(name, json.dumps(result["workloads"][name]["milliseconds_of_a_replica_step"]), flush=True)
+        if arguments.cores:
+            autocast = "autocast" in result["workloads"][name]["faster_loop"]
+            whole = {side: on_all_cores(name, side) for side in ("stack", "autocast" if autocast else "float32")}
+            result["workloads"][name]["replica_steps_per_second_on_all_cores"] = whole
+            result["workloads"][name]["ratio_on_all_cores"] = whole.pop("stack") / next(iter(whole.values()))
+    if arguments.end_to_end:
+        result["end_to_end"] = end_to_end()
+    result["environment"] = environment.describe("cpu")
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))

@@ -8,11 +8,15 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 VOCABULARY = 64
@@ -38,6 +42,8 @@ MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_GQA)),
     "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SHAPE)),
     "gpt2": _gpt2,
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**_GQA)),
+    "smollm3": lambda: SmolLM3ForCausalLM(SmolLM3Config(**_GQA, pad_token_id=0, bos_token_id=0, eos_token_id=0)),
 }
 
 

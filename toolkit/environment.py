@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -59,6 +60,11 @@ def source_revision() -> str | None:
     return (revision + ("+changes" if changed else "")) or None
 
 
+def compiler() -> str | None:
+    """The C++ compiler that `torch.compile` would call, None where there is none."""
+    return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+
+
 def resolve_device(asked: str) -> str:
     """`auto` is the first CUDA device if there is one, otherwise the CPU. Imports torch."""
     if asked == "cpu":
@@ -108,6 +114,7 @@ def describe(device: str) -> dict:
             "device": device,
             "cpu": cpu_model(),
             "gpu": gpu,
+            "compiler": compiler(),
             "threads_per_worker": 1 if device == "cpu" else None,
             "deterministic_algorithms": device != "cpu",
             "torch": versions()["torch"],

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from typing import Any
 from toolkit import distill, environment, mergekit_yaml, seeds
 from toolkit.adapters import CONFIG, WEIGHTS, read_adapter
 from toolkit.adopt import adopt, check_base, find_adapters, linear_shapes
-from toolkit.base import Base, load_base
+from toolkit.base import Base, fastest_dtype, load_base, load_config
 from toolkit.card import write_card
+from toolkit.compiled import TESTED
 from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, read_rows
 from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
 from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
@@ -30,7 +31,7 @@ from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name,
 from toolkit.measure import measure_run, read_prompts, save_design
 from toolkit.merge import accepted, find_method, merge_adapters
 from toolkit.outcomes import read_outcomes
-from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, plan_training, soft_target_bytes, stacks_for
+from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, pays_to_compile, plan_training, soft_target_bytes, stacks_for
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
 from toolkit.recipe import Condition, Evaluation, Mitigation, Recipe, Sequential, Teacher, dump_recipe, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
@@ -104,6 +105,7 @@ def open_run(
         device = environment.resolve_device(recipe.device)
     except ValueError as error:
         raise RunError(str(error)) from None
+    recipe = settle(recipe, device, folder)
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
     _check_against_base(recipe, base)
@@ -122,6 +124,23 @@ def open_run(
             yield Run(recipe, folder, device, at_work, console)
             if len(at_work.machines) > 1:
                 console.note(f"different processors did the work, and may round differently: {', '.join(sorted(at_work.machines))}")
+
+
+def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
+    """What `auto` means for this base on this machine; in a run folder, what it meant when its first replica was trained.
+
+    Raises BaseError where there is no such base.
+    """
+    if folder and (folder / "recipe.yaml").is_file():
+        then = open_folder(folder)
+        kept = {key: getattr(then, key) for key in ("dtype", "compile") if getattr(recipe, key) == "auto"}
+        recipe = recipe.model_copy(update=kept)
+    config = load_config(recipe.base)
+    if recipe.dtype == "auto":
+        recipe = recipe.model_copy(update={"dtype": fastest_dtype(config.get_text_config().hidden_size, device)})
+    if recipe.compile == "auto" and not (device == "cpu" and environment.compiler() and config.model_type in TESTED):
+        recipe = recipe.model_copy(update={"compile": "never"})
+    return recipe
 
 
 def _check_against_base(recipe: Recipe, base: Base) -> None:
@@ -311,12 +330,14 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     examples = training_examples(recipe, device)
     lengths, targets = [len(e.ids) for e in examples], [sum(e.loss_mask[1:]) for e in examples]
     plan = plan_training(condition, lengths, targets, stack=recipe.stack, device=device)
+    compiled = recipe.compile == "always" or recipe.compile == "auto" and pays_to_compile(plan, base.parameters)
+    plan = replace(plan, compiled=compiled)
     data = [(e.ids, e.loss_mask) for e in examples]
     defining = {
         "condition": condition.model_dump(exclude={"replicas", "vary", "crossed", "repeats"}),
         "vary": condition.crossed or sorted(recipe.vary_of(name)),
         "seed": recipe.seed,
-        "plan": asdict(plan),
+        "plan": plan.to_dict(),
         "data": fingerprint({"rows": data}),
         "base": base.sha256,
     }
@@ -359,7 +380,7 @@ def _claim(
         "vary": condition.crossed or recipe.vary_of(name),
         "root_seed": recipe.seed,
         "fingerprint": mark,
-        "plan": asdict(plan),
+        "plan": plan.to_dict(),
         "seeds": {str(r): seeds_of(recipe, name, r) for r in all_replicas},
     }
     if condition.teacher:

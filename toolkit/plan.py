@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from toolkit.recipe import Condition
 
 CPU_TOKENS, GPU_TOKENS = 3072, 32768  # a step of this many tokens suits the caches of a core, or fills a large GPU
+COMPILED_WORK = 5e11  # floating-point operations of a stack: some ten seconds, as long as it takes to compile
 SOFT_TARGET_BYTES = 2**30
 """what a worker may keep of its teachers' distributions; above it they are computed again at every step, never cut"""
 
@@ -26,6 +28,12 @@ class TrainingPlan:
     steps: int
     warmup_steps: int
     stack: int
+    compiled: bool = False
+    """decoder layers run as compiled code, which rounds differently"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, to be written down and to make a fingerprint of: what is not used is left out."""
+        return {name: value for name, value in asdict(self).items() if name != "compiled" or value}
 
     @property
     def tokens_per_step(self) -> int:
@@ -59,6 +67,11 @@ def stack_width(tokens_per_replica: int, device: str) -> int:
     """
     budget = CPU_TOKENS if device == "cpu" else GPU_TOKENS
     return min(64, max(4, 2 ** round(math.log2(max(1.0, budget / tokens_per_replica)))))
+
+
+def pays_to_compile(plan: TrainingPlan, parameters: int) -> bool:
+    """Whether one stack on a base of so many parameters has work enough for compiled code; like all of a plan it does not depend on N."""
+    return 4 * parameters * plan.tokens_per_step * plan.accumulation * plan.steps > COMPILED_WORK
 
 
 def soft_target_bytes(condition: Condition, targets: Sequence[int], vocabulary: int, stack: int) -> int:

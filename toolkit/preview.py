@@ -6,7 +6,6 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -39,6 +38,7 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         raise RecipeError(str(error)) from None
     environment.make_deterministic(device)
     prompts = read_prompts(recipe)
+    recipe = pipeline.settle(recipe, device)
     base = load_base(recipe.base, recipe.dtype, device)
     pipeline.check_lengths(recipe, base, prompts, device)
     warnings: list[str] = []
@@ -66,7 +66,7 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             "at_most": recipe.until_of(name) is not None,  # a rule may stop earlier
             "crossed": condition.crossed,
             "teaching": taught,
-            "plan": asdict(plan),
+            "plan": plan.to_dict(),
             "stacks": stacks,
             "adapter_parameters": adapter,
             "memory_bytes": _memory(base, plan, adapter, condition.dropout) + (taught["memory_bytes"] if taught else 0),

@@ -11,14 +11,16 @@ GPT-2's `Conv1D` works.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
+
+from toolkit.compiled import compiled_layers, readers
 
 _GOLDEN, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64, as signed int64
 
@@ -49,18 +51,35 @@ class CounterDropout:
     def __init__(self, p: float, seed_R: Tensor):
         self.p = p
         self.seed_R = seed_R
-        self.step = 0
         # drop where a uniform 16-bit lane is below the threshold: p is met to 2^-17
         self._threshold = round(p * 65536) - 32768
+        self.step = 0
 
-    def keep(self, module: int, n: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Mask [R, n, width] of ones (keep) and zeros; n counts the rows of one replica in this step (B * T)."""
-        key_R = _mix(_mix(self.seed_R + _weyl(self.step + 1)) + _weyl(module + 1))
+    @property
+    def step(self) -> int:
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
+        self._key_R = _mix(self.seed_R + _weyl(step + 1))  # a tensor, so that compiled code is the same at every step
+
+    def keep(self, module: int | Tensor, n: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Mask [R, n, width] of ones (keep) and zeros; n counts the rows of one replica in this step (B * T).
+
+        module: its number, or what `module_key` makes of it.
+        """
+        key_R = _mix(self._key_R + (_weyl(module + 1) if isinstance(module, int) else module))
         count = (n * width + 3) // 4
         counter = torch.arange(1, count + 1, device=key_R.device) * _GOLDEN
         lanes = _mix(counter + key_R[:, None]).view(torch.int16)[:, : n * width]  # four 16-bit lanes a hash
         # the comparison writes the factors themselves: a boolean mask would cost another pass here and one at every use
         return torch.ge(lanes, self._threshold, out=torch.empty(lanes.shape, dtype=dtype, device=lanes.device)).view(-1, n, width)
+
+
+def module_key(module: int) -> Tensor:
+    """A module's number as its dropout masks know it, as a tensor: compiled code would be made again for every plain number."""
+    return torch.tensor(_weyl(module + 1))
 
 
 class _Adapt(torch.autograd.Function):
@@ -111,12 +130,14 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.base = base
         self.index = index
+        self.key = module_key(index)
         self.in_features: int
         self.out_features: int
         self.scale = 1.0
         self.dropout: CounterDropout | None = None
         self.A_RrI: Tensor | None = None
         self.B_ROr: Tensor | None = None
+        self.readers: Readers | None = None
         shape = tuple(base.weight.shape)
         self.is_conv = isinstance(base, Conv1D)  # GPT-2 stores [I, O]
         self.out_features, self.in_features = (int(n) for n in (shape[::-1] if self.is_conv else shape))
@@ -127,9 +148,40 @@ class StackedLinear(nn.Module):
             return y
         keep, scale = None, self.scale
         if self.dropout is not None:
-            keep = self.dropout.keep(self.index, x.numel() // self.A_RrI.shape[0] // self.in_features, self.in_features, self.A_RrI.dtype)
+            module = self.key if self.readers else self.index
+            keep = self.dropout.keep(module, x.numel() // self.A_RrI.shape[0] // self.in_features, self.in_features, self.A_RrI.dtype)
             scale /= 1 - self.dropout.p
-        return _Adapt.apply(y, x, self.A_RrI, self.B_ROr, keep, scale)  # type: ignore[return-value]
+        if self.readers is None:
+            return _Adapt.apply(y, x, self.A_RrI, self.B_ROr, keep, scale)  # type: ignore[return-value]
+        h_Rnr = self.readers.down(self, x.reshape(len(self.A_RrI), -1, self.in_features), keep)
+        B_RrO = (self.B_ROr * scale).to(x.dtype).transpose(1, 2)
+        return y + torch.bmm(h_Rnr, B_RrO).view(y.shape)
+
+
+class Readers:
+    """Adapted layers that read the same input, in compiled code: their products with A are one, and so is its backward pass.
+
+    With dropout each layer has a mask of its own, as in PEFT, and a product of its own.
+    """
+
+    def __init__(self, layers: Sequence[StackedLinear]):
+        self.layers = list(layers)
+        self._h: tuple[Tensor, ...] = ()
+
+    def down(self, layer: StackedLinear, x_RnI: Tensor, keep_RnI: Tensor | None) -> Tensor:
+        """x A_k' for one of the layers, [R, n, r]. They are asked for in the order of `layers`."""
+        if keep_RnI is not None:
+            x_RnI = x_RnI * keep_RnI.to(x_RnI.dtype)
+        if keep_RnI is not None or len(self.layers) == 1:
+            assert layer.A_RrI is not None
+            return torch.bmm(x_RnI, layer.A_RrI.to(x_RnI.dtype).transpose(1, 2))
+        if layer is self.layers[0]:
+            A_RsI = torch.cat([member.A_RrI for member in self.layers], 1)  # type: ignore[misc]
+            h_Rns = torch.bmm(x_RnI, A_RsI.to(x_RnI.dtype).transpose(1, 2))
+            self._h = h_Rns.split([member.A_RrI.shape[1] for member in self.layers], 2)  # type: ignore[union-attr]
+        first, *rest = self._h
+        self._h = tuple(rest)
+        return first
 
 
 def target_modules(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Linear | Conv1D]:
@@ -223,10 +275,16 @@ class Stack:
 
 
 @contextmanager
-def stacked(model: nn.Module, targets: str | Iterable[str] = "all-linear") -> Iterator[Stack]:
-    """A stack on `model` for the length of a `with` block."""
+def stacked(model: nn.Module, targets: str | Iterable[str] = "all-linear", *, compiled: int | None = None) -> Iterator[Stack]:
+    """A stack on `model` for the length of a `with` block; `compiled`: for rows of so many tokens, its layers as compiled code."""
+    groups = readers(model, target_modules(model, targets)) if compiled else []
     stack = Stack(model, targets)
-    try:
+    with ExitStack() as at_the_end:
+        at_the_end.callback(stack.remove)
+        if compiled:
+            for names in groups:
+                members = Readers([stack.layers[name] for name in names])
+                for layer in members.layers:
+                    layer.readers = members
+            at_the_end.enter_context(compiled_layers(model, stack.layers, compiled))
         yield stack
-    finally:
-        stack.remove()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from toolkit import seeds as seed
 from toolkit.adapters import write_adapter
+from toolkit.compiled import compiled
 from toolkit.data import Example
 from toolkit.delta import concat, ema_weights, swa_weights, truncate
 from toolkit.distill import Said, Teacher, soft_targets
@@ -114,6 +115,7 @@ def token_losses(logits: Tensor, target: Tensor, soft: Tensor | None, temperatur
     soft: log-probabilities [N, L, V] of a teacher at `temperature`; then mix * T^2 KL(teacher || student at T) + (1 - mix) *
     cross-entropy (Hinton, Vinyals & Dean 2015, arXiv:1503.02531: T^2 keeps the size of the gradient). Without: cross-entropy.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     hard = torch.zeros((), device=logits.device)
     if soft is None or mix < 1:
         hard = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
@@ -145,7 +147,8 @@ def train_stack(
     R = len(seeds_R)
     rows = Rows.of(examples, plan, dtype, str(device))
     tokens = rows.weight.sum(1)  # per row
-    with stacked(model, condition.targets) as stack:
+    losses_of = compiled(token_losses) if plan.compiled else token_losses
+    with stacked(model, condition.targets, compiled=plan.length if plan.compiled else None) as stack:
         scale = lora_scale(condition.rank, condition.alpha or 2 * condition.rank, condition.rslora)
         factors = initial_factors(stack, condition.rank, [s["init"] for s in seeds_R], dtype, device)
         stack.load(factors, scale)
@@ -179,9 +182,9 @@ def train_stack(
                 if dropout:
                     dropout.step = step * plan.accumulation + micro
                 index = index_Rb.reshape(-1)
-                logits = stack.logits(rows.ids[index], rows.position[index]).to(dtype)
+                logits = stack.logits(rows.ids[index], rows.position[index])
                 soft = said(index_Rb) if said else None
-                loss_NL = token_losses(logits, rows.target[index], soft, condition.temperature, condition.mix)
+                loss_NL = losses_of(logits, rows.target[index], soft, condition.temperature, condition.mix)
                 loss_N = (loss_NL * rows.weight[index]).sum(1)  # per row
                 micro_R = loss_N.view(R, -1).sum(1) / count_R
                 micro_R.sum().backward()

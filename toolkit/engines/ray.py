@@ -20,7 +20,12 @@ Done = TypeVar("Done")
 
 RETRIES = 5
 """of a unit whose worker or machine died; a unit that is too large for every machine should not run for ever"""
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 """of the worker processes: read by the libraries when they are loaded"""
 
 

@@ -479,8 +479,11 @@ class Recipe(Criteria):
     name: str = "recipe"
     base: str
     """`embedded`, a Hugging Face id (`id` or `id@revision`), or a folder."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    """of the frozen base; adapters and optimiser are float32 or better."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """of the frozen base; adapters and optimiser are float32 or better. auto: bfloat16 where this machine multiplies it several times
+    faster and the base is 128 wide or more, otherwise float32; what it was is written into the run's recipe."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """decoder layers as compiled code in training: on a CPU, where a stack has work enough to pay for it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: Data
     seed: Annotated[int, Field(ge=0)] = 0
