@@ -195,7 +195,7 @@ def test_a_replica_that_diverges_harms_no_other():
     plan = plan_of(condition, examples)
     healthy, _ = stack_bits(seeds_of(range(4)), examples, condition, plan)
     with pytest.MonkeyPatch.context() as patch:
-        import toolkit.train as train
+        import toolkit.train.loop as train
 
         def poisoned(stack, rank, init_seeds, dtype, device):
             factors = initial_factors(stack, rank, init_seeds, dtype, device)
