@@ -11,19 +11,20 @@ import torch
 from toolkit.data import Example
 from toolkit.distill import Said, Teacher, soft_targets
 from toolkit.environment import seconds_used
+from toolkit.full import stacked_whole
 from toolkit.plan import TrainingPlan, learning_rate, snapshot_steps
 from toolkit.recipe import Condition
-from toolkit.stack import CounterDropout, lora_scale, stacked
-from toolkit.train.initial import Factors_R, initial_factors
+from toolkit.stack import CounterDropout, stacked
+from toolkit.train.initial import Weights_R, initial_weights
 from toolkit.train.objective import Rows, batch_rows, token_losses
-from toolkit.train.optimise import clip_gradients, gradient_norms
+from toolkit.train.optimise import Optimiser
 
 
 @dataclass
 class Trained:
     """What a stack became. Losses are means of `token_losses` over a replica's own completion tokens, before the update of that step."""
 
-    factors: Factors_R
+    factors: Weights_R
     scale: float
     fan_in_fan_out: bool  # the adapted layers are GPT-2's Conv1D
     loss_SR: np.ndarray
@@ -32,14 +33,14 @@ class Trained:
     row_SRB: np.ndarray  # training row of every position in a batch, -1 where the batch is padded
     row_loss_SRB: np.ndarray
     seconds: float  # what the whole stack cost, see `seconds_used`
-    snapshots: list[Factors_R] = field(default_factory=list)
+    snapshots: list[Weights_R] = field(default_factory=list)
 
     def failed_step(self, r: int) -> int | None:
         """First step with a loss or gradient that is not finite; the number of steps when only the last update broke the weights."""
         bad = ~(np.isfinite(self.loss_SR[:, r]) & np.isfinite(self.norm_SR[:, r]))
         if bad.any():
             return int(bad.argmax())
-        finite = all(bool(torch.isfinite(x[r]).all()) for pair in self.factors.values() for x in pair)
+        finite = all(bool(torch.isfinite(x[r]).all()) for several in self.factors.values() for x in several)
         return None if finite else len(bad)
 
 
@@ -65,25 +66,16 @@ def train_stack(
     R = len(seeds_R)
     rows = Rows.of(examples, plan, dtype, str(device))
     tokens = rows.weight.sum(1)  # per row
-    with stacked(model, condition.targets) as stack:
-        scale = lora_scale(condition.rank, condition.alpha or 2 * condition.rank, condition.rslora)
-        factors = initial_factors(stack, condition.rank, [s["init"] for s in seeds_R], dtype, device)
-        stack.load(factors, scale)
+    with stacked_whole(model) if condition.method == "full" else stacked(model, condition.targets) as stack:
+        weights, scale = initial_weights(stack, condition, seeds_R, dtype, device)
+        stack.load(weights, scale)
         dropout = None
         if condition.dropout:
             dropout = CounterDropout(condition.dropout, torch.tensor([s["dropout"] for s in seeds_R], device=device))
         stack.set_dropout(dropout)
-        parameters = [x for pair in factors.values() for x in pair]
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=condition.lr,
-            betas=(condition.betas[0], condition.betas[1]),
-            eps=condition.eps,
-            weight_decay=condition.weight_decay,
-            fused=True,
-        )
+        optimiser = Optimiser(model, weights, condition)
         points = condition.snapshots
-        record_at = set(snapshot_steps(plan, points.count, points.start)) if points else set()
+        record_at = snapshot_steps(plan, points.count, points.start) if points else []
         said: Said | None = None
         if teachers_R is not None and condition.mix > 0:
             texts = rows.ids, rows.position, rows.weight
@@ -101,31 +93,25 @@ def train_stack(
                 index = index_Rb.reshape(-1)
                 logits = stack.logits(rows.ids[index], rows.position[index]).to(dtype)
                 soft = said(index_Rb) if said else None
-                loss_NL = token_losses(logits, rows.target[index], soft, condition.temperature, condition.mix)
+                loss_NL = token_losses(logits, rows.target[index], soft, condition.temperature, condition.mix, condition.label_smoothing)
                 loss_N = (loss_NL * rows.weight[index]).sum(1)  # per row
                 micro_R = loss_N.view(R, -1).sum(1) / count_R
                 micro_R.sum().backward()
                 loss_R += micro_R.detach()
                 step_row_losses.append((loss_N.detach() / tokens[index].clamp(min=1)).view(R, -1))
-            norm_R = gradient_norms(parameters)
-            if condition.clip:
-                clip_gradients(parameters, norm_R, condition.clip)
-            lr = learning_rate(step, plan, condition.lr, condition.schedule)
-            optimizer.param_groups[0]["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad()
+            lr = learning_rate(step, plan, condition)
+            norms.append(optimiser.step(lr, step + 1, last=step + 1 == plan.steps))
             losses.append(loss_R)
-            norms.append(norm_R)
             lrs.append(lr)
             row_losses.append(torch.cat(step_row_losses, 1))
             row_ids.append(np.where(order_RB == plan.rows, -1, order_RB))
             if step + 1 in record_at:
-                snapshots.append({name: (A.detach().cpu().clone(), B.detach().cpu().clone()) for name, (A, B) in factors.items()})
+                snapshots.append(_on_cpu(weights, copy=True))
             if on_step:
                 on_step(step + 1)
         fan_in_fan_out = any(layer.is_conv for layer in stack.layers.values())
     return Trained(
-        factors={name: (A.detach().cpu(), B.detach().cpu()) for name, (A, B) in factors.items()},
+        factors=_on_cpu(weights),
         scale=scale,
         fan_in_fan_out=fan_in_fan_out,
         loss_SR=torch.stack(losses).cpu().numpy(),
@@ -136,3 +122,7 @@ def train_stack(
         seconds=seconds_used(device.type) - start,
         snapshots=snapshots,
     )
+
+
+def _on_cpu(weights: Weights_R, copy: bool = False) -> Weights_R:
+    return {name: tuple(x.detach().to("cpu", copy=copy) for x in several) for name, several in weights.items()}

@@ -51,15 +51,18 @@ class Rows:
         return Rows(*(x.to(device) for x in (ids, position, target, weight)))
 
 
-def token_losses(logits: Tensor, target: Tensor, soft: Tensor | None, temperature: float, mix: float) -> Tensor:
+def token_losses(
+    logits: Tensor, target: Tensor, soft: Tensor | None, temperature: float, mix: float, label_smoothing: float = 0.0
+) -> Tensor:
     """Loss of every position, [N, L], in nats, from logits [N, L, V] and targets [N, L].
 
     soft: log-probabilities [N, L, V] of a teacher at `temperature`; then mix * T^2 KL(teacher || student at T) + (1 - mix) *
     cross-entropy (Hinton, Vinyals & Dean 2015, arXiv:1503.02531: T^2 keeps the size of the gradient). Without: cross-entropy.
+    label_smoothing: share of a target's probability that goes evenly to the whole vocabulary (arXiv:1512.00567).
     """
     hard = torch.zeros((), device=logits.device)
     if soft is None or mix < 1:
-        hard = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+        hard = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none", label_smoothing=label_smoothing).view(target.shape)
     if soft is None:
         return hard
     kl = F.kl_div(F.log_softmax(logits / temperature, -1), soft.to(logits.dtype), reduction="none", log_target=True).sum(-1)
