@@ -54,7 +54,7 @@ def alone(model, examples, condition, plan, seed, rate_of, origin=None):
                 for name, p in named.items():
                     slow[name] += condition.lookahead.alpha * (p - slow[name])
                     p.copy_(slow[name])
-        losses.append(float(total))
+        losses.append(total.item())
     return losses, {name: p.detach() for name, p in named.items()}
 
 
