@@ -28,6 +28,7 @@ TORCH_FREE = {
     "planning",
     "gate",
     "gating",
+    "precision",
     "until",
 }
 

@@ -195,14 +195,14 @@ def test_a_replica_that_diverges_harms_no_other():
     plan = plan_of(condition, examples)
     healthy, _ = stack_bits(seeds_of(range(4)), examples, condition, plan)
     with pytest.MonkeyPatch.context() as patch:
-        import toolkit.train as train
+        from toolkit.train import initial
 
-        def poisoned(stack, rank, init_seeds, dtype, device):
-            factors = initial_factors(stack, rank, init_seeds, dtype, device)
+        def poisoned(*args, **options):
+            factors = initial_factors(*args, **options)
             next(iter(factors.values()))[0].data[2] = float("nan")
             return factors
 
-        patch.setattr(train, "initial_factors", poisoned)
+        patch.setattr(initial, "initial_factors", poisoned)
         sick, trained = stack_bits(seeds_of(range(4)), examples, condition, plan)
     assert trained.failed_step(2) == 0 and trained.failed_step(1) is None
     for r in (0, 1, 3):

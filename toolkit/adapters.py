@@ -27,6 +27,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 OLD_WEIGHTS = "adapter_model.bin"
 PREFIX = "base_model.model."
+FULL = "full.json"
+"""what a folder with a fully fine-tuned model has instead (`toolkit.full`)"""
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Names of dtypes in safetensors and in torch."""
@@ -146,7 +148,7 @@ def sha256(path: Path) -> str:
 
 
 def adapter_paths(source: str | Path) -> list[Path]:
-    """The adapter folders that `source` means: itself, or its sub-folders that are adapters, sorted by name.
+    """The folders of adapters, or of whole models of ftk's, that `source` means: itself, or its sub-folders that are, sorted by name.
 
     Of a trainer's `checkpoint-N` folders the last one counts, and only where nothing was saved beside them: they are one run.
     """
@@ -162,7 +164,7 @@ def adapter_paths(source: str | Path) -> list[Path]:
 
 def _final(folder: Path) -> Path | None:
     """The adapter in a folder, or its last checkpoint."""
-    if (folder / CONFIG).is_file():
+    if (folder / CONFIG).is_file() or (folder / FULL).is_file():
         return folder
     steps = {int(path.name[11:]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal() and (path / CONFIG).is_file()}
     return steps[max(steps)] if steps else None
@@ -216,22 +218,12 @@ def write_adapter(
     whose snapshots came first), the files move in one by one: weights, configuration, then the extra files in the order
     given; the old ones are removed before. Tensors keep their dtype.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     path = Path(path)
     tensors = {}
     for name, (A, B) in factors.items():
         if A.dim() != 2 or B.dim() != 2 or A.shape[0] != r or B.shape[1] != r:
             raise AdapterError(f"{path}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}; rank {r} needs [{r}, I] and [O, {r}]")
-        if not (torch.isfinite(A).all() and torch.isfinite(B).all()):
-            raise AdapterError(f"{path}: {name} has values that are not finite; not written")
-        for x, tensor in (
-            ("A", A),
-            ("B", B),
-        ):  # a copy of its own: a slice of a stack shares storage, which safetensors refuses
-            tensors[f"{PREFIX}{name}.lora_{x}.weight"] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        tensors |= {f"{PREFIX}{name}.lora_{x}.weight": tensor for x, tensor in (("A", A), ("B", B))}
     if not tensors:
         raise AdapterError(f"{path}: no modules to write; check the target modules")
     # Only what differs from the defaults or what vLLM and llama.cpp insist on: newer keys break an older peft.
@@ -249,17 +241,32 @@ def write_adapter(
         "inference_mode": True,
         **(config or {}),
     }
+    return write_folder(path, tensors, WEIGHTS, {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})})
+
+
+def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, files: Mapping[str, str | bytes]) -> str:
+    """Write the file `weights` and the others beside, sync and rename them, as `write_adapter` says; return the sha256 of the weights.
+
+    Raises AdapterError in one line, and writes nothing, where the disk refuses or a value is not finite.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise AdapterError(f"{path}: {bad[0]} has values that are not finite; not written")
+    # copies of their own: a slice of a stack shares storage, which safetensors refuses
+    own = {name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     staging = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         staging.mkdir(parents=True)
-        save_file(tensors, staging / WEIGHTS, metadata={"format": "pt"})
-        digest = sha256(staging / WEIGHTS)
-        texts = {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})}
-        for name, text in texts.items():
+        save_file(own, staging / weights, metadata={"format": "pt"})
+        digest = sha256(staging / weights)
+        for name, text in files.items():
             (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)
-        _publish(staging, path, [WEIGHTS, *texts])
+        _publish(staging, path, [weights, *files])
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{path}: the adapter cannot be written ({error}); free the disk or choose another folder") from None
+        raise AdapterError(f"{path}: the weights cannot be written ({error}); free the disk or choose another folder") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return digest
@@ -308,7 +315,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = _json((path / CONFIG).read_text())
     except FileNotFoundError:
-        raise AdapterError(f"{path}: no {CONFIG}; name a PEFT adapter folder") from None
+        found = "a fully fine-tuned model, and this is for adapters alone" if (path / FULL).is_file() else f"no {CONFIG}"
+        raise AdapterError(f"{path}: {found}; name a PEFT adapter folder") from None
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path}: {CONFIG} cannot be read ({error}); save the adapter again") from None
     if not isinstance(config, dict):

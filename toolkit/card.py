@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.adapters import CONFIG, FULL
 from toolkit.population import write_text
 from toolkit.results import Estimate, Procedure, Results, interval, load_results, number
 
@@ -34,20 +35,25 @@ def write_card(folder: Path) -> Path:
 def merge_card(folder: Path) -> str:
     """Of an adapter that `ftk merge` or a run made."""
     record = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
-    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     inputs = record["inputs"]
+    whole = (folder / FULL).is_file()
+    named = json.loads((folder / (FULL if whole else CONFIG)).read_text(encoding="utf-8"))
+    base = named.get("base" if whole else "base_model_name_or_path")
+    kind, what, change = ("fully fine-tuned models", "A fine-tune of", "W - W of the base")
+    if not whole:
+        kind, what, change = ("LoRA adapters", "A LoRA adapter for", "scale * B * A")
     lines = [
-        _front(base, ["lora", "merge", "ftk"]),
-        f"# {record['method']} of {len(inputs)} LoRA adapters",
+        _front(base, ["merge", "ftk"] if whole else ["lora", "merge", "ftk"], "finetune" if whole else "adapter"),
+        f"# {record['method']} of {len(inputs)} {kind}",
         "",
-        f"A LoRA adapter for {_named(base)}: the weight changes dW = scale * B * A of {len(inputs)} adapters, merged by "
+        f"{what} {_named(base)}: the weight changes dW = {change} of {len(inputs)} of them, merged by "
         f"[{record['method']}]({record['paper']}).",
         "",
         "| | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in sorted(record["parameters"].items()) if value is not None and name != "rank"),
-        f"| rank | {record['rank']} (asked: {record['parameters'].get('rank', 'full')}) |",
-        f"| share of the squared norm that this rank keeps | {record['energy']:.4f} |",
+        *([] if whole else [f"| rank | {record['rank']} (asked: {record['parameters'].get('rank', 'full')}) |"]),
+        *([] if whole else [f"| share of the squared norm that this rank keeps | {record['energy']:.4f} |"]),
         f"| made with | {', '.join(f'{name} {version}' for name, version in record['versions'].items())} |",
         "",
         "## Inputs",
@@ -116,14 +122,15 @@ def _legend(results: Results) -> str:
     )
 
 
-def _front(base: str | None, tags: list[str]) -> str:
+def _front(base: str | None, tags: list[str], relation: str = "adapter") -> str:
     """The YAML block of a card; a base that is a folder of this machine is not named there."""
     try:
         from huggingface_hub import ModelCardData
     except ImportError:
         return ""
-    known: dict[str, Any] = {"base_model": base, "base_model_relation": "adapter"} if base and not _is_folder(base) else {}
-    return f"---\n{ModelCardData(library_name='peft', pipeline_tag='text-generation', tags=tags, **known).to_yaml()}\n---\n"
+    known: dict[str, Any] = {"base_model": base, "base_model_relation": relation} if base and not _is_folder(base) else {}
+    library = "peft" if relation == "adapter" else "transformers"
+    return f"---\n{ModelCardData(library_name=library, pipeline_tag='text-generation', tags=tags, **known).to_yaml()}\n---\n"
 
 
 def _is_folder(base: str) -> bool:

@@ -8,6 +8,8 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import toolkit
@@ -90,18 +92,32 @@ def make_deterministic(device: str) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
+@contextmanager
+def threads(count: int, device: str) -> Iterator[None]:
+    """So many threads of torch on a CPU, for the length of a `with` block. Imports torch."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count if device == "cpu" else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def machine(device: str) -> str:
+    """Processor and torch build in one line, as a replica records it: where two of them differ, equal seeds may give other bits."""
+    found = numerics(device)
+    return f"{found['gpu'] or found['cpu']}, torch {found['torch']}"
+
+
 def seconds_used(device: str) -> float:
     """A clock of what this process has cost: processor time of all its threads on the CPU, else wall time."""
     return time.process_time() if device == "cpu" else time.monotonic()
 
 
 def describe(device: str) -> dict:
-    """All of it as plain JSON values. `numerics` is the part that can change the bits of a replica."""
-    gpu = None
-    if device == "cuda":
-        import torch
-
-        gpu = torch.cuda.get_device_name()
+    """All of it as plain JSON values."""
     return {
         "ftk": toolkit.__version__,
         "source": source_revision(),
@@ -110,13 +126,23 @@ def describe(device: str) -> dict:
         "cores": cores(),
         "memory_bytes": memory_bytes(),
         "versions": versions(),
-        "numerics": {
-            "device": device,
-            "cpu": cpu_model(),
-            "gpu": gpu,
-            "compiler": compiler(),
-            "threads_per_worker": 1 if device == "cpu" else None,
-            "deterministic_algorithms": device != "cpu",
-            "torch": versions()["torch"],
-        },
+        "numerics": numerics(device),
+    }
+
+
+def numerics(device: str) -> dict:
+    """What can change the bits of a replica, beside its recipe."""
+    gpu = None
+    if device == "cuda":
+        import torch
+
+        gpu = torch.cuda.get_device_name()
+    return {
+        "device": device,
+        "cpu": cpu_model(),
+        "gpu": gpu,
+        "compiler": compiler(),
+        "threads_per_worker": 1 if device == "cpu" else None,
+        "deterministic_algorithms": device != "cpu",
+        "torch": versions()["torch"],
     }

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
-from toolkit.adapters import Adapter, read_adapter
+from toolkit.adapters import Adapter
 from toolkit.base import Base
 from toolkit.data import Prompt, encode_prompt, encode_reference, parse_answer, parse_reference
+from toolkit.full import FullModel, FullStack, read_weights, stacked_whole
 from toolkit.outcomes import read_outcomes, token_shard, write_outcomes, write_token_scores
 from toolkit.predict import Combine, Generation, Scored, generate, load_adapters, score_tokens
 from toolkit.stack import Stack, stacked
+
+Weights = Adapter | FullModel
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,9 @@ def evaluate_unit(
     token_scores: write what each subject thinks of every token of the reference and of the choices, too.
     Raises AdapterError or ValueError in one line when an adapter cannot be read or belongs to another base.
     """
-    cache: dict[str, Adapter] = {}
-    groups: list[list[Adapter | None]] = [
-        [cache.setdefault(path, read_adapter(path)) for path in subject.adapters] or [None] * unit.members for subject in unit.subjects
+    cache: dict[str, Weights] = {}
+    groups: list[list[Weights | None]] = [
+        [cache.setdefault(path, read_weights(path)) for path in subject.adapters] or [None] * unit.members for subject in unit.subjects
     ]
     ids = [encode_prompt(p.prompt, base.tokenizer) for p in prompts]
     asked = [
@@ -101,12 +104,12 @@ def evaluate_unit(
             weight_UK[u] = torch.tensor(subject.weights)
 
     def speak(
-        stack: Stack, groups: Sequence[Sequence[Adapter | None]], at: Sequence[int], voices: int, weight_UK: torch.Tensor | None = None
+        stack: Stack, groups: Sequence[Sequence[Weights | None]], at: Sequence[int], voices: int, weight_UK: torch.Tensor | None = None
     ) -> list[list[_Answered]]:
         """Groups of one size answer the prompts `at`, [voice][prompt]; more than one member speak by `combine`."""
         members = len(groups[0])
         shape: dict[str, Any] = {"voices": voices, "members": members, "combine": combine if members > 1 else None, "weight_UK": weight_UK}
-        load_adapters(stack, [adapter for group in groups for adapter in group], voices * members)
+        put(stack, [one for group in groups for one in group], voices * members)
         options: dict[str, Any] = {"eos_ids": base.eos_ids, "max_new_tokens": max_new_tokens, "top_k": top_k}
         answers = generate(stack, [ids[i] for i in at], **shape, **options)
         pairs = [(i, continuation) for i in at for continuation in continuations[i]]
@@ -118,7 +121,8 @@ def evaluate_unit(
         return found
 
     everything = range(len(prompts))
-    with stacked(base.model) as stack:
+    whole = any(isinstance(one, FullModel) for group in groups for one in group)
+    with stacked_whole(base.model) if whole else stacked(base.model) as stack:
         if unit.threshold is None:
             answered = speak(stack, groups, everything, unit.width, weight_UK)
         else:
@@ -140,6 +144,14 @@ def evaluate_unit(
         write_token_scores(token_shard(unit.shard), details)
     write_outcomes(unit.shard, rows)  # last: it says that the unit is done
     return len(rows)
+
+
+def put(stack: Stack, members: Sequence[Weights | None], width: int) -> None:
+    """Adapters, or whole models, on a stack for them; None is the base itself."""
+    if isinstance(stack, FullStack):
+        stack.put([one for one in members if not isinstance(one, Adapter)], width)
+    else:
+        load_adapters(stack, [one for one in members if not isinstance(one, FullModel)], width)
 
 
 def _outcome(subject: Subject, suite: str, prompt: Prompt, answered: _Answered, base: Base, rule: str) -> dict[str, Any]:

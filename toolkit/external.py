@@ -15,8 +15,9 @@ from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
 from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
+from toolkit.full import read_weights
 from toolkit.measure import read_prompts, save_design
-from toolkit.merge import find_method, merge_adapters, merge_into_base
+from toolkit.merge import MergeReport, find_method, merge_adapters, merge_folders, merge_into_base
 from toolkit.outcomes import read_outcomes
 from toolkit.pipeline import (
     Console,
@@ -77,10 +78,10 @@ def merge_sources(
                 model = merge_into_base(own, target, method=method, rank=rank, base=base, score=judge, **values)
                 found |= {"energy": model.energy, "dtype": model.dtype, "rounding": model.rounding, "soup": len(model.inputs)}
             else:
-                report = merge_adapters(own, target, method=method, rank=rank, base=base, buffer=buffer, score=judge, **values)
+                report = merge_folders(own, target, method=method, rank=rank, base=base, buffer=buffer, score=judge, **values)
                 describe_merge(target)
                 found |= {"rank": report.rank, "energy": report.energy, "sha256": report.sha256}
-                if report.error_bound_of_module:
+                if isinstance(report, MergeReport) and report.error_bound_of_module:
                     found["error_bound"] = max(report.error_bound_of_module.values())
             reports.append(found)
     return reports
@@ -203,7 +204,7 @@ def evaluate_subjects(
         asked = read_prompts(recipe)
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
-            families.append([Subject(name, "replica", i, (str(path),), (read_adapter(path).sha256(),)) for i, path in enumerate(paths)])
+            families.append([Subject(name, "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)])
             if twins := duplicates({s.adapters[0]: s.sha256[0] for s in families[-1]}):
                 console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
         with console.stage("evaluate"):
@@ -218,7 +219,7 @@ def _setting(sources: Sequence[Path], adapter: Path, base: str | None) -> tuple[
     """The recipe of the run that the sources lie in, if any; the base model; and how answers are given."""
     home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
     known = open_folder(home) if home else None
-    base = base or (known.base if known else None) or read_adapter(adapter).base
+    base = base or (known.base if known else None) or read_weights(adapter).base
     if not base:
         raise RunError(f"{adapter}: does not say its base model; name it with --base")
     return known, "embedded" if base == str(EMBEDDED) else base, known.evaluation if known else Evaluation()
@@ -242,7 +243,7 @@ def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, worker
     alone = recipe.model_copy(update={"name": "candidate", "conditions": given, "mitigations": [], "criteria": [], "replicas": 2})
     with open_run(alone, out, workers=workers, console=console) as job:
         asked = read_prompts(alone)
-        family = [Subject("candidate", "replica", i, (str(path),), (read_adapter(path).sha256(),)) for i, path in enumerate(paths)]
+        family = [Subject("candidate", "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)]
         with console.stage("evaluate"):
             answer(job, [family], asked)
         shards = [unit.unit.shard for suite, prompts in asked.items() for unit in answer_units(job, family, suite, prompts)]

@@ -68,13 +68,13 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
         OutcomeTable(read_outcomes(folder / shard for shard in design.shards), read_prompts(recipe)),
         design.conditions,
         level=asked.level,
-        about=_about(folder, recipe, design.command),
-        thresholds=_thresholds(asked),
+        about=about_run(folder, recipe, design.command),
+        thresholds=thresholds_of(asked),
         criteria=asked.criteria,
         paired=not recipe.given,  # replica r of every condition that is trained has the seeds of (root seed, purpose, r)
         notes=design.notes,
     )
-    return _finish(folder, results)
+    return finish(folder, results)
 
 
 def measure_predictions(
@@ -110,12 +110,12 @@ def measure_predictions(
         designs,
         level=asked.level,
         about=About(toolkit.__version__, recipe=path.name, command=command),
-        thresholds=_thresholds(asked),
+        thresholds=thresholds_of(asked),
         criteria=asked.criteria,
         paired=paired,
         notes=predictions.notes,
     )
-    return _finish(out, results)
+    return finish(out, results)
 
 
 def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
@@ -125,7 +125,8 @@ def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
     return {name: read_suite(source, name=name, chat=chat) for name, source in recipe.data.suites.items()}
 
 
-def _about(folder: Path, recipe: Recipe, command: str) -> About:
+def about_run(folder: Path, recipe: Recipe, command: str) -> About:
+    """Where and with what a run was made."""
     found = json.loads((folder / "environment.json").read_text())
     numerics = found["numerics"]
     where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
@@ -140,13 +141,15 @@ def _about(folder: Path, recipe: Recipe, command: str) -> About:
     )
 
 
-def _thresholds(asked: Criteria) -> Thresholds:
+def thresholds_of(asked: Criteria) -> Thresholds:
+    """Where the matrix changes its colour, as results have it."""
     zones = asked.thresholds
     own = {name: (zone.acceptable, zone.critical) for name, zone in zones.categories.items()}
     return Thresholds(zones.acceptable, zones.critical, own or None)
 
 
-def _finish(folder: Path, results: Results) -> Results:
+def finish(folder: Path, results: Results) -> Results:
+    """Write results.json and report.html."""
     folder.mkdir(parents=True, exist_ok=True)
     save_results(folder / "results.json", results)
     write_report(folder)

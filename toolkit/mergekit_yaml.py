@@ -139,6 +139,8 @@ def _adapter(text: str, folder: Path) -> Path | None:
 def config_of(merged: Path) -> str | None:
     """The YAML with which mergekit makes the same merge as a full model; None where it cannot say it."""
     record = json.loads((merged / "merge.json").read_text(encoding="utf-8"))
+    if not (merged / CONFIG).is_file():  # a merge of whole models
+        return None
     base = json.loads((merged / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     method = THEIRS.get(record["method"])
     paths = [str(Path(one["path"]).absolute()) for one in record["inputs"]]

@@ -28,11 +28,12 @@ from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encod
 from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
 from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, token_probability, vote_outcomes
+from toolkit.full import MODEL, check_whole, read_weights
 from toolkit.measure import measure_run, read_prompts, save_design
-from toolkit.merge import accepted, find_method, merge_adapters
+from toolkit.merge import accepted, find_method, merge_folders, same_input
 from toolkit.outcomes import read_outcomes
 from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, pays_to_compile, plan_training, soft_target_bytes, stacks_for
-from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, sha256_file, write_text
+from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, write_text
 from toolkit.recipe import Condition, Evaluation, Mitigation, Recipe, Sequential, Teacher, dump_recipe, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
 from toolkit.stack import target_modules
@@ -162,9 +163,13 @@ def _check_against_base(recipe: Recipe, base: Base) -> None:
     for name in recipe.conditions:
         own = recipe.trained.get(name)
         try:
+            if own and own.method == "full":
+                check_whole(base.model)
             layers = target_modules(base.model, own.targets if own else "all-linear")
         except ValueError as error:
-            raise RunError(f"conditions.{name}.targets: {error}") from None
+            raise RunError(f"conditions.{name}{'' if own and own.method == 'full' else '.targets'}: {error}") from None
+        if own and own.threads > 1 and base.model.device.type != "cpu":
+            raise RunError(f"conditions.{name}.threads: are those of a CPU, and this run is on {base.model.device.type}; leave it out")
         largest = max(min(layer.weight.shape) for layer in layers.values())
         for mitigation in [*recipe.mitigations, *([own.teacher] if own and own.teacher else [])]:
             if isinstance(mitigation.rank, int) and mitigation.rank > largest:
@@ -329,9 +334,10 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     base = load_base(recipe.base, recipe.dtype, device)
     examples = training_examples(recipe, device)
     lengths, targets = [len(e.ids) for e in examples], [sum(e.loss_mask[1:]) for e in examples]
-    plan = plan_training(condition, lengths, targets, stack=recipe.stack, device=device)
-    compiled = recipe.compile == "always" or recipe.compile == "auto" and pays_to_compile(plan, base.parameters)
-    plan = replace(plan, compiled=compiled)
+    plan = plan_training(condition, lengths, targets, stack=recipe.stack, device=device, parameters=base.parameters)
+    asked = condition.compile or recipe.compile
+    worth = asked == "always" or asked == "auto" and pays_to_compile(plan, base.parameters)
+    plan = replace(plan, compiled=worth and condition.method != "full")  # whole models are eager
     data = [(e.ids, e.loss_mask) for e in examples]
     defining = {
         "condition": condition.model_dump(exclude={"replicas", "vary", "crossed", "repeats"}),
@@ -398,28 +404,31 @@ def seeds_of(recipe: Recipe, name: str, replica: int) -> dict[str, int]:
     """
     condition = recipe.trained[name]
     root = seeds.derive(recipe.seed, "student") if condition.teacher else recipe.seed
-    return seeds.replica_seeds(root, replica, recipe.vary_of(name), {**condition.crossed})
+    own = seeds.replica_seeds(root, replica, recipe.vary_of(name), {**condition.crossed})
+    return own | ({"perturb": seeds.derive(root, "perturb", replica)} if condition.perturb else {})
 
 
 def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
     from toolkit.train import save_stack, train_stack
 
     recipe, condition, plan = unit.recipe, unit.recipe.trained[unit.condition], unit.plan
-    base = load_base(recipe.base, recipe.dtype, unit.device)
     examples = training_examples(recipe, unit.device)
+    keep_soft = bool(condition.teacher) and keeps_soft_targets(recipe, unit.condition, plan, unit.device)
+    base = load_base(recipe.base, condition.dtype or recipe.dtype, unit.device)
     replicas = range(unit.stack * plan.stack, (unit.stack + 1) * plan.stack)
     seeds_R = [seeds_of(recipe, unit.condition, r) for r in replicas]
     every = max(1, plan.steps // 50)
-    trained = train_stack(
-        base.model,
-        examples,
-        condition,
-        plan,
-        seeds_R,
-        teachers_R=_teachers(condition.teacher, unit.teachers) if condition.teacher else None,
-        keep_soft_targets=bool(condition.teacher) and keeps_soft_targets(recipe, unit.condition, plan, unit.device),
-        on_step=lambda step: progress(step / plan.steps) if step % every == 0 else None,
-    )
+    with environment.threads(condition.threads, unit.device):
+        trained = train_stack(
+            base.model,
+            examples,
+            condition,
+            plan,
+            seeds_R,
+            teachers_R=_teachers(condition.teacher, unit.teachers) if condition.teacher else None,
+            keep_soft_targets=keep_soft,
+            on_step=lambda step: progress(step / plan.steps) if step % every == 0 else None,
+        )
     return save_stack(
         unit.folder,
         trained,
@@ -429,8 +438,8 @@ def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
         seeds_R=seeds_R,
         plan=plan,
         fingerprints=unit.fingerprints,
-        base=base.source,
-        revision=base.revision,
+        base=base,
+        machine=environment.machine(unit.device),
     )
 
 
@@ -557,7 +566,7 @@ def merged_folder(folder: Path, label: str, group: int) -> Path:
 
 
 def _merge_unit(unit: MergeUnit, progress: Progress) -> None:
-    merge_adapters(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
+    merge_folders(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
     describe_merge(unit.out)
 
 
@@ -579,12 +588,8 @@ def _is_merged(unit: MergeUnit) -> bool:
             (record["method"], record["parameters"]) == (unit.method, asked)
             and set(homes) == set(unit.sources)
             and len(homes) == len(inputs)
-            and (unit.out / WEIGHTS).is_file()
-            and all(
-                sha256_file(path / file) == item[kind]
-                for path, item in zip(inputs, record["inputs"], strict=True)
-                for file, kind in ((WEIGHTS, "sha256"), (CONFIG, "config_sha256"))
-            )
+            and any((unit.out / file).is_file() for file in (WEIGHTS, MODEL))
+            and all(same_input(path, item) for path, item in zip(inputs, record["inputs"], strict=True))
         )
     except (OSError, ValueError, KeyError):
         return False
@@ -633,7 +638,7 @@ def subjects_of(job: Run, name: str) -> list[list[Subject]]:
         members = groups(single, mitigation.k)
         if mitigation.merge:
             merged = [merged_folder(folder, mitigation.label, g) for g in range(len(members))]
-            families.append([Subject(name, mitigation.label, g, (str(p),), (read_adapter(p).sha256(),)) for g, p in enumerate(merged)])
+            families.append([Subject(name, mitigation.label, g, (str(p),), (read_weights(p).sha256(),)) for g, p in enumerate(merged)])
         elif ENSEMBLES[mitigation.ensemble or ""].rule:
             weigh = accuracies(job, name, mitigation)
             paths = [tuple(single[r].adapters[0] for r in group) for group in members]
@@ -677,7 +682,7 @@ def replica_subjects(folder: Path, name: str, population: dict[int, Replica]) ->
 
 def _digest(record: Replica) -> str:
     """Of the weights, and of the configuration where something else than ftk could change it: alpha decides what weights mean."""
-    return "-".join(record.sha256[name] for name in (WEIGHTS, CONFIG) if name in record.sha256)
+    return "-".join(record.sha256[name] for name in (WEIGHTS, MODEL, CONFIG) if name in record.sha256)
 
 
 def answer(job: Run, families: Sequence[Sequence[Subject]], prompts: dict[str, list[Prompt]]) -> None:
@@ -794,7 +799,7 @@ def condition_design(job: Run, name: str, shards: Sequence[Path]) -> ConditionDe
     population = read_population(folder)
     replicas = successful(folder)
     own = job.recipe.trained.get(name)
-    rank_of_one = own.rank if own else max((read_adapter(replica_folder(folder, r)).rank for r in replicas), default=None)
+    rank_of_one = own.adapter_rank if own else max((read_adapter(replica_folder(folder, r)).rank for r in replicas), default=None)
     measured = [record.seconds for record in population.values() if record.seconds is not None]
     seconds = sum(measured) / len(measured) if measured else None
     tokens = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ from toolkit.recipe import Condition
 
 CPU_TOKENS, GPU_TOKENS = 3072, 32768  # a step of this many tokens suits the caches of a core, or fills a large GPU
 COMPILED_WORK = 5e11  # floating-point operations of a stack: some ten seconds, as long as it takes to compile
+CPU_BYTES, GPU_BYTES = 2**31, 2**35  # of the weights of whole models on one worker; a large base is trained alone
+TRAINED_BYTES = 16  # a weight in training: itself, its gradient and two moments in float32
 SOFT_TARGET_BYTES = 2**30
 """what a worker may keep of its teachers' distributions; above it they are computed again at every step, never cut"""
 
@@ -40,11 +43,16 @@ class TrainingPlan:
         return self.stack * self.micro_batch * self.length
 
 
-def plan_training(condition: Condition, lengths: Sequence[int], targets: Sequence[int], *, stack: int | None, device: str) -> TrainingPlan:
-    """lengths, targets: tokens and loss positions of every training row."""
+def plan_training(
+    condition: Condition, lengths: Sequence[int], targets: Sequence[int], *, stack: int | None, device: str, parameters: int = 0
+) -> TrainingPlan:
+    """lengths, targets: tokens and loss positions of every training row. stack: the recipe's. parameters: of the base."""
     rows, length = len(lengths), max(lengths)
     steps_per_epoch = math.ceil(rows / (condition.batch_size * condition.gradient_accumulation))
     steps = max(1, math.ceil(condition.epochs * steps_per_epoch))
+    chosen = stack_width(condition.batch_size * length, device)
+    if condition.method == "full":
+        chosen = min(chosen, whole_width(parameters, TRAINED_BYTES, device))
     warmup = condition.warmup * steps if condition.warmup < 1 else condition.warmup
     return TrainingPlan(
         rows=rows,
@@ -55,7 +63,7 @@ def plan_training(condition: Condition, lengths: Sequence[int], targets: Sequenc
         steps_per_epoch=steps_per_epoch,
         steps=steps,
         warmup_steps=min(steps, math.ceil(warmup)),
-        stack=stack or stack_width(condition.batch_size * length, device),
+        stack=condition.stack or stack or chosen,
     )
 
 
@@ -67,6 +75,12 @@ def stack_width(tokens_per_replica: int, device: str) -> int:
     """
     budget = CPU_TOKENS if device == "cpu" else GPU_TOKENS
     return min(64, max(4, 2 ** round(math.log2(max(1.0, budget / tokens_per_replica)))))
+
+
+def whole_width(parameters: int, bytes_each: int, device: str) -> int:
+    """Whole models that a worker holds at once: the largest power of two that its memory is asked for, at least 1."""
+    budget = CPU_BYTES if device == "cpu" else GPU_BYTES
+    return min(64, 2 ** max(0, int(math.log2(max(1.0, budget / (bytes_each * max(1, parameters)))))))
 
 
 def pays_to_compile(plan: TrainingPlan, parameters: int) -> bool:
@@ -89,15 +103,27 @@ def stacks_for(replicas: Iterable[int], width: int) -> list[int]:
     return sorted({replica // width for replica in replicas})
 
 
-def learning_rate(step: int, plan: TrainingPlan, lr: float, schedule: str) -> float:
-    """Warm-up from 0, then linear or cosine to 0, or constant; `transformers.get_scheduler`'s convention (step counts from 0)."""
+def learning_rate(step: int, plan: TrainingPlan, condition: Condition) -> float:
+    """Warm-up from 0, then linear or cosine to 0, constant, or cyclic; `transformers.get_scheduler`'s convention (step counts from 0).
+
+    cyclic: constant until snapshots begin, then down to a share `cycle_floor` before each of them and back up after it, as stochastic
+    weight averaging has it (arXiv:1803.05407).
+    """
+    lr = condition.lr
     if step < plan.warmup_steps:
         return lr * step / max(1, plan.warmup_steps)
     progress = (step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps)
-    if schedule == "linear":
+    if condition.schedule == "linear":
         return lr * (1 - progress)
-    if schedule == "cosine":
+    if condition.schedule == "cosine":
         return lr * 0.5 * (1 + math.cos(math.pi * progress))
+    points = condition.snapshots
+    if condition.schedule == "cyclic" and points:
+        edges = [int(points.start * plan.steps), *snapshot_steps(plan, points.count, points.start)]
+        for begin, end in itertools.pairwise(edges):
+            if begin <= step < end:
+                share = (step - begin + 1) / (end - begin)
+                return lr * (1 - share + share * condition.cycle_floor)
     return lr
 
 

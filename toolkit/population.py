@@ -31,6 +31,7 @@ class Replica:
     fingerprint: str = ""
     sha256: dict[str, str] = field(default_factory=dict)  # file, relative to the replica's folder -> hash
     energy: dict[str, float] = field(default_factory=dict)  # average -> share of the squared norm that its rank keeps
+    machine: str = ""  # what did the work, as far as it can change bits; see `environment.machine`
     source: str = ""  # folder of an adapter that was there already; its seeds are not known
 
     def to_json(self) -> str:

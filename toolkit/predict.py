@@ -54,9 +54,7 @@ class Voices:
     def __init__(self, stack: Stack, voices: int, members: int, combine: Combine | None, weight_UK: Tensor | None = None):
         self.stack, self.voices, self.members, self.combine = stack, voices, members, combine
         self.weight_UK = None if weight_UK is None else weight_UK / weight_UK.sum(1, keepdim=True)
-        self.factors = {
-            name: (layer.A_RrI, layer.B_ROr) for name, layer in stack.layers.items() if layer.A_RrI is not None and layer.B_ROr is not None
-        }
+        self.weights = stack.loaded
 
     def pieces(self, tokens: int, numbers: int) -> list[slice]:
         """Slices of the members; of one member a forward pass holds so many tokens and numbers at the output head."""
@@ -73,7 +71,7 @@ class Voices:
         brought = None
         for i, piece in enumerate(pieces):
             if len(pieces) > 1:
-                self.stack.load({name: (A[piece], B[piece]) for name, (A, B) in self.factors.items()})
+                self.stack.load({name: tuple(x[piece] for x in several) for name, several in self.weights.items()})
             raw = logits(i)
             raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
             log_UkNV = F.log_softmax(raw, -1).view(self.voices, piece.stop - piece.start, -1, raw.shape[-1])
@@ -83,7 +81,7 @@ class Voices:
             part = self.combine.part(log_UkNV, weight_UK[:, piece])
             brought = part if brought is None else self.combine.join(brought, part)
         if len(pieces) > 1:
-            self.stack.load(self.factors)
+            self.stack.load(self.weights)
         assert self.combine is not None and brought is not None
         return self.combine.close(brought, self.members)
 

@@ -17,7 +17,7 @@ from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, line
 from toolkit.base import Base, load_base
 from toolkit.measure import read_prompts
 from toolkit.merge import find_method
-from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, soft_target_bytes
+from toolkit.plan import SOFT_TARGET_BYTES, TRAINED_BYTES, TrainingPlan, soft_target_bytes
 from toolkit.recipe import Given, Mitigation, Recipe, RecipeError
 from toolkit.stack import stacked
 from toolkit.statistics import MIN_GROUPS
@@ -58,8 +58,11 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         replicas = recipe.replicas_of(name)
         stacks = math.ceil(replicas / plan.stack)
         layers = _layers(base.model, name, condition.targets)
-        adapter = sum(condition.rank * (i + o) for i, o in layers)
+        whole = condition.method == "full"
+        trained = base.parameters if whole else sum(condition.rank * (i + o) for i, o in layers)
         taught = _teaching(recipe, name, plan, base, pipeline.training_examples(recipe, device))
+        merges = [m for m in recipe.mitigations_of(name) if m.merge]
+        merged_bytes = [base.parameters * 4 if whole else _merged_bytes(m, layers, condition.rank) for m in merges]
         folders = 1 + len(condition.averages) + (condition.snapshots.count if condition.snapshots and condition.snapshots.save else 0)
         entry: dict[str, Any] = {
             "replicas": replicas,
@@ -68,10 +71,11 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             "teaching": taught,
             "plan": plan.to_dict(),
             "stacks": stacks,
-            "adapter_parameters": adapter,
-            "memory_bytes": _memory(base, plan, adapter, condition.dropout) + (taught["memory_bytes"] if taught else 0),
-            "disk_bytes": replicas * folders * (adapter * 4 + 20_000)
-            + sum(replicas // m.k * _merged_bytes(m, layers, condition.rank) for m in recipe.mitigations_of(name) if m.merge),
+            "method": condition.method,
+            "trained_parameters": trained,
+            "memory_bytes": _memory(base, plan, trained, condition.dropout) + (taught["memory_bytes"] if taught else 0),
+            "disk_bytes": replicas * folders * (trained * 4 + 20_000)
+            + sum(replicas // m.k * size for m, size in zip(merges, merged_bytes, strict=True)),
         }
         if stacks * plan.stack > replicas:
             idle = stacks * plan.stack - replicas
@@ -194,8 +198,8 @@ def _merged_bytes(mitigation: Mitigation, layers: list[tuple[int, int]], rank: i
     return 4 * sum(merged * (i + o) for i, o in layers)
 
 
-def _memory(base: Base, plan: TrainingPlan, adapter: int, dropout: float) -> int:
-    """Rough peak of one worker: base, adapters with gradients and moments, and what a transformer block keeps for its backward pass.
+def _memory(base: Base, plan: TrainingPlan, trained: int, dropout: float) -> int:
+    """Rough peak of one worker: base, what is trained with gradients and moments, and what a transformer block keeps for its backward pass.
 
     The values kept for each token and layer were counted on Qwen2 blocks with all linear layers adapted (`saved_tensors_hooks`).
     """
@@ -205,7 +209,7 @@ def _memory(base: Base, plan: TrainingPlan, adapter: int, dropout: float) -> int
     values = 18 * hidden + 5 * inner if dropout else 8 * hidden + 4 * inner
     activations = plan.stack * plan.micro_batch * plan.length * layers * values * 4
     logits = plan.stack * plan.micro_batch * plan.targets * config.vocab_size * 4 * 3
-    return base.parameters * base.model.dtype.itemsize + plan.stack * adapter * 16 + activations + logits
+    return base.parameters * base.model.dtype.itemsize + plan.stack * trained * TRAINED_BYTES + activations + logits
 
 
 def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str, *, teachers: bool = False) -> float:
@@ -229,7 +233,7 @@ def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str, *, teache
         rule = ENSEMBLES[asked.ensemble].rule if asked.ensemble else None
         stand_ins = [Teacher((None,) * (asked.k if rule else 1), rule) for _ in seeds_R]
     train_stack(
-        load_base(recipe.base, recipe.dtype, device).model,
+        load_base(recipe.base, condition.dtype or recipe.dtype, device).model,
         examples,
         condition,
         short,
@@ -267,7 +271,7 @@ def show(found: dict[str, Any]) -> None:
             console.print(f"  {escape(_taught(entry['teaching']))}")
         console.print(f"  {plan['steps']} steps of {plan['micro_batch'] * plan['accumulation']} rows, padded to {plan['length']} tokens")
         sizes = f"about {_size(entry['memory_bytes'])} a worker, {_size(entry['disk_bytes'])} on disk with merges"
-        console.print(f"  {entry['adapter_parameters']:,} adapter parameters; {sizes}")
+        console.print(f"  {entry['trained_parameters']:,} {'parameters' if entry['method'] == 'full' else 'adapter parameters'}; {sizes}")
         if "hours" in entry:
             hours = entry["hours"]
             left = f"{hours:.1f} hours" if hours >= 2 else f"{hours * 60:.0f} minutes" if hours >= 1 / 30 else f"{hours * 3600:.0f} seconds"

@@ -67,6 +67,10 @@ class TeacherDesign:
     members: Sequence[Sequence[int]]
 
 
+MACHINE = "machine"
+"""the factor of a design that is no seed"""
+
+
 @dataclass(frozen=True)
 class ConditionDesign:
     """One way of training: the replicas that succeeded (by index), how many failed, and what was built from them.

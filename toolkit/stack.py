@@ -254,6 +254,12 @@ class Stack:
             layer.A_RrI, layer.B_ROr = factors.get(name, (None, None))
             layer.scale = scale
 
+    @property
+    def loaded(self) -> dict[str, tuple[Tensor, ...]]:
+        """What `load` has set."""
+        layers = self.layers.items()
+        return {name: (layer.A_RrI, layer.B_ROr) for name, layer in layers if layer.A_RrI is not None and layer.B_ROr is not None}
+
     def set_dropout(self, dropout: CounterDropout | None) -> None:
         for layer in self.layers.values():
             layer.dropout = dropout

@@ -8,7 +8,7 @@ import numpy as np
 from toolkit import statistics as st
 from toolkit.analyse.cells import run_accuracies
 from toolkit.analyse.table import Table
-from toolkit.results import ConditionDesign, Sources
+from toolkit.results import MACHINE, ConditionDesign, Sources
 
 
 class Crossing(NamedTuple):
@@ -46,7 +46,9 @@ def sources(table: Table, design: ConditionDesign, level: float) -> tuple[Source
     arm = table.arm(design.name, "replica", list(design.everyone or design.replicas)) if levels else None
     if arm is None or len(arm.answer_RP) < 4:
         return ()
-    together = np.unique(np.stack(list(everything.values()), axis=1), axis=0, return_inverse=True)[1]  # a combination of seeds
+    seeds = [level_R for name, level_R in everything.items() if name != MACHINE]
+    together = np.unique(np.stack(seeds, axis=1), axis=0, return_inverse=True)[1]  # a combination of seeds
+    runs = Runs(levels, together, everything.get(MACHINE))
     found = []
     for shift, at in table.shifts.items():
         here = arm.on(at)
@@ -54,18 +56,25 @@ def sources(table: Table, design: ConditionDesign, level: float) -> tuple[Source
         found.append(Sources(shift, "disagreement", answers.parts, answers.disagreement["fresh"]))
         if here.marked:
             score_R = np.array([np.nan if s is None else s for s in run_accuracies(here.correct_RP)])
-            found.append(_of_score(shift, "accuracy", score_R, levels, together, level))
+            found.append(_of_score(shift, "accuracy", score_R, runs, level))
         if here.score_RP is not None and np.isfinite(here.score_RP).any():
-            found.append(_of_score(shift, table.scored, _means(here.score_RP), levels, together, level))
+            found.append(_of_score(shift, table.scored, _means(here.score_RP), runs, level))
     return tuple(found)
 
 
-def _of_score(
-    shift: str, figure: str, score_R: np.ndarray, levels: Mapping[str, np.ndarray], together: np.ndarray, level: float
-) -> Sources:
-    parts = st.crossed(score_R, levels, level=level)
-    precision = st.iso_5725(score_R, together, level=level)
+class Runs(NamedTuple):
+    """What every run shares with others: a level of each factor, all its seeds together, its machine where there are several."""
+
+    levels: Mapping[str, np.ndarray]
+    seed_R: np.ndarray
+    machine_R: np.ndarray | None
+
+
+def _of_score(shift: str, figure: str, score_R: np.ndarray, runs: Runs, level: float) -> Sources:
+    parts = st.crossed(score_R, runs.levels, level=level)
+    precision = st.iso_5725(score_R, runs.seed_R, runs.machine_R, level=level)
     words = {"repeatability": precision.repeatability, "intermediate precision": precision.intermediate_precision}
+    words |= {} if runs.machine_R is None else {"reproducibility": precision.reproducibility}
     known = {word: estimate for word, estimate in words.items() if estimate is not None}
     return Sources(shift, figure, dict(parts.parts), parts.total, known, precision.notes)
 

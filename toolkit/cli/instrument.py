@@ -14,6 +14,7 @@ from toolkit.cli.terminal import GATE_SAID_NO, as_json, console, errors, load_re
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
+@click.argument("others", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of results.json and report.html (default: beside the file).")
 @click.option("--same", default="exact", show_default=True, help="When two outputs mean the same: exact, normalised, numeric, json, ...")
 @click.option("--criteria", type=click.Path(path_type=Path), help="YAML file with criteria, thresholds and level.")
@@ -23,6 +24,7 @@ from toolkit.cli.terminal import GATE_SAID_NO, as_json, console, errors, load_re
 @as_json
 def measure(
     source: Path,
+    others: tuple[Path, ...],
     out: Path | None,
     same: str,
     criteria: Path | None,
@@ -35,6 +37,7 @@ def measure(
 
     SOURCE is a run folder, or a .jsonl, .csv or .parquet file: long (replica, prompt, output, and as far as there are reference,
     category, shift, cluster, condition, score, and init, order, dropout of a crossed design) or wide (one column per replica).
+    Several run folders of one procedure are measured together: repeatability within a machine, reproducibility between machines.
     """
     with errors():
         from toolkit import measure as stage
@@ -42,7 +45,16 @@ def measure(
         from toolkit.report import table_text
 
         asked = load_criteria(criteria) if criteria else None
-        if source.is_dir():
+        if others:
+            if same != "exact" or baseline or paired or factors:
+                raise click.UsageError("several runs are measured as they are: --same, --baseline, --paired and --factors are for files")
+            if loose := [path for path in (source, *others) if not path.is_dir()]:
+                raise click.UsageError(f"{loose[0]}: no run folder; several sources are runs")
+            from toolkit.precision import measure_runs
+
+            folder = out or source.with_name(f"{source.name}-together")
+            results = measure_runs([source, *others], folder, asked)
+        elif source.is_dir():
             if same != "exact" or baseline or paired or factors or out:
                 raise click.UsageError(
                     f"{source}: a run says itself what its answers mean; --out, --same, --baseline, --paired and --factors are for files"

@@ -1,11 +1,14 @@
-"""Merging: K adapters become one adapter, on the weight changes dW = scale * B @ A and never on the factors."""
+"""Merging: K adapters become one adapter, on the weight changes dW = scale * B @ A and never on the factors; whole models likewise."""
 
 from toolkit.merge.dense import DenseReport as DenseReport
 from toolkit.merge.dense import merge_into_base as merge_into_base
 from toolkit.merge.merge import MergeReport as MergeReport
 from toolkit.merge.merge import merge_adapters as merge_adapters
+from toolkit.merge.merge import same_input as same_input
 from toolkit.merge.methods import METHODS as METHODS
 from toolkit.merge.methods import Method as Method
 from toolkit.merge.methods import accepted as accepted
 from toolkit.merge.methods import combine as combine
 from toolkit.merge.methods import find_method as find_method
+from toolkit.merge.whole import merge_folders as merge_folders
+from toolkit.merge.whole import merge_models as merge_models

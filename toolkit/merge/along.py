@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from toolkit import delta
-from toolkit.adapters import CONFIG, AdapterError
+from toolkit.adapters import CONFIG, FULL, AdapterError
 
 Along = list[tuple[Path, float]]
 
@@ -21,7 +21,9 @@ def swa(source: Path, *, last: int | None) -> Along:
 
 
 def lawa(source: Path, *, last: int | None) -> Along:
-    """Latest weight averaging: the mean of the `last` snapshots (None: of all)."""
+    """Latest weight averaging: the mean of the `last` snapshots (None: of all), as training wrote it or from the snapshots."""
+    if _is_adapter(source / "averages" / f"lawa-last{last}"):
+        return itself(source / "averages" / f"lawa-last{last}")
     paths = _snapshots(source)
     if last is not None and last > len(paths):
         raise AdapterError(f"{source}: {len(paths)} snapshots, fewer than the last {last}; set `last` to at most that")
@@ -40,7 +42,7 @@ def ema(source: Path, *, decay: float | None) -> Along:
 
 
 def _is_adapter(path: Path) -> bool:
-    return (path / CONFIG).is_file()
+    return any((path / name).is_file() for name in (CONFIG, FULL))
 
 
 def _snapshots(source: Path) -> list[Path]:

@@ -56,7 +56,7 @@ def merge_into_base(
     if members.base is None:
         raise AdapterError(f"{members.adapters[0].path}: does not say its base model; name it with `base`")
     limit = rank_limit(rank, members.adapters, members.shapes)
-    model, tokenizer = _load(members.base, members.revision)
+    model, tokenizer = load_model(members.base, members.revision)
     kept = total = lost = 0.0
     with torch.no_grad():
         for change in exact_changes(chosen, values, members, None, limit):
@@ -87,7 +87,8 @@ def merge_into_base(
     return DenseReport(out=out, **record)
 
 
-def _load(base: str, revision: str | None) -> tuple[Any, Any]:
+def load_model(base: str, revision: str | None) -> tuple[Any, Any]:
+    """A base with its weights as they are stored, and its tokenizer. Raises AdapterError in one line."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     options = {"revision": revision} if revision else {}

@@ -14,7 +14,8 @@ from torch.nn.functional import pad
 
 import toolkit
 from toolkit import delta
-from toolkit.adapters import CONFIG, Adapter, AdapterError, read_adapter, sha256, write_adapter
+from toolkit.adapters import CONFIG, FULL, WEIGHTS, Adapter, AdapterError, sha256, write_adapter
+from toolkit.full import MODEL, FullModel, read_weights
 from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
 from toolkit.merge.soup import Step, greedy_soup
 from toolkit.recipe.merges import MERGEKIT
@@ -242,17 +243,20 @@ def read_members(
     sources: Sequence[Path], weights: Sequence[float] | None, chosen: Method, values: Mapping[str, Any], base: str | None
 ) -> Members:
     """Check and hash all inputs. Raises AdapterError or ValueError in one line."""
-    inputs, adapters = _read_inputs(sources, weights, chosen, values)
-    identity = _common_base(adapters) if base is None else (base, None)
+    inputs, found = read_inputs(sources, weights, chosen, values)
+    adapters = [one for one in found if isinstance(one, Adapter)]
+    if whole := [one for one in found if isinstance(one, FullModel)]:
+        raise AdapterError(f"{whole[0].path}: a fully fine-tuned model; it merges with others of its kind, into a model")
+    identity = common_base(adapters) if base is None else (base, None)
     names = [Path(one.path).name for one in inputs]
     ids = [name if names.count(name) == 1 else f"{name}:{one.sha256}" for name, one in zip(names, inputs, strict=True)]
     return Members(inputs, adapters, ids, *identity, _common_shapes(adapters))
 
 
-def _read_inputs(
+def read_inputs(
     sources: Sequence[Path], weights: Sequence[float] | None, chosen: Method, values: Mapping[str, Any]
-) -> tuple[list[Input], list[Adapter]]:
-    """The adapters behind the sources, with normalised weights, in an order that depends on names and content alone."""
+) -> tuple[list[Input], list[Adapter | FullModel]]:
+    """The adapters (or whole models) behind the sources, with normalised weights, in an order that depends on names and content alone."""
     if not sources:
         raise ValueError("nothing to merge: give at least one adapter folder")
     weights = [1.0] * len(sources) if weights is None else list(weights)
@@ -266,9 +270,7 @@ def _read_inputs(
         if weight > 0:
             members = []
             for path, share in chosen.along(source, **accepted(chosen.along, values)):
-                adapter = read_adapter(path)
-                hashes = adapter.sha256(), sha256(path / CONFIG)
-                members.append((Input(str(path), *hashes, weight * share / total), adapter))
+                members.append((Input(str(path), *_hashes(path), weight * share / total), read_weights(path)))
             content = [(one.sha256, one.config_sha256, one.weight) for one, _ in members]
             groups.append((source.name, content, str(source), members))
     groups.sort(key=lambda group: group[:3])
@@ -276,7 +278,18 @@ def _read_inputs(
     return [one for one, _ in pairs], [adapter for _, adapter in pairs]
 
 
-def _common_base(adapters: Sequence[Adapter]) -> tuple[str | None, str | None]:
+def _hashes(folder: Path) -> tuple[str, str]:
+    """Of the weights in a folder, and of what decides what they mean."""
+    files = (MODEL, FULL) if (folder / FULL).is_file() else (WEIGHTS, CONFIG)
+    return sha256(folder / files[0]), sha256(folder / files[1])
+
+
+def same_input(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a folder still is what merge.json says went in."""
+    return _hashes(folder) == (record["sha256"], record["config_sha256"])
+
+
+def common_base(adapters: Sequence[Adapter] | Sequence[FullModel]) -> tuple[str | None, str | None]:
     first = adapters[0]
     for other in adapters:
         if (other.base, other.revision) != (first.base, first.revision):

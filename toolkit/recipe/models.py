@@ -29,6 +29,9 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Source = Literal["init", "order", "dropout"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+Compile = Literal["auto", "always", "never"]
+Width = Annotated[int, Field(ge=1, le=4096)]
 MergeMethod = Annotated[str, AfterValidator(check_method)]
 EnsembleMethod = Literal["probabilities", "logits", "token-vote", "median", "gated", "vote", "mbr"]
 Similarity = Literal["exact", "edit", "chrf"]
@@ -87,6 +90,8 @@ def _trajectory(mitigation: Mitigation, condition: Condition) -> str | None:
     if mitigation.merge not in ("swa", "ema", "lawa"):
         return None
     saved = condition.snapshots is not None and condition.snapshots.save
+    if mitigation.merge == "lawa" and "lawa" in condition.averages and mitigation.parameters["last"] == condition.lawa_last:
+        return None
     if mitigation.merge == "lawa" or any(value is not None for value in mitigation.parameters.values()):
         return None if saved else "`snapshots: {count: 8, save: true}`"
     if mitigation.merge in condition.averages or (mitigation.merge == "swa" and saved):
@@ -119,11 +124,19 @@ class Snapshots(_Model):
     """keep every snapshot as an adapter folder beside the averages."""
 
 
-class Condition(_Model):
-    """One way of training one replica."""
+class Lookahead(_Model):
+    """Slow weights that follow the optimiser: every k steps by a share alpha of the way, from where it then starts again."""
 
-    method: Literal["lora", "distill"] = "lora"
-    """lora: on the labels. distill: on what a teacher says of the training rows; what is not said is as in the teacher's condition."""
+    k: Positive = 5
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class Condition(_Model):
+    """One way of training one replica. docs/training.md says what each key is for."""
+
+    method: Literal["lora", "full", "distill"] = "lora"
+    """lora: adapters, on the labels. full: all weights of the base, on the labels. distill: adapters, on what a teacher says of the
+    training rows; what is not said is as in the teacher's condition."""
     teacher: Teacher | None = None
     students: Positive = 1
     """per fresh teacher group; 2 or more part the variance between teacher groups from that between students of one group."""
@@ -137,21 +150,38 @@ class Condition(_Model):
     rslora: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    init: Literal["kaiming", "gaussian", "orthogonal"] = "kaiming"
+    """how adapters begin, in PEFT's words; always without any change of the base."""
+    freeze: list[Literal["A"]] = []
+    """`[A]`: only B is trained. With `vary` without init all replicas have the same A."""
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2
     batch_size: Positive = 16
     gradient_accumulation: Positive = 1
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-4
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """default: 2e-4, of `method: full` 2e-5."""
+    lr_ratio_B: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """learning rate of B as a multiple of that of A."""
+    layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """learning rate of a block as a share of that of the block above it."""
+    schedule: Literal["linear", "cosine", "constant", "cyclic"] = "linear"
+    """cyclic: down and up again between two snapshots."""
+    cycle_floor: Share = 0.01
+    """lowest learning rate of a cycle, as a share of `lr`."""
     warmup: NonNegative = 0.03
     """below 1 a share of all steps, otherwise a number of steps."""
     clip: NonNegative = 1.0
     """largest gradient norm of one replica; 0 is off."""
     weight_decay: NonNegative = 0.0
+    """towards the base: of adapters, their factors towards 0; of `method: full`, all weights towards those of the base."""
+    lookahead: Lookahead | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     eps: Annotated[float, Field(gt=0)] = 1e-8
     snapshots: Snapshots | None = None
-    averages: list[Literal["swa", "ema"]] = []
-    """running averages of the snapshots, each written as an adapter of its own; needs `snapshots`."""
+    averages: list[Literal["swa", "ema", "lawa"]] = []
+    """running averages of the snapshots, each written as an adapter (of `method: full` a model) of its own; needs `snapshots`."""
+    lawa_last: Positive = 5
+    """number of snapshots, the latest ones."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """weight of the past at each snapshot."""
     replicas: Positive | None = None
@@ -162,6 +192,22 @@ class Condition(_Model):
     """levels of each source: `{init: 8, order: 8}` trains all 64 combinations; sources that are not named are held."""
     repeats: Positive = 1
     """of every combination, with the same seeds: what differs then is the numerics."""
+    dtype: Dtype | None = None
+    """of the base while this condition trains; default: the recipe's, in which all answer."""
+    stack: Width | None = None
+    """replicas trained together; default: the recipe's, or chosen by the plan."""
+    compile: Compile | None = None
+    """default: the recipe's."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """of a worker while this condition trains, on a CPU."""
+    perturb: Literal["bit"] | None = None
+    """bit: the last bit of one initial weight is flipped, in every replica another one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _full_learns_slower(cls, block: Any) -> Any:
+        full = isinstance(block, dict) and block.get("method") == "full"
+        return {"lr": FULL_LR, **block} if full else block
 
     @model_validator(mode="after")
     def _crossed_says_how_many(self) -> Condition:
@@ -178,6 +224,34 @@ class Condition(_Model):
         return self
 
     @model_validator(mode="after")
+    def _controls_fit(self) -> Condition:
+        if self.schedule == "cyclic" and self.snapshots is None:
+            raise ValueError("`schedule: cyclic` has its cycles between snapshots: add `snapshots: {count: 8}`")
+        if self.schedule != "cyclic" and self.cycle_floor != 0.01:
+            raise ValueError("'cycle_floor' belongs to `schedule: cyclic`")
+        if "lawa" not in self.averages and self.lawa_last != 5:
+            raise ValueError("'lawa_last' belongs to `averages: [lawa]`")
+        if self.snapshots and "lawa" in self.averages and self.lawa_last > self.snapshots.count:
+            raise ValueError(f"'lawa_last' ({self.lawa_last}) is more than the {self.snapshots.count} snapshots that there are")
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"`init: orthogonal` takes halves of the rank, and {self.rank} is odd; take an even `rank`")
+        if self.freeze and self.lr_ratio_B != 1:
+            raise ValueError("'lr_ratio_B' compares B with A, and `freeze: [A]` holds A: set `lr` alone")
+        return self
+
+    @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> Condition:
+        if self.method != "full":
+            return self
+        fields = type(self).model_fields
+        if foreign := [key for key in OF_ADAPTERS if getattr(self, key) != fields[key].get_default()]:
+            raise ValueError(f"{foreign[0]!r} is about adapters, and `method: full` has none; leave it out")
+        if idle := {"init", "dropout"} & {*self.crossed}:
+            named = " and ".join(sorted(idle))
+            raise ValueError(f"`method: full` starts from the base and has no dropout: all levels of {named} are alike")
+        return self
+
+    @model_validator(mode="after")
     def _distilled_from_somebody(self) -> Condition:
         if (self.method == "distill") != (self.teacher is not None):
             raise ValueError("`method: distill` goes with `teacher: {condition: NAME, ensemble: probabilities, k: 8}`")
@@ -190,9 +264,17 @@ class Condition(_Model):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_what_is_not_distilled(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found = write(self)
-        return found if self.teacher else {key: value for key, value in found.items() if key not in DISTILLATION}
+    def _without_what_does_not_apply(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Also without younger keys that are not used: what an older recipe asks for keeps its fingerprint."""
+        fields = type(self).model_fields
+        out = {key for key in YOUNGER if getattr(self, key) == fields[key].get_default()}
+        out |= {*(() if self.teacher else DISTILLATION), *(OF_ADAPTERS if self.method == "full" else ())}
+        return {key: value for key, value in write(self).items() if key not in out}
+
+    @property
+    def adapter_rank(self) -> int | None:
+        """Rank of the adapters that are trained; None where there are none."""
+        return None if self.method == "full" else self.rank
 
     def group_of(self, replica: int) -> int:
         """The teacher group that a distilled replica learns from."""
@@ -201,6 +283,15 @@ class Condition(_Model):
 
 DISTILLATION = ("teacher", "students", "temperature", "mix")
 """keys of a condition with `method: distill`"""
+OF_ADAPTERS = ("rank", "alpha", "rslora", "dropout", "targets", "init", "freeze", "lr_ratio_B", "compile")
+"""keys of a condition that trains adapters"""
+YOUNGER = (
+    *("init", "freeze", "lr_ratio_B", "layer_lr_decay", "cycle_floor", "lookahead", "label_smoothing", "lawa_last"),
+    *("dtype", "stack", "compile", "threads", "perturb"),
+)
+"""keys of a condition that were not there from the beginning"""
+FULL_LR = 2e-5
+"""default of `method: full`, where all weights move at once: a tenth of that of adapters"""
 OWN = (*DISTILLATION, "method", "replicas", "vary", "crossed", "repeats", "snapshots", "averages", "ema_decay")
 """keys that a student does not take over from its teacher's condition"""
 
@@ -479,11 +570,11 @@ class Recipe(Criteria):
     name: str = "recipe"
     base: str
     """`embedded`, a Hugging Face id (`id` or `id@revision`), or a folder."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    dtype: Literal["auto"] | Dtype = "auto"
     """of the frozen base; adapters and optimiser are float32 or better. auto: bfloat16 where this machine multiplies it several times
     faster and the base is 128 wide or more, otherwise float32; what it was is written into the run's recipe."""
-    compile: Literal["auto", "always", "never"] = "auto"
-    """decoder layers as compiled code in training: on a CPU, where a stack has work enough to pay for it."""
+    compile: Compile = "auto"
+    """decoder layers as compiled code in training; auto: on a CPU with a C++ compiler, where a stack has work enough to pay for it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: Data
     seed: Annotated[int, Field(ge=0)] = 0
@@ -492,7 +583,7 @@ class Recipe(Criteria):
     ] = 16
     """a number, or `{max: 1000, until: {disagreement.far: {half_width: 0.02}}}`."""
     vary: list[Source] = ["init", "order", "dropout"]
-    stack: Annotated[int, Field(ge=1, le=4096)] | None = None
+    stack: Width | None = None
     """replicas trained together; default: chosen by the plan. It belongs to the bits of a replica."""
     conditions: Annotated[dict[str, AnyCondition], Field(min_length=1)]
     mitigations: list[Mitigation] = []
@@ -533,6 +624,18 @@ class Recipe(Criteria):
                 raise _at(("mitigations", i), "greedy_soup needs prompts of its own: `ftk merge --method greedy_soup --prompts SUITE`")
         return self
 
+    @model_validator(mode="after")
+    def _full_fits(self) -> Recipe:
+        for name in (name for name, own in self.trained.items() if own.method == "full"):
+            vary = self.vary_of(name)
+            if vary and "order" not in vary and not self.trained[name].crossed:
+                text = "`method: full` starts from the base and has no dropout: vary `order`, or nothing at all with `vary: []`"
+                raise _at(("conditions", name), text)
+            for i, mitigation in enumerate(self.mitigations):
+                if mitigation.rank != "full":
+                    raise _at(("mitigations", i, "rank"), f"models as in condition {name!r} are merged whole: a rank is for adapters")
+        return self
+
     @property
     def trained(self) -> dict[str, Condition]:
         """The conditions that are trained."""
@@ -558,6 +661,8 @@ class Recipe(Criteria):
                 raise _at(
                     (*path, "condition"), f"{teacher.condition!r} is given as adapters; students learn from a condition that is trained"
                 )
+            if taught_by.method == "full":
+                raise _at((*path, "condition"), f"{teacher.condition!r} trains all weights; students learn from a condition of adapters")
             if taught_by.teacher:
                 raise _at((*path, "condition"), f"{teacher.condition!r} is distilled itself; name the condition that it learns from")
             if taught_by.crossed:

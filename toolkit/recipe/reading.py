@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from toolkit.recipe.document import Dumper, Loader, lines_of
 from toolkit.recipe.explain import explain
-from toolkit.recipe.models import OWN, Criteria, Given, Recipe
+from toolkit.recipe.models import OF_ADAPTERS, OWN, Criteria, Given, Recipe
 from toolkit.recipe.words import Path_, nearest
 
 EMBEDDED = "embedded"
@@ -43,7 +43,11 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
             raise RecipeError(f"{where}: 'from' hands on how to train, and a condition with `adapters` is not trained; leave it out")
         inherited = resolve(parent, (*seen, name))
         own = {key: value for key, value in block.items() if key != "from"}
-        return {**inherited, **own} if isinstance(inherited, dict) else own
+        if not isinstance(inherited, dict):
+            return own
+        if own.get("method") == "full" != inherited.get("method"):  # what is right for adapters alone
+            inherited = {key: value for key, value in inherited.items() if key not in (*OF_ADAPTERS, "lr")}
+        return {**inherited, **own}
 
     def as_teachers(block: dict[str, Any], seen: tuple[str, ...]) -> dict[str, Any]:
         teacher = block.get("teacher")

@@ -1,0 +1,17 @@
+"""All weights of a base, R times over: a stack of them, and the model folders that they are kept in."""
+
+from toolkit.full.folder import FULL, MODEL, FullModel, model_files, read_model, read_weights, write_model
+from toolkit.full.stack import FullStack, check_whole, stacked_whole
+
+__all__ = [
+    "FULL",
+    "MODEL",
+    "FullModel",
+    "FullStack",
+    "check_whole",
+    "model_files",
+    "read_model",
+    "read_weights",
+    "stacked_whole",
+    "write_model",
+]

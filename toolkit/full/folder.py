@@ -1,0 +1,97 @@
+"""Folders of fully fine-tuned models: what transformers loads, and beside it which base they started from.
+
+    config.json, tokenizer files    the base's
+    model.safetensors               all weights, by the names of the base's parameters
+    full.json                       base and revision
+
+`AutoModelForCausalLM.from_pretrained(folder)` just works. The change of a weight is dW = W - W of the base.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from toolkit.adapters import FULL, Adapter, AdapterError, read_adapter, sha256, write_folder
+from toolkit.base import Base
+
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class FullModel:
+    """A checked folder. The tensors stay on disk until they are asked for."""
+
+    path: Path
+    base: str
+    revision: str | None
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def sha256(self) -> str:
+        """Of the weights file."""
+        return sha256(self.path / MODEL)
+
+    def check(self, shape_of: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises AdapterError in one line where the weights are not those of a base with such shapes."""
+        for name, shape in shape_of.items():
+            if self.shapes.get(name) != shape:
+                found = list(self.shapes[name]) if name in self.shapes else "not there"
+                raise AdapterError(f"{self.path}: {name} is {found}, in the base {list(shape)}; is this a model of another base?")
+
+    def tensor(self, name: str) -> Tensor:
+        with safe_open(self.path / MODEL, framework="pt") as file:
+            return file.get_tensor(name)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights by parameter."""
+        return load_file(self.path / MODEL)
+
+
+def read_model(path: str | Path) -> FullModel:
+    """Check a folder; read no tensor yet. Raises AdapterError in one line."""
+    path = Path(path)
+    try:
+        known = json.loads((path / FULL).read_text(encoding="utf-8"))
+        with safe_open(path / MODEL, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return FullModel(path, known["base"], known["revision"], shapes)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise AdapterError(f"{path}: is no model that ftk has written, or damaged ({error}); train it again") from None
+
+
+def read_weights(path: str | Path) -> Adapter | FullModel:
+    """The adapter or the whole model in a folder. Raises AdapterError in one line."""
+    return read_model(path) if (Path(path) / FULL).is_file() else read_adapter(path)
+
+
+def model_files(base: Base) -> dict[str, bytes]:
+    """What a model folder has beside the weights: configuration, tokenizer, and the base that it started from."""
+    config: Any = copy.deepcopy(base.model.config)
+    config.architectures = [type(base.model).__name__]
+    config.dtype = torch.promote_types(base.model.dtype, torch.float32)  # that of the weights as they are trained
+    with tempfile.TemporaryDirectory() as scratch:
+        base.tokenizer.save_pretrained(scratch)
+        if base.model.can_generate():
+            base.model.generation_config.save_pretrained(scratch)
+        config.save_pretrained(scratch)
+        files = {path.name: path.read_bytes() for path in sorted(Path(scratch).iterdir())}
+    mark = {"base": base.source, "revision": base.revision}
+    return {**files, FULL: (json.dumps(mark, indent=2, sort_keys=True) + "\n").encode()}
+
+
+def write_model(path: Path, weights: Mapping[str, Tensor], files: Mapping[str, str | bytes]) -> str:
+    """Write a folder, complete or not at all; return the sha256 of its weights. `files`: see `model_files`.
+
+    Raises AdapterError in one line.
+    """
+    return write_folder(path, weights, MODEL, files)

@@ -1,0 +1,24 @@
+"""Stacked training: R replicas of one condition at once on one base, each with its own seeds, loss, clipping and moments.
+
+Nothing is shared between replicas but the base, so a replica becomes what it would become alone (the same peft + PyTorch loop, to
+rounding), and a replica that diverges harms no other.
+"""
+
+from toolkit.train.initial import initial_factors
+from toolkit.train.loop import Trained, train_stack
+from toolkit.train.objective import Rows, batch_rows, token_losses
+from toolkit.train.optimise import clip_gradients, gradient_norms
+from toolkit.train.save import average_snapshots, save_stack
+
+__all__ = [
+    "Rows",
+    "Trained",
+    "average_snapshots",
+    "batch_rows",
+    "clip_gradients",
+    "gradient_norms",
+    "initial_factors",
+    "save_stack",
+    "token_losses",
+    "train_stack",
+]

@@ -1,0 +1,131 @@
+"""The training loop of a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from toolkit.compiled import compiled
+from toolkit.data import Example
+from toolkit.distill import Said, Teacher, soft_targets
+from toolkit.environment import seconds_used
+from toolkit.full import stacked_whole
+from toolkit.plan import TrainingPlan, learning_rate, snapshot_steps
+from toolkit.recipe import Condition
+from toolkit.stack import CounterDropout, stacked
+from toolkit.train.initial import Weights_R, initial_weights
+from toolkit.train.objective import Rows, batch_rows, token_losses
+from toolkit.train.optimise import Optimiser
+
+
+@dataclass
+class Trained:
+    """What a stack became. Losses are means of `token_losses` over a replica's own completion tokens, before the update of that step."""
+
+    factors: Weights_R
+    scale: float
+    fan_in_fan_out: bool  # the adapted layers are GPT-2's Conv1D
+    loss_SR: np.ndarray
+    norm_SR: np.ndarray  # gradient norm before clipping
+    lr_S: np.ndarray
+    row_SRB: np.ndarray  # training row of every position in a batch, -1 where the batch is padded
+    row_loss_SRB: np.ndarray
+    seconds: float  # what the whole stack cost, see `seconds_used`
+    snapshots: list[Weights_R] = field(default_factory=list)
+
+    def failed_step(self, r: int) -> int | None:
+        """First step with a loss or gradient that is not finite; the number of steps when only the last update broke the weights."""
+        bad = ~(np.isfinite(self.loss_SR[:, r]) & np.isfinite(self.norm_SR[:, r]))
+        if bad.any():
+            return int(bad.argmax())
+        finite = all(bool(torch.isfinite(x[r]).all()) for several in self.factors.values() for x in several)
+        return None if finite else len(bad)
+
+
+def train_stack(
+    model: torch.nn.Module,
+    examples: Sequence[Example],
+    condition: Condition,
+    plan: TrainingPlan,
+    seeds_R: Sequence[dict[str, int]],
+    *,
+    teachers_R: Sequence[Teacher] | None = None,
+    keep_soft_targets: bool = True,
+    on_step: Callable[[int], None] | None = None,
+) -> Trained:
+    """Train one replica for every entry of `seeds_R`. `on_step` is called with the number of finished steps.
+
+    teachers_R: of a distilled condition, whom each replica learns from. keep_soft_targets: see `soft_targets`.
+    The base is given back unchanged.
+    """
+    device = next(model.parameters()).device
+    start = seconds_used(device.type)
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)  # adapters and moments: float32 or better
+    R = len(seeds_R)
+    rows = Rows.of(examples, plan, dtype, str(device))
+    tokens = rows.weight.sum(1)  # per row
+    losses_of = compiled(token_losses) if plan.compiled else token_losses
+    adapted = stacked(model, condition.targets, compiled=plan.length if plan.compiled else None)
+    with stacked_whole(model) if condition.method == "full" else adapted as stack:
+        weights, scale = initial_weights(stack, condition, seeds_R, dtype, device)
+        stack.load(weights, scale)
+        dropout = None
+        if condition.dropout:
+            dropout = CounterDropout(condition.dropout, torch.tensor([s["dropout"] for s in seeds_R], device=device))
+        stack.set_dropout(dropout)
+        optimiser = Optimiser(model, weights, condition)
+        points = condition.snapshots
+        record_at = snapshot_steps(plan, points.count, points.start) if points else []
+        said: Said | None = None
+        if teachers_R is not None and condition.mix > 0:
+            texts = rows.ids, rows.position, rows.weight
+            said = soft_targets(stack, teachers_R, *texts, temperature=condition.temperature, keep=keep_soft_targets)
+        snapshots, losses, norms, row_losses, row_ids, lrs = [], [], [], [], [], []
+        for step in range(plan.steps):
+            order_RB = np.stack([batch_rows(plan, s["order"], step) for s in seeds_R])
+            index_RB = torch.from_numpy(order_RB).to(device)
+            count_R = tokens[index_RB].sum(1).clamp(min=1)
+            loss_R = torch.zeros(R, dtype=dtype, device=device)
+            step_row_losses = []
+            for micro, index_Rb in enumerate(index_RB.split(plan.micro_batch, dim=1)):
+                if dropout:
+                    dropout.step = step * plan.accumulation + micro
+                index = index_Rb.reshape(-1)
+                logits = stack.logits(rows.ids[index], rows.position[index])
+                soft = said(index_Rb) if said else None
+                loss_NL = losses_of(logits, rows.target[index], soft, condition.temperature, condition.mix, condition.label_smoothing)
+                loss_N = (loss_NL * rows.weight[index]).sum(1)  # per row
+                micro_R = loss_N.view(R, -1).sum(1) / count_R
+                micro_R.sum().backward()
+                loss_R += micro_R.detach()
+                step_row_losses.append((loss_N.detach() / tokens[index].clamp(min=1)).view(R, -1))
+            lr = learning_rate(step, plan, condition)
+            norms.append(optimiser.step(lr, step + 1, last=step + 1 == plan.steps))
+            losses.append(loss_R)
+            lrs.append(lr)
+            row_losses.append(torch.cat(step_row_losses, 1))
+            row_ids.append(np.where(order_RB == plan.rows, -1, order_RB))
+            if step + 1 in record_at:
+                snapshots.append(_on_cpu(weights, copy=True))
+            if on_step:
+                on_step(step + 1)
+        fan_in_fan_out = any(layer.is_conv for layer in stack.layers.values())
+    return Trained(
+        factors=_on_cpu(weights),
+        scale=scale,
+        fan_in_fan_out=fan_in_fan_out,
+        loss_SR=torch.stack(losses).cpu().numpy(),
+        norm_SR=torch.stack(norms).cpu().numpy(),
+        lr_S=np.array(lrs),
+        row_SRB=np.stack(row_ids),
+        row_loss_SRB=torch.stack(row_losses).cpu().numpy(),
+        seconds=seconds_used(device.type) - start,
+        snapshots=snapshots,
+    )
+
+
+def _on_cpu(weights: Weights_R, copy: bool = False) -> Weights_R:
+    return {name: tuple(x.detach().to("cpu", copy=copy) for x in several) for name, several in weights.items()}
