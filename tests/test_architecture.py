@@ -29,6 +29,7 @@ TORCH_FREE = {
     "gate",
     "gating",
     "until",
+    "claims",
 }
 
 

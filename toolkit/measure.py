@@ -69,7 +69,7 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
         design.conditions,
         level=asked.level,
         about=_about(folder, recipe, design.command),
-        thresholds=_thresholds(asked),
+        thresholds=thresholds_of(asked),
         criteria=asked.criteria,
         paired=not recipe.given,  # replica r of every condition that is trained has the seeds of (root seed, purpose, r)
         notes=design.notes,
@@ -110,7 +110,7 @@ def measure_predictions(
         designs,
         level=asked.level,
         about=About(toolkit.__version__, recipe=path.name, command=command),
-        thresholds=_thresholds(asked),
+        thresholds=thresholds_of(asked),
         criteria=asked.criteria,
         paired=paired,
         notes=predictions.notes,
@@ -140,7 +140,8 @@ def _about(folder: Path, recipe: Recipe, command: str) -> About:
     )
 
 
-def _thresholds(asked: Criteria) -> Thresholds:
+def thresholds_of(asked: Criteria) -> Thresholds:
+    """Where the matrix of a recipe, or of a file of criteria, changes its colour."""
     zones = asked.thresholds
     own = {name: (zone.acceptable, zone.critical) for name, zone in zones.categories.items()}
     return Thresholds(zones.acceptable, zones.critical, own or None)

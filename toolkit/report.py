@@ -4,8 +4,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toolkit import charts
-from toolkit.population import write_text
-from toolkit.results import Cell, ConditionResult, Judgement, Procedure, Results, interval, load_results, number, remedy
+from toolkit.population import sha256_file, write_text
+from toolkit.results import (
+    Cell,
+    Claims,
+    ConditionResult,
+    Judgement,
+    Procedure,
+    Results,
+    claimed_range,
+    floor_text,
+    interval,
+    load_claims,
+    load_results,
+    number,
+    remedy,
+    tested_unit,
+)
 from toolkit.statistics import MIN_GROUPS, Estimate
 
 BEST = 2
@@ -13,13 +28,16 @@ BEST = 2
 
 
 def write_report(run: Path | str) -> Path:
-    """RUN/results.json -> RUN/report.html."""
-    path = Path(run) / "report.html"
-    write_text(path, render(load_results(Path(run) / "results.json")))
-    return path
+    """RUN/results.json, and claims.json where it is of the same outcomes -> RUN/report.html."""
+    run = Path(run)
+    claims = load_claims(run / "claims.json") if (run / "claims.json").is_file() else None
+    if claims and ((run / "design.json").is_file() and claims.design != sha256_file(run / "design.json")):
+        claims = None  # the run has gone on since
+    write_text(run / "report.html", render(load_results(run / "results.json"), claims))
+    return run / "report.html"
 
 
-def render(results: Results) -> str:
+def render(results: Results, claims: Claims | None = None) -> str:
     """One file without a network: charts inline, no script, and every text of a model escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -29,9 +47,10 @@ def render(results: Results) -> str:
     )
     environment.globals |= {"number": number, "interval": interval, "remedy": remedy, "name": _name, "price": _price, "too_few": _too_few}
     environment.globals |= {"procedure_name": _procedure_name, "criteria_rows": _criteria_rows, "metric_rows": _metric_rows}
+    environment.globals |= {"claimed_range": claimed_range, "tested_unit": tested_unit, "floor_text": floor_text}
     environment.globals |= {"multiplicity": _multiplicity, "source_figures": _source_figures, "p_value": _p_value}
     drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in results.conditions]
-    return environment.get_template("report.html.j2").render(results=results, conditions=drawn, methods=_methods(results))
+    return environment.get_template("report.html.j2").render(results=results, conditions=drawn, methods=_methods(results), claims=claims)
 
 
 # -- what the charts show ----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from toolkit.analyse.cells import base_procedure, condition_result
+from toolkit.analyse.cells import base_procedure, condition_result, run_accuracies, zone
 from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, same_compute, scaling
 from toolkit.analyse.criteria import judge
 from toolkit.analyse.sources import crossing, sources
@@ -16,7 +16,7 @@ from toolkit.results import About, ConditionDesign, Results, SuiteCount, Thresho
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Arm", "OutcomeTable", "PredictionTable", "PromptLike", "Table", "analyse", "analyse_table"]
+__all__ = ["Arm", "OutcomeTable", "PredictionTable", "PromptLike", "Table", "analyse", "analyse_table", "run_accuracies", "zone"]
 
 
 def analyse(

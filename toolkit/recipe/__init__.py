@@ -17,7 +17,7 @@ from toolkit.recipe.models import (
     Thresholds,
     Zone,
 )
-from toolkit.recipe.reading import RecipeError, dump_recipe, load_criteria, load_recipe, parse_recipe
+from toolkit.recipe.reading import RecipeError, dump_recipe, load_criteria, load_recipe, parse_recipe, read_document
 
 __all__ = [
     "SHIFTS",
@@ -40,4 +40,5 @@ __all__ = [
     "load_criteria",
     "load_recipe",
     "parse_recipe",
+    "read_document",
 ]
