@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import toolkit
@@ -74,7 +74,9 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
         paired=not recipe.given,  # replica r of every condition that is trained has the seeds of (root seed, purpose, r)
         notes=design.notes,
     )
-    return _finish(folder, results)
+    trained = {name: _settings(recipe, name) for name in recipe.trained}
+    conditions = tuple(replace(found, settings=trained.get(found.name, {})) for found in results.conditions)
+    return _finish(folder, replace(results, conditions=conditions))
 
 
 def measure_predictions(
@@ -123,6 +125,13 @@ def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
     data = recipe.data
     chat = is_chat(read_rows(data.train), data.format) if data.train else data.format in ("messages", "sharegpt")
     return {name: read_suite(source, name=name, chat=chat) for name, source in recipe.data.suites.items()}
+
+
+def _settings(recipe: Recipe, name: str) -> dict[str, str | float]:
+    """How a condition trains its replicas, not how many there are."""
+    written = recipe.trained[name].model_dump(exclude={"replicas", "vary", "repeats"})
+    found = {key: value for key, value in written.items() if isinstance(value, str | int | float)}
+    return found | {"vary": ", ".join(recipe.vary_of(name))}
 
 
 def _about(folder: Path, recipe: Recipe, command: str) -> About:

@@ -59,7 +59,7 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         stacks = math.ceil(replicas / plan.stack)
         layers = _layers(base.model, name, condition.targets)
         adapter = sum(condition.rank * (i + o) for i, o in layers)
-        taught = _teaching(recipe, name, plan, base, pipeline.training_examples(recipe, device))
+        taught = _teaching(recipe, name, plan, base, pipeline.examples_of(recipe, name, device))
         folders = 1 + len(condition.averages) + (condition.snapshots.count if condition.snapshots and condition.snapshots.save else 0)
         entry: dict[str, Any] = {
             "replicas": replicas,
@@ -223,7 +223,7 @@ def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str, *, teache
     seeds_R = [pipeline.seeds_of(recipe, name, r) for r in range(plan.stack)]
     condition = recipe.trained[name].model_copy(update={"snapshots": None, "averages": []})
     short = replace(plan, steps=PROBE_STEPS + 1, warmup_steps=1)
-    examples = pipeline.training_examples(recipe, device)
+    examples = pipeline.examples_of(recipe, name, device)
     asked, stand_ins = condition.teacher, None
     if asked and teachers:
         rule = ENSEMBLES[asked.ensemble].rule if asked.ensemble else None

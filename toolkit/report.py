@@ -1,5 +1,6 @@
 """results.json as one HTML file for people, and as a plain table for the terminal."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +10,11 @@ from toolkit.results import (
     Cell,
     Claims,
     ConditionResult,
+    Contrast,
     Judgement,
     Procedure,
     Results,
+    Trade,
     claimed_range,
     floor_text,
     interval,
@@ -22,6 +25,7 @@ from toolkit.results import (
     tested_unit,
 )
 from toolkit.statistics import MIN_GROUPS, Estimate
+from toolkit.sweeps import controls, sweeps
 
 BEST = 2
 """Mitigations drawn beside the single replica in the chart by category."""
@@ -50,7 +54,37 @@ def render(results: Results, claims: Claims | None = None) -> str:
     environment.globals |= {"claimed_range": claimed_range, "tested_unit": tested_unit, "floor_text": floor_text}
     environment.globals |= {"multiplicity": _multiplicity, "source_figures": _source_figures, "p_value": _p_value}
     drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in results.conditions]
-    return environment.get_template("report.html.j2").render(results=results, conditions=drawn, methods=_methods(results), claims=claims)
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        conditions=drawn,
+        methods=_methods(results),
+        claims=claims,
+        figures={name: Markup(svg) for name, svg in figures(results).items()},
+        trade_rows=_trade_rows,
+    )
+
+
+def figures(results: Results) -> dict[str, str]:
+    """Figures over all conditions, as SVG, those that there is something for: `controls`, `dependence`."""
+    found = {}
+    if len(rows := controls(results)) > 1:
+        target, baseline = results.shifts[-1], results.contrasts[0].baseline
+        found["controls"] = charts.against_baseline(
+            {condition.name: (_dot(contrast.ratio), _note(contrast, condition)) for contrast, condition in rows}, baseline, target
+        )
+    panels = {}
+    for sweep in sweeps(results):
+        lines = {shift: [(at, c.single.cell(shift), c.n_replicas) for at, c in sweep.points] for shift in results.shifts}
+        name = sweep.key if sweep.key not in panels else f"{sweep.key} ({sweep.points[0][1].name}, ...)"
+        panels[name] = {shift: [(at, _dot(cell.disagreement), n) for at, cell, n in line if cell] for shift, line in lines.items()}
+    if panels:
+        found["dependence"] = charts.against_setting(panels)
+    return found
+
+
+def _note(contrast: Contrast, condition: ConditionResult) -> str:
+    seconds = condition.single.price.seconds
+    return f"N = {contrast.ratio.n_replicas:,}" + (f", {seconds:.3g} s a training" if seconds is not None else "")
 
 
 # -- what the charts show ----------------------------------------------------------------------------------------------
@@ -148,6 +182,13 @@ def _criteria_rows(results: Results, condition: ConditionResult) -> list[list[Ju
         if judgement.condition == condition.name:
             rows.setdefault(judgement.criterion, []).append(judgement)
     return [sorted(row, key=lambda j: order[j.procedure]) for row in rows.values()]
+
+
+def _trade_rows(trade: Trade) -> list[tuple[str, list[tuple[Estimate | None, float | None]]]]:
+    """Name of each category, and its correlations with those before it, each with its adjusted p-value."""
+    p_of = dict(zip(combinations(range(len(trade.places)), 2), trade.p_adjusted, strict=True))
+    rows = enumerate(zip(trade.places, trade.tradeoff.correlation_CC, strict=True))
+    return [(f"{shift}: {category}", [(row[j], p_of[j, i]) for j in range(i)]) for i, ((shift, category), row) in rows]
 
 
 class MetricRow(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
-from toolkit.statistics import EFFECT_KEPT, AccuracySpread, Estimate, Tolerance
+from toolkit.statistics import EFFECT_KEPT, AccuracySpread, Estimate, Tolerance, Tradeoff
 
 VERSION = 2
 SHIFTS = ("typical", "near", "far")
@@ -354,7 +354,21 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class Trade:
+    """How the accuracies of categories go together over runs. places: (shift, category) of each; tradeoff: in their order.
+
+    p_adjusted: of every pair, in the order of rows above the diagonal (Holm).
+    """
+
+    places: tuple[tuple[str, str], ...]
+    tradeoff: Tradeoff
+    p_adjusted: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class ConditionResult:
+    """settings: how its replicas were trained, single values by their name in the recipe; empty where that is not known."""
+
     name: str
     n_replicas: int
     n_failed: int
@@ -363,6 +377,8 @@ class ConditionResult:
     unstable: tuple[UnstablePrompt, ...]
     scaling: tuple[Scaling, ...] = ()
     sources: tuple[Sources, ...] = ()
+    settings: dict[str, typing.Any] = field(default_factory=dict)
+    trade: Trade | None = None
 
     @property
     def single(self) -> Procedure:

@@ -9,6 +9,7 @@ from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, same_compu
 from toolkit.analyse.criteria import judge
 from toolkit.analyse.sources import crossing, sources
 from toolkit.analyse.table import Arm, OutcomeTable, PredictionTable, PromptLike, Table
+from toolkit.analyse.trades import trade
 from toolkit.analyse.verdict import verdict
 from toolkit.recipe import Criterion
 from toolkit.results import About, ConditionDesign, Results, SuiteCount, Thresholds
@@ -45,7 +46,12 @@ def analyse_table(
     thresholds = thresholds or Thresholds()
     results = [condition_result(table, design, level, thresholds) for design in conditions]
     results = [
-        replace(found, scaling=scaling(table, design, level, thresholds), sources=sources(table, design, level))
+        replace(
+            found,
+            scaling=scaling(table, design, level, thresholds),
+            sources=sources(table, design, level),
+            trade=trade(table, design, level),
+        )
         for found, design in zip(adjusted(results), conditions, strict=True)
     ]
     unmeasured = [

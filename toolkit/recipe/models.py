@@ -98,8 +98,8 @@ class Data(_Model):
     """The training rows and the prompts for measurement."""
 
     train: str
-    """`embedded`, a .jsonl / .json / .csv / .parquet file, a folder of them, or a hub data set (`id` or `id:split`); not needed where no
-    condition is trained."""
+    """`embedded` (or `embedded:10000`: as many rows), a .jsonl / .json / .csv / .parquet file, a folder of them, or a hub data set (`id` or
+    `id:split`); not needed where no condition is trained."""
     suites: dict[str, str] = {}
     """name -> `embedded`, or a .jsonl / .csv / .parquet file of prompts."""
     format: Literal["auto", "text", "messages", "prompt-completion", "alpaca", "sharegpt"] = "auto"
@@ -137,6 +137,8 @@ class Condition(_Model):
     rslora: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    rows: Positive | None = None
+    """of the training data: the first of a shuffle that is the same for all conditions; default: all."""
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2
     batch_size: Positive = 16
     gradient_accumulation: Positive = 1
