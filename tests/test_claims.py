@@ -272,3 +272,10 @@ def test_a_trade_is_seen():
     scores = np.stack([0.6 + shift_R, 0.6 - shift_R], axis=1) + rng.normal(0, 0.03, (60, 2))
     found = st.tradeoff(scores, [40, 40])
     assert found.correlation_CC[0][1].high < -0.7 and found.together.high < 0.5 and found.correlation_CC[0][0] is None
+
+
+def test_a_few_runs_that_differ_decide_nothing():
+    """One run in forty fails in both categories: a correlation of 1, and no claim; also no p-value to be adjusted."""
+    scores = np.where(np.arange(200)[:, None] % 40 == 0, 0.5, 1.0) * np.ones((1, 2))
+    found = st.tradeoff(scores + 1e-3 * (np.arange(200)[:, None] == 1), [12, 12]).correlation_CC[0][1]
+    assert found.value > 0.99 and not found.conclusive and found.p is None and "a few runs decide" in found.note

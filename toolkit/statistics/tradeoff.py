@@ -12,6 +12,9 @@ from toolkit.statistics.intervals import log_jackknife, t_quantile
 
 MIN_RUNS_TRADEOFF = 30
 """Runs from which the intervals were seen to cover in simulation."""
+MIN_OFF = 10
+"""Runs that chance alone would put off the commonest accuracy in both categories: where nearly all runs have the same accuracy in one,
+a few runs decide the correlation, and its interval was seen to cover 75 to 90 %."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def _correlation(x_R: np.ndarray, y_R: np.ndarray, n_prompts: int, level: float)
     edge = 1 - 1e-12
     centre, error = log_jackknife(math.atanh(np.clip(value, -edge, edge)), np.arctanh(np.clip(left_J, -edge, edge)))
     half = t_quantile(level, n - 1) * error
-    return _estimate(value, math.tanh(centre - half), math.tanh(centre + half), centre, error, n, n_prompts, level, "Fisher's z")
+    ends = math.tanh(centre - half), math.tanh(centre + half)
+    return _estimate(value, *ends, centre / error if error > 0 else None, n, n_prompts, level, "Fisher's z", _off(x_R) * _off(y_R) / n)
 
 
 def _together(score_RC: np.ndarray, n_prompts: int, level: float) -> Estimate:
@@ -71,7 +75,13 @@ def _together(score_RC: np.ndarray, n_prompts: int, level: float) -> Estimate:
     value = float(sum_R.var(ddof=1)) / parts
     centre, error = log_jackknife(math.log(value), left_J)
     half = t_quantile(level, n - 1) * error
-    return _estimate(value, math.exp(centre - half), math.exp(centre + half), centre, error, n, n_prompts, level, "logarithm")
+    ends = math.exp(centre - half), math.exp(centre + half)
+    return _estimate(value, *ends, centre / error if error > 0 else None, n, n_prompts, level, "logarithm", _off(sum_R) ** 2 / n)
+
+
+def _off(x_R: np.ndarray) -> int:
+    """Runs whose accuracy is not the commonest one."""
+    return len(x_R) - int(np.unique(x_R.round(9), return_counts=True)[1].max())
 
 
 def _left_out(x_R: np.ndarray, y_R: np.ndarray) -> np.ndarray:
@@ -87,15 +97,17 @@ def _varies(x_R: np.ndarray) -> bool:
 
 
 def _estimate(
-    value: float, low: float, high: float, centre: float, error: float, n: int, n_prompts: int, level: float, scale: str
+    value: float, low: float, high: float, t: float | None, n: int, n_prompts: int, level: float, scale: str, off: float
 ) -> Estimate:
+    """t: distance from "no relation" in standard errors. off: see MIN_OFF."""
     from scipy.special import stdtr
 
-    p = float(2 * stdtr(n - 1, -abs(centre) / error)) if error > 0 else None
-    few = n < MIN_RUNS_TRADEOFF
+    few, alike = n < MIN_RUNS_TRADEOFF, off < MIN_OFF
     note = f"{n} runs are too few for an interval that holds what it says (at least {MIN_RUNS_TRADEOFF})" if few else ""
+    note = note or ("nearly all runs are equally accurate there: a few runs decide" if alike else "")
+    p = None if few or alike or t is None else float(2 * stdtr(n - 1, -abs(t)))
     method = f"jackknife-t over runs, {scale}"
-    return Estimate(value, low, high, level, n, n_prompts, method, not few, MIN_RUNS_TRADEOFF if few else None, note, p)
+    return Estimate(value, low, high, level, n, n_prompts, method, not (few or alike), MIN_RUNS_TRADEOFF if few else None, note, p)
 
 
 def _unknown(n: int, n_prompts: int, level: float) -> Estimate:
