@@ -30,6 +30,7 @@ TORCH_FREE = {
     "gating",
     "precision",
     "until",
+    "claims",
 }
 
 

@@ -165,13 +165,75 @@ def survival(curves: Mapping[str, Curve]) -> str:
     return _svg(draw, 900, 280, "Share of pairs of runs whose texts are still equal after so many tokens, with intervals")
 
 
+def against_setting(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Dot, int]]]]) -> str:
+    """Disagreement against a setting of the training. panels: setting -> shift -> (its value, Dot, replicas) in ascending order."""
+
+    def draw(figure: "Figure") -> None:
+        columns = min(len(panels), 2)
+        grid = figure.subplots(-(-len(panels) // columns), columns, sharey=True, squeeze=False).flat
+        for ax, (setting, lines) in zip(grid, panels.items(), strict=False):
+            runs = {at: n for points in lines.values() for at, _, n in points}
+            wide = min(runs) > 0 and max(runs) / min(runs) >= 5
+            for i, (shift, points) in enumerate(lines.items()):
+                apart = (i - (len(lines) - 1) / 2) * 0.03  # intervals at the same value stand side by side
+                at = [x * (1 + 2 * apart) if wide else x + apart * (max(runs) - min(runs)) for x, _, _ in points]
+                _dots(
+                    ax, [(x, dot) for x, (_, dot, _) in zip(at, points, strict=True)], i + 1, shift, horizontal=False, line=True, log=False
+                )
+            if wide:
+                ax.set_xscale("log")
+                ax.minorticks_off()
+            ax.set_xticks(list(runs), [f"{at:g}\nN = {n:,}" for at, n in runs.items()])
+            ax.set_title(setting)
+            ax.grid(axis="y")
+        for ax in list(grid)[len(panels) :]:
+            ax.set_visible(False)
+        first = figure.axes[0]
+        first.set_ylim(bottom=0)
+        first.yaxis.set_major_formatter(_percent)
+        figure.supylabel("disagreement of two runs", fontsize=9, color="#333333")
+        _legend(figure, first, 7)
+
+    return _svg(draw, 900, 60 + 230 * -(-len(panels) // 2), "Disagreement against settings of the training, with intervals")
+
+
+def against_baseline(rows: Mapping[str, tuple[Dot, str]], baseline: str, shift: str) -> str:
+    """Ratio of the disagreement of conditions to that of the baseline, in the order given. rows: condition -> (Dot, N and price)."""
+
+    def draw(figure: "Figure") -> None:
+        ax = figure.subplots()
+        ax.axvline(1, color=GREY, linestyle=":", linewidth=1.5, zorder=1)
+        _dots(ax, [(row, dot) for row, (dot, _) in enumerate(rows.values())], 1, "ratio", horizontal=True)
+        ax.set_yticks(range(len(rows)), list(rows))
+        ax.set_ylim(len(rows) - 0.45, -0.55)
+        ax.tick_params(axis="y", length=0)
+        ax.set_xlim(left=0, right=1.05 * max([1.2, *(dot.high or dot.value or 0 for dot, _ in rows.values())]))
+        ax.grid(axis="x")
+        for row, (_, note) in enumerate(rows.values()):
+            ax.annotate(
+                note, (1, row), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points", va="center", color=GREY
+            )
+        ax.set_xlabel(f"disagreement on {shift} prompts, relative to {baseline}; below 1 is steadier")
+
+    return _svg(draw, 900, 70 + 26 * len(rows), f"Conditions by their ratio of disagreement to {baseline}, with intervals")
+
+
 # -- shared ------------------------------------------------------------------------------------------------------------
 
 
-def _dots(ax: "Axes", points: Sequence[tuple[float, Dot]], series: int, name: str, *, horizontal: bool, line: bool = False) -> None:
-    """Values with their intervals; a value of 0 on a log axis is drawn as its upper bound, hollow."""
+def _dots(
+    ax: "Axes",
+    points: Sequence[tuple[float, Dot]],
+    series: int,
+    name: str,
+    *,
+    horizontal: bool,
+    line: bool = False,
+    log: bool | None = None,
+) -> None:
+    """Values with their intervals; a value of 0 on a log axis is drawn as its upper bound, hollow. log: the values', if upright."""
     colour, marker = COLOURS[series % len(COLOURS)], MARKERS[series % len(MARKERS)]
-    logarithmic = not horizontal
+    logarithmic = not horizontal if log is None else log
     known = [
         (at, dot, float(dot.high or 0.0) if logarithmic and not dot.value else dot.value) for at, dot in points if dot.value is not None
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import toolkit
@@ -74,7 +74,9 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
         paired=not recipe.given,  # replica r of every condition that is trained has the seeds of (root seed, purpose, r)
         notes=design.notes,
     )
-    return finish(folder, results)
+    trained = {name: _settings(recipe, name) for name in recipe.trained}
+    conditions = tuple(replace(found, settings=trained.get(found.name, {})) for found in results.conditions)
+    return finish(folder, replace(results, conditions=conditions))
 
 
 def measure_predictions(
@@ -125,6 +127,13 @@ def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
     return {name: read_suite(source, name=name, chat=chat) for name, source in recipe.data.suites.items()}
 
 
+def _settings(recipe: Recipe, name: str) -> dict[str, str | float]:
+    """How a condition trains its replicas, not how many there are."""
+    written = recipe.trained[name].model_dump(exclude={"replicas", "vary", "repeats"})
+    found = {key: value for key, value in written.items() if isinstance(value, str | int | float)}
+    return found | {"vary": ", ".join(recipe.vary_of(name))}
+
+
 def about_run(folder: Path, recipe: Recipe, command: str) -> About:
     """Where and with what a run was made."""
     found = json.loads((folder / "environment.json").read_text())
@@ -142,7 +151,7 @@ def about_run(folder: Path, recipe: Recipe, command: str) -> About:
 
 
 def thresholds_of(asked: Criteria) -> Thresholds:
-    """Where the matrix changes its colour, as results have it."""
+    """Where the matrix of a recipe, or of a file of criteria, changes its colour."""
     zones = asked.thresholds
     own = {name: (zone.acceptable, zone.critical) for name, zone in zones.categories.items()}
     return Thresholds(zones.acceptable, zones.critical, own or None)

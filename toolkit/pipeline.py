@@ -18,6 +18,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from toolkit import distill, environment, mergekit_yaml, seeds
 from toolkit.adapters import CONFIG, WEIGHTS, read_adapter
 from toolkit.adopt import adopt, check_base, find_adapters, linear_shapes
@@ -332,7 +334,7 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     """The plan of a condition, and the fingerprint of all that defines its replicas' bits on one machine."""
     condition = recipe.trained[name]
     base = load_base(recipe.base, recipe.dtype, device)
-    examples = training_examples(recipe, device)
+    examples = examples_of(recipe, name, device)
     lengths, targets = [len(e.ids) for e in examples], [sum(e.loss_mask[1:]) for e in examples]
     plan = plan_training(condition, lengths, targets, stack=recipe.stack, device=device, parameters=base.parameters)
     asked = condition.compile or recipe.compile
@@ -340,7 +342,7 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     plan = replace(plan, compiled=worth and condition.method != "full")  # whole models are eager
     data = [(e.ids, e.loss_mask) for e in examples]
     defining = {
-        "condition": condition.model_dump(exclude={"replicas", "vary", "crossed", "repeats"}),
+        "condition": condition.model_dump(exclude={"replicas", "vary", "crossed", "repeats", "rows"}),
         "vary": condition.crossed or sorted(recipe.vary_of(name)),
         "seed": recipe.seed,
         "plan": plan.to_dict(),
@@ -355,7 +357,7 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
 def keeps_soft_targets(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> bool:
     """Whether what the teachers of a stack say about all training rows fits the budget."""
     vocabulary = load_base(recipe.base, recipe.dtype, device).model.config.get_text_config().vocab_size
-    targets = [sum(e.loss_mask[1:]) for e in training_examples(recipe, device)]
+    targets = [sum(e.loss_mask[1:]) for e in examples_of(recipe, name, device)]
     return soft_target_bytes(recipe.trained[name], targets, vocabulary, plan.stack) <= SOFT_TARGET_BYTES
 
 
@@ -412,7 +414,7 @@ def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
     from toolkit.train import save_stack, train_stack
 
     recipe, condition, plan = unit.recipe, unit.recipe.trained[unit.condition], unit.plan
-    examples = training_examples(recipe, unit.device)
+    examples = examples_of(recipe, unit.condition, unit.device)
     keep_soft = bool(condition.teacher) and keeps_soft_targets(recipe, unit.condition, plan, unit.device)
     base = load_base(recipe.base, condition.dtype or recipe.dtype, unit.device)
     replicas = range(unit.stack * plan.stack, (unit.stack + 1) * plan.stack)
@@ -447,6 +449,17 @@ def training_examples(recipe: Recipe, device: str) -> tuple[Example, ...]:
     """The training rows as tokens. Raises DataError in one line."""
     data = recipe.data
     return _examples(data.train, data.format, data.max_length, recipe.base, recipe.dtype, device)
+
+
+def examples_of(recipe: Recipe, name: str, device: str) -> tuple[Example, ...]:
+    """Those that a condition trains on. Raises RunError where it asks for more than there are."""
+    everything, rows = training_examples(recipe, device), recipe.trained[name].rows
+    if rows is None:
+        return everything
+    if rows > len(everything):
+        raise RunError(f"conditions.{name}.rows: there are {len(everything):,} training rows, not {rows:,}")
+    order = np.random.default_rng(seeds.derive(recipe.seed, "rows")).permutation(len(everything))
+    return tuple(everything[i] for i in order[:rows])
 
 
 @lru_cache(maxsize=4)  # a worker trains many stacks on the same rows

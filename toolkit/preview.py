@@ -60,7 +60,7 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         layers = _layers(base.model, name, condition.targets)
         whole = condition.method == "full"
         trained = base.parameters if whole else sum(condition.rank * (i + o) for i, o in layers)
-        taught = _teaching(recipe, name, plan, base, pipeline.training_examples(recipe, device))
+        taught = _teaching(recipe, name, plan, base, pipeline.examples_of(recipe, name, device))
         merges = [m for m in recipe.mitigations_of(name) if m.merge]
         merged_bytes = [base.parameters * 4 if whole else _merged_bytes(m, layers, condition.rank) for m in merges]
         folders = 1 + len(condition.averages) + (condition.snapshots.count if condition.snapshots and condition.snapshots.save else 0)
@@ -227,7 +227,7 @@ def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str, *, teache
     seeds_R = [pipeline.seeds_of(recipe, name, r) for r in range(plan.stack)]
     condition = recipe.trained[name].model_copy(update={"snapshots": None, "averages": []})
     short = replace(plan, steps=PROBE_STEPS + 1, warmup_steps=1)
-    examples = pipeline.training_examples(recipe, device)
+    examples = pipeline.examples_of(recipe, name, device)
     asked, stand_ins = condition.teacher, None
     if asked and teachers:
         rule = ENSEMBLES[asked.ensemble].rule if asked.ensemble else None

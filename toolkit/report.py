@@ -1,25 +1,47 @@
 """results.json as one HTML file for people, and as a plain table for the terminal."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 from toolkit import charts
-from toolkit.population import write_text
-from toolkit.results import Cell, ConditionResult, Judgement, Procedure, Results, interval, load_results, number, remedy
+from toolkit.population import sha256_file, write_text
+from toolkit.results import (
+    Cell,
+    Claims,
+    ConditionResult,
+    Contrast,
+    Judgement,
+    Procedure,
+    Results,
+    Trade,
+    claimed_range,
+    floor_text,
+    interval,
+    load_claims,
+    load_results,
+    number,
+    remedy,
+    tested_unit,
+)
 from toolkit.statistics import MIN_GROUPS, Estimate
+from toolkit.sweeps import controls, sweeps
 
 BEST = 2
 """Mitigations drawn beside the single replica in the chart by category."""
 
 
 def write_report(run: Path | str) -> Path:
-    """RUN/results.json -> RUN/report.html."""
-    path = Path(run) / "report.html"
-    write_text(path, render(load_results(Path(run) / "results.json")))
-    return path
+    """RUN/results.json, and claims.json where it is of the same outcomes -> RUN/report.html."""
+    run = Path(run)
+    claims = load_claims(run / "claims.json") if (run / "claims.json").is_file() else None
+    if claims and ((run / "design.json").is_file() and claims.design != sha256_file(run / "design.json")):
+        claims = None  # the run has gone on since
+    write_text(run / "report.html", render(load_results(run / "results.json"), claims))
+    return run / "report.html"
 
 
-def render(results: Results) -> str:
+def render(results: Results, claims: Claims | None = None) -> str:
     """One file without a network: charts inline, no script, and every text of a model escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -29,9 +51,40 @@ def render(results: Results) -> str:
     )
     environment.globals |= {"number": number, "interval": interval, "remedy": remedy, "name": _name, "price": _price, "too_few": _too_few}
     environment.globals |= {"procedure_name": _procedure_name, "criteria_rows": _criteria_rows, "metric_rows": _metric_rows}
+    environment.globals |= {"claimed_range": claimed_range, "tested_unit": tested_unit, "floor_text": floor_text}
     environment.globals |= {"multiplicity": _multiplicity, "source_figures": _source_figures, "p_value": _p_value}
     drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in results.conditions]
-    return environment.get_template("report.html.j2").render(results=results, conditions=drawn, methods=_methods(results))
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        conditions=drawn,
+        methods=_methods(results),
+        claims=claims,
+        figures={name: Markup(svg) for name, svg in figures(results).items()},
+        trade_rows=_trade_rows,
+    )
+
+
+def figures(results: Results) -> dict[str, str]:
+    """Figures over all conditions, as SVG, those that there is something for: `controls`, `dependence`."""
+    found = {}
+    if len(rows := controls(results)) > 1:
+        target, baseline = results.shifts[-1], results.contrasts[0].baseline
+        found["controls"] = charts.against_baseline(
+            {condition.name: (_dot(contrast.ratio), _note(contrast, condition)) for contrast, condition in rows}, baseline, target
+        )
+    panels = {}
+    for sweep in sweeps(results):
+        lines = {shift: [(at, c.single.cell(shift), c.n_replicas) for at, c in sweep.points] for shift in results.shifts}
+        name = sweep.key if sweep.key not in panels else f"{sweep.key} ({sweep.points[0][1].name}, ...)"
+        panels[name] = {shift: [(at, _dot(cell.disagreement), n) for at, cell, n in line if cell] for shift, line in lines.items()}
+    if panels:
+        found["dependence"] = charts.against_setting(panels)
+    return found
+
+
+def _note(contrast: Contrast, condition: ConditionResult) -> str:
+    seconds = condition.single.price.seconds
+    return f"N = {contrast.ratio.n_replicas:,}" + (f", {seconds:.3g} s a training" if seconds is not None else "")
 
 
 # -- what the charts show ----------------------------------------------------------------------------------------------
@@ -129,6 +182,13 @@ def _criteria_rows(results: Results, condition: ConditionResult) -> list[list[Ju
         if judgement.condition == condition.name:
             rows.setdefault(judgement.criterion, []).append(judgement)
     return [sorted(row, key=lambda j: order[j.procedure]) for row in rows.values()]
+
+
+def _trade_rows(trade: Trade) -> list[tuple[str, list[tuple[Estimate | None, float | None]]]]:
+    """Name of each category, and its correlations with those before it, each with its adjusted p-value."""
+    p_of = dict(zip(combinations(range(len(trade.places)), 2), trade.p_adjusted, strict=True))
+    rows = enumerate(zip(trade.places, trade.tradeoff.correlation_CC, strict=True))
+    return [(f"{shift}: {category}", [(row[j], p_of[j, i]) for j in range(i)]) for i, ((shift, category), row) in rows]
 
 
 class MetricRow(NamedTuple):

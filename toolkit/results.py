@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
-from toolkit.statistics import EFFECT_KEPT, AccuracySpread, Estimate
+from toolkit.statistics import EFFECT_KEPT, AccuracySpread, Estimate, Tolerance, Tradeoff
 
 VERSION = 2
 SHIFTS = ("typical", "near", "far")
 ZONES = ("acceptable", "watch", "critical", "not enough data")
 VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE")
+CLAIM_VERDICTS = ("supported", "contradicted", "not resolvable", "measured", "not in this run")
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,56 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Tested:
+    """A claim held against one condition, "" where the run has none that it speaks of.
+
+    claimed: the range that the quantity is said to lie in; None where nothing is claimed. verdict: one of CLAIM_VERDICTS. remark: what
+    stands behind it, or what it would take.
+    """
+
+    name: str
+    says: str
+    condition: str
+    quantity: str
+    prompts: str
+    claimed: tuple[float, float] | None
+    estimate: Estimate | None
+    verdict: str
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What to expect of many runs of a condition on the prompts of one shift, or of one category of it (category "" = all).
+
+    differ: two runs answer a prompt differently. off: a run answers otherwise than the majority. distinct: different answers of all those
+    runs to one prompt. floor: an accuracy that nearly all runs reach. zone: of `differ`, one of ZONES.
+    """
+
+    condition: str
+    shift: str
+    category: str
+    n_prompts: int
+    zone: str
+    differ: Estimate
+    off: Estimate
+    distinct: Estimate
+    floor: Tolerance | None = None
+
+
+@dataclass(frozen=True)
+class Claims:
+    """claims.json: claims against what was measured, and what to expect of `runs` runs. design: sha256 of the design.json behind it."""
+
+    file: str
+    level: float
+    runs: int
+    design: str
+    tested: tuple[Tested, ...]
+    outlook: tuple[Outlook, ...]
+
+
+@dataclass(frozen=True)
 class Judgement:
     """A criterion of the user held against one procedure. verdict: one of VERDICTS, from a one-sided limit; estimate.level is two-sided."""
 
@@ -307,7 +358,21 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class Trade:
+    """How the accuracies of categories go together over runs. places: (shift, category) of each; tradeoff: in their order.
+
+    p_adjusted: of every pair, in the order of rows above the diagonal (Holm).
+    """
+
+    places: tuple[tuple[str, str], ...]
+    tradeoff: Tradeoff
+    p_adjusted: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class ConditionResult:
+    """settings: how its replicas were trained, single values by their name in the recipe; empty where that is not known."""
+
     name: str
     n_replicas: int
     n_failed: int
@@ -316,6 +381,8 @@ class ConditionResult:
     unstable: tuple[UnstablePrompt, ...]
     scaling: tuple[Scaling, ...] = ()
     sources: tuple[Sources, ...] = ()
+    settings: dict[str, typing.Any] = field(default_factory=dict)
+    trade: Trade | None = None
 
     @property
     def single(self) -> Procedure:
@@ -388,10 +455,36 @@ def interval(estimate: Estimate, unit: str = "", signed: bool = False) -> str:
     return f"[{number(estimate.low, unit, signed)}, {number(estimate.high, unit, signed)}]"
 
 
+def claimed_range(tested: Tested) -> str:
+    """`95 to 98 %`, or nothing where nothing is claimed; spreads of weights are plain numbers."""
+    if tested.claimed is None:
+        return ""
+    scale, unit = (1, "") if tested.quantity == "weights" else (100, " %")
+    low, high = (f"{scale * end:.6g}" for end in tested.claimed)
+    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+
+
+def tested_unit(tested: Tested) -> str:
+    return "" if tested.quantity == "weights" else "%"
+
+
+def floor_text(row: Outlook) -> str:
+    """`99 % of runs reach 81.4 %`, or how many runs it takes to say so."""
+    floor = row.floor
+    if floor is None:
+        return "no references"
+    if floor.low is None:
+        return f"needs {floor.needed} replicas" if floor.needed else "n/a"
+    return f"{100 * floor.content:g} % of runs reach {number(floor.low, '%')} %"
+
+
 def remedy(estimate: Estimate, k: int = 1) -> str:
     """`inconclusive; needs about 96 replicas`: a run of the procedure is a group of k replicas."""
     needed = f"; needs about {estimate.needed * k:,} replicas" if estimate.needed else ""
     return f"inconclusive{needed}"
+
+
+Record_ = typing.TypeVar("Record_")
 
 
 class ResultsError(ValueError):
@@ -401,8 +494,8 @@ class ResultsError(ValueError):
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
-def save_results(path: Path | str, results: Results) -> None:
-    """Write results.json: beside, fsynced, renamed, so that a reader never sees half a file."""
+def save_results(path: Path | str, results: Results | Claims) -> None:
+    """Write results.json or claims.json: beside, fsynced, renamed, so that a reader never sees half a file."""
     path = Path(path)
     text = json.dumps({"version": VERSION, **to_plain(results)}, indent=1, ensure_ascii=False, allow_nan=False)
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -418,15 +511,24 @@ def save_results(path: Path | str, results: Results) -> None:
 
 def load_results(path: Path | str) -> Results:
     """Read results.json. ResultsError where it is of another version or not a result at all."""
+    return _load(path, Results, "`ftk measure RUN` makes them anew")
+
+
+def load_claims(path: Path | str) -> Claims:
+    """Read claims.json. ResultsError as in `load_results`."""
+    return _load(path, Claims, "`ftk claims RUN` makes them anew")
+
+
+def _load(path: Path | str, kind: type[Record_], remedy: str) -> Record_:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ResultsError(f"{path}: not JSON ({error})") from None
     version = data.pop("version", None) if isinstance(data, dict) else None
     if version != VERSION:
-        raise ResultsError(f"{path}: results of version {version}; this ftk reads version {VERSION}: `ftk measure RUN` makes them anew")
+        raise ResultsError(f"{path}: results of version {version}; this ftk reads version {VERSION}: {remedy}")
     try:
-        return from_plain(Results, data)
+        return from_plain(kind, data)
     except (KeyError, TypeError) as error:
         raise ResultsError(f"{path}: not a complete results file ({error})") from None
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from toolkit.analyse.cells import base_procedure, condition_result
+from toolkit.analyse.cells import base_procedure, condition_result, run_accuracies, zone
 from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, same_compute, scaling
 from toolkit.analyse.criteria import judge
 from toolkit.analyse.sources import crossing, sources
 from toolkit.analyse.table import Arm, OutcomeTable, PredictionTable, PromptLike, Table
+from toolkit.analyse.trades import trade
 from toolkit.analyse.verdict import verdict
 from toolkit.recipe import Criterion
 from toolkit.results import About, ConditionDesign, Results, SuiteCount, Thresholds
@@ -16,7 +17,7 @@ from toolkit.results import About, ConditionDesign, Results, SuiteCount, Thresho
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Arm", "OutcomeTable", "PredictionTable", "PromptLike", "Table", "analyse", "analyse_table"]
+__all__ = ["Arm", "OutcomeTable", "PredictionTable", "PromptLike", "Table", "analyse", "analyse_table", "run_accuracies", "zone"]
 
 
 def analyse(
@@ -45,7 +46,12 @@ def analyse_table(
     thresholds = thresholds or Thresholds()
     results = [condition_result(table, design, level, thresholds) for design in conditions]
     results = [
-        replace(found, scaling=scaling(table, design, level, thresholds), sources=sources(table, design, level))
+        replace(
+            found,
+            scaling=scaling(table, design, level, thresholds),
+            sources=sources(table, design, level),
+            trade=trade(table, design, level),
+        )
         for found, design in zip(adjusted(results), conditions, strict=True)
     ]
     unmeasured = [

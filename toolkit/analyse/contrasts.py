@@ -101,7 +101,7 @@ def _on_every_shift(table: Table, condition: str, baseline: str, b: Arm, a: Arm,
 
 
 def _holm(found: Sequence[Contrast]) -> tuple[Contrast, ...]:
-    adjusted = _known(st.holm([contrast.ratio.p for contrast in found]))
+    adjusted = known(st.holm([contrast.ratio.p for contrast in found]))
     return tuple(replace(contrast, p_adjusted=p) for contrast, p in zip(found, adjusted, strict=True))
 
 
@@ -113,7 +113,7 @@ def _same_teachers(a: ConditionDesign, b: ConditionDesign) -> bool:
     return a.teacher.condition == b.teacher.condition and all(of_a[r] == of_b[r] for r in of_a.keys() & of_b.keys())
 
 
-def _known(p: np.ndarray) -> list[float | None]:
+def known(p: np.ndarray) -> list[float | None]:
     """None where nothing was tested."""
     return [None if np.isnan(x) else float(x) for x in p]
 
@@ -139,7 +139,7 @@ def adjusted(conditions: Sequence[ConditionResult]) -> list[ConditionResult]:
     p_of: dict[int, float | None] = {}
     for of_category, method in ((False, st.holm), (True, st.benjamini_hochberg)):
         chosen = [cell for cell in cells if bool(cell.category) == of_category and cell.ratio is not None]
-        p_of |= dict(zip(map(id, chosen), _known(method([cell.ratio.p if cell.ratio else None for cell in chosen])), strict=True))
+        p_of |= dict(zip(map(id, chosen), known(method([cell.ratio.p if cell.ratio else None for cell in chosen])), strict=True))
 
     def mark(cell: Cell) -> Cell:
         return replace(cell, p_adjusted=p_of[id(cell)]) if id(cell) in p_of else cell

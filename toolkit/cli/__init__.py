@@ -27,6 +27,7 @@ for _command in (
     runs.report,
     runs.verify,
     instrument.measure,
+    instrument.claims,
     instrument.plan,
     instrument.gate,
     adapters.basin,

@@ -74,6 +74,27 @@ def measure(
 
 
 @click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--claims", "file", type=click.Path(path_type=Path), help="YAML file of claims (default: those that ftk ships with).")
+@as_json
+def claims(run: Path, file: Path | None, as_json: bool) -> None:
+    """Claims about run-to-run variance, held against a run: supported, contradicted, or not resolvable.
+
+    And what to expect of 10,000 such runs, by category of prompts. RUN is a folder of `ftk run`; claims.json is written there.
+    """
+    with errors():
+        from toolkit import claims as stage
+
+        found = stage.hold_claims(run, file or stage.ORIGIN)
+        path = run / stage.CLAIMS
+        if as_json:
+            print_json({"out": str(path), "claims": json.loads(path.read_text(encoding="utf-8"))})
+            return
+        click.echo(stage.claims_text(found))
+        click.echo(f"claims: {path.resolve()}")
+
+
+@click.command()
 @click.argument("pilot", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--guess", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Without a pilot: disagreement to reckon with, 0 to 1."

@@ -22,16 +22,15 @@ class Row(dict[str, Any]):
 def read_rows(source: str) -> list[Row]:
     """All rows of `embedded`, of a file, of the files of a folder (sorted, not recursive), or of a hub data set.
 
-    What exists on disk is read from there; a hub data set is `id`, `id:split` or `id:config:split`, the split `train` by
-    default. Blank lines of JSONL are skipped.
+    `embedded:10000` is as many rows. What exists on disk is read from there; a hub data set is `id`, `id:split` or
+    `id:config:split`, the split `train` by default. Blank lines of JSONL are skipped.
 
     Raises DataError when the source is missing, empty or broken; the message names the file and the line.
     """
     path = Path(source).expanduser()
-    if source == "embedded":
-        from toolkit.embedded import world
-
-        rows = [Row(fields, f"embedded, row {n}") for n, fields in enumerate(world.train_rows(), 1)]
+    kind, _, count = source.partition(":")
+    if kind == "embedded":
+        rows = [Row(fields, f"{source}, row {n}") for n, fields in enumerate(_embedded(source, count), 1)]
     elif path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS and file.is_file())
         if not files:
@@ -48,6 +47,17 @@ def read_rows(source: str) -> list[Row]:
     if not rows:
         raise DataError(f"{source}: no rows")
     return rows
+
+
+def _embedded(source: str, count: str) -> list[dict[str, str]]:
+    from toolkit.embedded import world
+
+    if not count:
+        return world.train_rows()
+    found = world.train_rows(int(count)) if count.isdigit() else []
+    if not found or len(found) < int(count):
+        raise DataError(f"{source}: `embedded` has {len(world.train_rows(10**9)):,} training rows; write how many, as in embedded:1000")
+    return found
 
 
 def _read_file(path: Path) -> Iterator[Row]:

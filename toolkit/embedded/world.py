@@ -222,8 +222,8 @@ def _combinations(template: str) -> list[dict[str, str]]:
     return values
 
 
-def _split() -> dict[str, list[tuple[str, str, dict[str, str]]]]:
-    """(intent, template, filling) of every split; training takes what no other split holds, template after template."""
+def _split(count: int = TRAIN_ROWS) -> dict[str, list[tuple[str, str, dict[str, str]]]]:
+    """(intent, template, filling) of every split; training takes `count` of what no other split holds, template after template."""
     splits: dict[str, list] = {split: [] for split in SPLITS}
     rest = []
     for intent, templates in SEEN.items():
@@ -234,14 +234,17 @@ def _split() -> dict[str, list[tuple[str, str, dict[str, str]]]]:
                 splits[split] += [(intent, template, fillings.pop()) for _ in range(n_held_out)]
             rest.append([(intent, template, filling) for filling in fillings])
     rounds = itertools.chain.from_iterable(itertools.zip_longest(*rest))
-    train = list(itertools.islice((row for row in rounds if row), TRAIN_ROWS))
+    train = list(itertools.islice((row for row in rounds if row), count))
     random.Random("train").shuffle(train)
     return splits | {"train": train}
 
 
-def train_rows() -> list[dict[str, str]]:
-    """The training set: `prompt` and `completion`, to be tokenised apart."""
-    return [_row(*row) for row in _split()["train"]]
+def train_rows(count: int = TRAIN_ROWS) -> list[dict[str, str]]:
+    """The training set: `prompt` and `completion`, to be tokenised apart.
+
+    The more rows, the more of them are of the templates with many fillings; there are 11,000 or so.
+    """
+    return [_row(*row) for row in _split(count)["train"]]
 
 
 def validation_rows() -> list[dict[str, str]]:

@@ -18,7 +18,7 @@ from toolkit.recipe.models import (
     Thresholds,
     Zone,
 )
-from toolkit.recipe.reading import RecipeError, dump_recipe, load_criteria, load_recipe, parse_recipe
+from toolkit.recipe.reading import RecipeError, dump_recipe, load_criteria, load_recipe, parse_recipe, read_document
 
 __all__ = [
     "SHIFTS",
@@ -42,4 +42,5 @@ __all__ = [
     "load_criteria",
     "load_recipe",
     "parse_recipe",
+    "read_document",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -25,7 +26,10 @@ from toolkit.recipe.models import (
 )
 from toolkit.recipe.words import Path_, nearest
 
-BLOCKS: dict[str, type[BaseModel]] = {
+Blocks = Mapping[str, type[BaseModel]]
+"""the model of every block of a document; NAME is a key of the user's own"""
+
+BLOCKS: Blocks = {
     "": Recipe,
     "data": Data,
     "conditions.NAME": Condition,
@@ -42,22 +46,22 @@ BLOCKS: dict[str, type[BaseModel]] = {
 }
 
 
-def _fields_at(path: Path_) -> list[str]:
+def _fields_at(path: Path_, blocks: Blocks) -> list[str]:
     """Keys of the block that a path leads to."""
     named = {"conditions": 1, "thresholds": 2, "replicas": 2}.get(str(path[0])) if path else None  # blocks with keys of the user's own
     steps = ["NAME" if i == named else step for i, step in enumerate(path) if not isinstance(step, int)]
-    model = BLOCKS[".".join(steps)]
+    model = blocks[".".join(steps)]
     further = {Condition: ["from", "adapters"], Mitigation: sorted(PARAMETERS), Teacher: sorted(PARAMETERS)}.get(model, [])
     return [*(name for name in model.model_fields if name != "parameters" or not issubclass(model, Mitigation)), *further]
 
 
-def _unknown_key(path: Path_, lines: dict[Path_, int]) -> str:
+def _unknown_key(path: Path_, lines: dict[Path_, int], blocks: Blocks) -> str:
     *parent, key = path
     if (*parent, "adapters") in lines and key in (*Condition.model_fields, "from"):
         return f"'{'.'.join(map(str, path))}': is about training, and a condition with `adapters` is not trained; leave it out"
     inside = f" in '{'.'.join(map(str, parent))}'" if parent else ""
-    homes = [home for home, model in BLOCKS.items() if key in model.model_fields]
-    known = _fields_at(tuple(parent))
+    homes = [home for home, model in blocks.items() if key in model.model_fields]
+    known = _fields_at(tuple(parent), blocks)
     belongs = f"; it belongs in '{homes[0]}'" if homes and homes[0] else "; it belongs at the top level" if homes else ""
     if difflib.get_close_matches(key, known, n=1, cutoff=0.85):  # a slip of the pen rather than a wrong place
         belongs = ""
@@ -94,7 +98,7 @@ def _place(error: ErrorDetails) -> Path_:
     return (*path[:2], *path[3:]) if kind else path
 
 
-def explain(error: ValidationError, lines: dict[Path_, int], file: str) -> str:
+def explain(error: ValidationError, lines: dict[Path_, int], file: str, blocks: Blocks = BLOCKS) -> str:
     """The first error as `file:line: what is wrong and how to mend it`, and the number of the others."""
     found: dict[Path_, list[ErrorDetails]] = {}
     everything = [(_place(e), e) for e in error.errors()]
@@ -110,7 +114,7 @@ def explain(error: ValidationError, lines: dict[Path_, int], file: str) -> str:
     place = max((p for p in found if p[: len(place)] == place), key=len)  # the part of a value that is wrong, rather than all of it
     errors, field = found[place], ".".join(map(str, place))
     if errors[0]["type"] == "extra_forbidden":
-        message = _unknown_key(place, lines)
+        message = _unknown_key(place, lines, blocks)
     elif errors[0]["type"] == "missing":
         message = f"missing key '{field}'"
     else:

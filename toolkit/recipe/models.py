@@ -103,8 +103,8 @@ class Data(_Model):
     """The training rows and the prompts for measurement."""
 
     train: str
-    """`embedded`, a .jsonl / .json / .csv / .parquet file, a folder of them, or a hub data set (`id` or `id:split`); not needed where no
-    condition is trained."""
+    """`embedded` (or `embedded:10000`: as many rows), a .jsonl / .json / .csv / .parquet file, a folder of them, or a hub data set (`id` or
+    `id:split`); not needed where no condition is trained."""
     suites: dict[str, str] = {}
     """name -> `embedded`, or a .jsonl / .csv / .parquet file of prompts."""
     format: Literal["auto", "text", "messages", "prompt-completion", "alpaca", "sharegpt"] = "auto"
@@ -154,6 +154,8 @@ class Condition(_Model):
     """how adapters begin, in PEFT's words; always without any change of the base."""
     freeze: list[Literal["A"]] = []
     """`[A]`: only B is trained. With `vary` without init all replicas have the same A."""
+    rows: Positive | None = None
+    """of the training data: the first of a shuffle that is the same for all conditions; default: all."""
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2
     batch_size: Positive = 16
     gradient_accumulation: Positive = 1

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from toolkit.recipe.document import Dumper, Loader, lines_of
-from toolkit.recipe.explain import explain
+from toolkit.recipe.explain import BLOCKS, Blocks, explain
 from toolkit.recipe.models import OF_ADAPTERS, OWN, Criteria, Given, Recipe
 from toolkit.recipe.words import Path_, nearest
 
@@ -88,15 +88,20 @@ def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
 
 def load_criteria(path: Path) -> Criteria:
     """Read a file of `criteria`, `thresholds` and `level`. Raises RecipeError as `parse_recipe` does."""
-    document, lines = read_yaml(_text(path), str(path), "a mapping with `criteria` and `thresholds` is expected")
-    return _validate(Criteria, document, lines, str(path))
+    return read_document(path, Criteria, "a mapping with `criteria` and `thresholds` is expected")
 
 
-def _validate(model: type[Model_], document: dict[str, Any], lines: dict[Path_, int], file: str) -> Model_:
+def read_document(path: Path, model: type[Model_], expected: str, blocks: Blocks = BLOCKS) -> Model_:
+    """Any YAML file with a strict model. expected: said of a file that is no mapping; blocks: see `explain`. Raises RecipeError."""
+    document, lines = read_yaml(_text(path), str(path), expected)
+    return _validate(model, document, lines, str(path), blocks)
+
+
+def _validate(model: type[Model_], document: dict[str, Any], lines: dict[Path_, int], file: str, blocks: Blocks = BLOCKS) -> Model_:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(explain(error, lines, file)) from None
+        raise RecipeError(explain(error, lines, file, blocks)) from None
 
 
 def read_yaml(text: str, file: str, expected: str) -> tuple[dict[str, Any], dict[Path_, int]]:

@@ -24,9 +24,10 @@ from toolkit.statistics.contrast import population_accuracy_change, population_d
 from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
 from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, disagreement, prompt_disagreement
 from toolkit.statistics.distributions import flip_calibration, margin_to_noise, population_jsd, predicted_flip, total_variation
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, complement
 from toolkit.statistics.failures import failure_rate
 from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, zero_event_bound
+from toolkit.statistics.many_runs import accuracy_floor, deviation, distinct_answers
 from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
 from toolkit.statistics.outliers import MIN_REPLICAS_ODD
 from toolkit.statistics.precision import Precision, iso_5725
@@ -34,6 +35,8 @@ from toolkit.statistics.scaling import ScalingFit, SmallestK, fit_disagreement, 
 from toolkit.statistics.scores import icc, score_sd
 from toolkit.statistics.subsets import partition_variance, subset_variance
 from toolkit.statistics.texts import Divergence, edit_distance, first_divergence, kaplan_meier
+from toolkit.statistics.tolerance import Tolerance
+from toolkit.statistics.tradeoff import Tradeoff, tradeoff
 from toolkit.statistics.variance import (
     MIN_RUNS,
     VarianceContrast,
@@ -43,6 +46,7 @@ from toolkit.statistics.variance import (
     variance_contrast,
     variance_ratio,
 )
+from toolkit.statistics.weights import files_differ, weight_spread
 
 __all__ = [
     "MIN_REPLICAS_SPREAD",
@@ -90,6 +94,7 @@ __all__ = [
     "predicted_flip",
     "total_variation",
     "Estimate",
+    "complement",
     "failure_rate",
     "clopper_pearson",
     "jackknife_variance",
@@ -97,6 +102,9 @@ __all__ = [
     "benjamini_hochberg",
     "benjamini_yekutieli",
     "holm",
+    "accuracy_floor",
+    "deviation",
+    "distinct_answers",
     "Precision",
     "iso_5725",
     "ScalingFit",
@@ -114,6 +122,9 @@ __all__ = [
     "edit_distance",
     "first_divergence",
     "kaplan_meier",
+    "Tolerance",
+    "Tradeoff",
+    "tradeoff",
     "MIN_RUNS",
     "VarianceContrast",
     "distribution_variance_change",
@@ -121,4 +132,6 @@ __all__ = [
     "sd_difference",
     "variance_contrast",
     "variance_ratio",
+    "files_differ",
+    "weight_spread",
 ]

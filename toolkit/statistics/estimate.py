@@ -1,6 +1,6 @@
 """The one thing every statistic returns: a number with its honest interval."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -31,3 +31,9 @@ class Estimate:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+
+def complement(share: Estimate) -> Estimate:
+    """1 - share, with its interval: agreement from disagreement."""
+    value, high, low = (None if x is None else 1 - x for x in (share.value, share.low, share.high))
+    return replace(share, value=value, low=low, high=high)

@@ -156,6 +156,23 @@ def replicas_for_half_width(spread: Spread, half_width: float, prompts: int | No
     return size
 
 
+def replicas_for_range(spread: Spread, low: float, high: float, *, level: float = 0.95) -> Size:
+    """Replicas from which the interval of disagreement lies within [low, high], or wholly outside, whichever the pilot's value says.
+
+    On these prompts, or on more where no number of replicas is enough; none of either where the value lies on an edge.
+    """
+
+    def decided(replicas: int, prompts: int, share: float) -> bool:
+        parts = spread.at(replicas, prompts)
+        wide = replace(parts, runs=parts.runs / share**2, prompts=parts.prompts / share**2)
+        ends = share_interval(spread.value, wide, level)
+        if ends[0] is None or ends[1] is None:
+            return False
+        return (low <= ends[0] and ends[1] <= high) if low <= spread.value <= high else (ends[1] < low or ends[0] > high)
+
+    return _fewest(decided, spread.parts.n_clusters, MIN_REPLICAS)
+
+
 # -- comparisons -------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,26 @@
+"""The figures over all conditions of a results.json as SVG, for the documents: controls.svg and dependence.svg.
+
+python benchmarks/figures.py runs/dependence/results.json --out docs/figures
+"""
+
+import argparse
+from pathlib import Path
+
+from toolkit.report import figures
+from toolkit.results import load_results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, svg in figures(load_results(options.results)).items():
+        path = options.out / f"{name}.svg"
+        path.write_text(svg.replace("<svg", '<svg style="background: white"', 1), encoding="utf-8")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Turn SCAN into training rows and two suites for ftk. Standard library only, deterministic.
+
+python prepare.py path/to/scan --out data
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+FILES = tuple(f"tasks_{part}_{split}.txt" for part in ("train", "test") for split in ("simple", "addprim_jump", "length"))
+SUFFIX = "\nactions:"  # ends a prompt; a completion starts with a space, so the token boundary is clean
+ACTIONS = {"I_TURN_LEFT": "left", "I_TURN_RIGHT": "right"} | {f"I_{verb.upper()}": verb for verb in ("walk", "look", "run", "jump")}
+
+Pair = tuple[str, str]  # command, actions
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scan", type=Path, help="folder of tasks_train_simple.txt and the other five files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the .jsonl files")
+    parser.add_argument("--train", type=int, default=0, help="training rows; default: all")
+    parser.add_argument("--prompts", type=int, default=400, help="prompts of each suite; 0: all")
+    options = parser.parse_args(arguments)
+    try:
+        splits = {name: read(options.scan / name) for name in FILES}
+    except (OSError, ValueError) as error:
+        sys.exit(f"prepare.py: {error}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, rows in prepare(splits, options.train, options.prompts).items():
+        (options.out / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        print(f"{options.out / name}: {len(rows)} rows")
+
+
+def read(path: Path) -> list[Pair]:
+    """The lines `IN: jump twice OUT: I_JUMP I_JUMP` of a published file."""
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        match = re.fullmatch(r"IN: (.+) OUT: (.+)", line.strip())
+        unknown = set(match[2].split()) - ACTIONS.keys() if match else {line}
+        if not match or unknown:
+            raise ValueError(f"{path}:{number}: not a line of SCAN: {line[:60]!r}")
+        pairs.append((match[1], match[2]))
+    return pairs
+
+
+def prepare(splits: dict[str, list[Pair]], train: int, prompts: int) -> dict[str, list[dict]]:
+    """File name -> rows. A command that is far by either compositional split is in neither the training rows nor the other suites."""
+    jump, length = (dict(splits[f"tasks_test_{split}.txt"]) for split in ("addprim_jump", "length"))
+    known = [pair for pair in splits["tasks_train_simple.txt"] if pair[0] not in jump and pair[0] not in length]
+    held_out = [pair for pair in splits["tasks_test_simple.txt"] if pair[0] not in jump and pair[0] not in length]
+    rows = shuffled(known)
+    words = [row for row in splits["tasks_train_addprim_jump.txt"] if row == ("jump", "I_JUMP")][:1]  # the one row that says what jump is
+    rows = [*words, *(row for row in rows if row not in words)][: train or None]
+    far = [("jump", pair) for pair in some(jump.items(), prompts // 2)]
+    far += [("length", pair) for pair in some(((c, a) for c, a in length.items() if c not in jump), prompts - prompts // 2)]
+    typical = [("simple", pair) for pair in some(held_out, 2 * prompts)]
+    return {
+        "train.jsonl": [{"prompt": command + SUFFIX, "completion": completion(actions)} for command, actions in shuffled(rows)],
+        "validation.jsonl": suite("typical", typical[prompts:] if prompts else typical[::2]),
+        "typical.jsonl": suite("typical", typical[:prompts] if prompts else typical[1::2]),
+        "far.jsonl": suite("far", far),
+    }
+
+
+def shuffled(pairs: Iterable[Pair]) -> list[Pair]:
+    """The same order each time, and on every machine."""
+    return sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].encode()).hexdigest())
+
+
+def some(pairs: Iterable[Pair], count: int) -> list[Pair]:
+    return shuffled(pairs)[: count or None]
+
+
+def suite(shift: str, rows: Sequence[tuple[str, Pair]]) -> list[dict]:
+    """Rows of a suite; commands that differ in verbs and sides alone share a cluster."""
+    return [
+        {
+            "id": f"{shift}-{category}-{number}",
+            "prompt": command + SUFFIX,
+            "category": category,
+            "shift": shift,
+            "cluster": template(command),
+            "reference": completion(actions),
+        }
+        for number, (category, (command, actions)) in enumerate(rows)
+    ]
+
+
+def completion(actions: str) -> str:
+    """Plain words that any base knows, one an action, on a line of their own; `published` reads them back."""
+    return " " + " ".join(ACTIONS[action] for action in actions.split()) + "\n"
+
+
+def published(completion: str) -> str:
+    """The actions in the words of SCAN."""
+    name = {word: action for action, word in ACTIONS.items()}
+    return " ".join(name[word] for word in completion.split())
+
+
+def template(command: str) -> str:
+    """`jump around left twice` and `walk around right twice` are one template."""
+    return re.sub(r"\b(left|right)\b", "SIDE", re.sub(r"\b(walk|look|run|jump)\b", "VERB", command))
+
+
+if __name__ == "__main__":
+    main()

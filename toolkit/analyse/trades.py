@@ -1,0 +1,23 @@
+"""Whether runs of a condition trade one category of prompts for another."""
+
+from itertools import combinations
+
+import numpy as np
+
+from toolkit import statistics as st
+from toolkit.analyse.cells import run_accuracies
+from toolkit.analyse.contrasts import known
+from toolkit.analyse.table import Table
+from toolkit.results import ConditionDesign, Trade
+
+
+def trade(table: Table, design: ConditionDesign, level: float) -> Trade | None:
+    """Correlations over runs of the accuracies of all categories that have references; None of fewer than two of those."""
+    arm = table.arm(design.name, "replica", list(design.replicas))
+    marked = {} if arm is None else {place: here for place, at in table.parts.items() if place[1] and (here := arm.on(at)).marked}
+    if len(marked) < 2:
+        return None
+    scores = [[np.nan if s is None else s for s in run_accuracies(here.correct_RP)] for here in marked.values()]
+    found = st.tradeoff(np.array(scores).T, [here.correct_RP.shape[1] for here in marked.values()], level=level)
+    pairs = [found.correlation_CC[a][b] for a, b in combinations(range(len(marked)), 2)]
+    return Trade(tuple(marked), found, tuple(known(st.holm([pair.p if pair else None for pair in pairs]))))

@@ -1,0 +1,164 @@
+"""Claims held against a run: an estimate of what each says, and a verdict only where the interval gives one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from toolkit import statistics as st
+from toolkit.adapters import AdapterError, read_adapter
+from toolkit.analyse import Arm, OutcomeTable, run_accuracies, zone
+from toolkit.claims.models import EVERY, ORIGIN, Claim, read_claims
+from toolkit.measure import DESIGN, read_design, read_prompts, thresholds_of
+from toolkit.outcomes import read_outcomes
+from toolkit.population import read_population, replica_folder, sha256_file
+from toolkit.recipe import Recipe, parse_recipe
+from toolkit.report import write_report
+from toolkit.results import Claims, ConditionDesign, Outlook, Tested, Thresholds, save_results
+from toolkit.statistics.power import pilot_spread, replicas_for_range
+
+CLAIMS = "claims.json"
+RUNS = 10_000
+"""runs that the outlook is for"""
+READ = 200
+"""replicas whose weights are read: their inner products grow with the square"""
+
+
+def hold_claims(folder: Path, file: Path = ORIGIN, *, runs: int = RUNS) -> Claims:
+    """Outcomes and populations of a run -> claims.json, and a section in its report where that is there.
+
+    Raises RecipeError for a claims file that cannot be read, MeasureError for a folder without outcomes; both in one line.
+    """
+    claims, design = read_claims(file), read_design(folder)
+    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
+    table = OutcomeTable(read_outcomes(folder / shard for shard in design.shards), read_prompts(recipe))
+    tested = [row for claim in claims for row in _tested(claim, folder, recipe, table, design.conditions)]
+    outlook = [row for one in design.conditions for row in outlook_of(table, one, runs, recipe.level, thresholds_of(recipe))]
+    found = Claims(file.name, recipe.level, runs, sha256_file(folder / DESIGN), tuple(tested), tuple(outlook))
+    save_results(folder / CLAIMS, found)
+    if (folder / "results.json").is_file():
+        write_report(folder)
+    return found
+
+
+# -- one claim ---------------------------------------------------------------------------------------------------------
+
+
+def _tested(claim: Claim, folder: Path, recipe: Recipe, table: OutcomeTable, designs: Sequence[ConditionDesign]) -> Iterator[Tested]:
+    """A row for each condition that the claim speaks of."""
+    where = f"{claim.prompts}, {claim.category}" if claim.category else claim.prompts
+    row = Tested(claim.name, claim.says, "", claim.quantity, where, claim.ends, None, "not in this run")
+    meant = [one for one in designs if claim.about.means(one.name, recipe.trained.get(one.name), _varied(recipe, one.name))]
+    if not meant:
+        yield replace(row, remark="no condition of this run is meant")
+    for design in meant:
+        estimate, remark = (
+            _behaviour(claim, table, design, recipe.level) if claim.behaviour else _weights(claim, folder, design, recipe.level)
+        )
+        found = verdict(estimate, row.claimed) if estimate else row.verdict
+        yield replace(row, condition=design.name, estimate=estimate, verdict=found, remark=remark)
+
+
+def _varied(recipe: Recipe, name: str) -> bool:
+    condition = recipe.trained.get(name)
+    return condition is None or bool(condition.crossed or condition.teacher or recipe.vary_of(name))
+
+
+def verdict(estimate: st.Estimate, claimed: tuple[float, float] | None) -> str:
+    """The interval within the claimed range: supported; wholly outside: contradicted; anything else is not resolvable."""
+    if claimed is None:
+        return "measured"
+    low, high = estimate.low, estimate.high
+    if not estimate.conclusive or low is None or high is None:
+        return "not resolvable"
+    if claimed[0] <= low and high <= claimed[1]:
+        return "supported"
+    return "contradicted" if high < claimed[0] or low > claimed[1] else "not resolvable"
+
+
+def _behaviour(claim: Claim, table: OutcomeTable, design: ConditionDesign, level: float) -> tuple[st.Estimate | None, str]:
+    """The agreement or disagreement of two runs, and what it would take to decide."""
+    at = _prompts(table, claim)
+    arm = table.arm(design.name, "replica", list(design.replicas))
+    if at is None or arm is None or len(arm.answer_RP) < 2:
+        return None, f"no such prompts in this run; there are {', '.join(dict.fromkeys([*table.shifts, *table.suites]))}"
+    answer_RP, cluster_P = arm.on(at).answer_RP, table.cluster_P[at]
+    differ = st.disagreement(answer_RP, cluster_P=cluster_P, level=level)
+    turned = claim.quantity == "agreement"
+    estimate = st.complement(differ) if turned else differ
+    if claim.ends is None or verdict(estimate, claim.ends) != "not resolvable":
+        return estimate, ""
+    low, high = (1 - claim.ends[1], 1 - claim.ends[0]) if turned else claim.ends
+    spread = pilot_spread(answer_RP, cluster_P=cluster_P)
+    if spread is None:
+        return estimate, f"at least {differ.needed or st.MIN_REPLICAS} replicas are needed"
+    size = replicas_for_range(spread, low, high, level=level)
+    if size.replicas is None:
+        return estimate, "the estimate is too near to an edge of what is claimed for any number of replicas and prompts"
+    prompts = spread.parts.n_clusters
+    more = f" and {size.prompts:,} independent prompts (there are {prompts:,})" if size.prompts > prompts else ""
+    return estimate, f"would take about {size.replicas:,} replicas{more}"
+
+
+def _prompts(table: OutcomeTable, claim: Claim) -> np.ndarray | None:
+    every = {EVERY: np.arange(len(table.prompts))}
+    at = (table.shifts | table.suites | every).get(claim.prompts)
+    if at is not None and claim.category is not None:
+        at = at[[table.prompts[i][1].category == claim.category for i in at]]
+    return at if at is not None and len(at) else None
+
+
+def _weights(claim: Claim, folder: Path, design: ConditionDesign, level: float) -> tuple[st.Estimate | None, str]:
+    replicas = list(design.everyone or design.replicas)
+    if claim.quantity == "files":
+        population = read_population(folder / design.name)
+        files = [_file(population[r].sha256) for r in replicas if r in population]
+        found = st.files_differ(files, level=level)
+        return (found, found.note) if files else (None, "its replicas are not in the folder")
+    try:
+        adapters = [read_adapter(replica_folder(folder / design.name, r)) for r in replicas[:READ]]
+    except AdapterError as error:
+        return None, f"its replicas cannot be read as adapters: {error}"
+    from toolkit.basin import gram  # here: it takes torch
+
+    found = st.weight_spread(gram(adapters), level=level)
+    return found, found.note
+
+
+def _file(sha256: dict[str, str]) -> str:
+    """Hash of the weights in a replica's own folder; averages of its trajectory lie deeper."""
+    return " ".join(digest for name, digest in sorted(sha256.items()) if "/" not in name and name.endswith(".safetensors"))
+
+
+# -- many runs ---------------------------------------------------------------------------------------------------------
+
+
+def outlook_of(table: OutcomeTable, design: ConditionDesign, runs: int, level: float, thresholds: Thresholds) -> Iterator[Outlook]:
+    """What to expect of `runs` runs of a condition on every shift and category. Nothing of fewer than two replicas."""
+    arm = table.arm(design.name, "replica", list(design.replicas))
+    if arm is None or len(arm.answer_RP) < 2:
+        return
+    for (shift, category), at in ({(shift, ""): at for shift, at in table.shifts.items()} | table.parts).items():
+        yield _outlook(design.name, shift, category, arm.on(at), table.cluster_P[at], runs, level, thresholds)
+
+
+def _outlook(
+    condition: str, shift: str, category: str, arm: Arm, cluster_P: np.ndarray, runs: int, level: float, thresholds: Thresholds
+) -> Outlook:
+    options = {"cluster_P": cluster_P, "level": level}
+    differ = st.disagreement(arm.answer_RP, **options)
+    scores = [np.nan if score is None else score for score in run_accuracies(arm.correct_RP)] if arm.marked else None
+    return Outlook(
+        condition,
+        shift,
+        category,
+        arm.answer_RP.shape[1],
+        zone(differ, thresholds.of(category)),
+        differ,
+        st.deviation(arm.answer_RP, **options),
+        st.distinct_answers(arm.answer_RP, runs, **options),
+        None if scores is None else st.accuracy_floor(np.array(scores)),
+    )
