@@ -65,8 +65,8 @@ def _of_score(
 ) -> Sources:
     parts = st.crossed(score_R, levels, level=level)
     precision = st.iso_5725(score_R, together, level=level)
-    words = {"repeatability": precision.repeatability, "intermediate precision": precision.intermediate_precision}
-    known = {word: estimate for word, estimate in words.items() if estimate is not None}
+    words = {"repeatability": precision.repeatability, "intermediate precision": st.root(parts.total)}
+    known = {word: estimate for word, estimate in words.items() if estimate is not None and estimate.value is not None}
     return Sources(shift, figure, dict(parts.parts), parts.total, known, precision.notes)
 
 

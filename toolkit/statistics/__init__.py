@@ -29,7 +29,7 @@ from toolkit.statistics.failures import failure_rate
 from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, zero_event_bound
 from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
 from toolkit.statistics.outliers import MIN_REPLICAS_ODD
-from toolkit.statistics.precision import Precision, iso_5725
+from toolkit.statistics.precision import Precision, iso_5725, root
 from toolkit.statistics.scaling import ScalingFit, SmallestK, fit_disagreement, fit_floor, smallest_k
 from toolkit.statistics.scores import icc, score_sd
 from toolkit.statistics.subsets import partition_variance, subset_variance
@@ -99,6 +99,7 @@ __all__ = [
     "holm",
     "Precision",
     "iso_5725",
+    "root",
     "ScalingFit",
     "SmallestK",
     "fit_disagreement",
