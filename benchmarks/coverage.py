@@ -1,7 +1,8 @@
 """Do nominal 95 % intervals cover 95 %? Every interval that ftk prints, in simulated populations of known truth; the last line is JSON.
 
 For each statistic a grid of replicas x prompts x run effect, then one flaw at a time around its middle: failed runs, marked or not,
-clusters of prompts, missing cells, strong run effects. The corner are the largest populations, with few samples. A cell is classified (see `worlds.CLASSES`); one of class FAIL claims and misses.
+clusters of prompts, missing cells, strong run effects. The corner are the largest populations, with few samples. A cell is classified
+(see `worlds.CLASSES`); one of class FAIL claims and misses.
 
     python benchmarks/coverage.py --study quick
     python benchmarks/coverage.py --study full --out benchmarks/results/coverage.json
@@ -31,7 +32,7 @@ MOST_ANSWERS = 1_000_000  # replicas x prompts of one population: beyond, a cell
 ANSWERS, FEWEST = 30_000_000, 200  # answers simulated for a cell of the full study; its fewest repetitions
 QUICK_REPETITIONS, CORNER_REPETITIONS = 200, 40
 
-QUICK = {"replicas": (5, 30), "prompts": (50, 500), "run_sd": (0.7, 1.0)}
+QUICK = {"replicas": (5, 30), "prompts": (50, 500), "run_sd": (0.7, 1.0), "init": (4, 5), "main": (0.4,)}
 
 
 class Cell(NamedTuple):
@@ -65,7 +66,7 @@ def words(settings: Settings) -> str:
 
 
 def cells(study: str, only: str = "") -> list[Cell]:
-    """Of the quick study: the settings of QUICK, or the cheapest of a statistic that has none of them. Of the corner: what full leaves out."""
+    """Of the quick study: the settings of QUICK, or the cheapest of a statistic that has none. Of the corner: what full leaves out."""
     names = [only] if only in SWEEPS else [name for name in SWEEPS if only in name]
     found = []
     for name in names:
@@ -82,9 +83,8 @@ def cells(study: str, only: str = "") -> list[Cell]:
 
 
 def repetitions_of(cell: Cell, study: str) -> int:
-    if study != "full":
-        return {"quick": QUICK_REPETITIONS, "corner": CORNER_REPETITIONS}[study]
-    return min(SWEEPS[cell.statistic].most, max(FEWEST, ANSWERS // cell.answers))
+    wanted = {"quick": QUICK_REPETITIONS, "corner": CORNER_REPETITIONS, "full": max(FEWEST, ANSWERS // cell.answers)}[study]
+    return min(SWEEPS[cell.statistic].most, wanted)
 
 
 def measure(cell: Cell, repetitions: int) -> dict:

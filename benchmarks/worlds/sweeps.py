@@ -129,9 +129,8 @@ SWEEPS: dict[str, Sweep] = {
     **{
         f"behaviour_components of three.{part}": Sweep(
             partial(sources.three_way_answers_world, part),
-            varied(CUBES, [{"prompts": 50, **effect} for effect in (NONE, SMALL, LARGE)])
-            + varied(CUBES, [{"prompts": 500, **effect} for effect in (NONE, LARGE)]),
-            most=400,
+            varied(CUBES, [{"prompts": 50, **effect} for effect in (NONE, SMALL, LARGE)]) + varied(CUBES, [{"prompts": 500, **LARGE}]),
+            most=200,
         )
         for part in (*THREE_PARTS, "fresh")
     },

@@ -95,8 +95,9 @@ class _Model:
     def deviance(self, log_variance: np.ndarray) -> tuple[float, np.ndarray]:
         """-2 log restricted likelihood, up to a constant, and its gradient, by Woodbury's identity over the levels.
 
-        The deviance is ln|V| + ln(1'V^-1 1) + r'V^-1 r. The gradient by the log variance of term i is s2_i tr(Z_i' P Z_i) - |u_i|^2 / s2_i, with u_i the predicted effects and P the
-        projection of REML (Searle, Casella & McCulloch 1992, section 6.6); all of them add up to N - 1 - r'V^-1 r, as V is linear in them.
+        The deviance is ln|V| + ln(1'V^-1 1) + r'V^-1 r. The gradient by the log variance of term i is s2_i tr(Z_i' P Z_i) - |u_i|^2 / s2_i,
+        with u_i the predicted effects and P the projection of REML (Searle, Casella & McCulloch 1992, section 6.6); all of them add up to
+        N - 1 - r'V^-1 r, as V is linear in the variances.
         """
         from scipy.linalg import solve_triangular
 
