@@ -43,6 +43,7 @@ from toolkit.statistics.variance import (
     variance_contrast,
     variance_ratio,
 )
+from toolkit.statistics.weights import MIN_RUNS_WEIGHTS, weight_spread, weight_spread_ratio
 
 __all__ = [
     "MIN_REPLICAS_SPREAD",
@@ -122,4 +123,7 @@ __all__ = [
     "sd_difference",
     "variance_contrast",
     "variance_ratio",
+    "MIN_RUNS_WEIGHTS",
+    "weight_spread",
+    "weight_spread_ratio",
 ]

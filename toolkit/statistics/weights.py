@@ -11,7 +11,7 @@ from toolkit.statistics.intervals import log_jackknife, pseudo_contrast, t_quant
 MIN_RUNS_WEIGHTS = 8
 """Below, runs of unequal size were seen to upset the interval."""
 WIDER = 1.2
-"""Of standard errors: of changes that vary in a few directions only, the plain jackknife covers 90 %; with it, 92 to 99.5 % in all worlds tried."""
+"""Times the standard error: where changes vary in a few directions only, the plain jackknife was seen to cover 90 %."""
 ROUNDING = 1e-10  # of a spread; inner products are sums of rounded factors
 METHOD = "log jackknife over runs, t, widened"
 
