@@ -14,8 +14,6 @@ from toolkit.adapters import Adapter
 from toolkit.grams import module_gram, module_names
 from toolkit.results import Modules, ModuleSpread, interval, number
 
-SHOWN = 5
-"""modules at either end that the terminal shows"""
 LISTS = ("all", "kinds", "layers", "modules")
 
 
@@ -121,18 +119,14 @@ def modules_text(found: Sequence[Modules]) -> str:
 
 
 def _text(found: Modules) -> str:
-    known = [row for row in found.modules if row.spread.value is not None]
-    order = sorted(known, key=lambda row: row.spread.value or 0.0)
     lines = [f"{found.condition}: {len(found.replicas)} replicas" + (f", against {found.baseline}" if found.baseline else "")]
     lines[0] += " (pairs of the same seeds)" if found.paired else ""
     if found.total.spread.note:
         lines.append(f"inconclusive: {found.total.spread.note}")
-    titles = [("all modules", [found.total]), ("by kind", found.kinds), ("by layer", found.layers)]
-    titles += [("most alike", order[:SHOWN]), ("least alike", order[: -SHOWN - 1 : -1])]
-    width = max(len(row.name) for _, rows in titles for row in rows) + 2
+    width = max(len(row.name) for _, rows in found.shown() for row in rows) + 2
     head = f"{'':<{width + 2}}{'size':>7}  {'spread':<22}"
     lines.append(head + (f"{'ratio':<22}p adjusted" if found.baseline else ""))
-    for title, rows in titles:
+    for title, rows in found.shown():
         lines.append(f" {title}")
         lines += [f"  {row.name:<{width}}{number(row.share, '%'):>5} %  {_figure(row.spread):<22}{_ratio(row)}".rstrip() for row in rows]
     if found.baseline:

@@ -318,6 +318,13 @@ class Modules:
     layers: tuple[ModuleSpread, ...]
     modules: tuple[ModuleSpread, ...]
 
+    def shown(self, ends: int = 5) -> list[tuple[str, Sequence[ModuleSpread]]]:
+        """Titles and rows for a reader: all together, by kind, by layer, and the modules at either end."""
+        order = sorted((row for row in self.modules if row.spread.value is not None), key=lambda row: row.spread.value or 0.0)
+        few = min(ends, len(order) // 2)
+        groups = [("all modules", (self.total,)), ("by kind", self.kinds), ("by layer", self.layers)]
+        return [*groups, ("most alike", order[:few]), ("least alike", order[::-1][:few])]
+
 
 @dataclass(frozen=True)
 class Thresholds:

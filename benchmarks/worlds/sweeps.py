@@ -96,6 +96,14 @@ SWEEPS: dict[str, Sweep] = {
     "population_ratio": Sweep(partial(contrast.population_world, "ratio"), ARMS),
     "population_difference": Sweep(partial(contrast.population_world, "difference"), ARMS),
     "population_accuracy_change": Sweep(partial(contrast.population_world, "change"), ARMS),
+    **{
+        f"by_prompt.{figure}": Sweep(
+            partial(contrast.no_change_world, figure),
+            grid(replicas=(10, 30, 100), prompts=(50, 500), run_sd=(0.0, 0.7)) + [{"replicas": 30, "prompts": 500, "paired": True}],
+            most=400,
+        )
+        for figure in ("accuracy", "disagreement")
+    },
     "sd_difference": Sweep(partial(contrast.spread_change_world, "difference"), grid(replicas=(30, 100, 1000), draw=("normal", "t5"))),
     "distribution_variance_change": Sweep(contrast.distribution_change_world, grid(replicas=(30, 100), prompts=(200, 1000))),
     "relative_spread": Sweep(contrast.relative_spread_world, grid(replicas=(10, 30, 100, 1000), draw=("normal", "t5"))),
@@ -116,7 +124,7 @@ SWEEPS: dict[str, Sweep] = {
         )
         for part in (*THREE_PARTS, "total")
     },
-    **{f"REML of three.{part}": Sweep(partial(sources.three_way_world, part), UNFILLED, most=100) for part in (*THREE_PARTS, "total")},
+    **{f"REML of three.{part}": Sweep(partial(sources.three_way_world, part), UNFILLED, most=60) for part in (*THREE_PARTS, "total")},
     "nested.between": Sweep(partial(sources.nested_world, "between"), grid(groups=(5, 10, 30), size=(4,), unequal=(False, True))),
     "iso_5725.repeatability": Sweep(partial(sources.precision_world, "repeatability"), MACHINES),
     "iso_5725.intermediate_precision": Sweep(
@@ -129,8 +137,8 @@ SWEEPS: dict[str, Sweep] = {
     **{
         f"behaviour_components of three.{part}": Sweep(
             partial(sources.three_way_answers_world, part),
-            varied(CUBES, [{"prompts": 50, **effect} for effect in (NONE, SMALL, LARGE)]) + varied(CUBES, [{"prompts": 500, **LARGE}]),
-            most=200,
+            varied(CUBES, [{"prompts": 50, **effect} for effect in (NONE, SMALL, LARGE)]) + varied(CUBES[1:2], [{"prompts": 500, **LARGE}]),
+            most=150,
         )
         for part in (*THREE_PARTS, "fresh")
     },
