@@ -840,7 +840,7 @@ def false_and_missed(figure: str, replicas: int, paired: bool, repetitions: int,
 @pytest.mark.parametrize("paired", [False, True])
 def test_false_finds_among_prompts_are_rare_and_planted_ones_are_found(paired):
     """Run effects shift all prompts together; on 20 of 200 prompts the arms differ."""
-    false, missed = false_and_missed("disagreement", 60, paired, 30)
+    false, missed = false_and_missed("disagreement", 100, paired, 20)
     assert false <= 0.05 and missed < 0.1
 
 
@@ -848,7 +848,7 @@ def test_false_finds_among_prompts_are_rare_and_planted_ones_are_found(paired):
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("figure", ["accuracy", "disagreement"])
 def test_false_discovery_rate_and_power_by_prompt(figure, paired):
-    """The rate holds at any size; 10 runs find next to nothing, 100 nearly all. Disagreement counts pairs of runs, which are half as many."""
+    """The rate holds at any size; 10 runs find next to nothing, 100 nearly all. Disagreement counts pairs, which are half as many."""
     of = {replicas: false_and_missed(figure, replicas, paired, 200) for replicas in (10, 30, 100)}
     assert all(false <= 0.055 for false, _ in of.values())
     assert of[10][1] > 0.9 and of[100][1] < 0.02
