@@ -1,16 +1,22 @@
 """The spread of weight changes: what it is of copies, of strangers and in any gauge; and that its interval and its p-values hold."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from scipy.stats import false_discovery_control
 
 from toolkit import statistics as st
 from toolkit.adapters import read_adapter, write_adapter
+from toolkit.cli import BAD_INPUT, main
 from toolkit.delta import dense
+from toolkit.measure import MeasureError, _read_modules, save_modules
 from toolkit.modules import Population, modules, modules_text, place
+from toolkit.report import render
+from toolkit.results import About, ConditionDesign, Results
 from toolkit.statistics import weight_spread, weight_spread_ratio
 
 SHAPES = {f"layers.{layer}.{kind}": (24, 20) for layer in (0, 1, 10) for kind in ("self_attn.q_proj", "mlp.up_proj")}
@@ -197,3 +203,26 @@ def test_replicas_that_share_seeds_are_not_taken_for_independent(tmp_path):
     found = modules([population(adapters, seeds=crossed)])[0]
     assert not found.total.spread.conclusive and "share their init" in found.total.spread.note
     assert modules([population(adapters)])[0].total.spread.conclusive  # one order for all is what the figure is about
+
+
+def test_only_figures_of_the_replicas_that_were_measured_reach_the_report(tmp_path):
+    found = modules([population(written(tmp_path / "a", lambda r, name: around(len(name), 0.4, r)))])
+    save_modules(tmp_path, found)
+    assert _read_modules(tmp_path, [ConditionDesign("a", range(8))]) == found
+    assert _read_modules(tmp_path, [ConditionDesign("a", range(9))]) == ()
+    empty = Results(About(), 0.95, (), None, (), (), modules=found)
+    html = render(empty)
+    assert "Which modules replicas change alike" in html and "layers.10.mlp.up_proj" in html
+    (tmp_path / "modules.json").write_text("[{}]")
+    with pytest.raises(MeasureError, match="ftk modules"):
+        _read_modules(tmp_path, [])
+
+
+def test_the_command_takes_any_folder_of_adapters(tmp_path):
+    written(tmp_path / "a", lambda r, name: around(len(name), 0.4, r))
+    shown = CliRunner().invoke(main, ["modules", str(tmp_path / "a")])
+    assert shown.exit_code == 0 and "a: 8 replicas" in shown.output and "most alike" in shown.output
+    told = json.loads(CliRunner().invoke(main, ["modules", str(tmp_path / "a"), "--json"]).stdout)
+    assert len(told["conditions"][0]["modules"]) == len(SHAPES)
+    alone = CliRunner().invoke(main, ["modules", str(tmp_path / "a" / "00")])
+    assert alone.exit_code == BAD_INPUT and "a spread takes two or more" in alone.output and len(alone.output.splitlines()) == 1

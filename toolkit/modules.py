@@ -125,7 +125,7 @@ def _text(found: Modules) -> str:
         lines.append(f"inconclusive: {found.total.spread.note}")
     width = max(len(row.name) for _, rows in found.shown() for row in rows) + 2
     head = f"{'':<{width + 2}}{'size':>7}  {'spread':<22}"
-    lines.append(head + (f"{'ratio':<22}p adjusted" if found.baseline else ""))
+    lines.append((head + (f"{'ratio':<22}p adjusted" if found.baseline else "")).rstrip())
     for title, rows in found.shown():
         lines.append(f" {title}")
         lines += [f"  {row.name:<{width}}{number(row.share, '%'):>5} %  {_figure(row.spread):<22}{_ratio(row)}".rstrip() for row in rows]
