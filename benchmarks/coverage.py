@@ -1,16 +1,19 @@
 """Do nominal 95 % intervals cover 95 %? Every interval that ftk prints, in simulated populations of known truth; the last line is JSON.
 
 For each statistic a grid of replicas x prompts x run effect, then one flaw at a time around its middle: failed runs, marked or not,
-clusters of prompts, missing cells, strong run effects. A cell is classified (see `worlds.CLASSES`); one of class FAIL claims and misses.
+clusters of prompts, missing cells, strong run effects. The corner are the largest populations, with few samples. A cell is classified
+(see `worlds.CLASSES`); one of class FAIL claims and misses.
 
     python benchmarks/coverage.py --study quick
     python benchmarks/coverage.py --study full --out benchmarks/results/coverage.json
     python benchmarks/coverage.py --study full --only ratio --repetitions 4000
+    python benchmarks/coverage.py --study corner --out benchmarks/results/coverage.json --update
 """
 
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -25,11 +28,11 @@ import numpy as np
 from worlds import CLASSES, simulate
 from worlds.sweeps import SWEEPS, Settings
 
-MOST_ANSWERS = 1_000_000  # replicas x prompts of one population: beyond, a cell costs more than it teaches
-ANSWERS, FEWEST, MOST = 30_000_000, 200, 1000  # answers simulated for a cell of the full study; bounds of its repetitions
-QUICK_REPETITIONS = 200
+MOST_ANSWERS = 1_000_000  # replicas x prompts of one population: beyond, a cell takes a minute for twenty samples, and is of the corner
+ANSWERS, FEWEST = 30_000_000, 200  # answers simulated for a cell of the full study; its fewest repetitions
+QUICK_REPETITIONS, CORNER_REPETITIONS, CORNER_RUN_SD = 200, 40, 0.7
 
-QUICK = {"replicas": (5, 30), "prompts": (50, 500), "run_sd": (0.7, 1.0)}
+QUICK = {"replicas": (5, 30), "prompts": (50, 500), "run_sd": (0.7, 1.0), "init": (4, 5), "main": (0.4,)}
 
 
 class Cell(NamedTuple):
@@ -47,7 +50,7 @@ class Cell(NamedTuple):
 
     @property
     def answers(self) -> int:
-        return int(self.settings.get("replicas", 1)) * int(self.settings.get("prompts", 1))
+        return math.prod(int(self.settings.get(axis, 1)) for axis in ("replicas", "init", "order", "dropout", "prompts"))
 
     @property
     def unseen(self) -> float:
@@ -63,15 +66,19 @@ def words(settings: Settings) -> str:
 
 
 def cells(study: str, only: str = "") -> list[Cell]:
-    """Of the quick study: the settings of QUICK, or the cheapest of a statistic that has none of them."""
+    """Of the quick study: the settings of QUICK, or the cheapest of a statistic that has none.
+
+    Of the corner: what the full study leaves out, of one run effect.
+    """
     names = [only] if only in SWEEPS else [name for name in SWEEPS if only in name]
     found = []
     for name in names:
         # fewer than two groups are no population: the estimators refuse them
         full = [Cell(name, s) for s in SWEEPS[name].settings if int(s.get("replicas", 2)) // int(s.get("k", 1)) >= 2]
+        corner = [cell for cell in full if cell.answers > MOST_ANSWERS and cell.settings["run_sd"] == CORNER_RUN_SD]
         full = [cell for cell in full if cell.answers <= MOST_ANSWERS]
         quick = [cell for cell in full if all(cell.settings.get(key, values[0]) in values for key, values in QUICK.items())]
-        found += full if study == "full" else quick or [min(full, key=lambda cell: cell.answers)]
+        found += {"full": full, "corner": corner, "quick": quick or [min(full, key=lambda cell: cell.answers)]}[study]
     return found
 
 
@@ -79,7 +86,8 @@ def cells(study: str, only: str = "") -> list[Cell]:
 
 
 def repetitions_of(cell: Cell, study: str) -> int:
-    return QUICK_REPETITIONS if study == "quick" else max(FEWEST, min(MOST, ANSWERS // cell.answers))
+    wanted = {"quick": QUICK_REPETITIONS, "corner": CORNER_REPETITIONS, "full": max(FEWEST, ANSWERS // cell.answers)}[study]
+    return min(SWEEPS[cell.statistic].most, wanted)
 
 
 def measure(cell: Cell, repetitions: int) -> dict:
@@ -166,6 +174,13 @@ def span(rows: list[dict], name: str) -> str:
     return "-" if not found else found[0] if len(found) == 1 else f"{found[0]}-{found[-1]}"
 
 
+def joined(old: list[dict], new: list[dict]) -> list[dict]:
+    """New rows in place of the old ones of their cells, or beside them: in the order of the full study, then of the corner."""
+    rows = {Cell(row["statistic"], row["world"]).title: row for row in (*old, *new)}
+    order = [cell.title for study in ("full", "corner") for cell in cells(study)]
+    return [rows[title] for title in order if title in rows]
+
+
 def summary(study: str, rows: list[dict], seconds: float) -> dict:
     return {
         "study": study,
@@ -184,12 +199,15 @@ def summary(study: str, rows: list[dict], seconds: float) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", choices=("quick", "full"), default="quick")
+    parser.add_argument("--study", choices=("quick", "full", "corner"), default="quick")
     parser.add_argument("--only", default="", metavar="NAME", help="one statistic, or all whose name contains NAME")
     parser.add_argument("--repetitions", type=int, help="samples per cell, in place of the study's own number")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes; the figures do not depend on it")
     parser.add_argument("--out", type=Path, help="one row for each cell, as JSON; run it again after an interruption, and it goes on")
+    parser.add_argument("--update", action="store_true", help="keep the other cells of --out")
     arguments = parser.parse_args()
+    if arguments.update and not (arguments.out and arguments.out.exists()):
+        parser.error("--update needs the --out of an earlier study")
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # read by the workers when they start
     start = time.perf_counter()
     jobs = [(cell, arguments.repetitions or repetitions_of(cell, arguments.study)) for cell in cells(arguments.study, arguments.only)]
@@ -197,7 +215,11 @@ def main() -> None:
         parser.error(f"no statistic is called {arguments.only!r}; there are: {', '.join(SWEEPS)}")
     kept = arguments.out.with_suffix(".unfinished.jsonl") if arguments.out else None
     rows = measure_all(jobs, arguments.workers, kept)
-    found = summary(arguments.study, rows, time.perf_counter() - start)
+    study, seconds = arguments.study, time.perf_counter() - start
+    if arguments.update:
+        before = json.loads(arguments.out.read_text())
+        rows, study, seconds = joined(before["cells"], rows), before["summary"]["study"], before["summary"]["seconds"] + seconds
+    found = summary(study, rows, seconds)
     if arguments.out:
         lines = ",\n".join(json.dumps(row) for row in rows)
         arguments.out.write_text(f'{{"summary": {json.dumps(found)},\n"classes": {json.dumps(CLASSES)},\n"cells": [\n{lines}\n]}}\n')

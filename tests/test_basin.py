@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit import basin
+from toolkit import basin, grams
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.base import load_base
 from toolkit.data import read_suite
@@ -47,7 +47,7 @@ def population(folder, centres, noise=0.5, shapes=None):
 
 def test_lengths_and_cosines_are_those_of_the_dense_changes(tmp_path, monkeypatch):
     adapters = population(tmp_path, [0, 0, 1, 1, 0])
-    monkeypatch.setattr(basin, "CHUNK", 2)
+    monkeypatch.setattr(grams, "CHUNK", 2)
     dense_KD = torch.stack([torch.cat([dense(a.factors(name)).flatten() for name in a.modules]) for a in adapters])
     found = basin.geometry(adapters)
     np.testing.assert_allclose(found.norm_K, dense_KD.norm(dim=1), rtol=1e-10)
@@ -61,7 +61,7 @@ def test_lengths_and_cosines_are_those_of_the_dense_changes(tmp_path, monkeypatc
 def test_a_module_that_an_adapter_leaves_alone_is_a_change_of_zero(tmp_path):
     both = population(tmp_path / "a", [0, 0])
     one = population(tmp_path / "b", [0], shapes={"x.q_proj": (24, 20)})
-    gram_KK = basin.gram([both[0], one[0]])
+    gram_KK = grams.gram([both[0], one[0]])
     Q = dense(both[0].factors("x.q_proj")), dense(one[0].factors("x.q_proj"))
     assert gram_KK[0, 1] == pytest.approx(float((Q[0] * Q[1]).sum()))
     assert gram_KK[1, 1] == pytest.approx(float(Q[1].square().sum()))

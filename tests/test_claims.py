@@ -234,18 +234,6 @@ def test_a_floor_below_which_few_runs_fall_needs_runs():
 # -- weights and categories --------------------------------------------------------------------------------------------
 
 
-def test_spread_of_weights_is_the_ratio_of_what_differs_to_what_is_common():
-    """Changes m + noise of SD s in d dimensions: the relative spread is s sqrt(d) / |m|, and 0 for copies."""
-    rng = np.random.default_rng(0)
-    mean_D = rng.normal(size=200)
-    change_RD = mean_D + 0.5 * rng.normal(size=(100, 200))
-    found = st.weight_spread(change_RD @ change_RD.T)
-    truth = 0.5 * np.sqrt(200) / np.linalg.norm(mean_D)
-    assert found.low < truth < found.high and found.value == pytest.approx(truth, rel=0.05)
-    copies = st.weight_spread(np.full((20, 20), 3.0))
-    assert copies.value == 0 and copies.high is None
-
-
 def test_files_are_counted_in_disjoint_pairs():
     assert st.files_differ(["a"] * 200).value == 0 and st.files_differ(["a"] * 200).high == pytest.approx(0.0362, abs=1e-3)
     every = st.files_differ([str(i) for i in range(200)])

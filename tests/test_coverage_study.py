@@ -163,6 +163,15 @@ def test_results_do_not_depend_on_the_number_of_processes(tmp_path):
     assert documents[0]["cells"] == documents[1]["cells"]
 
 
+def test_an_update_keeps_the_other_cells_and_its_place_in_the_study():
+    def rows(name: str, repetitions: int) -> list[dict]:
+        return [{"statistic": name, "world": cell.settings, "repetitions": repetitions} for cell in study.cells("full", name)]
+
+    old = rows("failure_rate", 20) + rows("base accuracy", 20)
+    assert study.joined(old, rows("failure_rate", 30)) == rows("failure_rate", 30) + rows("base accuracy", 20)
+    assert study.joined(rows("base accuracy", 20), rows("accuracy", 1))[0] == rows("accuracy", 1)[0]
+
+
 # -- what is swept -----------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +183,7 @@ def test_the_full_study_spans_the_sizes_and_leaves_out_what_costs_too_much():
         assert any(flaw in settings for settings in found)
     assert {settings["k"] for settings in (cell.settings for cell in study.cells("full", "disagreement_ratio"))} == {2, 4, 8}
     assert all(cell.answers <= study.MOST_ANSWERS for cell in study.cells("full"))
+    assert {(cell.settings["replicas"], cell.settings["prompts"]) for cell in study.cells("corner")} == {(1000, 5000)}
 
 
 def test_quick_is_part_of_full():
@@ -184,7 +194,7 @@ def test_quick_is_part_of_full():
 @pytest.mark.parametrize("name", study.SWEEPS)
 def test_every_statistic_gives_a_row_that_json_can_hold(name):
     cell = min(study.cells("full", name), key=lambda cell: cell.answers)
-    row = study.measure(cell, 3)
+    row = study.measure(cell, 2)
     assert row["class"] in CLASSES and json.loads(json.dumps(row, allow_nan=False)) == row
 
 

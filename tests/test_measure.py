@@ -171,6 +171,8 @@ def test_predictions_of_a_crossed_design_are_taken_apart(tmp_path, sizes):
     for figure, score_R in (("accuracy", (answer_RP[:, far] == 0).mean(axis=1)), ("score", answer_RP[:, far].mean(axis=1))):
         parts = st.crossed(score_R, levels).parts
         assert {n: e.value for n, e in found["far", figure].parts.items()} == pytest.approx({n: e.value for n, e in parts.items()})
+        fresh = found["far", figure].precision["intermediate precision"]  # runs share seeds: they are not so many draws of it
+        assert fresh.high == pytest.approx(found["far", figure].total.high ** 0.5)
     assert found["far", "disagreement"].parts["init"].low > found["far", "disagreement"].parts["order"].high
     assert load_results(tmp_path / "out" / "results.json") == results
     shown = ftk("measure", tmp_path / "crossed.jsonl", "--out", tmp_path / "out")

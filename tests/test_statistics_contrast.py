@@ -12,8 +12,10 @@ from scipy.stats import chi2, fligner, levene, ttest_rel
 from statsmodels.stats.multitest import multipletests
 from worlds import simulate
 from worlds.contrast import (
+    called_different,
     distribution_change_world,
     floor_world,
+    no_change_world,
     partition_world,
     population_world,
     relative_spread_world,
@@ -825,21 +827,37 @@ def test_paired_tests_by_prompt_are_mcnemars():
             assert p == pytest.approx(mcnemar(table, exact=True).pvalue)
 
 
+def false_and_missed(figure: str, replicas: int, paired: bool, repetitions: int, changed=20, prompts=200) -> tuple[float, float]:
+    """Share of false finds among the prompts that are called different, and of the changed prompts those that are not; means."""
+    rng, false, missed = np.random.default_rng(2), [], []
+    for _ in range(repetitions):
+        found = called_different(figure, rng, replicas, prompts, changed, paired=paired)
+        false.append(found[changed:].sum() / max(found.sum(), 1))
+        missed.append(np.mean(~found[:changed]))
+    return float(np.mean(false)), float(np.mean(missed))
+
+
 @pytest.mark.parametrize("paired", [False, True])
 def test_false_finds_among_prompts_are_rare_and_planted_ones_are_found(paired):
-    """Run effects shift all prompts together, and the arms answer otherwise: how often two runs differ is another on 20 of 200 prompts."""
-    rng, false, missed = np.random.default_rng(2), [], []
-    for _ in range(30):
-        rate_P = rng.uniform(0.02, 0.4, 200)
-        rates = [np.clip(rate_P + 0.05 * rng.standard_normal((60, 1)), 0, 1) for _ in range(2)]
-        rates[0][:, :20] = 0.5
-        rates[1][:, :20] = 0.01
-        b_RP, a_RP = (np.where(rng.random((60, 200)) < r_RP, 1, 2 * arm) for arm, r_RP in enumerate(rates))
-        adjusted = benjamini_hochberg(st.disagreement_by_prompt(b_RP, a_RP, paired=paired).p_P)
-        found = adjusted < 0.05
-        false.append(found[20:].sum() / max(found.sum(), 1))
-        missed.append(np.mean(~found[:20]))
-    assert np.mean(false) <= 0.05 and np.mean(missed) < 0.1
+    """Run effects shift all prompts together; on 20 of 200 prompts the arms differ."""
+    false, missed = false_and_missed("disagreement", 100, paired, 20)
+    assert false <= 0.05 and missed < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("figure", ["accuracy", "disagreement"])
+def test_false_discovery_rate_and_power_by_prompt(figure, paired):
+    """The rate holds at any size; 10 runs find next to nothing, 100 nearly all. Disagreement counts pairs, which are half as many."""
+    of = {replicas: false_and_missed(figure, replicas, paired, 200) for replicas in (10, 30, 100)}
+    assert all(false <= 0.055 for false, _ in of.values())
+    assert of[10][1] > 0.9 and of[100][1] < 0.02
+    assert of[30][1] < 0.1 if figure == "accuracy" else of[30][1] > 0.5
+
+
+@pytest.mark.parametrize("figure", ["accuracy", "disagreement"])
+def test_where_no_prompt_differs_none_is_called_different(figure):
+    assert simulate(no_change_world(figure, 30, 100), 100, seed=4).held >= 93
 
 
 def test_prompts_that_cannot_be_tested():

@@ -8,14 +8,23 @@ import pandas as pd
 import pytest
 from statsmodels.regression.mixed_linear_model import MixedLM
 from worlds import World, simulate
-from worlds.sources import answers_world, crossed_world, grid_scores, nested_world, precision_world, three_way_world
+from worlds.sources import (
+    THREE,
+    answers_world,
+    crossed_world,
+    grid_scores,
+    nested_world,
+    precision_world,
+    three_way_answers_world,
+    three_way_world,
+)
 
 from toolkit.statistics.answer_components import _groups, _pairs, behaviour_components, missing_pairs
 from toolkit.statistics.components import MIN_LEVELS, Components, crossed, crossed_grid, difference, nested
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.mean_squares import RESIDUAL, MeanSquare, combine, mean_square
 from toolkit.statistics.precision import iso_5725
-from toolkit.statistics.reml import reml
+from toolkit.statistics.reml import _Model, reml
 
 # Shrout & Fleiss (1979), Psychological Bulletin 86, 420: six targets rated by four judges.
 JUDGES = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
@@ -245,6 +254,36 @@ def test_a_design_that_does_not_separate_its_sources_is_inconclusive(init, order
     assert not found.total.conclusive and found.total.value is None and "does not separate" in found.parts["init"].note
 
 
+def unfilled_cube(seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Scores of a 4 x 4 x 4 design with a tenth of the cells empty."""
+    rng = np.random.default_rng(seed)
+    score = grid_scores(rng, "normal", (4, 4, 4), 1, {(0,): 0.1, (1,): 0.1, (2,): 0.1}, 0.7)[..., 0]
+    score[rng.random(score.shape) < 0.1] = np.nan
+    return score, dict(zip(THREE, np.indices(score.shape), strict=True))
+
+
+def model_of(score: np.ndarray, levels: dict[str, np.ndarray]) -> _Model:
+    known = np.isfinite(score)
+    cells = [levels[a][known] * 4 * (a != b) + levels[b][known] for a, b in itertools.combinations_with_replacement(THREE, 2)]
+    return _Model(score[known] - score[known].mean(), [np.eye(int(code.max()) + 1)[code] for code in cells])
+
+
+def test_slope_of_the_reml_deviance_is_its_difference():
+    model, at = model_of(*unfilled_cube(0)), np.array([-0.3, -2.0, -8.0, 0.2, -1.0, -4.0, 0.1])
+    rises = [(model.deviance(at + step)[0] - model.deviance(at - step)[0]) / 2e-5 for step in 1e-5 * np.eye(7)]
+    assert model.deviance(at)[1] == pytest.approx(rises, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_profile_does_not_get_stuck_at_the_border(seed):
+    """Parts of which the likelihood makes nothing may count again once another one is held elsewhere."""
+    model = model_of(*unfilled_cube(seed))
+    best = model.fit()[0]
+    for i in range(len(best)):
+        for at in (-3.0, 0.5):
+            assert model.fit(i, at, best)[1] <= model.fit(i, at)[1] + 0.02
+
+
 def test_no_convergence_is_said(monkeypatch):
     from toolkit.statistics import reml as module
 
@@ -427,6 +466,15 @@ def test_planted_sources_of_disagreement_are_found(repeats):
         assert abs(found.mean() - truth) < 4 * found.std() / math.sqrt(40)
 
 
+def test_planted_parts_of_three_sources_of_disagreement_are_found():
+    for part in ["init", "init x order", "residual", "fresh"]:
+        world = three_way_answers_world(part, 4, 3, 3, 60)
+        rng = np.random.default_rng(1)
+        draws = [world(rng) for _ in range(25)]
+        found, truth = np.array([estimate.value for estimate, _ in draws]), draws[0][1]
+        assert abs(found.mean() - truth) < 4 * found.std() / math.sqrt(25)
+
+
 def test_generalised_variance_of_the_answer_is_the_disagreement():
     """E|y - y'|^2 / 2 of one-hot answers: what makes the parts add up without a factor 2."""
     answer_RP = np.random.default_rng(0).integers(0, 4, (50, 30))
@@ -478,7 +526,8 @@ COVERAGE: dict[str, World] = {
     "init, 25x25, heavy tails": crossed_world("init", 25, 25, draw="t5"),
     "total, 10x10": crossed_world("total", 10, 10),
     "interaction, repeats": crossed_world("init x order", 6, 6, s2_both=0.3, repeats=2),
-    "three-way init": three_way_world("init", 5),
+    "three-way init": three_way_world("init", 5, 5, 5),
+    "intermediate precision of a crossed design": three_way_world("sd", 5, 5, 5),
     "reproducibility": precision_world("reproducibility", 6, 5, draw="t5"),
     "between unequal groups": nested_world("between", 10, 4, unequal=True),
 }
@@ -487,11 +536,12 @@ SLOW: dict[str, World] = {
     "init, 10x10, heavy tails": crossed_world("init", 10, 10, draw="t5"),
     "init, 25x25": crossed_world("init", 25, 25),
     "total, 25x25, heavy tails": crossed_world("total", 25, 25, draw="t5"),
-    "interaction of three-way": three_way_world("init x order", 5, draw="t5"),
+    "interaction of three-way": three_way_world("init x order", 5, 5, 5, draw="t5"),
     "init, many orders on 5": crossed_world("init", 5, 20, repeats=2, s2_both=0.2),
     "intermediate precision of shared seeds": precision_world("intermediate_precision", 5, 10, shared=True),
     "repeatability": precision_world("repeatability", 1, 12, draw="t5"),
     "between few groups": nested_world("between", 5, 4, draw="t5"),
+    "answers of three sources, init": three_way_answers_world("init", 6, 6, 4, 300),
     "REML init, 8x8": crossed_world("init", 8, 8, missing=0.1),
     "REML residual, 5x5": crossed_world("residual", 5, 5, missing=0.1, draw="t5"),
     "answers, init": answers_world("init", 8, 8, 300),

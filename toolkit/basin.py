@@ -27,6 +27,7 @@ from toolkit import delta, seeds
 from toolkit.adapters import Adapter, Module
 from toolkit.base import Base
 from toolkit.data import Prompt, encode_prompt, encode_reference
+from toolkit.grams import gram, module_names
 from toolkit.population import groups
 from toolkit.predict import load_adapters, score
 from toolkit.stack import stacked
@@ -45,8 +46,6 @@ MARK, WARN = 1.0, 3.0
 UNLIKELY = 1.0
 """nats a token of typical prompts, above which references are not what the members write"""
 WIDTH = 8
-CHUNK = 64
-"""members whose inner products are taken at once"""
 
 
 class BasinError(ValueError):
@@ -155,23 +154,6 @@ def geometry(adapters: Sequence[Adapter]) -> Geometry:
     return Geometry(norm_K.tolist(), to_mean_K.tolist(), cosine_KK.tolist(), kept, cluster_K, silhouette)
 
 
-def gram(adapters: Sequence[Adapter]) -> np.ndarray:
-    """Inner products <D_i, D_j> over all modules, [K, K]. A module that an adapter leaves alone is a change of zero."""
-    K = len(adapters)
-    total_KK = np.zeros((K, K))
-    for name in sorted({name for adapter in adapters for name in adapter.modules}):
-        having = [i for i, adapter in enumerate(adapters) if name in adapter.modules]
-        chunks = [having[i : i + CHUNK] for i in range(0, len(having), CHUNK)]
-        for c, first in enumerate(chunks):
-            ours = [adapters[i].factors(name) for i in first]
-            total_KK[np.ix_(first, first)] += delta.gram(ours).numpy()
-            for second in chunks[c + 1 :]:
-                both = delta.gram(ours + [adapters[i].factors(name) for i in second]).numpy()[: len(first), len(first) :]
-                total_KK[np.ix_(first, second)] += both
-                total_KK[np.ix_(second, first)] += both.T
-    return total_KK
-
-
 def clusters(gram_KK: np.ndarray) -> tuple[list[int] | None, float | None]:
     """Cluster of each member, and the silhouette of the best cut; (None, None) below MIN_MEMBERS.
 
@@ -241,7 +223,7 @@ class Blend(Adapter):
 def blend(adapters: Sequence[Adapter], weights: Sequence[float]) -> Blend:
     """sum_k w_k D_k, its factors concatenated. A module that an adapter leaves alone counts as a change of zero."""
     held = {}
-    for name in sorted({name for adapter in adapters for name in adapter.modules}):
+    for name in module_names(adapters):
         parts = [(adapter.factors(name), w) for adapter, w in zip(adapters, weights, strict=True) if name in adapter.modules]
         A, B = delta.concat([factors for factors, _ in parts], [w for _, w in parts])
         held[name] = A.float(), B.float()

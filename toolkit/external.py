@@ -16,8 +16,9 @@ from toolkit.basin import Basin, look
 from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.full import read_weights
-from toolkit.measure import read_prompts, save_design
+from toolkit.measure import read_prompts, save_design, save_modules
 from toolkit.merge import MergeReport, find_method, merge_adapters, merge_folders, merge_into_base
+from toolkit.modules import Population, modules
 from toolkit.outcomes import read_outcomes
 from toolkit.pipeline import (
     Console,
@@ -33,9 +34,9 @@ from toolkit.pipeline import (
     open_run,
     successful,
 )
-from toolkit.population import groups, replica_folder
+from toolkit.population import groups, read_replica, replica_folder
 from toolkit.recipe import SHIFTS, Data, Evaluation, Given, Mitigation, Recipe
-from toolkit.results import ConditionDesign, Results
+from toolkit.results import ConditionDesign, Modules, Results
 
 
 def merge_sources(
@@ -157,6 +158,25 @@ def basins(sources: Sequence[Path], *, prompts: Sequence[str], base: str | None 
         for adapter in adapters:
             check_base(adapter, loaded, shape_of)
         found.append((folder, look(adapters, loaded, asked, k=k)))
+    return found
+
+
+def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
+    """The spread of weight changes by module, of each population, against the first one; kept in a run's results where it is one.
+
+    Raises RunError or AdapterError in one line.
+    """
+    populations = []
+    for folder, paths in _collections(sources):
+        if len(paths) < 2:
+            raise RunError(f"{folder}: {len(paths)} adapter; a spread takes two or more")
+        records = [read_replica(path) for path in paths]
+        numbers = [record.replica if record else i for i, record in enumerate(records)]
+        seeds = [record.seeds if record else {} for record in records]
+        populations.append(Population(folder.name or "adapters", [read_adapter(path) for path in paths], numbers, seeds))
+    found = modules(populations)
+    if len(sources) == 1 and (sources[0] / "recipe.yaml").is_file():
+        save_modules(sources[0], found)
     return found
 
 

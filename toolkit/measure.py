@@ -15,9 +15,9 @@ from toolkit.population import write_text
 from toolkit.predictions import read_predictions, with_factors
 from toolkit.recipe import Criteria, Recipe, parse_recipe
 from toolkit.report import write_report
-from toolkit.results import About, ConditionDesign, Results, Thresholds, from_plain, save_results, to_plain
+from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds, from_plain, load_results, save_results, to_plain
 
-DESIGN = "design.json"
+DESIGN, MODULES, RESULTS = "design.json", "modules.json", "results.json"
 
 
 class MeasureError(ValueError):
@@ -76,7 +76,27 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
     )
     trained = {name: _settings(recipe, name) for name in recipe.trained}
     conditions = tuple(replace(found, settings=trained.get(found.name, {})) for found in results.conditions)
-    return finish(folder, replace(results, conditions=conditions))
+    return finish(folder, replace(results, conditions=conditions, modules=_read_modules(folder, design.conditions)))
+
+
+def save_modules(folder: Path, modules: Sequence[Modules]) -> None:
+    """Write RUN/modules.json, and take it into results.json and report.html where they are."""
+    write_text(folder / MODULES, json.dumps(to_plain(modules), indent=1) + "\n")
+    if (folder / DESIGN).is_file() and (folder / RESULTS).is_file():
+        measured = _read_modules(folder, read_design(folder).conditions)
+        finish(folder, replace(load_results(folder / RESULTS), modules=measured))
+
+
+def _read_modules(folder: Path, designs: Sequence[ConditionDesign]) -> tuple[Modules, ...]:
+    """RUN/modules.json, as far as it is of the replicas that were measured."""
+    try:
+        found = from_plain(tuple[Modules, ...], json.loads((folder / MODULES).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return ()
+    except (ValueError, KeyError, TypeError) as error:
+        raise MeasureError(f"{folder / MODULES}: broken ({error}); `ftk modules {folder}` writes it again") from None
+    known = {design.name: tuple(design.everyone or design.replicas) for design in designs}
+    return tuple(one for one in found if known.get(one.condition) == one.replicas)
 
 
 def measure_predictions(
@@ -160,6 +180,6 @@ def thresholds_of(asked: Criteria) -> Thresholds:
 def finish(folder: Path, results: Results) -> Results:
     """Write results.json and report.html."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_results(folder / "results.json", results)
+    save_results(folder / RESULTS, results)
     write_report(folder)
     return results

@@ -346,6 +346,42 @@ class PromptContrast:
 
 
 @dataclass(frozen=True)
+class ModuleSpread:
+    """How far apart the replicas' weight changes of a module are, or of all modules of a kind or layer together.
+
+    share: of the mean squared norm of a replica's whole change. spread: see `toolkit.statistics.weight_spread`. ratio: to the spread in
+    the first condition; p_adjusted: its p-value by Benjamini and Hochberg over the list in which it stands.
+    """
+
+    name: str
+    share: float
+    spread: Estimate
+    ratio: Estimate | None = None
+    p_adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The spread of a condition's weight changes by module. baseline: the condition that it is held against, "" for the first."""
+
+    condition: str
+    baseline: str
+    paired: bool
+    replicas: tuple[int, ...]
+    total: ModuleSpread
+    kinds: tuple[ModuleSpread, ...]
+    layers: tuple[ModuleSpread, ...]
+    modules: tuple[ModuleSpread, ...]
+
+    def shown(self, ends: int = 5) -> list[tuple[str, Sequence[ModuleSpread]]]:
+        """Titles and rows for a reader: all together, by kind, by layer, and the modules at either end."""
+        order = sorted((row for row in self.modules if row.spread.value is not None), key=lambda row: row.spread.value or 0.0)
+        few = min(ends, len(order) // 2)
+        groups = [("all modules", (self.total,)), ("by kind", self.kinds), ("by layer", self.layers)]
+        return [*groups, ("most alike", order[:few]), ("least alike", order[::-1][:few])]
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """Shares of prompts: a disagreement that is shown to be at most `acceptable`, or above `critical`; a category may have its own."""
 
@@ -425,6 +461,7 @@ class Results:
     judgements: tuple[Judgement, ...] = ()
     by_prompt: tuple[PromptContrast, ...] = ()
     same_compute: tuple[Contrast, ...] = ()
+    modules: tuple[Modules, ...] = ()
 
     @property
     def shifts(self) -> list[str]:

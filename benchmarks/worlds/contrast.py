@@ -10,9 +10,12 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+from scipy.special import expit
 
+from toolkit.statistics.by_prompt import accuracy_by_prompt, disagreement_by_prompt
 from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_ratio
 from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.multiplicity import benjamini_hochberg
 from toolkit.statistics.scaling import ScalingFit, fit_disagreement, fit_floor
 from toolkit.statistics.subsets import partition_variance, subset_variance
 from toolkit.statistics.variance import distribution_variance_change, relative_spread, sd_difference, variance_ratio
@@ -84,6 +87,40 @@ def population_world(
             run_b = together * run_a + math.sqrt(1 - together**2) * run_b
         b_RP, a_RP = arm(rng, prompt_P, calmer * run_sd * run_b, noise), arm(rng, prompt_P, run_sd * run_a, 1.0)
         return POPULATIONS[statistic](b_RP, a_RP, cluster_P=cluster_P, paired=paired), truth
+
+    return world
+
+
+# -- prompt by prompt --------------------------------------------------------------------------------------------------
+
+BY_PROMPT = {"accuracy": accuracy_by_prompt, "disagreement": disagreement_by_prompt}
+
+
+def called_different(
+    figure: str, rng: np.random.Generator, replicas: int, prompts: int, changed: int, run_sd=0.7, paired=False, level=0.95
+) -> np.ndarray:
+    """Of which prompts the report says that two populations differ, where they do on the first `changed` ones.
+
+    Runs shift all prompts together; of a pair both arms do so alike. On a changed prompt runs of b flip coins where 98 % of a are right.
+    """
+    logit_P = rng.normal(2.0, 2.0, prompts)
+    run_R1 = run_sd * rng.standard_normal((2, replicas, 1))
+    run_R1[1] = run_R1[0] if paired else run_R1[1]
+    logit_ARP = logit_P + run_R1
+    logit_ARP[0, :, :changed], logit_ARP[1, :, :changed] = 0.0, 4.0
+    b_RP, a_RP = (rng.random((2, replicas, prompts)) < expit(logit_ARP)).astype(np.int64)
+    return benjamini_hochberg(BY_PROMPT[figure](b_RP, a_RP, paired=paired).p_P) < 1 - level
+
+
+def no_change_world(figure: str, replicas: int, prompts: int, run_sd=0.7, paired=False) -> World:
+    """Two populations of one recipe. The estimate: at least so many prompts differ; the truth: none.
+
+    So it holds where none is called different, which the method of Benjamini and Hochberg promises in 95 % of the samples.
+    """
+
+    def world(rng: np.random.Generator) -> Sampled:
+        found = float(called_different(figure, rng, replicas, prompts, 0, run_sd, paired).sum())
+        return Estimate(found, found, float(prompts), 0.95, replicas, prompts, "Benjamini-Hochberg"), 0.0
 
     return world
 

@@ -9,9 +9,11 @@ import math
 import numpy as np
 
 from toolkit.statistics.answer_components import behaviour_components
-from toolkit.statistics.components import crossed, crossed_grid, nested
-from toolkit.statistics.precision import iso_5725
+from toolkit.statistics.components import crossed, nested
+from toolkit.statistics.precision import iso_5725, root
 from worlds import Sampled, World
+
+THREE = ("init", "order", "dropout")
 
 
 def effects(rng: np.random.Generator, draw: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -51,16 +53,21 @@ def crossed_world(
     return world
 
 
-def three_way_world(part: str, levels: int, *, main=0.2, pair=0.05, rest=0.25, draw="normal") -> World:
-    """Init x order x dropout, one run per cell: each main effect has variance `main`, each pair of them `pair`."""
-    names = ["init", "order", "dropout"]
+def three_way_world(part: str, init: int, order: int, dropout: int, *, main=0.2, pair=0.05, rest=0.25, missing=0.0, draw="normal") -> World:
+    """Init x order x dropout, one run per cell: each main effect has variance `main`, each pair of them `pair`.
+
+    part: a source, `total`, or `sd`, its root. missing: share of cells without a score, which makes it REML.
+    """
     variance = {(axis,): main for axis in range(3)} | {(0, 1): pair, (0, 2): pair, (1, 2): pair}
-    truth = dict.fromkeys(names, main) | {"init x order": pair, "residual": rest, "total": 3 * main + 3 * pair + rest}
+    total = 3 * main + 3 * pair + rest
+    truth = dict.fromkeys(THREE, main) | {"init x order": pair, "residual": rest, "total": total, "sd": math.sqrt(total)}
 
     def world(rng: np.random.Generator) -> Sampled:
-        score = grid_scores(rng, draw, (levels,) * 3, 1, variance, rest)
-        found = crossed_grid(score, names)
-        return found.total if part == "total" else found.parts[part], truth[part]
+        score = grid_scores(rng, draw, (init, order, dropout), 1, variance, rest)[..., 0]
+        score[rng.random(score.shape) < missing] = np.nan
+        found = crossed(score.ravel(), dict(zip(THREE, (index.ravel() for index in np.indices(score.shape)), strict=True)))
+        every = {**found.parts, "total": found.total, "sd": root(found.total)}
+        return every[part], truth[part]
 
     return world
 
@@ -95,6 +102,17 @@ def precision_world(figure: str, machines: int, seeds: int, *, repeats=2, shared
     return world
 
 
+def sharing(shared: float, s2_run: float, mean: float, s2_prompt: float) -> float:
+    """Disagreement of two runs that have that much of the variance of their margins in common, over normal prompts."""
+    from scipy.stats import multivariate_normal
+
+    at, both_one = mean / math.sqrt(s2_prompt + s2_run), []
+    for s2 in (s2_run, shared):
+        rho = (s2_prompt + s2) / (s2_prompt + s2_run)
+        both_one.append(float(multivariate_normal.cdf([at, at], mean=[0, 0], cov=[[1, rho], [rho, 1]], allow_singular=True)))
+    return 2 * (both_one[0] - both_one[1])
+
+
 def answers_world(
     part: str,
     init: int,
@@ -117,18 +135,10 @@ def answers_world(
     common: share of the variance of init and order that is the same for all prompts. With p = P(answer 1) of a prompt, its
     part of the init is 2 Var(E[answer | init]) = 2 (P(both 1 | same init) - p^2).
     """
-    from scipy.stats import multivariate_normal
-
     s2_run = s2_init + s2_order + s2_both + s2_rest
-
-    def together(shared: float) -> float:
-        """P(two runs answer 1) when they share the prompt and that much of the variance of the margin."""
-        rho = (s2_prompt + shared) / (s2_prompt + s2_run)
-        at = mean / math.sqrt(s2_prompt + s2_run)
-        return float(multivariate_normal.cdf([at, at], mean=[0, 0], cov=[[1, rho], [rho, 1]], allow_singular=True))
-
-    fresh, by_init, by_order = (2 * (together(s2_run) - together(shared)) for shared in (0.0, s2_init, s2_order))
-    same = 2 * (together(s2_run) - together(s2_run - s2_rest))
+    fresh, by_init, by_order, same = (
+        sharing(shared, s2_run, mean, s2_prompt) for shared in (0.0, s2_init, s2_order, s2_init + s2_order + s2_both)
+    )
     truth = {"init": fresh - by_init, "order": fresh - by_order, "fresh": fresh}
     residual = by_init + by_order - fresh
     truth |= {"residual": same, "init x order": residual - same} if repeats > 1 else {"residual": residual}
@@ -145,6 +155,49 @@ def answers_world(
         init_R, order_R, _ = (index.ravel() for index in np.indices(answer.shape[:-1]))
         cluster_P = np.arange(answer.shape[-1]) // per_cluster if per_cluster > 1 else None
         found = behaviour_components(answer.reshape(len(init_R), -1), {"init": init_R, "order": order_R}, cluster_P=cluster_P)
+        return (found.disagreement if part == "fresh" else found.parts)[part], truth[part]
+
+    return world
+
+
+def three_way_answers_world(
+    part: str,
+    init: int,
+    order: int,
+    dropout: int,
+    prompts: int,
+    *,
+    main=0.4,
+    pair=0.15,
+    rest=0.7,
+    common=0.2,
+    mean=1.0,
+    s2_prompt=4.0,
+    missing=0.0,
+) -> World:
+    """As `answers_world`, of three sources with one run per cell: each main effect has variance `main`, each pair of them `pair`."""
+    s2_run = 3 * main + 3 * pair + rest
+    fresh, one, two = (sharing(shared, s2_run, mean, s2_prompt) for shared in (0.0, main, 2 * main + pair))
+    truth = dict.fromkeys(THREE, fresh - one) | {
+        "init x order": 2 * one - fresh - two,
+        "residual": fresh - 3 * one + 3 * two,
+        "fresh": fresh,
+    }
+
+    def world(rng: np.random.Generator) -> Sampled:
+        def effect(size: float, of_all: float, *shape: int) -> np.ndarray:
+            own = rng.standard_normal((*shape, prompts))
+            return math.sqrt(size) * (math.sqrt(of_all) * rng.standard_normal((*shape, 1)) + math.sqrt(1 - of_all) * own)
+
+        margin = mean + effect(s2_prompt, 0.0) + effect(rest, 0.0, init, order, dropout)
+        for shape in ((init, 1, 1), (1, order, 1), (1, 1, dropout)):
+            margin = margin + effect(main, common, *shape)
+        for shape in ((init, order, 1), (init, 1, dropout), (1, order, dropout)):
+            margin = margin + effect(pair, 0.0, *shape)
+        answer = (margin > 0).astype(np.int64)
+        answer[rng.random(answer.shape[:3]) < missing] = -1  # runs that failed
+        levels = dict(zip(THREE, (index.ravel() for index in np.indices(answer.shape[:3])), strict=True))
+        found = behaviour_components(answer.reshape(-1, prompts), levels)
         return (found.disagreement if part == "fresh" else found.parts)[part], truth[part]
 
     return world

@@ -11,10 +11,14 @@ Settings = Mapping[str, float | str | bool]
 
 
 class Sweep(NamedTuple):
-    """A statistic's worlds: `factory(**settings)` for each of the settings."""
+    """A statistic's worlds: `factory(**settings)` for each of the settings.
+
+    most: samples of a cell of the full study at most; fewer where one takes long.
+    """
 
     factory: Callable[..., World]
     settings: list[Settings]
+    most: int = 1000
 
 
 def grid(**axes) -> list[Settings]:
@@ -53,6 +57,10 @@ LOOKS = grid(replicas=(100, 1000), prompts=(500,), run_sd=(0.7,), look=("always"
 ARMS = grid(replicas=(5, 10, 30, 100), prompts=(50, 500), run_sd=(0.0, 0.7)) + varied(
     [{"replicas": 30, "prompts": 500, "run_sd": 0.7}], [{"replicas_a": 100}, {"per_cluster": 5}, {"missing": 0.1}]
 )
+CUBES = [dict(zip(("init", "order", "dropout"), shape, strict=True)) for shape in ((4, 4, 4), (6, 6, 4), (8, 8, 8))]
+NONE, SMALL, LARGE = {"main": 0.0, "pair": 0.0}, {"main": 0.05, "pair": 0.02}, {"main": 0.4, "pair": 0.15}
+UNFILLED = varied([{"init": 5, "order": 5, "dropout": 5, "missing": 0.1}], [NONE, LARGE])
+THREE_PARTS = ("init", "init x order", "residual")
 GRIDS = [{"init": n, "order": n, "draw": draw} for n in (5, 8, 10) for draw in ("normal", "t5")]
 FIT = ("floor", "exponent")
 
@@ -88,6 +96,14 @@ SWEEPS: dict[str, Sweep] = {
     "population_ratio": Sweep(partial(contrast.population_world, "ratio"), ARMS),
     "population_difference": Sweep(partial(contrast.population_world, "difference"), ARMS),
     "population_accuracy_change": Sweep(partial(contrast.population_world, "change"), ARMS),
+    **{
+        f"by_prompt.{figure}": Sweep(
+            partial(contrast.no_change_world, figure),
+            grid(replicas=(10, 30, 100), prompts=(50, 500), run_sd=(0.0, 0.7)) + [{"replicas": 30, "prompts": 500, "paired": True}],
+            most=400,
+        )
+        for figure in ("accuracy", "disagreement")
+    },
     "sd_difference": Sweep(partial(contrast.spread_change_world, "difference"), grid(replicas=(30, 100, 1000), draw=("normal", "t5"))),
     "distribution_variance_change": Sweep(contrast.distribution_change_world, grid(replicas=(30, 100), prompts=(200, 1000))),
     "relative_spread": Sweep(contrast.relative_spread_world, grid(replicas=(10, 30, 100, 1000), draw=("normal", "t5"))),
@@ -102,6 +118,13 @@ SWEEPS: dict[str, Sweep] = {
         f"crossed.{part}": Sweep(partial(sources.crossed_world, part), GRIDS + varied([{"init": 8, "order": 8}], [{"missing": 0.2}]))
         for part in ("init", "residual", "total")
     },
+    **{
+        f"crossed of three.{part}": Sweep(
+            partial(sources.three_way_world, part), varied(CUBES, [NONE, SMALL, LARGE, {**LARGE, "draw": "t5"}])
+        )
+        for part in (*THREE_PARTS, "total")
+    },
+    **{f"REML of three.{part}": Sweep(partial(sources.three_way_world, part), UNFILLED, most=60) for part in (*THREE_PARTS, "total")},
     "nested.between": Sweep(partial(sources.nested_world, "between"), grid(groups=(5, 10, 30), size=(4,), unequal=(False, True))),
     "iso_5725.repeatability": Sweep(partial(sources.precision_world, "repeatability"), MACHINES),
     "iso_5725.intermediate_precision": Sweep(
@@ -110,6 +133,14 @@ SWEEPS: dict[str, Sweep] = {
     **{
         f"behaviour_components.{part}": Sweep(partial(sources.answers_world, part), grid(init=(5, 8), order=(5, 8), prompts=(50, 500)))
         for part in ("init", "residual")
+    },
+    **{
+        f"behaviour_components of three.{part}": Sweep(
+            partial(sources.three_way_answers_world, part),
+            varied(CUBES, [{"prompts": 50, **effect} for effect in (NONE, SMALL, LARGE)]) + varied(CUBES[1:2], [{"prompts": 500, **LARGE}]),
+            most=150,
+        )
+        for part in (*THREE_PARTS, "fresh")
     },
     "confidence_sequence": Sweep(
         planning.anytime_world, grid(replicas=(100, 1000), prompts=(500,), run_sd=(0.7,), look=("always", "narrow"))

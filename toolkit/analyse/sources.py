@@ -73,9 +73,12 @@ class Runs(NamedTuple):
 def _of_score(shift: str, figure: str, score_R: np.ndarray, runs: Runs, level: float) -> Sources:
     parts = st.crossed(score_R, runs.levels, level=level)
     precision = st.iso_5725(score_R, runs.seed_R, runs.machine_R, level=level)
-    words = {"repeatability": precision.repeatability, "intermediate precision": precision.intermediate_precision}
-    words |= {} if runs.machine_R is None else {"reproducibility": precision.reproducibility}
-    known = {word: estimate for word, estimate in words.items() if estimate is not None}
+    words = {"repeatability": precision.repeatability}
+    if runs.machine_R is None:  # seeds share levels with each other, so only the parts together are a fresh run's
+        words["intermediate precision"] = st.root(parts.total)
+    else:
+        words |= {"intermediate precision": precision.intermediate_precision, "reproducibility": precision.reproducibility}
+    known = {word: estimate for word, estimate in words.items() if estimate is not None and estimate.value is not None}
     return Sources(shift, figure, dict(parts.parts), parts.total, known, precision.notes)
 
 

@@ -122,7 +122,7 @@ def _weights(claim: Claim, folder: Path, design: ConditionDesign, level: float) 
         adapters = [read_adapter(replica_folder(folder / design.name, r)) for r in replicas[:READ]]
     except AdapterError as error:
         return None, f"its replicas cannot be read as adapters: {error}"
-    from toolkit.basin import gram  # here: it takes torch
+    from toolkit.grams import gram  # here: it takes torch
 
     found = st.weight_spread(gram(adapters), level=level)
     return found, found.note

@@ -31,6 +31,7 @@ for _command in (
     instrument.plan,
     instrument.gate,
     adapters.basin,
+    adapters.modules,
     adapters.check_adapter,
     adapters.card,
     before.init,

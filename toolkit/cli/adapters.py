@@ -1,4 +1,4 @@
-"""Commands about adapters as they are, whoever trained them: may they be averaged, who can load them."""
+"""Commands about adapters as they are, whoever trained them: may they be averaged, how far apart are they, who can load them."""
 
 from __future__ import annotations
 
@@ -36,6 +36,24 @@ def basin(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None, ba
             click.echo("\n\n".join(f"{folder}: {basin_text(one)}" for folder, one in found))
     if strict and any(one.verdict == "warn" for _, one in found):
         sys.exit(GATE_SAID_NO)
+
+
+@click.command()
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
+@as_json
+def modules(sources: tuple[Path, ...], as_json: bool) -> None:
+    """Which modules do replicas change alike, and which differently?
+
+    A SOURCE is a run, a condition of it, or any folder of PEFT adapters; the second and further ones are held against the first. Of a run
+    the figures go into its report too.
+    """
+    with errors():
+        from toolkit import external
+        from toolkit.modules import modules_text
+        from toolkit.results import to_plain
+
+        found = external.module_spreads(sources)
+        print_json({"conditions": to_plain(found)}) if as_json else click.echo(modules_text(found))
 
 
 @click.command("check-adapter")

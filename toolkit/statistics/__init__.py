@@ -30,7 +30,7 @@ from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, ze
 from toolkit.statistics.many_runs import accuracy_floor, deviation, distinct_answers
 from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
 from toolkit.statistics.outliers import MIN_REPLICAS_ODD
-from toolkit.statistics.precision import Precision, iso_5725
+from toolkit.statistics.precision import Precision, iso_5725, root
 from toolkit.statistics.scaling import ScalingFit, SmallestK, fit_disagreement, fit_floor, smallest_k
 from toolkit.statistics.scores import icc, score_sd
 from toolkit.statistics.subsets import partition_variance, subset_variance
@@ -46,7 +46,7 @@ from toolkit.statistics.variance import (
     variance_contrast,
     variance_ratio,
 )
-from toolkit.statistics.weights import files_differ, weight_spread
+from toolkit.statistics.weights import MIN_RUNS_WEIGHTS, files_differ, weight_spread, weight_spread_ratio
 
 __all__ = [
     "MIN_REPLICAS_SPREAD",
@@ -107,6 +107,7 @@ __all__ = [
     "distinct_answers",
     "Precision",
     "iso_5725",
+    "root",
     "ScalingFit",
     "SmallestK",
     "fit_disagreement",
@@ -132,6 +133,8 @@ __all__ = [
     "sd_difference",
     "variance_contrast",
     "variance_ratio",
+    "MIN_RUNS_WEIGHTS",
     "files_differ",
     "weight_spread",
+    "weight_spread_ratio",
 ]

@@ -191,6 +191,29 @@ def log_jackknife(log_value: float, left_out_J: np.ndarray) -> tuple[float, floa
     return float(pseudo_J.mean()), float(pseudo_J.std(ddof=1) / math.sqrt(n))
 
 
+def pseudo_contrast(
+    full_b: float, left_b_J: np.ndarray, full_a: float, left_a_J: np.ndarray, *, paired: bool
+) -> tuple[float, float, float]:
+    """b - a of a statistic on the scale of its pseudo-values: middle, standard error, degrees of freedom.
+
+    left_b_J, left_a_J: the statistic without each run of its arm. Independent arms: Welch's degrees of freedom; paired=True: run j of
+    both arms is left out together, n - 1.
+    """
+    if paired:
+        return *log_jackknife(full_b - full_a, left_b_J - left_a_J), len(left_b_J) - 1.0
+    (centre_b, se_b), (centre_a, se_a) = log_jackknife(full_b, left_b_J), log_jackknife(full_a, left_a_J)
+    se = math.hypot(se_b, se_a)
+    df = se**4 / (se_b**4 / (len(left_b_J) - 1) + se_a**4 / (len(left_a_J) - 1)) if se > 0 else 1.0
+    return centre_b - centre_a, se, df
+
+
+def two_sided_p(centre: float, se: float, df: float) -> float:
+    """Of a t variable: the level at which centre +- t * se would just touch 0."""
+    from scipy.special import stdtr
+
+    return 2 * float(stdtr(df, -abs(centre) / se))
+
+
 def smallest(holds: Callable[[int], bool], at_least: int) -> int | None:
     """The smallest n from at_least to NEVER for which a monotone condition holds, or None."""
     if not holds(NEVER):

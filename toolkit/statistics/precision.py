@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,6 +42,8 @@ def iso_5725(
     (+ s2_machine x seed); of that + s2_machine. seed_N names all the seeds of a run together (a run of the same seed on the
     same machine is a repeat); machine_N its machine, all the same where it is not given. Any dtype. nan = a run without a score.
 
+    Seeds are independent draws: of runs that share some of their seeds, as in a crossed design, the intermediate precision is the root
+    of the total of `crossed` (`root`), and only repeatability is found here.
     Seeds of their own on every machine: unweighted means at every stage, unbiased for any sizes. Seeds shared by machines:
     needs every seed on every machine, equally often. Resampled: seeds and machines. Interval: roots of `combine`'s limits.
     Inconclusive: fewer than MIN_LEVELS repeats, seeds or machines; runs far off the others. Raises ValueError for other shapes.
@@ -61,10 +63,15 @@ def iso_5725(
         value, low, high = combine(stages.table, weight, level)
         none = "" if high is not None else "the runs are equal to the last bit: no spread to put an interval around"
         few = f"degrees of freedom: {units:.0f} (at least {MIN_LEVELS - 1})" if units < MIN_LEVELS - 1 else ""
-        ends = (None, None) if low is None or high is None else (math.sqrt(max(low, 0.0)), math.sqrt(max(high, 0.0)))
         note = "; ".join(filter(None, (none, few, stages.odd)))
-        found[name] = Estimate(math.sqrt(max(value, 0.0)), *ends, level, len(score_N), 0, METHOD + ", roots", not note, None, note)
+        found[name] = root(Estimate(value, low, high, level, len(score_N), 0, METHOD, not note, None, note))
     return Precision(found.get(FIGURES[0]), found.get(FIGURES[1]), found.get(FIGURES[2]), stages.notes)
+
+
+def root(variance: Estimate) -> Estimate:
+    """A standard deviation from the estimate of its square; below 0 counts as 0."""
+    value, low, high = (None if x is None else math.sqrt(max(x, 0.0)) for x in (variance.value, variance.low, variance.high))
+    return replace(variance, value=value, low=low, high=high, method=variance.method + ", roots")
 
 
 @dataclass(frozen=True)

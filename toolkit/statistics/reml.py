@@ -13,6 +13,7 @@ from toolkit.statistics.outliers import far_from_median
 
 METHOD = "REML, profile likelihood widened for heavy tails"
 LEAST, MOST = math.log(1e-7), math.log(1e4)  # log variances, in units of the variance of the scores; LEAST counts as 0
+INSIDE = -2.0
 
 
 def reml(score_N: np.ndarray, terms: Mapping[str, np.ndarray], *, level: float = 0.95) -> dict[str, Estimate]:
@@ -55,7 +56,7 @@ def reml(score_N: np.ndarray, terms: Mapping[str, np.ndarray], *, level: float =
         tails = 1 + (max(moments(x)[1], 0.0) + 0.5 * math.sqrt(24 / len(x))) / 2  # half a standard error more, as in mean_square
         without = best.copy()
         without[i] = LEAST
-        value = 0.0 if model.deviance(without) - deviance < 1e-3 else scale**2 * math.exp(best[i])
+        value = 0.0 if model.deviance(without)[0] - deviance < 1e-3 else scale**2 * math.exp(best[i])
         low, high = (scale**2 * x for x in model.profile(i, best, deviance, float(chdtri(1, 1 - level)) * tails))
         ends, border = (low, high), ""
         if value == 0.0 and name == RESIDUAL:
@@ -91,13 +92,28 @@ class _Model:
         self.design = np.hstack([*incidence, np.ones((len(y_N), 1)), y_N[:, None]])
         self.cross = self.design.T @ self.design
 
-    def deviance(self, log_variance: np.ndarray) -> float:
-        """-2 log restricted likelihood, up to a constant: ln|V| + ln(1'V^-1 1) + r'V^-1 r, by Woodbury's identity over the levels."""
+    def deviance(self, log_variance: np.ndarray) -> tuple[float, np.ndarray]:
+        """-2 log restricted likelihood, up to a constant, and its gradient, by Woodbury's identity over the levels.
+
+        The deviance is ln|V| + ln(1'V^-1 1) + r'V^-1 r. The gradient by the log variance of term i is s2_i tr(Z_i' P Z_i) - |u_i|^2 / s2_i,
+        with u_i the predicted effects and P the projection of REML (Searle, Casella & McCulloch 1992, section 6.6); all of them add up to
+        N - 1 - r'V^-1 r, as V is linear in the variances.
+        """
+        from scipy.linalg import solve_triangular
+
         root, rest = self._root(log_variance)
-        half = np.linalg.solve(root, self._scaled(log_variance)[:, None] * self.cross[: len(root), len(root) :])
-        left = (self.cross[len(root) :, len(root) :] - half.T @ half) / rest
-        log_det = 2 * float(np.log(np.diag(root)).sum()) + len(self.design) * math.log(rest)
-        return log_det + math.log(left[0, 0]) + float(left[1, 1] - left[0, 1] ** 2 / left[0, 0])
+        q, scaled, n = len(root), self._scaled(log_variance), len(self.design)
+        # M^-1 = inverse' inverse, for M = root root'; columns are levels
+        inverse = solve_triangular(root, np.eye(q), lower=True, check_finite=False)
+        half = inverse @ (scaled[:, None] * self.cross[:q, q:])
+        (ones, both), (_, squares) = (self.cross[q:, q:] - half.T @ half) / rest
+        mean = both / ones
+        residual = float(squares - both * mean)
+        seen = inverse.T @ half  # sqrt(s2 rest) Z' V^-1 (1, score)
+        levels_T = 1 - np.sum(inverse**2, axis=0) - seen[:, 0] ** 2 / (rest * ones) - (seen[:, 1] - mean * seen[:, 0]) ** 2 / rest
+        slope_T = np.add.reduceat(levels_T, np.cumsum([0, *self.levels[:-1]]))
+        log_det = 2 * float(np.log(np.diag(root)).sum()) + n * math.log(rest)
+        return log_det + math.log(ones) + residual, np.append(slope_T, n - 1 - residual - slope_T.sum())
 
     def fit(self, fixed: int | None = None, at: float = 0.0, start: np.ndarray | None = None) -> tuple[np.ndarray, float, bool]:
         """Lowest deviance, of all log variances or with one of them fixed; whether it was found."""
@@ -111,11 +127,17 @@ class _Model:
             log_variance[free] = x
             return log_variance
 
-        first = np.full(parts, -math.log(parts)) if start is None else start
+        def free_deviance(x: np.ndarray) -> tuple[float, np.ndarray]:
+            value, slope = self.deviance(full(x))
+            return value, slope[free]
+
+        # near the border the ground is flat: a fit that began there would stay there
+        first = np.full(parts, -math.log(parts)) if start is None else np.maximum(start, INSIDE)
         bounds = [(LEAST, MOST)] * len(free)
-        found = minimize(lambda x: self.deviance(full(x)), first[free], method="L-BFGS-B", bounds=bounds)
+        options = {} if fixed is None else {"ftol": 1e-7}  # a profile need not be known better than to a thousandth
+        found = minimize(free_deviance, first[free], jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         if not found.success:  # its line search gives up on flat ground, where the simplex does not
-            found = minimize(lambda x: self.deviance(full(x)), found.x, method="Nelder-Mead", bounds=bounds)
+            found = minimize(lambda x: free_deviance(x)[0], found.x, method="Nelder-Mead", bounds=bounds)
         return full(found.x), float(found.fun), bool(found.success)
 
     def profile(self, i: int, best: np.ndarray, deviance: float, rise: float) -> tuple[float, float]:
@@ -126,7 +148,7 @@ class _Model:
             return self.fit(i, at, best)[1] - deviance - rise
 
         def crossing(inside: float, outside: float) -> float:
-            return math.exp(brentq(above, inside, outside, xtol=1e-3))  # type: ignore[arg-type]
+            return math.exp(brentq(above, inside, outside, xtol=3e-3))  # type: ignore[arg-type]
 
         low = 0.0 if above(LEAST) <= 0 else crossing(best[i], LEAST)
         inside, step = float(best[i]), 0.5

@@ -9,7 +9,15 @@ import numpy as np
 from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, accuracy_spread
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import HEAVY_TAILS, TwoWay, leave_one_out_variance, log_jackknife, t_quantile
+from toolkit.statistics.intervals import (
+    HEAVY_TAILS,
+    TwoWay,
+    leave_one_out_variance,
+    log_jackknife,
+    pseudo_contrast,
+    t_quantile,
+    two_sided_p,
+)
 from toolkit.statistics.outliers import MIN_RUNS_ODD, far_from_median
 
 MIN_RUNS = 30
@@ -221,13 +229,7 @@ def _contrast(
         return unknown("the scores of an arm, or all but one of them, are equal, so their variance has no interval")
 
     full_b, full_a = float(transform(variance_b)), float(transform(variance_a))
-    if paired:
-        centre, se = log_jackknife(full_b - full_a, transform(left_b) - transform(left_a))
-        df = runs - 1.0
-    else:
-        (centre_b, se_b), (centre_a, se_a) = log_jackknife(full_b, transform(left_b)), log_jackknife(full_a, transform(left_a))
-        centre, se = centre_b - centre_a, math.hypot(se_b, se_a)
-        df = (se_b**2 + se_a**2) ** 2 / (se_b**4 / (len(b) - 1) + se_a**4 / (len(a) - 1)) if se > 0 else 1.0
+    centre, se, df = pseudo_contrast(full_b, transform(left_b), full_a, transform(left_a), paired=paired)
     if se < ROUNDING * (max(full_b, full_a) if transform is np.sqrt else 1.0):
         return replace(unknown(note or NO_ERROR), value=ends(centre, 0.0)[0])
     half = t_quantile(level, df) * se
@@ -237,11 +239,6 @@ def _contrast(
         needed = TwoWay(se**2, 0.0, runs, 1).runs_needed(centre, level, max(needed or MIN_RUNS, runs + 1))
     if not note and same and not resolved:
         note = "practically no change"
-    return Estimate(*ends(centre, half), level, runs, 0, method, conclusive, None if conclusive else needed, note, _p_value(centre, se, df))
-
-
-def _p_value(centre: float, se: float, df: float) -> float:
-    """Two-sided, of a t variable: the level at which centre +- t * se would just touch 0."""
-    from scipy.special import stdtr
-
-    return 2 * float(stdtr(df, -abs(centre) / se))
+    return Estimate(
+        *ends(centre, half), level, runs, 0, method, conclusive, None if conclusive else needed, note, two_sided_p(centre, se, df)
+    )
