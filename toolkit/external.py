@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit import environment, mergekit_yaml
 from toolkit.adapters import adapter_paths, read_adapter
-from toolkit.adopt import check_base, duplicates, linear_shapes, same_weights
+from toolkit.adopt import check_base, duplicates, layer_shapes, same_weights
 from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
 from toolkit.data import is_chat, read_rows, read_suite
@@ -149,7 +149,7 @@ def basins(sources: Sequence[Path], *, prompts: Sequence[str], base: str | None 
     loaded = load_base(base, known.dtype if known else "float32")
     chat = known is not None and bool(known.data.train) and is_chat(read_rows(known.data.train), known.data.format)
     asked = [prompt for source in prompts for prompt in read_suite(source, name=_suite_name(source), chat=chat)]
-    shape_of = linear_shapes(loaded)
+    shape_of = layer_shapes(loaded)
     found = []
     for folder, paths in collections:
         adapters = [read_adapter(path) for path in paths]

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from toolkit.stacked_embedding import StackedEmbedding
+
 _GOLDEN, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64, as signed int64
 
 
@@ -168,7 +170,13 @@ class Stack:
         self.layers: dict[str, StackedLinear] = {}
         for index, (name, module) in enumerate(target_modules(model, targets).items()):
             self.layers[name] = StackedLinear(module, index)
+        self.embedding = StackedEmbedding(model)
         self.attach()
+
+    @property
+    def adaptable(self) -> dict[str, StackedLinear | StackedEmbedding]:
+        """What adapters may change, by name: the layers, and the token embedding, which is not trained here."""
+        return {**self.layers, self.embedding.name: self.embedding}
 
     def _select(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Only positions that count reach the output head: it is a large share of the work and most rows have no loss."""
@@ -198,7 +206,7 @@ class Stack:
 
     def load(self, factors: dict[str, tuple[Tensor, Tensor]], scale: float = 1.0) -> None:
         """Set the adapters: name -> (A [R, r, I], B [R, O, r]). Layers that are not named run the base alone."""
-        for name, layer in self.layers.items():
+        for name, layer in self.adaptable.items():
             layer.A_RrI, layer.B_ROr = factors.get(name, (None, None))
             layer.scale = scale
 
@@ -213,6 +221,7 @@ class Stack:
             setattr(self.model.get_submodule(parent), child, layer)
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         self._hook = head.register_forward_pre_hook(self._select)
+        self.embedding.attach()
 
     def remove(self) -> None:
         """Give the base back as it was."""
@@ -220,6 +229,7 @@ class Stack:
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, layer.base)
         self._hook.remove()
+        self.embedding.remove()
 
 
 @contextmanager
