@@ -1,25 +1,31 @@
 """Merging K adapters of rank 8 on the shape of Qwen2.5-0.5B (24 layers, d = 896): seconds and peak memory; the last line is JSON.
 
-Every case is a process of its own, so that its memory is its own. The adapters are random; only a few dozen files are written, and
-the K folders are hard links to them in turn, so that a disk holds 10,000 (reads come from the page cache, as after training on the
-same machine). The exact mean is checked against a float64 reference of one module. Peers, where they finish within the limit: reading
-all files twice (the least that hashing and reading costs), peft's `cat` and `svd`, and mergekit's `ties` on dense changes in memory.
+Every case is a process of its own with one thread, so that its memory is its own. The adapters are random; only a few dozen files are
+written, and the K folders are hard links to them in turn (reads come from the page cache, as after training on the same machine).
 
-TIES forms every change, so its time is that of K x all weights. For K above --ties-full it merges only the first layer; `layers` in
-the result says so, and time is linear in layers.
+Modules are merged one after the other, each by itself, so a case merges one layer, or, for TIES at large K, one module of it. `share` is
+what that is of the weights of a layer, and `cpu_seconds_for_24_layers` is 24 / share times what was measured: an estimate, and for the
+mean one from above, since opening a file and reading its header is paid once and here counted 24 times. The case "all 24 layers" and TIES
+at both shares test it. Time is that of the processor, so that other work on the machine counts little; `load` says how much there was.
+
+Peers, where they finish within the limit: reading the files twice, peft's `cat` and `svd`, and mergekit's `ties` on dense changes in
+memory. The blockwise float32 sum is checked against float64.
 
     python benchmarks/merge.py --out benchmarks/results/merge.json
+    python benchmarks/tables.py benchmarks/results/merge.json
 """
 
 import argparse
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,13 +43,16 @@ SHAPES = {
     "mlp.up_proj": (INNER, HIDDEN),
     "mlp.down_proj": (HIDDEN, INNER),
 }
+LAYERS = 24
+ONE = "self_attn.k_proj"  # what TIES merges where a whole layer takes too long
 DENSITY = 0.2
+CACHED, FROM_DISK = "read twice", "read twice, from disk"
 
 
-def make(folder: Path, layers: int, count: int) -> list[Path]:
+def make(folder: Path, layers: int, count: int, modules: dict[str, tuple[int, int]] = SHAPES) -> list[Path]:
     """Adapters around a common change, as replicas are: half of every factor is common."""
     common = torch.Generator().manual_seed(0)
-    names = {f"model.layers.{layer}.{name}": shape for layer in range(layers) for name, shape in SHAPES.items()}
+    names = {f"model.layers.{layer}.{name}": shape for layer in range(layers) for name, shape in modules.items()}
     shared = {name: (torch.randn(RANK, I, generator=common), torch.randn(O, RANK, generator=common)) for name, (O, I) in names.items()}
     for k in range(count):
         own = torch.Generator().manual_seed(1 + k)
@@ -66,10 +75,10 @@ def link(files: list[Path], folder: Path, K: int) -> list[Path]:
     return paths
 
 
-def run_case(kind: str, paths: list[Path], layers: int, out: Path) -> dict[str, float]:
+def run_case(kind: str, paths: list[Path], out: Path) -> dict[str, float]:
     """One case, in this process."""
     start, cpu, found = time.perf_counter(), time.process_time(), {}
-    if kind == "read twice":
+    if kind == CACHED:
         for _ in range(2):
             for path in paths:
                 (path / "adapter_model.safetensors").read_bytes()
@@ -89,27 +98,26 @@ def run_case(kind: str, paths: list[Path], layers: int, out: Path) -> dict[str, 
             with torch.no_grad():
                 merge_tensors([torch.zeros_like(changes[0]), *changes], "ties", base_index=0, parameters=parameters, dtype=torch.float32)
     else:
-        start = time.perf_counter() + peft_merge(kind.removeprefix("peft "), paths, layers)
+        start, cpu = peft_merge(kind.removeprefix("peft "), paths)
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     return {**spent, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, **found}
 
 
-def peft_merge(combination: str, paths: list[Path], layers: int) -> float:
-    """peft's own merge; returns the seconds that building the model took, which are not the merge's."""
+def peft_merge(combination: str, paths: list[Path]) -> tuple[float, float]:
+    """peft's own merge; returns the times at which the model was there, since building it is not merging."""
     from peft import PeftModel
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    start = time.perf_counter()
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": layers, "vocab_size": 1000}
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": 1, "vocab_size": 1000}
     model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=14, num_key_value_heads=2))
-    seconds = time.perf_counter() - start
+    started = time.perf_counter(), time.process_time()
     adapted = PeftModel.from_pretrained(model, paths[0], adapter_name="0")
     for k, path in enumerate(paths[1:], 1):
         adapted.load_adapter(path, str(k))
     options = {"svd_rank": RANK, "svd_full_matrices": False} if combination == "svd" else {}
     names = [str(k) for k in range(len(paths))]
     adapted.add_weighted_adapter(names, [1 / len(paths)] * len(paths), "merged", combination_type=combination, **options)
-    return seconds
+    return started
 
 
 def largest_error(files: list[Path], K: int) -> float:
@@ -123,71 +131,121 @@ def largest_error(files: list[Path], K: int) -> float:
     return float((B @ A - want).norm() / want.norm())
 
 
-def child(kind: str, folder: Path, K: int, layers: int, limit: float, threads: int) -> dict[str, object]:
-    case = {"kind": kind, "folder": str(folder), "k": K, "layers": layers, "threads": threads}
-    command = [sys.executable, __file__, "--case", json.dumps(case)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {"case": kind, "k": K, "layers": layers, "unfinished_after_seconds": limit}
+def child(kind: str, folder: Path, K: int, limit: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--case", json.dumps({"kind": kind, "folder": str(folder), "k": K})]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1)),
+    )
+    if done.returncode == -signal.SIGXCPU:
+        return {"unfinished_after_cpu_seconds": limit}
     if done.returncode:
-        return {"case": kind, "k": K, "layers": layers, "failed": (done.stderr.strip().splitlines() or [str(done.returncode)])[-1]}
-    return {"case": kind, "k": K, "layers": layers, **json.loads(done.stdout.splitlines()[-1])}
+        return {"failed": (done.stderr.strip().splitlines() or [str(done.returncode)])[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def disk_speed(file: Path, size: int = 2**28) -> float:
+    """MiB a second at which a new file comes from the disk, none of it in the page cache."""
+    file.write_bytes(os.urandom(2**20) * (size // 2**20))
+    with open(file, "rb", buffering=0) as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        while opened.read(2**20):
+            pass
+        return size / 2**20 / (time.perf_counter() - start)
+
+
+def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All cases, and what follows from them."""
+    homes = {"one layer": (1, SHAPES), ONE: (1, {ONE: SHAPES[ONE]}), "all 24 layers": (LAYERS, SHAPES)}
+    weights = {name: sum(O * I for O, I in modules.values()) * layers for name, (layers, modules) in homes.items()}
+    files = {"one layer": make(work / "files", 1, arguments.files), ONE: make(work / "one", 1, arguments.files, homes[ONE][1])}
+    files["all 24 layers"] = make(work / "all", LAYERS, min(arguments.k))
+    cases: list[dict[str, Any]] = []
+
+    def case(kind: str, K: int, what: str) -> None:
+        folder = work / f"{what}-{K}".replace(" ", "-")
+        link(files[what], folder, K)
+        share = weights[what] / weights["one layer"]
+        found = {"case": kind, "k": K, "what": what, "share": share, **child(kind, folder, K, arguments.limit)}
+        if "cpu_seconds" in found:
+            found["cpu_seconds_for_24_layers"] = found["cpu_seconds"] * LAYERS / share
+        cases.append(found)
+        print(json.dumps(found), file=sys.stderr, flush=True)
+
+    for K in arguments.k:
+        case(CACHED, K, "one layer")
+        case("mean", K, "one layer")
+        case("ties", K, ONE)
+        if arguments.ties_layer >= K:
+            case("ties", K, "one layer")
+    case("mean", min(arguments.k), "all 24 layers")
+    for K in arguments.k:
+        for kind in ("peft cat", "peft svd", "mergekit ties") if arguments.peers >= K else ():
+            case(kind, K, "one layer")
+
+    seconds = {(one["case"], one["k"]): one["cpu_seconds"] for one in cases if "cpu_seconds" in one and one["what"] == "one layer"}
+    peak = {(one["case"], one["what"], one["k"]): one["peak_gib"] for one in cases if "peak_gib" in one}
+    least, most = min(arguments.k), max(arguments.k)
+    size = (files["all 24 layers"][0] / "adapter_model.safetensors").stat().st_size
+    speed = disk_speed(work / "random")
+    read = {K: 2 * K * size / 2**20 / speed for K in arguments.k}
+    of_mean = {one["k"]: one["cpu_seconds_for_24_layers"] for one in cases if (one["case"], one["what"]) == ("mean", "one layer")}
+    pairs = (("mean", CACHED), ("mean", "peft cat"), ("mean", "peft svd"), ("ties", "mergekit ties"))
+    return {
+        "cases": cases,
+        "cpu_seconds_over_cpu_seconds": {
+            f"{own} over {peer}, K = {K}": seconds[own, K] / seconds[peer, K]
+            for own, peer in pairs
+            for K in arguments.k
+            if {(own, K), (peer, K)} <= set(seconds)
+        }
+        | {f"mean over {FROM_DISK}, K = {K}": of_mean[K] / read[K] for K in of_mean},
+        "peak_over_peak": {
+            f"{kind}, {what}, K = {most} over {least}": peak[kind, what, most] / peak[kind, what, least]
+            for kind, what in (("mean", "one layer"), ("ties", ONE))
+            if {(kind, what, most), (kind, what, least)} <= set(peak)
+        },
+        "adapter_bytes_of_24_layers": size,
+        "disk_mib_per_second": speed,
+        "relative_error_of_the_mean": {K: largest_error(files["one layer"], K) for K in arguments.k},
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--k", type=int, nargs="+", default=[8, 64, 1000, 10_000])
-    parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--files", type=int, default=32, help="adapters that are really written")
-    parser.add_argument("--ties-full", type=int, default=64, help="largest K for which TIES merges all layers")
+    parser.add_argument("--ties-layer", type=int, default=64, help=f"largest K for which TIES merges a whole layer, not {ONE} alone")
     parser.add_argument("--peers", type=int, default=64, help="largest K for peft and mergekit")
-    parser.add_argument("--limit", type=float, default=7200, help="seconds for one case")
-    parser.add_argument("--threads", type=int, default=environment.cores())
-    parser.add_argument("--quick", action="store_true", help="one layer, K = 8 and 64, peers at 8: a minute or two")
+    parser.add_argument("--limit", type=int, default=900, help="seconds of the processor for one case")
+    parser.add_argument("--quick", action="store_true", help="K = 8 and 16, peers at 8: a minute or two")
+    parser.add_argument("--work", type=Path, help="where the adapters are written, and removed at the end (about 200 MB)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     if arguments.case:
         case = json.loads(arguments.case)
         with tempfile.TemporaryDirectory(dir=Path(case["folder"]).parent) as out:
-            torch.set_num_threads(case["threads"])
-            paths = sorted(Path(case["folder"]).iterdir())[: case["k"]]
-            print(json.dumps(run_case(case["kind"], paths, case["layers"], Path(out) / "merged")))
+            print(json.dumps(run_case(case["kind"], sorted(Path(case["folder"]).iterdir())[: case["k"]], Path(out) / "merged")))
         return
     if arguments.quick:
-        arguments.k, arguments.layers, arguments.files, arguments.peers = [8, 64], 1, 8, 8
-    cases, errors = [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        files = make(work / "files", arguments.layers, arguments.files)
-        first = make(work / "first", 1, arguments.files)
-        size = (files[0] / "adapter_model.safetensors").stat().st_size
-        link(files, work / "all", max(arguments.k))
-        link(first, work / "one", max(arguments.k))
-        for K in arguments.k:
-            errors[K] = largest_error(files, K)
-            todo = [("read twice", "all"), ("mean", "all"), ("ties", "all" if arguments.ties_full >= K else "one")]
-            todo += [(kind, "all") for kind in ("peft cat", "peft svd", "mergekit ties") if arguments.peers >= K]
-            for kind, where in todo:
-                cases.append(child(kind, work / where, K, arguments.layers if where == "all" else 1, arguments.limit, arguments.threads))
-                print(json.dumps(cases[-1]), file=sys.stderr, flush=True)
-    seconds = {(one["case"], one["k"], one["layers"]): one["seconds"] for one in cases if "seconds" in one}
-    ratios = {
-        f"{own} over {peer}, K = {K}": seconds[own, K, arguments.layers] / seconds[peer, K, arguments.layers]
-        for own, peer in (("mean", "read twice"), ("mean", "peft cat"), ("mean", "peft svd"), ("ties", "mergekit ties"))
-        for K in arguments.k
-        if {(own, K, arguments.layers), (peer, K, arguments.layers)} <= set(seconds)
-    }
+        arguments.k, arguments.ties_layer, arguments.files, arguments.peers = [8, 16], 8, 8, 8
+    before = os.getloadavg()
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+        found = measure(Path(folder), arguments)
     result = {
-        "benchmark": f"exact mean and TIES (density {DENSITY}) of adapters of rank {RANK}, {arguments.layers} layers of Qwen2.5-0.5B",
-        "adapter_bytes": size,
-        "threads": arguments.threads,
+        "benchmark": f"exact mean and TIES (density {DENSITY}) of adapters of rank {RANK}, shape of Qwen2.5-0.5B, one core",
+        "threads": 1,
         "files_written": arguments.files,
         "folders_are_hard_links": True,
-        "cases": cases,
-        "relative_error_of_the_mean": errors,
-        "seconds_over_seconds": ratios,
+        "load": {"cores": environment.cores(), "before": before, "after": os.getloadavg()},
+        **found,
         "environment": environment.describe("cpu"),
     }
     if arguments.out:

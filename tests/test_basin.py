@@ -1,17 +1,20 @@
 """The basin guard: clusters that are there are found, a single cloud is not split, and a barrier is what lies above the line."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
-from toolkit import basin, grams
+from toolkit import basin, cli, external, grams
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.base import load_base
 from toolkit.data import read_suite
 from toolkit.delta import dense
 from toolkit.merge import merge_adapters
+from toolkit.population import groups
 from toolkit.stack import stacked
 
 PROMPTS = [p for p in read_suite("embedded:typical", name="typical") if p.reference][:4]
@@ -49,9 +52,12 @@ def test_lengths_and_cosines_are_those_of_the_dense_changes(tmp_path, monkeypatc
     adapters = population(tmp_path, [0, 0, 1, 1, 0])
     monkeypatch.setattr(grams, "CHUNK", 2)
     dense_KD = torch.stack([torch.cat([dense(a.factors(name)).flatten() for name in a.modules]) for a in adapters])
-    found = basin.geometry(adapters)
+    merged = population(tmp_path / "merged", [7, 8])
+    found = basin.geometry(adapters, [[0, 1], [2, 3]], merged)
     np.testing.assert_allclose(found.norm_K, dense_KD.norm(dim=1), rtol=1e-10)
     np.testing.assert_allclose(found.to_mean_K, (dense_KD - dense_KD.mean(0)).norm(dim=1), rtol=1e-10)
+    M = torch.stack([torch.cat([dense(a.factors(name)).flatten() for name in a.modules]) for a in merged])
+    np.testing.assert_allclose(found.to_merge_K, [float((dense_KD[i] - M[i // 2]).norm()) for i in range(4)], rtol=1e-10)
     want = torch.nn.functional.cosine_similarity(dense_KD[:, None], dense_KD[None], dim=2)
     np.testing.assert_allclose(found.cosine_KK, want, atol=1e-10)
     assert found.kept == pytest.approx(float(dense_KD.mean(0).norm() ** 2 / dense_KD.norm(dim=1).square().mean()))
@@ -69,13 +75,13 @@ def test_a_module_that_an_adapter_leaves_alone_is_a_change_of_zero(tmp_path):
 
 def test_two_clusters_are_found(tmp_path):
     centres = [0, 1, 0, 0, 1, 1, 0, 1, 0, 0]
-    found = basin.geometry(population(tmp_path, centres))
+    found = basin.geometry(population(tmp_path, centres), [], [])
     assert found.cluster_K and len(set(found.cluster_K)) == 2
     assert len(set(zip(centres, found.cluster_K, strict=True))) == 2  # the same parts, whatever their names
 
 
 def test_one_cluster_is_not_split(tmp_path):
-    assert basin.geometry(population(tmp_path, [0] * 12)).cluster_K == [1] * 12
+    assert basin.geometry(population(tmp_path, [0] * 12), [], []).cluster_K == [1] * 12
 
 
 @pytest.mark.parametrize(("long", "K"), [(1, 12), (30, 12), (1, 8), (30, 8)])
@@ -169,34 +175,52 @@ def at(folder, positions):
     return [read_adapter(folder / f"{k}") for k in range(len(positions))]
 
 
+def look_at(adapters, k):
+    """The first barrier, of merges of groups of k that are means."""
+    members = groups(range(len(adapters)), k)
+    merged = [basin.blend([adapters[i] for i in group], [1 / k] * k) for group in members]
+    return basin.barriers(adapters, None, PROMPTS, members, merged)[0]
+
+
 @pytest.mark.parametrize("k", [2, 4])
 def test_a_convex_loss_has_no_barrier(tmp_path, monkeypatch, k):
     with_loss(monkeypatch, lambda x: (x - 1) ** 2)
-    found = basin.barriers(at(tmp_path, [-2.0, 3.0, 0.5, 1.0]), None, PROMPTS, k=k)[0]
+    found = look_at(at(tmp_path, [-2.0, 3.0, 0.5, 1.0]), k)
     assert found.excess < 0 and found.barrier == 0 and found.size == 0
 
 
 def test_a_ridge_between_two_members_is_flagged(tmp_path, monkeypatch):
     """Wells at -1 and +1: (x^2 - 1)^2. The mean of -1 and +1 lies on the ridge, at 1."""
     with_loss(monkeypatch, lambda x: (x * x - 1) ** 2)
-    found = basin.barriers(at(tmp_path, [-1.0, 1.0, -1.1, 1.1]), None, PROMPTS, k=2)[0]
+    found = look_at(at(tmp_path, [-1.0, 1.0, -1.1, 1.1]), 2)
     members = [0.0, 0.0, (1.21 - 1) ** 2, (1.21 - 1) ** 2]
-    assert found.mean == pytest.approx(1) and found.excess == pytest.approx(1)
+    assert found.merged == pytest.approx(1) and found.excess == pytest.approx(1)
     assert found.sd == pytest.approx(np.std(members, ddof=1)) and found.size > basin.WARN
-    same_side = basin.barriers(at(tmp_path / "s", [-1.0, -1.1, 1.0, 1.1]), None, PROMPTS, k=2)[0]
+    same_side = look_at(at(tmp_path / "s", [-1.0, -1.1, 1.0, 1.1]), 2)
     assert same_side.size == 0
 
 
 def test_a_hill_on_the_way_is_flagged_where_the_mean_itself_is_well(tmp_path, monkeypatch):
     with_loss(monkeypatch, lambda x: math.cos(2 * math.pi * x) * 0.0 + (1.0 if 0.4 < abs(x) < 0.6 else 0.0))
-    found = basin.barriers(at(tmp_path, [-1.0, 1.0, -1.0, 1.0]), None, PROMPTS, k=2)[0]
+    found = look_at(at(tmp_path, [-1.0, 1.0, -1.0, 1.0]), 2)
     assert found.excess == 0 and found.barrier == 1 and found.at == 0.5 and found.size > basin.WARN
+
+
+def test_the_merge_that_was_asked_for_is_judged(tmp_path, monkeypatch, base):
+    """Two wells at -1 and +1, all members in the right one: their mean is well, a merge at 0 lies on the ridge."""
+    with_loss(monkeypatch, lambda x: (x * x - 1) ** 2)
+    members = at(tmp_path / "members", [1.0, 1.1, 0.9])
+    assert basin.look(members, base, PROMPTS).verdict == "ok"
+    merged = at(tmp_path / "merged", [0.0])
+    found = basin.look(members, base, PROMPTS, method="ties", merged_G=merged)
+    assert found.verdict == "warn" and found.geometry.to_merge_K == pytest.approx([1, 1.1, 0.9])
+    assert "ties of 3" in basin.basin_text(found)
 
 
 def test_verdicts(tmp_path, monkeypatch, base):
     with_loss(monkeypatch, lambda x: (x * x - 1) ** 2)
     warned = basin.look(at(tmp_path / "a", [-1.0, 1.0, -1.1, 1.1]), base, PROMPTS, k=2)
-    assert warned.verdict == "warn" and "typical: the mean itself lies 1 nats above" in warned.reasons[0]
+    assert warned.verdict == "warn" and "typical: the merge itself lies 1 nats above" in warned.reasons[0]
     assert "WARN" in basin.basin_text(warned) and "INCONCLUSIVE with 4 members" in basin.basin_text(warned)
     assert basin.look(at(tmp_path / "b", [1.0, 1.1, 0.9]), base, PROMPTS).verdict == "ok"
     assert basin.look(at(tmp_path / "c", [1.0, 1.1]), base, PROMPTS).verdict == "inconclusive"
@@ -212,12 +236,6 @@ def test_verdicts(tmp_path, monkeypatch, base):
 
 
 def test_the_guard_stops_a_merge_before_it_is_written(tmp_path, monkeypatch, base):
-    import json
-
-    from click.testing import CliRunner
-
-    from toolkit import cli, external
-
     on_the_base(tmp_path / "runs", base, 3, 0.05)
     suite = tmp_path / "suite.jsonl"
     suite.write_text("".join(json.dumps({"id": p.id, "prompt": p.prompt, "reference": p.reference}) + "\n" for p in PROMPTS))
@@ -239,3 +257,19 @@ def test_the_guard_stops_a_merge_before_it_is_written(tmp_path, monkeypatch, bas
     result = ftk(*merge)
     assert result.exit_code == cli.DONE and (tmp_path / "out" / "merge.json").is_file() and "warn: a ridge" in result.stderr
     assert ftk("basin", tmp_path / "runs", "--prompts", suite, "--strict").exit_code == cli.GATE_SAID_NO
+
+
+def test_the_guard_judges_the_method_that_was_asked_for(tmp_path, base):
+    """A multiple of the mean that is far outside is refused where the mean is not; and what is judged is what would be written."""
+    on_the_base(tmp_path / "runs", base, 3, 0.05)
+    suite = tmp_path / "suite.jsonl"
+    suite.write_text("".join(json.dumps({"id": p.id, "prompt": p.prompt, "reference": p.reference}) + "\n" for p in PROMPTS))
+    sources, guard = [tmp_path / "runs"], {"guard": [str(suite)], "strict": True, "rank": "same", "base": "embedded"}
+    made = external.merge_sources(sources, method="mean", k=None, out=tmp_path / "mean", parameters={}, **guard)
+    assert len(made) == 1 and read_adapter(tmp_path / "mean").rank == 2
+    said = []
+    with pytest.raises(external.GuardError, match="nothing was merged"):
+        far = {"lambda": 60.0}
+        external.merge_sources(sources, method="task_arithmetic", k=None, out=tmp_path / "far", parameters=far, note=said.append, **guard)
+    assert not (tmp_path / "far").exists() and "warn: typical: the merge itself lies" in said[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mean", "runs", "suite.jsonl"]

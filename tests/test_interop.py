@@ -254,7 +254,7 @@ REFUSALS = [
     ({"use_dora": True}, {}, {"vllm", "llama.cpp", "ftk"}),
     ({"modules_to_save": ["lm_head"]}, {}, {"vllm", "llama.cpp", "ftk"}),
     ({"lora_bias": True}, {}, {"vllm", "llama.cpp", "ftk"}),
-    ({"target_modules": ["embed_tokens"]}, {}, {"ftk"}),
+    ({"target_modules": ["embed_tokens"]}, {}, set()),
     ({"init_lora_weights": "pissa"}, {}, {"vllm", "llama.cpp", "ftk"}),
     ({}, {"r": 3}, ALL - {"vllm"}),  # configuration and tensors disagree
     ({}, {"target_modules": None}, {"vllm"}),

@@ -202,14 +202,6 @@ def test_gauge_changes_nothing(tmp_path, method, parameters):
     assert relative(turned, tmp_path / "b", deltas(tmp_path / "a"), method, **parameters) < 1e-6
 
 
-def test_block_means_combine(tmp_path):
-    paths = population(tmp_path / "in", 5)
-    merge_adapters(paths[:3], tmp_path / "x", method="mean")
-    merge_adapters(paths[3:], tmp_path / "y", method="mean")
-    merge_adapters(paths, tmp_path / "all", method="mean")
-    assert relative([tmp_path / "x", tmp_path / "y"], tmp_path / "blocks", deltas(tmp_path / "all"), weights=[3, 2]) < 1e-6
-
-
 def test_many_adapters_need_no_more_rank_than_the_layer_has(tmp_path):
     paths = population(tmp_path / "in", 20)
     report = merge_adapters(paths, tmp_path / "out", method="mean")

@@ -304,17 +304,17 @@ def uniform(seed, method, name, shape):
     return torch.rand(shape, generator=generator).numpy()
 
 
-def ref_dare(D, w, density=0.5, seed=0):
-    masks = np.stack([uniform(seed, "dare", str(k), d.shape) < density for k, d in enumerate(D)])
+def ref_dare(D, w, density=0.5, seed=0, ids="012345"):
+    masks = np.stack([uniform(seed, "dare", id, d.shape) < density for id, d in zip(ids, D, strict=False)])
     return ref_mean(masks * D / density, w)
 
 
-def ref_della(D, w, density=0.5, epsilon=0.15, seed=0):
+def ref_della(D, w, density=0.5, epsilon=0.15, seed=0, ids="012345"):
     pruned = []
-    for k, d in enumerate(D):
+    for id, d in zip(ids, D, strict=False):
         rank = scipy.stats.rankdata(np.abs(d), method="ordinal", axis=1) - 1
         p = density - epsilon + 2 * epsilon * rank / (d.shape[1] - 1)
-        pruned.append(np.where(uniform(seed, "della", str(k), d.shape) < p, d / p, 0))
+        pruned.append(np.where(uniform(seed, "della", id, d.shape) < p, d / p, 0))
     return ref_elect(np.stack(pruned), w)
 
 
@@ -576,6 +576,15 @@ def test_karcher_and_multislerp_undo_the_shrinkage_of_averaging():
         assert float(merged(method, noise).norm()) == pytest.approx(norm, rel=1e-6)
 
 
+@pytest.mark.parametrize("method", ["karcher", "multislerp"])
+@given(factors=changes(), seed=st.integers(0, 999))
+@law
+def test_multislerp_has_the_weighted_mean_of_the_norms(method, factors, seed):
+    w = weights_for(factors, seed)
+    norm = np.average([delta.norm(one) for one in factors], weights=w)
+    assert float(merged(method, factors, weights=w).norm()) == pytest.approx(norm, rel=1e-6)
+
+
 def test_slerp_takes_two():
     factors, D = dense_changes(2)
     want = merge_tensors(D, "slerp", base_index=0, parameters={"t": 0.3}, dtype=torch.float64)
@@ -630,7 +639,7 @@ def test_changes_of_zero():
 def test_the_page_describes_every_method_and_names_tests_that_are_there():
     root = Path(__file__).parent.parent
     page = (root / "docs" / "merging.md").read_text()
-    tests = "".join((root / "tests" / f"test_merge{part}.py").read_text() for part in ("", "_methods", "_sources"))
+    tests = "".join(path.read_text() for path in [*root.glob("tests/test_merge*.py"), root / "tests/test_lora_on_embeddings.py"])
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     for method, parameters in MERGES.items():
         row = next(line for line in rows if f"`{method}`" in line.split("|")[1])

@@ -2,9 +2,11 @@
 
     adapter_config.json          rank, alpha and the patterns from which each module's scale follows
     adapter_model.safetensors    base_model.model.<module>.lora_A.weight [r, I] and .lora_B.weight [O, r]
+                                 of an embedding .lora_embedding_A [r, I] and .lora_embedding_B [O, r], I tokens
+                                 and, where peft found it right, a copy of base weights, .base_layer.weight
 
-The weight change of a module is dW = scale * B @ A, of shape [O, I]. GPT-2's Conv1D stores its weight transposed
-(`fan_in_fan_out`), its factors not: the shapes above hold there too.
+The weight change of a module is dW = scale * B @ A, of shape [O, I]. GPT-2's Conv1D and embeddings store their weight transposed,
+their factors not: the shapes above hold there too. An embedding is a linear layer whose inputs are tokens, one of them at a time.
 """
 
 import hashlib
@@ -14,7 +16,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +31,8 @@ OLD_WEIGHTS = "adapter_model.bin"
 PREFIX = "base_model.model."
 FULL = "full.json"
 """what a folder with a fully fine-tuned model has instead (`toolkit.full`)"""
+FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
+COPY = ".base_layer.weight"
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Names of dtypes in safetensors and in torch."""
@@ -74,6 +78,7 @@ class Module(NamedTuple):
     in_features: int
     rank: int
     scale: float
+    embedding: bool = False
 
 
 class Place(NamedTuple):
@@ -110,6 +115,11 @@ class Adapter:
         """The largest rank of a module."""
         return max(module.rank for module in self.modules.values())
 
+    @property
+    def copies(self) -> list[str]:
+        """Modules of which the folder has the base's weight beside the factors, as peft writes it for embeddings and heads."""
+        return [key[len(PREFIX) : -len(COPY)] for key in self.places if key.endswith(COPY)]
+
     def sha256(self) -> str:
         """Of the weights file."""
         return sha256(self.path / WEIGHTS)
@@ -122,19 +132,37 @@ class Adapter:
         """
         import torch
 
-        try:
-            with open(self.path / WEIGHTS, "rb", buffering=0) as file:
-                if _stamp(file) != self.stamp:
-                    raise OSError("it has changed since it was checked")
-                A, B = (_tensor(file, self.places[f"{PREFIX}{name}.lora_{x}.weight"]) for x in "AB")
-        except (OSError, EOFError) as error:
-            raise AdapterError(f"{self.path}: {WEIGHTS} cannot be read ({error}); copy or train it again") from None
+        A, B = self._read(*(factor_key(name, x, self.modules[name].embedding) for x in "AB"))
         for x, tensor in (("A", A), ("B", B)):
             if not torch.isfinite(tensor).all():
                 raise AdapterError(f"{self.path}: lora_{x} of {name} has values that are not finite (a diverged run?); leave it out")
         if A.element_size() < 4:  # bf16 would lose small differences in every sum
             A, B = A.float(), B.float()
         return A, B, self.modules[name].scale
+
+    def copy(self, name: str) -> "Tensor":
+        """The base's weight of a module in `copies`, as stored."""
+        return self._read(PREFIX + name + COPY)[0]
+
+    def check_copies(self, weight_of: "Callable[[str], Tensor]") -> None:
+        """Raise AdapterError where a copy is not the weight that this base has: peft would put it in its place."""
+        import torch
+
+        for name in self.copies:
+            weight = weight_of(name)
+            if not torch.equal(self.copy(name).to(weight), weight):
+                raise AdapterError(
+                    f"{self.path}: has a weight of {name} that is not that of the base; name its own base, or train it again"
+                )
+
+    def _read(self, *keys: str) -> "list[Tensor]":
+        try:
+            with open(self.path / WEIGHTS, "rb", buffering=0) as file:
+                if _stamp(file) != self.stamp:
+                    raise OSError("it has changed since it was checked")
+                return [_tensor(file, self.places[key]) for key in keys]
+        except (OSError, EOFError) as error:
+            raise AdapterError(f"{self.path}: {WEIGHTS} cannot be read ({error}); copy or train it again") from None
 
     def items(self) -> "Iterator[tuple[str, tuple[Tensor, Tensor, float]]]":
         """(name, factors) of every module, read one at a time."""
@@ -173,7 +201,7 @@ def _final(folder: Path) -> Path | None:
 def read_adapter(path: str | Path) -> Adapter:
     """Check configuration, tensor names and shapes; read no tensor yet.
 
-    Raises AdapterError for all but plain LoRA on linear layers.
+    Raises AdapterError for all but plain LoRA on linear layers and embeddings.
     """
     path = Path(path)
     config = _read_config(path)
@@ -181,13 +209,19 @@ def read_adapter(path: str | Path) -> Adapter:
     shapes = {key: place.shape for key, place in places.items()}
     if not shapes:
         raise AdapterError(f"{path}: {WEIGHTS} holds no tensors; train or save the adapter again")
-    names = {}  # module -> {"A": shape, "B": shape}
+    names: dict[str, dict[str, tuple[int, ...]]] = {}  # module -> {"A": shape, "B": shape}
+    embeddings = set()
     for key, shape in shapes.items():
-        match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
-        if not match:
-            raise AdapterError(f"{path}: tensor {key!r} is not a LoRA factor of a linear layer; {_fix(key)}")
-        names.setdefault(match[1], {})[match[2]] = shape
-    modules = {name: module_of(path, config, name, names[name]) for name in sorted(names)}
+        if match := FACTOR.fullmatch(key):
+            names.setdefault(match[1], {})[match[2] or match[3]] = shape
+            embeddings |= {match[1]} if match[3] else set()
+    modules = {name: module_of(path, config, name, names[name])._replace(embedding=name in embeddings) for name in sorted(names)}
+    for key, shape in shapes.items():
+        module = modules.get(key[len(PREFIX) : -len(COPY)]) if key.endswith(COPY) else None
+        if not module and not FACTOR.fullmatch(key):
+            raise AdapterError(f"{path}: tensor {key!r} is not a LoRA factor of a linear layer or an embedding; {_fix(key)}")
+        if module and shape not in ((module.out_features, module.in_features), (module.in_features, module.out_features)):
+            raise AdapterError(f"{path}: {key!r} is {list(shape)}, which its factors do not fit; save the adapter again")
     return Adapter(path, config, _shared(tuple(modules.items())), _shared(tuple(places.items())), stamp)
 
 
@@ -209,6 +243,8 @@ def write_adapter(
     use_rslora: bool = False,
     fan_in_fan_out: bool = False,
     task_type: str = "CAUSAL_LM",
+    embeddings: Collection[str] = (),  # those of the modules that are embeddings
+    copies: "Mapping[str, Tensor] | None" = None,  # module name -> weight of the base
     config: Mapping[str, Any] | None = None,  # further keys of LoraConfig, such as lora_dropout
     extra_files: Mapping[str, str | bytes] | None = None,
 ) -> str:
@@ -223,9 +259,10 @@ def write_adapter(
     for name, (A, B) in factors.items():
         if A.dim() != 2 or B.dim() != 2 or A.shape[0] != r or B.shape[1] != r:
             raise AdapterError(f"{path}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}; rank {r} needs [{r}, I] and [O, {r}]")
-        tensors |= {f"{PREFIX}{name}.lora_{x}.weight": tensor for x, tensor in (("A", A), ("B", B))}
+        tensors |= {factor_key(name, x, name in embeddings): tensor for x, tensor in (("A", A), ("B", B))}
     if not tensors:
         raise AdapterError(f"{path}: no modules to write; check the target modules")
+    tensors |= {PREFIX + name + COPY: weight for name, weight in (copies or {}).items()}
     # Only what differs from the defaults or what vLLM and llama.cpp insist on: newer keys break an older peft.
     settings = {
         "peft_type": "LORA",
@@ -390,6 +427,11 @@ def _tensor(file: Any, place: Place) -> "Tensor":
     return tensor
 
 
+def factor_key(name: str, x: str, embedding: bool) -> str:
+    """Name of the tensor with factor A or B of a module."""
+    return f"{PREFIX}{name}.lora_embedding_{x}" if embedding else f"{PREFIX}{name}.lora_{x}.weight"
+
+
 def module_of(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
     """Rank and scale as PEFT resolves them: the first pattern that matches the name from some component to its end."""
     if set(shapes) != {"A", "B"}:
@@ -416,8 +458,6 @@ def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any
 def _fix(key: str) -> str:
     if key.endswith((".base_layer.weight", "embed_tokens.weight", "lm_head.weight")):
         return "it is a copy of base weights: save with save_embedding_layers=False"
-    if "lora_embedding" in key:
-        return "LoRA on embeddings is not supported: train it again without"
     if key.endswith(".bias"):
         return "train it again with bias='none'"
     return PLAIN_LORA

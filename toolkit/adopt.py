@@ -23,6 +23,7 @@ from toolkit.adapters import CONFIG, WEIGHTS, Adapter, AdapterError, adapter_pat
 from toolkit.base import Base
 from toolkit.population import RECORD, Replica, read_population, replica_folder, write_text
 from toolkit.stack import target_modules
+from toolkit.stacked_embedding import StackedEmbedding
 
 RUN_LEVELS = 6
 """folders above an adapter in which ftk's own base.json may lie: RUN/CONDITION/merged/LABEL/g000, .../replicas/00000/averages/swa"""
@@ -59,7 +60,7 @@ def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]
     """
     record = {"condition": folder.name, "design": "given", "adapters": [str(path) for path in paths]}
     _claim(folder, record)
-    shape_of = linear_shapes(base)
+    shape_of = layer_shapes(base)
     known, population = read_population(folder), {}
     for r, path in enumerate(paths):
         check_base(read_adapter(path), base, shape_of)
@@ -85,11 +86,12 @@ def same_weights(twins: Sequence[tuple[str, str]]) -> str:
     return f"{twins[0][1]}: the same weights as {twins[0][0]}{more}; two copies are not two runs"
 
 
-def linear_shapes(base: Base) -> dict[str, tuple[int, int]]:
-    """[O, I] of every linear layer that an adapter may change, by name."""
+def layer_shapes(base: Base) -> dict[str, tuple[int, int]]:
+    """[O, I] of every layer that an adapter may change, by name: the linear ones, and the token embedding."""
     layers = target_modules(base.model, "all-linear")
     shapes = {name: layer.weight.shape[::-1] if isinstance(layer, Conv1D) else layer.weight.shape for name, layer in layers.items()}
-    return {name: (int(shape[0]), int(shape[1])) for name, shape in shapes.items()}
+    embedding = StackedEmbedding(base.model)
+    return {name: (int(O), int(I)) for name, (O, I) in shapes.items()} | {embedding.name: (embedding.out_features, embedding.in_features)}
 
 
 def check_base(adapter: Adapter, base: Base, shape_of: Mapping[str, tuple[int, int]]) -> None:
@@ -103,7 +105,9 @@ def check_base(adapter: Adapter, base: Base, shape_of: Mapping[str, tuple[int, i
     for name, module in adapter.modules.items():
         shape = (module.out_features, module.in_features)
         if name not in shape_of and name in dict(base.model.named_modules()):
-            raise AdapterError(f"{adapter.path}: adapts {name!r}, which is the output head or no linear layer; train it again without")
+            raise AdapterError(
+                f"{adapter.path}: adapts {name!r}, which is the output head, or neither linear nor the token embedding; train without"
+            )
         if name not in shape_of:
             raise AdapterError(f"{adapter.path}: base {base.name!r} has no linear layer {name!r}; is this an adapter of another base?")
         if shape != shape_of[name]:
@@ -111,6 +115,7 @@ def check_base(adapter: Adapter, base: Base, shape_of: Mapping[str, tuple[int, i
             raise AdapterError(
                 f"{adapter.path}: {name} is {list(shape)}, in base {base.name!r} {of_base}; is this an adapter of another base?"
             )
+    adapter.check_copies(lambda name: base.model.get_submodule(name).weight)  # type: ignore[return-value]
 
 
 def base_hash(adapter: Path) -> str | None:

@@ -1,14 +1,15 @@
-"""Do the members of a population lie in one basin? Asked before their mean is trusted.
+"""Do the members of a population lie in one basin, and does their merge lie there, too? Asked before it is trusted.
 
-A mean of weights is only as good as the ground between the members. Two looks at it:
+A merge of weights is only as good as the ground between it and the members. Two looks at it:
 
 geometry    distances, cosines and clusters of the weight changes, from their inner products; no model and no dense matrix
-barriers    the loss of known answers on the way from each member to the mean of its group, a * D_k + (1 - a) * M
+barriers    the loss of known answers on the way from each member to the merge of its group, a * D_k + (1 - a) * M
 
-For a loss that is convex between the members no point of the way lies above the line between its ends, and the mean not above the mean of
-the members (Jensen). What lies above is a barrier. It is marked where it is larger than the SD of the loss between the members: averaging
-then costs more than the luck of a seed. It is a warning above three SD: then the mean is like none of its members. The test is the
-locality condition of averaging (DiWA, arXiv:2205.09739); fine-tunes of one base can fail it (Juneja et al., arXiv:2205.12411).
+The merge is the exact mean, or whatever was asked for. For a loss that is convex no point of the way lies above the line between its ends,
+and a mean not above the mean of its members (Jensen). What lies above is a barrier. It is marked where it is larger than the SD of the loss
+between the members: merging then costs more than the luck of a seed. It is a warning above three SD: then the merge is like none of its
+members. The test is the locality condition of averaging (DiWA, arXiv:2205.09739); fine-tunes of one base can fail it (Juneja et al.,
+arXiv:2205.12411).
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ MIN_MEMBERS = 8
 """below, two clusters cannot be told from chance"""
 LEVEL, MOST_CLUSTERS = 0.01, 6
 GRID = (0.25, 0.5, 0.75)
-"""shares of the member on the way to the mean, between the ends"""
+"""shares of the member on the way to the merge, between the ends"""
 PATHS = 8
-"""members whose way to the mean is walked, the first of the population"""
+"""members whose way to the merge is walked, the first of the population"""
 ROUNDING = 1e-3
 """nats; barriers below are the arithmetic's"""
 MARK, WARN = 1.0, 3.0
@@ -59,6 +60,8 @@ class Geometry:
     norm_K: list[float]
     to_mean_K: list[float]
     """||D_k - M||, M the mean of all"""
+    to_merge_K: list[float]
+    """||D_k - M||, M the merge of the group of member k; members without a group are left out"""
     cosine_KK: list[list[float]]
     kept: float
     """||M||^2 / mean ||D_k||^2: 1 for copies, 1/K for changes that have nothing in common"""
@@ -78,12 +81,12 @@ class Barrier:
     members: float
     sd: float
     """between members"""
-    mean: float
-    """of the means of groups"""
+    merged: float
+    """of the merges of groups"""
     excess: float
-    """the largest rise of a group's mean above the mean of its members"""
+    """the largest rise of a group's merge above the mean of its members"""
     barrier: float
-    """the largest rise on the way from a member to the mean, above the line between the two"""
+    """the largest rise on the way from a member to the merge, above the line between the two"""
     at: float
     """share of the member where that is"""
     size: float
@@ -95,6 +98,7 @@ class Barrier:
 @dataclass(frozen=True)
 class Basin:
     members: list[str]
+    method: str
     k: int
     geometry: Geometry
     barriers: list[Barrier]
@@ -106,18 +110,31 @@ class Basin:
         return asdict(self)
 
 
-def look(adapters: Sequence[Adapter], base: Base, prompts: Sequence[Prompt], *, k: int | None = None) -> Basin:
+def look(
+    adapters: Sequence[Adapter],
+    base: Base,
+    prompts: Sequence[Prompt],
+    *,
+    k: int | None = None,
+    method: str = "mean",
+    merged_G: Sequence[Adapter] | None = None,
+) -> Basin:
     """Geometry of the population, and barriers on the prompts that have a reference, between disjoint groups of k (default: all).
 
+    merged_G: what `method` made of each group, in the order of `groups`; None: their means.
     Raises BasinError, AdapterError or ValueError in one line.
     """
     if len(adapters) < 2:
-        raise BasinError(f"{len(adapters)} adapter: a mean takes two or more")
+        raise BasinError(f"{len(adapters)} adapter: a basin takes two or more")
     known = [prompt for prompt in prompts if prompt.reference is not None]
     if not known:
         raise BasinError("no prompt has a reference, so there is no loss; give the suite's rows a `reference`")
-    shape = geometry(adapters)
-    found = barriers(adapters, base, known, k=k or len(adapters))
+    members = groups(range(len(adapters)), k or len(adapters))
+    if not members:
+        raise BasinError(f"{len(adapters)} adapters are fewer than a group of {k}")
+    merged_G = merged_G or [blend([adapters[i] for i in group], [1 / len(group)] * len(group)) for group in members]
+    shape = geometry(adapters, members, merged_G)
+    found = barriers(adapters, base, known, members, merged_G)
     reasons = [_reason(one) for one in found if one.size > MARK]
     warned = any(one.size > WARN for one in found)
     sizes = sorted(np.bincount(shape.cluster_K)[1:].tolist(), reverse=True) if shape.cluster_K else []
@@ -130,20 +147,25 @@ def look(adapters: Sequence[Adapter], base: Base, prompts: Sequence[Prompt], *, 
     elif len(adapters) == 2:
         reasons.append("two members say little of how far losses of single runs lie apart")
     verdict = "warn" if warned or len(sizes) > 1 else "inconclusive" if odd or len(adapters) == 2 else "ok"
-    return Basin([str(adapter.path) for adapter in adapters], k or len(adapters), shape, found, verdict, reasons)
+    return Basin([str(adapter.path) for adapter in adapters], method, len(members[0]), shape, found, verdict, reasons)
 
 
 def _reason(one: Barrier) -> str:
-    what, rise = ("the mean itself", one.excess) if one.excess >= one.barrier else (f"the way to the mean (at {one.at:g})", one.barrier)
+    what, rise = ("the merge itself", one.excess) if one.excess >= one.barrier else (f"the way to the merge (at {one.at:g})", one.barrier)
     return f"{one.shift}: {what} lies {rise:.3g} nats above what the members promise, {one.size:.1f} SD of single members"
 
 
 # -- geometry ----------------------------------------------------------------------------------------------------------
 
 
-def geometry(adapters: Sequence[Adapter]) -> Geometry:
+def geometry(adapters: Sequence[Adapter], members: Sequence[Sequence[int]], merged_G: Sequence[Adapter]) -> Geometry:
     """Norms, distances, cosines and clusters of the changes; reads one module of a few members at a time."""
-    gram_KK = gram(adapters)
+    K = len(adapters)
+    whole = gram([*adapters, *merged_G])
+    gram_KK = whole[:K, :K]
+    to_merge_K = [
+        max(0.0, whole[i, i] - 2 * whole[i, K + g] + whole[K + g, K + g]) ** 0.5 for g, group in enumerate(members) for i in group
+    ]
     square_K = np.diag(gram_KK)
     to_mean_K = np.sqrt(np.clip(square_K - 2 * gram_KK.mean(1) + gram_KK.mean(), 0, None))
     norm_K = np.sqrt(square_K)
@@ -151,7 +173,7 @@ def geometry(adapters: Sequence[Adapter]) -> Geometry:
     cosine_KK = np.divide(gram_KK, scale_KK, out=np.zeros_like(gram_KK), where=scale_KK > 0)
     kept = float(gram_KK.mean() / square_K.mean()) if square_K.any() else 1.0
     cluster_K, silhouette = clusters(gram_KK)
-    return Geometry(norm_K.tolist(), to_mean_K.tolist(), cosine_KK.tolist(), kept, cluster_K, silhouette)
+    return Geometry(norm_K.tolist(), to_mean_K.tolist(), to_merge_K, cosine_KK.tolist(), kept, cluster_K, silhouette)
 
 
 def clusters(gram_KK: np.ndarray) -> tuple[list[int] | None, float | None]:
@@ -231,16 +253,14 @@ def blend(adapters: Sequence[Adapter], weights: Sequence[float]) -> Blend:
     return Blend(Path(f"blend of {len(adapters)} adapters"), {}, modules, {}, (0, 0), held)
 
 
-def barriers(adapters: Sequence[Adapter], base: Base, prompts: Sequence[Prompt], *, k: int) -> list[Barrier]:
+def barriers(
+    adapters: Sequence[Adapter], base: Base, prompts: Sequence[Prompt], members: Sequence[Sequence[int]], merged_G: Sequence[Adapter]
+) -> list[Barrier]:
     """One record for each shift among the prompts."""
-    members = groups(range(len(adapters)), k)
-    if not members:
-        raise BasinError(f"{len(adapters)} adapters are fewer than a group of {k}")
-    mean_G = [blend([adapters[i] for i in group], [1 / k] * k) for group in members]
     walked = [(i, g) for g, group in enumerate(members) for i in group][:PATHS]
-    steps = [blend([adapters[i], mean_G[g]], [a, 1 - a]) for i, g in walked for a in GRID]
+    steps = [blend([adapters[i], merged_G[g]], [a, 1 - a]) for i, g in walked for a in GRID]
     K, G = len(adapters), len(members)
-    loss_NP, token_P = losses([None, *adapters, *mean_G, *steps], base, prompts)
+    loss_NP, token_P = losses([None, *adapters, *merged_G, *steps], base, prompts)
     shift_P = np.array([prompt.shift for prompt in prompts])
     found = []
     for shift in dict.fromkeys(shift_P.tolist()):
@@ -259,7 +279,7 @@ def barriers(adapters: Sequence[Adapter], base: Base, prompts: Sequence[Prompt],
                 base=float(loss_N[0]),
                 members=float(of_K.mean()),
                 sd=sd,
-                mean=float(of_G.mean()),
+                merged=float(of_G.mean()),
                 excess=float(excess),
                 barrier=rise,
                 at=GRID[a] if rise > 0 else 0.0,
@@ -292,23 +312,26 @@ def basin_text(found: Basin) -> str:
     K = len(found.members)
     cosine_KK = np.array(shape.cosine_KK)
     pairs = cosine_KK[np.triu_indices(K, 1)]
-    ratio_K = np.array(shape.to_mean_K) / np.maximum(shape.norm_K, 1e-30)
+    norm = max(float(np.mean(shape.norm_K)), 1e-30)
     lines = [
-        f"{K} members, means of {found.k}",
+        f"{K} members, {found.method} of {found.k}",
         f"cosine of two changes {pairs.mean():.3f} ({pairs.min():.3f} to {pairs.max():.3f}); the mean keeps {100 * shape.kept:.1f} % of a "
         f"change's squared norm (nothing in common: {100 / K:.1f} %)",
-        f"distance to the mean {ratio_K.mean():.3f} of a member's norm ({ratio_K.min():.3f} to {ratio_K.max():.3f})",
+        *(
+            f"distance to the {what} {np.mean(away) / norm:.3f} of a member's norm ({np.min(away) / norm:.3f} to {np.max(away) / norm:.3f})"
+            for what, away in (("mean of all", shape.to_mean_K), (f"{found.method} of the own group", shape.to_merge_K))
+        ),
     ]
     if shape.cluster_K is None:
         lines.append(f"clusters: INCONCLUSIVE with {K} members; {MIN_MEMBERS} are needed")
     else:
         sizes = np.bincount(shape.cluster_K)[1:].tolist()
         lines.append(f"clusters: {len(sizes)}" + (f" of {', '.join(map(str, sizes))}" if len(sizes) > 1 else ""))
-    lines += ["", f" {'loss, nats':<10}{'prompts':>8}{'base':>9}{'members':>9}{'SD':>8}{'mean':>9}{'excess':>9}{'barrier':>9}"]
+    lines += ["", f" {'loss, nats':<10}{'prompts':>8}{'base':>9}{'members':>9}{'SD':>8}{'merge':>9}{'excess':>9}{'barrier':>9}"]
     for b in found.barriers:
-        numbers = f"{b.base:>9.3f}{b.members:>9.3f}{b.sd:>8.3f}{b.mean:>9.3f}{b.excess:>+9.3f}{b.barrier:>9.3f}"
+        numbers = f"{b.base:>9.3f}{b.members:>9.3f}{b.sd:>8.3f}{b.merged:>9.3f}{b.excess:>+9.3f}{b.barrier:>9.3f}"
         lines.append(f" {b.shift:<10}{b.n_prompts:>8}{numbers}{'  !' * (b.size > MARK)}{'!' * (b.size > WARN)}")
-    lines += ["", "excess: largest rise of a mean above its members' mean; barrier: largest rise on the way from a member to the mean;"]
+    lines += ["", "excess: largest rise of a merge above its members' mean; barrier: largest rise on the way from a member to it;"]
     lines += [f"'!' where one of them is larger than the SD between members, '!!' than {WARN:g} SD"]
-    words = {"warn": "WARN", "ok": "OK: the members lie in one basin, as far as these prompts tell", "inconclusive": "INCONCLUSIVE"}
+    words = {"warn": "WARN", "ok": "OK: members and merges lie in one basin, as far as these prompts tell", "inconclusive": "INCONCLUSIVE"}
     return "\n".join([*lines, "", words[found.verdict], *(f"- {reason}" for reason in found.reasons)])

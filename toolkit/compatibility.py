@@ -7,18 +7,16 @@ is the installed peft's own configuration class. One row a tool at the end: name
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from toolkit.adapters import INITS, PREFIX, WEIGHTS, AdapterError, module_of, read_adapter, read_files
+from toolkit.adapters import FACTOR, INITS, WEIGHTS, AdapterError, module_of, read_adapter, read_files
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """what --max-lora-rank may be"""
-FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight")
 REWRITE = "`ftk merge {path} --method mean --out NEW` writes the same change plainly"
 UNLOAD = "merge it into the base: PeftModel.merge_and_unload, then save the model"
 
@@ -38,10 +36,10 @@ class Folder:
     @property
     def rank(self) -> int:
         """The largest rank of a module; 0 where no tensor is a factor."""
-        return max((shape[0] for name, shape in self.shapes.items() if ".lora_A." in name), default=0)
+        return max((shapes["A"][0] for shapes in _factors(self).values() if shapes.get("A")), default=0)
 
     def others(self, *allowed: str) -> list[str]:
-        """Tensors that are neither factors of linear layers nor contain one of `allowed`."""
+        """Tensors that are neither factors nor contain one of `allowed`."""
         return [name for name in self.shapes if not FACTOR.fullmatch(name) and not any(part in name for part in allowed)]
 
 
@@ -111,7 +109,7 @@ def _vllm(folder: Folder) -> Iterator[Problem]:
         if config.get(key):
             yield Problem(f"{key} is set", UNLOAD)
     yield from _moved_base(folder)
-    if others := folder.others(".lora_embedding_", ".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight"):
+    if others := folder.others(".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight"):
         yield Problem(f"tensor {others[0]!r} is no factor of LoRA", UNLOAD)
     if folder.rank > VLLM_RANKS[-1]:
         yield Problem(
@@ -123,7 +121,7 @@ def _llama_cpp(folder: Folder) -> Iterator[Problem]:
     config = folder.config
     if config.get("peft_type") != "LORA":
         yield Problem(f"peft_type is {config.get('peft_type')}, it converts LORA alone", UNLOAD)
-    if others := folder.others(".base_layer.weight", "_layernorm", ".norm", ".lora_embedding_"):
+    if others := folder.others(".base_layer.weight", "_layernorm", ".norm"):
         yield Problem(f"its converter stops at the tensor {others[0]!r}", UNLOAD)
     if config.get("layer_replication"):
         yield Problem("layer_replication changes the layers of the base", UNLOAD)
@@ -167,7 +165,7 @@ def _factors(folder: Folder) -> dict[str, dict[str, tuple[int, ...]]]:
     names: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, shape in folder.shapes.items():
         if match := FACTOR.fullmatch(key):
-            names.setdefault(match[1], {})[match[2]] = shape
+            names.setdefault(match[1], {})[match[2] or match[3]] = shape
     return names
 
 

@@ -5,7 +5,7 @@ the same D for every invertible G, so nothing here averages A or B by itself. Th
 factors, never the product of means.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ def truncate(A: Tensor, B: Tensor, *, rank: int | None = None, energy: float | N
         raise ValueError(f"rank {rank} is impossible: a change of shape [{B.shape[0]}, {A.shape[1]}] has ranks 1 to {size}")
     if energy is not None and not 0 < energy <= 1:
         raise ValueError(f"energy {energy} is impossible: it is a share, above 0 and at most 1")
-    left, S, right = _svd(A, B)
+    S, vectors = _svd(A, B)
     power = S.square()
     total = float(power.sum())
     if total == 0:
@@ -109,22 +109,22 @@ def truncate(A: Tensor, B: Tensor, *, rank: int | None = None, energy: float | N
         keep = rank if rank is not None else 1 + int((shares < energy - 1e-12).sum())  # type: ignore[operator]
         keep = min(keep, len(S))
         kept = min(1.0, float(shares[keep - 1]))
-    left, S, right = left[:, :keep], S[:keep], right[:keep]
+    S, (left, right) = S[:keep], vectors(keep)
     sign = torch.sign(left.gather(0, left.abs().argmax(0, keepdim=True)))  # [1, keep]
     sign[sign == 0] = 1
     root = S.sqrt()
     return (sign * root).T * right, left * (sign * root), kept
 
 
-def _svd(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Left vectors [O, n], singular values [n] descending, right vectors [n, I] of B @ A."""
+def _svd(A: Tensor, B: Tensor) -> tuple[Tensor, Callable[[int], tuple[Tensor, Tensor]]]:
+    """Singular values [n] of B @ A, descending; and how to get the first left [O, keep] and right [keep, I] vectors."""
     if A.shape[0] <= min(B.shape[0], A.shape[1]):  # also a wide D times an identity: several times faster than its SVD
         Q_B, R_B = torch.linalg.qr(B)
         Q_A, R_A = torch.linalg.qr(A.T)
         U, S, Vh = torch.linalg.svd(R_B @ R_A.T)
-        return Q_B @ U, S, Vh @ Q_A.T
+        return S, lambda keep: (Q_B @ U[:, :keep], Vh[:keep] @ Q_A.T)
     U, S, Vh = torch.linalg.svd(B @ A, full_matrices=False)
-    return U, S, Vh
+    return S, lambda keep: (U[:, :keep], Vh[:keep])
 
 
 def inner(first: Factors, second: Factors) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit import environment, mergekit_yaml
 from toolkit.adapters import adapter_paths, read_adapter
-from toolkit.adopt import check_base, duplicates, linear_shapes, same_weights
+from toolkit.adopt import check_base, duplicates, layer_shapes, same_weights
 from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
 from toolkit.data import is_chat, read_rows, read_suite
@@ -52,10 +52,15 @@ def merge_sources(
     dense: bool = False,
     prompts: str | None = None,
     score: str = "accuracy",
+    guard: Sequence[str] = (),
+    strict: bool = False,
+    note: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """Merge a run, conditions of one, or adapter folders: all into one, or every disjoint group of k. One record a merge.
 
-    `dense` writes full models instead of adapters. A greedy soup goes by the `score` (accuracy or logprob) on `prompts`.
+    `dense` writes full models instead of adapters. A greedy soup goes by the `score` (accuracy or logprob) on `prompts`. On the suites of
+    `guard` the loss of each merge is held against that of its members before anything is written; what speaks against it is noted, and
+    with `strict` raises GuardError.
     """
     reports = []
     _, values = find_method(method, parameters)
@@ -63,29 +68,46 @@ def merge_sources(
         raise RunError("--buffer bounds the sum of an adapter: leave it out with --dense")
     if (method == "greedy_soup") != (prompts is not None):
         raise RunError("--prompts SUITE belongs to greedy_soup, which needs it: what its scores are taken on")
-    for folder, paths in _collections(sources):
+    collections = _collections(sources)
+    judges = {folder: validation_score(prompts, folder, paths, base, score) if prompts else None for folder, paths in collections}
+    if guard:
+
+        def tried(folder: Path, own: Sequence[Path], to: Path) -> Path:
+            return merge_adapters(own, to, method=method, rank=rank, base=base, buffer=buffer, score=judges[folder], **values).out
+
+        looks = basins(sources, prompts=guard, base=base, k=k, method=method, merge=tried)
+        for folder, found in looks:
+            for reason in found.reasons or ["no barrier on these prompts"]:
+                note(f"guard: {folder}: {found.verdict}: {reason}")
+        if strict and any(found.verdict == "warn" for _, found in looks):
+            raise GuardError("nothing was merged: leave --strict out to merge anyway")
+    for folder, paths in collections:
         members = groups(range(len(paths)), k or len(paths))
         if not members:
             raise RunError(f"{folder}: {len(paths)} adapters are fewer than a group of {k}")
         size = len(members[0])
-        judge = validation_score(prompts, folder, paths, base, score) if prompts else None
+        judge = judges[folder]
         label = Mitigation.model_construct(merge=method, k=size, rank=rank, parameters=values).label
         home = out or folder / ("merged-models" if dense else "merged") / label
         for g, group in enumerate(members):
             target = home / f"g{g:03d}" if k or out is None else home
             own = [paths[i] for i in group]
-            found: dict[str, Any] = {"out": str(target), "method": method, "k": size}
+            made: dict[str, Any] = {"out": str(target), "method": method, "k": size}
             if dense:
                 model = merge_into_base(own, target, method=method, rank=rank, base=base, score=judge, **values)
-                found |= {"energy": model.energy, "dtype": model.dtype, "rounding": model.rounding, "soup": len(model.inputs)}
+                made |= {"energy": model.energy, "dtype": model.dtype, "rounding": model.rounding, "soup": len(model.inputs)}
             else:
                 report = merge_folders(own, target, method=method, rank=rank, base=base, buffer=buffer, score=judge, **values)
                 describe_merge(target)
-                found |= {"rank": report.rank, "energy": report.energy, "sha256": report.sha256}
+                made |= {"rank": report.rank, "energy": report.energy, "sha256": report.sha256}
                 if isinstance(report, MergeReport) and report.error_bound_of_module:
-                    found["error_bound"] = max(report.error_bound_of_module.values())
-            reports.append(found)
+                    made["error_bound"] = max(report.error_bound_of_module.values())
+            reports.append(made)
     return reports
+
+
+class GuardError(RunError):
+    """A merge that lies in another basin than its members."""
 
 
 def validation_score(prompts: str, folder: Path, adapters: Sequence[Path], base: str | None, statistic: str) -> Callable[[Path], float]:
@@ -96,8 +118,15 @@ def validation_score(prompts: str, folder: Path, adapters: Sequence[Path], base:
     if not asked:
         raise RunError(f"{prompts}: no prompt has a reference, so nothing is right or wrong; a greedy soup needs some")
     model = load_base(base, known.dtype if known else "float32", environment.resolve_device(known.device if known else "auto"))
+    known_scores: dict[str, float] = {}  # under a guard the same soup is made twice
 
     def score(adapter: Path) -> float:
+        digest = read_adapter(adapter).sha256()
+        if digest not in known_scores:
+            known_scores[digest] = answered(adapter)
+        return known_scores[digest]
+
+    def answered(adapter: Path) -> float:
         with tempfile.TemporaryDirectory() as scratch:
             shard = Path(scratch) / "outcomes.parquet"
             unit = EvaluationUnit((Subject("", "candidate", 0, (str(adapter),), ("",)),), "validation", 1, 1, None, shard)
@@ -141,9 +170,18 @@ def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
     return found
 
 
-def basins(sources: Sequence[Path], *, prompts: Sequence[str], base: str | None = None, k: int | None = None) -> list[tuple[Path, Basin]]:
+def basins(
+    sources: Sequence[Path],
+    *,
+    prompts: Sequence[str],
+    base: str | None = None,
+    k: int | None = None,
+    method: str = "mean",
+    merge: Callable[[Path, Sequence[Path], Path], Path] | None = None,
+) -> list[tuple[Path, Basin]]:
     """Whether the members of each population lie in one basin, on prompts that have references.
 
+    merge: (population, members, folder to write) -> the adapter that `method` makes of a group; None: their mean.
     Raises RunError, AdapterError, BaseError, BasinError or DataError in one line.
     """
     collections = _collections(sources)
@@ -151,13 +189,19 @@ def basins(sources: Sequence[Path], *, prompts: Sequence[str], base: str | None 
     loaded = load_base(base, known.dtype if known else "float32")
     chat = known is not None and bool(known.data.train) and is_chat(read_rows(known.data.train), known.data.format)
     asked = [prompt for source in prompts for prompt in read_suite(source, name=_suite_name(source), chat=chat)]
-    shape_of = linear_shapes(loaded)
+    shape_of = layer_shapes(loaded)
     found = []
     for folder, paths in collections:
         adapters = [read_adapter(path) for path in paths]
         for adapter in adapters:
             check_base(adapter, loaded, shape_of)
-        found.append((folder, look(adapters, loaded, asked, k=k)))
+        with tempfile.TemporaryDirectory() as scratch:
+            merged = None
+            if merge:
+                members = groups(range(len(paths)), k or len(paths))
+                made = [merge(folder, [paths[i] for i in group], Path(scratch) / f"g{g:03d}") for g, group in enumerate(members)]
+                merged = [read_adapter(path) for path in made]
+            found.append((folder, look(adapters, loaded, asked, k=k, method=method, merged_G=merged)))
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.adapters import CONFIG, adapter_paths
+from toolkit.adapters import CONFIG, adapter_paths, read_adapter
 from toolkit.recipe.document import Dumper
 from toolkit.recipe.reading import RecipeError, read_yaml
 from toolkit.recipe.words import Path_, nearest
@@ -144,7 +144,8 @@ def config_of(merged: Path) -> str | None:
     base = json.loads((merged / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     method = THEIRS.get(record["method"])
     paths = [str(Path(one["path"]).absolute()) for one in record["inputs"]]
-    if method is None or not base or any(mark in text for text in (base, *paths) for mark in "+@"):
+    embeds = any(module.embedding for module in read_adapter(merged).modules.values())  # mergekit would change a tied head, too
+    if method is None or not base or embeds or any(mark in text for text in (base, *paths) for mark in "+@"):
         return None
     density = {"density": record["parameters"]["density"]} if method == "ties" else {}
     document = {

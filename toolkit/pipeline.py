@@ -22,7 +22,7 @@ import numpy as np
 
 from toolkit import distill, environment, mergekit_yaml, seeds
 from toolkit.adapters import CONFIG, WEIGHTS, read_adapter
-from toolkit.adopt import adopt, check_base, find_adapters, linear_shapes
+from toolkit.adopt import adopt, check_base, find_adapters, layer_shapes
 from toolkit.base import Base, fastest_dtype, load_base, load_config
 from toolkit.card import write_card
 from toolkit.compiled import TESTED
@@ -157,7 +157,7 @@ def _check_against_base(recipe: Recipe, base: Base) -> None:
                 raise RunError(f"mitigation {mitigation.label}: {error}") from None
             along.append(partial(chosen.along, **accepted(chosen.along, parameters)))
     for condition in recipe.given.values():
-        shape_of = linear_shapes(base)
+        shape_of = layer_shapes(base)
         for path in find_adapters(condition.adapters):
             check_base(read_adapter(path), base, shape_of)
             for trajectory in along:

@@ -102,17 +102,19 @@ def load_adapters(stack: Stack, adapters: Sequence[Adapter | None], width: int) 
     """Put adapters of any rank and scale on the stack; None is the base itself. Empty slots up to `width` are the base too.
 
     The scale goes into B, and ranks are padded with zeros: neither changes dW.
-    Raises ValueError when an adapter does not fit the base.
+    Raises ValueError when an adapter does not fit the base, AdapterError where it cannot be read.
     """
     parameter = next(stack.model.parameters())
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     rank = max((a.rank for a in adapters if a), default=1)
     factors = {}
     for adapter in adapters:
-        unknown = sorted(set(adapter.modules) - set(stack.layers)) if adapter else []
+        unknown = sorted(set(adapter.modules) - set(stack.adaptable)) if adapter else []
         if adapter and unknown:
             raise ValueError(f"{adapter.path}: the base has no linear layer {unknown[0]!r}; is this an adapter of another base?")
-    for name, layer in stack.layers.items():
+        if adapter:
+            adapter.check_copies(lambda name: stack.adaptable[name].base.weight)  # type: ignore[return-value]
+    for name, layer in stack.adaptable.items():
         if not any(a and name in a.modules for a in adapters):
             continue
         A_RrI = torch.zeros(width, rank, layer.in_features, dtype=dtype)

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from toolkit import data, environment, pipeline
 from toolkit.adapters import read_adapter
-from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, linear_shapes, same_weights
+from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, layer_shapes, same_weights
 from toolkit.base import Base, load_base
 from toolkit.measure import read_prompts
 from toolkit.merge import find_method
@@ -126,7 +126,7 @@ def _rows(recipe: Recipe, base: Base, device: str, warnings: list[str]) -> dict[
 def _population(condition: Given, base: Base, warnings: list[str]) -> dict[str, Any]:
     """Adapters that are there already, every one checked."""
     paths = find_adapters(condition.adapters)
-    shape_of = linear_shapes(base)
+    shape_of = layer_shapes(base)
     adapters = [read_adapter(path) for path in paths]
     for adapter in adapters:
         check_base(adapter, base, shape_of)

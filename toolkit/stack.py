@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from toolkit.compiled import compiled_layers, readers
+from toolkit.stacked_embedding import StackedEmbedding
 
 _GOLDEN, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64, as signed int64
 
@@ -220,7 +221,13 @@ class Stack:
         self.layers: dict[str, StackedLinear] = {}
         for index, (name, module) in enumerate(target_modules(model, targets).items()):
             self.layers[name] = StackedLinear(module, index)
+        self.embedding = StackedEmbedding(model)
         self.attach()
+
+    @property
+    def adaptable(self) -> dict[str, StackedLinear | StackedEmbedding]:
+        """What adapters may change, by name: the layers, and the token embedding, which is not trained here."""
+        return {**self.layers, self.embedding.name: self.embedding}
 
     def _select(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Only positions that count reach the output head: it is a large share of the work and most rows have no loss."""
@@ -250,14 +257,14 @@ class Stack:
 
     def load(self, factors: dict[str, tuple[Tensor, Tensor]], scale: float = 1.0) -> None:
         """Set the adapters: name -> (A [R, r, I], B [R, O, r]). Layers that are not named run the base alone."""
-        for name, layer in self.layers.items():
+        for name, layer in self.adaptable.items():
             layer.A_RrI, layer.B_ROr = factors.get(name, (None, None))
             layer.scale = scale
 
     @property
     def loaded(self) -> dict[str, tuple[Tensor, ...]]:
         """What `load` has set."""
-        layers = self.layers.items()
+        layers = self.adaptable.items()
         return {name: (layer.A_RrI, layer.B_ROr) for name, layer in layers if layer.A_RrI is not None and layer.B_ROr is not None}
 
     def set_dropout(self, dropout: CounterDropout | None) -> None:
@@ -271,6 +278,7 @@ class Stack:
             setattr(self.model.get_submodule(parent), child, layer)
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         self._hook = head.register_forward_pre_hook(self._select)
+        self.embedding.attach()
 
     def remove(self) -> None:
         """Give the base back as it was."""
@@ -278,6 +286,7 @@ class Stack:
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, layer.base)
         self._hook.remove()
+        self.embedding.remove()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def train_replicas(
 @click.option("--score", type=click.Choice(["accuracy", "logprob"]), default="accuracy", help="greedy_soup: what is scored.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the merged adapter (or of the groups).")
 @click.option(
-    "--guard", multiple=True, help="Suite with references: warn before writing where averaging raises its loss (see `ftk basin`)."
+    "--guard", multiple=True, help="Suite with references: warn before writing where the merge leaves its members' basin (see `ftk basin`)."
 )
 @click.option("--strict", is_flag=True, help="With --guard: write nothing and exit with code 3 instead of a warning.")
 @as_json
@@ -172,12 +173,14 @@ def merge(
         try:
             parameters = dict(map(parse_setting, settings)) | ({} if density is None else {"density": density})
             merge_parameters(method, parameters)  # a wrong name is told before anything heavy is loaded
-            if guard and warned(sources, guard, k) and strict:
-                sys.exit(GATE_SAID_NO)
             from toolkit import external
 
-            options = {"base": base, "buffer": buffer, "dense": dense, "prompts": prompts, "score": score}
+            options = {"base": base, "buffer": buffer, "dense": dense, "prompts": prompts, "score": score, "guard": guard, "strict": strict}
+            options["note"] = partial(click.echo, err=True)
             reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters, **options)
+        except external.GuardError as error:
+            click.echo(error, err=True)
+            sys.exit(GATE_SAID_NO)
         except ValueError as error:  # a method, parameter or rank that there is not
             raise click.UsageError(str(error)) from error
         _show_merges(reports, as_json)
@@ -298,17 +301,6 @@ def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: 
     for note in notes:
         click.echo(note, err=True)
     return report
-
-
-def warned(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None) -> bool:
-    """Ask the guard before a merge is written; say on stderr what speaks against it."""
-    from toolkit import external
-
-    found = external.basins(sources, prompts=prompts, k=k)
-    for folder, one in found:
-        for reason in one.reasons or ["no barrier on these prompts"]:
-            click.echo(f"guard: {folder}: {one.verdict}: {reason}", err=True)
-    return any(one.verdict == "warn" for _, one in found)
 
 
 # -- what the options say ------------------------------------------------------------------------------------------------

@@ -57,6 +57,8 @@ def merge_into_base(
         raise AdapterError(f"{members.adapters[0].path}: does not say its base model; name it with `base`")
     limit = rank_limit(rank, members.adapters, members.shapes)
     model, tokenizer = load_model(members.base, members.revision)
+    for adapter in members.adapters:
+        adapter.check_copies(lambda name: _module(model, name).weight)
     kept = total = lost = 0.0
     with torch.no_grad():
         for change in exact_changes(chosen, values, members, None, limit):
@@ -105,13 +107,17 @@ def load_model(base: str, revision: str | None) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _weight(model: Any, name: str, D: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """The weight that `name` means, and whether it is stored transposed. Refuses what would change something else too."""
+def _module(model: Any, name: str) -> Any:
     try:
-        module = model.get_submodule(name)
+        return model.get_submodule(name)
     except AttributeError:
         raise AdapterError(f"the base has no module {name!r}; is this an adapter of another base?") from None
-    turned = type(module).__name__ == "Conv1D"
+
+
+def _weight(model: Any, name: str, D: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """The weight that `name` means, and whether it is stored transposed. Refuses what would change something else too."""
+    module = _module(model, name)
+    turned = type(module).__name__ == "Conv1D" or isinstance(module, torch.nn.Embedding)
     shape = tuple(module.weight.T.shape if turned else module.weight.shape)
     if shape != tuple(D.shape):
         raise AdapterError(f"{name} is {list(D.shape)}, the base {list(shape)}; is this an adapter of another base?")

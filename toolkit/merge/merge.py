@@ -127,6 +127,8 @@ def merge_adapters(
         base=members.base,
         revision=members.revision,
         fan_in_fan_out=any(adapter.config.get("fan_in_fan_out") for adapter in adapters),
+        embeddings=members.embeddings,
+        copies=_common_copies(adapters),
         task_type=next((t for t in sorted({a.config.get("task_type") or "" for a in adapters}) if t), "CAUSAL_LM"),
         extra_files={REPORT: as_text(record)},
     )
@@ -155,6 +157,11 @@ class Members:
     base: str | None
     revision: str | None
     shapes: dict[str, tuple[int, int]]  # [O, I] of every module that an adapter changes, sorted by name
+
+    @property
+    def embeddings(self) -> set[str]:
+        """Those of the modules that are embeddings."""
+        return {name for adapter in self.adapters for name, module in adapter.modules.items() if module.embedding}
 
     @property
     def weights(self) -> list[float]:
@@ -311,6 +318,19 @@ def _common_shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:
                     f"{adapter.path}: {name} has shape {shape}, in other adapters {shapes[name]}; merge adapters of one base model"
                 )
     return dict(sorted(shapes.items()))
+
+
+def _common_copies(adapters: Sequence[Adapter]) -> dict[str, Tensor]:
+    """Weights of the base that some adapters carry: the merged one does too. Where they differ, there is no one base."""
+    copies: dict[str, Tensor] = {}
+    for adapter in adapters:
+        for name in adapter.copies:
+            weight = adapter.copy(name)
+            if not torch.equal(copies.setdefault(name, weight), weight):
+                raise AdapterError(
+                    f"{adapter.path}: has another weight of {name} than other adapters, so they stand on different bases; leave it out"
+                )
+    return copies
 
 
 def rank_limit(rank: str | int, adapters: Sequence[Adapter], shapes: Mapping[str, tuple[int, int]]) -> Limit:
