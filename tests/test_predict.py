@@ -66,7 +66,9 @@ def test_greedy_answers_equal_peft_generate(world):
             first = log_probs(member, ids)[-1].topk(3)
             assert mine[u][i].first_ids == first.indices.tolist()
             np.testing.assert_allclose(mine[u][i].first_logprobs, first.values, atol=1e-4)
-    assert mine[4] == mine[0]
+    for empty, base in zip(mine[4], mine[0], strict=True):  # to rounding: on some processors the place in a batch decides the last bit
+        assert empty.ids == base.ids
+        np.testing.assert_allclose(empty.logprob, base.logprob, atol=1e-5)
 
 
 def test_scores_equal_peft(world):

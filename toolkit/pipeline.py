@@ -42,6 +42,8 @@ from toolkit.stack import target_modules
 from toolkit.students import Teaching, as_mitigation, student_design, student_notes, teacher_members, teaching
 from toolkit.until import Looks, asked_about, stopping_note, train_until
 
+CHECKPOINTS = "checkpoints"
+"""folder of a condition with the stacks that are at work; what a killed run leaves there is where the next one goes on"""
 EVALUATION_WIDTH = 8
 """adapters on the stack while prompts are answered; fixed, so that the shapes never depend on how many there are"""
 
@@ -323,6 +325,7 @@ def train_missing(
                 population[record.replica] = record
                 if record.status == "failed":
                     job.console.note(f"{name}: replica {record.replica} diverged at step {record.failed_step}; recorded as failed")
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def replica_mark(condition: Condition, mark: str, teachers: Sequence[Teaching], replica: int) -> str:
@@ -411,7 +414,7 @@ def seeds_of(recipe: Recipe, name: str, replica: int) -> dict[str, int]:
 
 
 def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
-    from toolkit.train import save_stack, train_stack
+    from toolkit.train import Checkpoint, save_stack, train_stack
 
     recipe, condition, plan = unit.recipe, unit.recipe.trained[unit.condition], unit.plan
     examples = examples_of(recipe, unit.condition, unit.device)
@@ -420,6 +423,9 @@ def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
     replicas = range(unit.stack * plan.stack, (unit.stack + 1) * plan.stack)
     seeds_R = [seeds_of(recipe, unit.condition, r) for r in replicas]
     every = max(1, plan.steps // 50)
+    machine = environment.machine(unit.device)
+    mark = fingerprint({"replicas": sorted({*unit.fingerprints.values()}), "machine": machine, "teachers": unit.teachers})
+    checkpoint = Checkpoint(unit.folder / CHECKPOINTS / f"stack-{unit.stack:05d}.pt", mark)
     with environment.threads(condition.threads, unit.device):
         trained = train_stack(
             base.model,
@@ -429,9 +435,10 @@ def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
             seeds_R,
             teachers_R=_teachers(condition.teacher, unit.teachers) if condition.teacher else None,
             keep_soft_targets=keep_soft,
+            checkpoint=checkpoint,
             on_step=lambda step: progress(step / plan.steps) if step % every == 0 else None,
         )
-    return save_stack(
+    records = save_stack(
         unit.folder,
         trained,
         condition,
@@ -441,8 +448,10 @@ def _train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
         plan=plan,
         fingerprints=unit.fingerprints,
         base=base,
-        machine=environment.machine(unit.device),
+        machine=machine,
     )
+    checkpoint.remove()
+    return records
 
 
 def training_examples(recipe: Recipe, device: str) -> tuple[Example, ...]:

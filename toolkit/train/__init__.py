@@ -4,6 +4,7 @@ Nothing is shared between replicas but the base, so a replica becomes what it wo
 rounding), and a replica that diverges harms no other.
 """
 
+from toolkit.train.checkpoint import Checkpoint
 from toolkit.train.initial import initial_factors
 from toolkit.train.loop import Trained, train_stack
 from toolkit.train.objective import Rows, batch_rows, token_losses
@@ -11,6 +12,7 @@ from toolkit.train.optimise import clip_gradients, gradient_norms
 from toolkit.train.save import average_snapshots, save_stack
 
 __all__ = [
+    "Checkpoint",
     "Rows",
     "Trained",
     "average_snapshots",

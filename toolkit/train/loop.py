@@ -16,6 +16,7 @@ from toolkit.full import stacked_whole
 from toolkit.plan import TrainingPlan, learning_rate, snapshot_steps
 from toolkit.recipe import Condition
 from toolkit.stack import CounterDropout, stacked
+from toolkit.train.checkpoint import Checkpoint
 from toolkit.train.initial import Weights_R, initial_weights
 from toolkit.train.objective import Rows, batch_rows, token_losses
 from toolkit.train.optimise import Optimiser
@@ -45,6 +46,18 @@ class Trained:
         return None if finite else len(bad)
 
 
+@dataclass
+class _Noted:
+    """What is noted of every step, as tensors, so that a checkpoint can hold it."""
+
+    loss: list[torch.Tensor] = field(default_factory=list)  # [R]
+    norm: list[torch.Tensor] = field(default_factory=list)  # [R]
+    lr: list[float] = field(default_factory=list)
+    row: list[torch.Tensor] = field(default_factory=list)  # [R, B], -1 where the batch is padded
+    row_loss: list[torch.Tensor] = field(default_factory=list)  # [R, B]
+    snapshots: list[Weights_R] = field(default_factory=list)
+
+
 def train_stack(
     model: torch.nn.Module,
     examples: Sequence[Example],
@@ -54,12 +67,13 @@ def train_stack(
     *,
     teachers_R: Sequence[Teacher] | None = None,
     keep_soft_targets: bool = True,
+    checkpoint: Checkpoint | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained:
     """Train one replica for every entry of `seeds_R`. `on_step` is called with the number of finished steps.
 
-    teachers_R: of a distilled condition, whom each replica learns from. keep_soft_targets: see `soft_targets`.
-    The base is given back unchanged.
+    teachers_R: of a distilled condition, whom each replica learns from. keep_soft_targets: see `soft_targets`. checkpoint: where to go on
+    from, and to save to. The base is given back unchanged.
     """
     device = next(model.parameters()).device
     start = seconds_used(device.type)
@@ -83,8 +97,12 @@ def train_stack(
         if teachers_R is not None and condition.mix > 0:
             texts = rows.ids, rows.position, rows.weight
             said = soft_targets(stack, teachers_R, *texts, temperature=condition.temperature, keep=keep_soft_targets)
-        snapshots, losses, norms, row_losses, row_ids, lrs = [], [], [], [], [], []
-        for step in range(plan.steps):
+        noted = _Noted()
+        found = checkpoint.load() if checkpoint else None
+        if found:
+            optimiser.restore(found["optimiser"])
+            noted = _Noted(**found["noted"])
+        for step in range(len(noted.loss), plan.steps):
             order_RB = np.stack([batch_rows(plan, s["order"], step) for s in seeds_R])
             index_RB = torch.from_numpy(order_RB).to(device)
             count_R = tokens[index_RB].sum(1).clamp(min=1)
@@ -103,13 +121,15 @@ def train_stack(
                 loss_R += micro_R.detach()
                 step_row_losses.append((loss_N.detach() / tokens[index].clamp(min=1)).view(R, -1))
             lr = learning_rate(step, plan, condition)
-            norms.append(optimiser.step(lr, step + 1, last=step + 1 == plan.steps))
-            losses.append(loss_R)
-            lrs.append(lr)
-            row_losses.append(torch.cat(step_row_losses, 1))
-            row_ids.append(np.where(order_RB == plan.rows, -1, order_RB))
+            noted.norm.append(optimiser.step(lr, step + 1, last=step + 1 == plan.steps))
+            noted.loss.append(loss_R)
+            noted.lr.append(lr)
+            noted.row_loss.append(torch.cat(step_row_losses, 1))
+            noted.row.append(index_RB.where(index_RB != plan.rows, -1))
             if step + 1 in record_at:
-                snapshots.append(_on_cpu(weights, copy=True))
+                noted.snapshots.append(_on_cpu(weights, copy=True))
+            if checkpoint:
+                checkpoint.save_when_due({"optimiser": optimiser.state(), "noted": vars(noted)})
             if on_step:
                 on_step(step + 1)
         fan_in_fan_out = any(layer.is_conv for layer in stack.layers.values())
@@ -117,13 +137,13 @@ def train_stack(
         factors=_on_cpu(weights),
         scale=scale,
         fan_in_fan_out=fan_in_fan_out,
-        loss_SR=torch.stack(losses).cpu().numpy(),
-        norm_SR=torch.stack(norms).cpu().numpy(),
-        lr_S=np.array(lrs),
-        row_SRB=np.stack(row_ids),
-        row_loss_SRB=torch.stack(row_losses).cpu().numpy(),
+        loss_SR=torch.stack(noted.loss).cpu().numpy(),
+        norm_SR=torch.stack(noted.norm).cpu().numpy(),
+        lr_S=np.array(noted.lr),
+        row_SRB=torch.stack(noted.row).cpu().numpy(),
+        row_loss_SRB=torch.stack(noted.row_loss).cpu().numpy(),
         seconds=seconds_used(device.type) - start,
-        snapshots=snapshots,
+        snapshots=noted.snapshots,
     )
 
 

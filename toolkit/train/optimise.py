@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,17 @@ class Optimiser:
         )
         self.clip, self.decay, self.lookahead = condition.clip, condition.weight_decay, condition.lookahead
         self.slow = [x.detach().clone() for x in self.parts] if self.lookahead else []
+
+    def state(self) -> dict[str, Any]:
+        """Weights, moments and slow weights as they are, to go on from."""
+        return {"parts": [x.detach() for x in self.parts], "adam": self.adam.state_dict(), "slow": self.slow}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` has given."""
+        for x, saved in zip([*self.parts, *self.slow], [*state["parts"], *state["slow"]], strict=True):
+            x.copy_(saved)
+        self.adam.load_state_dict(state["adam"])
 
     @torch.no_grad()
     def step(self, lr: float, done: int, last: bool) -> Tensor:
