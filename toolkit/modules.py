@@ -49,8 +49,10 @@ def modules(populations: Sequence[Population], *, level: float = 0.95) -> tuple[
         for c, gram in enumerate(gram_C):
             spread, ratio = st.weight_spread(gram, level=level), None
             if c:
-                b, a = (gram[np.ix_(i, i)] for gram, i in zip((gram, gram_C[0]), pairs[c], strict=True)) if pairs[c] else (gram, gram_C[0])
-                ratio = _told(st.weight_spread_ratio(b, a, paired=bool(pairs[c]), level=level), notes[c] or notes[0])
+                b, a = gram, gram_C[0]
+                if both := pairs[c]:
+                    b, a = b[np.ix_(both[0], both[0])], a[np.ix_(both[1], both[1])]
+                ratio = _told(st.weight_spread_ratio(b, a, paired=both is not None, level=level), notes[c] or notes[0])
             found.append(ModuleSpread(name, float(np.trace(gram)) / len(gram), _told(spread, notes[c]), ratio))
         return found
 
@@ -71,7 +73,7 @@ def modules(populations: Sequence[Population], *, level: float = 0.95) -> tuple[
         lists = {title: _adjusted([replace(row[c], share=row[c].share / size) for row in rows[title]]) for title in LISTS}
         baseline = populations[0].name if c else ""
         numbers = tuple(population.replicas)
-        found.append(Modules(population.name, baseline, bool(pairs[c]), numbers, lists["all"][0], *(lists[t] for t in LISTS[1:])))
+        found.append(Modules(population.name, baseline, pairs[c] is not None, numbers, lists["all"][0], *(lists[t] for t in LISTS[1:])))
     return tuple(found)
 
 

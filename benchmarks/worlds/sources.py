@@ -13,7 +13,7 @@ from toolkit.statistics.components import crossed, nested
 from toolkit.statistics.precision import iso_5725, root
 from worlds import Sampled, World
 
-THREE = ("init", "order", "dropout")
+THREE: tuple[str, ...] = ("init", "order", "dropout")
 
 
 def effects(rng: np.random.Generator, draw: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -57,7 +57,7 @@ LOOKS = grid(replicas=(100, 1000), prompts=(500,), run_sd=(0.7,), look=("always"
 ARMS = grid(replicas=(5, 10, 30, 100), prompts=(50, 500), run_sd=(0.0, 0.7)) + varied(
     [{"replicas": 30, "prompts": 500, "run_sd": 0.7}], [{"replicas_a": 100}, {"per_cluster": 5}, {"missing": 0.1}]
 )
-CUBES = [dict(zip(("init", "order", "dropout"), shape, strict=True)) for shape in ((4, 4, 4), (6, 6, 4), (8, 8, 8))]
+CUBES: list[Settings] = [dict(zip(sources.THREE, shape, strict=True)) for shape in ((4, 4, 4), (6, 6, 4), (8, 8, 8))]
 NONE, SMALL, LARGE = {"main": 0.0, "pair": 0.0}, {"main": 0.05, "pair": 0.02}, {"main": 0.4, "pair": 0.15}
 UNFILLED = varied([{"init": 5, "order": 5, "dropout": 5, "missing": 0.1}], [NONE, LARGE])
 THREE_PARTS = ("init", "init x order", "residual")
