@@ -27,7 +27,7 @@ from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encod
 from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
 from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, token_probability, vote_outcomes
-from toolkit.full import FULL, MODEL, check_whole, read_weights
+from toolkit.full import FULL, MODEL, FullModel, check_whole, read_weights
 from toolkit.measure import measure_run, read_prompts, save_design
 from toolkit.merge import accepted, find_method, merge_folders, same_input
 from toolkit.outcomes import read_outcomes
@@ -138,7 +138,11 @@ def _check_against_base(recipe: Recipe, base: Base) -> None:
     for condition in recipe.given.values():
         shape_of = linear_shapes(base)
         for path in find_adapters(condition.adapters):
-            check_base(read_adapter(path), base, shape_of)
+            weights = read_weights(path)
+            if isinstance(weights, FullModel):
+                weights.check({name: tuple(p.shape) for name, p in base.model.named_parameters()})
+            else:
+                check_base(weights, base, shape_of)
             for trajectory in along:
                 trajectory(path)  # raises where the method needs snapshots that are not there
     for name in recipe.conditions:
