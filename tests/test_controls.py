@@ -1,6 +1,8 @@
 """The controls of a condition: each does to a stacked replica what it does in a plain loop, and nothing to a condition without it."""
 
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from test_train import plan_of, rows, seeds_of
 from tiny import MODELS, tiny_model
 
 from toolkit.full import stacked_whole
-from toolkit.plan import learning_rate, snapshot_steps
+from toolkit.plan import learning_rate, plan_training, snapshot_steps
 from toolkit.population import fingerprint
-from toolkit.recipe import Condition, Lookahead, Snapshots, parse_recipe
+from toolkit.preview import check
+from toolkit.recipe import Condition, Lookahead, Snapshots, load_recipe, parse_recipe
 from toolkit.recipe.models import YOUNGER
 from toolkit.stack import stacked
 from toolkit.train import batch_rows, initial_factors, train_stack
@@ -340,6 +343,18 @@ def test_what_does_not_fit_is_said_in_one_line(other, says):
     assert says in str(caught.value) and "\n" not in str(caught.value) and str(caught.value).startswith("r.yaml:")
 
 
+def test_the_recipe_of_all_controls_is_fit_to_run():
+    """`ftk check` takes it, and every condition but the first differs from its parent in what its name says, not in how it is written."""
+    recipe = load_recipe(Path(__file__).parent.parent / "recipes" / "controls.yaml")
+    found = check(recipe, probe=False)
+    assert set(found["conditions"]) == set(recipe.conditions) and len(found["conditions"]) > 30
+    assert found["conditions"]["full"]["trained_parameters"] == 505_440
+    conditions = [json.dumps([c.model_dump(), recipe.vary_of(name)]) for name, c in recipe.trained.items()]
+    assert len(set(conditions)) == len(conditions)
+    used = {key for c in recipe.trained.values() for key in c.model_dump()}
+    assert {key for key in YOUNGER if key not in ("cycle_floor", "lawa_last")} <= used  # those two only tune another
+
+
 def test_full_takes_over_from_adapters_what_is_not_theirs():
     recipe = parse_recipe(RECIPE.replace("dropout", "epochs: 3, dropout") + "{from: lora, method: full}", "r.yaml")
     other = recipe.trained["other"]
@@ -348,3 +363,17 @@ def test_full_takes_over_from_adapters_what_is_not_theirs():
         "rank" not in other.model_dump()
         and parse_recipe(RECIPE + str(other.model_dump(exclude_none=True)), "r.yaml").trained["other"] == other
     )
+
+
+def test_a_large_base_is_trained_alone():
+    condition, lengths = Condition(method="full"), [20] * 100
+
+    def width(parameters, **asked):
+        settings = Condition(method="full", **asked)
+        return plan_training(settings, lengths, lengths, stack=None, device="cpu", parameters=parameters).stack
+
+    assert width(500_000) == plan_training(Condition(), lengths, lengths, stack=None, device="cpu").stack
+    assert width(20_000_000) == 4
+    assert width(500_000_000) == 1
+    assert width(500_000_000, stack=2) == 2
+    assert condition.lr == 2e-5 and Condition().lr == 2e-4

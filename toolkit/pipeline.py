@@ -30,11 +30,20 @@ from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encod
 from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
 from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name, token_probability, vote_outcomes
-from toolkit.full import MODEL, check_whole, read_weights
+from toolkit.full import FULL, MODEL, FullModel, check_whole, read_weights
 from toolkit.measure import measure_run, read_prompts, save_design
 from toolkit.merge import accepted, find_method, merge_folders, same_input
 from toolkit.outcomes import read_outcomes
-from toolkit.plan import SOFT_TARGET_BYTES, TrainingPlan, pays_to_compile, plan_training, soft_target_bytes, stacks_for
+from toolkit.plan import (
+    SOFT_TARGET_BYTES,
+    WEIGHT_BYTES,
+    TrainingPlan,
+    pays_to_compile,
+    plan_training,
+    soft_target_bytes,
+    stacks_for,
+    whole_width,
+)
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder, write_text
 from toolkit.recipe import Condition, Evaluation, Mitigation, Recipe, Sequential, Teacher, dump_recipe, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
@@ -161,7 +170,11 @@ def _check_against_base(recipe: Recipe, base: Base) -> None:
     for condition in recipe.given.values():
         shape_of = layer_shapes(base)
         for path in find_adapters(condition.adapters):
-            check_base(read_adapter(path), base, shape_of)
+            weights = read_weights(path)
+            if isinstance(weights, FullModel):
+                weights.check({name: tuple(p.shape) for name, p in base.model.named_parameters()})
+            else:
+                check_base(weights, base, shape_of)
             for trajectory in along:
                 trajectory(path)  # raises where the method needs snapshots that are not there
     for name in recipe.conditions:
@@ -723,7 +736,10 @@ def answer_units(job: Run, family: Sequence[Subject], suite: str, prompts: Seque
         return []
     recipe = job.recipe
     members = max(1, len(family[0].adapters))
-    width = max(1, EVALUATION_WIDTH // members)
+    at_once = EVALUATION_WIDTH
+    if family[0].adapters and (Path(family[0].adapters[0]) / FULL).is_file():
+        at_once = min(at_once, whole_width(load_base(recipe.base, recipe.dtype, job.device).parameters, WEIGHT_BYTES, job.device))
+    width = max(1, at_once // members)
     settings = fingerprint({"prompts": [asdict(p) for p in prompts], "evaluation": recipe.evaluation.model_dump(), "dtype": recipe.dtype})
     rule = threshold = None
     if members > 1:

@@ -13,7 +13,7 @@ from toolkit.recipe import Condition
 CPU_TOKENS, GPU_TOKENS = 3072, 32768  # a step of this many tokens suits the caches of a core, or fills a large GPU
 COMPILED_WORK = 5e11  # floating-point operations of a stack: some ten seconds, as long as it takes to compile
 CPU_BYTES, GPU_BYTES = 2**31, 2**35  # of the weights of whole models on one worker; a large base is trained alone
-TRAINED_BYTES = 16  # a weight in training: itself, its gradient and two moments in float32
+WEIGHT_BYTES, TRAINED_BYTES = 4, 16  # a weight by itself; in training with its gradient and two moments, all in float32
 SOFT_TARGET_BYTES = 2**30
 """what a worker may keep of its teachers' distributions; above it they are computed again at every step, never cut"""
 

@@ -86,7 +86,8 @@ def _together(
             seeds.append(json.dumps(run[r].seeds, sort_keys=True))
             machines.append(_machine(run[r], environment))
         rows = _of(table, name, "replica")
-        tables.append(rows.set_column(rows.column_names.index("index"), "index", pc.cast(pc.add(rows["index"], start), pa.int32())))
+        numbered = pa.array(rows["index"].to_numpy() + start, pa.int32())
+        tables.append(rows.set_column(rows.column_names.index("index"), "index", numbered))
         start += 1 + max(run)
     first = sorted(np.unique(seeds, return_index=True)[1].tolist())
     factors = {MACHINE: machines, "seeds": seeds}
@@ -95,7 +96,7 @@ def _together(
 
 
 def _of(table: pa.Table, condition: str, procedure: str) -> pa.Table:
-    return table.filter(pc.and_(pc.equal(table["condition"], condition), pc.equal(table["procedure"], procedure)))
+    return table.filter((pc.field("condition") == condition) & (pc.field("procedure") == procedure))
 
 
 def _machine(record: Replica, environment: dict[str, Any]) -> str:

@@ -77,6 +77,8 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             "disk_bytes": replicas * folders * (trained * 4 + 20_000)
             + sum(replicas // m.k * size for m, size in zip(merges, merged_bytes, strict=True)),
         }
+        if whole and set(recipe.vary_of(name)) - {"order"} and not condition.crossed:
+            warnings.append(f"{name}: starts from the base and has no dropout, so that the order of the rows is all that varies")
         if stacks * plan.stack > replicas:
             idle = stacks * plan.stack - replicas
             warnings.append(

@@ -11,7 +11,7 @@ GPT-2's `Conv1D` works.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -255,7 +255,7 @@ class Stack:
         finally:
             self._keep = None
 
-    def load(self, factors: dict[str, tuple[Tensor, Tensor]], scale: float = 1.0) -> None:
+    def load(self, factors: Mapping[str, tuple[Tensor, ...]], scale: float = 1.0) -> None:
         """Set the adapters: name -> (A [R, r, I], B [R, O, r]). Layers that are not named run the base alone."""
         for name, layer in self.adaptable.items():
             layer.A_RrI, layer.B_ROr = factors.get(name, (None, None))

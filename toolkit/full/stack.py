@@ -52,7 +52,7 @@ class FullStack(Stack):
                 self._forwards.append((module, partial(make, plain, names)))
         super().__init__(model, [])
 
-    def load(self, factors: Mapping[str, tuple[Tensor, ...]], scale: float = 1.0) -> None:  # type: ignore[override]
+    def load(self, factors: Mapping[str, tuple[Tensor, ...]], scale: float = 1.0) -> None:
         """Set the weights of all R replicas. They are cast to the base's dtype where they are used."""
         self._weights = dict(factors)
 

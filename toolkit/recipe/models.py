@@ -294,7 +294,7 @@ YOUNGER = (
 """keys of a condition that were not there from the beginning"""
 FULL_LR = 2e-5
 """default of `method: full`, where all weights move at once: a tenth of that of adapters"""
-OWN = (*DISTILLATION, "method", "replicas", "vary", "crossed", "repeats", "snapshots", "averages", "ema_decay")
+OWN = (*DISTILLATION, "method", "replicas", "vary", "crossed", "repeats", "snapshots", "averages", "ema_decay", "lawa_last")
 """keys that a student does not take over from its teacher's condition"""
 
 
