@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,8 +37,11 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def run(world, tmp_path_factory):
+    return folder_of(world, tmp_path_factory.mktemp("run"))
+
+
+def folder_of(world: World, folder: Path) -> Path:
     """A run folder as `ftk run` leaves it, but for the replicas."""
-    folder = tmp_path_factory.mktemp("run")
     (folder / "train.jsonl").write_text(json.dumps({"prompt": "a", "completion": " b"}) + "\n")
     for suite, prompts in world.prompts.items():
         (folder / f"{suite}.jsonl").write_text("".join(json.dumps(vars(prompt)) + "\n" for prompt in prompts))
@@ -124,6 +128,17 @@ def test_a_claims_file_that_is_wrong_says_where(tmp_path, change, said):
     assert said in message and "\n" not in message
     line = int(message.removeprefix(f"{path}:").partition(":")[0])
     assert 3 <= line <= 8
+
+
+def test_where_no_two_runs_differ_more_prompts_decide_not_more_replicas(tmp_path):
+    """Zero disagreement on 40 prompts is no 99.9 % agreement: the bound over prompts says how many it takes, about 3,000."""
+    folder = folder_of(World(8, per_category=20, flips=0.0), tmp_path)
+    rows = {row.name: row for row in hold_claims(folder).tested}
+    assert rows["lora-typical"].estimate.value == 1 and rows["lora-typical"].verdict == "not resolvable"
+    claim = {"name": "a", "says": "b", "about": {}, "quantity": "agreement", "prompts": "typical", "range": [0.999, 1]}
+    (tmp_path / "c.yaml").write_text(json.dumps({"claims": [claim]}))
+    (row,) = hold_claims(folder, tmp_path / "c.yaml").tested
+    assert row.verdict == "not resolvable" and row.remark.startswith("would take about 2,995 independent prompts (there are 40)")
 
 
 def test_an_unknown_key_is_told_at_its_own_line(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from outcomes_of import World
 
+from toolkit import charts
 from toolkit.analyse import analyse
 from toolkit.data import DataError, read_rows
 from toolkit.embedded import world as embedded
@@ -64,6 +65,13 @@ def test_the_figures_show_every_condition_its_n_and_its_price(results):
     assert figures(results) == drawn
     html = render(results)
     assert "What disagreement depends on" in html and "Do runs trade one category for another?" in html
+
+
+def test_every_setting_has_a_panel_and_no_panel_is_empty():
+    line = [(float(at), charts.Dot(0.2, 0.1, 0.3), 64) for at in (1, 2, 4)]
+    for n in range(1, 5):
+        svg = charts.against_setting({f"setting {i}": {"far": line} for i in range(n)})
+        assert svg.count('id="axes_') == n
 
 
 def test_nothing_is_drawn_of_one_condition(measured):

@@ -170,7 +170,7 @@ def against_setting(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Dot,
 
     def draw(figure: "Figure") -> None:
         columns = min(len(panels), 2)
-        grid = figure.subplots(-(-len(panels) // columns), columns, sharey=True, squeeze=False).flat
+        grid = list(figure.subplots(-(-len(panels) // columns), columns, sharey=True, squeeze=False).flat)
         for ax, (setting, lines) in zip(grid, panels.items(), strict=False):
             runs = {at: n for points in lines.values() for at, _, n in points}
             wide = min(runs) > 0 and max(runs) / min(runs) >= 5
@@ -186,9 +186,9 @@ def against_setting(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Dot,
             ax.set_xticks(list(runs), [f"{at:g}\nN = {n:,}" for at, n in runs.items()])
             ax.set_title(setting)
             ax.grid(axis="y")
-        for ax in list(grid)[len(panels) :]:
+        for ax in grid[len(panels) :]:
             ax.set_visible(False)
-        first = figure.axes[0]
+        first = grid[0]
         first.set_ylim(bottom=0)
         first.yaxis.set_major_formatter(_percent)
         figure.supylabel("disagreement of two runs", fontsize=9, color="#333333")

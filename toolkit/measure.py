@@ -147,7 +147,7 @@ def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
     return {name: read_suite(source, name=name, chat=chat) for name, source in recipe.data.suites.items()}
 
 
-def _settings(recipe: Recipe, name: str) -> dict[str, str | float]:
+def _settings(recipe: Recipe, name: str) -> dict[str, str | int | float]:
     """How a condition trains its replicas, not how many there are."""
     written = recipe.trained[name].model_dump(exclude={"replicas", "vary", "repeats"})
     found = {key: value for key, value in written.items() if isinstance(value, str | int | float)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from toolkit.results import ConditionResult, Contrast, Results
 
@@ -37,7 +37,7 @@ def controls(results: Results) -> list[tuple[Contrast, ConditionResult]]:
     return [(c, known[c.condition]) for c in sorted(on_target, key=lambda c: (c.ratio.value or 0.0, c.condition))]
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -99,6 +99,8 @@ def _behaviour(claim: Claim, table: OutcomeTable, design: ConditionDesign, level
     if size.replicas is None:
         return estimate, "the estimate is too near to an edge of what is claimed for any number of replicas and prompts"
     prompts = spread.parts.n_clusters
+    if spread.value in (0.0, 1.0):
+        return estimate, f"would take about {size.prompts:,} independent prompts (there are {prompts:,}) with the same outcome on all"
     more = f" and {size.prompts:,} independent prompts (there are {prompts:,})" if size.prompts > prompts else ""
     return estimate, f"would take about {size.replicas:,} replicas{more}"
 
@@ -141,7 +143,9 @@ def outlook_of(table: OutcomeTable, design: ConditionDesign, runs: int, level: f
     arm = table.arm(design.name, "replica", list(design.replicas))
     if arm is None or len(arm.answer_RP) < 2:
         return
-    for (shift, category), at in ({(shift, ""): at for shift, at in table.shifts.items()} | table.parts).items():
+    places = {(shift, ""): at for shift, at in table.shifts.items()} | table.parts
+    order = list(table.shifts)
+    for (shift, category), at in sorted(places.items(), key=lambda place: (order.index(place[0][0]), place[0][1] != "")):
         yield _outlook(design.name, shift, category, arm.on(at), table.cluster_P[at], runs, level, thresholds)
 
 

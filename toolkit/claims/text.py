@@ -16,7 +16,7 @@ def claims_text(found: Claims) -> str:
     lines = []
     for _, rows in groupby(found.tested, key=lambda row: row.name):
         for i, row in enumerate(rows):
-            lines += [row.says] * (i == 0) + [_row(row)] + [f"    {line}" for line in wrap(row.remark, WIDTH - 4)]
+            lines += [row.says] * (i == 0) + [_row(row)] + [f"    {line}" for line in wrap(row.remark * bool(row.condition), WIDTH - 4)]
     for condition, rows in groupby(found.outlook, key=lambda row: row.condition):
         of_condition = list(rows)
         lines += ["", f"{found.runs:,} runs of {condition}, to be expected from {of_condition[0].differ.n_replicas:,}:"]
