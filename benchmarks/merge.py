@@ -6,7 +6,8 @@ written, and the K folders are hard links to them in turn (reads come from the p
 Modules are merged one after the other, each by itself, so a case merges one layer, or, for TIES at large K, one module of it. `share` is
 what that is of the weights of a layer, and `cpu_seconds_for_24_layers` is 24 / share times what was measured: an estimate, and for the
 mean one from above, since opening a file and reading its header is paid once and here counted 24 times. The case "all 24 layers" and TIES
-at both shares test it. Time is that of the processor, so that other work on the machine counts little; `load` says how much there was.
+at both shares test it. Time is that of the processor, so that other work on the machine counts little; `load` is the number of processes
+that were at work when a case was done. Cases that --out has already are not measured again.
 
 Peers, where they finish within the limit: reading the files twice, peft's `cat` and `svd`, and mergekit's `ties` on dense changes in
 memory. The blockwise float32 sum is checked against float64.
@@ -165,16 +166,22 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     weights = {name: sum(O * I for O, I in modules.values()) * layers for name, (layers, modules) in homes.items()}
     files = {"one layer": make(work / "files", 1, arguments.files), ONE: make(work / "one", 1, arguments.files, homes[ONE][1])}
     files["all 24 layers"] = make(work / "all", LAYERS, min(arguments.k))
-    cases: list[dict[str, Any]] = []
+    there = arguments.out and arguments.out.exists()
+    cases: list[dict[str, Any]] = json.loads(arguments.out.read_text())["cases"] if there else []
 
     def case(kind: str, K: int, what: str) -> None:
+        if any((one["case"], one["k"], one["what"]) == (kind, K, what) for one in cases):
+            return
         folder = work / f"{what}-{K}".replace(" ", "-")
         link(files[what], folder, K)
         share = weights[what] / weights["one layer"]
         found = {"case": kind, "k": K, "what": what, "share": share, **child(kind, folder, K, arguments.limit)}
         if "cpu_seconds" in found:
             found["cpu_seconds_for_24_layers"] = found["cpu_seconds"] * LAYERS / share
+        found["load"] = os.getloadavg()[0]
         cases.append(found)
+        if arguments.out:
+            arguments.out.write_text(json.dumps({"cases": cases}, indent=2) + "\n")
         print(json.dumps(found), file=sys.stderr, flush=True)
 
     for K in arguments.k:
@@ -236,7 +243,6 @@ def main() -> None:
         return
     if arguments.quick:
         arguments.k, arguments.ties_layer, arguments.files, arguments.peers = [8, 16], 8, 8, 8
-    before = os.getloadavg()
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         found = measure(Path(folder), arguments)
     result = {
@@ -244,7 +250,6 @@ def main() -> None:
         "threads": 1,
         "files_written": arguments.files,
         "folders_are_hard_links": True,
-        "load": {"cores": environment.cores(), "before": before, "after": os.getloadavg()},
         **found,
         "environment": environment.describe("cpu"),
     }

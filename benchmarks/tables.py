@@ -1,6 +1,7 @@
-"""The table of a results.json as Markdown, for the documents: ratios on every shift, accuracy and what is kept, with their intervals.
+"""The table of a results.json, or of `benchmarks/merge.py`, as Markdown, for the documents.
 
 python benchmarks/tables.py benchmarks/results/methods.json
+python benchmarks/tables.py benchmarks/results/merge.json
 """
 
 import argparse
@@ -19,7 +20,7 @@ def interval(estimate: dict | None, scale: float = 1, form: str = ".2f") -> str:
 
 
 def table(results: dict) -> str:
-    """Every mitigation of the first condition."""
+    """Every mitigation of the first condition: ratios on every shift, accuracy and what is kept, with their intervals."""
     lines = [HEAD]
     for procedure in results["conditions"][0]["procedures"]:
         if procedure["kind"] == "replica":
@@ -38,14 +39,30 @@ def table(results: dict) -> str:
                 str(procedure["price"]["rank"]),
             ]
         )
+    return as_markdown(lines)
+
+
+def merge_table(results: dict) -> str:
+    """Every case of the benchmark of merging: seconds of one core, and peak memory of its process."""
+    lines = [["case", "K", "measured", "CPU seconds", "for 24 layers", "peak GiB"]]
+    for one in results["cases"]:
+        seconds = ["not finished", "-"]
+        if "cpu_seconds" in one:
+            seconds = [f"{one['cpu_seconds']:.3g}", f"{one['cpu_seconds_for_24_layers']:,.3g}"]
+        lines.append([one["case"], f"{one['k']:,}", one["what"], *seconds, f"{one.get('peak_gib', float('nan')):.2f}"])
+    return as_markdown(lines)
+
+
+def as_markdown(lines: list[list[str]]) -> str:
     head, *rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([head, "|---" * len(HEAD) + "|", *rows])
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
-    print(table(json.loads(parser.parse_args().results.read_text())))
+    results = json.loads(parser.parse_args().results.read_text())
+    print(merge_table(results) if "cases" in results else table(results))
 
 
 if __name__ == "__main__":

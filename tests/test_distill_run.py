@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from outcomes_of import World, vote
+from test_basin import on_the_base
 
 from toolkit import pipeline, preview
 from toolkit import statistics as st
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.analyse import analyse
+from toolkit.base import load_base
 from toolkit.data import read_rows
 from toolkit.population import RECORD, read_population, replica_folder, sha256_file, write_text
-from toolkit.recipe import Condition, parse_recipe
+from toolkit.recipe import Condition, RecipeError, dump_recipe, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, TeacherDesign
 from toolkit.students import StudentsError, student_notes
 
@@ -235,3 +237,58 @@ def test_replicas_are_pairs_only_if_they_had_the_same_teacher():
         found = analyse(world.table, world.prompts, [student, other], paired=True).contrasts
         assert [contrast.paired for contrast in found] == [paired] * 3
     assert not any(c.paired for c in analyse(world.table, world.prompts, [student, lora], paired=True).contrasts)
+
+
+GIVEN = """
+base: embedded
+data: {{train: {train}, suites: {{typical: {typical}}}}}
+stack: 2
+conditions:
+  mine: {{adapters: {adapters}}}
+  student:
+    method: distill
+    teacher: {{condition: mine, {teacher}, k: 2}}
+    {settings}
+evaluation: {{max_new_tokens: 4, answer: embedded}}
+"""
+SETTINGS = {"rank": 4, "epochs": 1, "batch_size": 8, "lr": 0.01, "replicas": 4}
+
+
+def given_recipe(recipe, adapters, teacher="ensemble: probabilities", without=()):
+    settings = "\n    ".join(f"{key}: {value}" for key, value in SETTINGS.items() if key not in without)
+    text = GIVEN.format(
+        train=recipe.data.train, typical=recipe.data.suites["typical"], adapters=adapters, teacher=teacher, settings=settings
+    )
+    return parse_recipe(text, "given.yaml")
+
+
+@pytest.mark.parametrize("teacher", ["ensemble: probabilities", "merge: mean"])
+def test_adapters_that_are_given_teach_in_groups(recipe, tmp_path, teacher):
+    """Four of them are two groups of two, so two of the four students that were asked for have a teacher."""
+    on_the_base(tmp_path / "in", load_base("embedded"), 4, 0.05)
+    asked = given_recipe(recipe, tmp_path / "in" / "*", teacher)
+    entry = preview.check(asked, probe=False)["conditions"]["student"]["teaching"]
+    assert (entry["condition"], entry["groups"]) == ("mine", 2)
+    with pipeline.open_run(asked, tmp_path / "run", workers=1) as job:
+        for name in asked.training_order:
+            pipeline.train(job, name)
+    ledger = json.loads((tmp_path / "run/student/population.json").read_text())
+    assert [group["replicas"] for group in ledger["teachers"]["groups"]] == [[0, 1], [2, 3]]
+    assert len(read_population(tmp_path / "run/student")) == 2
+    first = bits(tmp_path / "run/student")
+
+    config = tmp_path / "in/00/adapter_config.json"  # another alpha makes another teacher: its student is trained again, the other is not
+    config.write_text(config.read_text().replace('"lora_alpha": 2', '"lora_alpha": 9'))
+    with pipeline.open_run(asked, tmp_path / "run", workers=1) as job:
+        for name in asked.training_order:
+            pipeline.train(job, name)
+    again = bits(tmp_path / "run/student")
+    assert [first[name] == again[name] for name in sorted(first)] == [False, True]
+
+
+def test_students_of_given_adapters_say_how_they_train(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="'mine' is given as adapters.*: give rank, replicas$"):
+        given_recipe(recipe, tmp_path, without=("rank", "replicas"))
+    assert parse_recipe(dump_recipe(given_recipe(recipe, tmp_path)), "again.yaml") == given_recipe(recipe, tmp_path).model_copy(
+        update={"name": "given"}
+    )

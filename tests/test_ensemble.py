@@ -11,17 +11,20 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import PeftModel
 from tiny import VOCABULARY, tiny_model
 
 import toolkit
-from toolkit import predict
+from toolkit import cli, predict
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.base import load_base
 from toolkit.data import read_suite
 from toolkit.ensemble import ENSEMBLES, SIMILARITIES, Ensemble, ensemble_scores, mbr, vote
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
+from toolkit.external import _of_groups
 from toolkit.outcomes import read_outcomes, read_token_scores
+from toolkit.pipeline import RunError
 from toolkit.predict import generate, load_adapters, score, score_tokens
 from toolkit.recipe.models import EnsembleMethod, Similarity
 from toolkit.stack import StackedLinear, stacked
@@ -448,3 +451,59 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
             ids = model.tok_encode(sample["arguments"][0][0])
             own = generate(stack, [ids], **options, eos_ids=base.eos_ids, max_new_tokens=8, top_k=2)[0][0]
             assert sample["resps"][0][0] == base.tokenizer.decode(own.ids, skip_special_tokens=True).split("~")[0]
+
+
+# ------------------------------------------------------------------------------------------------- loose adapters from the shell
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": p.id, "prompt": p.prompt, "reference": p.reference} for p in read_suite("embedded:typical", name="typical")[:3]]
+    (tmp_path / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "suite.jsonl"
+
+
+def ftk(*arguments):
+    return CliRunner().invoke(cli.main, [str(a) for a in arguments])
+
+
+@pytest.mark.parametrize(
+    ("asked", "label", "groups"),
+    [
+        (["--ensemble", "logits", "-k", 2], "logits-k2", 2),
+        (["--ensemble", "mbr", "--set", "similarity=edit"], "mbr-edit-k4", 1),
+        (["--ensemble", "gated", "--set", "threshold=0.5", "-k", 3], "gated-threshold0.5-k3", 1),
+    ],
+)
+def test_loose_adapters_answer_in_groups(embedded, suite, asked, label, groups):
+    _, adapters = embedded
+    common = ("--prompts", suite, "--base", "embedded", "--max-new-tokens", 4, "--workers", 1, "--out", "out", "--json")
+    result = ftk("evaluate", *adapters, *common, *asked)
+    assert result.exit_code == cli.DONE, result.stderr
+    procedures = json.loads(result.stdout)["results"]["conditions"][0]["procedures"]
+    assert [(one["label"], one["n_runs"]) for one in procedures] == [("replica", 4), (label, groups)]
+    assert ftk("evaluate", *adapters, *common, *asked).exit_code == cli.DONE  # again: nothing but what is missing
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (["-k", 2], "-k and --set say how an --ensemble is made"),
+        (["--ensemble", "logits", "-k", 5], "4 adapters are fewer than a group of 5"),
+        (["--ensemble", "mbr"], "--ensemble mbr: `ensemble: mbr` goes with `similarity`"),
+        (["--ensemble", "vote", "--set", "wieghts=confidence"], "--ensemble vote: unknown setting; did you mean 'weights'?"),
+        (["--ensemble", "vote", "--set", "weights=accuracy:x"], "needs a second suite"),
+        (["--ensemble", "vote", "--set", "density=0.5"], "'density' belongs to"),
+    ],
+)
+def test_ensembles_that_cannot_be_are_one_line(embedded, suite, asked, told):
+    result = ftk("evaluate", *embedded[1], "--prompts", suite, "--base", "embedded", "--out", "no", *asked)
+    assert result.exit_code != cli.DONE and told in result.stderr and result.stderr.count("\n") == 1, result.stderr
+
+
+def test_populations_of_different_sizes_need_a_size_of_groups(tmp_path):
+    paths = {"a": [tmp_path / "0"] * 4, "b": [tmp_path / "0"] * 3}
+    with pytest.raises(RunError, match="b: 3 adapters, others have more; say with -k"):
+        _of_groups({"ensemble": "vote", "k": None}, paths)
+    assert _of_groups({"ensemble": "vote", "k": 3}, paths).label == "vote-k3"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from toolkit import environment, mergekit_yaml
 from toolkit.adapters import adapter_paths, read_adapter
 from toolkit.adopt import check_base, duplicates, layer_shapes, same_weights
@@ -33,9 +35,11 @@ from toolkit.pipeline import (
     open_folder,
     open_run,
     successful,
+    take,
 )
 from toolkit.population import groups, read_replica, replica_folder
 from toolkit.recipe import SHIFTS, Data, Evaluation, Given, Mitigation, Recipe
+from toolkit.recipe.words import nearest
 from toolkit.results import ConditionDesign, Modules, Results
 
 
@@ -239,13 +243,17 @@ def evaluate_subjects(
     out: Path | None,
     workers: int | None,
     console: Console,
+    ensemble: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Results]:
     """Let populations that are there already answer prompts; return the folder of outcomes and the results.
 
     A run answers its own suites with its own mitigations unless `prompts` says otherwise; any other folder of adapters is one
-    population, numbered in the order of the names, of unknown seeds.
+    population, numbered in the order of the names, of unknown seeds. ensemble: what each disjoint group of `k` adapters (None: all of
+    them) does as one, in the words of a recipe: `{"ensemble": "probabilities", "k": 8}`.
     """
     if len(sources) == 1 and (sources[0] / "recipe.yaml").is_file() and not (prompts or base or out):
+        if ensemble:
+            raise RunError(f"{sources[0]}: a run makes the ensembles of its recipe; with --prompts SUITE its replicas are as any others")
         recipe = open_folder(sources[0])
         with open_run(recipe, sources[0], workers=workers, console=console) as job:
             merge(job)
@@ -264,6 +272,13 @@ def evaluate_subjects(
     recipe = _one_suite("evaluate", prompts, base, evaluation, paths_of)
     suite = next(iter(recipe.data.suites))
     folder = out or Path("runs") / "evaluate"
+    if ensemble:
+        recipe = recipe.model_copy(update={"mitigations": [_of_groups(ensemble, paths_of)]})
+        with open_run(recipe, folder, workers=workers, console=console) as job:
+            for name in recipe.conditions:
+                take(job, name)
+            evaluate(job)
+            return folder, measure(job)
     with open_run(recipe, folder, workers=workers, console=console) as job:
         asked = read_prompts(recipe)
         families = [[Subject("", "base", 0)]]
@@ -277,6 +292,25 @@ def evaluate_subjects(
         designs = [ConditionDesign(name, range(len(paths))) for name, (_, paths) in zip(names, collections, strict=True)]
         command = "ftk evaluate " + " ".join(map(str, sources)) + f" --prompts {prompts}"
         return folder, conclude(job, shards, designs, command=command)
+
+
+def _of_groups(ensemble: Mapping[str, Any], paths_of: Mapping[str, Sequence[Path]]) -> Mitigation:
+    """An ensemble of groups that every population has. Raises RunError in one line for what does not fit."""
+    smallest = min(paths_of, key=lambda name: len(paths_of[name]))
+    k, there = ensemble["k"], len(paths_of[smallest])
+    if k is None and any(len(paths) != there for paths in paths_of.values()):
+        raise RunError(f"{smallest}: {there} adapters, others have more; say with -k how large a group is")
+    if there < (k or 2):
+        raise RunError(f"{smallest}: {there} adapters are fewer than a group of {k or 2}")
+    if str(ensemble.get("weights")).startswith("accuracy"):
+        raise RunError("--set weights=accuracy:SUITE needs a second suite: write a recipe with `adapters:` and `mitigations:`")
+    try:
+        return Mitigation.model_validate({**ensemble, "k": k or there})
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = [name for name in ("similarity", "threshold", "weights") if first["type"] == "extra_forbidden"]
+        text = f"unknown setting{nearest(str(first['loc'][-1]), known)}" if known else first["msg"].removeprefix("Value error, ")
+        raise RunError(f"--ensemble {ensemble['ensemble']}: {text}") from None
 
 
 def _setting(sources: Sequence[Path], adapter: Path, base: str | None) -> tuple[Recipe | None, str, Evaluation]:

@@ -48,7 +48,7 @@ from toolkit.population import Replica, fingerprint, groups, read_population, re
 from toolkit.recipe import Condition, Evaluation, Mitigation, Recipe, Sequential, Teacher, dump_recipe, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
 from toolkit.stack import target_modules
-from toolkit.students import Teaching, as_mitigation, student_design, student_notes, teacher_members, teaching
+from toolkit.students import Teaching, as_mitigation, student_design, student_notes, teacher_members
 from toolkit.until import Looks, asked_about, stopping_note, train_until
 
 CHECKPOINTS = "checkpoints"
@@ -512,14 +512,20 @@ def teacher_groups(job: Run, name: str) -> list[Teaching]:
     assert teacher is not None
     folder = job.condition(teacher.condition)
     members = teacher_members(job.folder, name, teacher)
-    _, mark = training_plan(job.recipe, teacher.condition, job.device)
-    if any(record.fingerprint != mark for record in read_population(folder).values()):
-        raise RunError(f"{folder}: holds replicas of another recipe, base or data; choose another --out, or delete that folder")
+    population = read_population(folder)
+    if teacher.condition in job.recipe.trained:
+        _, mark = training_plan(job.recipe, teacher.condition, job.device)
+        if any(record.fingerprint != mark for record in population.values()):
+            raise RunError(f"{folder}: holds replicas of another recipe, base or data; choose another --out, or delete that folder")
     if not teacher.merge:
-        return [teaching(group, [replica_folder(folder, r) for r in group]) for group in members]
+        return [
+            Teaching(tuple(group), tuple(str(replica_folder(folder, r)) for r in group), tuple(_digest(population[r]) for r in group))
+            for group in members
+        ]
     with job.console.stage("merge"):
         run_merges(job, merge_units(folder, [r for group in members for r in group], teacher))
-    return [teaching(group, [merged_folder(folder, teacher.label, g)]) for g, group in enumerate(members)]
+    merged = [merged_folder(folder, teacher.label, g) for g in range(len(members))]
+    return [Teaching(tuple(group), (str(path),), (read_adapter(path).sha256(),)) for group, path in zip(members, merged, strict=True)]
 
 
 def _teachers(teacher: Teacher, adapters_R: Sequence[tuple[str, ...]]) -> list[distill.Teacher]:

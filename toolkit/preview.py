@@ -154,14 +154,19 @@ def _teaching(recipe: Recipe, name: str, plan: TrainingPlan, base: Base, example
     teacher = condition.teacher
     if teacher is None:
         return None
-    last = condition.group_of(max(recipe.replicas_of(name) - 1, 0))
+    if teacher.condition in recipe.given:
+        taught_by = [read_adapter(path) for path in find_adapters(recipe.given[teacher.condition].adapters)]
+        there, rank = len(taught_by), max(adapter.rank for adapter in taught_by)
+        layers = [(module.in_features, module.out_features) for module in taught_by[0].modules.values()]
+    else:
+        there, rank = recipe.replicas_of(teacher.condition), recipe.trained[teacher.condition].rank
+        layers = _layers(base.model, teacher.condition, recipe.trained[teacher.condition].targets)
+    last = min(condition.group_of(max(recipe.replicas_of(name) - 1, 0)), max(there // teacher.k - 1, 0))
     vocabulary = base.model.config.get_text_config().vocab_size
     size = soft_target_bytes(condition, [sum(e.loss_mask[1:]) for e in examples], vocabulary, plan.stack)
     kept = size if size <= SOFT_TARGET_BYTES else 0
-    taught_by = recipe.trained[teacher.condition]
-    layers = _layers(base.model, teacher.condition, taught_by.targets)
-    merged = _merged_bytes(teacher, layers, taught_by.rank) if teacher.merge else 0
-    adapters = merged or teacher.k * sum(4 * taught_by.rank * (i + o) for i, o in layers)
+    merged = _merged_bytes(teacher, layers, rank) if teacher.merge else 0
+    adapters = merged or teacher.k * sum(4 * rank * (i + o) for i, o in layers)
     groups_a_stack = len({condition.group_of(r) for r in range(plan.stack)})
     return {
         "condition": teacher.condition,

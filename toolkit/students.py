@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolkit.adapters import read_adapter
 from toolkit.population import groups, read_population
 from toolkit.recipe import Condition, Teacher
 from toolkit.results import ConditionDesign, MitigationDesign, Price, TeacherDesign
@@ -19,16 +18,11 @@ class StudentsError(ValueError):
 
 @dataclass(frozen=True)
 class Teaching:
-    """One teacher group: its replicas, the adapters that speak (all of them, or the one they were merged into), and their hashes."""
+    """One teacher group: its replicas, the adapters that speak (all of them, or the one they were merged into), and hashes of those."""
 
     members: tuple[int, ...]
     adapters: tuple[str, ...]
     sha256: tuple[str, ...]
-
-
-def teaching(members: Sequence[int], paths: Sequence[Path]) -> Teaching:
-    """Raises AdapterError in one line for an adapter that cannot be read."""
-    return Teaching(tuple(members), tuple(map(str, paths)), tuple(read_adapter(path).sha256() for path in paths))
 
 
 def teacher_members(run: Path, name: str, teacher: Teacher) -> list[list[int]]:

@@ -7,7 +7,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -25,6 +25,9 @@ from toolkit.cli.terminal import (
     workers_option,
 )
 from toolkit.recipe.merges import MERGES, merge_parameters, parse_setting
+from toolkit.recipe.models import EnsembleMethod
+
+ENSEMBLES = get_args(EnsembleMethod)
 
 
 @click.command()
@@ -192,6 +195,9 @@ def merge(
 @click.option("--base", help="Base model, where the adapters do not say it or say it wrongly.")
 @click.option("--answer", help="text, first-line, regex:PATTERN or embedded (default: the run's, or text).")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer.")
+@click.option("--ensemble", type=click.Choice(ENSEMBLES), help="Let disjoint groups of the adapters answer as one, too.")
+@click.option("-k", type=click.IntRange(2), help="With --ensemble: adapters in a group (default: all are one group).")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the ensemble: similarity, threshold, weights.")
 @out_option
 @workers_option
 @as_json
@@ -201,6 +207,9 @@ def evaluate(
     base: str | None,
     answer: str | None,
     max_new_tokens: int | None,
+    ensemble: str | None,
+    k: int | None,
+    settings: tuple[str, ...],
     out: Path | None,
     workers: int | None,
     as_json: bool,
@@ -213,13 +222,19 @@ def evaluate(
         from toolkit.data import check_rule
 
         check_rule(answer or "text")
+        if (k or settings) and not ensemble:
+            raise click.UsageError("-k and --set say how an --ensemble is made: name one")
+        try:
+            asked = {"ensemble": ensemble, "k": k, **dict(map(parse_setting, settings))} if ensemble else None
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
         without_network(base, prompts)
         from toolkit import external
         from toolkit.report import table_text
 
-        settings = {"prompts": prompts, "base": base, "answer_rule": answer, "max_new_tokens": max_new_tokens}
+        how = {"prompts": prompts, "base": base, "answer_rule": answer, "max_new_tokens": max_new_tokens, "ensemble": asked}
         with console() as screen:
-            folder, results = external.evaluate_subjects(subjects, out=out, workers=workers, console=screen, **settings)
+            folder, results = external.evaluate_subjects(subjects, out=out, workers=workers, console=screen, **how)
         if as_json:
             print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text())})
             return

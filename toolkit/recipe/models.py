@@ -296,6 +296,8 @@ FULL_LR = 2e-5
 """default of `method: full`, where all weights move at once: a tenth of that of adapters"""
 OWN = (*DISTILLATION, "method", "replicas", "vary", "crossed", "repeats", "snapshots", "averages", "ema_decay", "lawa_last")
 """keys that a student does not take over from its teacher's condition"""
+UNKNOWN = ("rank", "epochs", "batch_size", "lr")
+"""keys that a student of adapters that are given must say itself: nobody knows how those were trained"""
 
 
 class Given(_Model):
@@ -450,7 +452,7 @@ class Mitigation(_Model):
 
 
 class Teacher(Mitigation):
-    """Whom a distilled replica learns from: K replicas of another condition, as an ensemble or merged."""
+    """Whom a distilled replica learns from: K replicas of another condition, trained or given, as an ensemble or merged."""
 
     condition: str
     groups: Literal["fresh", "fixed"] = "fresh"
@@ -660,9 +662,12 @@ class Recipe(Criteria):
                 raise _at((*path, "condition"), f"names no other condition{nearest(teacher.condition, others)}")
             taught_by = self.conditions[teacher.condition]
             if isinstance(taught_by, Given):
-                raise _at(
-                    (*path, "condition"), f"{teacher.condition!r} is given as adapters; students learn from a condition that is trained"
-                )
+                unsaid = [key for key in (*UNKNOWN, *([] if own.crossed else ["replicas"])) if key not in own.model_fields_set]
+                if unsaid:
+                    raise _at(
+                        path, f"{teacher.condition!r} is given as adapters, which do not say how students train: give {', '.join(unsaid)}"
+                    )
+                continue
             if taught_by.method == "full":
                 raise _at((*path, "condition"), f"{teacher.condition!r} trains all weights; students learn from a condition of adapters")
             if taught_by.teacher:

@@ -55,7 +55,7 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
         if not isinstance(condition, str) or condition not in conditions or condition in seen:
             return {}
         inherited = resolve(condition, seen)
-        return {key: value for key, value in inherited.items() if key not in OWN} if isinstance(inherited, dict) else {}
+        return {key: value for key, value in inherited.items() if key not in (*OWN, "adapters")} if isinstance(inherited, dict) else {}
 
     return {name: resolve(name, (name,)) for name in conditions}
 

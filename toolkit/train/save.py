@@ -28,6 +28,8 @@ def average_weights(condition: Condition, S: int) -> dict[str, list[float]]:
 
     The average itself is exact in delta space; that of adapters is then cut to the replica's rank.
     """
+    if not condition.averages:
+        return {}
     last = min(condition.lawa_last, S)
     known = {
         "swa": ("swa", swa_weights(S)),
