@@ -80,6 +80,7 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     return tuple(sorted({i for i in ids if isinstance(i, int)}))
 
 
+@lru_cache(maxsize=8)  # one answer for a process, whatever else the machine does
 def fastest_dtype(width: int, device: str) -> str:
     """`bfloat16` where a product of this many columns is several times faster in it, as on a GPU or with AMX; else `float32`.
 
@@ -130,12 +131,18 @@ def load_config(name: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(source, **({"revision": revision} if revision else {}))
 
 
-@lru_cache(maxsize=1)  # a worker process serves many stacks on one base
 def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
-    """Load a base: `embedded`, a folder, a hub id, or `id@revision`.
+    """Load a base: `embedded`, a folder, a hub id, or `id@revision`. dtype `auto`: see `fastest_dtype`.
 
     Raises BaseError with one line when there is no such model, or it has no end-of-sequence token.
     """
+    if dtype == "auto":
+        dtype = fastest_dtype(load_config(name).get_text_config().hidden_size, device)
+    return _load(name, dtype, device)
+
+
+@lru_cache(maxsize=1)  # a worker process serves many stacks on one base
+def _load(name: str, dtype: str, device: str) -> Base:
     source, revision = _locate(name)
     transformers_logging.disable_progress_bar()  # every worker would draw one
     options: dict[str, Any] = {"revision": revision} if revision else {}

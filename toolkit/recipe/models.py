@@ -289,7 +289,7 @@ OF_ADAPTERS = ("rank", "alpha", "rslora", "dropout", "targets", "init", "freeze"
 """keys of a condition that trains adapters"""
 YOUNGER = (
     *("init", "freeze", "lr_ratio_B", "layer_lr_decay", "cycle_floor", "lookahead", "label_smoothing", "lawa_last"),
-    *("dtype", "stack", "compile", "threads", "perturb"),
+    *("rows", "dtype", "stack", "compile", "threads", "perturb"),
 )
 """keys of a condition that were not there from the beginning"""
 FULL_LR = 2e-5
