@@ -20,7 +20,7 @@ def claims_text(found: Claims) -> str:
     for condition, rows in groupby(found.outlook, key=lambda row: row.condition):
         of_condition = list(rows)
         lines += ["", f"{found.runs:,} runs of {condition}, to be expected from {of_condition[0].differ.n_replicas:,}:"]
-        lines.append(f"   {'prompts':<25}{'two runs differ, %':<21}{'off the majority, runs':<24}{'answers a prompt':<21}accuracy")
+        lines.append(f"   {'prompts':<22}{'two runs differ, %':<21}{'off the majority, runs':<24}{'answers a prompt':<22}accuracy")
         lines += [_outlook(row, found.runs) for row in of_condition]
     level = f"{100 * found.level:g} % intervals in brackets; a verdict only where the whole interval gives it"
     zones = ", ".join(f"{SIGNS[zone]} {zone}" for zone in ZONES)
@@ -44,4 +44,4 @@ def _outlook(row: Outlook, runs: int) -> str:
         off += f" [{runs * row.off.low:,.0f}, {runs * row.off.high:,.0f}]"
     distinct = f"{'' if row.distinct.conclusive else '>'}{number(row.distinct.value)} {interval(row.distinct)}"
     name = f"  {row.category}" if row.category else row.shift
-    return f" {SIGNS.get(row.zone, '?')} {name[:24]:<25}{differ:<21}{off:<24}{distinct:<21}{floor_text(row)}".rstrip()
+    return f" {SIGNS.get(row.zone, '?')} {name[:21]:<22}{differ:<21}{off:<24}{distinct:<22}{floor_text(row)}".rstrip()
