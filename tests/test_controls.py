@@ -132,6 +132,18 @@ def test_stacked_full_fine_tuning_equals_a_plain_loop(kind):
         assert (trained.factors[name][0][1] - W).norm() <= 1e-9 * W.norm(), name
 
 
+def test_full_fine_tuning_of_a_narrow_base_keeps_wide_weights():
+    """The base computes in bfloat16; what is trained is float32, so that steps below its last digit add up."""
+    condition = Condition(**{**FULL, "lr": 1e-5})
+    examples = rows(11)
+    trained = train_stack(tiny_model("qwen2", torch.bfloat16), examples, condition, plan_of(condition, examples), seeds_of(range(4)))
+    base = dict(tiny_model("qwen2", torch.bfloat16).named_parameters())
+    name = "model.layers.0.mlp.up_proj.weight"
+    W = trained.factors[name][0][0]
+    assert W.dtype == torch.float32 and not torch.equal(W, base[name].float())
+    assert trained.failed_step(0) is None and (W - base[name].float()).abs().max() < 1e-3
+
+
 def same(a, b, slot, other):
     return all(torch.equal(x[slot], y[other]) for name in a for x, y in zip(a[name], b[name], strict=True))
 

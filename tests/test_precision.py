@@ -104,6 +104,8 @@ def test_seeds_of_their_own_on_each_machine_are_measured_too(tmp_path):
 def test_runs_that_are_not_of_one_procedure_are_told(tmp_path):
     a, b = write_run(tmp_path / "a", answers()), write_run(tmp_path / "b", answers(), mark="other")
     assert any("more than machines" in note for note in measure_runs([a, b], tmp_path / "out").notes)
+    with pytest.raises(MeasureError, match="no second run"):
+        measure_runs([a, a], tmp_path / "out")
     other = write_run(tmp_path / "c", answers()[:, :50], prompts=50)
     with pytest.raises(MeasureError, match="asked other prompts"):
         measure_runs([a, other], tmp_path / "out")

@@ -29,8 +29,10 @@ def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None =
 
     Disagreement and accuracy are taken apart into machine, seeds, and the rest. The rows of single replicas are of one replica for each
     set of seeds, since the same seeds again are no independent run. criteria: instead of those of the first run.
-    Raises MeasureError in one line for runs that asked different prompts or share no condition.
+    Raises MeasureError in one line for runs that asked different prompts or share no condition, and for the same run twice.
     """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise MeasureError(f"{folders[0]}: the same folder twice is no second run; train the recipe again, here or elsewhere")
     designs = [read_design(folder) for folder in folders]
     recipes = [parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml")) for folder in folders]
     prompts = read_prompts(recipes[0])

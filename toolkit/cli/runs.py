@@ -302,9 +302,11 @@ def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
         return
     for report in reports:
         dense = f"{report.get('dtype')} weights, rounding {report.get('rounding', 0):.1e} of the change"
-        size = dense if "rank" not in report else "whole models" if report["rank"] is None else f"rank {report['rank']}"
+        whole = "rank" in report and report["rank"] is None
+        kind = "models" if whole else "adapters"
+        size = "whole" if whole else f"rank {report['rank']}" if "rank" in report else dense
         bound = f", error at most {report['error_bound']:.1e}" if "error_bound" in report else ""
-        click.echo(f"{report['out']}: {report['method']} of {report['k']}, {size}, energy kept {report['energy']:.4f}{bound}")
+        click.echo(f"{report['out']}: {report['method']} of {report['k']} {kind}, {size}, energy kept {report['energy']:.4f}{bound}")
 
 
 def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: str, out: Path | None) -> dict[str, Any]:

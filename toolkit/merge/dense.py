@@ -92,7 +92,9 @@ def merge_into_base(
 def load_model(base: str, revision: str | None) -> tuple[Any, Any]:
     """A base with its weights as they are stored, and its tokenizer. Raises AdapterError in one line."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # every merge would draw one
     options = {"revision": revision} if revision else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **options)
