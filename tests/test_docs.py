@@ -119,8 +119,10 @@ def test_the_first_lines_of_the_readme_work():
         assert plan.returncode == 0 and ".venv/bin/" in plan.stdout, plan.stderr
 
 
-def test_the_table_of_methods_is_that_of_its_results():
+def test_tables_are_those_of_their_results():
     import tables
 
     found = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
     assert tables.table(found) in (ROOT / "docs/methods.md").read_text()
+    found = json.loads((ROOT / "benchmarks/results/merge.json").read_text())
+    assert tables.merge_table(found) in (ROOT / "docs/merging.md").read_text()
