@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -14,7 +15,8 @@ from torch.nn.functional import pad
 
 import toolkit
 from toolkit import delta
-from toolkit.adapters import CONFIG, Adapter, AdapterError, read_adapter, sha256, write_adapter
+from toolkit.adapters import CONFIG, Adapter, AdapterError, read_adapter, write_adapter
+from toolkit.files import sha256_file
 from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
 from toolkit.merge.soup import Step, greedy_soup
 from toolkit.recipe.merges import MERGEKIT
@@ -245,7 +247,8 @@ def read_members(
     inputs, adapters = _read_inputs(sources, weights, chosen, values)
     identity = _common_base(adapters) if base is None else (base, None)
     names = [Path(one.path).name for one in inputs]
-    ids = [name if names.count(name) == 1 else f"{name}:{one.sha256}" for name, one in zip(names, inputs, strict=True)]
+    count = Counter(names)
+    ids = [name if count[name] == 1 else f"{name}:{one.sha256}" for name, one in zip(names, inputs, strict=True)]
     return Members(inputs, adapters, ids, *identity, _common_shapes(adapters))
 
 
@@ -267,7 +270,7 @@ def _read_inputs(
             members = []
             for path, share in chosen.along(source, **accepted(chosen.along, values)):
                 adapter = read_adapter(path)
-                hashes = adapter.sha256(), sha256(path / CONFIG)
+                hashes = adapter.sha256(), sha256_file(path / CONFIG)
                 members.append((Input(str(path), *hashes, weight * share / total), adapter))
             content = [(one.sha256, one.config_sha256, one.weight) for one, _ in members]
             groups.append((source.name, content, str(source), members))
