@@ -109,7 +109,7 @@ def forecast(
     begin = mean(lambda one: one.ready - begun + one.load)
     train = sum(_train_seconds(part, workers, mean, (passes or {}).get(part.name, 0.0)) for part in parts if part.plan)
     merge = sum(
-        math.ceil(part.replicas // m.k / workers) * mean(lambda one, key=(part.name, m.label): (one.merge or {})[key])
+        math.ceil(part.replicas // m.k / workers) * mean(lambda one, key=(part.name, m.label): one.merge[key])
         for part in parts
         for m in part.mitigations
         if m.merge
@@ -120,7 +120,7 @@ def forecast(
         family.units * family.adapters / pipeline.EVALUATION_WIDTH * (1 + mean(lambda one: one.per_rank) * (family.rank - low))
         for family in families
     )
-    answer = sum(mean(lambda one, suite=suite: (one.answer or {})[suite]) for suite in prompts) * effort / workers
+    answer = sum(mean(lambda one, suite=suite: one.answer[suite]) for suite in prompts) * effort / workers
     begin_train, begin_answer = (begin, 0.0) if train else (0.0, begin)
     peaks = [max(getattr(one, name) for one in all_found) for name in ("train_bytes", "merge_bytes", "answer_bytes")]
     peaks[0] += max((extra_bytes or {}).values(), default=0)
@@ -134,8 +134,8 @@ def forecast(
         "measure": Stage(statistics, disk_bytes=left["measure"]),
     }
     trained = [part.name for part in parts if part.plan]
-    step = {name: mean(lambda one, name=name: (one.step or {})[name]) for name in trained}
-    teaching = {name: mean(lambda one, name=name: (one.spoken or {})[name]) * (passes or {}).get(name, 0.0) for name in trained}
+    step = {name: mean(lambda one, name=name: one.step[name]) for name in trained}
+    teaching = {name: mean(lambda one, name=name: one.spoken[name]) * (passes or {}).get(name, 0.0) for name in trained}
     return Forecast(stages, workers, peak_bytes(), step, teaching)
 
 
@@ -143,7 +143,7 @@ class _Invented(Table):
     """Answers that nobody gave: most runs say the same, some say something else."""
 
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm:
-        rng = np.random.default_rng(seeds.derive(0, condition, procedure))
+        rng = np.random.default_rng(seeds.derive(0, f"{condition}/{procedure}"))
         code_RP = np.minimum(rng.geometric(0.6, (len(indexes), len(self.prompts))) - 1, len(self.answers) - 1).astype(np.int32)
         return Arm(code_RP, (code_RP == 0).astype(np.float32), code_RP, rng.standard_normal(code_RP.shape).astype(np.float32))
 
@@ -175,7 +175,7 @@ def _statistics(recipe: Recipe, parts: Sequence[Part], prompts: Mapping[str, Seq
 
 def _train_seconds(part: Part, workers: int, mean: Callable[[Callable[[Probed], float]], float], passes: float) -> float:
     assert part.plan
-    step, rest, spoken = (mean(lambda one, kind=kind: (getattr(one, kind) or {})[part.name]) for kind in ("step", "rest", "spoken"))
+    step, rest, spoken = (mean(lambda one, kind=kind: getattr(one, kind)[part.name]) for kind in ("step", "rest", "spoken"))
     return math.ceil(part.stacks / workers) * (step * part.plan.steps + rest + spoken * passes)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,11 @@ class Probed:
 
     ready: float  # time of day when the worker began
     load: float = 0.0
-    step: dict[str, float] | None = None
-    rest: dict[str, float] | None = None
-    spoken: dict[str, float] | None = None  # what teachers add to a step
-    merge: dict[tuple[str, str], float] | None = None
-    answer: dict[str, float] | None = None
+    step: dict[str, float] = field(default_factory=dict)
+    rest: dict[str, float] = field(default_factory=dict)
+    spoken: dict[str, float] = field(default_factory=dict)  # what teachers add to a step
+    merge: dict[tuple[str, str], float] = field(default_factory=dict)
+    answer: dict[str, float] = field(default_factory=dict)
     per_rank: float = 0.0
     train_bytes: int = 0
     merge_bytes: int = 0
@@ -64,7 +64,7 @@ class Probed:
 
 def probe(unit: Probe, progress: Progress) -> Probed:
     """In a worker process: a little of everything that the run will do."""
-    found = Probed(ready=time.time(), step={}, rest={}, spoken={}, merge={}, answer={})
+    found = Probed(ready=time.time())
     start = time.perf_counter()
     base = load_base(unit.recipe.base, unit.recipe.dtype, unit.device)
     if unit.recipe.trained:
@@ -158,18 +158,19 @@ def _merging(folder: Path, part: Part, one: Mitigation, base: Base) -> float:
         if done > MERGE_WORK:
             break
         chosen.append(name)
+    parameters: dict[str, Any] = dict(one.parameters)
     sources = [folder / part.name / one.label / "of" / f"{k:03d}" for k in range(one.k)]
     for k, source in enumerate(sources):
         own = torch.Generator().manual_seed(k)
         sizes = [(name, *part.shapes[name]) for name in chosen]
         factors = {n: (torch.randn(part.rank, I, generator=own), torch.randn(O, part.rank, generator=own)) for n, I, O in sizes}
         targets = sorted({n.rpartition(".")[2] for n in chosen})
-        trajectory = [f"snapshots/s{s:03d}" for s in range(one.parameters.get("last") or 1)]
+        trajectory = [f"snapshots/s{s:03d}" for s in range(parameters.get("last") or 1)]
         for name in [*trajectory, "averages/swa", "averages/ema", "."]:
             write_adapter(source / name, factors, r=part.rank, alpha=part.rank, target_modules=targets, base=base.source)
     start = time.perf_counter()
     out = folder / part.name / one.label / "merged"
-    merge_adapters(sources, out, method=one.merge or "", rank=one.rank, **one.parameters)
+    merge_adapters(sources, out, method=one.merge or "", rank=one.rank, **parameters)
     pipeline.describe_merge(out)
     return (time.perf_counter() - start) * sum(map(work, part.shapes)) / sum(map(work, chosen))
 
@@ -189,7 +190,7 @@ def _answering(base: Base, prompts: Sequence[Prompt], recipe: Recipe, shapes: Sh
     chosen = [i for batch in batches for i in batch]
     share = sum(len(ids[i]) + usual for i in chosen) / sum(len(one) + usual for one in ids)
     choices = recipe.evaluation.choices if recipe.evaluation.token_scores else []
-    pairs = [(ids[i], references[i]) for i in chosen if references[i] is not None]
+    pairs = [(ids[i], one) for i in chosen if (one := references[i]) is not None]
     pairs += [(ids[i], encode_reference(prompts[i].prompt, text, base.tokenizer)) for i in chosen for text in choices]
     device = next(base.model.parameters()).device
     options: dict[str, Any] = {"voices": width, "eos_ids": (-1,), "top_k": recipe.evaluation.top_k}
