@@ -11,7 +11,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -q
 
-proofs: install  ## the slow ones: coverage simulations at full size
+proofs: install  ## the slow ones: coverage simulations at full size, runs that are killed again and again, full disks
 	$(BIN)/python -m pytest -q -m slow
 
 check: install

@@ -12,6 +12,7 @@ TORCH_FREE = {
     "recipe",
     "seeds",
     "environment",
+    "files",
     "plan",
     "results",
     "statistics",

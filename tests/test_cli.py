@@ -1,5 +1,6 @@
 """The commands: exit codes, one line for every mistake, JSON on stdout alone, and a stop that loses nothing."""
 
+import errno
 import json
 import os
 import shutil
@@ -120,7 +121,7 @@ def test_init_writes_a_recipe_that_check_accepts(tmp_path, monkeypatch):
         "typical (193 prompts)",
         "24 replicas in 3 stacks of 8",
         "140 steps of 16 rows",
-        "MiB a worker",
+        "memory of a worker",
         "ms a step",
     ):
         assert part in result.stdout
@@ -188,6 +189,18 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, told, trained, work):
 
 def test_a_folder_that_cannot_be_written_fails():
     assert_one_line(ftk("train-replicas", "good.yaml", "--out", "a-file"), "a-file", cli.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(errno.ENOSPC, "the disk is full: free some"), (errno.EDQUOT, "your quota"), (errno.EROFS, "the disk is read-only: make it writable")],
+)
+def test_a_disk_that_refuses_is_told_with_its_way_out(number, told, capsys):
+    with pytest.raises(SystemExit) as stop, terminal.errors():
+        raise OSError(number, os.strerror(number), "run/lora/replicas/00003")
+    line = capsys.readouterr().err
+    assert stop.value.code == cli.FAILED and line.startswith(f"ftk: run/lora/replicas/00003: {told}") and line.count("\n") == 1
+    assert "run again; finished work is kept" in line
 
 
 def test_without_network_an_unknown_base_is_told_at_once(work):

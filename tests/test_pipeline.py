@@ -197,6 +197,20 @@ def test_lost_and_damaged_replicas_come_back(finished, recipe, tmp_path):
     assert touched.stat().st_mtime_ns == stamp  # what was finished is not done again
 
 
+def test_a_merge_that_was_killed_before_it_was_described_is_made_again(finished, recipe, tmp_path):
+    folder = tmp_path / "m"
+    shutil.copytree(finished, folder)
+    merged = pipeline.merged_folder(folder / "lora", "mean-rank-same-k2", 1)
+    names = {path.name for path in merged.iterdir()}
+    assert {"merge.json", "mergekit_config.yml", "README.md"} < names
+    for name in ("mergekit_config.yml", "README.md"):
+        (merged / name).unlink()
+    with pipeline.open_run(recipe, folder, workers=1) as job:
+        pipeline.merge(job)
+    assert {path.name for path in merged.iterdir()} == names
+    assert weights(folder) == weights(finished)
+
+
 def test_more_replicas_change_none_that_exist(finished, recipe, tmp_path):
     folder = tmp_path / "e"
     shutil.copytree(finished, folder)

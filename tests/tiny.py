@@ -1,7 +1,10 @@
 """Tiny real models, built where they are needed: two layers, a few thousand parameters, no download."""
 
+from pathlib import Path
+
 import torch
 from transformers import (
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -18,6 +21,8 @@ from transformers import (
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
+
+from toolkit.base import EMBEDDED
 
 VOCABULARY = 64
 _SHAPE = {
@@ -58,3 +63,16 @@ def tiny_model(kind: str = "qwen2", dtype: torch.dtype = torch.float32, seed: in
     model.config.eos_token_id = model.generation_config.eos_token_id = 0
     model.config.bos_token_id = model.config.pad_token_id = None
     return model.to(dtype).eval()
+
+
+def tiny_base(folder: Path, seed: int = 0) -> Path:
+    """A random Qwen2 that reads and writes as the embedded base does: a folder that a recipe can name."""
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(Qwen2Config(**{**_GQA, "vocab_size": len(tokenizer), "max_position_embeddings": 256}))
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.config.bos_token_id = model.config.pad_token_id = None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -22,6 +22,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from toolkit.files import naming, sha256_file, sync
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -122,7 +124,7 @@ class Adapter:
 
     def sha256(self) -> str:
         """Of the weights file."""
-        return sha256(self.path / WEIGHTS)
+        return sha256_file(self.path / WEIGHTS)
 
     def factors(self, name: str) -> "tuple[Tensor, Tensor, float]":
         """(A [r, I], B [O, r], scale) of one module on the CPU, in float32 or what is stored if that is wider.
@@ -167,12 +169,6 @@ class Adapter:
     def items(self) -> "Iterator[tuple[str, tuple[Tensor, Tensor, float]]]":
         """(name, factors) of every module, read one at a time."""
         return ((name, self.factors(name)) for name in self.modules)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def adapter_paths(source: str | Path) -> list[Path]:
@@ -253,6 +249,8 @@ def write_adapter(
     Everything is written beside, synced, and renamed: `path` is never half an adapter. If `path` exists (a replica
     whose snapshots came first), the files move in one by one: weights, configuration, then the extra files in the order
     given; the old ones are removed before. Tensors keep their dtype.
+
+    Raises AdapterError for factors that are no adapter, and OSError that names `path` when the disk refuses.
     """
     path = Path(path)
     tensors = {}
@@ -287,8 +285,7 @@ def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, file
     Raises AdapterError in one line, and writes nothing, where the disk refuses or a value is not finite.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         raise AdapterError(f"{path}: {bad[0]} has values that are not finite; not written")
@@ -297,16 +294,16 @@ def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, file
     staging = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         staging.mkdir(parents=True)
-        save_file(own, staging / weights, metadata={"format": "pt"})
-        digest = sha256(staging / weights)
+        data = save(own, metadata={"format": "pt"})  # `save_file` does not say in a form for programs why the disk refused
+        (staging / weights).write_bytes(data)
         for name, text in files.items():
             (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)
         _publish(staging, path, [weights, *files])
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{path}: the weights cannot be written ({error}); free the disk or choose another folder") from None
+    except OSError as error:
+        raise naming(path, error) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return digest
+    return hashlib.sha256(data).hexdigest()
 
 
 def _publish(staging: Path, path: Path, names: Sequence[str]) -> None:
@@ -322,15 +319,6 @@ def _publish(staging: Path, path: Path, names: Sequence[str]) -> None:
             os.replace(staging / name, path / name)
         sync(path)
     sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file or folder on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_files(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:

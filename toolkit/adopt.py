@@ -19,8 +19,9 @@ from pathlib import Path
 
 from transformers.pytorch_utils import Conv1D
 
-from toolkit.adapters import CONFIG, WEIGHTS, Adapter, AdapterError, adapter_paths, read_adapter, sha256
+from toolkit.adapters import CONFIG, WEIGHTS, Adapter, AdapterError, adapter_paths, read_adapter
 from toolkit.base import Base
+from toolkit.files import sha256_file
 from toolkit.population import RECORD, Replica, read_population, replica_folder, write_text
 from toolkit.stack import target_modules
 from toolkit.stacked_embedding import StackedEmbedding
@@ -140,7 +141,7 @@ def _link(folder: Path, replica: int, path: Path) -> Replica:
     for name in (CONFIG, WEIGHTS, *(part for part in TRAJECTORY if (path / part).is_dir())):
         os.symlink(path / name, home / name)
     files = [Path(CONFIG), Path(WEIGHTS), *(f.relative_to(path) for part in TRAJECTORY for f in sorted((path / part).rglob(WEIGHTS)))]
-    hashes = {str(file): sha256(path / file) for file in files}
+    hashes = {str(file): sha256_file(path / file) for file in files}
     record = Replica(replica, "ok", seeds={}, steps=0, final_loss=None, sha256=hashes, source=str(path))
     write_text(home / RECORD, record.to_json())
     return record

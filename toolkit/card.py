@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,13 @@ def _results_around(folder: Path) -> tuple[Results, str, str] | None:
     parents = folder.resolve().parents
     if len(parents) < 4 or parents[1].name != "merged" or not (parents[3] / "results.json").is_file():
         return None
-    return load_results(parents[3] / "results.json"), parents[2].name, parents[0].name
+    path = parents[3] / "results.json"
+    return _results(path, path.stat().st_mtime_ns), parents[2].name, parents[0].name
+
+
+@lru_cache(maxsize=1)  # thousands of merges of one run have a card each
+def _results(path: Path, stamp: int) -> Results:
+    return load_results(path)
 
 
 def _table(results: Results, procedures: Sequence[Procedure]) -> list[str]:

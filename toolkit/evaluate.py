@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from toolkit.adapters import Adapter
@@ -142,8 +143,7 @@ def evaluate_unit(
                 details.append({**key, "choice": choice, "logprobs": scored.logprobs, "best": scored.best})
     if token_scores:
         write_token_scores(token_shard(unit.shard), details)
-    write_outcomes(unit.shard, rows)  # last: it says that the unit is done
-    return len(rows)
+    return write_outcomes(unit.shard, rows)  # last: it says that the unit is done
 
 
 def put(stack: Stack, members: Sequence[Weights | None], width: int) -> None:
@@ -177,6 +177,10 @@ def _outcome(subject: Subject, suite: str, prompt: Prompt, answered: _Answered, 
     }
 
 
+SPOKEN = ("suite", "prompt_id", "index", "text", "answer", "correct", "logprob", "n_tokens")
+"""what a rule over whole answers needs of them, and what the answer of the group has of its member's"""
+
+
 def vote_outcomes(
     shards: Iterable[Path],
     *,
@@ -191,20 +195,25 @@ def vote_outcomes(
 
     choose: answers, log-probabilities and weights of a group -> the member that speaks for it. weight: of a member, by its outcome.
     """
-    table = read_outcomes(shards).to_pylist()
-    by_prompt: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-    for row in table:
-        by_prompt.setdefault((row["suite"], row["prompt_id"]), {})[row["index"]] = row
-    rows = []
-    for g, group in enumerate(members):
-        for by_replica in by_prompt.values():
-            spoken = [by_replica[r] for r in group]
-            weights = [weight(row) for row in spoken] if weight else None
-            winner = spoken[choose([row["answer"] for row in spoken], [_confidence(row) for row in spoken], weights)]
-            nothing = dict.fromkeys(("logprob", "margin", "reference_logprob", "first_ids", "first_logprobs")) | {"streams": len(group)}
-            rows.append(winner | nothing | {"condition": condition, "procedure": procedure, "index": g})
-    write_outcomes(out, rows)
-    return len(rows)
+    table = read_outcomes(shards, SPOKEN)
+    index_N = table["index"].to_numpy()
+    order_N = np.argsort(index_N, kind="stable")  # rows of one replica together, as they came
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for g, group in enumerate(members):  # of thousands of replicas only one group at a time is not in columns
+            start, end = (np.searchsorted(index_N, group, side, sorter=order_N) for side in ("left", "right"))
+            own = table.take(np.concatenate([order_N[s:e] for s, e in zip(start, end, strict=True)])).to_pylist()
+            by_prompt: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+            for row in own:
+                by_prompt.setdefault((row["suite"], row["prompt_id"]), {})[row["index"]] = row
+            for by_replica in by_prompt.values():
+                spoken = [by_replica[r] for r in group]
+                weights = [weight(row) for row in spoken] if weight else None
+                winner = spoken[choose([row["answer"] for row in spoken], [_confidence(row) for row in spoken], weights)]
+                nothing = {"logprob": None, "streams": len(group)}
+                yield winner | nothing | {"condition": condition, "procedure": procedure, "index": g}
+
+    return write_outcomes(out, rows())
 
 
 def token_probability(row: dict[str, Any]) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from toolkit.analyse import Arm, OutcomeTable, PredictionTable, Table
 from toolkit.gate import Limits, Verdict, judge, learn, load_limits
 from toolkit.measure import DESIGN, MeasureError, read_design, read_prompts
-from toolkit.outcomes import read_outcomes
+from toolkit.outcomes import MEASURED, read_outcomes
 from toolkit.predictions import SUFFIXES, read_predictions
 from toolkit.recipe import parse_recipe
 
@@ -46,7 +46,7 @@ def _runs(source: Path, condition: str | None, same: str) -> tuple[Table, Arm, s
             raise MeasureError(f"{source}: no outcomes there; name a run, a file of predictions, or what `ftk evaluate --out` wrote")
         design = read_design(source)
         recipe = parse_recipe((source / "recipe.yaml").read_text(encoding="utf-8"), str(source / "recipe.yaml"))
-        table: Table = OutcomeTable(read_outcomes(source / shard for shard in design.shards), read_prompts(recipe))
+        table: Table = OutcomeTable(read_outcomes((source / shard for shard in design.shards), MEASURED), read_prompts(recipe))
         designs = {found.name: found for found in design.conditions}
     else:
         if not source.name.removesuffix(".gz").endswith(SUFFIXES):

@@ -10,7 +10,7 @@ from pathlib import Path
 import toolkit
 from toolkit.analyse import OutcomeTable, PredictionTable, analyse_table
 from toolkit.data import Prompt, is_chat, read_rows, read_suite
-from toolkit.outcomes import read_outcomes
+from toolkit.outcomes import MEASURED, read_outcomes
 from toolkit.population import write_text
 from toolkit.predictions import read_predictions, with_factors
 from toolkit.recipe import Criteria, Recipe, parse_recipe
@@ -65,7 +65,7 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
     recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
     asked = criteria or recipe
     results = analyse_table(
-        OutcomeTable(read_outcomes(folder / shard for shard in design.shards), read_prompts(recipe)),
+        OutcomeTable(read_outcomes((folder / shard for shard in design.shards), MEASURED), read_prompts(recipe)),
         design.conditions,
         level=asked.level,
         about=about_run(folder, recipe, design.command),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from toolkit.files import replacing
 
 SCHEMA = pa.schema(
     [
@@ -32,6 +34,11 @@ SCHEMA = pa.schema(
     ]
 )
 
+MEASURED = ("suite", "prompt_id", "condition", "procedure", "index", "text", "answer", "correct", "reference_logprob")
+"""the columns that statistics need; the others are half of the memory"""
+ROWS = 10_000
+"""that are turned into columns at a time"""
+
 TOKEN_SCHEMA = pa.schema(
     [
         *(SCHEMA.field(name) for name in ("suite", "prompt_id", "condition", "procedure", "index")),
@@ -44,26 +51,24 @@ TOKEN_SCHEMA = pa.schema(
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write beside, sync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(staging, "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with replacing(path) as file:
+        pq.write_table(table, file, compression="zstd")
 
 
-def write_outcomes(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_table(path, pa.Table.from_pylist(list(rows), schema=SCHEMA))
+def write_outcomes(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write a shard; return how many rows it has. Rows may come one by one: few of them are in memory as they come."""
+    rest, tables = iter(rows), [SCHEMA.empty_table()]
+    while part := list(islice(rest, ROWS)):
+        tables.append(pa.Table.from_pylist(part, schema=SCHEMA))
+    table = pa.concat_tables(tables)
+    write_table(path, table)
+    return table.num_rows
 
 
-def read_outcomes(paths: Iterable[Path]) -> pa.Table:
+def read_outcomes(paths: Iterable[Path], columns: Sequence[str] = SCHEMA.names) -> pa.Table:
     """All shards as one table, in the order of the paths."""
-    tables = [pq.read_table(path, schema=SCHEMA) for path in paths]
-    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    tables = [pq.read_table(path, schema=SCHEMA, columns=list(columns)) for path in paths]
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(list(columns))
 
 
 def write_token_scores(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from toolkit import distill, environment, mergekit_yaml, seeds
 from toolkit.adapters import CONFIG, WEIGHTS, read_adapter
 from toolkit.adopt import adopt, check_base, find_adapters, layer_shapes
 from toolkit.base import Base, fastest_dtype, load_base, load_config
-from toolkit.card import write_card
+from toolkit.card import CARD, write_card
 from toolkit.compiled import TESTED
 from toolkit.data import Example, Prompt, encode_prompt, encode_reference, encode_rows, read_rows
 from toolkit.engines import ENGINES, LocalEngine, Progress, RayEngine
@@ -321,13 +321,12 @@ def train_missing(
     condition = recipe.trained[name]
     with job.console.stage("train"):
         _claim(folder, name, recipe, plan, mark, asked, population, teachers)
-        stale = [r for r in asked if r in population and population[r].fingerprint != replica_mark(condition, mark, teachers, r)]
+        stale = {r for r in asked if r in population and population[r].fingerprint != replica_mark(condition, mark, teachers, r)}
         if stale and teachers:
             job.console.note(f"{name}: the teachers of {len(stale)} students are not what they were; these students are trained again")
         missing = [r for r in asked if again or r not in population or r in stale]
         units = []
-        for s in stacks_for(missing, plan.stack):
-            keep = tuple(r for r in missing if r // plan.stack == s)
+        for s, keep in stacks_for(missing, plan.stack).items():
             slots = range(s * plan.stack, (s + 1) * plan.stack)  # one that is there for the shape alone may have any teacher
             learns_from = tuple(teachers[condition.group_of(r) % len(teachers)].adapters for r in slots) if teachers else ()
             marks = {r: replica_mark(condition, mark, teachers, r) for r in keep}
@@ -612,24 +611,25 @@ def _merge_unit(unit: MergeUnit, progress: Progress) -> None:
 
 
 def describe_merge(folder: Path) -> None:
-    """A card and, where mergekit can say it, its YAML beside a merged adapter."""
-    write_card(folder)
+    """A card and, where mergekit can say it, its YAML beside a merged adapter. The card comes last: it says that nothing is missing."""
     if text := mergekit_yaml.config_of(folder):
         write_text(folder / mergekit_yaml.NAME, text)
+    write_card(folder)
 
 
 def _is_merged(unit: MergeUnit) -> bool:
-    """True when merge.json is there and names this method, these parameters, and these inputs as they are now."""
+    """True when merge.json is there and names this method, these parameters, and these inputs as they are now; and a card."""
     try:
         record = json.loads((unit.out / "merge.json").read_text())
         asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
         inputs = [Path(item["path"]) for item in record["inputs"]]
-        homes = [source for path in inputs for source in unit.sources if path.is_relative_to(source)]
+        homes = [source for path in inputs for source in {path, *path.parents}.intersection(unit.sources)]
         return (
             (record["method"], record["parameters"]) == (unit.method, asked)
             and set(homes) == set(unit.sources)
             and len(homes) == len(inputs)
             and any((unit.out / file).is_file() for file in (WEIGHTS, MODEL))
+            and (unit.out / CARD).is_file()
             and all(same_input(path, item) for path, item in zip(inputs, record["inputs"], strict=True))
         )
     except (OSError, ValueError, KeyError):
@@ -700,11 +700,10 @@ def accuracies(job: Run, name: str, mitigation: Mitigation) -> dict[int, float]:
     if not suite:
         return {}
     units = answer_units(job, _replicas(job, name), suite, read_prompts(job.recipe)[suite])
-    marks: dict[int, list[bool]] = {}
-    for row in read_outcomes(unit.unit.shard for unit in units).select(["index", "correct"]).to_pylist():
-        if row["correct"] is not None:
-            marks.setdefault(row["index"], []).append(row["correct"])
-    return {replica: sum(found) / len(found) for replica, found in marks.items()}
+    marks = read_outcomes((unit.unit.shard for unit in units), ["index", "correct"]).drop_null()
+    replica_N, right_N = marks["index"].to_numpy(), marks["correct"].cast("int64").to_numpy()
+    asked_R, right_R = np.bincount(replica_N), np.bincount(replica_N, weights=right_N)
+    return {int(r): float(right_R[r] / asked_R[r]) for r in np.flatnonzero(asked_R)}
 
 
 def _not_all_zero(weights: Sequence[float]) -> tuple[float, ...]:
@@ -833,7 +832,7 @@ def streams(job: Run, name: str, mitigation: Mitigation, shards: Sequence[Path])
     if mitigation.ensemble != "gated":
         return 1 if mitigation.merge else mitigation.k
     own = [path for path in shards if path.name.startswith(f"{name}-{mitigation.label}-")]
-    ran = read_outcomes(own)["streams"].to_numpy()
+    ran = read_outcomes(own, ["streams"])["streams"].to_numpy()
     return float(ran.mean()) if len(ran) else mitigation.k
 
 

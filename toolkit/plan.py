@@ -95,12 +95,12 @@ def soft_target_bytes(condition: Condition, targets: Sequence[int], vocabulary: 
     return groups * sum(targets) * vocabulary * 4
 
 
-def stacks_for(replicas: Iterable[int], width: int) -> list[int]:
-    """Stacks that hold the given replicas: stack s is always replicas s * width ... (s + 1) * width - 1.
+def stacks_for(replicas: Iterable[int], width: int) -> dict[int, tuple[int, ...]]:
+    """Stacks that hold the given replicas, with those of each: stack s is always replicas s * width ... (s + 1) * width - 1.
 
     A stack is trained whole even if only one of it is wanted: the shape is part of the bits.
     """
-    return sorted({replica // width for replica in replicas})
+    return {stack: tuple(members) for stack, members in itertools.groupby(sorted(set(replicas)), lambda replica: replica // width)}
 
 
 def learning_rate(step: int, plan: TrainingPlan, condition: Condition) -> float:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from toolkit.files import sha256_file as sha256_file
+from toolkit.files import write_text as write_text
 
 RECORD = "replica.json"
 
@@ -36,11 +38,6 @@ class Replica:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
-
-
-def sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replica_folder(condition: Path, replica: int) -> Path:
@@ -76,17 +73,3 @@ def groups(replicas: Iterable[int], k: int) -> list[list[int]]:
     """Disjoint groups of K in index order; a remainder is left out. Groups share no replica, so they are independent runs."""
     ordered = sorted(replicas)
     return [ordered[i : i + k] for i in range(0, len(ordered) - k + 1, k)]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, sync, rename: a finished file is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(staging, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)

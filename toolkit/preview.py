@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,22 +15,22 @@ from toolkit import data, environment, pipeline
 from toolkit.adapters import read_adapter
 from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, layer_shapes, same_weights
 from toolkit.base import Base, load_base
+from toolkit.forecast import Part, forecast, save
 from toolkit.measure import read_prompts
-from toolkit.merge import find_method
 from toolkit.plan import SOFT_TARGET_BYTES, TRAINED_BYTES, TrainingPlan, soft_target_bytes
-from toolkit.recipe import Given, Mitigation, Recipe, RecipeError
+from toolkit.recipe import Given, Recipe, RecipeError
 from toolkit.stack import stacked
 from toolkit.statistics import MIN_GROUPS
 
-PROBE_STEPS = 3
 SHOWN = 600
 """characters of a row that people see"""
 
 
-def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
+def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out: Path | None = None) -> dict[str, Any]:
     """Data as the model will see it, plan, memory, disk and time, as plain values.
 
-    Raises RecipeError, DataError, BaseError or RunError in one line. The probe trains one stack for a few steps and throws it away.
+    Raises RecipeError, DataError, BaseError or RunError in one line. The probe does a little of the run and throws it away.
+    out: a run folder, where the forecast is saved for `ftk run` to compare itself with.
     """
     try:
         device = environment.resolve_device(recipe.device)
@@ -51,20 +51,26 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
         "conditions": {},
         "warnings": warnings,
     }
+    parts, passes, held = [], {}, {}
     for name, condition in recipe.given.items():
-        found["conditions"][name] = _population(condition, base, warnings)
+        found["conditions"][name] = entry = _population(condition, base, warnings)
+        layers = _layers(base.model, name, "all-linear")
+        parts.append(Part(name, entry["replicas"], max(entry["ranks"]), layers, None, None, recipe.mitigations_of(name)))
     for name, condition in recipe.trained.items():
         plan, _ = pipeline.training_plan(recipe, name, device)
         replicas = recipe.replicas_of(name)
         stacks = math.ceil(replicas / plan.stack)
         layers = _layers(base.model, name, condition.targets)
         whole = condition.method == "full"
-        trained = base.parameters if whole else sum(condition.rank * (i + o) for i, o in layers)
+        trained = base.parameters if whole else sum(condition.rank * (i + o) for i, o in layers.values())
         taught = _teaching(recipe, name, plan, base, pipeline.examples_of(recipe, name, device))
-        merges = [m for m in recipe.mitigations_of(name) if m.merge]
-        merged_bytes = [base.parameters * 4 if whole else _merged_bytes(m, layers, condition.rank) for m in merges]
-        folders = 1 + len(condition.averages) + (condition.snapshots.count if condition.snapshots and condition.snapshots.save else 0)
-        entry: dict[str, Any] = {
+        rank, whole_bytes = (0, 4 * trained) if whole else (condition.rank, 0)
+        parts.append(Part(name, replicas, rank, layers, plan, condition, recipe.mitigations_of(name), whole_bytes))
+        held[name] = 4 * plan.stack * trained * (condition.snapshots.count if condition.snapshots else 0)
+        if taught:
+            passes[name] = plan.steps_per_epoch * taught["groups_a_stack"] / plan.stack if taught["kept_bytes"] else plan.steps
+            held[name] += taught["memory_bytes"]
+        found["conditions"][name] = {
             "replicas": replicas,
             "at_most": recipe.until_of(name) is not None,  # a rule may stop earlier
             "crossed": condition.crossed,
@@ -74,8 +80,6 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             "method": condition.method,
             "trained_parameters": trained,
             "memory_bytes": _memory(base, plan, trained, condition.dropout) + (taught["memory_bytes"] if taught else 0),
-            "disk_bytes": replicas * folders * (trained * 4 + 20_000)
-            + sum(replicas // m.k * size for m, size in zip(merges, merged_bytes, strict=True)),
         }
         if whole and set(recipe.vary_of(name)) - {"order"} and not condition.crossed:
             warnings.append(f"{name}: starts from the base and has no dropout, so that the order of the rows is all that varies")
@@ -84,18 +88,14 @@ def check(recipe: Recipe, *, probe: bool = True) -> dict[str, Any]:
             warnings.append(
                 f"{name}: {idle} of {stacks * plan.stack} places are trained for the shape alone; N = {stacks * plan.stack} costs the same"
             )
-        if probe:
-            seconds = _probe(recipe, name, plan, device)
-            workers = min(stacks, environment.cores() if device == "cpu" else 1)
-            entry["seconds_per_step"] = seconds
-            stack_seconds = seconds * plan.steps
-            if taught:
-                spoken = max(0.0, _probe(recipe, name, plan, device, teachers=True) - seconds)
-                passes = plan.steps_per_epoch * taught["groups_a_stack"] / plan.stack if taught["kept_bytes"] else plan.steps
-                taught["seconds_a_stack"] = spoken * passes
-                stack_seconds += spoken * passes
-            entry["hours"] = stack_seconds * math.ceil(stacks / workers) / 3600
-        found["conditions"][name] = entry
+    ahead = forecast(recipe, parts, prompts, device, workers=workers, probed=probe, passes=passes, extra_bytes=held)
+    for name, seconds in ahead.step.items():
+        found["conditions"][name]["seconds_per_step"] = seconds
+        if found["conditions"][name]["teaching"]:
+            found["conditions"][name]["teaching"]["seconds_a_stack"] = ahead.teaching[name]
+    found["forecast"] = ahead.to_dict()
+    if out:
+        found["forecast"]["file"] = str(save(out, ahead))
     mitigated = [name for name in recipe.conditions if recipe.mitigations_of(name)]
     groups = {m.label: min(found["conditions"][name]["replicas"] for name in mitigated) // m.k for m in recipe.mitigations}
     groups |= {
@@ -157,7 +157,7 @@ def _teaching(recipe: Recipe, name: str, plan: TrainingPlan, base: Base, example
     if teacher.condition in recipe.given:
         taught_by = [read_adapter(path) for path in find_adapters(recipe.given[teacher.condition].adapters)]
         there, rank = len(taught_by), max(adapter.rank for adapter in taught_by)
-        layers = [(module.in_features, module.out_features) for module in taught_by[0].modules.values()]
+        layers = {name: (module.in_features, module.out_features) for name, module in taught_by[0].modules.items()}
     else:
         there, rank = recipe.replicas_of(teacher.condition), recipe.trained[teacher.condition].rank
         layers = _layers(base.model, teacher.condition, recipe.trained[teacher.condition].targets)
@@ -165,8 +165,9 @@ def _teaching(recipe: Recipe, name: str, plan: TrainingPlan, base: Base, example
     vocabulary = base.model.config.get_text_config().vocab_size
     size = soft_target_bytes(condition, [sum(e.loss_mask[1:]) for e in examples], vocabulary, plan.stack)
     kept = size if size <= SOFT_TARGET_BYTES else 0
-    merged = _merged_bytes(teacher, layers, rank) if teacher.merge else 0
-    adapters = merged or teacher.k * sum(4 * rank * (i + o) for i, o in layers)
+    teachers = Part(teacher.condition, 0, rank, layers, None, None, ())
+    together = teachers.merged_rank(teacher) if teacher.merge else teacher.k * rank
+    adapters = sum(4 * together * (i + o) for i, o in layers.values())
     groups_a_stack = len({condition.group_of(r) for r in range(plan.stack)})
     return {
         "condition": teacher.condition,
@@ -187,22 +188,13 @@ def _design(entry: dict[str, Any]) -> str:
     return f"{'at most ' * entry['at_most']}{entry['replicas']} replicas{f' ({levels})' if levels else ''}"
 
 
-def _layers(model: Any, condition: str, targets: str | list[str]) -> list[tuple[int, int]]:
+def _layers(model: Any, condition: str, targets: str | list[str]) -> dict[str, tuple[int, int]]:
     """Input and output size of every layer that is adapted."""
     try:
         with stacked(model, targets) as stack:
-            return [(int(layer.in_features), int(layer.out_features)) for layer in stack.layers.values()]
+            return {name: (int(layer.in_features), int(layer.out_features)) for name, layer in stack.layers.items()}
     except ValueError as error:
         raise RecipeError(f"'conditions.{condition}.targets': {error}") from None
-
-
-def _merged_bytes(mitigation: Mitigation, layers: list[tuple[int, int]], rank: int) -> int:
-    """Largest size of one merged adapter: all its layers have the rank of the widest."""
-    widest = max(min(sizes) for sizes in layers)
-    exact = widest if find_method(mitigation.method, mitigation.parameters)[0].entries else min(mitigation.k * rank, widest)
-    merged = {"same": rank, "full": exact}.get(str(mitigation.rank), mitigation.rank)
-    merged = merged if isinstance(merged, int) else exact  # a share of the energy: at most the exact rank
-    return 4 * sum(merged * (i + o) for i, o in layers)
 
 
 def _memory(base: Base, plan: TrainingPlan, trained: int, dropout: float) -> int:
@@ -217,40 +209,6 @@ def _memory(base: Base, plan: TrainingPlan, trained: int, dropout: float) -> int
     activations = plan.stack * plan.micro_batch * plan.length * layers * values * 4
     logits = plan.stack * plan.micro_batch * plan.targets * config.vocab_size * 4 * 3
     return base.parameters * base.model.dtype.itemsize + plan.stack * trained * TRAINED_BYTES + activations + logits
-
-
-def _probe(recipe: Recipe, name: str, plan: TrainingPlan, device: str, *, teachers: bool = False) -> float:
-    """Median seconds of a step of one stack, the first left out.
-
-    teachers: with their forward passes at every step; the base stands in for those that are not trained yet.
-    """
-    from dataclasses import replace
-
-    from toolkit.distill import Teacher
-    from toolkit.ensemble import ENSEMBLES
-    from toolkit.train import train_stack
-
-    marks: list[float] = []
-    seeds_R = [pipeline.seeds_of(recipe, name, r) for r in range(plan.stack)]
-    condition = recipe.trained[name].model_copy(update={"snapshots": None, "averages": []})
-    short = replace(plan, steps=PROBE_STEPS + 1, warmup_steps=1)
-    examples = pipeline.examples_of(recipe, name, device)
-    asked, stand_ins = condition.teacher, None
-    if asked and teachers:
-        rule = ENSEMBLES[asked.ensemble].rule if asked.ensemble else None
-        stand_ins = [Teacher((None,) * (asked.k if rule else 1), rule) for _ in seeds_R]
-    train_stack(
-        load_base(recipe.base, condition.dtype or recipe.dtype, device).model,
-        examples,
-        condition,
-        short,
-        seeds_R,
-        teachers_R=stand_ins,
-        keep_soft_targets=False,
-        on_step=lambda _: marks.append(time.perf_counter()),
-    )
-    steps = sorted(later - earlier for earlier, later in zip(marks, marks[1:], strict=False))
-    return steps[len(steps) // 2]
 
 
 def show(found: dict[str, Any]) -> None:
@@ -277,14 +235,37 @@ def show(found: dict[str, Any]) -> None:
         if entry["teaching"]:
             console.print(f"  {escape(_taught(entry['teaching']))}")
         console.print(f"  {plan['steps']} steps of {plan['micro_batch'] * plan['accumulation']} rows, padded to {plan['length']} tokens")
-        sizes = f"about {_size(entry['memory_bytes'])} a worker, {_size(entry['disk_bytes'])} on disk with merges"
-        console.print(f"  {entry['trained_parameters']:,} {'parameters' if entry['method'] == 'full' else 'adapter parameters'}; {sizes}")
-        if "hours" in entry:
-            hours = entry["hours"]
-            left = f"{hours:.1f} hours" if hours >= 2 else f"{hours * 60:.0f} minutes" if hours >= 1 / 30 else f"{hours * 3600:.0f} seconds"
-            console.print(f"  {entry['seconds_per_step'] * 1000:.0f} ms a step of a stack (measured now): about {left} of training")
+        pace = f"; {entry['seconds_per_step'] * 1000:.0f} ms a step of a stack (measured now)" if "seconds_per_step" in entry else ""
+        needed = f"a stack needs about {_size(entry['memory_bytes'])} by its shapes{', compiled' if plan.get('compiled') else ''}"
+        console.print(
+            f"  {entry['trained_parameters']:,} {'parameters' if entry['method'] == 'full' else 'adapter parameters'}; {needed}{pace}"
+        )
+    _show_forecast(console, found["forecast"])
     for warning in found["warnings"]:
         console.print(f"[yellow]note[/]: {escape(warning)}")
+
+
+def _show_forecast(console: Console, ahead: dict[str, Any]) -> None:
+    """Stage by stage: wall time, peak of a worker, what is left on the disk."""
+    workers = f"{ahead['workers']} worker{'s' * (ahead['workers'] > 1)}"
+    if ahead["seconds"] is None:
+        sizes = (f"{name} {_size(stage['disk_bytes'])}" for name, stage in ahead["stages"].items())
+        console.print(f"on disk, by shapes: {', '.join(sizes)}")
+        return
+    console.print(f"[bold]what a run would take[/] with {workers}, from a probe on this machine:")
+    console.print("  stage       wall time    memory of a worker    on disk")
+
+    def row(name: str, seconds: float, memory: str, size: int) -> None:
+        console.print(f"  {name:<10} {_time(seconds):>10} {memory:>21} {_size(size) if size else '':>10}")
+
+    for name, stage in ahead["stages"].items():
+        row(name, stage["seconds"], _size(stage["worker_bytes"]) if stage["worker_bytes"] else "", stage["disk_bytes"])
+    row("in all", ahead["seconds"], _size(ahead["worker_bytes"]), ahead["disk_bytes"])
+    console.print(f"  {workers} and the process that leads them: {_size(ahead['memory_bytes'])} of memory")
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _show_given(console: Console, name: str, entry: dict[str, Any]) -> None:

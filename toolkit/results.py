@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
+from toolkit.files import write_text
 from toolkit.statistics import EFFECT_KEPT, AccuracySpread, Estimate, Tolerance, Tradeoff
 
 VERSION = 2
@@ -533,17 +533,8 @@ class ResultsError(ValueError):
 
 def save_results(path: Path | str, results: Results | Claims) -> None:
     """Write results.json or claims.json: beside, fsynced, renamed, so that a reader never sees half a file."""
-    path = Path(path)
     text = json.dumps({"version": VERSION, **to_plain(results)}, indent=1, ensure_ascii=False, allow_nan=False)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(staging, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+    write_text(Path(path), text + "\n")
 
 
 def load_results(path: Path | str) -> Results:

@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.analyse import OutcomeTable
 from toolkit.data import Prompt
-from toolkit.outcomes import read_outcomes
+from toolkit.outcomes import MEASURED, read_outcomes
 from toolkit.population import write_text
 from toolkit.recipe import RecipeError, Sequential
 from toolkit.results import number
@@ -91,7 +91,7 @@ def _watch(
     condition: str, replicas: Sequence[int], shards: Sequence[Path], prompts: Suites, sequences: dict[str, ConfidenceSequence]
 ) -> None:
     """Give every figure's sequence the pairs that new replicas make."""
-    table = OutcomeTable(read_outcomes(shards), prompts)
+    table = OutcomeTable(read_outcomes(shards, MEASURED), prompts)
     arm = table.arm(condition, "replica", replicas)
     assert arm is not None  # the shards hold nothing else
     for figure, sequence in sequences.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import toolkit
-from toolkit.cli.terminal import as_json, errors, load_recipe, print_json
+from toolkit.cli.terminal import as_json, errors, load_recipe, print_json, workers_option
 
 
 @click.command()
@@ -27,15 +27,17 @@ def init(name: Path, force: bool, as_json: bool) -> None:
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--no-probe", is_flag=True, help="Do not time a few training steps.")
+@click.option("--no-probe", is_flag=True, help="Do not try a little of the work: no times, no measured memory.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder that keeps the forecast; `ftk run` says how it came out.")
+@workers_option
 @as_json
-def check(recipe: Path, no_probe: bool, as_json: bool) -> None:
+def check(recipe: Path, no_probe: bool, out: Path | None, workers: int | None, as_json: bool) -> None:
     """Validate a recipe; show data, plan, memory, disk and time."""
     with errors():
         loaded = load_recipe(recipe, None)
         from toolkit import preview
 
-        found = preview.check(loaded, probe=not no_probe)
+        found = preview.check(loaded, probe=not no_probe, workers=workers, out=out)
         print_json(found) if as_json else preview.show(found)
 
 

@@ -56,10 +56,14 @@ def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_js
     with errors():
         recipe = load_recipe(path, replicas)  # a wrong recipe is told before anything heavy is loaded
         from toolkit import pipeline
+        from toolkit.forecast import compared
         from toolkit.report import table_text
 
+        fresh = not any(out.glob("*/population.json"))
         with console() as screen:
             results = pipeline.run(recipe, out, workers=workers, engine=engine, console=screen)
+        if fresh and (line := compared(out, screen.seconds)):
+            click.echo(line, err=True)
         report = (out / "report.html").resolve()
         if as_json:
             found = {"run": str(out), "results": str(out / "results.json"), "report": str(report)}

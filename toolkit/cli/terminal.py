@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from toolkit.pipeline import Console
 
 DONE, FAILED, BAD_INPUT, GATE_SAID_NO = 0, 1, 2, 3
+DISK_SAID_NO = {
+    errno.ENOSPC: "the disk is full: free some and run again; finished work is kept",
+    errno.EDQUOT: "your quota of the disk is used up: free some and run again; finished work is kept",
+    errno.EROFS: "the disk is read-only: make it writable, or name another folder with --out, and run again; finished work is kept",
+}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 workers_option = click.option("--workers", type=click.IntRange(1), help="Worker processes (default: one a core; one on a GPU).")
@@ -70,7 +75,7 @@ def errors() -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:  # `ftk ... | head`: click's to handle
             raise
-        reason = "the disk is full: free some and run again; finished work is kept" if error.errno == errno.ENOSPC else error.strerror
+        reason = DISK_SAID_NO.get(error.errno or 0, error.strerror)
         _stop(f"{error.filename}: {reason}" if error.filename else reason or str(error), FAILED)
     except (ValueError, RuntimeError) as error:
         if not type(error).__module__.startswith("toolkit."):

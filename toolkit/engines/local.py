@@ -12,9 +12,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from queue import Empty
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from toolkit import environment
@@ -29,6 +29,25 @@ _ticks: Any = None  # a worker's queue to the parent
 
 class WorkerDied(RuntimeError):
     """A worker process was killed, most often for want of memory."""
+
+
+class Shares:
+    """Finished shares of units, and their mean without adding all of them up again for each of thousands of units."""
+
+    def __init__(self, units: int):
+        self._shares, self._begun, self._finished = [0.0] * units, 0.0, 0
+
+    def put(self, number: int, share: float) -> None:
+        if number >= len(self._shares) or share <= self._shares[number]:  # a late tick of an earlier, longer list, or of this one
+            return
+        self._begun += (share if share < 1 else 0.0) - self._shares[number]
+        self._finished += share >= 1
+        self._shares[number] = min(share, 1.0)
+
+    @property
+    def mean(self) -> float:
+        units = len(self._shares)
+        return 1.0 if self._finished == units else (self._finished + self._begun) / units
 
 
 def _start_worker(ticks: Any, device: str) -> None:
@@ -87,20 +106,24 @@ class LocalEngine:
 
         An exception in a unit is raised here; what other units finished is on disk. Raises WorkerDied when a process was killed.
         """
-        shares = [0.0] * len(units)
+        shares = Shares(len(units))
+        finished: SimpleQueue[Future] = SimpleQueue()  # waiting for a set of futures would look at all of them every time
+        numbers: dict[Future, int] = {}
         try:
-            numbers: dict[Future, int] = {self._pool.submit(_run_unit, function, n, unit): n for n, unit in enumerate(units)}
-            waiting = set(numbers)
+            for number, unit in enumerate(units):
+                future = self._pool.submit(_run_unit, function, number, unit)
+                numbers[future] = number
+                future.add_done_callback(finished.put)
+            waiting = len(units)
             while waiting:
-                finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 for number, share in _drain(self._ticks):
-                    if number < len(shares):  # a late tick of an earlier, longer list
-                        shares[number] = max(shares[number], min(share, 1.0))
-                for future in sorted(finished, key=numbers.__getitem__):
-                    shares[numbers[future]] = 1.0
+                    shares.put(number, share)
+                for future in _drain(finished, first_within=0.2):
+                    waiting -= 1
+                    shares.put(numbers[future], 1.0)
                     yield units[numbers[future]], future.result()
                 if on_progress:
-                    on_progress(sum(shares) / len(shares))
+                    on_progress(shares.mean)
         except BrokenProcessPool:
             raise WorkerDied(
                 "a worker process was killed, most often for want of memory: set a smaller `stack` or fewer --workers and run again; "
@@ -108,9 +131,11 @@ class LocalEngine:
             ) from None
 
 
-def _drain(queue: Any) -> Iterator[tuple[int, float]]:
-    while True:
-        try:
+def _drain(queue: Any, first_within: float = 0.0) -> Iterator[Any]:
+    """What is in a queue now, after waiting so many seconds for it."""
+    try:
+        yield queue.get(timeout=first_within)
+        while True:
             yield queue.get_nowait()
-        except Empty:
-            return
+    except Empty:
+        return

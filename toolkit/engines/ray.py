@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from toolkit import environment
-from toolkit.engines.local import Progress, WorkerDied
+from toolkit.engines.local import Progress, Shares, WorkerDied
 
 Unit = TypeVar("Unit")
 Done = TypeVar("Done")
@@ -74,22 +74,22 @@ class RayEngine:
         ray = self._ray
         claim = {"num_cpus": 1, "num_gpus": 0 if self._device == "cpu" else 1}
         task = ray.remote(max_retries=RETRIES, runtime_env={"env_vars": ENVIRONMENT}, **claim)(_run_unit)
-        shares = [0.0] * len(units)
+        shares = Shares(len(units))
         numbers = {task.remote(function, n, unit, self._ticks, self._device, os.getcwd()): n for n, unit in enumerate(units)}
         waiting = list(numbers)
         try:
             while waiting:
                 finished, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.5)
                 for number, share in ray.get(self._ticks.drain.remote()):
-                    shares[number] = max(shares[number], min(share, 1.0))
+                    shares.put(number, share)
                 for reference in sorted(finished, key=numbers.__getitem__):
                     number = numbers[reference]
                     result, machine = ray.get(reference)
                     self.machines.add(machine)
-                    shares[number] = 1.0
+                    shares.put(number, 1.0)
                     yield units[number], result
                 if on_progress:
-                    on_progress(sum(shares) / len(shares))
+                    on_progress(shares.mean)
         except ray.exceptions.RayError as error:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             if not isinstance(cause, ray.exceptions.RayError):

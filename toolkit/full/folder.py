@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toolkit.adapters import FULL, Adapter, AdapterError, read_adapter, sha256, write_folder
+from toolkit.adapters import FULL, Adapter, AdapterError, read_adapter, write_folder
 from toolkit.base import Base
+from toolkit.files import sha256_file
 
 MODEL = "model.safetensors"
 
@@ -39,7 +40,7 @@ class FullModel:
 
     def sha256(self) -> str:
         """Of the weights file."""
-        return sha256(self.path / MODEL)
+        return sha256_file(self.path / MODEL)
 
     def check(self, shape_of: Mapping[str, tuple[int, ...]]) -> None:
         """Raises AdapterError in one line where the weights are not those of a base with such shapes."""

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from toolkit import delta
-from toolkit.adapters import AdapterError, sync
+from toolkit.adapters import AdapterError
+from toolkit.files import naming, sync
 from toolkit.merge.merge import REPORT, Input, Step, as_text, choose_members, exact_changes, rank_limit, versions
 
 
@@ -143,8 +145,8 @@ def _write(out: Path, model: Any, tokenizer: Any, text: str) -> None:
             os.rename(out, old)
         os.rename(staging, out)
         sync(out.parent)
-    except OSError as error:
-        raise AdapterError(f"{out}: the model cannot be written ({error}); free the disk or choose another folder") from None
+    except (OSError, SafetensorError) as error:
+        raise naming(out, error) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -14,7 +15,8 @@ from torch.nn.functional import pad
 
 import toolkit
 from toolkit import delta
-from toolkit.adapters import CONFIG, FULL, WEIGHTS, Adapter, AdapterError, sha256, write_adapter
+from toolkit.adapters import CONFIG, FULL, WEIGHTS, Adapter, AdapterError, write_adapter
+from toolkit.files import sha256_file
 from toolkit.full import MODEL, FullModel, read_weights
 from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
 from toolkit.merge.soup import Step, greedy_soup
@@ -256,7 +258,8 @@ def read_members(
         raise AdapterError(f"{whole[0].path}: a fully fine-tuned model; it merges with others of its kind, into a model")
     identity = common_base(adapters) if base is None else (base, None)
     names = [Path(one.path).name for one in inputs]
-    ids = [name if names.count(name) == 1 else f"{name}:{one.sha256}" for name, one in zip(names, inputs, strict=True)]
+    count = Counter(names)
+    ids = [name if count[name] == 1 else f"{name}:{one.sha256}" for name, one in zip(names, inputs, strict=True)]
     return Members(inputs, adapters, ids, *identity, _common_shapes(adapters))
 
 
@@ -288,7 +291,7 @@ def read_inputs(
 def _hashes(folder: Path) -> tuple[str, str]:
     """Of the weights in a folder, and of what decides what they mean."""
     files = (MODEL, FULL) if (folder / FULL).is_file() else (WEIGHTS, CONFIG)
-    return sha256(folder / files[0]), sha256(folder / files[1])
+    return sha256_file(folder / files[0]), sha256_file(folder / files[1])
 
 
 def same_input(folder: Path, record: Mapping[str, Any]) -> bool:

@@ -5,13 +5,14 @@ Nothing else is needed for the same bits: batches and dropout masks are function
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+
+from toolkit.files import replacing
 
 SECONDS = 60.0
 """between two checkpoints; what takes less is cheaper to start again"""
@@ -33,19 +34,11 @@ class Checkpoint:
         return found["state"] if isinstance(found, dict) and found.get("mark") == self.mark else None
 
     def save_when_due(self, state: dict[str, Any]) -> None:
-        """Write beside, sync, rename; not before `seconds` have passed since the last time. Raises OSError when the disk refuses."""
+        """Not before `seconds` have passed since the last time. Raises OSError when the disk refuses."""
         if time.monotonic() - self._last < self.seconds:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with open(beside, "wb") as file:
-                torch.save({"mark": self.mark, "state": state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.rename(self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replacing(self.path) as file:
+            torch.save({"mark": self.mark, "state": state}, file)
         self._last = time.monotonic()
 
     def remove(self) -> None:
