@@ -78,9 +78,9 @@ def measure(
 @click.option("--claims", "file", type=click.Path(path_type=Path), help="YAML file of claims (default: those that ftk ships with).")
 @as_json
 def claims(run: Path, file: Path | None, as_json: bool) -> None:
-    """Claims about run-to-run variance, held against a run: supported, contradicted, or not resolvable.
+    """Claims about run-to-run variance, held against a run.
 
-    And what to expect of 10,000 such runs, by category of prompts. RUN is a folder of `ftk run`; claims.json is written there.
+    Supported, contradicted, or not resolvable; and what to expect of 10,000 such runs, by category of prompts. RUN is a folder of `ftk run`; claims.json is written there.
     """
     with errors():
         from toolkit import claims as stage

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -28,6 +30,15 @@ from toolkit.recipe.merges import MERGES, merge_parameters, parse_setting
 from toolkit.recipe.models import EnsembleMethod
 
 ENSEMBLES = get_args(EnsembleMethod)
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """A method, parameter or rank that there is not is a wrong command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 @click.command()
@@ -177,19 +188,19 @@ def merge(
             return
         if not sources or not method:
             raise click.UsageError("name folders of adapters and a --method, or a --config of mergekit")
-        try:
+        with _usage():
             parameters = dict(map(parse_setting, settings)) | ({} if density is None else {"density": density})
             merge_parameters(method, parameters)  # a wrong name is told before anything heavy is loaded
-            from toolkit import external
+        from toolkit import external
 
-            options = {"base": base, "buffer": buffer, "dense": dense, "prompts": prompts, "score": score, "guard": guard, "strict": strict}
-            options["note"] = partial(click.echo, err=True)
-            reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters, **options)
+        options = {"base": base, "buffer": buffer, "dense": dense, "prompts": prompts, "score": score, "guard": guard, "strict": strict}
+        options["note"] = partial(click.echo, err=True)
+        try:
+            with _usage():
+                reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters, **options)
         except external.GuardError as error:
             click.echo(error, err=True)
             sys.exit(GATE_SAID_NO)
-        except ValueError as error:  # a method, parameter or rank that there is not
-            raise click.UsageError(str(error)) from error
         _show_merges(reports, as_json)
 
 

@@ -163,8 +163,8 @@ class Ensemble(PreTrainedModel, GenerationMixin):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Ensemble:
         """`.to(...)` and its like reach the adapters too."""
         super()._apply(fn, recurse)
-        self._voices.factors = {name: (fn(A), fn(B)) for name, (A, B) in self._voices.factors.items()}
-        self._voices.stack.load(self._voices.factors)
+        self._voices.weights = {name: (fn(A), fn(B)) for name, (A, B) in self._voices.weights.items()}
+        self._voices.stack.load(self._voices.weights)
         return self
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
