@@ -356,7 +356,7 @@ def test_two_rows_for_a_cell_are_found_in_parquet_by_their_numbers(tmp_path):
 
 @pytest.mark.parametrize("layout", ["long", "wide"])
 def test_no_loop_over_cells(tmp_path, layout):
-    """A million cells take a fraction of what a loop in Python would."""
+    """A million cells take a fraction of what the shortest loop in Python takes on the same machine."""
     rng = np.random.default_rng(2)
     texts_V = pa.array([f"text {v}" for v in range(1000)])
     code_RP = rng.integers(0, 1000, (1000, 1000)).astype(np.int32)
@@ -370,7 +370,9 @@ def test_no_loop_over_cells(tmp_path, layout):
     read_predictions(tmp_path / "preds.parquet")  # imports
     start = time.process_time()
     found = read_predictions(tmp_path / "preds.parquet")
-    assert time.process_time() - start < 0.6  # about 0.1 s
+    taken, start = time.process_time() - start, time.process_time()
+    assert sum(hash((cell, "preds")) & 1 for _ in range(5) for row in code_RP.tolist() for cell in row)
+    assert taken < time.process_time() - start
     spoken = np.array(found.texts)[found.arms["preds"].text_RP]
     assert (spoken == np.array(texts_V)[code_RP]).all()
 
