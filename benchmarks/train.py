@@ -39,7 +39,7 @@ from toolkit.data import Example, encode_rows, read_rows
 from toolkit.plan import plan_training
 from toolkit.recipe import Condition
 from toolkit.stack import stacked
-from toolkit.train import batch_rows, initial_factors, train_stack
+from toolkit.train import batch_rows, initial_factors, loop, train_stack
 
 SHAPES = {  # width, layers, feed-forward, vocabulary, heads, sequences, tokens
     "C1": (64, 2, 176, 512, 4, 2, 32),
@@ -212,20 +212,18 @@ def gates(work: Workload, ways: list[tuple[torch.dtype, bool]]) -> dict:
 
 def isolated(work: Workload, dtype: torch.dtype, compiled: bool, healthy) -> bool:
     """G3: the adapters of replica 1 start as NaN; all others end as they did."""
-    import toolkit.train as train
-
-    original = train.initial_factors
+    original = loop.initial_weights
 
     def poisoned(*arguments):
-        factors = original(*arguments)
-        next(iter(factors.values()))[0].data[1] = float("nan")
-        return factors
+        weights, scale = original(*arguments)
+        next(iter(weights.values()))[0].data[1] = float("nan")
+        return weights, scale
 
-    train.initial_factors = poisoned
+    loop.initial_weights = poisoned
     try:
         _, sick = work.stack(dtype, compiled, steps=min(6, work.steps))
     finally:
-        train.initial_factors = original
+        loop.initial_weights = original
     others = [r for r in range(work.plan.stack) if r != 1]
     kept = all(torch.equal(x[others], y[others]) for n in healthy.factors for x, y in zip(healthy.factors[n], sick.factors[n], strict=True))
     if not kept or sick.failed_step(1) != 0:
@@ -265,7 +263,7 @@ def measure(name: str, repeats: int, vmap: bool) -> dict:
     times = {side: 1000 * statistics.median(s) for side, s in seconds.items() if s}
     spread = {side: [1000 * float(np.quantile(s, q)) for q in (0.25, 0.75)] for side, s in seconds.items() if s}
     chosen = f"stack {str(fast).removeprefix('torch.')}, compiled"
-    loop = min((side for side in times if side.startswith("peft loop") and "compiled" not in side), key=times.__getitem__)
+    fastest = min((side for side in times if side.startswith("peft loop") and "compiled" not in side), key=times.__getitem__)
     return {
         "stack": work.plan.stack,
         "steps": work.steps,
@@ -275,8 +273,8 @@ def measure(name: str, repeats: int, vmap: bool) -> dict:
         "quartiles": spread,
         "did_not_run": failed,
         "chosen": chosen,
-        "faster_loop": loop,
-        "ratio_to_faster_loop": times[loop] / times[chosen],
+        "faster_loop": fastest,
+        "ratio_to_faster_loop": times[fastest] / times[chosen],
         "ratios": {peer: {own: times[peer] / times[own] for own in ours if own in times} for peer in peers if peer in times},
         "real_tokens_per_second": work.tokens / times[chosen] * 1000,
     }
