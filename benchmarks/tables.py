@@ -1,7 +1,8 @@
-"""The table of a results.json, or of `benchmarks/merge.py`, as Markdown, for the documents.
+"""The table of a results.json, or of `benchmarks/merge.py` or `train.py`, as Markdown, for the documents.
 
 python benchmarks/tables.py benchmarks/results/methods.json
 python benchmarks/tables.py benchmarks/results/merge.json
+python benchmarks/tables.py benchmarks/results/train.json
 """
 
 import argparse
@@ -58,11 +59,28 @@ def as_markdown(lines: list[list[str]]) -> str:
     return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
 
 
+def train_table(results: dict) -> str:
+    """Milliseconds of one step of one replica, a side in each row, and how many times the chosen way of a stack is as fast."""
+    works = results["workloads"]
+    sides = list(dict.fromkeys(side for work in works.values() for side in work["milliseconds_of_a_replica_step"]))
+    lines = [["ms a replica-step", *works]]
+    for side in sides:
+        cells = []
+        for work in works.values():
+            taken, chosen = work["milliseconds_of_a_replica_step"].get(side), work["chosen"]
+            ratio = work["ratios"].get(side, {}).get(chosen)
+            own = " (chosen)" if side == chosen else ""
+            cells.append("-" if taken is None else f"{taken:.3g}" + (f" ({ratio:.1f}x)" if ratio else own))
+        lines.append([side, *cells])
+    head, *rows = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([head, "|---" * (1 + len(works)) + "|", *rows])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
     results = json.loads(parser.parse_args().results.read_text())
-    print(merge_table(results) if "cases" in results else table(results))
+    print(merge_table(results) if "cases" in results else train_table(results) if "workloads" in results else table(results))
 
 
 if __name__ == "__main__":

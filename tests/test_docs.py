@@ -126,3 +126,5 @@ def test_tables_are_those_of_their_results():
     assert tables.table(found) in (ROOT / "docs/methods.md").read_text()
     found = json.loads((ROOT / "benchmarks/results/merge.json").read_text())
     assert tables.merge_table(found) in (ROOT / "docs/merging.md").read_text()
+    found = json.loads((ROOT / "benchmarks/results/train.json").read_text())
+    assert tables.train_table(found) in (ROOT / "docs/performance.md").read_text()

@@ -6,7 +6,7 @@ the depth; what lies between them (embedding, rotation table, final norm) is lit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,7 +81,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=False)
 
 
-def readers(model: nn.Module, modules: dict[str, nn.Module]) -> list[list[str]]:
+def readers(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[list[str]]:
     """Names of `modules` in groups that read the very same input, in the order in which they run: q, k and v; gate and up."""
     groups: list[tuple[Tensor, list[str]]] = []
 

@@ -7,6 +7,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,8 +65,9 @@ def source_revision() -> str | None:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that `torch.compile` would call, None where there is none."""
-    return shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+    """The C++ compiler that `torch.compile` calls, where it has all that it needs; tried on Linux alone, so None elsewhere."""
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return shutil.which(os.environ.get("CXX") or "g++") if headers and sys.platform == "linux" else None
 
 
 def resolve_device(asked: str) -> str:

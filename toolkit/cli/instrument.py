@@ -80,7 +80,8 @@ def measure(
 def claims(run: Path, file: Path | None, as_json: bool) -> None:
     """Claims about run-to-run variance, held against a run.
 
-    Supported, contradicted, or not resolvable; and what to expect of 10,000 such runs, by category of prompts. RUN is a folder of `ftk run`; claims.json is written there.
+    Supported, contradicted, or not resolvable; and what to expect of 10,000 such runs, by category of prompts. RUN: a folder of `ftk run`;
+    claims.json is written there.
     """
     with errors():
         from toolkit import claims as stage
