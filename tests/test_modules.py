@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from scipy.stats import false_discovery_control
 
+from toolkit import external
 from toolkit import statistics as st
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.cli import BAD_INPUT, main
@@ -226,3 +227,22 @@ def test_the_command_takes_any_folder_of_adapters(tmp_path):
     assert len(told["conditions"][0]["modules"]) == len(SHAPES)
     alone = CliRunner().invoke(main, ["modules", str(tmp_path / "a" / "00")])
     assert alone.exit_code == BAD_INPUT and "a spread takes two or more" in alone.output and len(alone.output.splitlines()) == 1
+
+
+def test_of_a_run_whole_models_are_left_out(tmp_path, monkeypatch):
+    """They have no factors; a run that has adapters too is still told, and one that has none says so."""
+    (tmp_path / "recipe.yaml").touch()
+    whole = tmp_path / "full" / "replicas" / "00000"
+    whole.mkdir(parents=True)
+    (whole / "full.json").touch()
+    found: list[list[str]] = []
+    monkeypatch.setattr(external, "_collections", lambda sources: [(tmp_path / "full", [whole])])
+    with pytest.raises(RuntimeError, match="none of its conditions trains adapters"):
+        external.module_spreads([tmp_path])
+    monkeypatch.setattr(external, "modules", lambda populations: found.append([one.name for one in populations]))
+    monkeypatch.setattr(external, "save_modules", lambda folder, modules: None)
+    monkeypatch.setattr(external, "read_adapter", lambda path: path)
+    adapters = [(tmp_path / "lora", [tmp_path / "a", tmp_path / "b"]), (tmp_path / "full", [whole])]
+    monkeypatch.setattr(external, "_collections", lambda sources: adapters)
+    external.module_spreads([tmp_path])
+    assert found == [["lora"]]

@@ -17,7 +17,7 @@ from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
 from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
-from toolkit.full import read_weights
+from toolkit.full import FULL, read_weights
 from toolkit.measure import read_prompts, save_design, save_modules
 from toolkit.merge import MergeReport, find_method, merge_adapters, merge_folders, merge_into_base
 from toolkit.modules import Population, modules
@@ -212,18 +212,23 @@ def basins(
 def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
     """The spread of weight changes by module, of each population, against the first one; kept in a run's results where it is one.
 
+    Of a run, conditions that train all weights are left out: they have no factors to take inner products of.
     Raises RunError or AdapterError in one line.
     """
-    populations = []
+    populations, of_run = [], len(sources) == 1 and (sources[0] / "recipe.yaml").is_file()
     for folder, paths in _collections(sources):
+        if of_run and paths and (paths[0] / FULL).is_file():
+            continue
         if len(paths) < 2:
             raise RunError(f"{folder}: {len(paths)} adapter; a spread takes two or more")
         records = [read_replica(path) for path in paths]
         numbers = [record.replica if record else i for i, record in enumerate(records)]
         seeds = [record.seeds if record else {} for record in records]
         populations.append(Population(folder.name or "adapters", [read_adapter(path) for path in paths], numbers, seeds))
+    if not populations:
+        raise RunError(f"{sources[0]}: none of its conditions trains adapters")
     found = modules(populations)
-    if len(sources) == 1 and (sources[0] / "recipe.yaml").is_file():
+    if of_run:
         save_modules(sources[0], found)
     return found
 
