@@ -12,6 +12,7 @@ from toolkit.base import load_base
 from toolkit.data import read_rows
 from toolkit.forecast.probe import _answering, _merging
 from toolkit.forecast.work import Family, Part, adapter_bytes, blocks
+from toolkit.measure import read_prompts
 from toolkit.recipe import parse_recipe
 
 RECIPE = """
@@ -100,7 +101,7 @@ def test_probes_of_a_merge_and_of_answers_take_time_and_leave_the_base_alone(rec
     before = base.model(input_ids=torch.tensor([[1, 2, 3]])).logits
     for one in recipe.mitigations[:3]:
         assert _merging(tmp_path, part, one, base) > 0
-    prompts = pipeline.read_prompts(recipe)["typical"]
+    prompts = read_prompts(recipe)["typical"]
     assert _answering(base, prompts, recipe, part.shapes, 4) > 0
     assert before.equal(base.model(input_ids=torch.tensor([[1, 2, 3]])).logits)
 

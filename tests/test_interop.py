@@ -22,7 +22,7 @@ from toolkit.compatibility import check_adapter
 from toolkit.delta import dense
 from toolkit.merge import METHODS, merge_adapters
 from toolkit.population import read_population, replica_folder
-from toolkit.recipe import RecipeError, load_recipe, parse_recipe
+from toolkit.recipe import RecipeError, dump_recipe, load_recipe, parse_recipe
 
 GIVEN = """
 base: embedded
@@ -219,7 +219,7 @@ def test_paths_count_from_the_recipe(foreign, tmp_path, monkeypatch):
     recipe = recipe_of(tmp_path, "here/seed-*")
     monkeypatch.chdir("/")
     assert len(find_adapters(recipe.given["mine"].adapters)) == 4
-    again = parse_recipe(pipeline.dump_recipe(recipe))
+    again = parse_recipe(dump_recipe(recipe))
     assert again.given == recipe.given and again.trained == {}
 
 

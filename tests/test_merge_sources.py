@@ -13,7 +13,7 @@ from toolkit import cli, delta
 from toolkit.adapters import AdapterError, read_adapter, write_adapter
 from toolkit.base import EMBEDDED
 from toolkit.merge import merge_adapters, merge_into_base
-from toolkit.pipeline import MergeUnit, _is_merged, _merge_unit, merge_units
+from toolkit.pipeline.merging import MergeUnit, is_merged, merge_unit, merge_units
 from toolkit.population import Replica
 from toolkit.recipe import Mitigation
 
@@ -151,19 +151,19 @@ def test_only_the_same_merge_of_the_same_inputs_counts_as_done(tmp_path, mitigat
     units = merge_units(tmp_path, range(4), Mitigation.model_validate(mitigation))
     assert len(units) == 2
     for unit in units:
-        _merge_unit(unit, lambda share: None)
-        assert _is_merged(unit)
+        merge_unit(unit, lambda share: None)
+        assert is_merged(unit)
     assert merge_units(tmp_path, range(4), Mitigation.model_validate(mitigation)) == []
     unit = units[0]
     for other in others:
         changed = Mitigation.model_validate({**mitigation, **other})
         asked = MergeUnit(unit.sources, unit.out, changed.method, changed.rank, changed.parameters)
-        assert not _is_merged(asked), other
-    assert not _is_merged(MergeUnit(units[1].sources, unit.out, unit.method, unit.rank, unit.parameters))
-    assert not _is_merged(MergeUnit(unit.sources[:1], unit.out, unit.method, unit.rank, unit.parameters))
+        assert not is_merged(asked), other
+    assert not is_merged(MergeUnit(units[1].sources, unit.out, unit.method, unit.rank, unit.parameters))
+    assert not is_merged(MergeUnit(unit.sources[:1], unit.out, unit.method, unit.rank, unit.parameters))
     config = unit.sources[0] / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 8'))  # the same tensors, another change
-    assert not _is_merged(unit)
+    assert not is_merged(unit)
 
 
 # ------------------------------------------------------------------------------------------------- the shell

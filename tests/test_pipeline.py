@@ -18,7 +18,7 @@ from toolkit.data import read_rows
 from toolkit.measure import read_design
 from toolkit.outcomes import read_outcomes, read_token_scores
 from toolkit.population import groups, read_population, replica_folder, sha256_file
-from toolkit.recipe import parse_recipe
+from toolkit.recipe import dump_recipe, parse_recipe
 
 RECIPE = """
 base: embedded
@@ -139,7 +139,7 @@ def test_one_worker_makes_the_same_bits_as_two(finished, recipe, tmp_path):
 
 def test_a_killed_run_goes_on_to_the_same_bits(finished, recipe, tmp_path):
     folder = tmp_path / "c"
-    (tmp_path / "recipe.yaml").write_text(pipeline.dump_recipe(recipe))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     command = [
         sys.executable,
         "-c",
@@ -195,6 +195,16 @@ def test_lost_and_damaged_replicas_come_back(finished, recipe, tmp_path):
     pipeline.run(recipe, folder, workers=1)
     assert weights(folder) == before
     assert touched.stat().st_mtime_ns == stamp  # what was finished is not done again
+
+
+def test_what_killed_workers_leave_half_written_is_gone_when_the_run_is_done(finished, recipe, tmp_path):
+    folder = tmp_path / "l"
+    shutil.copytree(finished, folder)
+    with pipeline.open_run(recipe, folder, workers=1):
+        half = folder / "lora" / "replicas" / "00001" / "averages" / ".swa.f17f4475.tmp"
+        half.mkdir()
+        (half / "adapter_model.safetensors").write_bytes(b"half")
+    assert not list(folder.rglob("*.tmp")) and weights(folder) == weights(finished)
 
 
 def test_a_merge_that_was_killed_before_it_was_described_is_made_again(finished, recipe, tmp_path):

@@ -418,7 +418,7 @@ def test_a_condition_that_only_fails_does_not_go_on_for_ever(recipe, tmp_path, m
     def all_fail(job, name, asked, plan, mark, population, **_):
         population |= {r: Replica(r, "failed", {}, plan.steps, None, 1) for r in asked}
 
-    monkeypatch.setattr(pipeline, "train_missing", all_fail)
+    monkeypatch.setattr(pipeline.populations, "train_missing", all_fail)
     with pipeline.open_run(recipe, tmp_path / "d", workers=1) as job:
         assert len(pipeline.train(job, "lora")) == 8
     (look,) = stopping(tmp_path / "d")["looks"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,6 +46,12 @@ def write_text(path: Path, text: str) -> None:
     """A text file, whole or not there."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the half-written files and folders of writers that were killed. Nobody else may be writing there."""
+    for leftover in list(folder.rglob(".*.tmp")):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def sync(path: Path) -> None:

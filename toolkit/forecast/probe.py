@@ -115,9 +115,9 @@ def _training(unit: Probe, part: Part) -> tuple[float, float, float]:
     marks = [time.perf_counter()]
     stack = pipeline.TrainingUnit(recipe, part.name, unit.folder / part.name, 0, keep, short, dict.fromkeys(keep, "probe"), unit.device)
     if short.compiled:  # once in a run; what was compiled here the run finds on the disk
-        pipeline._train_unit(replace(stack, plan=replace(short, steps=1)), lambda _: None)
+        pipeline.train_unit(replace(stack, plan=replace(short, steps=1)), lambda _: None)
         marks = [time.perf_counter()]
-    pipeline._train_unit(stack, lambda _: marks.append(time.perf_counter()))
+    pipeline.train_unit(stack, lambda _: marks.append(time.perf_counter()))
     step = _median([later - earlier for earlier, later in zip(marks[1:], marks[2:], strict=False)])
     return step, max(0.0, time.perf_counter() - marks[0] - step * short.steps), 0.0
 

@@ -1,0 +1,64 @@
+"""A run at work: its recipe, its folder, the engine that works for it, and how it speaks to the outside."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit.engines import LocalEngine, RayEngine
+from toolkit.population import read_population
+from toolkit.recipe import Recipe, parse_recipe
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; one line with the reason and the way out."""
+
+
+@dataclass
+class Console:
+    """How a stage speaks to the outside: notes, and progress of counted work. The default is silent."""
+
+    note: Callable[[str], None] = lambda text: None
+    progress: Callable[[str, int], Callable[[float], None]] = lambda title, count: lambda share: None
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+
+@dataclass
+class Run:
+    """A recipe, its folder, and what it needs at hand."""
+
+    recipe: Recipe
+    folder: Path
+    device: str
+    engine: LocalEngine | RayEngine
+    console: Console
+
+    def condition(self, name: str) -> Path:
+        return self.folder / name
+
+
+def open_folder(folder: Path) -> Recipe:
+    """The recipe of an existing run folder."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        raise RunError(f"{folder}: not a run folder (no recipe.yaml); `ftk run RECIPE --out {folder}` makes one")
+    return parse_recipe(path.read_text(encoding="utf-8"), str(path))
+
+
+def successful(folder: Path) -> list[int]:
+    return sorted(r for r, record in read_population(folder).items() if record.status == "ok")
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"

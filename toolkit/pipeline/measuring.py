@@ -1,0 +1,128 @@
+"""Outcomes of a run -> its design -> results.json and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from toolkit.adapters import read_adapter
+from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
+from toolkit.evaluate import token_probability, vote_outcomes
+from toolkit.measure import measure_run, read_prompts, save_design
+from toolkit.outcomes import read_outcomes
+from toolkit.pipeline.answering import accuracies, all_subjects, answer_units
+from toolkit.pipeline.job import Run, RunError, successful
+from toolkit.pipeline.merging import merged_folder
+from toolkit.pipeline.populations import given_note
+from toolkit.population import groups, read_population, replica_folder
+from toolkit.recipe import Mitigation
+from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
+from toolkit.students import as_mitigation, student_design, student_notes
+from toolkit.until import stopping_note
+
+
+def measure(job: Run) -> Results:
+    """Outcomes -> statistics -> results.json -> report.html. Raises RunError where fewer than two replicas of any condition succeeded."""
+    recipe = job.recipe
+    prompts = read_prompts(recipe)
+    with job.console.stage("measure"):
+        families = all_subjects(job)
+        shards = [
+            unit.unit.shard for suite, asked in prompts.items() for family in families for unit in answer_units(job, family, suite, asked)
+        ]
+        designs = []
+        for name in recipe.conditions:
+            design = condition_design(job, name, shards)
+            if len(design.replicas) < 2:
+                job.console.note(f"{name}: left out, {len(design.replicas)} of its replicas succeeded and {design.failed} failed")
+                continue
+            designs.append(design)
+            shards += votes(job, name, shards)
+        if not designs:
+            raise RunError(f"{job.folder}: fewer than two replicas of any condition succeeded, nothing can be compared; try a lower `lr`")
+        stopped = [job.condition(name) for name in recipe.conditions if recipe.until_of(name)]
+        notes = [stopping_note(folder) for folder in stopped if (folder / "stopping.json").is_file()]
+        notes += [f"{design.name}: {given_note(len(design.replicas))}" for design in designs if design.name in recipe.given]
+        for design in designs:
+            own = recipe.trained.get(design.name)
+            for note in student_notes(own, design, recipe.vary_of(design.name)) if own else ():
+                job.console.note(note)
+                notes.append(note)
+        command = f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}"
+        return conclude(job, shards, designs, command=command, notes=notes)
+
+
+def conclude(job: Run, shards: Sequence[Path], designs: Sequence[ConditionDesign], *, command: str, notes: Sequence[str] = ()) -> Results:
+    """Write down what the outcomes in `shards` are of; measure them."""
+    save_design(job.folder, shards, designs, command, notes)
+    return measure_run(job.folder)
+
+
+def votes(job: Run, name: str, shards: Sequence[Path]) -> list[Path]:
+    """Shards of the rules over whole answers, made from the replicas' outcomes."""
+    made = []
+    own = [path for path in shards if path.name.startswith(f"{name}-replica-")]
+    for mitigation in job.recipe.mitigations_of(name):
+        if mitigation.ensemble and ENSEMBLES[mitigation.ensemble].needs == "answers":
+            path = job.folder / "outcomes" / "votes" / f"{name}-{mitigation.label}.parquet"
+            members = groups(successful(job.condition(name)), mitigation.k)
+            choose = partial(mbr, similarity=SIMILARITIES[mitigation.similarity or "exact"])
+            weight = _weight(job, name, mitigation)
+            vote_outcomes(own, condition=name, procedure=mitigation.label, members=members, choose=choose, weight=weight, out=path)
+            made.append(path)
+    return made
+
+
+def _weight(job: Run, name: str, mitigation: Mitigation) -> Callable[[dict[str, Any]], float] | None:
+    """What the voice of a member counts, by its outcome; None: all alike."""
+    if mitigation.weights == "confidence":
+        return token_probability
+    known = accuracies(job, name, mitigation)
+    return (lambda row: known[row["index"]]) if known else None
+
+
+def streams(job: Run, name: str, mitigation: Mitigation, shards: Sequence[Path]) -> float:
+    """Adapters that run for an answer: the mean over what was answered where a gate decides."""
+    if mitigation.ensemble != "gated":
+        return 1 if mitigation.merge else mitigation.k
+    own = [path for path in shards if path.name.startswith(f"{name}-{mitigation.label}-")]
+    ran = read_outcomes(own, ["streams"])["streams"].to_numpy()
+    return float(ran.mean()) if len(ran) else mitigation.k
+
+
+def condition_design(job: Run, name: str, shards: Sequence[Path]) -> ConditionDesign:
+    """Which replicas stand behind which row of the results, and at what price."""
+    folder = job.condition(name)
+    population = read_population(folder)
+    replicas = successful(folder)
+    own = job.recipe.trained.get(name)
+    rank_of_one = own.adapter_rank if own else max((read_adapter(replica_folder(folder, r)).rank for r in replicas), default=None)
+    measured = [record.seconds for record in population.values() if record.seconds is not None]
+    seconds = sum(measured) / len(measured) if measured else None
+    tokens = None
+    if own:
+        plan = json.loads((folder / "population.json").read_text())["plan"]
+        tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
+    mitigations = []
+    for mitigation in job.recipe.mitigations_of(name):
+        members = groups(replicas, mitigation.k)
+        rank = rank_of_one
+        if mitigation.merge and members:
+            rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
+        spent = None if seconds is None else mitigation.k * seconds
+        of_all = None if tokens is None else mitigation.k * tokens
+        price = Price(mitigation.k, streams(job, name, mitigation, shards), rank, spent, of_all)
+        kind = "merge" if mitigation.merge else "ensemble"
+        mitigations.append(MitigationDesign(mitigation.label, mitigation.title, kind, mitigation.k, members, price))
+    failed = sum(record.status == "failed" for record in population.values())
+    factors = {source: [population[r].seeds[source] for r in replicas] for source in (own.crossed if own else ())}
+    if own and own.teacher:
+        return student_design(job.folder, own, ConditionDesign(name, replicas, failed, factors=factors), seconds)
+    for student, other in job.recipe.trained.items():
+        if other.teacher and (other.teacher.condition, other.teacher.groups) == (name, "fresh") and successful(job.condition(student)):
+            mitigations.append(as_mitigation(condition_design(job, student, shards), other.teacher.k))
+    price = Price(rank=rank_of_one, seconds=seconds, tokens=tokens)
+    return ConditionDesign(name, replicas, failed, mitigations, price, factors)

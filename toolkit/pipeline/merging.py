@@ -1,0 +1,98 @@
+"""Every weight-space mitigation on every condition, one adapter for each disjoint group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit import mergekit_yaml
+from toolkit.adapters import WEIGHTS
+from toolkit.card import CARD, write_card
+from toolkit.engines import Progress
+from toolkit.full import MODEL
+from toolkit.merge import merge_folders, same_input
+from toolkit.pipeline.job import Run, successful
+from toolkit.population import groups, replica_folder, write_text
+from toolkit.recipe import Mitigation
+
+
+@dataclass(frozen=True)
+class MergeUnit:
+    sources: tuple[Path, ...]
+    out: Path
+    method: str
+    rank: str | int
+    parameters: dict[str, Any]  # of the method, all of them
+
+
+def merge(job: Run) -> None:
+    """Every weight-space mitigation on every condition, one adapter for each disjoint group."""
+    units = []
+    for name in job.recipe.conditions:
+        replicas = successful(job.condition(name))
+        for mitigation in job.recipe.mitigations_of(name):
+            if len(replicas) < mitigation.k:
+                job.console.note(f"{name}: {len(replicas)} replicas are too few for {mitigation.label}")
+            if mitigation.merge:
+                units += merge_units(job.condition(name), replicas, mitigation)
+    with job.console.stage("merge"):
+        run_merges(job, units)
+
+
+def merge_units(folder: Path, replicas: Sequence[int], mitigation: Mitigation) -> list[MergeUnit]:
+    """Merges of a mitigation that are not on disk yet, or whose inputs have changed since."""
+    units = [
+        MergeUnit(
+            sources=tuple(replica_folder(folder, r) for r in group),
+            out=merged_folder(folder, mitigation.label, g),
+            method=mitigation.merge or "",
+            rank=mitigation.rank,
+            parameters=mitigation.parameters,
+        )
+        for g, group in enumerate(groups(replicas, mitigation.k))
+    ]
+    return [unit for unit in units if not is_merged(unit)]
+
+
+def run_merges(job: Run, units: Sequence[MergeUnit]) -> None:
+    progress = job.console.progress("merge", len(units))
+    for _ in job.engine.run(merge_unit, units, progress):
+        pass
+
+
+def merged_folder(folder: Path, label: str, group: int) -> Path:
+    return folder / "merged" / label / f"g{group:03d}"
+
+
+def merge_unit(unit: MergeUnit, progress: Progress) -> None:
+    merge_folders(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
+    describe_merge(unit.out)
+
+
+def describe_merge(folder: Path) -> None:
+    """A card and, where mergekit can say it, its YAML beside a merged adapter. The card comes last: it says that nothing is missing."""
+    if text := mergekit_yaml.config_of(folder):
+        write_text(folder / mergekit_yaml.NAME, text)
+    write_card(folder)
+
+
+def is_merged(unit: MergeUnit) -> bool:
+    """True when merge.json is there and names this method, these parameters, and these inputs as they are now; and a card."""
+    try:
+        record = json.loads((unit.out / "merge.json").read_text())
+        asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
+        inputs = [Path(item["path"]) for item in record["inputs"]]
+        homes = [source for path in inputs for source in {path, *path.parents}.intersection(unit.sources)]
+        return (
+            (record["method"], record["parameters"]) == (unit.method, asked)
+            and set(homes) == set(unit.sources)
+            and len(homes) == len(inputs)
+            and any((unit.out / file).is_file() for file in (WEIGHTS, MODEL))
+            and (unit.out / CARD).is_file()
+            and all(same_input(path, item) for path, item in zip(inputs, record["inputs"], strict=True))
+        )
+    except (OSError, ValueError, KeyError):
+        return False

@@ -1,0 +1,240 @@
+"""A condition of a recipe -> stacks of replicas on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from toolkit import distill, environment, seeds
+from toolkit.adapters import read_adapter
+from toolkit.base import load_base
+from toolkit.data import Example, encode_rows, read_rows
+from toolkit.engines import Progress
+from toolkit.ensemble import ENSEMBLES
+from toolkit.pipeline.job import Run, RunError, as_json
+from toolkit.plan import (
+    SOFT_TARGET_BYTES,
+    TrainingPlan,
+    pays_to_compile,
+    plan_training,
+    soft_target_bytes,
+    stacks_for,
+)
+from toolkit.population import Replica, fingerprint, write_text
+from toolkit.recipe import Condition, Recipe, Teacher
+from toolkit.students import Teaching
+
+CHECKPOINTS = "checkpoints"
+"""folder of a condition with the stacks that are at work; what a killed run leaves there is where the next one goes on"""
+
+
+@dataclass(frozen=True)
+class TrainingUnit:
+    """One stack of one condition: everything that a worker needs, as plain values."""
+
+    recipe: Recipe
+    condition: str
+    folder: Path
+    stack: int
+    keep: tuple[int, ...]  # replicas to write; the others of the stack are there for its shape
+    plan: TrainingPlan
+    fingerprints: dict[int, str]  # of those to write
+    device: str
+    teachers: tuple[tuple[str, ...], ...] = ()  # of a distilled condition: for every replica of the stack, the adapters that it learns from
+
+
+def train_missing(
+    job: Run,
+    name: str,
+    asked: Sequence[int],
+    plan: TrainingPlan,
+    mark: str,
+    population: dict[int, Replica],
+    *,
+    again: bool = False,
+    teachers: Sequence[Teaching] = (),
+) -> None:
+    """Train the replicas of `asked` that the population lacks, and add them to it. teachers: the groups of a distilled condition."""
+    recipe, folder = job.recipe, job.condition(name)
+    condition = recipe.trained[name]
+    with job.console.stage("train"):
+        _claim(folder, name, recipe, plan, mark, asked, population, teachers)
+        stale = {r for r in asked if r in population and population[r].fingerprint != replica_mark(condition, mark, teachers, r)}
+        if stale and teachers:
+            job.console.note(f"{name}: the teachers of {len(stale)} students are not what they were; these students are trained again")
+        missing = [r for r in asked if again or r not in population or r in stale]
+        units = []
+        for s, keep in stacks_for(missing, plan.stack).items():
+            slots = range(s * plan.stack, (s + 1) * plan.stack)  # one that is there for the shape alone may have any teacher
+            learns_from = tuple(teachers[condition.group_of(r) % len(teachers)].adapters for r in slots) if teachers else ()
+            marks = {r: replica_mark(condition, mark, teachers, r) for r in keep}
+            units.append(TrainingUnit(recipe, name, folder, s, keep, plan, marks, job.device, learns_from))
+        progress = job.console.progress(f"train {name}", len(missing))
+        for _, records in job.engine.run(train_unit, units, progress):
+            for record in records:
+                population[record.replica] = record
+                if record.status == "failed":
+                    job.console.note(f"{name}: replica {record.replica} diverged at step {record.failed_step}; recorded as failed")
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def replica_mark(condition: Condition, mark: str, teachers: Sequence[Teaching], replica: int) -> str:
+    """Fingerprint of one replica of a condition with the fingerprint `mark`; a student is defined by its teachers' bits, too."""
+    return fingerprint({"condition": mark, "teachers": teachers[condition.group_of(replica)].sha256}) if teachers else mark
+
+
+def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan, str]:
+    """The plan of a condition, and the fingerprint of all that defines its replicas' bits on one machine."""
+    condition = recipe.trained[name]
+    base = load_base(recipe.base, recipe.dtype, device)
+    examples = examples_of(recipe, name, device)
+    lengths, targets = [len(e.ids) for e in examples], [sum(e.loss_mask[1:]) for e in examples]
+    plan = plan_training(condition, lengths, targets, stack=recipe.stack, device=device, parameters=base.parameters)
+    asked = condition.compile or recipe.compile
+    worth = asked == "always" or asked == "auto" and pays_to_compile(plan, base.parameters)
+    plan = replace(plan, compiled=worth and condition.method != "full")  # whole models are eager
+    data = [(e.ids, e.loss_mask) for e in examples]
+    defining = {
+        "condition": condition.model_dump(exclude={"replicas", "vary", "crossed", "repeats", "rows"}),
+        "vary": condition.crossed or sorted(recipe.vary_of(name)),
+        "seed": recipe.seed,
+        "plan": plan.to_dict(),
+        "data": fingerprint({"rows": data}),
+        "base": base.sha256,
+    }
+    if condition.teacher:  # what is kept may differ in rounding from what is computed again
+        defining["soft targets kept"] = keeps_soft_targets(recipe, name, plan, device)
+    return plan, fingerprint(defining)
+
+
+def keeps_soft_targets(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> bool:
+    """Whether what the teachers of a stack say about all training rows fits the budget."""
+    vocabulary = load_base(recipe.base, recipe.dtype, device).model.config.get_text_config().vocab_size
+    targets = [sum(e.loss_mask[1:]) for e in examples_of(recipe, name, device)]
+    return soft_target_bytes(recipe.trained[name], targets, vocabulary, plan.stack) <= SOFT_TARGET_BYTES
+
+
+def _claim(
+    folder: Path,
+    name: str,
+    recipe: Recipe,
+    plan: TrainingPlan,
+    mark: str,
+    asked: Sequence[int],
+    population: dict[int, Replica],
+    teachers: Sequence[Teaching] = (),
+) -> None:
+    """Write population.json, or refuse a folder whose replicas another recipe trained."""
+    path = folder / "population.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found["fingerprint"] != mark and population:
+            raise RunError(
+                f"{folder}: holds replicas of another recipe, base or data (fingerprint {found['fingerprint']}, this one is {mark}); "
+                "choose another --out, or delete that folder"
+            )
+    condition = recipe.trained[name]
+    all_replicas = sorted(set(population) | set(asked))
+    record = {
+        "condition": name,
+        "design": "crossed" if condition.crossed else "independent",
+        "vary": condition.crossed or recipe.vary_of(name),
+        "root_seed": recipe.seed,
+        "fingerprint": mark,
+        "plan": plan.to_dict(),
+        "seeds": {str(r): seeds_of(recipe, name, r) for r in all_replicas},
+    }
+    if condition.teacher:
+        members = [{"replicas": one.members, "sha256": one.sha256} for one in teachers]
+        record["teachers"] = {"condition": condition.teacher.condition, "groups": members}
+        record["group"] = {str(r): condition.group_of(r) for r in all_replicas}
+    write_text(path, as_json(record))
+
+
+def seeds_of(recipe: Recipe, name: str, replica: int) -> dict[str, int]:
+    """The seed of every source for a replica of a condition.
+
+    Students draw from a root of their own: student 5 would otherwise share its seeds with replica 5, who may teach another student, and
+    students of disjoint groups would not be independent.
+    """
+    condition = recipe.trained[name]
+    root = seeds.derive(recipe.seed, "student") if condition.teacher else recipe.seed
+    own = seeds.replica_seeds(root, replica, recipe.vary_of(name), {**condition.crossed})
+    return own | ({"perturb": seeds.derive(root, "perturb", replica)} if condition.perturb else {})
+
+
+def train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
+    from toolkit.train import Checkpoint, save_stack, train_stack
+
+    recipe, condition, plan = unit.recipe, unit.recipe.trained[unit.condition], unit.plan
+    examples = examples_of(recipe, unit.condition, unit.device)
+    keep_soft = bool(condition.teacher) and keeps_soft_targets(recipe, unit.condition, plan, unit.device)
+    base = load_base(recipe.base, condition.dtype or recipe.dtype, unit.device)
+    replicas = range(unit.stack * plan.stack, (unit.stack + 1) * plan.stack)
+    seeds_R = [seeds_of(recipe, unit.condition, r) for r in replicas]
+    every = max(1, plan.steps // 50)
+    machine = environment.machine(unit.device)
+    mark = fingerprint({"replicas": sorted({*unit.fingerprints.values()}), "machine": machine, "teachers": unit.teachers})
+    checkpoint = Checkpoint(unit.folder / CHECKPOINTS / f"stack-{unit.stack:05d}.pt", mark)
+    with environment.threads(condition.threads, unit.device):
+        trained = train_stack(
+            base.model,
+            examples,
+            condition,
+            plan,
+            seeds_R,
+            teachers_R=_teachers(condition.teacher, unit.teachers) if condition.teacher else None,
+            keep_soft_targets=keep_soft,
+            checkpoint=checkpoint,
+            on_step=lambda step: progress(step / plan.steps) if step % every == 0 else None,
+        )
+    records = save_stack(
+        unit.folder,
+        trained,
+        condition,
+        replicas=replicas,
+        keep=unit.keep,
+        seeds_R=seeds_R,
+        plan=plan,
+        fingerprints=unit.fingerprints,
+        base=base,
+        machine=machine,
+    )
+    checkpoint.remove()
+    return records
+
+
+def training_examples(recipe: Recipe, device: str) -> tuple[Example, ...]:
+    """The training rows as tokens. Raises DataError in one line."""
+    data = recipe.data
+    return _examples(data.train, data.format, data.max_length, recipe.base, recipe.dtype, device)
+
+
+def examples_of(recipe: Recipe, name: str, device: str) -> tuple[Example, ...]:
+    """Those that a condition trains on. Raises RunError where it asks for more than there are."""
+    everything, rows = training_examples(recipe, device), recipe.trained[name].rows
+    if rows is None:
+        return everything
+    if rows > len(everything):
+        raise RunError(f"conditions.{name}.rows: there are {len(everything):,} training rows, not {rows:,}")
+    order = np.random.default_rng(seeds.derive(recipe.seed, "rows")).permutation(len(everything))
+    return tuple(everything[i] for i in order[:rows])
+
+
+@lru_cache(maxsize=4)  # a worker trains many stacks on the same rows
+def _examples(train: str, form: str, max_length: int, base: str, dtype: str, device: str) -> tuple[Example, ...]:
+    tokenizer = load_base(base, dtype, device).tokenizer
+    return tuple(encode_rows(read_rows(train), tokenizer, max_length=max_length, fmt=form))
+
+
+def _teachers(teacher: Teacher, adapters_R: Sequence[tuple[str, ...]]) -> list[distill.Teacher]:
+    """For every student of a stack its teacher; those of one group share the object, so that it speaks once."""
+    rule = ENSEMBLES[teacher.ensemble].rule if teacher.ensemble else None
+    made = {paths: distill.Teacher(tuple(read_adapter(path) for path in paths), rule) for paths in dict.fromkeys(adapters_R)}
+    return [made[paths] for paths in adapters_R]
