@@ -17,7 +17,7 @@ from toolkit.plan import learning_rate, plan_training, snapshot_steps
 from toolkit.population import fingerprint
 from toolkit.preview import check
 from toolkit.recipe import Condition, Lookahead, Snapshots, load_recipe, parse_recipe
-from toolkit.recipe.models import YOUNGER
+from toolkit.recipe.conditions import YOUNGER
 from toolkit.stack import stacked
 from toolkit.train import batch_rows, initial_factors, train_stack
 from toolkit.train.initial import flip_last_bits

@@ -15,7 +15,7 @@ from toolkit.ensemble import probabilities as arithmetic
 from toolkit.plan import soft_target_bytes
 from toolkit.predict import load_adapters
 from toolkit.recipe import Condition, RecipeError, dump_recipe, parse_recipe
-from toolkit.recipe.models import Teacher as TeacherBlock
+from toolkit.recipe import Teacher as TeacherBlock
 from toolkit.stack import stacked
 from toolkit.train import token_losses, train_stack
 

@@ -26,7 +26,7 @@ from toolkit.external import _of_groups
 from toolkit.outcomes import read_outcomes, read_token_scores
 from toolkit.pipeline import RunError
 from toolkit.predict import generate, load_adapters, score, score_tokens
-from toolkit.recipe.models import EnsembleMethod, Similarity
+from toolkit.recipe import EnsembleMethod, Similarity
 from toolkit.stack import StackedLinear, stacked
 
 TOKEN_RULES = ["probabilities", "logits", "token-vote", "median"]

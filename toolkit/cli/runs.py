@@ -26,8 +26,8 @@ from toolkit.cli.terminal import (
     without_network,
     workers_option,
 )
+from toolkit.recipe import EnsembleMethod
 from toolkit.recipe.merges import MERGES, merge_parameters, parse_setting
-from toolkit.recipe.models import EnsembleMethod
 
 ENSEMBLES = get_args(EnsembleMethod)
 

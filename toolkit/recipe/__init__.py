@@ -1,23 +1,9 @@
 """What is asked: one YAML file, read into strict models. An error names the file, the line, the field and the fix."""
 
-from toolkit.recipe.models import (
-    SHIFTS,
-    Condition,
-    Criteria,
-    Criterion,
-    Data,
-    Evaluation,
-    Given,
-    Lookahead,
-    Mitigation,
-    Recipe,
-    Sequential,
-    Snapshots,
-    Target,
-    Teacher,
-    Thresholds,
-    Zone,
-)
+from toolkit.recipe.conditions import Condition, Given, Lookahead, Snapshots
+from toolkit.recipe.criteria import Criteria, Criterion, Thresholds, Zone
+from toolkit.recipe.mitigations import EnsembleMethod, Mitigation, Similarity, Teacher
+from toolkit.recipe.models import SHIFTS, Data, Evaluation, Recipe, Sequential, Target
 from toolkit.recipe.reading import RecipeError, dump_recipe, load_criteria, load_recipe, parse_recipe, read_document
 
 __all__ = [
@@ -26,6 +12,7 @@ __all__ = [
     "Criteria",
     "Criterion",
     "Data",
+    "EnsembleMethod",
     "Evaluation",
     "Given",
     "Lookahead",
@@ -33,6 +20,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Sequential",
+    "Similarity",
     "Snapshots",
     "Target",
     "Teacher",

@@ -8,22 +8,11 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from toolkit.recipe.conditions import Condition, Lookahead, Snapshots
+from toolkit.recipe.criteria import Criterion, Thresholds, Zone
 from toolkit.recipe.merges import PARAMETERS
-from toolkit.recipe.models import (
-    Condition,
-    Criterion,
-    Data,
-    Evaluation,
-    Lookahead,
-    Mitigation,
-    Recipe,
-    Sequential,
-    Snapshots,
-    Target,
-    Teacher,
-    Thresholds,
-    Zone,
-)
+from toolkit.recipe.mitigations import Mitigation, Teacher
+from toolkit.recipe.models import Data, Evaluation, Recipe, Sequential, Target
 from toolkit.recipe.words import Path_, nearest
 
 Blocks = Mapping[str, type[BaseModel]]

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from toolkit.recipe.conditions import OF_ADAPTERS, OWN, Given
+from toolkit.recipe.criteria import Criteria
 from toolkit.recipe.document import Dumper, Loader, lines_of
 from toolkit.recipe.explain import BLOCKS, Blocks, explain
-from toolkit.recipe.models import OF_ADAPTERS, OWN, Criteria, Given, Recipe
+from toolkit.recipe.models import Recipe
 from toolkit.recipe.words import Path_, nearest
 
 EMBEDDED = "embedded"
