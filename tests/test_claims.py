@@ -161,6 +161,27 @@ def test_claims_of_a_run(run, world):
     assert text.isascii() and max(map(len, text.splitlines())) <= 120 and far.says in text and "10,000 runs of lora" in text
 
 
+def test_of_its_own_prompts_a_suite_knows_more_than_of_others(run):
+    for row in hold_claims(run).tested:
+        if row.estimate:
+            assert row.alone and row.alone.value == row.estimate.value and row.alone_verdict
+            assert row.estimate.low < row.alone.low < row.alone.high < row.estimate.high
+
+
+def test_more_runs_tell_more_of_these_prompts_but_hardly_of_others():
+    rng = np.random.default_rng(0)
+    answer_RP = (rng.random((180, 20)) < rng.beta(0.5, 0.5, 20)).astype(int)
+
+    def width(runs: int, fresh: bool) -> float:
+        found = st.disagreement(answer_RP[:runs], fresh_prompts=fresh)
+        assert found.low is not None and found.high is not None
+        return found.high - found.low
+
+    assert width(180, False) < width(20, False) / 2 and width(180, True) > width(20, True) / 2
+    same = st.disagreement(np.zeros((20, 5), dtype=int), fresh_prompts=False)
+    assert (same.low, same.high) == (0.0, pytest.approx(1 - 0.05 ** (1 / 10))) and same.conclusive  # ten pairs that might have differed
+
+
 def test_the_report_shows_claims_of_the_same_outcomes_only(run, world, results):
     found = hold_claims(run)
     save_results(run / "results.json", results)

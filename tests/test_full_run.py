@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from toolkit import pipeline
 from toolkit.adapters import AdapterError, read_adapter
 from toolkit.base import load_base
+from toolkit.claims import hold_claims
 from toolkit.data import encode_prompt, read_rows
-from toolkit.full import MODEL, read_weights, write_model
+from toolkit.full import MODEL, read_model, read_weights, write_model
+from toolkit.grams import whole_gram
 from toolkit.measure import read_prompts
 from toolkit.merge import merge_adapters, merge_folders, merge_models
 from toolkit.outcomes import read_outcomes
@@ -106,6 +108,16 @@ def test_averages_are_means_of_snapshots(job):
     assert same(last, tensors(path)) and same(last, tensors(path / "averages" / "lawa-last1"))
     for name, W in tensors(path / "averages" / "swa").items():
         torch.testing.assert_close(W, (first[name] + last[name]) / 2, rtol=1e-6, atol=1e-8)
+
+
+def test_inner_products_of_whole_models_are_those_of_their_changes(job):
+    models = [read_model(replica_folder(job.folder / "full", r)) for r in range(4)]
+    weights = {name: W.detach() for name, W in load_base("embedded").model.named_parameters()}
+    change_KN = torch.stack([torch.cat([(model.tensor(name) - W).double().flatten() for name, W in weights.items()]) for model in models])
+    found = torch.from_numpy(whole_gram(models, weights))
+    torch.testing.assert_close(found, change_KN @ change_KN.T, rtol=1e-6, atol=1e-9)
+    spread = next(row for row in hold_claims(job.folder).tested if (row.name, row.condition) == ("weights", "full"))
+    assert spread.estimate and 0 < spread.estimate.value < 1
 
 
 def test_merging_whole_models_keeps_the_laws(job, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 from toolkit import delta
 from toolkit.adapters import Adapter
+from toolkit.full import FullModel
 
 CHUNK = 64
 """members whose factors are held at once"""
@@ -37,3 +39,17 @@ def module_gram(adapters: Sequence[Adapter], name: str) -> np.ndarray:
 def gram(adapters: Sequence[Adapter]) -> np.ndarray:
     """<D_i, D_j> over all modules, [K, K]."""
     return sum((module_gram(adapters, name) for name in module_names(adapters)), np.zeros((len(adapters), len(adapters))))
+
+
+def whole_gram(models: Sequence[FullModel], weights: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """<W_i - W, W_j - W> of whole models over all weights W of their base, [K, K]; one weight of all models is held at once.
+
+    Raises AdapterError where a model is not of this base.
+    """
+    for model in models:
+        model.check({name: tuple(W.shape) for name, W in weights.items()})
+    total = torch.zeros(len(models), len(models), dtype=torch.float64)
+    for name, W in weights.items():
+        change_KN = torch.stack([model.tensor(name).double() - W.double() for model in models]).flatten(1)
+        total += change_KN @ change_KN.T
+    return total.numpy()

@@ -232,7 +232,8 @@ class Tested:
     """A claim held against one condition, "" where the run has none that it speaks of.
 
     claimed: the range that the quantity is said to lie in; None where nothing is claimed. verdict: one of CLAIM_VERDICTS. remark: what
-    stands behind it, or what it would take.
+    stands behind it, or what it would take. alone, alone_verdict: of behaviour, the same on the very prompts of the suite: for runs drawn
+    anew, but not for other prompts.
     """
 
     name: str
@@ -244,6 +245,8 @@ class Tested:
     estimate: Estimate | None
     verdict: str
     remark: str = ""
+    alone: Estimate | None = None
+    alone_verdict: str = ""
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,18 @@ def disagreement_world(replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=
     return world
 
 
+def these_prompts_world(replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, garbage=0.0, **flaws) -> World:
+    """Disagreement on the very prompts that are asked: each sample has prompts of its own, and their own truth."""
+
+    def world(rng: np.random.Generator) -> Sampled:
+        answer_RP, logit_P = population(rng, replicas, prompts, a, b, run_sd, per_cluster, garbage=garbage, **flaws)
+        p_P = (1 - garbage) * (WEIGHT_S @ right_SP(logit_P, run_sd)) + garbage / 2
+        found = disagreement(answer_RP, cluster_P=clusters(prompts, per_cluster), fresh_prompts=False)
+        return found, float(np.mean(2 * p_P * (1 - p_P)))
+
+    return world
+
+
 def accuracy_world(replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, garbage=0.0, **flaws) -> World:
     truth = population_truths(a, b, run_sd, garbage)["accuracy"]
     cluster_P = clusters(prompts, per_cluster)

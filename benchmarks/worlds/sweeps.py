@@ -66,6 +66,7 @@ FIT = ("floor", "exponent")
 
 SWEEPS: dict[str, Sweep] = {
     "disagreement": Sweep(core.disagreement_world, SUITE),
+    "disagreement.these_prompts": Sweep(core.these_prompts_world, SUITE),
     "accuracy": Sweep(core.accuracy_world, SUITE),
     "accuracy_spread.sd": Sweep(partial(core.spread_world, "sd"), SUITE),
     "accuracy_spread.excess": Sweep(partial(core.spread_world, "excess"), SUITE),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit import statistics as st
-from toolkit.adapters import AdapterError, read_adapter
+from toolkit.adapters import AdapterError
 from toolkit.analyse import Arm, OutcomeTable, run_accuracies, zone
 from toolkit.claims.models import EVERY, ORIGIN, Claim, read_claims
 from toolkit.measure import DESIGN, read_design, read_prompts, thresholds_of
@@ -55,11 +55,13 @@ def _tested(claim: Claim, folder: Path, recipe: Recipe, table: OutcomeTable, des
     if not meant:
         yield replace(row, remark="no condition of this run is meant")
     for design in meant:
-        estimate, remark = (
-            _behaviour(claim, table, design, recipe.level) if claim.behaviour else _weights(claim, folder, design, recipe.level)
-        )
-        found = verdict(estimate, row.claimed) if estimate else row.verdict
-        yield replace(row, condition=design.name, estimate=estimate, verdict=found, remark=remark)
+        of_condition = replace(row, condition=design.name)
+        if claim.behaviour:
+            yield _behaviour(of_condition, claim, table, design, recipe.level)
+        else:
+            estimate, remark = _weights(claim, folder, recipe, design)
+            found = verdict(estimate, row.claimed) if estimate else row.verdict
+            yield replace(of_condition, estimate=estimate, verdict=found, remark=remark)
 
 
 def _varied(recipe: Recipe, name: str) -> bool:
@@ -79,30 +81,36 @@ def verdict(estimate: st.Estimate, claimed: tuple[float, float] | None) -> str:
     return "contradicted" if high < claimed[0] or low > claimed[1] else "not resolvable"
 
 
-def _behaviour(claim: Claim, table: OutcomeTable, design: ConditionDesign, level: float) -> tuple[st.Estimate | None, str]:
-    """The agreement or disagreement of two runs, and what it would take to decide."""
+def _behaviour(row: Tested, claim: Claim, table: OutcomeTable, design: ConditionDesign, level: float) -> Tested:
+    """The agreement or disagreement of two runs, for fresh prompts and for these alone, and what it would take to decide."""
     at = _prompts(table, claim)
     arm = table.arm(design.name, "replica", list(design.replicas))
     if at is None or arm is None or len(arm.answer_RP) < 2:
-        return None, f"no such prompts in this run; there are {', '.join(dict.fromkeys([*table.shifts, *table.suites]))}"
+        return replace(row, remark=f"no such prompts in this run; there are {', '.join(dict.fromkeys([*table.shifts, *table.suites]))}")
     answer_RP, cluster_P = arm.on(at).answer_RP, table.cluster_P[at]
-    differ = st.disagreement(answer_RP, cluster_P=cluster_P, level=level)
+    differ, alone = (st.disagreement(answer_RP, cluster_P=cluster_P, level=level, fresh_prompts=fresh) for fresh in (True, False))
     turned = claim.quantity == "agreement"
-    estimate = st.complement(differ) if turned else differ
-    if claim.ends is None or verdict(estimate, claim.ends) != "not resolvable":
-        return estimate, ""
-    low, high = (1 - claim.ends[1], 1 - claim.ends[0]) if turned else claim.ends
+    estimate, alone = (st.complement(one) if turned else one for one in (differ, alone))
+    found = verdict(estimate, claim.ends)
+    remark = _what_it_takes(claim, differ, answer_RP, cluster_P, level) if found == "not resolvable" else ""
+    return replace(row, estimate=estimate, verdict=found, remark=remark, alone=alone, alone_verdict=verdict(alone, claim.ends))
+
+
+def _what_it_takes(claim: Claim, differ: st.Estimate, answer_RP: np.ndarray, cluster_P: np.ndarray, level: float) -> str:
+    """How many replicas and prompts would decide a claim that these do not."""
+    assert claim.ends is not None
+    low, high = (1 - claim.ends[1], 1 - claim.ends[0]) if claim.quantity == "agreement" else claim.ends
     spread = pilot_spread(answer_RP, cluster_P=cluster_P)
     if spread is None:
-        return estimate, f"at least {differ.needed or st.MIN_REPLICAS} replicas are needed"
+        return f"at least {differ.needed or st.MIN_REPLICAS} replicas are needed"
     size = replicas_for_range(spread, low, high, level=level)
     if size.replicas is None:
-        return estimate, "the estimate is too near to an edge of what is claimed for any number of replicas and prompts"
+        return "the estimate is too near to an edge of what is claimed for any number of replicas and prompts"
     prompts = spread.parts.n_clusters
     if spread.value in (0.0, 1.0):
-        return estimate, f"would take about {size.prompts:,} independent prompts (there are {prompts:,}) with the same outcome on all"
+        return f"would take about {size.prompts:,} independent prompts (there are {prompts:,}) with the same outcome on all"
     more = f" and {size.prompts:,} independent prompts (there are {prompts:,})" if size.prompts > prompts else ""
-    return estimate, f"would take about {size.replicas:,} replicas{more}"
+    return f"would take about {size.replicas:,} replicas{more}"
 
 
 def _prompts(table: OutcomeTable, claim: Claim) -> np.ndarray | None:
@@ -113,20 +121,28 @@ def _prompts(table: OutcomeTable, claim: Claim) -> np.ndarray | None:
     return at if at is not None and len(at) else None
 
 
-def _weights(claim: Claim, folder: Path, design: ConditionDesign, level: float) -> tuple[st.Estimate | None, str]:
+def _weights(claim: Claim, folder: Path, recipe: Recipe, design: ConditionDesign) -> tuple[st.Estimate | None, str]:
     replicas = list(design.everyone or design.replicas)
     if claim.quantity == "files":
         population = read_population(folder / design.name)
         files = [_file(population[r].sha256) for r in replicas if r in population]
-        found = st.files_differ(files, level=level)
+        found = st.files_differ(files, level=recipe.level)
         return (found, found.note) if files else (None, "its replicas are not in the folder")
-    try:
-        adapters = [read_adapter(replica_folder(folder / design.name, r)) for r in replicas[:READ]]
-    except AdapterError as error:
-        return None, f"its replicas cannot be read as adapters: {error}"
-    from toolkit.grams import gram  # here: it takes torch
+    from toolkit.base import load_base  # here: what takes torch
+    from toolkit.full import FullModel, read_weights
+    from toolkit.grams import gram, whole_gram
 
-    found = st.weight_spread(gram(adapters), level=level)
+    try:
+        members = [read_weights(replica_folder(folder / design.name, r)) for r in replicas[:READ]]
+        models = [one for one in members if isinstance(one, FullModel)]
+        if models:
+            base = load_base(recipe.base, recipe.dtype if recipe.dtype != "auto" else "float32", "cpu").model
+            inner_RR = whole_gram(models, {name: weight.detach() for name, weight in base.named_parameters()})
+        else:
+            inner_RR = gram([one for one in members if not isinstance(one, FullModel)])
+    except AdapterError as error:
+        return None, f"the weights of its replicas cannot be read: {error}"
+    found = st.weight_spread(inner_RR, level=recipe.level)
     return found, found.note
 
 

@@ -17,6 +17,7 @@ def claims_text(found: Claims) -> str:
     for _, rows in groupby(found.tested, key=lambda row: row.name):
         for i, row in enumerate(rows):
             lines += [row.says] * (i == 0) + [_row(row)] + [f"    {line}" for line in wrap(row.remark * bool(row.condition), WIDTH - 4)]
+            lines += [_alone(row)] * (row.alone is not None)
     for condition, rows in groupby(found.outlook, key=lambda row: row.condition):
         of_condition = list(rows)
         lines += ["", f"{found.runs:,} runs of {condition}, to be expected from {of_condition[0].differ.n_replicas:,}:"]
@@ -35,6 +36,16 @@ def _row(row: Tested) -> str:
     place = f"{row.condition}{', ' * bool(row.condition and row.prompts)}{row.prompts}"
     claimed = f"claimed {claimed_range(row)}" if row.claimed else ""
     return f"  {row.verdict:<16}{place:<34}{measured:<22}{runs:<12}{claimed}".rstrip()
+
+
+def _alone(row: Tested) -> str:
+    """The same of the prompts at hand: what more runs, but not more prompts, would find."""
+    e = row.alone
+    return (
+        ""
+        if e is None
+        else f"  {row.alone_verdict:<16}  of these prompts alone{'':<12}{number(e.value, tested_unit(row))} {interval(e, tested_unit(row))}"
+    )
 
 
 def _outlook(row: Outlook, runs: int) -> str:

@@ -8,13 +8,15 @@ import numpy as np
 
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, blocks, cells, cluster_blocks, filled_rows
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import share_interval, two_way_of, zero_event_bound
+from toolkit.statistics.intervals import runs_interval, share_interval, two_way_of, zero_event_bound
 from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
 from toolkit.statistics.pairs import count_pairs, leave_one_out
 
 # From 5 replicas the interval was seen to cover in simulation, where runs differ by up to 1 on the logit of an answer.
 MIN_REPLICAS = 5
 MIN_CLUSTERS = 10
+MIN_REPLICAS_ALONE = 10
+"""where replicas alone are drawn anew, no spread of prompts hides how little a few of them know of their own spread: 5 covered 89 %"""
 
 
 def prompt_disagreement(answer_RP: np.ndarray) -> np.ndarray:
@@ -30,7 +32,9 @@ def prompt_disagreement(answer_RP: np.ndarray) -> np.ndarray:
     return np.concatenate([count_pairs(answer_RP[:, at]).d_P for at in blocks(*answer_RP.shape)])
 
 
-def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95) -> Estimate:
+def disagreement(
+    answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95, fresh_prompts: bool = True
+) -> Estimate:
     """How often do two fresh runs of the procedure give different answers to a fresh prompt?
 
     Estimand: D, the mean over prompts of `prompt_disagreement`, for replicas AND prompts (or clusters of prompts,
@@ -44,6 +48,9 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
     Replicas are no further units: if one prompt in a hundred splits the runs, a suite that lacks it shows no difference,
     however many replicas answer. Near 0 and 1 the interval is never tighter than that bound either. No bound over
     prompts speaks for a rare kind of run that is not among the N: the note says how rare.
+
+    fresh_prompts=False asks about these very prompts: only replicas are drawn anew, and more of them narrow the interval without end. Where
+    no two differ (or all do) its other end is the zero-event bound over disjoint pairs of replicas.
 
     Inconclusive below MIN_REPLICAS replicas or MIN_CLUSTERS clusters, and below MIN_REPLICAS_ODD replicas when some
     stand far off the others (see `odd_replicas`). A kind of run that no replica shows is in no interval: D is that of
@@ -77,9 +84,10 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
 
     value = float(d_P[used_P].mean())
     n_clusters = parts.n_clusters
-    enough = n_replicas >= MIN_REPLICAS and n_clusters >= MIN_CLUSTERS
-    needed = MIN_REPLICAS if n_replicas < MIN_REPLICAS else None
-    note = _too_few(n_replicas, n_clusters)
+    at_least = MIN_REPLICAS if fresh_prompts else MIN_REPLICAS_ALONE
+    enough = n_replicas >= at_least and (n_clusters >= MIN_CLUSTERS or not fresh_prompts)
+    needed = at_least if n_replicas < at_least else None
+    note = "" if enough else _too_few(n_replicas, n_clusters, at_least)
     odd_R = row_R[differing.rows()]
     if enough and len(odd_R):
         enough = n_replicas >= MIN_REPLICAS_ODD
@@ -88,6 +96,11 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
 
     if n_replicas == 2:  # leaving one out leaves no pair, so nothing shows how much replicas matter
         parts = replace(parts, runs=math.nan)
+    if not fresh_prompts:
+        low, high = runs_interval(value, parts, level)
+        of_pairs = f"zero-event bound over {n_replicas // 2} disjoint pairs of replicas, one-sided"
+        method = of_pairs if value in (0.0, 1.0) else "jackknife-t over replicas, of these prompts alone, logit scale"
+        return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
     low, high = share_interval(value, parts, level)
     method = "two-way jackknife-t over replicas and prompts, logit scale"
     if value in (0.0, 1.0):
@@ -99,9 +112,9 @@ def disagreement(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
 
-def _too_few(n_replicas: int, n_clusters: int) -> str:
-    if n_replicas < MIN_REPLICAS:
-        return f"{n_replicas} replicas are too few for an interval that holds what it says (at least {MIN_REPLICAS})"
+def _too_few(n_replicas: int, n_clusters: int, at_least: int) -> str:
+    if n_replicas < at_least:
+        return f"{n_replicas} replicas are too few for an interval that holds what it says (at least {at_least})"
     if n_clusters < MIN_CLUSTERS:
         return f"{n_clusters} prompts or clusters are too few for an interval that holds what it says (at least {MIN_CLUSTERS})"
     return ""

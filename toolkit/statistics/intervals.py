@@ -171,6 +171,16 @@ def share_interval(share: float, parts: TwoWay, level: float) -> tuple[float | N
     return min(low, 1.0 - bound), max(high, bound)
 
 
+def runs_interval(share: float, parts: TwoWay, level: float) -> tuple[float | None, float | None]:
+    """Interval of a share over fixed prompts, for runs drawn anew: on the logit scale; of 0 and 1 the bound over disjoint pairs of runs."""
+    if share in (0.0, 1.0):
+        bound = zero_event_bound(max(1, parts.n_runs // 2), level)
+        return (0.0, bound) if share == 0.0 else (1.0 - bound, 1.0)
+    if not math.isfinite(parts.runs) or parts.n_runs < 2:
+        return None, None
+    return logit_interval(share, t_quantile(level, parts.n_runs - 1) * math.sqrt(parts.runs))
+
+
 def leave_one_out_variance(x_N: np.ndarray) -> np.ndarray:
     """Sample variance of x without each value in turn: ((n-1) s^2 - n/(n-1) (x_i - mean)^2) / (n-2), never below 0."""
     n = len(x_N)
