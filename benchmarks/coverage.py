@@ -30,7 +30,7 @@ from worlds.sweeps import SWEEPS, Settings
 
 MOST_ANSWERS = 1_000_000  # replicas x prompts of one population: beyond, a cell takes a minute for twenty samples, and is of the corner
 ANSWERS, FEWEST = 30_000_000, 200  # answers simulated for a cell of the full study; its fewest repetitions
-QUICK_REPETITIONS, CORNER_REPETITIONS, CORNER_RUN_SD = 200, 40, 0.7
+QUICK_REPETITIONS, CORNER_REPETITIONS = 200, 100
 
 QUICK = {"replicas": (5, 30), "prompts": (50, 500), "run_sd": (0.7, 1.0), "init": (4, 5), "main": (0.4,)}
 
@@ -68,14 +68,14 @@ def words(settings: Settings) -> str:
 def cells(study: str, only: str = "") -> list[Cell]:
     """Of the quick study: the settings of QUICK, or the cheapest of a statistic that has none.
 
-    Of the corner: what the full study leaves out, of one run effect.
+    Of the corner: what the full study leaves out.
     """
     names = [only] if only in SWEEPS else [name for name in SWEEPS if only in name]
     found = []
     for name in names:
         # fewer than two groups are no population: the estimators refuse them
         full = [Cell(name, s) for s in SWEEPS[name].settings if int(s.get("replicas", 2)) // int(s.get("k", 1)) >= 2]
-        corner = [cell for cell in full if cell.answers > MOST_ANSWERS and cell.settings["run_sd"] == CORNER_RUN_SD]
+        corner = [cell for cell in full if cell.answers > MOST_ANSWERS]
         full = [cell for cell in full if cell.answers <= MOST_ANSWERS]
         quick = [cell for cell in full if all(cell.settings.get(key, values[0]) in values for key, values in QUICK.items())]
         found += {"full": full, "corner": corner, "quick": quick or [min(full, key=lambda cell: cell.answers)]}[study]
