@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from result import finish
+
 from toolkit import environment
 
 LIMITS = {"seconds": 0.30, "worker_bytes": 0.20, "memory_bytes": 0.20, "disk_bytes": 0.10}
@@ -79,11 +81,8 @@ def main() -> None:
         "within": {name: abs(ratio[name] - 1) <= limit for name, limit in LIMITS.items()},
         "seconds_by_stage": stages,
         "load_before": os.getloadavg()[0],
-        "environment": environment.describe("cpu"),
     }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":

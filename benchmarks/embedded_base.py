@@ -7,9 +7,10 @@ validation rows with seeds that are used for nothing else; then N fresh replicas
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
+
+from result import finish
 
 from toolkit import environment, seeds
 from toolkit import statistics as st
@@ -87,10 +88,8 @@ def main() -> None:
     ids = base.model.config
     random = pretrain.new_model(ids.eos_token_id, ids.pad_token_id).eval().requires_grad_(False)
     control = study(Base(**{**vars(base), "model": random}), arguments.replicas)
-    result = {"replicas": arguments.replicas, "pretrained": pretrained, "random_init": control, "environment": environment.describe("cpu")}
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    result = {"replicas": arguments.replicas, "pretrained": pretrained, "random_init": control}
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ give the same texts. Repeats are interleaved; figures are medians.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from result import finish
 from transformers import AutoModelForCausalLM
 
 from toolkit import environment, seeds
@@ -119,11 +119,8 @@ def main() -> None:
         "seconds": times,
         "best_peer": best,
         "ratio": times[best] / times["stack"],
-        "environment": environment.describe("cpu"),
     }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ many replicas as it can finish (--peer), for both the same; it gives the share o
 
 import argparse
 import itertools
-import json
 import resource
 import statistics
 import subprocess
@@ -24,8 +23,8 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from result import finish
 
-from toolkit import environment
 from toolkit import statistics as st
 from toolkit.meaning import code_answers, mark_answers
 from toolkit.predictions import read_predictions
@@ -165,10 +164,8 @@ def main() -> None:
         )
         result, answer_RP = measure(path)
     result["against"] = against_all_pairs(answer_RP[: arguments.peer], arguments.repeats)
-    result = {"benchmark": "measuring predictions", **size, **result, "environment": environment.describe("cpu")}
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    result = {"benchmark": "measuring predictions", **size, **result}
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from result import finish
 
-from toolkit import delta, environment
+from toolkit import delta
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.merge import merge_adapters
 
@@ -251,11 +252,8 @@ def main() -> None:
         "files_written": arguments.files,
         "folders_are_hard_links": True,
         **found,
-        "environment": environment.describe("cpu"),
     }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":

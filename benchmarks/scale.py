@@ -20,7 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from toolkit import environment
+from result import finish
+
 from toolkit.population import RECORD, Replica, replica_folder, write_text
 
 RANK, HIDDEN, K = 2, 16, 8
@@ -156,11 +157,8 @@ def main() -> None:
         "at_16_replicas": fixed,
         "exponent_of_the_processor_seconds": exponents,
         "peak_gib": max(case.get("peak_gib", 0.0) for of_size in cases.values() for case in of_size.values()),
-        "environment": environment.describe("cpu"),
     }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from result import finish
 from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, get_scheduler
 
@@ -353,10 +354,7 @@ def main() -> None:
             result["workloads"][name]["ratio_on_all_cores"] = whole.pop("stack") / next(iter(whole.values()))
     if arguments.end_to_end:
         result["end_to_end"] = end_to_end()
-    result["environment"] = environment.describe("cpu")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result))
+    finish(result, arguments.out)
 
 
 if __name__ == "__main__":
