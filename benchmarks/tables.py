@@ -1,6 +1,7 @@
-"""The table of a results.json, or of `benchmarks/merge.py` or `train.py`, as Markdown, for the documents.
+"""The table of a results.json or claims.json, or of `benchmarks/merge.py` or `train.py`, as Markdown, for the documents.
 
 python benchmarks/tables.py benchmarks/results/methods.json
+python benchmarks/tables.py benchmarks/results/claims/claims.json
 python benchmarks/tables.py benchmarks/results/merge.json
 python benchmarks/tables.py benchmarks/results/train.json
 """
@@ -8,6 +9,9 @@ python benchmarks/tables.py benchmarks/results/train.json
 import argparse
 import json
 from pathlib import Path
+
+from toolkit.results import Claims, Tested, claimed_range, load_claims, number, tested_unit
+from toolkit.results import interval as limits
 
 HEAD = ["method", "K", "groups", "ratio, typical", "near", "far", "accuracy, far (points)", "kept", "models that answer", "rank"]
 
@@ -72,15 +76,46 @@ def train_table(results: dict) -> str:
             own = " (chosen)" if side == chosen else ""
             cells.append("-" if taken is None else f"{taken:.3g}" + (f" ({ratio:.1f}x)" if ratio else own))
         lines.append([side, *cells])
-    head, *rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([head, "|---" * (1 + len(works)) + "|", *rows])
+    return as_markdown(lines)
+
+
+def claims_table(found: Claims) -> str:
+    """Every claim beside what was measured: for fresh prompts, and of those of the suite alone."""
+    lines = [["claim", "condition", "N", "claimed", "measured", "verdict", "of these prompts alone", "verdict"]]
+    for row in found.tested:
+        runs = f"{row.estimate.n_replicas:,}" if row.estimate else "-"
+        alone = [_figure(row, row.alone), row.alone_verdict] if row.alone else ["-", "-"]
+        lines.append([row.says, row.condition or "-", runs, claimed_range(row) or "-", _figure(row, row.estimate), row.verdict, *alone])
+    return as_markdown(lines)
+
+
+def _figure(row: Tested, estimate) -> str:
+    return "-" if estimate is None else f"{number(estimate.value, tested_unit(row))} {limits(estimate, tested_unit(row))}".strip()
+
+
+def matrix(found: Claims) -> str:
+    """Where the spread of runs is acceptable and where critical: per cent of differing answers, categories against conditions."""
+    conditions = list(dict.fromkeys(row.condition for row in found.outlook))
+    cells = {(row.shift, row.category, row.condition): row for row in found.outlook}
+    lines = [["prompts", "number", *conditions]]
+    for shift, category in dict.fromkeys((row.shift, row.category) for row in found.outlook):
+        row = [cells.get((shift, category, condition)) for condition in conditions]
+        said = ["-" if one is None else f"{number(one.differ.value, '%')} {limits(one.differ, '%')} {one.zone}" for one in row]
+        number_of = next(one.n_prompts for one in row if one)
+        lines.append([f"{shift}: {category}" if category else f"**{shift}**", str(number_of), *said])
+    return as_markdown(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    results = json.loads(parser.parse_args().results.read_text())
-    print(merge_table(results) if "cases" in results else train_table(results) if "workloads" in results else table(results))
+    path = parser.parse_args().results
+    results = json.loads(path.read_text())
+    if "tested" in results:
+        found = load_claims(path)
+        print(claims_table(found), matrix(found), sep="\n\n")
+    else:
+        print(merge_table(results) if "cases" in results else train_table(results) if "workloads" in results else table(results))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def _alone(row: Tested) -> str:
     return (
         ""
         if e is None
-        else f"  {row.alone_verdict:<16}  of these prompts alone{'':<12}{number(e.value, tested_unit(row))} {interval(e, tested_unit(row))}"
+        else f"  {row.alone_verdict:<16}of these prompts alone{'':<14}{number(e.value, tested_unit(row))} {interval(e, tested_unit(row))}"
     )
 
 
