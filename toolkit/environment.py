@@ -18,6 +18,9 @@ import toolkit
 
 PACKAGES = ("torch", "transformers", "peft", "mergekit", "safetensors", "tokenizers", "numpy", "scipy", "pyarrow")
 
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
+"""GLIBC_TUNABLES of a worker on a CPU: a step frees what the next one asks for again, and memory given back comes again with page faults"""
+
 
 def versions() -> dict[str, str | None]:
     """Installed versions of the libraries that take part; None where one is missing."""

@@ -52,8 +52,8 @@ class CounterDropout:
     def __init__(self, p: float, seed_R: Tensor):
         self.p = p
         self.seed_R = seed_R
-        # drop where a uniform 16-bit lane is below the threshold: p is met to 2^-17
-        self._threshold = round(p * 65536) - 32768
+        # drop where a uniform lane of 31 bits is below the threshold: p is met to 2^-32
+        self._threshold = min(round(p * 2**31), 2**31 - 1)
         self.step = 0
 
     @property
@@ -71,11 +71,12 @@ class CounterDropout:
         module: its number, or what `module_key` makes of it.
         """
         key_R = _mix(self._key_R + (_weyl(module + 1) if isinstance(module, int) else module))
-        count = (n * width + 3) // 4
+        count = (n * width + 1) // 2
         counter = torch.arange(1, count + 1, device=key_R.device) * _GOLDEN
-        lanes = _mix(counter + key_R[:, None]).view(torch.int16)[:, : n * width]  # four 16-bit lanes a hash
-        # the comparison writes the factors themselves: a boolean mask would cost another pass here and one at every use
-        return torch.ge(lanes, self._threshold, out=torch.empty(lanes.shape, dtype=dtype, device=lanes.device)).view(-1, n, width)
+        lanes = _mix(counter + key_R[:, None]).view(torch.int32)  # two lanes a hash: compiled code has no vectors of anything smaller
+        # -1 below the threshold and 0 above, without a comparison: compiled code is slow to store what is true or false
+        lanes.bitwise_and_(0x7FFFFFFF).sub_(self._threshold).bitwise_right_shift_(31).add_(1)
+        return lanes[:, : n * width].to(dtype).view(-1, n, width)
 
 
 def module_key(module: int) -> Tensor:

@@ -84,7 +84,7 @@ class LocalEngine:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         if device == "cpu":  # read by the libraries when a worker loads them
             os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-            os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # fewer page faults
+            os.environ.setdefault("GLIBC_TUNABLES", environment.MALLOC)
         self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker, initargs=(self._ticks, device))
 
     def __enter__(self) -> LocalEngine:

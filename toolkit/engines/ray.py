@@ -23,7 +23,7 @@ RETRIES = 5
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "GLIBC_TUNABLES": environment.MALLOC,
     "TOKENIZERS_PARALLELISM": "false",
 }
 """of the worker processes: read by the libraries when they are loaded"""
