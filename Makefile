@@ -8,8 +8,8 @@ BIN = $(VENV)/bin
 demo: install
 	$(BIN)/ftk demo
 
-test: install
-	$(BIN)/python -m pytest -q
+test: install  ## file by file on two processes
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 proofs: install  ## the slow ones: coverage simulations at full size, runs that are killed again and again, full disks
 	$(BIN)/python -m pytest -q -m slow

@@ -1,6 +1,9 @@
-"""The figures over all conditions of a results.json as SVG, for the documents: controls.svg and dependence.svg.
+"""The figures over all conditions as SVG, for the documents: controls.svg and dependence.svg.
 
-python benchmarks/figures.py runs/dependence/results.json --out docs/figures
+Of several results.json that begin with the same condition, such as those of recipes/controls, it makes one figure.
+
+    python benchmarks/figures.py runs/dependence/results.json --out docs/figures
+    python benchmarks/figures.py runs/controls-*/results.json --out docs/figures
 """
 
 import argparse
@@ -8,15 +11,16 @@ from pathlib import Path
 
 from toolkit.report import figures
 from toolkit.results import load_results
+from toolkit.sweeps import joined
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, svg in figures(load_results(options.results)).items():
+    for name, svg in figures(joined([load_results(path) for path in options.results])).items():
         path = options.out / f"{name}.svg"
         path.write_text(svg.replace("<svg", '<svg style="background: white"', 1), encoding="utf-8")
         print(path)

@@ -13,7 +13,7 @@ from toolkit.embedded import world as embedded
 from toolkit.report import figures, render
 from toolkit.results import ConditionResult, Contrast, Price, Results, from_plain, to_plain
 from toolkit.statistics import Estimate
-from toolkit.sweeps import controls, sweeps
+from toolkit.sweeps import controls, joined, sweeps
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,36 @@ def test_a_line_holds_what_differs_in_one_number_alone(results):
 
 
 def test_controls_stand_in_the_order_of_their_ratio_on_far_prompts(results):
-    assert [c.name for _, c in controls(results)] == ["full", "e10", "r16", "e1"]
+    assert [one.name for one in controls(results)] == ["full", "e10", "r16", "e1"]
+
+
+def test_remedies_for_the_first_condition_stand_among_the_others(results, measured):
+    procedures = measured.conditions[0].procedures
+    with_remedies = replace(results, conditions=(replace(results.conditions[0], procedures=procedures), *results.conditions[1:]))
+    rows = controls(with_remedies)
+    assert {one.name for one in rows} == {"full", "e10", "r16", "e1", *(f"{p.title}, K = {p.k}" for p in procedures[1:])}
+    ratios = [one.ratio.value for one in rows]
+    assert ratios == sorted(ratios)
+    words = re.sub(r"<[^>]*>", " ", figures(with_remedies)["controls"])
+    assert all(one.name in words for one in rows)
+
+
+def test_results_that_begin_alike_are_one(results):
+    def part(of: slice) -> Results:
+        conditions = (results.conditions[0], *results.conditions[of])
+        names = {one.name for one in conditions}
+        return replace(results, conditions=conditions, contrasts=tuple(c for c in results.contrasts if c.condition in names))
+
+    first, second = part(slice(1, 3)), part(slice(3, None))
+    whole = joined([first, second])
+    assert controls(whole) == controls(results) and [c.name for c in whole.conditions] == [c.name for c in results.conditions]
+    other = replace(second, conditions=(condition_of(second, lr=2e-3), *second.conditions[1:]))
+    with pytest.raises(ValueError, match="trained otherwise"):
+        joined([first, other])
+
+
+def condition_of(results: Results, **settings) -> ConditionResult:
+    return replace(results.conditions[0], settings=results.conditions[0].settings | settings)
 
 
 def test_the_figures_show_every_condition_its_n_and_its_price(results):

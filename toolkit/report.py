@@ -10,7 +10,6 @@ from toolkit.results import (
     Cell,
     Claims,
     ConditionResult,
-    Contrast,
     Judgement,
     Procedure,
     Results,
@@ -25,7 +24,7 @@ from toolkit.results import (
     tested_unit,
 )
 from toolkit.statistics import MIN_GROUPS, Estimate
-from toolkit.sweeps import controls, sweeps
+from toolkit.sweeps import Control, controls, sweeps
 
 BEST = 2
 """Mitigations drawn beside the single replica in the chart by category."""
@@ -67,11 +66,9 @@ def render(results: Results, claims: Claims | None = None) -> str:
 def figures(results: Results) -> dict[str, str]:
     """Figures over all conditions, as SVG, those that there is something for: `controls`, `dependence`."""
     found = {}
-    if len(rows := controls(results)) > 1:
-        target, baseline = results.shifts[-1], results.contrasts[0].baseline
-        found["controls"] = charts.against_baseline(
-            {condition.name: (_dot(contrast.ratio), _note(contrast, condition)) for contrast, condition in rows}, baseline, target
-        )
+    if results.contrasts and len(rows := controls(results)) > 1:
+        target, baseline = results.shifts[-1], results.conditions[0].name
+        found["controls"] = charts.against_baseline({one.name: (_dot(one.ratio), _note(one)) for one in rows}, baseline, target)
     panels = {}
     for sweep in sweeps(results):
         lines = {shift: [(at, c.single.cell(shift), c.n_replicas) for at, c in sweep.points] for shift in results.shifts}
@@ -82,9 +79,17 @@ def figures(results: Results) -> dict[str, str]:
     return found
 
 
-def _note(contrast: Contrast, condition: ConditionResult) -> str:
-    seconds = condition.single.price.seconds
-    return f"N = {contrast.ratio.n_replicas:,}" + (f", {seconds:.3g} s a training" if seconds is not None else "")
+def _note(one: Control) -> str:
+    """How many independent runs there are, and what one costs."""
+    price, parts = one.price, [f"N = {one.runs:,}"]
+    trainings = "a training" if price.training_runs == 1 else f"{price.training_runs} trainings"
+    if price.seconds is not None:
+        parts.append(f"{price.seconds:.3g} s {'' if price.training_runs == 1 else 'for '}{trainings}")
+    elif price.training_runs > 1:
+        parts.append(trainings)
+    if price.inference_streams > 1:
+        parts.append(f"{price.inference_streams:.2g} answer")
+    return ", ".join(parts)
 
 
 # -- what the charts show ----------------------------------------------------------------------------------------------

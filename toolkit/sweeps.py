@@ -1,10 +1,11 @@
 """Which conditions of a run belong on one line: those that differ in one number, and all of them beside the first."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from toolkit.results import ConditionResult, Contrast, Results
+from toolkit.results import ConditionResult, Price, Results
+from toolkit.statistics import Estimate
 
 LEAST = 3
 """levels of a number from which its conditions make a line"""
@@ -30,11 +31,50 @@ def sweeps(results: Results) -> list[Sweep]:
     return found
 
 
-def controls(results: Results) -> list[tuple[Contrast, ConditionResult]]:
-    """Every condition against the first on the last shift (far, where there is one), the steadiest first."""
+@dataclass(frozen=True)
+class Control:
+    """One remedy held against single replicas of the first condition: ratio of disagreement, independent runs, price of one of them."""
+
+    name: str
+    ratio: Estimate
+    runs: int
+    price: Price
+
+
+def controls(results: Results) -> list[Control]:
+    """Every other condition, and what is made of the first one's replicas: on the last shift (far, if any), the steadiest first."""
+    shift, first = results.shifts[-1], results.conditions[0]
     known = {condition.name: condition for condition in results.conditions}
-    on_target = [c for c in results.contrasts if c.shift == results.shifts[-1] and c.ratio.value is not None and c.condition in known]
-    return [(c, known[c.condition]) for c in sorted(on_target, key=lambda c: (c.ratio.value or 0.0, c.condition))]
+    found = [
+        Control(c.condition, c.ratio, c.ratio.n_replicas, known[c.condition].single.price)
+        for c in results.contrasts
+        if c.shift == shift and c.baseline == first.name and c.condition in known
+    ]
+    for procedure in first.procedures[1:]:
+        cell = procedure.cell(shift)
+        if cell and cell.ratio:
+            found.append(Control(f"{procedure.title}, K = {procedure.k}", cell.ratio, procedure.n_runs, procedure.price))
+    return sorted((one for one in found if one.ratio.value is not None), key=lambda one: (one.ratio.value or 0.0, one.name))
+
+
+def joined(several: Sequence[Results]) -> Results:
+    """Results of recipes that begin with the same condition, as one: its procedures, the other conditions, and their contrasts with it.
+
+    Raises ValueError where the first conditions or the prompts are not the same.
+    """
+    first = several[0]
+    for other in several[1:]:
+        ours, theirs = first.conditions[0], other.conditions[0]
+        trained = [{k: v for k, v in one.settings.items() if k not in ("snapshots", "averages")} for one in (ours, theirs)]
+        if (ours.name, trained[0], first.suites) != (theirs.name, trained[1], other.suites):
+            raise ValueError(f"results that begin with {theirs.name!r} on other prompts, or trained otherwise, cannot be joined")
+    procedures = {procedure.label: procedure for results in several for procedure in results.conditions[0].procedures}
+    conditions = {condition.name: condition for results in several for condition in results.conditions[1:]}
+    return replace(
+        first,
+        conditions=(replace(first.conditions[0], procedures=tuple(procedures.values())), *conditions.values()),
+        contrasts=tuple({(c.condition, c.baseline, c.shift): c for results in several for c in results.contrasts}.values()),
+    )
 
 
 def _number(value: Any) -> TypeGuard[int | float]:
