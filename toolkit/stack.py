@@ -84,6 +84,21 @@ def module_key(module: int) -> Tensor:
     return torch.tensor(_weyl(module + 1))
 
 
+def _add_change(y: Tensor, x: Tensor, A_RrI: Tensor, B_ROr: Tensor, keep_RnI: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """y + scale * (x * keep) A' B', written into y; x * keep as [R, n, I] and its product with A'."""
+    R, _, width = A_RrI.shape
+    x_RnI = x.reshape(R, -1, width).to(A_RrI.dtype)
+    if keep_RnI is not None:
+        x_RnI = x_RnI * keep_RnI
+    h_Rnr = torch.bmm(x_RnI, A_RrI.transpose(1, 2))
+    y_RnO = y.view(R, -1, y.shape[-1])
+    if y.dtype == h_Rnr.dtype:
+        y_RnO.baddbmm_(h_Rnr, B_ROr.transpose(1, 2), alpha=scale)
+    else:
+        y_RnO.add_(torch.bmm(h_Rnr, B_ROr.transpose(1, 2)), alpha=scale)
+    return x_RnI, h_Rnr
+
+
 class _Adapt(torch.autograd.Function):
     """y + scale * (x * keep) A' B', written into y; the gradients of all R adapters as batched products.
 
@@ -93,16 +108,7 @@ class _Adapt(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, A_RrI: Tensor, B_ROr: Tensor, keep_RnI: Tensor | None, scale: float) -> Tensor:
-        R, _, width = A_RrI.shape
-        x_RnI = x.reshape(R, -1, width).to(A_RrI.dtype)
-        if keep_RnI is not None:
-            x_RnI = x_RnI * keep_RnI
-        h_Rnr = torch.bmm(x_RnI, A_RrI.transpose(1, 2))
-        y_RnO = y.view(R, -1, y.shape[-1])
-        if y.dtype == h_Rnr.dtype:
-            y_RnO.baddbmm_(h_Rnr, B_ROr.transpose(1, 2), alpha=scale)
-        else:
-            y_RnO.add_(torch.bmm(h_Rnr, B_ROr.transpose(1, 2)), alpha=scale)
+        x_RnI, h_Rnr = _add_change(y, x, A_RrI, B_ROr, keep_RnI, scale)
         ctx.mark_dirty(y)
         ctx.save_for_backward(x_RnI, A_RrI, B_ROr, keep_RnI, h_Rnr)
         ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
@@ -115,7 +121,7 @@ class _Adapt(torch.autograd.Function):
         grad_RnO = grad.reshape(len(A_RrI), -1, grad.shape[-1]).to(A_RrI.dtype)
         grad_h = torch.bmm(grad_RnO, B_ROr).mul_(ctx.scale)
         grad_B = torch.bmm(h_Rnr.transpose(1, 2), grad_RnO).mul_(ctx.scale).transpose(1, 2)
-        grad_A = torch.bmm(grad_h.transpose(1, 2), x_RnI)
+        grad_A = torch.bmm(grad_h.transpose(1, 2), x_RnI) if ctx.needs_input_grad[2] else None  # A may be frozen
         grad_x = None
         if ctx.needs_input_grad[1]:  # the first layers stand on frozen embeddings
             grad_x = torch.bmm(grad_h, A_RrI)
@@ -153,6 +159,9 @@ class StackedLinear(nn.Module):
             module = self.key if self.readers else self.index
             keep = self.dropout.keep(module, x.numel() // self.A_RrI.shape[0] // self.in_features, self.in_features, self.A_RrI.dtype)
             scale /= 1 - self.dropout.p
+        if self.readers is None and not torch.is_grad_enabled():
+            _add_change(y, x, self.A_RrI, self.B_ROr, keep, scale)
+            return y
         if self.readers is None:
             return _Adapt.apply(y, x, self.A_RrI, self.B_ROr, keep, scale)  # type: ignore[return-value]
         h_Rnr = self.readers.down(self, x.reshape(len(self.A_RrI), -1, self.in_features), keep)
