@@ -733,7 +733,7 @@ def test_a_merge_can_be_written_again(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_number_of_adapters(tmp_path, monkeypatch):
-    """Of 200 adapters only a few hold tensors at any time, and what Python holds grows by their headers alone."""
+    """Of 200 adapters only those of one block hold tensors at any time, and what Python holds grows by their headers alone."""
     import weakref
 
     from toolkit.adapters import Adapter
@@ -749,6 +749,7 @@ def test_memory_does_not_grow_with_the_number_of_adapters(tmp_path, monkeypatch)
         return factors
 
     monkeypatch.setattr(Adapter, "factors", counted)
+    monkeypatch.setattr(delta, "BLOCK", 64)
     shapes = {"model.layers.0.mlp.up_proj": (64, 48)}
     one = write(tmp_path / "one", change(0, 4, shapes))
     for k in range(200):
@@ -758,6 +759,6 @@ def test_memory_does_not_grow_with_the_number_of_adapters(tmp_path, monkeypatch)
     report = merge_adapters(paths, tmp_path / "out", method="mean", rank=4)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert report.energy == pytest.approx(1) and most <= 3
+    assert report.energy == pytest.approx(1) and most <= 64 / 4 + 3
     assert peak < 200 * 20_000
     assert error(deltas(tmp_path / "out"), deltas(one)) < 1e-6
