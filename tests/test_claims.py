@@ -182,6 +182,16 @@ def test_more_runs_tell_more_of_these_prompts_but_hardly_of_others():
     assert (same.low, same.high) == (0.0, pytest.approx(1 - 0.05 ** (1 / 10))) and same.conclusive  # ten pairs that might have differed
 
 
+def test_what_is_kept_of_a_study_counts_every_answer(run, world):
+    from study import answers
+
+    rows = list(answers(run))
+    prompts = sum(len(asked) for asked in world.prompts.values())
+    assert sum(count for *_, count in rows) == 60 * prompts and {condition for _, _, condition, _, _ in rows} == {"lora"}
+    first = [row for row in rows if row[:2] == rows[0][:2]]
+    assert [count for *_, count in first] == sorted((count for *_, count in first), reverse=True)
+
+
 def test_the_report_shows_claims_of_the_same_outcomes_only(run, world, results):
     found = hold_claims(run)
     save_results(run / "results.json", results)

@@ -1,0 +1,77 @@
+"""What is worth keeping of a run that is too large to keep: estimates, how many replicas gave each answer, and hashes of all weights.
+
+python benchmarks/study.py runs/claims --out benchmarks/results/claims
+
+results.json, claims.json    as the run has them
+recipe.yaml, environment.json
+answers.csv.gz               suite, prompt, condition, answer, replicas that gave it; the most frequent first
+weights.csv                  condition, replica, sha256 of its weights; empty where training failed
+"""
+
+import argparse
+import csv
+import gzip
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from toolkit.adapters import WEIGHTS
+from toolkit.full import MODEL
+from toolkit.measure import read_design
+from toolkit.outcomes import read_outcomes
+from toolkit.population import read_population
+
+KEPT = ("results.json", "claims.json", "recipe.yaml", "environment.json")
+
+
+def answers(run: Path) -> Iterator[list]:
+    """Of single replicas alone: those of merges and ensembles are in the estimates."""
+    design = read_design(run)
+    table = read_outcomes((run / shard for shard in design.shards), ["suite", "prompt_id", "condition", "procedure", "answer"])
+    mask = [procedure == "replica" for procedure in table["procedure"].to_pylist()]
+    keys = ["suite", "prompt_id", "condition", "answer"]
+    counted = table.filter(mask).select(keys).group_by(keys).aggregate([([], "count_all")])
+    order = [
+        ("suite", "ascending"),
+        ("prompt_id", "ascending"),
+        ("condition", "ascending"),
+        ("count_all", "descending"),
+        ("answer", "ascending"),
+    ]
+    for row in counted.sort_by(order).to_pylist():
+        yield [row["suite"], row["prompt_id"], row["condition"], row["answer"], row["count_all"]]
+
+
+def weights(run: Path) -> Iterator[list]:
+    for folder in sorted(path.parent for path in run.glob("*/population.json")):
+        for replica, record in sorted(read_population(folder).items()):
+            yield [folder.name, replica, record.sha256.get(WEIGHTS) or record.sha256.get(MODEL) or ""]
+
+
+def as_csv(head: str, rows: Iterator[list]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head.split())
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        if (options.run / name).is_file():
+            shutil.copyfile(options.run / name, options.out / name)
+    packed = gzip.compress(as_csv("suite prompt condition answer replicas", answers(options.run)), mtime=0)
+    (options.out / "answers.csv.gz").write_bytes(packed)
+    (options.out / "weights.csv").write_bytes(as_csv("condition replica sha256", weights(options.run)))
+    for path in sorted(options.out.iterdir()):
+        print(f"{path.stat().st_size:>10,} {path}")
+
+
+if __name__ == "__main__":
+    main()
