@@ -11,7 +11,7 @@ from toolkit.analyse import analyse
 from toolkit.data import DataError, read_rows
 from toolkit.embedded import world as embedded
 from toolkit.report import figures, render
-from toolkit.results import ConditionResult, Contrast, Price, Results, from_plain, to_plain
+from toolkit.results import ConditionResult, Contrast, Price, Results, Sources, from_plain, to_plain
 from toolkit.statistics import Estimate
 from toolkit.sweeps import controls, joined, sweeps
 
@@ -101,6 +101,17 @@ def test_every_setting_has_a_panel_and_no_panel_is_empty():
     for n in range(1, 5):
         svg = charts.against_setting({f"setting {i}": {"far": line} for i in range(n)})
         assert svg.count('id="axes_') == n
+
+
+def test_sources_are_drawn_part_by_part(measured):
+    def part(value: float) -> Estimate:
+        return Estimate(value, value - 0.05, value + 0.05, 0.95, 16, 50, "test")
+
+    taken = tuple(Sources(shift, "disagreement", {"init": part(0.1), "order": part(-0.01)}, part(0.3)) for shift in ("typical", "far"))
+    crossed = replace(measured, conditions=(replace(measured.conditions[0], name="grid", sources=taken),), contrasts=())
+    words = re.sub(r"<[^>]*>", " ", figures(crossed)["sources"])
+    assert all(name in words for name in ("grid", "init", "order", "in all", "typical", "far", "replicas"))
+    assert "taken apart by source" in render(crossed)
 
 
 def test_nothing_is_drawn_of_one_condition(measured):

@@ -197,6 +197,32 @@ def against_setting(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Dot,
     return _svg(draw, 900, 60 + 230 * -(-len(panels) // 2), "Disagreement against settings of the training, with intervals")
 
 
+def by_source(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> str:
+    """Parts of the disagreement of two fresh runs by their source. panels: crossed design -> source -> shift -> Dot."""
+
+    def draw(figure: "Figure") -> None:
+        heights = [len(rows) + 0.4 for rows in panels.values()]
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        shifts = list(dict.fromkeys(shift for rows in panels.values() for dots in rows.values() for shift in dots))
+        for ax, (design, rows) in zip(axes, panels.items(), strict=True):
+            ax.axvline(0, color=GREY, linewidth=1, zorder=1)
+            for i, shift in enumerate(shifts):
+                offset = (i - (len(shifts) - 1) / 2) * 0.22
+                points = [(row + offset, dots[shift]) for row, dots in enumerate(rows.values()) if shift in dots]
+                _dots(ax, points, i + 1, shift, horizontal=True)
+            ax.set_title(design)
+            ax.set_yticks(range(len(rows)), list(rows))
+            ax.set_ylim(len(rows) - 0.45, -0.55)
+            ax.tick_params(axis="y", length=0)
+            ax.grid(axis="x")
+        axes[-1].xaxis.set_major_formatter(_percent)
+        axes[-1].set_xlabel("part of the share of prompts on which two fresh runs differ; about nothing may fall below 0")
+        _legend(figure, axes[0], len(shifts))
+
+    n_rows = sum(len(rows) for rows in panels.values())
+    return _svg(draw, 900, 80 + 34 * n_rows + 44 * len(panels), "Disagreement taken apart by source of randomness, with intervals")
+
+
 def against_baseline(rows: Mapping[str, tuple[Dot, str]], baseline: str, shift: str) -> str:
     """Ratio of the disagreement of conditions to that of the baseline, in the order given. rows: condition -> (Dot, N and price)."""
 

@@ -64,8 +64,11 @@ def render(results: Results, claims: Claims | None = None) -> str:
 
 
 def figures(results: Results) -> dict[str, str]:
-    """Figures over all conditions, as SVG, those that there is something for: `controls`, `dependence`."""
+    """Figures over all conditions, as SVG, those that there is something for: `controls`, `dependence`, `sources`."""
     found = {}
+    crossed = {f"{one.name} ({one.n_replicas} replicas)": _parts(one) for one in results.conditions if one.sources}
+    if any(crossed.values()):
+        found["sources"] = charts.by_source({name: rows for name, rows in crossed.items() if rows})
     if results.contrasts and len(rows := controls(results)) > 1:
         target, baseline = results.shifts[-1], results.conditions[0].name
         found["controls"] = charts.against_baseline({one.name: (_dot(one.ratio), _note(one)) for one in rows}, baseline, target)
@@ -77,6 +80,13 @@ def figures(results: Results) -> dict[str, str]:
     if panels:
         found["dependence"] = charts.against_setting(panels)
     return found
+
+
+def _parts(condition: ConditionResult) -> dict[str, dict[str, charts.Dot]]:
+    """The disagreement of a crossed design by source, on every shift, and its total."""
+    taken = {s.shift: {**s.parts, "in all": s.total} for s in condition.sources if s.figure == "disagreement"}
+    names = dict.fromkeys(name for parts in taken.values() for name in parts)
+    return {name: {shift: _dot(parts[name]) for shift, parts in taken.items() if name in parts} for name in names}
 
 
 def _note(one: Control) -> str:
