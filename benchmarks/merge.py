@@ -5,7 +5,7 @@ written, and the K folders are hard links to them in turn (reads come from the p
 
 Modules are merged one after the other, each by itself, so a case merges one layer, or, for TIES at large K, one module of it. `share` is
 what that is of the weights of a layer, and `cpu_seconds_for_24_layers` is 24 / share times what was measured: an estimate, and for the
-mean one from above, since opening a file and reading its header is paid once and here counted 24 times. The case "all 24 layers" and TIES
+mean one from above, since opening a file and reading its header is paid once and here counted 24 times. The cases "all 24 layers" and TIES
 at both shares test it. Time is that of the processor, so that other work on the machine counts little; `load` is the number of processes
 that were at work when a case was done. Cases that --out has already are not measured again.
 
@@ -48,6 +48,7 @@ SHAPES = {
 LAYERS = 24
 ONE = "self_attn.k_proj"  # what TIES merges where a whole layer takes too long
 DENSITY = 0.2
+WHOLE = "all 24 layers"
 CACHED, FROM_DISK = "read twice", "read twice, from disk"
 
 
@@ -163,10 +164,10 @@ def disk_speed(file: Path, size: int = 2**28) -> float:
 
 def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All cases, and what follows from them."""
-    homes = {"one layer": (1, SHAPES), ONE: (1, {ONE: SHAPES[ONE]}), "all 24 layers": (LAYERS, SHAPES)}
+    homes = {"one layer": (1, SHAPES), ONE: (1, {ONE: SHAPES[ONE]}), WHOLE: (LAYERS, SHAPES)}
     weights = {name: sum(O * I for O, I in modules.values()) * layers for name, (layers, modules) in homes.items()}
     files = {"one layer": make(work / "files", 1, arguments.files), ONE: make(work / "one", 1, arguments.files, homes[ONE][1])}
-    files["all 24 layers"] = make(work / "all", LAYERS, min(arguments.k))
+    files[WHOLE] = make(work / "all", LAYERS, min(arguments.k))
     there = arguments.out and arguments.out.exists()
     cases: list[dict[str, Any]] = json.loads(arguments.out.read_text())["cases"] if there else []
 
@@ -191,18 +192,23 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         case("ties", K, ONE)
         if arguments.ties_layer >= K:
             case("ties", K, "one layer")
-    case("mean", min(arguments.k), "all 24 layers")
+    for K in arguments.whole:
+        case(CACHED, K, WHOLE)
+        case("mean", K, WHOLE)
     for K in arguments.k:
         for kind in ("peft cat", "peft svd", "mergekit ties") if arguments.peers >= K else ():
             case(kind, K, "one layer")
 
-    seconds = {(one["case"], one["k"]): one["cpu_seconds"] for one in cases if "cpu_seconds" in one and one["what"] == "one layer"}
+    done = [one for one in cases if "cpu_seconds" in one]
+    seconds = {(one["case"], one["k"]): one["cpu_seconds"] for one in done if one["what"] == "one layer"}
+    whole = {(one["case"], one["k"]): one["cpu_seconds"] for one in done if one["what"] == WHOLE}
     peak = {(one["case"], one["what"], one["k"]): one["peak_gib"] for one in cases if "peak_gib" in one}
     least, most = min(arguments.k), max(arguments.k)
     size = (files["all 24 layers"][0] / "adapter_model.safetensors").stat().st_size
     speed = disk_speed(work / "random")
     read = {K: 2 * K * size / 2**20 / speed for K in arguments.k}
-    of_mean = {one["k"]: one["cpu_seconds_for_24_layers"] for one in cases if (one["case"], one["what"]) == ("mean", "one layer")}
+    of_mean = {one["k"]: one["cpu_seconds_for_24_layers"] for one in done if (one["case"], one["what"]) == ("mean", "one layer")}
+    of_mean |= {K: spent for (kind, K), spent in whole.items() if kind == "mean"}
     pairs = (("mean", CACHED), ("mean", "peft cat"), ("mean", "peft svd"), ("ties", "mergekit ties"))
     return {
         "cases": cases,
@@ -212,11 +218,17 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             for K in arguments.k
             if (own, K) in seconds and seconds.get((peer, K))  # reading a few files takes less than the clock sees
         }
+        | {f"mean over {CACHED}, {WHOLE}, K = {K}": whole["mean", K] / whole[CACHED, K] for K in arguments.whole if whole.get((CACHED, K))}
         | {f"mean over {FROM_DISK}, K = {K}": of_mean[K] / read[K] for K in of_mean},
         "peak_over_peak": {
             f"{kind}, {what}, K = {most} over {least}": peak[kind, what, most] / peak[kind, what, least]
             for kind, what in (("mean", "one layer"), ("ties", ONE))
             if {(kind, what, most), (kind, what, least)} <= set(peak)
+        }
+        | {
+            f"mean, {WHOLE}, K = {K} over {least}": peak["mean", WHOLE, K] / peak["mean", WHOLE, least]
+            for K in arguments.whole
+            if K > least and {("mean", WHOLE, K), ("mean", WHOLE, least)} <= set(peak)
         },
         "adapter_bytes_of_24_layers": size,
         "disk_mib_per_second": speed,
@@ -229,6 +241,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[8, 64, 1000, 10_000])
     parser.add_argument("--files", type=int, default=32, help="adapters that are really written")
     parser.add_argument("--ties-layer", type=int, default=64, help=f"largest K for which TIES merges a whole layer, not {ONE} alone")
+    parser.add_argument("--whole", type=int, nargs="*", default=[8, 1000], help="K for which all 24 layers are merged, the mean alone")
     parser.add_argument("--peers", type=int, default=64, help="largest K for peft and mergekit")
     parser.add_argument("--limit", type=int, default=900, help="seconds of the processor for one case")
     parser.add_argument("--quick", action="store_true", help="K = 8 and 16, peers at 8: a minute or two")
@@ -243,7 +256,7 @@ def main() -> None:
             print(json.dumps(run_case(case["kind"], sorted(Path(case["folder"]).iterdir())[: case["k"]], Path(out) / "merged")))
         return
     if arguments.quick:
-        arguments.k, arguments.ties_layer, arguments.files, arguments.peers = [8, 16], 8, 8, 8
+        arguments.k, arguments.ties_layer, arguments.files, arguments.peers, arguments.whole = [8, 16], 8, 8, 8, [8]
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         found = measure(Path(folder), arguments)
     result = {
