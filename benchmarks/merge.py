@@ -228,7 +228,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         | {
             f"mean, {WHOLE}, K = {K} over {least}": peak["mean", WHOLE, K] / peak["mean", WHOLE, least]
             for K in arguments.whole
-            if K > least and {("mean", WHOLE, K), ("mean", WHOLE, least)} <= set(peak)
+            if least < K and {("mean", WHOLE, K), ("mean", WHOLE, least)} <= set(peak)
         },
         "adapter_bytes_of_24_layers": size,
         "disk_mib_per_second": speed,
