@@ -1,5 +1,7 @@
 """Distillation laws: a student is what plain peft + PyTorch would make of its teacher, whoever its neighbours and their teachers are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from peft import PeftModel
 from test_train import REAL, labels_loss, peft_alone, plan_of, rows, same_bits, seeds_of
 from tiny import tiny_model
 
-from toolkit import pipeline
+from toolkit import environment, pipeline
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.distill import Teacher, group_log_probs
 from toolkit.ensemble import logits as geometric
@@ -114,6 +116,21 @@ def test_what_is_kept_is_what_is_computed_at_every_step(adapters):
     for name, pair in kept.factors.items():
         for one, other in zip(pair, anew.factors[name], strict=True):
             assert (one - other).norm() <= 1e-9 * one.norm()
+
+
+@pytest.mark.skipif(environment.compiler() is None, reason="no C++ compiler here")
+def test_a_student_in_compiled_layers_hears_the_same_teacher(adapters):
+    """The teacher's adapters take the places of the student's in the layers that are compiled."""
+    condition, examples = distilled(dropout=0.1), rows(seed=1)
+    plan, model = plan_of(condition, examples), tiny_model(dtype=torch.float64)
+    teachers_R = [teacher(adapters[:2])] * 2 + [teacher(adapters[2:4])] * 2
+    eager, compiled = (
+        train_stack(
+            model, examples, condition, replace(plan, compiled=way), seeds_of(range(4)), teachers_R=teachers_R, keep_soft_targets=keep
+        )
+        for way, keep in ((False, True), (True, False))
+    )
+    np.testing.assert_allclose(compiled, eager, rtol=1e-6)  # compiled attention has its softmax in float32
 
 
 @pytest.mark.parametrize("keep", [True, False])
