@@ -30,7 +30,7 @@ from worlds.sweeps import SWEEPS, Settings
 
 MOST_ANSWERS = 1_000_000  # replicas x prompts of one population: beyond, a cell takes a minute for twenty samples, and is of the corner
 ANSWERS, FEWEST = 30_000_000, 200  # answers simulated for a cell of the full study; its fewest repetitions
-QUICK_REPETITIONS, CORNER_REPETITIONS = 200, 100
+QUICK_REPETITIONS, CORNER_REPETITIONS = 200, 40
 
 QUICK = {"replicas": (5, 30), "prompts": (50, 500), "run_sd": (0.7, 1.0), "init": (4, 5), "main": (0.4,)}
 

@@ -125,7 +125,7 @@ SWEEPS: dict[str, Sweep] = {
         )
         for part in (*THREE_PARTS, "total")
     },
-    **{f"REML of three.{part}": Sweep(partial(sources.three_way_world, part), UNFILLED, most=150) for part in (*THREE_PARTS, "total")},
+    **{f"REML of three.{part}": Sweep(partial(sources.three_way_world, part), UNFILLED, most=100) for part in (*THREE_PARTS, "total")},
     "nested.between": Sweep(partial(sources.nested_world, "between"), grid(groups=(5, 10, 30), size=(4,), unequal=(False, True))),
     "iso_5725.repeatability": Sweep(partial(sources.precision_world, "repeatability"), MACHINES),
     "iso_5725.intermediate_precision": Sweep(
