@@ -12,6 +12,7 @@ import pytest
 
 from toolkit import cli
 from toolkit.merge.methods import METHODS
+from toolkit.results import load_claims
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(p for p in ROOT.rglob("*.md") if not any(part.startswith(".") or part == "runs" for part in p.relative_to(ROOT).parts))
@@ -124,6 +125,9 @@ def test_tables_are_those_of_their_results():
 
     found = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
     assert tables.table(found) in (ROOT / "docs/methods.md").read_text()
+    claims = load_claims(ROOT / "benchmarks/results/claims/claims.json")
+    told = (ROOT / "docs/claims.md").read_text()
+    assert tables.claims_table(claims) in told and tables.matrix(claims) in told
     found = json.loads((ROOT / "benchmarks/results/merge.json").read_text())
     assert tables.merge_table(found) in (ROOT / "docs/merging.md").read_text()
     found = json.loads((ROOT / "benchmarks/results/train.json").read_text())
