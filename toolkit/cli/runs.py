@@ -140,7 +140,7 @@ def train_replicas(
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Instead of sources and a method: mergekit's YAML."
 )
-@click.option("--groups", "k", type=click.IntRange(1), help="Merge disjoint groups of K replicas.")
+@click.option("-k", "--groups", "k", type=click.IntRange(1), help="Merge disjoint groups of K replicas.")
 @click.option("--all", "merge_all", is_flag=True, help="Merge everything into one adapter (the default).")
 @click.option("--rank", default="full", show_default=True, help="full (exact), same, a number, or energy=0.99.")
 @click.option("--density", type=float, help="Short for --set density=...: share of the entries that is kept.")
@@ -211,7 +211,7 @@ def merge(
 @click.option("--answer", help="text, first-line, regex:PATTERN or embedded (default: the run's, or text).")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer.")
 @click.option("--ensemble", type=click.Choice(ENSEMBLES), help="Let disjoint groups of the adapters answer as one, too.")
-@click.option("-k", type=click.IntRange(2), help="With --ensemble: adapters in a group (default: all are one group).")
+@click.option("-k", "--groups", "k", type=click.IntRange(2), help="With --ensemble: adapters in a group (default: all are one group).")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the ensemble: similarity, threshold, weights.")
 @out_option
 @workers_option
