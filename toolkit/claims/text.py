@@ -6,6 +6,7 @@ from itertools import groupby
 from textwrap import wrap
 
 from toolkit.results import ZONES, Claims, Outlook, Tested, claimed_range, floor_text, interval, number, tested_unit
+from toolkit.statistics import Estimate
 
 WIDTH = 120
 SIGNS: dict[str, str] = dict(zip(ZONES, "+~!?", strict=True))
@@ -17,7 +18,7 @@ def claims_text(found: Claims) -> str:
     for _, rows in groupby(found.tested, key=lambda row: row.name):
         for i, row in enumerate(rows):
             lines += [row.says] * (i == 0) + [_row(row)] + [f"    {line}" for line in wrap(row.remark * bool(row.condition), WIDTH - 4)]
-            lines += [_alone(row)] * (row.alone is not None)
+            lines += [_alone(row, row.alone)] if row.alone else []
     for condition, rows in groupby(found.outlook, key=lambda row: row.condition):
         of_condition = list(rows)
         lines += ["", f"{found.runs:,} runs of {condition}, to be expected from {of_condition[0].differ.n_replicas:,}:"]
@@ -38,14 +39,9 @@ def _row(row: Tested) -> str:
     return f"  {row.verdict:<16}{place:<34}{measured:<22}{runs:<12}{claimed}".rstrip()
 
 
-def _alone(row: Tested) -> str:
+def _alone(row: Tested, e: Estimate) -> str:
     """The same of the prompts at hand: what more runs, but not more prompts, would find."""
-    e = row.alone
-    return (
-        ""
-        if e is None
-        else f"  {row.alone_verdict:<16}of these prompts alone{'':<14}{number(e.value, tested_unit(row))} {interval(e, tested_unit(row))}"
-    )
+    return f"  {row.alone_verdict:<16}of these prompts alone{'':<14}{number(e.value, tested_unit(row))} {interval(e, tested_unit(row))}"
 
 
 def _outlook(row: Outlook, runs: int) -> str:
