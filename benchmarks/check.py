@@ -60,11 +60,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--workers", type=int, default=environment.cores())
+    parser.add_argument("--run", type=Path, help="a new folder where the run is kept; default: it is not")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     ftk, options = [sys.executable, "-m", "toolkit.cli"], ["--workers", str(arguments.workers), "--json"]
     with tempfile.TemporaryDirectory() as scratch:
-        run = Path(scratch) / "run"
+        run = arguments.run or Path(scratch) / "run"
+        if run.exists():
+            raise SystemExit(f"{run} exists: what is finished in it would take no time")
         check, found = watched([*ftk, "check", str(arguments.recipe), *options])
         taken, said = watched([*ftk, "run", str(arguments.recipe), "--out", str(run), *options])
         taken["disk_bytes"] = sum(path.stat().st_blocks * 512 for path in run.rglob("*") if path.is_file())

@@ -663,6 +663,11 @@ def test_clinc150_becomes_training_rows_and_suites(clinc, bpe, tmp_path, capsys)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     clinc.main([str(tmp_path / "data_full.json"), "--out", str(out), "--domains", "banking,travel"])
     assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+    clinc.main([str(tmp_path / "data_full.json"), "--out", str(out), "--domains", "banking,travel", "--prompts", "1"])
+    one = {name: read_suite(str(out / f"{name}.jsonl"), name=name) for name in suites}
+    assert one["typical"][0] in suites["typical"] and [len(one[name]) for name in suites] == [1, 1, 1, 1]
+    assert one["near"][0].cluster == one["typical"][0].cluster  # the same queries, and the rows as they were
+    assert (out / "train.jsonl").read_bytes() == before["train.jsonl"]
 
 
 def test_clinc150_refuses_what_it_does_not_know(clinc, tmp_path):

@@ -164,6 +164,26 @@ def test_mitigations_that_cannot_be(item, told):
     assert error.startswith("my.yaml:7: 'mitigations.1") and told in error
 
 
+def test_several_k_are_as_many_mitigations():
+    short = WHOLE + "mitigations:\n  - {merge: ties, k: [4, 8], density: 0.5}\n  - {ensemble: vote, k: 2}\n"
+    long = WHOLE + "mitigations: [{merge: ties, k: 4, density: 0.5}, {merge: ties, k: 8, density: 0.5}, {ensemble: vote, k: 2}]"
+    assert parse_recipe(short) == parse_recipe(long)
+
+
+@pytest.mark.parametrize(
+    ("items", "line"),
+    [
+        ("  - {merge: mean, k: [2, 4]}\n  - {merge: mean, k: 0}\n", 7),
+        ("  - {merge: mean, k: [2, 4]}\n  - merge: swa\n    k:\n    - 2\n    - 0\n", 8),
+        ("  - {merge: mean, k: [2, 4]}\n  - {merge: mean, k: 4}\n", 7),
+        ("  - {merge: mean, k: [2, two]}\n", 6),
+        ("  - {merge: mean, k: []}\n", 6),
+    ],
+)
+def test_what_is_wrong_after_several_k_is_told_by_its_own_line(items, line):
+    assert error_of(WHOLE + f"mitigations:\n{items}").startswith(f"my.yaml:{line}: 'mitigations.")
+
+
 @pytest.mark.parametrize("rank", ["full", "same", 16, "energy=0.99", "energy=.5", "energy=1"])
 def test_ranks_of_a_merge(rank):
     assert parse_recipe(WHOLE + f"mitigations: [{{merge: mean, k: 2, rank: {rank}}}]").mitigations[0].rank == rank

@@ -20,11 +20,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the .jsonl files")
     parser.add_argument("--domains", default="", help="comma-separated; default: all")
     parser.add_argument("--intents", type=Path, help="domains.json, {domain: [intents]}; default: beside data_full.json")
+    parser.add_argument("--prompts", type=int, default=0, help="test queries of each suite; 0: all")
     options = parser.parse_args(arguments)
     try:
         data = json.loads(options.data.read_text(encoding="utf-8"))
         domains = json.loads((options.intents or options.data.with_name("domains.json")).read_text(encoding="utf-8"))
-        files = prepare(data, domains, [name.strip() for name in options.domains.split(",") if name.strip()])
+        files = prepare(data, domains, [name.strip() for name in options.domains.split(",") if name.strip()], options.prompts)
     except (OSError, ValueError) as error:
         sys.exit(f"prepare.py: {error}")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -33,8 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{options.out / name}: {len(rows)} rows")
 
 
-def prepare(data: dict, domains: dict[str, list[str]], chosen: list[str]) -> dict[str, list[dict]]:
-    """File name -> rows, for the chosen domains (all, when none is named)."""
+def prepare(data: dict, domains: dict[str, list[str]], chosen: list[str], prompts: int = 0) -> dict[str, list[dict]]:
+    """File name -> rows, for the chosen domains (all, when none is named); `prompts` test queries of each suite, 0 for all."""
     missing = [key for split in ("train", "val", "test") for key in (split, f"oos_{split}") if key not in data]
     if missing:
         raise ValueError(f"not CLINC150's data_full.json: it has no {missing[0]!r}")
@@ -52,9 +53,9 @@ def prepare(data: dict, domains: dict[str, list[str]], chosen: list[str]) -> dic
 
     train = [(query, intent) for _, query, intent in queries("train")]
     train += [(query, NONE) for query, _ in data["oos_train"]]
-    test = queries("test")
+    test = some(queries("test"), prompts)
     near = [(n, typo(query), intent) for n, query, intent in test]
-    far = [(n, query) for n, (query, _) in enumerate(data["oos_test"]) if query not in trained]
+    far = some([(n, query) for n, (query, _) in enumerate(data["oos_test"]) if query not in trained], prompts)
     return {
         "train.jsonl": [{"prompt": query + SUFFIX, "completion": completion(intent)} for query, intent in train],
         "validation.jsonl": suite("typical", "val", ((n, q, i, domain_of[i]) for n, q, i in queries("val"))),
@@ -62,6 +63,12 @@ def prepare(data: dict, domains: dict[str, list[str]], chosen: list[str]) -> dic
         "near.jsonl": suite("near", "test", ((n, q, i, domain_of[i]) for n, q, i in near if q not in trained)),
         "far.jsonl": suite("far", "oos_test", ((n, q, NONE, "out of scope") for n, q in far)),
     }
+
+
+def some(rows: list, count: int) -> list:
+    """So many rows (0: all), the same each time, in their order; the query is the second of a row."""
+    drawn = sorted(rows, key=lambda row: hashlib.sha256(row[1].encode()).hexdigest())[: count or None]
+    return sorted(drawn)
 
 
 def suite(shift: str, split: str, rows: Iterable[tuple[int, str, str, str]]) -> list[dict]:

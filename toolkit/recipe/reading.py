@@ -62,6 +62,21 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
     return {name: resolve(name, (name,)) for name in conditions}
 
 
+def _each_k(mitigations: Any, lines: dict[Path_, int]) -> Any:
+    """Write `{merge: mean, k: [4, 8]}` as one mitigation for each k; `lines` tells where each of them stands."""
+    if not isinstance(mitigations, list):
+        return mitigations
+    written = {path: line for path, line in lines.items() if path[:1] == ("mitigations",)}
+    alone, origin = [], []
+    for i, block in enumerate(mitigations):
+        several = block["k"] if isinstance(block, dict) and isinstance(block.get("k"), list) and block["k"] else None
+        alone += [{**block, "k": k} for k in several] if several else [block]
+        origin += [i] * (len(several) if several else 1)
+    for i, source in enumerate(origin):
+        lines |= {(path[0], i, *path[2:]): line for path, line in written.items() if path[1:2] == (source,)}
+    return alone
+
+
 def _locate(value: str, folder: Path) -> str:
     """A relative path in a recipe counts from the recipe's folder first, then from the working directory. Names stay as they are."""
     if value in ("", EMBEDDED):
@@ -84,6 +99,8 @@ def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
     document, lines = read_yaml(text, file, "a recipe is a mapping with `base`, `data` and `conditions`; `ftk init` writes one")
     if "conditions" in document:
         document["conditions"] = _inherit(document["conditions"], lines, file)
+    if "mitigations" in document:
+        document["mitigations"] = _each_k(document["mitigations"], lines)
     document.setdefault("name", Path(file).stem)
     return _validate(Recipe, document, lines, file)
 
