@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,6 +18,8 @@ from toolkit.results import load_claims
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(p for p in ROOT.rglob("*.md") if not any(part.startswith(".") or part == "runs" for part in p.relative_to(ROOT).parts))
 IDS = [str(p.relative_to(ROOT)) for p in PAGES]
+NUMBER = r"[+-]?\d+(?:\.\d+)?"
+INTERVAL = re.compile(rf"({NUMBER})[^\[\]\d]*\[({NUMBER}), ({NUMBER})\]")  # 57.8 % [48.5, 66.5]
 
 
 def prose(page: Path) -> str:
@@ -51,6 +54,34 @@ def broken_links(page: Path) -> list[str]:
         if not path.exists() or (anchor and anchor not in anchors(path)):
             broken.append(link)
     return broken
+
+
+def estimates(found) -> Iterator[tuple[float, float, float]]:
+    """(value, low, high) of every estimate in a JSON document."""
+    for inside in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+        yield from estimates(inside)
+    if isinstance(found, dict) and None not in (one := [found.get(key) for key in ("value", "low", "high")]):
+        yield tuple(one)
+
+
+def results_of(page: Path) -> set[tuple[float, float, float]]:
+    """The estimates in the result files, or folders of them, that a page links to."""
+    targets = [(page.parent / link.partition("#")[0]).resolve() for link in links(page)]
+    files = [file for path in targets for file in ([path] if path.suffix == ".json" else path.glob("*.json"))]
+    return {one for file in files for one in estimates(json.loads(file.read_text()))}
+
+
+def as_written(number: float, text: str) -> bool:
+    """A share may be written in per cent."""
+    digits = len(text.partition(".")[2])
+    return any(f"{scale * number:.{digits}f}" == text.removeprefix("+") for scale in (1, 100))
+
+
+def invented(page: Path) -> list[tuple[str, ...]]:
+    """Intervals on a page, each with the number before it, that its result files do not have."""
+    known = results_of(page)
+    told = INTERVAL.findall(page.read_text(encoding="utf-8")) if known else []
+    return [one for one in told if not any(all(map(as_written, estimate, one)) for estimate in known)]
 
 
 def unknown_words(line: str) -> str | None:
@@ -118,6 +149,18 @@ def test_the_first_lines_of_the_readme_work():
     for target in ("demo", "test"):
         plan = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
         assert plan.returncode == 0 and ".venv/bin/" in plan.stdout, plan.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_interval_is_one_of_its_results(page):
+    assert invented(page) == []
+
+
+def test_an_interval_that_nobody_measured_is_found(tmp_path):
+    (tmp_path / "found.json").write_text(json.dumps({"rows": [{"ratio": {"value": 0.4221, "low": 0.3, "high": -0.06}}]}))
+    page = tmp_path / "page.md"
+    page.write_text("From [a run](found.json): 42.2 % [30.0, -6.0], a ratio of 0.42 [0.30, -0.06], or 0.42 [0.31, -0.06] and 0.43 [0.3, -0.1].\n")
+    assert invented(page) == [("0.42", "0.31", "-0.06"), ("0.43", "0.3", "-0.1")]
 
 
 def test_tables_are_those_of_their_results():
