@@ -62,10 +62,3 @@ def test_a_file_that_is_not_scan_is_told_by_its_line(folder, capsys):
         file.write("walk => I_WALK\n")
     with pytest.raises(SystemExit, match=r"tasks_test_length.txt:\d+: not a line of SCAN"):
         scan.main([str(folder), "--out", str(folder / "data")])
-
-
-def test_the_recipes_are_recipes():
-    from toolkit.recipe import load_recipe
-
-    for name in ("scan/recipe.yaml", "claims.yaml", "dependence.yaml"):
-        load_recipe(ROOT / "recipes" / name)
