@@ -159,7 +159,9 @@ def test_every_interval_is_one_of_its_results(page):
 def test_an_interval_that_nobody_measured_is_found(tmp_path):
     (tmp_path / "found.json").write_text(json.dumps({"rows": [{"ratio": {"value": 0.4221, "low": 0.3, "high": -0.06}}]}))
     page = tmp_path / "page.md"
-    page.write_text("From [a run](found.json): 42.2 % [30.0, -6.0], a ratio of 0.42 [0.30, -0.06], or 0.42 [0.31, -0.06] and 0.43 [0.3, -0.1].\n")
+    page.write_text(
+        "From [a run](found.json): 42.2 % [30.0, -6.0], a ratio of 0.42 [0.30, -0.06], or 0.42 [0.31, -0.06] and 0.43 [0.3, -0.1].\n"
+    )
     assert invented(page) == [("0.42", "0.31", "-0.06"), ("0.43", "0.3", "-0.1")]
 
 

@@ -5,10 +5,12 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny import MODELS, VOCABULARY, tiny_model
+from transformers import MistralConfig, MistralForCausalLM
 
+from toolkit import predict
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.ensemble import ENSEMBLES, logits, probabilities, token_vote, vote
-from toolkit.predict import generate, load_adapters, score
+from toolkit.predict import generate, load_adapters, score, score_tokens
 from toolkit.stack import stacked
 
 RANKS = [2, 4, 3]
@@ -141,8 +143,43 @@ def test_an_adapter_of_another_base_is_refused(world):
         load_adapters(stack, [read_adapter(paths[0])], width=1)
 
 
-def test_every_model_answers():
-    for kind in MODELS:
-        with stacked(tiny_model(kind)) as stack:
-            answers = generate(stack, prompts(3), voices=2, eos_ids=[0], max_new_tokens=3, top_k=2)
-        assert answers[0] == answers[1]
+def sliding() -> MistralForCausalLM:
+    """Every layer sees the last five tokens alone: its KV caches are of another kind."""
+    model = tiny_model("mistral")
+    narrow = MistralForCausalLM(MistralConfig.from_dict({**model.config.to_dict(), "sliding_window": 5}))
+    narrow.load_state_dict(model.state_dict())
+    return narrow.eval()
+
+
+@pytest.mark.parametrize("kind", [*MODELS, "sliding"])
+@pytest.mark.parametrize("together", [True, False], ids=["one batch", "small batches"])
+def test_an_answer_does_not_depend_on_the_lengths_beside_it(kind, together, monkeypatch):
+    """Prompts of all lengths in one batch, some of which end early, against each prompt alone."""
+    if not together:
+        monkeypatch.setattr(predict, "CACHED", 150)
+        monkeypatch.setattr(predict, "TOKENS", 60)
+    rng = np.random.default_rng(2)
+    asked = [rng.integers(1, VOCABULARY, n).tolist() for n in (9, 2, 30, 2, 17, 9, 1, 12)]
+    tails = [rng.integers(1, VOCABULARY, n).tolist() for n in (3, 1, 2, 6, 1, 4, 2, 2)]
+    options = {"voices": 2, "members": 2, "combine": ENSEMBLES["probabilities"].rule, "top_k": 3}
+    with stacked(sliding().double() if kind == "sliding" else tiny_model(kind, torch.float64)) as stack:
+        generator = torch.Generator().manual_seed(1)
+        draw = {"generator": generator, "dtype": torch.float64}
+        stack.load(
+            {
+                name: (0.3 * torch.randn(4, 2, layer.in_features, **draw), 0.3 * torch.randn(4, layer.out_features, 2, **draw))
+                for name, layer in stack.layers.items()
+            }
+        )
+        answers = generate(stack, asked, eos_ids=range(16), max_new_tokens=12, **options)
+        scored = score_tokens(stack, asked, tails, **{k: v for k, v in options.items() if k != "top_k"})
+        assert len({len(answer.ids) for row in answers for answer in row}) > 2
+        for i, (prompt, tail) in enumerate(zip(asked, tails, strict=True)):
+            alone = generate(stack, [prompt], eos_ids=range(16), max_new_tokens=12, **options)
+            own = score_tokens(stack, [prompt], [tail], **{k: v for k, v in options.items() if k != "top_k"})
+            for u in range(2):
+                mine, other = answers[u][i], alone[u][0]
+                assert (mine.ids, mine.finished, mine.first_ids) == (other.ids, other.finished, other.first_ids)
+                np.testing.assert_allclose([mine.logprob, mine.margin], [other.logprob, other.margin], rtol=1e-9)
+                np.testing.assert_allclose(mine.first_logprobs, other.first_logprobs, rtol=1e-9)
+                np.testing.assert_allclose(scored[u][i].logprobs, own[u][0].logprobs, rtol=1e-9)

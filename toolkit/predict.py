@@ -1,24 +1,30 @@
 """R adapters answer the same prompts in one batch: greedy text with a KV cache, and log-probabilities of given continuations.
 
-Prompts of equal token length share a batch, so there is no padding at all: neither a mask nor a neighbour's length can touch an
-answer. Rows are voice-major: all prompts of voice 0 first. A voice is one adapter, or a group of K adapters that speak as one.
+Prompts are read without padding, those of one length together. Then prompts of any length go on in one batch: the KV caches of the shorter
+ones are filled up in front by slots that a mask hides, and which therefore weigh exactly nothing. Continuations are scored with padding
+behind them, which nothing before it can see. Rows are voice-major: all prompts of voice 0 first. A voice is one adapter, or a group of K
+adapters that speak as one.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers.cache_utils import DynamicLayer
 
 from toolkit.adapters import Adapter
 from toolkit.stack import Stack
 
-TOKENS = 8192  # of all rows of a batch together, prompt and answer
+TOKENS = 8192  # of all rows that pass together
+CACHED = 32768  # tokens whose keys and values a batch holds, prompt and answer
 LOGITS = 1 << 28  # numbers at the output head of one forward pass: 1 GiB
 
 
@@ -132,15 +138,83 @@ def load_adapters(stack: Stack, adapters: Sequence[Adapter | None], width: int) 
     stack.load(factors)
 
 
-def _batches(prompts: Sequence[Sequence[int]], rows_each: int, extra: int) -> Iterator[list[int]]:
-    """Indices of prompts of one length, in chunks that keep a batch near TOKENS."""
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(i)
-    for length, indices in sorted(by_length.items()):
-        size = max(1, TOKENS // (rows_each * (length + extra)))
-        for start in range(0, len(indices), size):
-            yield indices[start : start + size]
+def together(lengths: Sequence[int], rows_each: int, extra: int, vocabulary: int) -> Iterator[list[int]]:
+    """Indices of prompts that go on in one batch, shortest first: what their KV caches and one row of logits each may take."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        rows = rows_each * (len(batch) + 1)
+        if batch and (rows * (lengths[i] + extra) > CACHED or rows * vocabulary > LOGITS // 4):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _alike(lengths: Sequence[int], order: Iterable[int], rows_each: int, spread: float) -> Iterator[list[int]]:
+    """Indices in batches of about TOKENS, the longest of which is at most 1 + `spread` times as long as the first."""
+    batch: list[int] = []
+    for i in order:
+        if batch and (rows_each * (len(batch) + 1) * lengths[i] > TOKENS or lengths[i] > (1 + spread) * lengths[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@dataclass
+class _Read:
+    """Prompts that all voices have read: what they think of the next token [U, P, V], and the KV caches of each piece of members."""
+
+    indices: list[int]
+    lengths: list[int]
+    log_UPV: Tensor
+    caches: list[Any]
+
+
+class _Roomy(DynamicLayer):
+    """Keys and values [rows, H, T, D] of one layer with room for the tokens to come: to add one does not copy those that are there."""
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.held = [F.pad(x, (0, 0, 0, room)) for x in (keys, values)]
+        self._show(keys.shape[2])
+
+    def _show(self, used: int) -> tuple[Tensor, Tensor]:
+        self.used = used
+        self.keys, self.values = (x[:, :, :used] for x in self.held)
+        return self.keys, self.values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        used = self.used + key_states.shape[2]
+        for held, new in zip(self.held, (key_states, value_states), strict=True):
+            held[:, :, self.used : used] = new
+        return self._show(used)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.held = [x[indices] for x in self.held]
+        self._show(self.used)
+
+
+def _join(parts: Sequence[_Read], room: int) -> list[_Read]:
+    """Parts that were read apart as one, with room for more tokens, where caches are plain keys and values; others stay apart."""
+    caches = [cache for part in parts for cache in part.caches]
+    if not all(type(layer) is DynamicLayer for cache in caches for layer in getattr(cache, "layers", [None])):
+        return list(parts)
+    longest = max(part.lengths[0] for part in parts)
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        """[rows, H, T, D] of each part as one, with empty slots in front; the prompts of one member of a voice stay side by side."""
+        filled = [F.pad(x, (0, 0, longest - x.shape[2], 0)) for x in tensors]
+        return torch.cat([x.unflatten(0, (-1, len(part.indices))) for x, part in zip(filled, parts, strict=True)], 1).flatten(0, 1)
+
+    for first, *others in zip(*(part.caches for part in parts), strict=True):
+        every = [[layer] + [other.layers[n] for other in others] for n, layer in enumerate(first.layers)]
+        first.layers = [_Roomy(joined([x.keys for x in same]), joined([x.values for x in same]), room) for same in every]
+    indices, lengths = [i for part in parts for i in part.indices], [n for part in parts for n in part.lengths]
+    return [_Read(indices, lengths, torch.cat([part.log_UPV for part in parts], 1), parts[0].caches)]
 
 
 @torch.inference_mode()
@@ -162,62 +236,86 @@ def generate(
     token. Sequences that are finished leave the batch when they are finished for every voice.
     """
     device = next(stack.model.parameters()).device
-    eos = torch.tensor(list(eos_ids), device=device)
+    vocabulary = stack.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     speak = Voices(stack, voices, members, combine, weight_UK)
+    lengths = [len(prompt) for prompt in prompts]
+    # positions are counted from the first token of a prompt, so a model must let itself be told them
+    any_length = "position_ids" in inspect.signature(stack.model.forward).parameters
     answers: list[list[Generation | None]] = [[None] * len(prompts) for _ in range(voices)]
-    for indices in _batches(prompts, voices * members, max_new_tokens):
-        input_UPT = torch.tensor([list(prompts[i]) for i in indices], device=device).expand(voices, -1, -1)
-        column = torch.arange(len(indices), device=device)  # prompts still in the batch
-        pieces = speak.pieces(len(indices) * input_UPT.shape[2], 0)
-        caches: list[Any] = [None] * len(pieces)
-        tokens = []
-        done_UP = torch.zeros(voices, len(indices), dtype=torch.bool, device=device)
-        logprob_UP = torch.zeros(voices, len(indices), dtype=torch.float64, device=device)
-        margin_UP = torch.full((voices, len(indices)), torch.inf, device=device)
-        first: tuple[Tensor, Tensor] | None = None
-        for _ in range(max_new_tokens):
+    for batch in together(lengths, voices * members, max_new_tokens, vocabulary):
+        groups = list(_alike(lengths, batch, voices * members, spread=0))
+        pieces = speak.pieces(max(len(group) * lengths[group[0]] for group in groups), 0)
+        parts = []
+        for group in groups:
+            input_UPT = torch.tensor([list(prompts[i]) for i in group], device=device).expand(voices, -1, -1)
+            caches: list[Any] = [None] * len(pieces)
 
-            def last(i: int, pieces=pieces, caches=caches, input_UPT=input_UPT) -> Tensor:
-                output = stack.step(speak.rows(pieces[i], input_UPT), caches[i])
+            def last(i: int, input_UPT=input_UPT, caches=caches, pieces=pieces) -> Tensor:
+                output = stack.step(speak.rows(pieces[i], input_UPT))
                 caches[i] = output.past_key_values
                 return output.logits[:, -1]
 
-            log_UPV = speak.log_probs(pieces, last)
-            if first is None:
-                best = log_UPV.topk(min(top_k, log_UPV.shape[-1]), -1)
-                first = best.indices, best.values
-            score_UP, token_UP = log_UPV.max(-1)
-            two_UP2 = log_UPV.topk(2, -1).values
-            done = done_UP[:, column]
-            token_UP = torch.where(done, eos[0], token_UP)
-            logprob_UP[:, column] += torch.where(done, 0.0, score_UP.double())
-            lead_UP = torch.where(done, torch.inf, (two_UP2[..., 0] - two_UP2[..., 1]).float())
-            margin_UP[:, column] = torch.minimum(margin_UP[:, column], lead_UP)
-            all_UP = torch.full_like(done_UP, int(eos[0]), dtype=torch.long)
-            all_UP[:, column] = token_UP
-            tokens.append(all_UP)
-            done_UP[:, column] = done | torch.isin(token_UP, eos)
-            open_P = (~done_UP[:, column]).any(0)
-            if not bool(open_P.any()):
-                break
-            if int(open_P.sum()) <= len(column) // 2:  # the few that go on forever should not carry the many that are done
-                for piece, cache in zip(pieces, caches, strict=True):
-                    row = torch.arange(voices * (piece.stop - piece.start) * len(column), device=device)
-                    cache.batch_select_indices(row.view(-1, len(column))[:, open_P].reshape(-1))
-                column, token_UP = column[open_P], token_UP[:, open_P]
-            input_UPT = token_UP[:, :, None]
-        assert first is not None
-        sequence_UPT = torch.stack(tokens, -1).tolist()
-        done, logprob, margin, first_ids, first_logprobs = (x.tolist() for x in (done_UP, logprob_UP, margin_UP, *first))
-        end = set(eos_ids)
-        for u in range(voices):
-            for p, i in enumerate(indices):
-                sequence = sequence_UPT[u][p]
-                length = next((t for t, token in enumerate(sequence) if token in end), len(sequence))
-                answers[u][i] = Generation(
-                    sequence[:length], logprob[u][p], margin[u][p], done[u][p], first_ids[u][p], first_logprobs[u][p]
-                )
+            parts.append(_Read(group, [lengths[i] for i in group], speak.log_probs(pieces, last), caches))
+        for read in _join(parts, max_new_tokens) if any_length else parts:
+            for u, row in enumerate(_go_on(speak, read, pieces, eos_ids, max_new_tokens, top_k)):
+                for i, answer in zip(read.indices, row, strict=True):
+                    answers[u][i] = answer
     return answers  # type: ignore[return-value]
+
+
+def _go_on(
+    speak: Voices, read: _Read, pieces: Sequence[slice], eos_ids: Sequence[int], max_new_tokens: int, top_k: int
+) -> list[list[Generation]]:
+    """Token by token to the end of every answer, [voice][prompt]."""
+    log_UPV, P, voices = read.log_UPV, len(read.indices), speak.voices
+    device = log_UPV.device
+    eos = torch.tensor(list(eos_ids), device=device)
+    best = log_UPV.topk(min(top_k, log_UPV.shape[-1]), -1)
+    length_P, longest = torch.tensor(read.lengths, device=device), max(read.lengths)
+    slot_S = torch.arange(longest + max_new_tokens, device=device)
+    seen_PS = (slot_S >= longest - length_P[:, None]).long() if min(read.lengths) < longest else None
+    column = torch.arange(P, device=device)  # prompts still in the batch
+    tokens = []
+    done_UP = torch.zeros(voices, P, dtype=torch.bool, device=device)
+    logprob_UP = torch.zeros(voices, P, dtype=torch.float64, device=device)
+    margin_UP = torch.full((voices, P), torch.inf, device=device)
+    for step in range(max_new_tokens):
+        score_UP, token_UP = log_UPV.max(-1)
+        two_UP2 = log_UPV.topk(2, -1).values
+        done = done_UP[:, column]
+        token_UP = torch.where(done, eos[0], token_UP)
+        logprob_UP[:, column] += torch.where(done, 0.0, score_UP.double())
+        lead_UP = torch.where(done, torch.inf, (two_UP2[..., 0] - two_UP2[..., 1]).float())
+        margin_UP[:, column] = torch.minimum(margin_UP[:, column], lead_UP)
+        all_UP = torch.full_like(done_UP, int(eos[0]), dtype=torch.long)
+        all_UP[:, column] = token_UP
+        tokens.append(all_UP)
+        done_UP[:, column] = done | torch.isin(token_UP, eos)
+        open_P = (~done_UP[:, column]).any(0)
+        if step + 1 == max_new_tokens or not bool(open_P.any()):
+            break
+        if int(open_P.sum()) <= len(column) // 2:  # the few that go on forever should not carry the many that are done
+            for piece, cache in zip(pieces, read.caches, strict=True):
+                row = torch.arange(voices * (piece.stop - piece.start) * len(column), device=device)
+                cache.batch_select_indices(row.view(-1, len(column))[:, open_P].reshape(-1))
+            column, token_UP = column[open_P], token_UP[:, open_P]
+
+        def last(i: int, step=step, column=column, token_UP=token_UP) -> Tensor:
+            ids, where = speak.rows(pieces[i], token_UP[:, :, None]), {}
+            if seen_PS is not None:
+                rows = (x.expand(voices, -1, -1) for x in (seen_PS[column, : longest + step + 1], (length_P[column] + step)[:, None]))
+                where = dict(zip(("attention_mask", "position_ids"), (speak.rows(pieces[i], x) for x in rows), strict=True))
+            return speak.stack.step(ids, read.caches[i], **where).logits[:, -1]
+
+        log_UPV = speak.log_probs(pieces, last)
+    ids_UPT, end = torch.stack(tokens, -1).tolist(), set(eos_ids)
+    done, logprob, margin, first_ids, first_logprobs = (x.tolist() for x in (done_UP, logprob_UP, margin_UP, best.indices, best.values))
+
+    def answer(u: int, p: int) -> Generation:
+        length = next((t for t, token in enumerate(ids_UPT[u][p]) if token in end), len(tokens))
+        return Generation(ids_UPT[u][p][:length], logprob[u][p], margin[u][p], done[u][p], first_ids[u][p], first_logprobs[u][p])
+
+    return [[answer(u, p) for p in range(P)] for u in range(voices)]
 
 
 @dataclass(frozen=True)
@@ -253,9 +351,11 @@ def score_tokens(
     vocabulary = stack.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     found: list[list[Scored | None]] = [[None] * len(prompts) for _ in range(voices)]
     sequences = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
-    for indices in _batches(sequences, voices * members, 0):
+    lengths = [len(sequence) for sequence in sequences]
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    for indices in _alike(lengths, order, voices * members, spread=0.25):
         P = len(indices)
-        ids_PT = torch.tensor([sequences[i] for i in indices], device=device)
+        ids_PT = pad_sequence([torch.tensor(sequences[i]) for i in indices], batch_first=True).to(device)
         L = max(len(continuations[i]) for i in indices)
         position_PL = torch.zeros(P, L, dtype=torch.long, device=device)
         for p, i in enumerate(indices):

@@ -20,7 +20,7 @@ from toolkit.ensemble import ENSEMBLES
 from toolkit.forecast.work import Part, Shapes
 from toolkit.merge import merge_adapters
 from toolkit.plan import TrainingPlan
-from toolkit.predict import TOKENS, generate, score_tokens
+from toolkit.predict import CACHED, generate, score_tokens, together
 from toolkit.recipe import Mitigation, Recipe
 from toolkit.stack import stacked
 from toolkit.train import train_stack
@@ -30,6 +30,7 @@ STEPS = 4
 MERGE_WORK = 2e9
 """largest sum of O x I x min(O, I) over the layers that a probe merges: a second or so of singular values"""
 PROMPT_TOKENS = 10_000
+PROBE_WORK = 2 * 10**10
 """of all adapters together that a probe lets answer: a second or two of a small model"""
 
 
@@ -189,7 +190,7 @@ def _answering(base: Base, prompts: Sequence[Prompt], recipe: Recipe, shapes: Sh
     references = [None if p.reference is None else encode_reference(p.prompt, p.reference, base.tokenizer) for p in prompts]
     known = [len(one) for one in references if one is not None] or [longest]
     usual, last = min(longest, round(sum(known) / len(known))), min(longest, max(known))
-    batches = _some(ids, width, longest, usual)
+    batches = _some(ids, width, longest, usual, base)
     chosen = [i for batch in batches for i in batch]
     share = sum(len(ids[i]) + usual for i in chosen) / sum(len(one) + usual for one in ids)
     choices = recipe.evaluation.choices if recipe.evaluation.token_scores else []
@@ -227,15 +228,13 @@ def _answering(base: Base, prompts: Sequence[Prompt], recipe: Recipe, shapes: Sh
     return taken / share
 
 
-def _some(ids: Sequence[Sequence[int]], width: int, longest: int, usual: int) -> list[list[int]]:
-    """Batches as `generate` makes them (prompts of one length), spread over lengths, until they hold enough tokens for all adapters."""
-    by_length: dict[int, list[int]] = {}
-    for i, one in enumerate(ids):
-        by_length.setdefault(len(one), []).append(i)
-    batches = []
-    for length, indices in by_length.items():
-        size = max(1, TOKENS // (width * (length + longest)))
-        batches += [indices[start : start + size] for start in range(0, len(indices), size)]
-    batches.sort(key=lambda batch: (len(batch), len(ids[batch[0]])))
-    every = max(1, round(width * sum(len(one) + usual for one in ids) / PROMPT_TOKENS))
-    return batches[every // 2 :: every] or batches[-1:]
+def _some(ids: Sequence[Sequence[int]], width: int, longest: int, usual: int, base: Base) -> list[list[int]]:
+    """Batches as `generate` makes them, spread over lengths, until they hold enough tokens for all adapters; or a part of one."""
+    lengths = [len(one) for one in ids]
+    enough = min(CACHED, max(PROMPT_TOKENS, PROBE_WORK // base.parameters))
+    batches = list(together(lengths, width, longest, base.model.config.get_text_config().vocab_size))
+    every = max(1, round(width * sum(n + usual for n in lengths) / enough))
+    chosen = batches[min(every // 2, len(batches) // 2) :: every]
+    size = [width * sum(lengths[i] + usual for i in batch) for batch in chosen]
+    keep = [max(1, min(len(batch), round(len(batch) * enough / all))) for batch, all in zip(chosen, size, strict=True)]
+    return [batch[(len(batch) - n) // 2 :][:n] for batch, n in zip(chosen, keep, strict=True)]
