@@ -97,7 +97,7 @@ def test_broken_documents(text, told):
         (WHOLE + "evaluation:\n  answr: text\n", "6: unknown key 'answr' in 'evaluation'; did you mean 'answer'?"),
         (
             WHOLE + "evaluation: {zzz: 1}\n",
-            "5: unknown key 'zzz' in 'evaluation'; known: answer, choices, max_new_tokens, token_scores, top_k",
+            "5: unknown key 'zzz' in 'evaluation'; known: answer, choices, max_new_tokens, stop, token_scores, top_k",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,12 @@ def evaluate_unit(
     top_k: int,
     choices: Sequence[str] = (),
     token_scores: bool = False,
+    stop: str | None = None,
     progress: Callable[[float], None],
 ) -> int:
     """Generate and score, write the shard, return the number of outcomes.
 
-    token_scores: write what each subject thinks of every token of the reference and of the choices, too.
+    stop: an answer ends before this text. token_scores: write what each subject thinks of every token of the reference and of the choices, too.
     Raises AdapterError or ValueError in one line when an adapter cannot be read or belongs to another base.
     """
     cache: dict[str, Weights] = {}
@@ -111,7 +113,7 @@ def evaluate_unit(
         members = len(groups[0])
         shape: dict[str, Any] = {"voices": voices, "members": members, "combine": combine if members > 1 else None, "weight_UK": weight_UK}
         put(stack, [one for group in groups for one in group], voices * members)
-        options: dict[str, Any] = {"eos_ids": base.eos_ids, "max_new_tokens": max_new_tokens, "top_k": top_k}
+        options: dict[str, Any] = {"eos_ids": [*base.eos_ids, *stop_ids], "max_new_tokens": max_new_tokens, "top_k": top_k}
         answers = generate(stack, [ids[i] for i in at], **shape, **options)
         pairs = [(i, continuation) for i in at for continuation in continuations[i]]
         scores = score_tokens(stack, [ids[i] for i, _ in pairs], [continuation for _, continuation in pairs], **shape)
@@ -121,6 +123,7 @@ def evaluate_unit(
             found.append([_Answered(g, [next(rest) for _ in continuations[i]], members) for i, g in zip(at, generations, strict=True)])
         return found
 
+    stop_ids = holding(base.tokenizer, stop) if stop else frozenset()
     everything = range(len(prompts))
     whole = any(isinstance(one, FullModel) for group in groups for one in group)
     with stacked_whole(base.model) if whole else stacked(base.model) as stack:
@@ -137,7 +140,7 @@ def evaluate_unit(
     rows, details = [], []
     for subject, row in zip(unit.subjects, answered, strict=False):
         for prompt, texts, a in zip(prompts, asked, row, strict=True):
-            rows.append(_outcome(subject, unit.suite, prompt, a, base, answer))
+            rows.append(_outcome(subject, unit.suite, prompt, a, base, answer, stop))
             key = {name: rows[-1][name] for name in ("suite", "prompt_id", "condition", "procedure", "index")}
             for (choice, _), scored in zip(texts, a.scores, strict=True):
                 details.append({**key, "choice": choice, "logprobs": scored.logprobs, "best": scored.best})
@@ -154,9 +157,18 @@ def put(stack: Stack, members: Sequence[Weights | None], width: int) -> None:
         load_adapters(stack, [one for one in members if not isinstance(one, FullModel)], width)
 
 
-def _outcome(subject: Subject, suite: str, prompt: Prompt, answered: _Answered, base: Base, rule: str) -> dict[str, Any]:
+@lru_cache(maxsize=8)
+def holding(tokenizer: Any, text: str) -> frozenset[int]:
+    """Tokens that have the text in them, such as every token with a new line."""
+    pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    return frozenset(i for i, piece in enumerate(pieces) if text in piece)
+
+
+def _outcome(subject: Subject, suite: str, prompt: Prompt, answered: _Answered, base: Base, rule: str, stop: str | None) -> dict[str, Any]:
     generation = answered.generation
-    text = str(base.tokenizer.decode(generation.ids, skip_special_tokens=True))
+    ended = [generation.end] if stop and generation.end in holding(base.tokenizer, stop) else []  # the token may begin before the stop
+    text = str(base.tokenizer.decode([*generation.ids, *ended], skip_special_tokens=True))
+    text = text.partition(stop)[0] if stop else text
     parsed = parse_answer(text, rule)
     return {
         "suite": suite,

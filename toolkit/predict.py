@@ -100,6 +100,7 @@ class Generation:
     logprob: float  # of the tokens and of the end, nats
     margin: float  # nats by which the best token led the second best where that was least
     finished: bool  # False: cut at max_new_tokens
+    end: int | None  # the token that ended it
     first_ids: list[int]
     first_logprobs: list[float]
 
@@ -312,8 +313,10 @@ def _go_on(
     done, logprob, margin, first_ids, first_logprobs = (x.tolist() for x in (done_UP, logprob_UP, margin_UP, best.indices, best.values))
 
     def answer(u: int, p: int) -> Generation:
-        length = next((t for t, token in enumerate(ids_UPT[u][p]) if token in end), len(tokens))
-        return Generation(ids_UPT[u][p][:length], logprob[u][p], margin[u][p], done[u][p], first_ids[u][p], first_logprobs[u][p])
+        ids = ids_UPT[u][p]
+        n = next((t for t, token in enumerate(ids) if token in end), len(ids))
+        last = ids[n] if n < len(ids) else None
+        return Generation(ids[:n], logprob[u][p], margin[u][p], done[u][p], last, first_ids[u][p], first_logprobs[u][p])
 
     return [[answer(u, p) for p in range(P)] for u in range(voices)]
 

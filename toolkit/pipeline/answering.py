@@ -129,7 +129,8 @@ def answer_units(job: Run, family: Sequence[Subject], suite: str, prompts: Seque
     if family[0].adapters and (Path(family[0].adapters[0]) / FULL).is_file():
         at_once = min(at_once, whole_width(load_base(recipe.base, recipe.dtype, job.device).parameters, WEIGHT_BYTES, job.device))
     width = max(1, at_once // members)
-    settings = fingerprint({"prompts": [asdict(p) for p in prompts], "evaluation": recipe.evaluation.model_dump(), "dtype": recipe.dtype})
+    evaluation = recipe.evaluation.model_dump(exclude_none=True)
+    settings = fingerprint({"prompts": [asdict(p) for p in prompts], "evaluation": evaluation, "dtype": recipe.dtype})
     rule = threshold = None
     if members > 1:
         rule, threshold = next((m.ensemble, m.threshold) for m in recipe.mitigations if m.label == family[0].procedure)

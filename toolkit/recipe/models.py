@@ -89,6 +89,8 @@ class Evaluation(Model):
     """How subjects answer, and what of a text is the answer."""
 
     max_new_tokens: Positive = 64
+    stop: Annotated[str, Field(min_length=1)] | None = None
+    """an answer ends before this text, such as a new line: for bases that never learnt to end by themselves."""
     top_k: Positive = 5
     """first-token candidates that are stored with their log-probabilities."""
     answer: Annotated[str, AfterValidator(answer_rule)] = "text"
