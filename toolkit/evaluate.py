@@ -86,7 +86,8 @@ def evaluate_unit(
 ) -> int:
     """Generate and score, write the shard, return the number of outcomes.
 
-    stop: an answer ends before this text. token_scores: write what each subject thinks of every token of the reference and of the choices, too.
+    stop: an answer ends before this text.
+    token_scores: write what each subject thinks of every token of the reference and of the choices, too.
     Raises AdapterError or ValueError in one line when an adapter cannot be read or belongs to another base.
     """
     cache: dict[str, Weights] = {}
