@@ -6,15 +6,21 @@ results.json, claims.json    as the run has them
 recipe.yaml, environment.json
 answers.csv.gz               suite, prompt, condition, answer, replicas that gave it; the most frequent first
 weights.csv                  condition, replica, sha256 of its weights; empty where training failed
+
+python benchmarks/study.py runs/methods --brief benchmarks/results/methods.json
+
+keeps one file: the estimates of every procedure on each shift, without categories of prompts, to six digits.
 """
 
 import argparse
 import csv
 import gzip
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from toolkit.adapters import WEIGHTS
 from toolkit.full import MODEL
@@ -57,11 +63,39 @@ def as_csv(head: str, rows: Iterator[list]) -> bytes:
     return text.getvalue().encode()
 
 
+BRIEF = ("version", "about", "level", "suites", "verdict")
+
+
+def brief(results: dict[str, Any]) -> dict[str, Any]:
+    """What the table of a document needs of results.json; a base in a folder by the folder's name."""
+    about = results["about"] | {"base": Path(results["about"]["base"]).name}
+    conditions = []
+    for condition in results["conditions"]:
+        procedures = [p | {"cells": [cell for cell in p["cells"] if not cell["category"]]} for p in condition["procedures"]]
+        conditions.append({key: condition[key] for key in ("name", "n_replicas", "n_failed", "failure_rate")} | {"procedures": procedures})
+    return shortened({key: results[key] for key in BRIEF} | {"about": about, "conditions": conditions})
+
+
+def shortened(value: Any) -> Any:
+    """Numbers to six digits, and without what is empty of an estimate."""
+    if isinstance(value, dict):
+        return {key: shortened(x) for key, x in value.items() if not (x is None and key in ("needed", "p") or x == "" and key == "note")}
+    if isinstance(value, list):
+        return [shortened(x) for x in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="folder")
+    kept = parser.add_mutually_exclusive_group(required=True)
+    kept.add_argument("--out", type=Path, help="folder")
+    kept.add_argument("--brief", type=Path, help="file")
     options = parser.parse_args()
+    if options.brief:
+        found = json.loads((options.run / "results.json").read_text())
+        options.brief.write_text(json.dumps(brief(found)) + "\n")
+        return
     options.out.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         if (options.run / name).is_file():

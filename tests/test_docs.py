@@ -170,6 +170,8 @@ def test_tables_are_those_of_their_results():
 
     found = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
     assert tables.table(found) in (ROOT / "docs/methods.md").read_text()
+    found = json.loads((ROOT / "benchmarks/results/clinc150-methods.json").read_text())
+    assert tables.table(found) in (ROOT / "docs/clinc150.md").read_text()
     found = json.loads((ROOT / "benchmarks/results/demo.json").read_text())
     assert tables.table(found) in (ROOT / "docs/demo.md").read_text()
     claims = load_claims(ROOT / "benchmarks/results/claims/claims.json")
