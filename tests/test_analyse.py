@@ -95,6 +95,8 @@ def test_a_mitigation_that_makes_it_worse_is_named() -> None:
     world = World(30).mitigate("noise", 2, lambda members: [f"{rng.integers(9)}" for _ in members[0]], "merge")
     verdict = results_of(world).verdict
     assert "noise, K = 2" not in verdict[1] and "conclusively less stable than a single replica: noise, K = 2 (lora)" in verdict[2]
+    several = results_of(world.mitigate("noise", 3, lambda members: [f"{rng.integers(9)}" for _ in members[0]], "merge")).verdict
+    assert "less stable than a single replica: noise, K = 2, 3 (lora)" in several[2]
 
 
 def test_identical_replicas_have_a_bound_never_a_certain_zero() -> None:

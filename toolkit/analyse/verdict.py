@@ -1,5 +1,6 @@
 """The results in three sentences: how different runs are, the mitigation that the data support best, and what to bear in mind."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from toolkit import statistics as st
@@ -143,12 +144,12 @@ def _caveats(results: Results) -> str:
     parts.append(f"{failed} of {runs} training runs failed" + (", and failed runs are in no other figure" if failed else ""))
     procedures = [(c, p) for c in results.conditions for p in c.procedures if p.kind != "replica"]
     home = results.shifts[0]
-    flagged = [f"{p.title}, K = {p.k} ({c.name})" for c, p in procedures if (cell := p.cell(home)) and cell.collapsed]
+    flagged = [(c, p) for c, p in procedures if (cell := p.cell(home)) and cell.collapsed]
     if flagged:
-        parts.append(f"on {home} prompts these fall back towards the base model, so their stability is no gain: {'; '.join(flagged)}")
-    worse = [f"{p.title}, K = {p.k} ({c.name})" for c, p in procedures if (cell := p.cell(results.shifts[-1])) and _less_stable(cell)]
+        parts.append(f"on {home} prompts these fall back towards the base model, so their stability is no gain: {_names(flagged)}")
+    worse = [(c, p) for c, p in procedures if (cell := p.cell(results.shifts[-1])) and _less_stable(cell)]
     if worse:
-        parts.append(f"on {results.shifts[-1]} prompts these are conclusively less stable than a single replica: {'; '.join(worse)}")
+        parts.append(f"on {results.shifts[-1]} prompts these are conclusively less stable than a single replica: {_names(worse)}")
     ratios = [cell.ratio for _, p in procedures for cell in p.cells if not cell.category and cell.ratio]
     open_ = sum(not r.conclusive for r in ratios)
     if ratios:
@@ -156,3 +157,11 @@ def _caveats(results: Results) -> str:
     if len(procedures) > 1:
         parts.append(f"intervals hold one by one, and the best of {len(procedures)} mitigations tends to look better than it is")
     return f"Bear in mind: {'; '.join(parts)}."
+
+
+def _names(procedures: Sequence[tuple[ConditionResult, Procedure]]) -> str:
+    """`mean, K = 4, 8 (lora); vote, K = 4 (lora)`."""
+    sizes: dict[tuple[str, str], list[str]] = {}
+    for condition, procedure in procedures:
+        sizes.setdefault((procedure.title, condition.name), []).append(str(procedure.k))
+    return "; ".join(f"{title}, K = {', '.join(several)} ({name})" for (title, name), several in sizes.items())
