@@ -76,6 +76,8 @@ def train_table(results: dict) -> str:
             own = " (chosen)" if side == chosen else ""
             cells.append("-" if taken is None else f"{taken:.3g}" + (f" ({ratio:.1f}x)" if ratio else own))
         lines.append([side, *cells])
+    if all("ratio_on_all_cores" in work for work in works.values()):
+        lines.append(["the faster of the loops, both on all cores", *(f"({work['ratio_on_all_cores']:.1f}x)" for work in works.values())])
     return as_markdown(lines)
 
 
