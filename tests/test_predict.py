@@ -143,6 +143,13 @@ def test_an_adapter_of_another_base_is_refused(world):
         load_adapters(stack, [read_adapter(paths[0])], width=1)
 
 
+def test_a_batch_that_is_scored_holds_no_more_numbers_than_allowed(monkeypatch):
+    monkeypatch.setattr(predict, "LOGITS", 1000)
+    found = list(predict._alike([10] * 8, range(8), rows_each=2, spread=0, head=[100, 100, 100, 400, 100, 900, 100, 100]))
+    assert sorted(i for batch in found for i in batch) == list(range(8))
+    assert [0, 1, 2] in found and [3] in found and [5] in found  # one row alone may be too large
+
+
 def sliding() -> MistralForCausalLM:
     """Every layer sees the last five tokens alone: its KV caches are of another kind."""
     model = tiny_model("mistral")
@@ -158,6 +165,7 @@ def test_an_answer_does_not_depend_on_the_lengths_beside_it(kind, together, monk
     if not together:
         monkeypatch.setattr(predict, "CACHED", 150)
         monkeypatch.setattr(predict, "TOKENS", 60)
+        monkeypatch.setattr(predict, "LOGITS", 4 * 8 * VOCABULARY)
     rng = np.random.default_rng(2)
     asked = [rng.integers(1, VOCABULARY, n).tolist() for n in (9, 2, 30, 2, 17, 9, 1, 12)]
     tails = [rng.integers(1, VOCABULARY, n).tolist() for n in (3, 1, 2, 6, 1, 4, 2, 2)]

@@ -152,11 +152,18 @@ def together(lengths: Sequence[int], rows_each: int, extra: int, vocabulary: int
         yield batch
 
 
-def _alike(lengths: Sequence[int], order: Iterable[int], rows_each: int, spread: float) -> Iterator[list[int]]:
-    """Indices in batches of about TOKENS, the longest of which is at most 1 + `spread` times as long as the first."""
+def _alike(
+    lengths: Sequence[int], order: Iterable[int], rows_each: int, spread: float, head: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Indices in batches of about TOKENS, the longest of which is at most 1 + `spread` times as long as the first.
+
+    head: numbers at the output head of each row, of which a batch has at most about LOGITS. Shortest first.
+    """
     batch: list[int] = []
     for i in order:
-        if batch and (rows_each * (len(batch) + 1) * lengths[i] > TOKENS or lengths[i] > (1 + spread) * lengths[batch[0]]):
+        rows = rows_each * (len(batch) + 1)
+        numbers = rows * max(head[k] for k in (*batch, i)) if head else 0
+        if batch and (rows * lengths[i] > TOKENS or numbers > LOGITS or lengths[i] > (1 + spread) * lengths[batch[0]]):
             yield batch
             batch = []
         batch.append(i)
@@ -356,7 +363,8 @@ def score_tokens(
     sequences = [[*prompt, *continuation] for prompt, continuation in zip(prompts, continuations, strict=True)]
     lengths = [len(sequence) for sequence in sequences]
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    for indices in _alike(lengths, order, voices * members, spread=0.25):
+    head = [len(continuation) * vocabulary for continuation in continuations]
+    for indices in _alike(lengths, order, voices * members, spread=0.25, head=head):
         P = len(indices)
         ids_PT = pad_sequence([torch.tensor(sequences[i]) for i in indices], batch_first=True).to(device)
         L = max(len(continuations[i]) for i in indices)
