@@ -121,6 +121,7 @@ def test_unknown_keys_are_named_with_line_and_neighbour(text, told):
         (HEAD + "conditions:\n  a: {}\n  a b: {}\n", "my.yaml:5: 'conditions.a b': a condition names a folder: letters, digits"),
         (HEAD + "conditions: {base: {}}\n", "my.yaml:3: 'conditions.base': a condition names a folder"),
         (WHOLE + "evaluation:\n  answer: 'regex:('\n", "my.yaml:6: 'evaluation.answer': the pattern is broken: missing )"),
+        (WHOLE + "evaluation: {stop: ''}\n", "my.yaml:5: 'evaluation.stop': should be text of 1 or more characters (got '')"),
         (WHOLE + "evaluation: {answer: txt}\n", "my.yaml:5: 'evaluation.answer': should be text, first-line, embedded or regex:PATTERN"),
         (WHOLE + "replicas: 1\n", "my.yaml:5: 'replicas': should be greater than or equal to 2 (got 1)"),
     ],

@@ -62,6 +62,7 @@ EXPECTED = {
     "dict_type": "a block of keys",
     "list_type": "a list",
     "string_type": "text",
+    "string_too_short": "text of {min_length} or more characters",
     "bool_type": "true or false",
     "int_type": "a whole number",
     "float_type": "a number",
