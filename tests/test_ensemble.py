@@ -16,7 +16,7 @@ from peft import PeftModel
 from tiny import VOCABULARY, tiny_model
 
 import toolkit
-from toolkit import cli, predict
+from toolkit import cli
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.base import load_base
 from toolkit.data import read_suite
@@ -25,7 +25,7 @@ from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.external import _of_groups
 from toolkit.outcomes import read_outcomes, read_token_scores
 from toolkit.pipeline import RunError
-from toolkit.predict import generate, load_adapters, score, score_tokens
+from toolkit.predict import batches, generate, load_adapters, score, score_tokens
 from toolkit.recipe import EnsembleMethod, Similarity
 from toolkit.stack import StackedLinear, stacked
 
@@ -122,9 +122,9 @@ def test_copies_of_one_adapter_are_that_adapter(world, rule):
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}, {"do_sample": True, "top_p": 0.9}])
-@pytest.mark.parametrize("tokens", [predict.TOKENS, 1])
+@pytest.mark.parametrize("tokens", [batches.TOKENS, 1])
 def test_beams_and_samples_of_copies_are_those_of_the_adapter(world, options, tokens, monkeypatch):
-    monkeypatch.setattr(predict, "TOKENS", tokens)  # 1: the members pass one by one
+    monkeypatch.setattr(batches, "TOKENS", tokens)  # 1: the members pass one by one
     kind, paths = world
     ensemble, alone = Ensemble.from_adapters(tiny_model(kind), [paths[1]] * 3), member(kind, paths[1])
     with torch.random.fork_rng():
@@ -190,7 +190,7 @@ def test_64_members_pass_a_few_at_a_time(world, rule, monkeypatch):
     ids = torch.tensor([row[:3] for row in asked(2)])
     whole = Ensemble.from_adapters(tiny_model(kind), many, rule, weights=weights)
     expected, said = whole(ids).logits, whole.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
-    monkeypatch.setattr(predict, "TOKENS", 24)
+    monkeypatch.setattr(batches, "TOKENS", 24)
     few = Ensemble.from_adapters(tiny_model(kind), many, rule, weights=weights)
     rows = []
     few.model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(kwargs["input_ids"].numel()), with_kwargs=True)
@@ -202,7 +202,7 @@ def test_64_members_pass_a_few_at_a_time(world, rule, monkeypatch):
         options = {"voices": 1, "members": 64, "combine": ENSEMBLES[rule].rule, "weight_UK": weights and torch.tensor([weights])}
         limits = {"eos_ids": [0, 5, 9], "max_new_tokens": 6, "top_k": 2}
         in_pieces = generate(stack, asked(8), **options, **limits)[0], score_tokens(stack, asked(8), asked(8, 1), **options)[0]
-        monkeypatch.setattr(predict, "TOKENS", 1 << 20)
+        monkeypatch.setattr(batches, "TOKENS", 1 << 20)
         at_once = generate(stack, asked(8), **options, **limits)[0], score_tokens(stack, asked(8), asked(8, 1), **options)[0]
     assert [a.ids for a in in_pieces[0]] == [a.ids for a in at_once[0]]
     np.testing.assert_allclose([s.logprob for s in in_pieces[1]], [s.logprob for s in at_once[1]], rtol=1e-5)

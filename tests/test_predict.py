@@ -7,10 +7,9 @@ from peft import PeftModel
 from tiny import MODELS, VOCABULARY, tiny_model
 from transformers import MistralConfig, MistralForCausalLM
 
-from toolkit import predict
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.ensemble import ENSEMBLES, logits, probabilities, token_vote, vote
-from toolkit.predict import generate, load_adapters, score, score_tokens
+from toolkit.predict import batches, generate, load_adapters, score, score_tokens
 from toolkit.stack import stacked
 
 RANKS = [2, 4, 3]
@@ -144,8 +143,8 @@ def test_an_adapter_of_another_base_is_refused(world):
 
 
 def test_a_batch_that_is_scored_holds_no_more_numbers_than_allowed(monkeypatch):
-    monkeypatch.setattr(predict, "LOGITS", 1000)
-    found = list(predict._alike([10] * 8, range(8), rows_each=2, spread=0, head=[100, 100, 100, 400, 100, 900, 100, 100]))
+    monkeypatch.setattr(batches, "LOGITS", 1000)
+    found = list(batches.alike([10] * 8, range(8), rows_each=2, spread=0, head=[100, 100, 100, 400, 100, 900, 100, 100]))
     assert sorted(i for batch in found for i in batch) == list(range(8))
     assert [0, 1, 2] in found and [3] in found and [5] in found  # one row alone may be too large
 
@@ -163,9 +162,9 @@ def sliding() -> MistralForCausalLM:
 def test_an_answer_does_not_depend_on_the_lengths_beside_it(kind, together, monkeypatch):
     """Prompts of all lengths in one batch, some of which end early, against each prompt alone."""
     if not together:
-        monkeypatch.setattr(predict, "CACHED", 150)
-        monkeypatch.setattr(predict, "TOKENS", 60)
-        monkeypatch.setattr(predict, "LOGITS", 4 * 8 * VOCABULARY)
+        monkeypatch.setattr(batches, "CACHED", 150)
+        monkeypatch.setattr(batches, "TOKENS", 60)
+        monkeypatch.setattr(batches, "LOGITS", 4 * 8 * VOCABULARY)
     rng = np.random.default_rng(2)
     asked = [rng.integers(1, VOCABULARY, n).tolist() for n in (9, 2, 30, 2, 17, 9, 1, 12)]
     tails = [rng.integers(1, VOCABULARY, n).tolist() for n in (3, 1, 2, 6, 1, 4, 2, 2)]
@@ -179,8 +178,10 @@ def test_an_answer_does_not_depend_on_the_lengths_beside_it(kind, together, monk
                 for name, layer in stack.layers.items()
             }
         )
-        answers = generate(stack, asked, eos_ids=range(16), max_new_tokens=12, **options)
+        several = [[], *([tail, [*tail, 3]] for tail in tails[1:-1]), [tails[-1], rng.integers(1, VOCABULARY, 40).tolist()]]
+        answers = generate(stack, asked, eos_ids=range(16), max_new_tokens=12, continuations=several, **options)
         scored = score_tokens(stack, asked, tails, **{k: v for k, v in options.items() if k != "top_k"})
+        assert [[len(one.logprobs) for one in answer.scores] for answer in answers[0]] == [[len(one) for one in tails] for tails in several]
         assert len({len(answer.ids) for row in answers for answer in row}) > 2
         for i, (prompt, tail) in enumerate(zip(asked, tails, strict=True)):
             alone = generate(stack, [prompt], eos_ids=range(16), max_new_tokens=12, **options)
@@ -191,3 +192,7 @@ def test_an_answer_does_not_depend_on_the_lengths_beside_it(kind, together, monk
                 np.testing.assert_allclose([mine.logprob, mine.margin], [other.logprob, other.margin], rtol=1e-9)
                 np.testing.assert_allclose(mine.first_logprobs, other.first_logprobs, rtol=1e-9)
                 np.testing.assert_allclose(scored[u][i].logprobs, own[u][0].logprobs, rtol=1e-9)
+                for continuation, found in zip(several[i], mine.scores, strict=True):
+                    again = score_tokens(stack, [prompt], [continuation], **{k: v for k, v in options.items() if k != "top_k"})[u][0]
+                    np.testing.assert_allclose(found.logprobs, again.logprobs, rtol=1e-9)
+                    assert found.best == again.best

@@ -18,7 +18,7 @@ from toolkit.base import Base
 from toolkit.data import Prompt, encode_prompt, encode_reference, parse_answer, parse_reference
 from toolkit.full import FullModel, FullStack, read_weights, stacked_whole
 from toolkit.outcomes import read_outcomes, token_shard, write_outcomes, write_token_scores
-from toolkit.predict import Combine, Generation, Scored, generate, load_adapters, score_tokens
+from toolkit.predict import Combine, Generation, generate, load_adapters
 from toolkit.stack import Stack, stacked
 
 Weights = Adapter | FullModel
@@ -63,10 +63,9 @@ def shard_name(subjects: Sequence[Subject], settings: str) -> str:
 
 @dataclass(frozen=True)
 class _Answered:
-    """What a voice made of one prompt: its answer, the scores of the continuations it was asked about, the streams that ran for it."""
+    """What a voice made of one prompt, and the streams that ran for it."""
 
     generation: Generation
-    scores: list[Scored]
     streams: int
 
 
@@ -112,17 +111,20 @@ def evaluate_unit(
     ) -> list[list[_Answered]]:
         """Groups of one size answer the prompts `at`, [voice][prompt]; more than one member speak by `combine`."""
         members = len(groups[0])
-        shape: dict[str, Any] = {"voices": voices, "members": members, "combine": combine if members > 1 else None, "weight_UK": weight_UK}
         put(stack, [one for group in groups for one in group], voices * members)
-        options: dict[str, Any] = {"eos_ids": [*base.eos_ids, *stop_ids], "max_new_tokens": max_new_tokens, "top_k": top_k}
-        answers = generate(stack, [ids[i] for i in at], **shape, **options)
-        pairs = [(i, continuation) for i in at for continuation in continuations[i]]
-        scores = score_tokens(stack, [ids[i] for i, _ in pairs], [continuation for _, continuation in pairs], **shape)
-        found = []
-        for generations, scored in zip(answers, scores, strict=True):
-            rest = iter(scored)
-            found.append([_Answered(g, [next(rest) for _ in continuations[i]], members) for i, g in zip(at, generations, strict=True)])
-        return found
+        answers = generate(
+            stack,
+            [ids[i] for i in at],
+            voices=voices,
+            members=members,
+            combine=combine if members > 1 else None,
+            weight_UK=weight_UK,
+            eos_ids=[*base.eos_ids, *stop_ids],
+            max_new_tokens=max_new_tokens,
+            top_k=top_k,
+            continuations=[continuations[i] for i in at],
+        )
+        return [[_Answered(generation, members) for generation in row] for row in answers]
 
     stop_ids = holding(base.tokenizer, stop) if stop else frozenset()
     everything = range(len(prompts))
@@ -143,7 +145,7 @@ def evaluate_unit(
         for prompt, texts, a in zip(prompts, asked, row, strict=True):
             rows.append(_outcome(subject, unit.suite, prompt, a, base, answer, stop))
             key = {name: rows[-1][name] for name in ("suite", "prompt_id", "condition", "procedure", "index")}
-            for (choice, _), scored in zip(texts, a.scores, strict=True):
+            for (choice, _), scored in zip(texts, a.generation.scores, strict=True):
                 details.append({**key, "choice": choice, "logprobs": scored.logprobs, "best": scored.best})
     if token_scores:
         write_token_scores(token_shard(unit.shard), details)
@@ -184,7 +186,7 @@ def _outcome(subject: Subject, suite: str, prompt: Prompt, answered: _Answered, 
         "n_tokens": len(generation.ids),
         "margin": generation.margin if math.isfinite(generation.margin) else None,
         "streams": answered.streams,
-        "reference_logprob": None if prompt.reference is None else answered.scores[0].logprob,
+        "reference_logprob": None if prompt.reference is None else generation.scores[0].logprob,
         "first_ids": generation.first_ids,
         "first_logprobs": generation.first_logprobs,
     }

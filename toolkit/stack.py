@@ -257,12 +257,12 @@ class Stack:
         finally:
             self._keep = None
 
-    def step(self, ids: Tensor, cache: Any = None, **where: Tensor) -> Any:
-        """One step of generation: logits of the last position and the KV cache that now includes `ids` [N, T].
+    def step(self, ids: Tensor, cache: Any = None, *, every: bool = False, **where: Tensor) -> Any:
+        """One step of generation: logits of the last position (`every`: of all) and the KV cache that now includes `ids` [N, T].
 
         where: `position_ids` [N, T] and `attention_mask` [N, cached + T], if they are not those of full rows.
         """
-        self._keep = torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
+        self._keep = None if every else torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
         try:
             return self.model(input_ids=ids, past_key_values=cache, use_cache=True, **where)
         finally:

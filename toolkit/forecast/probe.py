@@ -20,7 +20,7 @@ from toolkit.ensemble import ENSEMBLES
 from toolkit.forecast.work import Part, Shapes
 from toolkit.merge import merge_adapters
 from toolkit.plan import TrainingPlan
-from toolkit.predict import CACHED, generate, score_tokens, together
+from toolkit.predict import CACHED, generate, together
 from toolkit.recipe import Mitigation, Recipe
 from toolkit.stack import stacked
 from toolkit.train import train_stack
@@ -194,8 +194,11 @@ def _answering(base: Base, prompts: Sequence[Prompt], recipe: Recipe, shapes: Sh
     chosen = [i for batch in batches for i in batch]
     share = sum(len(ids[i]) + usual for i in chosen) / sum(len(one) + usual for one in ids)
     choices = recipe.evaluation.choices if recipe.evaluation.token_scores else []
-    pairs = [(ids[i], one) for i in chosen if (one := references[i]) is not None]
-    pairs += [(ids[i], encode_reference(prompts[i].prompt, text, base.tokenizer)) for i in chosen for text in choices]
+
+    def asked(i: int) -> list[list[int]]:
+        texts = [text for text in (prompts[i].reference, *choices) if text is not None]
+        return [encode_reference(prompts[i].prompt, text, base.tokenizer) for text in texts]
+
     device = next(base.model.parameters()).device
     options: dict[str, Any] = {"voices": width, "eos_ids": (-1,), "top_k": recipe.evaluation.top_k}
     with stacked(base.model) as stack:
@@ -219,9 +222,8 @@ def _answering(base: Base, prompts: Sequence[Prompt], recipe: Recipe, shapes: Sh
         seconds(lambda: generate(stack, [ids[chosen[0]]], max_new_tokens=2, **options))  # warms up
         taken = 0.0
         for batch in batches:
-            taken += seconds(lambda batch=batch: generate(stack, [ids[i] for i in batch], max_new_tokens=usual, **options))
-        if pairs:
-            taken += seconds(lambda: score_tokens(stack, [p for p, _ in pairs], [c for _, c in pairs], voices=width))
+            some = {"continuations": [asked(i) for i in batch], "max_new_tokens": usual}
+            taken += seconds(lambda batch=batch, some=some: generate(stack, [ids[i] for i in batch], **some, **options))
         if last > usual:
             few, more = (seconds(lambda n=n: generate(stack, [ids[chosen[0]]], max_new_tokens=n, **options)) for n in (2, 10))
             taken += max(0.0, more - few) / 8 * (last - usual) * len(batches)
