@@ -57,6 +57,17 @@ def test_nothing_far_is_trained_on_and_every_reference_reads_back(folder, tmp_pa
     assert again == {path.name: path.read_bytes() for path in (tmp_path / "data").glob("*.jsonl")}
 
 
+def test_letters_and_fewer_actions(folder, tmp_path, capsys):
+    scan.main([str(folder), "--out", str(tmp_path / "data"), "--prompts", "0", "--letters", "--actions", "3"])
+    files = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in (tmp_path / "data").glob("*.jsonl")}
+    said = [row["completion"] for row in files["train"]]
+    assert max(len(completion.split()) for completion in said) == 3 and all(len(word) == 1 for one in said for word in one.split())
+    assert {row["category"] for row in files["far"]} == {"jump", "length"}  # far is as far as before
+    actions = dict(pairs())
+    for row in (*files["far"], *files["typical"]):
+        assert scan.published(row["reference"]) == actions[row["prompt"].removesuffix(scan.SUFFIX)]
+
+
 def test_a_file_that_is_not_scan_is_told_by_its_line(folder, capsys):
     with (folder / "tasks_test_length.txt").open("a") as file:
         file.write("walk => I_WALK\n")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 FILES = tuple(f"tasks_{part}_{split}.txt" for part in ("train", "test") for split in ("simple", "addprim_jump", "length"))
 SUFFIX = "\nactions:"  # ends a prompt; a completion starts with a space, so the token boundary is clean
-ACTIONS = {"I_TURN_LEFT": "left", "I_TURN_RIGHT": "right"} | {f"I_{verb.upper()}": verb for verb in ("walk", "look", "run", "jump")}
+WORDS = {"I_TURN_LEFT": "left", "I_TURN_RIGHT": "right"} | {f"I_{verb.upper()}": verb for verb in ("walk", "look", "run", "jump")}
+LETTERS = {"I_TURN_LEFT": "l", "I_TURN_RIGHT": "r", "I_WALK": "w", "I_LOOK": "o", "I_RUN": "n", "I_JUMP": "j"}
 
 Pair = tuple[str, str]  # command, actions
 
@@ -24,13 +25,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the .jsonl files")
     parser.add_argument("--train", type=int, default=0, help="training rows; default: all")
     parser.add_argument("--prompts", type=int, default=400, help="prompts of each suite; 0: all")
+    parser.add_argument("--actions", type=int, default=0, help="most actions of a row and of a typical prompt; default: any number")
+    parser.add_argument("--letters", action="store_true", help="one letter an action instead of a word")
     options = parser.parse_args(arguments)
     try:
         splits = {name: read(options.scan / name) for name in FILES}
     except (OSError, ValueError) as error:
         sys.exit(f"prepare.py: {error}")
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, rows in prepare(splits, options.train, options.prompts).items():
+    spelling = LETTERS if options.letters else WORDS
+    for name, rows in prepare(splits, options.train, options.prompts, options.actions, spelling).items():
         (options.out / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"{options.out / name}: {len(rows)} rows")
 
@@ -40,18 +44,21 @@ def read(path: Path) -> list[Pair]:
     pairs = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         match = re.fullmatch(r"IN: (.+) OUT: (.+)", line.strip())
-        unknown = set(match[2].split()) - ACTIONS.keys() if match else {line}
+        unknown = set(match[2].split()) - WORDS.keys() if match else {line}
         if not match or unknown:
             raise ValueError(f"{path}:{number}: not a line of SCAN: {line[:60]!r}")
         pairs.append((match[1], match[2]))
     return pairs
 
 
-def prepare(splits: dict[str, list[Pair]], train: int, prompts: int) -> dict[str, list[dict]]:
+def prepare(splits: dict[str, list[Pair]], train: int, prompts: int, actions: int, spelling: dict[str, str]) -> dict[str, list[dict]]:
     """File name -> rows. A command that is far by either compositional split is in neither the training rows nor the other suites."""
     jump, length = (dict(splits[f"tasks_test_{split}.txt"]) for split in ("addprim_jump", "length"))
-    known = [pair for pair in splits["tasks_train_simple.txt"] if pair[0] not in jump and pair[0] not in length]
-    held_out = [pair for pair in splits["tasks_test_simple.txt"] if pair[0] not in jump and pair[0] not in length]
+
+    def near(pairs: list[Pair]) -> list[Pair]:
+        return [(c, a) for c, a in pairs if c not in jump and c not in length and (not actions or len(a.split()) <= actions)]
+
+    known, held_out = near(splits["tasks_train_simple.txt"]), near(splits["tasks_test_simple.txt"])
     rows = shuffled(known)
     words = [row for row in splits["tasks_train_addprim_jump.txt"] if row == ("jump", "I_JUMP")][:1]  # the one row that says what jump is
     rows = [*words, *(row for row in rows if row not in words)][: train or None]
@@ -59,10 +66,10 @@ def prepare(splits: dict[str, list[Pair]], train: int, prompts: int) -> dict[str
     far += [("length", pair) for pair in some(((c, a) for c, a in length.items() if c not in jump), prompts - prompts // 2)]
     typical = [("simple", pair) for pair in some(held_out, 2 * prompts)]
     return {
-        "train.jsonl": [{"prompt": command + SUFFIX, "completion": completion(actions)} for command, actions in shuffled(rows)],
-        "validation.jsonl": suite("typical", typical[prompts:] if prompts else typical[::2]),
-        "typical.jsonl": suite("typical", typical[:prompts] if prompts else typical[1::2]),
-        "far.jsonl": suite("far", far),
+        "train.jsonl": [{"prompt": command + SUFFIX, "completion": completion(said, spelling)} for command, said in shuffled(rows)],
+        "validation.jsonl": suite("typical", typical[prompts:] if prompts else typical[::2], spelling),
+        "typical.jsonl": suite("typical", typical[:prompts] if prompts else typical[1::2], spelling),
+        "far.jsonl": suite("far", far, spelling),
     }
 
 
@@ -75,7 +82,7 @@ def some(pairs: Iterable[Pair], count: int) -> list[Pair]:
     return shuffled(pairs)[: count or None]
 
 
-def suite(shift: str, rows: Sequence[tuple[str, Pair]]) -> list[dict]:
+def suite(shift: str, rows: Sequence[tuple[str, Pair]], spelling: dict[str, str]) -> list[dict]:
     """Rows of a suite; commands that differ in verbs and sides alone share a cluster."""
     return [
         {
@@ -84,20 +91,20 @@ def suite(shift: str, rows: Sequence[tuple[str, Pair]]) -> list[dict]:
             "category": category,
             "shift": shift,
             "cluster": template(command),
-            "reference": completion(actions),
+            "reference": completion(actions, spelling),
         }
         for number, (category, (command, actions)) in enumerate(rows)
     ]
 
 
-def completion(actions: str) -> str:
-    """Plain words that any base knows, one an action, on a line of their own; `published` reads them back."""
-    return " " + " ".join(ACTIONS[action] for action in actions.split()) + "\n"
+def completion(actions: str, spelling: dict[str, str]) -> str:
+    """Plain words (or letters) that any base knows, one an action, on a line of their own; `published` reads them back."""
+    return " " + " ".join(spelling[action] for action in actions.split()) + "\n"
 
 
 def published(completion: str) -> str:
     """The actions in the words of SCAN."""
-    name = {word: action for action, word in ACTIONS.items()}
+    name = {word: action for spelling in (WORDS, LETTERS) for action, word in spelling.items()}
     return " ".join(name[word] for word in completion.split())
 
 
