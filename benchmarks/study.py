@@ -9,7 +9,8 @@ weights.csv                  condition, replica, sha256 of its weights; empty wh
 
 python benchmarks/study.py runs/methods --brief benchmarks/results/methods.json
 
-keeps one file: the estimates of every procedure on each shift, without categories of prompts, to six digits.
+keeps one file: the estimates of every procedure on each shift, without categories of prompts, to six digits. Tables and figures can be
+made of it.
 """
 
 import argparse
@@ -63,16 +64,17 @@ def as_csv(head: str, rows: Iterator[list]) -> bytes:
     return text.getvalue().encode()
 
 
-BRIEF = ("version", "about", "level", "suites", "verdict")
+BRIEF = ("version", "about", "level", "suites", "base", "verdict", "contrasts")
+OF_CONDITION = ("name", "n_replicas", "n_failed", "failure_rate", "settings", "sources")
 
 
 def brief(results: dict[str, Any]) -> dict[str, Any]:
-    """What the table of a document needs of results.json; a base in a folder by the folder's name."""
+    """What the tables and figures of a document need of results.json, to be read as such; a base in a folder by the folder's name."""
     about = results["about"] | {"base": Path(results["about"]["base"]).name}
     conditions = []
     for condition in results["conditions"]:
         procedures = [p | {"cells": [cell for cell in p["cells"] if not cell["category"]]} for p in condition["procedures"]]
-        conditions.append({key: condition[key] for key in ("name", "n_replicas", "n_failed", "failure_rate")} | {"procedures": procedures})
+        conditions.append({key: condition[key] for key in OF_CONDITION} | {"procedures": procedures, "unstable": []})
     return shortened({key: results[key] for key in BRIEF} | {"about": about, "conditions": conditions})
 
 

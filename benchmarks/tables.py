@@ -4,14 +4,16 @@ python benchmarks/tables.py benchmarks/results/methods.json
 python benchmarks/tables.py benchmarks/results/claims/claims.json
 python benchmarks/tables.py benchmarks/results/merge.json
 python benchmarks/tables.py benchmarks/results/train.json
+python benchmarks/tables.py --conditions benchmarks/results/controls/*.json
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from toolkit.results import Claims, Tested, claimed_range, load_claims, number, tested_unit
+from toolkit.results import Claims, Estimate, Results, Tested, claimed_range, load_claims, load_results, number, tested_unit
 from toolkit.results import interval as limits
+from toolkit.sweeps import controls, joined
 
 HEAD = ["method", "K", "groups", "ratio, typical", "near", "far", "accuracy, far (points)", "kept", "models that answer", "rank"]
 
@@ -108,10 +110,50 @@ def matrix(found: Claims) -> str:
     return as_markdown(lines)
 
 
+def conditions_table(results: Results) -> str:
+    """Every other condition, and every procedure on the first one's replicas, against single replicas of the first.
+
+    The steadiest on the last shift first. Price: of one run, in seconds of a core or of the device, as a multiple of the first one's.
+    """
+    first, shifts = results.conditions[0], results.shifts
+    against = {(c.condition, c.shift): (c.ratio, c.accuracy_change) for c in results.contrasts if c.baseline == first.name}
+    against |= {
+        (f"{procedure.title}, K = {procedure.k}", cell.shift): (cell.ratio, cell.accuracy_change)
+        for procedure in first.procedures[1:]
+        for cell in procedure.cells
+        if not cell.category
+    }
+    lines = [["against " + first.name, "N", *(f"ratio, {s}" for s in shifts), *(f"accuracy, {s} (points)" for s in shifts), "price"]]
+    for one in controls(results):
+        pairs = [against.get((one.name, shift), (None, None)) for shift in shifts]
+        seconds, unit = one.price.seconds, first.single.price.seconds
+        lines.append(
+            [
+                one.name,
+                f"{one.runs:,}",
+                *(_told(ratio) for ratio, _ in pairs),
+                *(_told(change, "%", signed=True) for _, change in pairs),
+                f"{seconds / unit:.2g}" if seconds and unit else "-",
+            ]
+        )
+    return as_markdown(lines)
+
+
+def _told(estimate: Estimate | None, unit: str = "", signed: bool = False) -> str:
+    if estimate is None or estimate.value is None:
+        return "-"
+    return f"{number(estimate.value, unit, signed)} {limits(estimate, unit, signed)}".strip() + ("" if estimate.conclusive else " ?")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    path = parser.parse_args().results
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--conditions", action="store_true", help="compare them; results that begin with the same one are joined")
+    options = parser.parse_args()
+    if options.conditions:
+        print(conditions_table(joined([load_results(path) for path in options.results])))
+        return
+    [path] = options.results
     results = json.loads(path.read_text())
     if "tested" in results:
         found = load_claims(path)
