@@ -14,6 +14,8 @@ CPU_TOKENS, GPU_TOKENS = 3072, 32768  # a step of this many tokens suits the cac
 COMPILED_WORK = 5e11  # floating-point operations of a stack: some ten seconds, as long as it takes to compile
 CPU_BYTES, GPU_BYTES = 2**31, 2**35  # of the weights of whole models on one worker; a large base is trained alone
 WEIGHT_BYTES, TRAINED_BYTES = 4, 16  # a weight by itself; in training with its gradient and two moments, all in float32
+CPU_LOGITS, GPU_LOGITS = 2**26, 2**29  # numbers at the output head that are formed at a time where a step has PIECES times as many
+PIECES = 4
 SOFT_TARGET_BYTES = 2**30
 """what a worker may keep of its teachers' distributions; above it they are computed again at every step, never cut"""
 
@@ -33,10 +35,12 @@ class TrainingPlan:
     stack: int
     compiled: bool = False
     """decoder layers run as compiled code, which rounds differently"""
+    piece: int = 0
+    """tokens whose logits are formed at a time, see `head_piece`; 0: all of a step"""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, to be written down and to make a fingerprint of: what is not used is left out."""
-        return {name: value for name, value in asdict(self).items() if name != "compiled" or value}
+        return {name: value for name, value in asdict(self).items() if name not in ("compiled", "piece") or value}
 
     @property
     def tokens_per_step(self) -> int:
@@ -86,6 +90,13 @@ def whole_width(parameters: int, bytes_each: int, device: str) -> int:
 def pays_to_compile(plan: TrainingPlan, parameters: int) -> bool:
     """Whether one stack on a base of so many parameters has work enough for compiled code; like all of a plan it does not depend on N."""
     return 4 * parameters * plan.tokens_per_step * plan.accumulation * plan.steps > COMPILED_WORK
+
+
+def head_piece(plan: TrainingPlan, vocabulary: int, device: str) -> int:
+    """Tokens whose logits are formed at a time; 0 where those of a whole step fit."""
+    limit = CPU_LOGITS if device == "cpu" else GPU_LOGITS
+    tokens = plan.stack * plan.micro_batch * plan.targets
+    return max(1, limit // vocabulary) if tokens * vocabulary > PIECES * limit else 0
 
 
 def soft_target_bytes(condition: Condition, targets: Sequence[int], vocabulary: int, stack: int) -> int:

@@ -207,7 +207,8 @@ def _memory(base: Base, plan: TrainingPlan, trained: int, dropout: float) -> int
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     values = 18 * hidden + 5 * inner if dropout else 8 * hidden + 4 * inner
     activations = plan.stack * plan.micro_batch * plan.length * layers * values * 4
-    logits = plan.stack * plan.micro_batch * plan.targets * config.vocab_size * 4 * 3
+    targets = plan.stack * plan.micro_batch * plan.targets
+    logits = (plan.piece or targets) * config.vocab_size * 4 * 3 + (targets * hidden * 4 * 3 if plan.piece else 0)
     return base.parameters * base.model.dtype.itemsize + plan.stack * trained * TRAINED_BYTES + activations + logits
 
 

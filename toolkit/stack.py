@@ -257,6 +257,15 @@ class Stack:
         finally:
             self._keep = None
 
+    def hidden(self, ids: Tensor, position: Tensor) -> Tensor:
+        """What the output head would make these logits of, [N, L, H]."""
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        head.forward = lambda hidden: hidden
+        try:
+            return self.logits(ids, position)
+        finally:
+            del head.forward
+
     def step(self, ids: Tensor, cache: Any = None, *, every: bool = False, **where: Tensor) -> Any:
         """One step of generation: logits of the last position (`every`: of all) and the KV cache that now includes `ids` [N, T].
 

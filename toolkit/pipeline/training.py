@@ -21,6 +21,7 @@ from toolkit.pipeline.job import Run, RunError, as_json
 from toolkit.plan import (
     SOFT_TARGET_BYTES,
     TrainingPlan,
+    head_piece,
     pays_to_compile,
     plan_training,
     soft_target_bytes,
@@ -29,6 +30,7 @@ from toolkit.plan import (
 from toolkit.population import Replica, fingerprint, write_text
 from toolkit.recipe import Condition, Recipe, Teacher
 from toolkit.students import Teaching
+from toolkit.train import plain_head
 
 CHECKPOINTS = "checkpoints"
 """folder of a condition with the stacks that are at work; what a killed run leaves there is where the next one goes on"""
@@ -99,6 +101,9 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     asked = condition.compile or recipe.compile
     worth = asked == "always" or asked == "auto" and pays_to_compile(plan, base.parameters)
     plan = replace(plan, compiled=worth and condition.method != "full")  # whole models are eager
+    if piece := head_piece(plan, base.model.config.get_text_config().vocab_size, device):
+        frozen = condition.method != "full" and not condition.teacher  # else the head learns, or the teacher speaks of all logits
+        plan = replace(plan, piece=piece if frozen and plain_head(base.model) else 0)
     data = [(e.ids, e.loss_mask) for e in examples]
     defining = {
         "condition": condition.model_dump(exclude={"replicas", "vary", "crossed", "repeats", "rows"}),

@@ -5,6 +5,7 @@ rounding), and a replica that diverges harms no other.
 """
 
 from toolkit.train.checkpoint import Checkpoint
+from toolkit.train.head import plain_head, token_losses_in_pieces
 from toolkit.train.initial import initial_factors
 from toolkit.train.loop import Trained, train_stack
 from toolkit.train.objective import Rows, batch_rows, token_losses
@@ -20,7 +21,9 @@ __all__ = [
     "clip_gradients",
     "gradient_norms",
     "initial_factors",
+    "plain_head",
     "save_stack",
     "token_losses",
+    "token_losses_in_pieces",
     "train_stack",
 ]

@@ -17,6 +17,7 @@ from toolkit.plan import TrainingPlan, learning_rate, snapshot_steps
 from toolkit.recipe import Condition
 from toolkit.stack import CounterDropout, stacked
 from toolkit.train.checkpoint import Checkpoint
+from toolkit.train.head import token_losses_in_pieces
 from toolkit.train.initial import Weights_R, initial_weights
 from toolkit.train.objective import Rows, batch_rows, token_losses
 from toolkit.train.optimise import Optimiser
@@ -112,9 +113,13 @@ def train_stack(
                 if dropout:
                     dropout.step = step * plan.accumulation + micro
                 index = index_Rb.reshape(-1)
-                logits = stack.logits(rows.ids[index], rows.position[index])
-                soft = said(index_Rb) if said else None
-                loss_NL = losses_of(logits, rows.target[index], soft, condition.temperature, condition.mix, condition.label_smoothing)
+                asked, smoothing = (rows.ids[index], rows.position[index]), condition.label_smoothing
+                if plan.piece:
+                    options = {"replicas": R, "piece": plan.piece, "label_smoothing": smoothing}
+                    loss_NL = token_losses_in_pieces(stack, *asked, rows.target[index], **options)
+                else:
+                    soft = said(index_Rb) if said else None
+                    loss_NL = losses_of(stack.logits(*asked), rows.target[index], soft, condition.temperature, condition.mix, smoothing)
                 loss_N = (loss_NL * rows.weight[index]).sum(1)  # per row
                 micro_R = loss_N.view(R, -1).sum(1) / count_R
                 micro_R.sum().backward()
