@@ -7,9 +7,9 @@ from typing import Any
 from toolkit import environment
 
 
-def finish(result: dict[str, Any], out: Path | None) -> None:
+def finish(result: dict[str, Any], out: Path | None, device: str = "cpu") -> None:
     """Print a result as one JSON line; write it to `out` where that is given."""
-    result = {**result, "environment": environment.describe("cpu")}
+    result = {**result, "environment": environment.describe(device)}
     if out:
         out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))

@@ -77,8 +77,8 @@ def stack_width(tokens_per_replica: int, device: str) -> int:
     At least 4, because kernels for fewer rows may round differently; a power of two, because N often is. It never depends on N: a
     replica keeps its bits when more are added.
     """
-    budget = CPU_TOKENS if device == "cpu" else GPU_TOKENS
-    return min(64, max(4, 2 ** round(math.log2(max(1.0, budget / tokens_per_replica)))))
+    budget, most = (CPU_TOKENS, 64) if device == "cpu" else (GPU_TOKENS, 128)
+    return min(most, max(4, 2 ** round(math.log2(max(1.0, budget / tokens_per_replica)))))
 
 
 def whole_width(parameters: int, bytes_each: int, device: str) -> int:

@@ -14,6 +14,7 @@ from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
 from toolkit.measure import read_prompts
 from toolkit.pipeline.checks import check_against_base, check_ensembles, check_lengths
+from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
 from toolkit.population import write_text
 from toolkit.recipe import Recipe, Sequential, dump_recipe
@@ -55,20 +56,26 @@ def open_run(
 
 
 def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
-    """What `auto` means for this base on this machine; in a run folder, what it meant when its first replica was trained.
+    """What `auto`, and on a GPU an open `stack`, mean here; in a run folder, what they meant when its first replica was trained.
 
-    Raises BaseError where there is no such base.
+    Raises BaseError where there is no such base, RunError as `fit_stacks`.
     """
     if folder and (folder / "recipe.yaml").is_file():
         then = open_folder(folder)
         kept = {key: getattr(then, key) for key in ("dtype", "compile") if getattr(recipe, key) == "auto"}
-        recipe = recipe.model_copy(update=kept)
+        stacks = {name: one.stack for name, one in then.trained.items()}
+        fitted = {
+            name: one.model_copy(update={"stack": stacks[name]})
+            for name, one in recipe.trained.items()
+            if one.stack is None and recipe.stack is None and stacks.get(name)
+        }
+        recipe = recipe.model_copy(update={**kept, "conditions": {**recipe.conditions, **fitted}})
     config = load_config(recipe.base)
     if recipe.dtype == "auto":
         recipe = recipe.model_copy(update={"dtype": fastest_dtype(config.get_text_config().hidden_size, device)})
     if recipe.compile == "auto" and not (device == "cpu" and environment.compiler() and config.model_type in TESTED):
         recipe = recipe.model_copy(update={"compile": "never"})
-    return recipe
+    return fit_stacks(recipe, device) if device == "cuda" else recipe
 
 
 @contextmanager

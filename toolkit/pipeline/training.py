@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from torch import OutOfMemoryError
 
 from toolkit import distill, environment, seeds
 from toolkit.adapters import read_adapter
@@ -187,18 +188,25 @@ def train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
     machine = environment.machine(unit.device)
     mark = fingerprint({"replicas": sorted({*unit.fingerprints.values()}), "machine": machine, "teachers": unit.teachers})
     checkpoint = Checkpoint(unit.folder / CHECKPOINTS / f"stack-{unit.stack:05d}.pt", mark)
-    with environment.threads(condition.threads, unit.device):
-        trained = train_stack(
-            base.model,
-            examples,
-            condition,
-            plan,
-            seeds_R,
-            teachers_R=_teachers(condition.teacher, unit.teachers) if condition.teacher else None,
-            keep_soft_targets=keep_soft,
-            checkpoint=checkpoint,
-            on_step=lambda step: progress(step / plan.steps) if step % every == 0 else None,
-        )
+    try:
+        with environment.threads(condition.threads, unit.device):
+            trained = train_stack(
+                base.model,
+                examples,
+                condition,
+                plan,
+                seeds_R,
+                teachers_R=_teachers(condition.teacher, unit.teachers) if condition.teacher else None,
+                keep_soft_targets=keep_soft,
+                checkpoint=checkpoint,
+                on_step=lambda step: progress(step / plan.steps) if step % every == 0 else None,
+            )
+    except OutOfMemoryError:
+        smaller = f"`stack: {plan.stack // 2}`" if plan.stack > 1 else "a smaller `batch_size` or `data.max_length`"
+        raise RunError(
+            f"conditions.{unit.condition}: a stack of {plan.stack} does not fit the memory of the GPU; set {smaller} and choose another "
+            "--out, or run again with nothing else on the GPU; finished replicas are kept"
+        ) from None
     records = save_stack(
         unit.folder,
         trained,
