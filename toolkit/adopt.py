@@ -17,13 +17,11 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from transformers.pytorch_utils import Conv1D
-
 from toolkit.adapters import CONFIG, WEIGHTS, Adapter, AdapterError, adapter_paths, read_adapter
 from toolkit.base import Base
 from toolkit.files import sha256_file
 from toolkit.population import RECORD, Replica, read_population, replica_folder, write_text
-from toolkit.stack import target_modules
+from toolkit.stack import layer_shape, target_modules
 from toolkit.stacked_embedding import StackedEmbedding
 
 RUN_LEVELS = 6
@@ -90,9 +88,9 @@ def same_weights(twins: Sequence[tuple[str, str]]) -> str:
 def layer_shapes(base: Base) -> dict[str, tuple[int, int]]:
     """[O, I] of every layer that an adapter may change, by name: the linear ones, and the token embedding."""
     layers = target_modules(base.model, "all-linear")
-    shapes = {name: layer.weight.shape[::-1] if isinstance(layer, Conv1D) else layer.weight.shape for name, layer in layers.items()}
     embedding = StackedEmbedding(base.model)
-    return {name: (int(O), int(I)) for name, (O, I) in shapes.items()} | {embedding.name: (embedding.out_features, embedding.in_features)}
+    shapes = {name: layer_shape(layer) for name, layer in layers.items()}
+    return shapes | {embedding.name: (embedding.out_features, embedding.in_features)}
 
 
 def check_base(adapter: Adapter, base: Base, shape_of: Mapping[str, tuple[int, int]]) -> None:

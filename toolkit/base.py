@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import importlib.util
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 EMBEDDED = Path(__file__).parent / "embedded" / "base"
@@ -46,13 +56,15 @@ class Base:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def to_dict(self) -> dict[str, Any]:
+        quantised = getattr(self.model, "is_quantized", False)
         return {
             "base": self.name,
             "source": self.source,
             "revision": self.revision,
             "architecture": type(self.model).__name__,
             "parameters": self.parameters,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "dtype": "nf4" if quantised else str(self.model.dtype).removeprefix("torch."),
+            **({"bitsandbytes": importlib.metadata.version("bitsandbytes")} if quantised else {}),
             "sha256": self.sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
         }
@@ -132,13 +144,24 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
-    """Load a base: `embedded`, a folder, a hub id, or `id@revision`. dtype `auto`: see `fastest_dtype`.
+    """Load a base: `embedded`, a folder, a hub id, or `id@revision`. dtype `auto`: see `fastest_dtype`; `nf4`: see `_four_bits`.
 
-    Raises BaseError with one line when there is no such model, or it has no end-of-sequence token.
+    Raises BaseError with one line when there is no such model, it has no end-of-sequence token, or a library is missing.
     """
     if dtype == "auto":
         dtype = fastest_dtype(load_config(name).get_text_config().hidden_size, device)
     return _load(name, dtype, device)
+
+
+def _four_bits(device: str) -> dict[str, Any]:
+    """Linear layers in four bits, as QLoRA has them (NF4, scales quantised too; arXiv:2305.14314); the rest, and products, in 16 or 32."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise BaseError("`dtype: nf4` needs bitsandbytes: pip install 'ftk[4bit]'")
+    compute = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
+    return {"quantization_config": config, "dtype": compute, "device_map": {"": device}}
 
 
 @lru_cache(maxsize=1)  # a worker process serves many stacks on one base
@@ -146,10 +169,14 @@ def _load(name: str, dtype: str, device: str) -> Base:
     source, revision = _locate(name)
     transformers_logging.disable_progress_bar()  # every worker would draw one
     options: dict[str, Any] = {"revision": revision} if revision else {}
+    kind = _four_bits(device) if dtype == "nf4" else {"dtype": getattr(torch, dtype), "device_map": None}
     with _one_line(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **options)
-    model = model.to(device).eval().requires_grad_(False)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, **kind, **options)
+    model = (model if dtype == "nf4" else model.to(device)).eval().requires_grad_(False)
+    for module in model.modules():  # on some CPUs a layer would pack itself anew in its first pass without gradients, and round otherwise
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     eos_ids = _eos_ids(model, tokenizer)
     if not eos_ids or tokenizer.eos_token_id is None:
         raise BaseError(f"base {name!r}: its tokenizer has no end-of-sequence token; set `eos_token` in tokenizer_config.json")
@@ -160,7 +187,7 @@ def _load(name: str, dtype: str, device: str) -> Base:
         model=model,
         tokenizer=tokenizer,
         eos_ids=eos_ids,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=model.num_parameters(),
         sha256=_hash_weights(model),
         tokenizer_sha256=_hash_tokenizer(tokenizer),
     )

@@ -209,7 +209,7 @@ def _memory(base: Base, plan: TrainingPlan, trained: int, dropout: float) -> int
     activations = plan.stack * plan.micro_batch * plan.length * layers * values * 4
     targets = plan.stack * plan.micro_batch * plan.targets
     logits = (plan.piece or targets) * config.vocab_size * 4 * 3 + (targets * hidden * 4 * 3 if plan.piece else 0)
-    return base.parameters * base.model.dtype.itemsize + plan.stack * trained * TRAINED_BYTES + activations + logits
+    return sum(p.nbytes for p in base.model.parameters()) + plan.stack * trained * TRAINED_BYTES + activations + logits
 
 
 def show(found: dict[str, Any]) -> None:

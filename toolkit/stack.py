@@ -131,6 +131,13 @@ class _Adapt(torch.autograd.Function):
         return grad, grad_x, grad_A, grad_B, None, None
 
 
+def layer_shape(layer: nn.Linear | Conv1D) -> tuple[int, int]:
+    """[O, I] of a linear layer, whatever its weights are packed as."""
+    if isinstance(layer, Conv1D):  # GPT-2 stores [I, O]
+        return int(layer.weight.shape[1]), int(layer.weight.shape[0])
+    return layer.out_features, layer.in_features
+
+
 class StackedLinear(nn.Module):
     """A frozen linear layer with R adapters: y = x W' + b + scale_k * (x A_k') B_k'."""
 
@@ -146,14 +153,16 @@ class StackedLinear(nn.Module):
         self.A_RrI: Tensor | None = None
         self.B_ROr: Tensor | None = None
         self.readers: Readers | None = None
-        shape = tuple(base.weight.shape)
-        self.is_conv = isinstance(base, Conv1D)  # GPT-2 stores [I, O]
-        self.out_features, self.in_features = (int(n) for n in (shape[::-1] if self.is_conv else shape))
+        self.is_conv = isinstance(base, Conv1D)
+        self.packed = not base.weight.is_floating_point()
+        self.out_features, self.in_features = layer_shape(base)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
         if self.A_RrI is None or self.B_ROr is None:
             return y
+        if self.packed and torch.is_grad_enabled():
+            y = y.clone()  # what bitsandbytes gives out may not be written into
         keep, scale = None, self.scale
         if self.dropout is not None:
             module = self.key if self.readers else self.index

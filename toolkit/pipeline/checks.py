@@ -13,7 +13,7 @@ from toolkit.merge import accepted, find_method
 from toolkit.pipeline.job import RunError
 from toolkit.pipeline.training import training_examples
 from toolkit.recipe import Recipe
-from toolkit.stack import target_modules
+from toolkit.stack import layer_shape, target_modules
 
 
 def check_against_base(recipe: Recipe, base: Base) -> None:
@@ -38,6 +38,8 @@ def check_against_base(recipe: Recipe, base: Base) -> None:
                 trajectory(path)  # raises where the method needs snapshots that are not there
     for name in recipe.conditions:
         own = recipe.trained.get(name)
+        if own and own.method == "full" and "nf4" in (own.dtype, recipe.dtype):
+            raise RunError(f"conditions.{name}: all weights cannot be trained, or answer, in four bits; set `dtype: bfloat16` for the run")
         try:
             if own and own.method == "full":
                 check_whole(base.model)
@@ -46,7 +48,7 @@ def check_against_base(recipe: Recipe, base: Base) -> None:
             raise RunError(f"conditions.{name}{'' if own and own.method == 'full' else '.targets'}: {error}") from None
         if own and own.threads > 1 and base.model.device.type != "cpu":
             raise RunError(f"conditions.{name}.threads: are those of a CPU, and this run is on {base.model.device.type}; leave it out")
-        largest = max(min(layer.weight.shape) for layer in layers.values())
+        largest = max(min(layer_shape(layer)) for layer in layers.values())
         for mitigation in [*recipe.mitigations, *([own.teacher] if own and own.teacher else [])]:
             if isinstance(mitigation.rank, int) and mitigation.rank > largest:
                 raise RunError(f"mitigation {mitigation.label}: the changes of this base have ranks 1 to {largest}")
