@@ -9,6 +9,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.ensemble import ENSEMBLES, logits, probabilities, token_vote, vote
+from toolkit.predict import answers as answers_of
 from toolkit.predict import batches, generate, load_adapters, score, score_tokens
 from toolkit.stack import stacked
 
@@ -161,6 +162,7 @@ def sliding() -> MistralForCausalLM:
 @pytest.mark.parametrize("together", [True, False], ids=["one batch", "small batches"])
 def test_an_answer_does_not_depend_on_the_lengths_beside_it(kind, together, monkeypatch):
     """Prompts of all lengths in one batch, some of which end early, against each prompt alone."""
+    monkeypatch.setitem(answers_of.LOOK, "cpu", 1 if together else 5)
     if not together:
         monkeypatch.setattr(batches, "CACHED", 150)
         monkeypatch.setattr(batches, "TOKENS", 60)

@@ -13,6 +13,9 @@ from toolkit.predict.scores import Scored, pays, score_after, score_tokens
 from toolkit.predict.voices import Combine, Voices
 from toolkit.stack import Stack
 
+LOOK = {"cpu": 1, "cuda": 8}
+"""tokens after which it is looked who is done: a look waits for the device"""
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -102,12 +105,16 @@ def _go_on(read: Read, eos_ids: Sequence[int], max_new_tokens: int, top_k: int) 
         all_UP[:, column] = token_UP
         tokens.append(all_UP)
         done_UP[:, column] = done | torch.isin(token_UP, eos)
-        open_P = (~done_UP[:, column]).any(0)
-        if step + 1 == max_new_tokens or not bool(open_P.any()):
+        if step + 1 == max_new_tokens:
             break
-        if int(open_P.sum()) <= len(column) // 2:  # the few that go on forever should not carry the many that are done
-            read.keep(open_P)
-            column, token_UP = column[open_P], token_UP[:, open_P]
+        if (step + 1) % LOOK.get(device.type, 1) == 0:
+            open_P = (~done_UP[:, column]).any(0)
+            still = int(open_P.sum())
+            if not still:
+                break
+            if still <= len(column) // 2:  # the few that go on forever should not carry the many that are done
+                read.keep(open_P)
+                column, token_UP = column[open_P], token_UP[:, open_P]
         log_UPV = read.go_on(token_UP[:, :, None])
     ids_UPT, end = torch.stack(tokens, -1).tolist(), set(eos_ids)
     done, logprob, margin, first_ids, first_logprobs = (x.tolist() for x in (done_UP, logprob_UP, margin_UP, best.indices, best.values))

@@ -57,6 +57,8 @@ class Read:
     log_UPV: Tensor
     caches: list[Any]
     longest: int
+    ragged: bool = False
+    """some prompts are shorter, and have empty slots in front"""
     more: int = 0
     """tokens of each prompt's continuation that passed"""
 
@@ -83,7 +85,7 @@ class Read:
         """Log-probabilities [U, P, V] after the next tokens of every prompt; `every`: after each of them, [U, P * T, V]."""
         U, P, T = ids_UPT.shape
         where = {}
-        if int(self.length_P.min()) < self.longest:  # positions are counted from the first token of a prompt
+        if self.ragged:  # positions are counted from the first token of a prompt
             slot_S = torch.arange(self.longest + self.more + T, device=ids_UPT.device)
             seen_PS = (slot_S >= self.longest - self.length_P[:, None]).long()
             position_PT = self.length_P[:, None] + self.more + torch.arange(T, device=ids_UPT.device)
@@ -147,4 +149,5 @@ def _join(parts: Sequence[Read], room: int) -> list[Read]:
     first = parts[0]
     indices = [i for part in parts for i in part.indices]
     length_P, log_UPV = torch.cat([part.length_P for part in parts]), torch.cat([part.log_UPV for part in parts], 1)
-    return [Read(first.speak, first.pieces, indices, length_P, log_UPV, first.caches, longest)]
+    ragged = any(part.longest < longest for part in parts)
+    return [Read(first.speak, first.pieces, indices, length_P, log_UPV, first.caches, longest, ragged)]
