@@ -21,8 +21,7 @@ import toolkit
 from toolkit.data import read_rows
 from toolkit.population import read_population, sha256_file
 
-KILLS = {"local": 50, "ray": 12}
-"""a start on Ray takes about three times as long: it brings up a cluster of its own"""
+KILLS = {"local": 50, "ray": 50}
 REPLICAS = 64
 RECIPE = """
 base: {base}
