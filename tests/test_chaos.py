@@ -21,7 +21,7 @@ import toolkit
 from toolkit.data import read_rows
 from toolkit.population import read_population, sha256_file
 
-KILLS = {"local": 50, "ray": 50}
+KILLS = 50
 REPLICAS = 64
 RECIPE = """
 base: {base}
@@ -104,33 +104,48 @@ def files(folder: Path) -> int:
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
-def strike(recipe: Path, out: Path, engine: str, rng: random.Random, usual_start: float) -> str:
-    """Start the run, kill a part of it at a random moment; what was killed, or "nothing" where the run was over before."""
-    victim = rng.choice(["driver", "worker", "everything"])
-    moment, later = rng.choice(["files", "any time"]), rng.choice([0.0, rng.uniform(0, 0.3)])
-    process = start(recipe, out, engine)
-    before, more = files(out), rng.randrange(1, 30)
-    until = time.monotonic() + (rng.uniform(0.1, 1.5) * usual_start if moment == "any time" else 300)
-    while time.monotonic() < until and process.poll() is None and (moment == "any time" or files(out) < before + more):
-        time.sleep(0.01)
-    time.sleep(later)
-    if process.poll() is not None:
-        assert process.returncode == 0, process.communicate()[1]
-        return "nothing"
-    if victim == "worker" and (found := workers(process.pid, engine)):
-        kill([rng.choice(found)])
-    else:
-        kill([process.pid] if victim == "driver" else [*family(process.pid)])
-        process.communicate(timeout=120)
+class Victim:
+    """A run that is started whenever it is not at work, until it is over."""
+
+    def __init__(self, recipe: Path, out: Path, engine: str, rng: random.Random):
+        self.recipe, self.out, self.engine, self.rng = recipe, out, engine, rng
+        self.process: subprocess.Popen | None = None
+
+    def at_work(self) -> bool:
+        """Start it where it has ended; False where it is over."""
+        fresh = self.process is None
+        if self.process is not None and self.process.poll() is not None:
+            said = self.process.communicate()[1]
+            if self.process.returncode == 0:
+                return False
+            expected = {"local": "a worker process was killed", "ray": "finished replicas are kept"}[self.engine]
+            assert self.process.returncode == 1 and expected in said.splitlines()[-1] and "Traceback" not in said.splitlines()[-1], said
+            fresh = True
+        if fresh:
+            self.process = start(self.recipe, self.out, self.engine)
+        self.fresh = fresh
+        return True
+
+    def strike(self) -> str | None:
+        """Wait for a random moment and kill a part of it; what was killed, or None where it had ended before."""
+        assert self.process is not None
+        victim = self.rng.choice(["driver", "worker", "everything"])
+        moment, later = self.rng.choice(["files", "any time"]), self.rng.choice([0.0, self.rng.uniform(0, 0.3)])
+        wait = self.rng.uniform(0.1, 15.0) if self.fresh else self.rng.uniform(0.0, 2.0)  # a start takes some ten seconds
+        before, more = files(self.out), self.rng.randrange(1, 15)
+        until = time.monotonic() + (wait if moment == "any time" else 300)
+        while time.monotonic() < until and self.process.poll() is None and (moment == "any time" or files(self.out) < before + more):
+            time.sleep(0.01)
+        time.sleep(later)
+        if self.process.poll() is not None:
+            return None
+        if victim == "worker" and (found := workers(self.process.pid, self.engine)):
+            kill([self.rng.choice(found)])  # a pool that has lost a worker gives up; Ray goes on
+            return "worker"
+        kill([self.process.pid] if victim == "driver" else [*family(self.process.pid)])
+        self.process.communicate(timeout=120)
+        self.process = None
         return "driver" if victim == "driver" else "everything"
-    _, said = process.communicate(timeout=300)
-    if (
-        engine == "local" and process.returncode != 0
-    ):  # a pool that has lost a worker says so in one line; at the very end it may not notice
-        assert process.returncode == 1 and "a worker process was killed" in said.splitlines()[-1] and "Traceback" not in said, said
-    elif process.returncode != 0:  # Ray starts the task again, unless the dead worker held its own bookkeeping
-        assert process.returncode == 1 and "finished replicas are kept" in said.splitlines()[-1], said
-    return "worker"
 
 
 def contents(run: Path) -> dict[str, object]:
@@ -148,19 +163,22 @@ def contents(run: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", KILLS)
+@pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(recipe, undisturbed, tmp_path, engine):
     if engine == "ray":
         pytest.importorskip("ray", reason="the extra ftk[ray] is not installed")
-    rng, out, struck = random.Random(f"chaos {engine}"), tmp_path / "run", []
-    usual_start = 10.0
-    while len(struck) < KILLS[engine] and (what := strike(recipe, out, engine, rng, usual_start)) != "nothing":
-        struck.append(what)
-        print(f"kill {len(struck)}: {what}, {len(read_population(out / 'lora'))} replicas, {files(out)} files", flush=True)
+    out, struck = tmp_path / "run", []
+    victim = Victim(recipe, out, engine, random.Random(f"chaos {engine}"))
+    while len(struck) < KILLS and victim.at_work():
+        if what := victim.strike():
+            struck.append(what)
+            print(f"kill {len(struck)}: {what}, {len(read_population(out / 'lora'))} replicas, {files(out)} files", flush=True)
+    if victim.process is not None:  # a worker was the last
+        victim.process.communicate(timeout=1200)
     process = start(recipe, out, engine)
     _, said = process.communicate(timeout=1200)
     assert process.returncode == 0, said
-    assert {"driver", "worker", "everything"} <= set(struck) and len(struck) == KILLS[engine], struck
+    assert {"driver", "worker", "everything"} <= set(struck) and len(struck) == KILLS, struck
     assert contents(out) == contents(undisturbed)
     population = read_population(out / "lora")
     assert sorted(population) == list(range(REPLICAS)) and {one.status for one in population.values()} == {"ok"}
