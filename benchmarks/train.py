@@ -8,10 +8,10 @@ Workloads C1 to C3 (random Llama-shaped bases, LoRA of rank 8 on all linear laye
 embedded default; on a GPU G-A to G-C, of the shape of Qwen2.5-0.5B with rank 16 (`--device cpu` runs them on a CPU, which takes hours).
 Peers: a plain peft loop in float32 and with bfloat16 autocast, the same compiled, peft under the Hugging Face Trainer, and
 torch.func.vmap over peft adapters. One thread each, or one GPU, where peers need not be deterministic; repeats are interleaved; figures
-are medians of milliseconds for one step of one replica, and tokens are real ones. `--cores` runs the faster loop and the stack in one
-process for every core. `--end-to-end` adds the cost of a replica of the embedded default from the shell: `ftk train-replicas` against a
-script with the Trainer. `--campaign` (G-D) trains 512 replicas of G-A's shape from the shell while the run is killed three times, and
-lets `ftk verify` train one stack again.
+are medians of milliseconds for one step of one replica, and tokens are real ones. `--cold` times fresh processes, `--cores` the faster
+loop and the stack in one process for every core, `--end-to-end` a replica of the embedded default from the shell: `ftk train-replicas`
+against a script with the Trainer. `--campaign` (G-D) trains 512 replicas of G-A's shape from the shell while the run is killed three
+times, and lets `ftk verify` train one stack again.
 
 No ratio is printed before the gates hold in the same run. G1: gradients of one step and 20 losses equal those of the peft loop (float32).
 G2: a rerun and another order of replicas give the same bits. G3: a replica with NaN leaves the others' bits alone.
@@ -415,11 +415,7 @@ def campaign(folder: Path, replicas: int = 512, kills: int = 3) -> dict:
 
 def _core(name: str, side: str, seconds: float, barrier, queue) -> None:
     environment.make_deterministic("cpu")
-    work = Workload(name)
-    fast = getattr(torch, fastest_dtype(work.model.config.hidden_size, "cpu"))
-    run = {"stack": lambda: work.stack(fast, True)[0], "float32": lambda: work.loop()[0], "autocast": lambda: work.loop(autocast=True)[0]}[
-        side
-    ]
+    run = side_of(Workload(name), side)
     run()
     barrier.wait()
     taken, start = [], time.perf_counter()
@@ -440,6 +436,26 @@ def on_all_cores(name: str, side: str) -> float:
     for worker in workers:
         worker.join()
     return sum(1 / seconds for seconds in found)
+
+
+def cold(name: str, loop: str) -> dict[str, float]:
+    """Wall seconds of a fresh process that imports, loads and takes the steps of a workload: the stack without and with compiled code on
+    disk (all replicas of a stack), and the loop (one replica)."""
+    found = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for label, side in (("stack, nothing compiled", "stack"), ("stack, compiled code on disk", "stack"), ("peft loop", loop)):
+            start = time.perf_counter()
+            command = [sys.executable, __file__, "--workloads", name, "--once", side]
+            subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache})
+            found[label] = time.perf_counter() - start
+    return found
+
+
+def side_of(work: Workload, side: str) -> Callable[[], float]:
+    """Seconds of a step of the stack as it is chosen for this machine, or of a plain loop."""
+    fast = getattr(torch, fastest_dtype(work.model.config.hidden_size, "cpu"))
+    sides = {"stack": lambda: work.stack(fast, True)[0], "float32": lambda: work.loop()[0], "autocast": lambda: work.loop(autocast=True)[0]}
+    return sides[side]
 
 
 def end_to_end(replicas: int = 64, theirs: int = 2) -> dict:
@@ -472,6 +488,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--vmap", action="store_true", help="torch.func.vmap, too")
     parser.add_argument("--cores", action="store_true", help="one process for every core, too")
+    parser.add_argument("--cold", action="store_true", help="fresh processes, too: what the first stack waits for")
+    parser.add_argument("--once", choices=["stack", "float32", "autocast"], help=argparse.SUPPRESS)
     parser.add_argument("--end-to-end", action="store_true")
     parser.add_argument("--campaign", action="store_true", help="G-D")
     parser.add_argument("--out", type=Path)
@@ -482,14 +500,19 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     environment.make_deterministic(device)
+    if arguments.once:
+        side_of(Workload(arguments.workloads[0]), arguments.once)()
+        return
     where = "one thread" if device == "cpu" else "one GPU"
     result: dict = {"benchmark": f"stacked training against peft, {where}", "workloads": {}}
     for name in arguments.workloads:
         result["workloads"][name] = measure(name, arguments.repeats, arguments.vmap, device)
         print(name, json.dumps(result["workloads"][name]["milliseconds_of_a_replica_step"]), flush=True)
+        faster = "autocast" if "autocast" in result["workloads"][name]["faster_loop"] else "float32"
+        if arguments.cold:
+            result["workloads"][name]["seconds_of_a_fresh_process"] = cold(name, faster)
         if arguments.cores:
-            autocast = "autocast" in result["workloads"][name]["faster_loop"]
-            whole = {side: on_all_cores(name, side) for side in ("stack", "autocast" if autocast else "float32")}
+            whole = {side: on_all_cores(name, side) for side in ("stack", faster)}
             result["workloads"][name]["replica_steps_per_second_on_all_cores"] = whole
             result["workloads"][name]["ratio_on_all_cores"] = whole.pop("stack") / next(iter(whole.values()))
     if arguments.end_to_end:
