@@ -143,6 +143,18 @@ def test_an_adapter_of_another_base_is_refused(world):
         load_adapters(stack, [read_adapter(paths[0])], width=1)
 
 
+def test_short_references_need_no_second_reading(world, monkeypatch):
+    kind, paths = world
+    asked = prompts()
+    said = [[[5, 9, 3]] for _ in asked]
+    with stacked(tiny_model(kind)) as stack:
+        load_adapters(stack, list(map(read_adapter, paths)), width=3)
+        expected = score(stack, asked, [one for [one] in said], voices=3)
+        monkeypatch.setattr(answers_of, "score_tokens", None)
+        found = generate(stack, asked, voices=3, eos_ids=[0], max_new_tokens=4, top_k=1, continuations=said)
+    np.testing.assert_allclose([[a.scores[0].logprob for a in row] for row in found], expected, rtol=1e-4)
+
+
 def test_a_batch_that_is_scored_holds_no_more_numbers_than_allowed(monkeypatch):
     monkeypatch.setattr(batches, "LOGITS", 1000)
     found = list(batches.alike([10] * 8, range(8), rows_each=2, spread=0, head=[100, 100, 100, 400, 100, 900, 100, 100]))

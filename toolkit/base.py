@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,6 +158,7 @@ def _four_bits(device: str) -> dict[str, Any]:
     """Linear layers in four bits, as QLoRA has them (NF4, scales quantised too; arXiv:2305.14314); the rest, and products, in 16 or 32."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise BaseError("`dtype: nf4` needs bitsandbytes: pip install 'ftk[4bit]'")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that it would have fetched
     compute = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
@@ -169,13 +171,14 @@ def _load(name: str, dtype: str, device: str) -> Base:
     source, revision = _locate(name)
     transformers_logging.disable_progress_bar()  # every worker would draw one
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    kind = _four_bits(device) if dtype == "nf4" else {"dtype": getattr(torch, dtype), "device_map": None}
+    packed = dtype == "nf4"
+    kind = _four_bits(device) if packed else {"dtype": getattr(torch, dtype)}
     with _one_line(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(source, **kind, **options)
-    model = (model if dtype == "nf4" else model.to(device)).eval().requires_grad_(False)
-    for module in model.modules():  # on some CPUs a layer would pack itself anew in its first pass without gradients, and round otherwise
-        if hasattr(module, "support_avx512bf16_for_cpu"):
+    model = (model if packed else model.to(device)).eval().requires_grad_(False)
+    for module in model.modules() if packed else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # it would pack itself anew in a pass without gradients, and round otherwise
             module.support_avx512bf16_for_cpu = False
     eos_ids = _eos_ids(model, tokenizer)
     if not eos_ids or tokenizer.eos_token_id is None:

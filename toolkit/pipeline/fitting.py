@@ -17,13 +17,14 @@ from toolkit.train import train_stack
 def fit_stacks(recipe: Recipe, device: str) -> Recipe:
     """Conditions whose stack the recipe leaves open get one of half the width, again and again, until a step of it fits.
 
-    A width is part of a replica's bits: the run's recipe keeps what was found. Raises RunError where not even one replica fits.
+    A width is part of a replica's bits: the run's recipe keeps what was found, whatever else is on the GPU later. Raises RunError where
+    not even one replica fits.
     """
     found = {}
     for name, condition in recipe.trained.items():
         if recipe.stack or condition.stack:
             continue
-        planned = width = training_plan(recipe, name, device)[0].stack
+        width = training_plan(recipe, name, device)[0].stack
         while not fits(recipe, name, device, width):
             if width == 1:
                 raise RunError(
@@ -31,8 +32,7 @@ def fit_stacks(recipe: Recipe, device: str) -> Recipe:
                     "`gradient_accumulation` for the same steps) or `data.max_length`"
                 )
             width //= 2
-        if width < planned:
-            found[name] = condition.model_copy(update={"stack": width})
+        found[name] = condition.model_copy(update={"stack": width})
     return recipe.model_copy(update={"conditions": {**recipe.conditions, **found}})
 
 

@@ -101,7 +101,7 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     plan = plan_training(condition, lengths, targets, stack=recipe.stack, device=device, parameters=base.parameters)
     asked = condition.compile or recipe.compile
     worth = asked == "always" or asked == "auto" and pays_to_compile(plan, base.parameters)
-    eager = condition.method == "full" or "nf4" in (condition.dtype, recipe.dtype)  # not made for compiled code
+    eager = condition.method == "full" or (condition.dtype or recipe.dtype) == "nf4"  # not made for compiled code
     plan = replace(plan, compiled=worth and not eager)
     if piece := head_piece(plan, base.model.config.get_text_config().vocab_size, device):
         frozen = condition.method != "full" and not condition.teacher  # else the head learns, or the teacher speaks of all logits

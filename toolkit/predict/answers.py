@@ -54,11 +54,10 @@ def generate(
     vocabulary = stack.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     speak = Voices(stack, voices, members, combine, weight_UK)
     asked = continuations or [[] for _ in prompts]
-    room = max([max_new_tokens, *(len(one) for several in asked for one in several)])
     answers: list[list[Generation | None]] = [[None] * len(prompts) for _ in range(voices)]
     scores: list[list[list[Scored | None]]] = [[[None] * len(several) for several in asked] for _ in range(voices)]
     apart = []
-    for batch in read(speak, prompts, room, vocabulary):
+    for batch in read(speak, prompts, max_new_tokens, vocabulary):
         for n in range(max(len(asked[i]) for i in batch.indices)):
             these = [asked[i][n] if n < len(asked[i]) else () for i in batch.indices]
             if pays(batch, these):

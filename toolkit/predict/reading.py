@@ -57,6 +57,8 @@ class Read:
     log_UPV: Tensor
     caches: list[Any]
     longest: int
+    room: int
+    """tokens that may come after the prompts"""
     ragged: bool = False
     """some prompts are shorter, and have empty slots in front"""
     more: int = 0
@@ -123,15 +125,12 @@ def read(speak: Voices, prompts: Sequence[Sequence[int]], room: int, vocabulary:
                 return output.logits[:, -1]
 
             log_UPV = speak.log_probs(pieces, last)
-            parts.append(Read(speak, pieces, group, length_P, log_UPV, caches, lengths[group[0]]))
-        if any_length:
-            yield from _join(parts, room)
-        else:
-            for part in parts:
-                yield from _join([part], room)
+            parts.append(Read(speak, pieces, group, length_P, log_UPV, caches, lengths[group[0]], room))
+        for several in [parts] if any_length else [[part] for part in parts]:
+            yield from _join(several)
 
 
-def _join(parts: Sequence[Read], room: int) -> list[Read]:
+def _join(parts: Sequence[Read]) -> list[Read]:
     """Parts that were read apart as one, with room for more tokens, where caches are plain keys and values; others stay apart."""
     caches = [cache for part in parts for cache in part.caches]
     if not all(type(layer) is DynamicLayer for cache in caches for layer in getattr(cache, "layers", [None])):
@@ -145,9 +144,9 @@ def _join(parts: Sequence[Read], room: int) -> list[Read]:
 
     for first, *others in zip(*(part.caches for part in parts), strict=True):
         every = [[layer] + [other.layers[n] for other in others] for n, layer in enumerate(first.layers)]
-        first.layers = [Roomy(joined([x.keys for x in same]), joined([x.values for x in same]), room) for same in every]
+        first.layers = [Roomy(joined([x.keys for x in same]), joined([x.values for x in same]), parts[0].room) for same in every]
     first = parts[0]
     indices = [i for part in parts for i in part.indices]
     length_P, log_UPV = torch.cat([part.length_P for part in parts]), torch.cat([part.log_UPV for part in parts], 1)
     ragged = any(part.longest < longest for part in parts)
-    return [Read(first.speak, first.pieces, indices, length_P, log_UPV, first.caches, longest, ragged)]
+    return [Read(first.speak, first.pieces, indices, length_P, log_UPV, first.caches, longest, first.room, ragged)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +31,10 @@ class Scored:
 
 
 def pays(read: Read, continuations: Sequence[Sequence[int]]) -> bool:
-    """To go on from the caches takes no more tokens, padding included, than to read every prompt again."""
-    padded = len(continuations) * max(len(one) for one in continuations)
+    """There is room to go on from the caches, and it takes no more tokens, padding included, than to read every prompt again."""
+    longest = max(len(one) for one in continuations)
     again = sum(n + len(one) for n, one in zip(read.length_P.tolist(), continuations, strict=True) if one)
-    return read.rewinds and padded <= again
+    return read.rewinds and longest <= read.room and len(continuations) * longest <= again
 
 
 def score_after(read: Read, continuations: Sequence[Sequence[int]]) -> list[list[Scored]]:
@@ -110,15 +111,6 @@ def score_tokens(
     return found  # type: ignore[return-value]
 
 
-def score(
-    stack: Stack,
-    prompts: Sequence[Sequence[int]],
-    continuations: Sequence[Sequence[int]],
-    *,
-    voices: int,
-    members: int = 1,
-    combine: Combine | None = None,
-) -> list[list[float]]:
+def score(stack: Stack, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], **shape: Any) -> list[list[float]]:
     """Log-probability (nats) of each prompt's continuation, [voice][prompt]; see `score_tokens`."""
-    found = score_tokens(stack, prompts, continuations, voices=voices, members=members, combine=combine)
-    return [[scored.logprob for scored in row] for row in found]
+    return [[scored.logprob for scored in row] for row in score_tokens(stack, prompts, continuations, **shape)]
