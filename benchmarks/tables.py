@@ -1,9 +1,10 @@
-"""The table of a results.json or claims.json, or of `benchmarks/merge.py` or `train.py`, as Markdown, for the documents.
+"""The table of a results.json or claims.json, or of `benchmarks/merge.py`, `train.py` or `scale.py`, as Markdown, for the documents.
 
 python benchmarks/tables.py benchmarks/results/methods.json
 python benchmarks/tables.py benchmarks/results/claims/claims.json
 python benchmarks/tables.py benchmarks/results/merge.json
 python benchmarks/tables.py benchmarks/results/train.json
+python benchmarks/tables.py benchmarks/results/scale.json
 python benchmarks/tables.py --conditions benchmarks/results/controls/*.json
 """
 
@@ -83,6 +84,16 @@ def train_table(results: dict) -> str:
     return as_markdown(lines)
 
 
+def scale_table(results: dict) -> str:
+    """Processor seconds of every command at every size, how they grow, and the largest process at the last."""
+    sizes = results["seconds_and_peak_gib"]
+    lines = [["command", *(f"{int(size):,}" for size in sizes), "exponent", "peak GiB"]]
+    for name, exponent in results["exponent_of_the_processor_seconds"].items():
+        seconds = [f"{of_size[name]['cpu_seconds']:.1f}" for of_size in sizes.values()]
+        lines.append([name, *seconds, f"{exponent:.2f}", f"{list(sizes.values())[-1][name]['peak_gib']:.2f}"])
+    return as_markdown(lines)
+
+
 def claims_table(found: Claims) -> str:
     """Every claim beside what was measured: for fresh prompts, and of those of the suite alone."""
     lines = [["claim", "condition", "N", "claimed", "measured", "verdict", "of these prompts alone", "verdict"]]
@@ -159,7 +170,8 @@ def main() -> None:
         found = load_claims(path)
         print(claims_table(found), matrix(found), sep="\n\n")
     else:
-        print(merge_table(results) if "cases" in results else train_table(results) if "workloads" in results else table(results))
+        kinds = {"cases": merge_table, "workloads": train_table, "exponent_of_the_processor_seconds": scale_table}
+        print(next((make for key, make in kinds.items() if key in results), table)(results))
 
 
 if __name__ == "__main__":

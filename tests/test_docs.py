@@ -181,3 +181,25 @@ def test_tables_are_those_of_their_results():
     assert tables.merge_table(found) in (ROOT / "docs/merging.md").read_text()
     found = json.loads((ROOT / "benchmarks/results/train.json").read_text())
     assert tables.train_table(found) in (ROOT / "docs/performance.md").read_text()
+    found = json.loads((ROOT / "benchmarks/results/scale.json").read_text())
+    assert tables.scale_table(found) in (ROOT / "docs/performance.md").read_text()
+
+
+def test_ratios_in_sentences_are_those_of_their_results():
+    told = (ROOT / "docs/performance.md").read_text()
+
+    def found(name):
+        return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+
+    ratios = [found(f"check-{name}")["took_over_predicted"] for name in ("demo", "clinc150")]
+    demo, clinc = ([f"{ratio[key]:.2f}" for key in ("seconds", "worker_bytes", "disk_bytes")] for ratio in ratios)
+    assert "{} times the wall time, {} times the memory of a worker, {} times the disk".format(*demo) in told
+    assert "{}, {} and {} times. A machine".format(*clinc) in told
+    head = found("head")["ratio"]
+    assert f"{head['float32']['seconds']:.2f} times as long in float32 and {head['bfloat16']['seconds']:.2f} times in bfloat16" in told
+    works = found("train-vmap")["workloads"]
+    vmap = [works[name]["ratios"]["vmap over peft"][works[name]["chosen"]] for name in ("C1", "C2", "embedded")]
+    assert "{:.1f} times as fast on C1, {:.1f} times on C2 and {:.1f} times on the embedded".format(*vmap) in told
+    for label in ("stack, nothing compiled", "stack, compiled code on disk"):
+        seconds = [works[name]["seconds_of_a_fresh_process"][label] for name in ("C1", "C2", "embedded")]
+        assert "{:.0f}, {:.0f} and {:.0f} s".format(*seconds) in " ".join(told.split())
