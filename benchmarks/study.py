@@ -64,7 +64,7 @@ def as_csv(head: str, rows: Iterator[list]) -> bytes:
     return text.getvalue().encode()
 
 
-BRIEF = ("version", "about", "level", "suites", "base", "verdict", "contrasts")
+BRIEF = ("version", "about", "level", "suites", "base", "verdict", "contrasts", "mitigated")
 OF_CONDITION = ("name", "n_replicas", "n_failed", "failure_rate", "settings", "sources")
 
 
@@ -75,7 +75,7 @@ def brief(results: dict[str, Any]) -> dict[str, Any]:
     for condition in results["conditions"]:
         procedures = [p | {"cells": [cell for cell in p["cells"] if not cell["category"]]} for p in condition["procedures"]]
         conditions.append({key: condition[key] for key in OF_CONDITION} | {"procedures": procedures, "unstable": []})
-    return shortened({key: results[key] for key in BRIEF} | {"about": about, "conditions": conditions})
+    return shortened({key: results[key] for key in BRIEF if key in results} | {"about": about, "conditions": conditions})
 
 
 def shortened(value: Any) -> Any:

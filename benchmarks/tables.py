@@ -127,7 +127,9 @@ def conditions_table(results: Results) -> str:
     The steadiest on the last shift first. Price: of one run, in seconds of a core or of the device, as a multiple of the first one's.
     """
     first, shifts = results.conditions[0], results.shifts
-    against = {(c.condition, c.shift): (c.ratio, c.accuracy_change) for c in results.contrasts if c.baseline == first.name}
+    against = {
+        (c.condition, c.shift): (c.ratio, c.accuracy_change) for c in (*results.contrasts, *results.mitigated) if c.baseline == first.name
+    }
     against |= {
         (f"{procedure.title}, K = {procedure.k}", cell.shift): (cell.ratio, cell.accuracy_change)
         for procedure in first.procedures[1:]

@@ -9,7 +9,9 @@ from outcomes_of import World, vote
 
 from toolkit import statistics as st
 from toolkit.analyse import analyse
+from toolkit.report import render, table_text
 from toolkit.results import About, ConditionDesign, Price, Results, load_results, save_results
+from toolkit.sweeps import controls
 
 
 def results_of(world: World, **options) -> Results:
@@ -212,3 +214,29 @@ def test_a_mitigation_is_held_against_one_training_of_the_same_compute(world: Wo
     at = np.array([prompt.shift == "far" for _, prompt in world.flat])
     assert far.ratio == st.population_ratio(codes[: len(voted), at], codes[len(voted) :, at]) and far.p_adjusted >= far.ratio.p
     assert analyse(joined, world.prompts, [lora, dataclasses.replace(other, price=Price(tokens=3000))]).same_compute == ()
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_mitigation_of_another_condition_is_held_against_single_replicas_of_the_first(paired: bool) -> None:
+    """Groups of several replicas are independent of the first condition's; those of one are its pairs by seed."""
+    world = World(24)
+    other = (
+        World(24, seed=5, flips=0.3).mitigate("swa", 1, lambda members: world.answers[0][:50] + members[0][50:]).mitigate("vote", 4, vote)
+    )
+    rows = [row | {"condition": "other"} for row in other.rows if row["procedure"] != "base"]
+    other.rows = world.rows + rows
+    design = dataclasses.replace(*other.designs, name="other")
+    results = analyse(other.table, world.prompts, [*world.designs, design], paired=paired)
+    at = np.array([prompt.shift == "far" for _, prompt in world.flat])
+    for m in other.mitigations:
+        pairs, found = paired and m.k == 1, [c for c in results.mitigated if c.condition == m.of("other")]
+        assert [c.shift for c in found] == ["typical", "near", "far"] and {c.paired for c in found} == {pairs}
+        groups = {row["index"]: [] for row in rows if row["procedure"] == m.label}
+        for row in rows:
+            if row["procedure"] == m.label:
+                groups[row["index"]].append(row["answer"])
+        codes = st.encode([*groups.values(), *world.answers.values()])
+        assert found[-1].ratio == st.population_ratio(codes[: len(groups), at], codes[len(groups) :, at], paired=pairs)
+        assert f"{m.of('other')} against single replicas of lora" in table_text(results)
+    assert {one.name for one in controls(results)} == {"other", "swa, K = 1 (other)", "vote, K = 4 (other)"}
+    assert "Mitigations of other conditions" in render(results)

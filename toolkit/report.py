@@ -314,6 +314,10 @@ def _contrast_lines(results: Results) -> list[str]:
             for c in results.by_prompt
             if c.condition == name
         ]
+    for name in dict.fromkeys(c.condition for c in results.mitigated):
+        found = [c for c in results.mitigated if c.condition == name]
+        ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in found)
+        lines.append(f"{name} against single replicas of {found[0].baseline}, ratio of disagreement: {ratios}")
     for condition, baseline in dict.fromkeys((c.condition, c.baseline) for c in results.same_compute):
         found = [c for c in results.same_compute if (c.condition, c.baseline) == (condition, baseline)]
         ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in found)

@@ -49,6 +49,10 @@ class MitigationDesign:
     condition: str = ""
     runs: Sequence[int] = ()
 
+    def of(self, condition: str) -> str:
+        """`mean, K = 8 (lora)`: how a contrast names it."""
+        return mitigation_of(self.title, self.k, condition)
+
     def outcomes(self, condition: str) -> tuple[str, str, Sequence[int]]:
         """Condition, procedure and indexes of its rows, where `condition` is the one that it is built from."""
         return (self.condition, "replica", self.runs) if self.condition else (condition, self.label, range(len(self.members)))
@@ -302,7 +306,8 @@ class Judgement:
 class Contrast:
     """Two conditions on one shift: the condition against the baseline. paired: run j of both shares its seeds.
 
-    Of `Results.same_compute` condition is a mitigation in words, and baseline a condition that takes as many tokens in one training.
+    Of `Results.mitigated` and `same_compute` condition is a mitigation in words (`mitigation_of`); baseline is there a condition that takes
+    as many tokens in one training.
     """
 
     condition: str
@@ -462,6 +467,7 @@ class Results:
     thresholds: Thresholds = Thresholds()
     contrasts: tuple[Contrast, ...] = ()
     judgements: tuple[Judgement, ...] = ()
+    mitigated: tuple[Contrast, ...] = ()
     by_prompt: tuple[PromptContrast, ...] = ()
     same_compute: tuple[Contrast, ...] = ()
     modules: tuple[Modules, ...] = ()
@@ -473,6 +479,11 @@ class Results:
 
 
 # -- numbers in words --------------------------------------------------------------------------------------------------
+
+
+def mitigation_of(title: str, k: int, condition: str) -> str:
+    """`mean, K = 8 (lora)`: a mitigation among those of several conditions."""
+    return f"{title}, K = {k} ({condition})"
 
 
 def number(value: float | None, unit: str = "", signed: bool = False) -> str:

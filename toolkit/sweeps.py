@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from toolkit.results import ConditionResult, Price, Results
+from toolkit.results import ConditionResult, Price, Results, mitigation_of
 from toolkit.statistics import Estimate
 
 LEAST = 3
@@ -42,13 +42,17 @@ class Control:
 
 
 def controls(results: Results) -> list[Control]:
-    """Every other condition, and what is made of the first one's replicas: on the last shift (far, if any), the steadiest first."""
+    """Every other condition, and what is made of the first one's replicas or of theirs.
+
+    On the last shift (far, if any), the steadiest first.
+    """
     shift, first = results.shifts[-1], results.conditions[0]
-    known = {condition.name: condition for condition in results.conditions}
+    price_of = {condition.name: condition.single.price for condition in results.conditions}
+    price_of |= {mitigation_of(p.title, p.k, one.name): p.price for one in results.conditions for p in one.procedures[1:]}
     found = [
-        Control(c.condition, c.ratio, c.ratio.n_replicas, known[c.condition].single.price)
-        for c in results.contrasts
-        if c.shift == shift and c.baseline == first.name and c.condition in known
+        Control(c.condition, c.ratio, c.ratio.n_replicas, price_of[c.condition])
+        for c in (*results.contrasts, *results.mitigated)
+        if c.shift == shift and c.baseline == first.name and c.condition in price_of
     ]
     for procedure in first.procedures[1:]:
         cell = procedure.cell(shift)
@@ -74,6 +78,7 @@ def joined(several: Sequence[Results]) -> Results:
         first,
         conditions=(replace(first.conditions[0], procedures=tuple(procedures.values())), *conditions.values()),
         contrasts=tuple({(c.condition, c.baseline, c.shift): c for results in several for c in results.contrasts}.values()),
+        mitigated=tuple({(c.condition, c.baseline, c.shift): c for results in several for c in results.mitigated}.values()),
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from toolkit.analyse.cells import base_procedure, condition_result, run_accuracies, zone
-from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, same_compute, scaling
+from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, mitigated, same_compute, scaling
 from toolkit.analyse.criteria import judge
 from toolkit.analyse.sources import crossing, sources
 from toolkit.analyse.table import Arm, OutcomeTable, PredictionTable, PromptLike, Table
@@ -71,6 +71,7 @@ def analyse_table(
         notes=(*notes, *uncrossed, *unmeasured),
         thresholds=thresholds,
         contrasts=contrasts(table, conditions, level, paired),
+        mitigated=mitigated(table, conditions, level, paired),
         judgements=judge(table, conditions, criteria),
         by_prompt=by_prompt(table, conditions, level, paired),
         same_compute=same_compute(table, conditions, level),

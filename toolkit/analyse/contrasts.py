@@ -36,6 +36,23 @@ def contrasts(table: Table, designs: Sequence[ConditionDesign], level: float, pa
     return _holm(found)
 
 
+def mitigated(table: Table, designs: Sequence[ConditionDesign], level: float, paired: bool) -> tuple[Contrast, ...]:
+    """Every mitigation of the other conditions against single replicas of the first: averages over another schedule, say.
+
+    Of one replica each (K = 1), it is paired with the replica of the first condition that has the same seeds.
+    """
+    first, found = designs[0], []
+    for design in designs[1:]:
+        single = table.arm(design.name, "replica", list(design.replicas))
+        for m, b, _ in mitigation_arms(table, design, single) if single is not None else ():
+            alone = [replica for group in m.members if len(group) == 1 for replica in group]
+            by_pairs = paired and m.k == 1 and _same_teachers(design, first) and set(alone) <= set(first.replicas)
+            a = table.arm(first.name, "replica", alone if by_pairs else list(first.replicas))
+            if a is not None and min(len(b.answer_RP), len(a.answer_RP)) >= 2:
+                found += _on_every_shift(table, m.of(design.name), first.name, b, a, level, by_pairs)
+    return _holm(found)
+
+
 def same_compute(table: Table, designs: Sequence[ConditionDesign], level: float) -> tuple[Contrast, ...]:
     """Every mitigation against the conditions whose single training takes as many tokens as all of its trainings: K times the epochs, say.
 
@@ -51,7 +68,7 @@ def same_compute(table: Table, designs: Sequence[ConditionDesign], level: float)
                 continue
             for m, b, _ in mitigation_arms(table, design, single):
                 if m.price.tokens and abs(m.price.tokens / (other.price.tokens or 1) - 1) <= SAME_COMPUTE and len(b.answer_RP) >= 2:
-                    found += _on_every_shift(table, f"{m.title}, K = {m.k} ({design.name})", other.name, b, a, level, False)
+                    found += _on_every_shift(table, m.of(design.name), other.name, b, a, level, False)
     return _holm(found)
 
 

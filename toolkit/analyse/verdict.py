@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from toolkit import statistics as st
-from toolkit.results import Cell, ConditionResult, Procedure, Results, interval, number
+from toolkit.results import Cell, ConditionResult, Procedure, Results, interval, mitigation_of, number
 
 
 def verdict(results: Results) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ class _Candidate(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.procedure.title}, K = {self.procedure.k} ({self.condition.name})"
+        return mitigation_of(self.procedure.title, self.procedure.k, self.condition.name)
 
     @property
     def resolved(self) -> bool:
