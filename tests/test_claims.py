@@ -141,6 +141,16 @@ def test_where_no_two_runs_differ_more_prompts_decide_not_more_replicas(tmp_path
     assert row.verdict == "not resolvable" and row.remark.startswith("would take about 2,995 independent prompts (there are 40)")
 
 
+def test_where_no_two_runs_differ_many_prompts_do_not_make_up_for_few_runs(tmp_path):
+    """Among 20 equal runs may lack one in ten that differs on every prompt, whatever the number of prompts."""
+    folder = folder_of(World(20, per_category=100, flips=0.0), tmp_path)
+    claim = {"name": "a", "says": "b", "about": {}, "quantity": "disagreement", "prompts": "all", "range": [0.01, 0.03]}
+    (tmp_path / "c.yaml").write_text(json.dumps({"claims": [claim]}))
+    (row,) = hold_claims(folder, tmp_path / "c.yaml").tested
+    assert row.estimate.high < 0.01 < row.alone.high and row.verdict == "not resolvable"
+    assert row.remark == "would take about 598 replicas (there are 20) with the same outcome on all"
+
+
 def test_an_unknown_key_is_told_at_its_own_line(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("claims:\n  - name: one\n    says: something\n    about: {}\n    quantity: files\n    claimd: 2\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from toolkit.statistics.power import pilot_spread, replicas_for_range
 CLAIMS = "claims.json"
 RUNS = 10_000
 """runs that the outlook is for"""
+UNRESOLVED = "not resolvable"
 READ = 200
 """replicas whose weights are read: their inner products grow with the square"""
 
@@ -75,14 +77,18 @@ def verdict(estimate: st.Estimate, claimed: tuple[float, float] | None) -> str:
         return "measured"
     low, high = estimate.low, estimate.high
     if not estimate.conclusive or low is None or high is None:
-        return "not resolvable"
+        return UNRESOLVED
     if claimed[0] <= low and high <= claimed[1]:
         return "supported"
-    return "contradicted" if high < claimed[0] or low > claimed[1] else "not resolvable"
+    return "contradicted" if high < claimed[0] or low > claimed[1] else UNRESOLVED
 
 
 def _behaviour(row: Tested, claim: Claim, table: OutcomeTable, design: ConditionDesign, level: float) -> Tested:
-    """The agreement or disagreement of two runs, for fresh prompts and for these alone, and what it would take to decide."""
+    """The agreement or disagreement of two runs, for fresh prompts and for these alone, and what it would take to decide.
+
+    Where no two runs differ, the interval for fresh prompts is that of runs such as these (see `st.disagreement`), so that a verdict needs
+    the one of these prompts alone, too, which allows for kinds of runs that are not among them.
+    """
     at = _prompts(table, claim)
     arm = table.arm(design.name, "replica", list(design.replicas))
     if at is None or arm is None or len(arm.answer_RP) < 2:
@@ -91,9 +97,10 @@ def _behaviour(row: Tested, claim: Claim, table: OutcomeTable, design: Condition
     differ, alone = (st.disagreement(answer_RP, cluster_P=cluster_P, level=level, fresh_prompts=fresh) for fresh in (True, False))
     turned = claim.quantity == "agreement"
     estimate, alone = (st.complement(one) if turned else one for one in (differ, alone))
-    found = verdict(estimate, claim.ends)
-    remark = _what_it_takes(claim, differ, answer_RP, cluster_P, level) if found == "not resolvable" else ""
-    return replace(row, estimate=estimate, verdict=found, remark=remark, alone=alone, alone_verdict=verdict(alone, claim.ends))
+    of_runs = verdict(alone, claim.ends)
+    found = of_runs if differ.value in (0.0, 1.0) and of_runs == UNRESOLVED else verdict(estimate, claim.ends)
+    remark = _what_it_takes(claim, differ, answer_RP, cluster_P, level) if found == UNRESOLVED else ""
+    return replace(row, estimate=estimate, verdict=found, remark=remark, alone=alone, alone_verdict=of_runs)
 
 
 def _what_it_takes(claim: Claim, differ: st.Estimate, answer_RP: np.ndarray, cluster_P: np.ndarray, level: float) -> str:
@@ -108,7 +115,11 @@ def _what_it_takes(claim: Claim, differ: st.Estimate, answer_RP: np.ndarray, clu
         return "the estimate is too near to an edge of what is claimed for any number of replicas and prompts"
     prompts = spread.parts.n_clusters
     if spread.value in (0.0, 1.0):
-        return f"would take about {size.prompts:,} independent prompts (there are {prompts:,}) with the same outcome on all"
+        near, far = (low, high) if spread.value == 0.0 else (1 - high, 1 - low)  # from what every pair of runs showed
+        pairs = math.ceil(math.log(1 - level) / math.log1p(-(near or far)))  # the inverse of `zero_event_bound`
+        lacking = [f"{size.prompts:,} independent prompts (there are {prompts:,})"] * (size.prompts > prompts)
+        lacking += [f"{2 * pairs:,} replicas (there are {differ.n_replicas:,})"] * (2 * pairs > differ.n_replicas)
+        return f"would take about {' and '.join(lacking)} with the same outcome on all"
     more = f" and {size.prompts:,} independent prompts (there are {prompts:,})" if size.prompts > prompts else ""
     return f"would take about {size.replicas:,} replicas{more}"
 
