@@ -2,8 +2,9 @@
 
 python benchmarks/study.py runs/claims --out benchmarks/results/claims
 
-results.json, claims.json    as the run has them
-recipe.yaml, environment.json
+results.json, claims.json    as the run has them, but for the texts of prompts, which may not be ours to give; their ids name them
+recipe.yaml                  files by the last two parts of their paths
+environment.json
 answers.csv.gz               suite, prompt, condition, answer, replicas that gave it; the most frequent first
 weights.csv                  condition, replica, sha256 of its weights; empty where training failed
 
@@ -23,13 +24,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from toolkit.adapters import WEIGHTS
 from toolkit.full import MODEL
 from toolkit.measure import read_design
 from toolkit.outcomes import read_outcomes
 from toolkit.population import read_population
 
-KEPT = ("results.json", "claims.json", "recipe.yaml", "environment.json")
+KEPT = ("claims.json", "environment.json")
 
 
 def answers(run: Path) -> Iterator[list]:
@@ -68,14 +71,31 @@ BRIEF = ("version", "about", "level", "suites", "base", "verdict", "contrasts", 
 OF_CONDITION = ("name", "n_replicas", "n_failed", "failure_rate", "settings", "sources")
 
 
+def without_texts(value: Any) -> Any:
+    """Prompts by their ids alone."""
+    if isinstance(value, dict):
+        return {key: "" if key == "prompt" and "id" in value else without_texts(x) for key, x in value.items()}
+    return [without_texts(x) for x in value] if isinstance(value, list) else value
+
+
+def elsewhere(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe whose base and data are not named by where they lie on this machine."""
+
+    def short(path: Any) -> Any:
+        return "/".join(Path(path).parts[-2:]) if isinstance(path, str) and Path(path).is_absolute() else path
+
+    data = recipe["data"]
+    data |= {"train": short(data["train"]), "suites": {name: short(path) for name, path in data["suites"].items()}}
+    return recipe | {"base": Path(recipe["base"]).name if Path(recipe["base"]).is_absolute() else recipe["base"], "data": data}
+
+
 def brief(results: dict[str, Any]) -> dict[str, Any]:
     """What the tables and figures of a document need of results.json, to be read as such; a base in a folder by the folder's name."""
-    about = results["about"] | {"base": Path(results["about"]["base"]).name}
     conditions = []
     for condition in results["conditions"]:
         procedures = [p | {"cells": [cell for cell in p["cells"] if not cell["category"]]} for p in condition["procedures"]]
         conditions.append({key: condition[key] for key in OF_CONDITION} | {"procedures": procedures, "unstable": []})
-    return shortened({key: results[key] for key in BRIEF if key in results} | {"about": about, "conditions": conditions})
+    return shortened({key: results[key] for key in BRIEF if key in results} | {"conditions": conditions})
 
 
 def shortened(value: Any) -> Any:
@@ -94,14 +114,18 @@ def main() -> None:
     kept.add_argument("--out", type=Path, help="folder")
     kept.add_argument("--brief", type=Path, help="file")
     options = parser.parse_args()
+    found = json.loads((options.run / "results.json").read_text())
+    found["about"]["base"] = Path(found["about"]["base"]).name
     if options.brief:
-        found = json.loads((options.run / "results.json").read_text())
         options.brief.write_text(json.dumps(brief(found)) + "\n")
         return
     options.out.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         if (options.run / name).is_file():
             shutil.copyfile(options.run / name, options.out / name)
+    (options.out / "results.json").write_text(json.dumps(without_texts(found), indent=1, ensure_ascii=False) + "\n")
+    recipe = elsewhere(yaml.safe_load((options.run / "recipe.yaml").read_text()))
+    (options.out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     packed = gzip.compress(as_csv("suite prompt condition answer replicas", answers(options.run)), mtime=0)
     (options.out / "answers.csv.gz").write_bytes(packed)
     (options.out / "weights.csv").write_bytes(as_csv("condition replica sha256", weights(options.run)))
