@@ -11,7 +11,8 @@ weights.csv                  condition, replica, sha256 of its weights; empty wh
 python benchmarks/study.py runs/methods --brief benchmarks/results/methods.json
 
 keeps one file: the estimates of every procedure on each shift, without categories of prompts, to six digits. Tables and figures can be
-made of it.
+made of it. Its part `alike` counts, of every condition, the replicas with answers, their different files of weights and their different
+answers to all prompts together, with the hash of the most frequent of these: two conditions with one hash answer every prompt alike.
 """
 
 import argparse
@@ -20,7 +21,9 @@ import gzip
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,24 @@ def weights(run: Path) -> Iterator[list]:
     for folder in sorted(path.parent for path in run.glob("*/population.json")):
         for replica, record in sorted(read_population(folder).items()):
             yield [folder.name, replica, record.sha256.get(WEIGHTS) or record.sha256.get(MODEL) or ""]
+
+
+def alike(run: Path) -> dict[str, dict[str, int | str]]:
+    """How many replicas of a condition are different files, and how many differ in any answer."""
+    files: dict[str, set[str]] = {}
+    for condition, _, file in weights(run):
+        files.setdefault(condition, set()).update([file] if file else [])
+    design = read_design(run)
+    table = read_outcomes((run / shard for shard in design.shards), ["suite", "prompt_id", "condition", "procedure", "index", "answer"])
+    told: dict[str, dict[int, list[tuple[str, str, str]]]] = {}
+    for row in table.filter([procedure == "replica" for procedure in table["procedure"].to_pylist()]).to_pylist():
+        told.setdefault(row["condition"], {}).setdefault(row["index"], []).append((row["suite"], row["prompt_id"], row["answer"]))
+    found = {}
+    for condition, of_replica in told.items():
+        hashes = Counter(sha256(json.dumps(sorted(answers)).encode()).hexdigest() for answers in of_replica.values())
+        (usual, _), *_ = hashes.most_common(1)
+        found[condition] = {"replicas": len(of_replica), "files": len(files.get(condition, ())), "answers": len(hashes), "sha256": usual}
+    return found
 
 
 def as_csv(head: str, rows: Iterator[list]) -> bytes:
@@ -117,7 +138,7 @@ def main() -> None:
     found = json.loads((options.run / "results.json").read_text())
     found["about"]["base"] = Path(found["about"]["base"]).name
     if options.brief:
-        options.brief.write_text(json.dumps(brief(found)) + "\n")
+        options.brief.write_text(json.dumps(brief(found) | {"alike": alike(options.run)}) + "\n")
         return
     options.out.mkdir(parents=True, exist_ok=True)
     for name in KEPT:

@@ -19,7 +19,7 @@ from toolkit.sweeps import controls, joined
 HEAD = ["method", "K", "groups", "ratio, typical", "near", "far", "accuracy, far (points)", "kept", "models that answer", "rank"]
 
 
-def interval(estimate: dict | None, scale: float = 1, form: str = ".2f") -> str:
+def interval(estimate: dict | None, scale: float = 1, form: str = "z.2f") -> str:
     """`0.86 [0.81, 0.92]`, with ? where it is inconclusive; - where there is none."""
     if not estimate or estimate["value"] is None:
         return "-"
@@ -41,7 +41,7 @@ def table(results: dict) -> str:
                 str(procedure["k"]),
                 str(procedure["n_runs"]),
                 *(interval(on[shift]["ratio"]) for shift in ("typical", "near", "far")),
-                interval(on["far"]["accuracy_change"], 100, "+.1f"),
+                interval(on["far"]["accuracy_change"], 100, "+z.1f"),
                 interval(min(kept, key=lambda e: e["value"], default=None)),
                 f"{procedure['price']['inference_streams']:.2g}",
                 str(procedure["price"]["rank"]),

@@ -13,7 +13,8 @@ import pytest
 
 from toolkit import cli
 from toolkit.merge.methods import METHODS
-from toolkit.results import load_claims
+from toolkit.results import load_claims, load_results
+from toolkit.sweeps import joined
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(p for p in ROOT.rglob("*.md") if not any(part.startswith(".") or part == "runs" for part in p.relative_to(ROOT).parts))
@@ -72,9 +73,9 @@ def results_of(page: Path) -> set[tuple[float, float, float]]:
 
 
 def as_written(number: float, text: str) -> bool:
-    """A share may be written in per cent."""
+    """A share may be written in per cent; nothing has no sign."""
     digits = len(text.partition(".")[2])
-    return any(f"{scale * number:.{digits}f}" == text.removeprefix("+") for scale in (1, 100))
+    return any(f"{scale * number:z.{digits}f}" == text.removeprefix("+") for scale in (1, 100))
 
 
 def invented(page: Path) -> list[tuple[str, ...]]:
@@ -178,6 +179,8 @@ def test_tables_are_those_of_their_results():
     for study in ("claims", "claims-clinc150"):
         claims = load_claims(ROOT / "benchmarks/results" / study / "claims.json")
         assert tables.claims_table(claims) in told and tables.matrix(claims) in told
+    controls = [load_results(path) for path in sorted((ROOT / "benchmarks/results/controls").glob("*.json"))]
+    assert tables.conditions_table(joined(controls)) in told
     found = json.loads((ROOT / "benchmarks/results/merge.json").read_text())
     assert tables.merge_table(found) in (ROOT / "docs/merging.md").read_text()
     found = json.loads((ROOT / "benchmarks/results/train.json").read_text())
