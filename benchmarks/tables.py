@@ -128,24 +128,28 @@ def conditions_table(results: Results) -> str:
     """
     first, shifts = results.conditions[0], results.shifts
     against = {
-        (c.condition, c.shift): (c.ratio, c.accuracy_change) for c in (*results.contrasts, *results.mitigated) if c.baseline == first.name
+        (c.condition, c.shift): (c.ratio, c.accuracy_change, c.pair_differs)
+        for c in (*results.contrasts, *results.mitigated)
+        if c.baseline == first.name
     }
     against |= {
-        (f"{procedure.title}, K = {procedure.k}", cell.shift): (cell.ratio, cell.accuracy_change)
+        (f"{procedure.title}, K = {procedure.k}", cell.shift): (cell.ratio, cell.accuracy_change, None)
         for procedure in first.procedures[1:]
         for cell in procedure.cells
         if not cell.category
     }
-    lines = [["against " + first.name, "N", *(f"ratio, {s}" for s in shifts), *(f"accuracy, {s} (points)" for s in shifts), "price"]]
+    lines = [["against " + first.name, "N", *(f"ratio, {s}" for s in shifts), *(f"accuracy, {s} (points)" for s in shifts)]]
+    lines[0] += [f"pairs differ, {shifts[-1]} (%)", "price"]
     for one in controls(results):
-        pairs = [against.get((one.name, shift), (None, None)) for shift in shifts]
+        pairs = [against.get((one.name, shift), (None, None, None)) for shift in shifts]
         seconds, unit = one.price.seconds, first.single.price.seconds
         lines.append(
             [
                 one.name,
                 f"{one.runs:,}",
-                *(_told(ratio) for ratio, _ in pairs),
-                *(_told(change, "%", signed=True) for _, change in pairs),
+                *(_told(ratio) for ratio, *_ in pairs),
+                *(_told(change, "%", signed=True) for _, change, _ in pairs),
+                _told(pairs[-1][2], "%"),
                 f"{seconds / unit:.2g}" if seconds and unit else "-",
             ]
         )

@@ -237,6 +237,8 @@ def test_a_mitigation_of_another_condition_is_held_against_single_replicas_of_th
                 groups[row["index"]].append(row["answer"])
         codes = st.encode([*groups.values(), *world.answers.values()])
         assert found[-1].ratio == st.population_ratio(codes[: len(groups), at], codes[len(groups) :, at], paired=pairs)
+        differs_RP = (codes[: len(groups), at] != codes[len(groups) :, at]).astype(float) if pairs else None
+        assert found[-1].pair_differs == (st.accuracy(differs_RP) if pairs else None)
         assert f"{m.of('other')} against single replicas of lora" in table_text(results)
     assert {one.name for one in controls(results)} == {"other", "swa, K = 1 (other)", "vote, K = 4 (other)"}
     assert "Mitigations of other conditions" in render(results)

@@ -304,7 +304,8 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two conditions on one shift: the condition against the baseline. paired: run j of both shares its seeds.
+    """Two conditions on one shift: the condition against the baseline. paired: run j of both shares its seeds;
+    pair_differs: then, the share of prompts that the two runs of a pair answer differently.
 
     Of `Results.mitigated` and `same_compute` condition is a mitigation in words (`mitigation_of`); baseline is there a condition that takes
     as many tokens in one training.
@@ -319,6 +320,7 @@ class Contrast:
     accuracy_change: Estimate | None = None
     score_variance_ratio: Estimate | None = None
     p_adjusted: float | None = None
+    pair_differs: Estimate | None = None
 
 
 @dataclass(frozen=True)

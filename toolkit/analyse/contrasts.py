@@ -140,6 +140,11 @@ def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict) -> dict:
     place = together(at)
     pair = b.answer_RP[:, place], a.answer_RP[:, place]
     found = {"ratio": st.population_ratio(*pair, **options), "change": st.population_difference(*pair, **options)}
+    if options["paired"]:
+        b_RP, a_RP = pair
+        differs_RP = np.where((b_RP < 0) | (a_RP < 0), np.nan, b_RP != a_RP)
+        found["pair_differs"] = st.accuracy(differs_RP, cluster_P=options["cluster_P"], level=options["level"])
+        del b_RP, a_RP, differs_RP
     del pair
     marks = b.correct_RP[:, place], a.correct_RP[:, place]
     if all(map(marked, marks)):
