@@ -12,7 +12,7 @@ python benchmarks/study.py runs/methods --brief benchmarks/results/methods.json
 
 keeps one file: the estimates of every procedure on each shift, without categories of prompts, to six digits. Tables and figures can be
 made of it. Its part `alike` counts, of every condition, the replicas with answers, their different files of weights and their different
-answers to all prompts together, with the hash of the most frequent of these: two conditions with one hash answer every prompt alike.
+answers to all prompts together, with the hashes of the most frequent ones: conditions with one table of answers and one hash answer alike.
 """
 
 import argparse
@@ -64,9 +64,9 @@ def weights(run: Path) -> Iterator[list]:
 
 def alike(run: Path) -> dict[str, dict[str, int | str]]:
     """How many replicas of a condition are different files, and how many differ in any answer."""
-    files: dict[str, set[str]] = {}
+    files: dict[str, Counter[str]] = {}
     for condition, _, file in weights(run):
-        files.setdefault(condition, set()).update([file] if file else [])
+        files.setdefault(condition, Counter()).update([file] if file else [])
     design = read_design(run)
     table = read_outcomes((run / shard for shard in design.shards), ["suite", "prompt_id", "condition", "procedure", "index", "answer"])
     told: dict[str, dict[int, list[tuple[str, str, str]]]] = {}
@@ -75,9 +75,14 @@ def alike(run: Path) -> dict[str, dict[str, int | str]]:
     found = {}
     for condition, of_replica in told.items():
         hashes = Counter(sha256(json.dumps(sorted(answers)).encode()).hexdigest() for answers in of_replica.values())
-        (usual, _), *_ = hashes.most_common(1)
-        found[condition] = {"replicas": len(of_replica), "files": len(files.get(condition, ())), "answers": len(hashes), "sha256": usual}
+        kept = files.get(condition, Counter())
+        counts = {"replicas": len(of_replica), "files": len(kept), "answers": len(hashes)}
+        found[condition] = counts | {"file_sha256": _usual(kept), "answers_sha256": _usual(hashes)}
     return found
+
+
+def _usual(hashes: Counter[str]) -> str:
+    return max(hashes, key=hashes.__getitem__, default="")
 
 
 def as_csv(head: str, rows: Iterator[list]) -> bytes:
@@ -102,16 +107,18 @@ def without_texts(value: Any) -> Any:
 def elsewhere(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe whose base and data are not named by where they lie on this machine."""
 
-    def short(path: Any) -> Any:
-        return "/".join(Path(path).parts[-2:]) if isinstance(path, str) and Path(path).is_absolute() else path
-
     data = recipe["data"]
-    data |= {"train": short(data["train"]), "suites": {name: short(path) for name, path in data["suites"].items()}}
-    return recipe | {"base": Path(recipe["base"]).name if Path(recipe["base"]).is_absolute() else recipe["base"], "data": data}
+    data = data | {"train": short(data["train"], 2), "suites": {name: short(path, 2) for name, path in data["suites"].items()}}
+    return recipe | {"base": short(recipe["base"], 1), "data": data}
+
+
+def short(path: Any, parts: int) -> Any:
+    """The end of an absolute path; a hub id, `embedded` and anything else as it is."""
+    return "/".join(Path(path).parts[-parts:]) if isinstance(path, str) and Path(path).is_absolute() else path
 
 
 def brief(results: dict[str, Any]) -> dict[str, Any]:
-    """What the tables and figures of a document need of results.json, to be read as such; a base in a folder by the folder's name."""
+    """What the tables and figures of a document need of results.json, to be read as such."""
     conditions = []
     for condition in results["conditions"]:
         procedures = [p | {"cells": [cell for cell in p["cells"] if not cell["category"]]} for p in condition["procedures"]]
@@ -136,7 +143,7 @@ def main() -> None:
     kept.add_argument("--brief", type=Path, help="file")
     options = parser.parse_args()
     found = json.loads((options.run / "results.json").read_text())
-    found["about"]["base"] = Path(found["about"]["base"]).name
+    found["about"]["base"] = short(found["about"]["base"], 1)
     if options.brief:
         options.brief.write_text(json.dumps(brief(found) | {"alike": alike(options.run)}) + "\n")
         return

@@ -202,6 +202,34 @@ def test_what_is_kept_of_a_study_counts_every_answer(run, world):
     assert [count for *_, count in first] == sorted((count for *_, count in first), reverse=True)
 
 
+def test_what_is_kept_counts_runs_that_answer_alike(tmp_path):
+    from study import alike
+
+    same, other = World(6, per_category=4, flips=0.0), World(6, per_category=4)
+    hashes = set()
+    for world, answers in ((same, 1), (other, len(set(map(tuple, other.answers.values()))))):
+        (tmp_path / str(answers)).mkdir()
+        found = alike(folder_of(world, tmp_path / str(answers)))["lora"]
+        assert (found["replicas"], found["answers"]) == (6, answers)
+        hashes.add(found["answers_sha256"])
+    assert answers > 1 and len(hashes) == 2
+
+
+def test_what_is_kept_names_no_place_and_no_text_of_a_prompt():
+    from study import elsewhere, without_texts
+
+    data = {"train": "/home/me/data/train.jsonl", "suites": {"far": "/home/me/data/far.jsonl", "near": "embedded"}}
+    kept = elsewhere({"base": "/home/me/model", "data": data, "seed": 0})
+    assert kept == {
+        "base": "model",
+        "data": {"train": "data/train.jsonl", "suites": {"far": "data/far.jsonl", "near": "embedded"}},
+        "seed": 0,
+    }
+    assert elsewhere({"base": "Qwen/Qwen2.5-0.5B", "data": data})["base"] == "Qwen/Qwen2.5-0.5B"
+    told = {"unstable": [{"id": "a", "prompt": "a secret", "answers": [["yes", 3]]}]}
+    assert without_texts(told) == {"unstable": [{"id": "a", "prompt": "", "answers": [["yes", 3]]}]}
+
+
 def test_the_report_shows_claims_of_the_same_outcomes_only(run, world, results):
     found = hold_claims(run)
     save_results(run / "results.json", results)
