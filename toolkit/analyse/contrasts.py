@@ -56,8 +56,8 @@ def mitigated(table: Table, designs: Sequence[ConditionDesign], level: float, pa
 def same_compute(table: Table, designs: Sequence[ConditionDesign], level: float) -> tuple[Contrast, ...]:
     """Every mitigation against the conditions whose single training takes as many tokens as all of its trainings: K times the epochs, say.
 
-    The compute might have been spent on training longer. Groups share no replica with the other condition; that replicas of the same
-    number have the same seeds makes the intervals a little wide.
+    The compute might have been spent on training longer; of one replica (K = 1) nothing was spent beside its training. Groups share no
+    replica with the other condition; that replicas of the same number have the same seeds makes the intervals a little wide.
     """
     found = []
     for design in designs:
@@ -67,7 +67,8 @@ def same_compute(table: Table, designs: Sequence[ConditionDesign], level: float)
             if a is None or single is None or len(a.answer_RP) < 2:
                 continue
             for m, b, _ in mitigation_arms(table, design, single):
-                if m.price.tokens and abs(m.price.tokens / (other.price.tokens or 1) - 1) <= SAME_COMPUTE and len(b.answer_RP) >= 2:
+                spent = m.price.tokens / other.price.tokens if m.k > 1 and m.price.tokens and other.price.tokens else 0.0
+                if abs(spent - 1) <= SAME_COMPUTE and len(b.answer_RP) >= 2:
                     found += _on_every_shift(table, m.of(design.name), other.name, b, a, level, False)
     return _holm(found)
 
