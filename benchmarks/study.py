@@ -13,6 +13,11 @@ python benchmarks/study.py runs/methods --brief benchmarks/results/methods.json
 keeps one file: the estimates of every procedure on each shift, without categories of prompts, to six digits. Tables and figures can be
 made of it. Its part `alike` counts, of every condition, the replicas with answers, their different files of weights and their different
 answers to all prompts together, with the hashes of the most frequent ones: conditions with one table of answers and one hash answer alike.
+
+ftk run recipes/claims.yaml --replicas 10 --out runs/again
+python benchmarks/study.py runs/again --against benchmarks/results/claims
+
+keeps nothing: it says how many replicas of a run, here a small one, are the files of a study that was kept, bit for bit.
 """
 
 import argparse
@@ -81,6 +86,18 @@ def alike(run: Path) -> dict[str, dict[str, int | str]]:
     return found
 
 
+def repeated(run: Path, kept: Path) -> dict[str, tuple[int, int]]:
+    """Condition -> replicas whose weights are the file that was kept of the same replica, and replicas that both have."""
+    with (kept / "weights.csv").open(newline="") as lines:
+        then = {(row["condition"], int(row["replica"])): row["sha256"] for row in csv.DictReader(lines) if row["sha256"]}
+    found: dict[str, tuple[int, int]] = {}
+    for condition, replica, file in weights(run):
+        if file and (known := then.get((condition, replica))):
+            same, both = found.get(condition, (0, 0))
+            found[condition] = (same + (file == known), both + 1)
+    return found
+
+
 def _usual(hashes: Counter[str]) -> str:
     return max(hashes, key=hashes.__getitem__, default="")
 
@@ -141,7 +158,12 @@ def main() -> None:
     kept = parser.add_mutually_exclusive_group(required=True)
     kept.add_argument("--out", type=Path, help="folder")
     kept.add_argument("--brief", type=Path, help="file")
+    kept.add_argument("--against", type=Path, metavar="KEPT", help="compare its weights with those of a folder made by --out")
     options = parser.parse_args()
+    if options.against:
+        for condition, (same, both) in repeated(options.run, options.against).items():
+            print(f"{condition}: {same:,} of {both:,} replicas are the same file")
+        return
     found = json.loads((options.run / "results.json").read_text())
     found["about"]["base"] = short(found["about"]["base"], 1)
     if options.brief:

@@ -12,10 +12,12 @@ from test_report import Reader
 
 from toolkit import cli
 from toolkit import statistics as st
+from toolkit.adapters import WEIGHTS
 from toolkit.analyse import analyse
 from toolkit.claims import ORIGIN, claims_text, hold_claims, read_claims, verdict
 from toolkit.measure import save_design
 from toolkit.outcomes import write_outcomes
+from toolkit.population import Replica, replica_folder, sha256_file, write_text
 from toolkit.recipe import RecipeError
 from toolkit.report import render, write_report
 from toolkit.results import Results, load_claims, save_results
@@ -213,6 +215,26 @@ def test_what_is_kept_counts_runs_that_answer_alike(tmp_path):
         assert (found["replicas"], found["answers"]) == (6, answers)
         hashes.add(found["answers_sha256"])
     assert answers > 1 and len(hashes) == 2
+
+
+def test_a_run_is_held_against_the_files_of_a_kept_study(tmp_path):
+    from study import as_csv, repeated, weights
+
+    condition = tmp_path / "run/lora"
+    for i in range(6):
+        folder = replica_folder(condition, i)
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS).write_bytes(bytes([i]))
+        record = Replica(i, "ok", {}, 1, 0.5, sha256={WEIGHTS: sha256_file(folder / WEIGHTS)})
+        write_text(folder / "replica.json", record.to_json())
+    write_text(condition / "population.json", "{}")
+    rows = list(weights(condition.parent))
+    assert len({file for *_, file in rows}) == 6
+    (tmp_path / "weights.csv").write_bytes(as_csv("condition replica sha256", iter(rows)))
+    assert repeated(condition.parent, tmp_path) == {"lora": (6, 6)}
+    other = [*rows[:3], [*rows[3][:2], "another"], [*rows[4][:2], ""], ["elsewhere", *rows[5][1:]]]  # a bit; a failure; a condition
+    (tmp_path / "weights.csv").write_bytes(as_csv("condition replica sha256", iter(other)))
+    assert repeated(condition.parent, tmp_path) == {"lora": (3, 4)}
 
 
 def test_what_is_kept_names_no_place_and_no_text_of_a_prompt():

@@ -81,6 +81,20 @@ def test_results_that_begin_alike_are_one(results):
         joined([first, other])
 
 
+def test_joined_prices_are_those_of_one_machine(results):
+    def slower(of: Results) -> Results:
+        conditions = []
+        for one in of.conditions:
+            [single] = one.procedures
+            conditions.append(replace(one, procedures=(replace(single, price=Price(seconds=3 * (single.price.seconds or 0))),)))
+        return replace(of, conditions=tuple(conditions))
+
+    assert joined([results, slower(results)]) == results
+    assert [one.price.seconds for one in controls(joined([slower(results), results]))] == [7.5] * 4
+    free = replace(results, conditions=tuple(replace(c, procedures=(replace(c.single, price=Price()),)) for c in results.conditions))
+    assert joined([results, free]).conditions[1].single.price.seconds is None
+
+
 def condition_of(results: Results, **settings) -> ConditionResult:
     return replace(results.conditions[0], settings=results.conditions[0].settings | settings)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from toolkit.results import ConditionResult, Price, Results, mitigation_of
+from toolkit.results import ConditionResult, Price, Procedure, Results, mitigation_of
 from toolkit.statistics import Estimate
 
 LEAST = 3
@@ -64,9 +64,11 @@ def controls(results: Results) -> list[Control]:
 def joined(several: Sequence[Results]) -> Results:
     """Results of recipes that begin with the same condition, as one: its procedures, the other conditions, and their contrasts with it.
 
+    Seconds are those of the first one's machine: of any other they are scaled so that a run of the first condition takes the same.
     Raises ValueError where the first conditions or the prompts are not the same.
     """
     first = several[0]
+    several = [first, *(_at_the_pace_of(first, other) for other in several[1:])]
     for other in several[1:]:
         ours, theirs = first.conditions[0], other.conditions[0]
         trained = [{k: v for k, v in one.settings.items() if k not in ("snapshots", "averages")} for one in (ours, theirs)]
@@ -80,6 +82,19 @@ def joined(several: Sequence[Results]) -> Results:
         contrasts=tuple({(c.condition, c.baseline, c.shift): c for results in several for c in results.contrasts}.values()),
         mitigated=tuple({(c.condition, c.baseline, c.shift): c for results in several for c in results.mitigated}.values()),
     )
+
+
+def _at_the_pace_of(first: Results, other: Results) -> Results:
+    ours, theirs = (results.conditions[0].single.price.seconds for results in (first, other))
+    if not ours or not theirs:
+        return other
+
+    def scaled(procedure: Procedure) -> Procedure:
+        seconds = procedure.price.seconds
+        return replace(procedure, price=replace(procedure.price, seconds=seconds and seconds * ours / theirs))
+
+    conditions = (replace(one, procedures=tuple(map(scaled, one.procedures))) for one in other.conditions)
+    return replace(other, conditions=tuple(conditions))
 
 
 def _number(value: Any) -> TypeGuard[int | float]:
