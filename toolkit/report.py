@@ -98,7 +98,7 @@ def _note(one: Control) -> str:
     elif price.training_runs > 1:
         parts.append(trainings)
     if price.inference_streams > 1:
-        parts.append(f"{price.inference_streams:.2g} answer")
+        parts.append(f"{price.inference_streams:.2g} models answer")
     return ", ".join(parts)
 
 
