@@ -20,10 +20,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--only", action="append", metavar="NAME", help="this figure, where there are several")
     options = parser.parse_args()
+    drawn = figures(joined([load_results(path) for path in options.results]))
+    for name in options.only or ():
+        if name not in drawn:
+            parser.error(f"--only {name}: there are {', '.join(drawn)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    for name, svg in figures(joined([load_results(path) for path in options.results])).items():
-        if options.only and name not in options.only:
-            continue
+    for name in options.only or drawn:
+        svg = drawn[name]
         path = options.out / f"{name}.svg"
         path.write_text(svg.replace("<svg", '<svg style="background: white"', 1), encoding="utf-8")
         print(path)

@@ -161,7 +161,12 @@ def main() -> None:
     kept.add_argument("--against", type=Path, metavar="KEPT", help="compare its weights with those of a folder made by --out")
     options = parser.parse_args()
     if options.against:
-        for condition, (same, both) in repeated(options.run, options.against).items():
+        if not (options.against / "weights.csv").is_file():
+            parser.error(f"{options.against}: no weights.csv there; `--out {options.against}` keeps a study with one")
+        compared = repeated(options.run, options.against)
+        if not compared:
+            parser.error(f"{options.run} and {options.against} have no replica of a condition in common")
+        for condition, (same, both) in compared.items():
             print(f"{condition}: {same:,} of {both:,} replicas are the same file")
         return
     found = json.loads((options.run / "results.json").read_text())

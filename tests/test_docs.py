@@ -195,6 +195,18 @@ def test_the_same_condition_on_several_machines_gave_the_same_numbers():
     assert len(told) > 1 and told == told[:1] * len(told)
 
 
+def test_the_trainings_that_are_told_are_those_of_the_results():
+    def trained(pattern: str) -> tuple[int, int]:
+        of = [c for path in (ROOT / "benchmarks/results").glob(pattern) for c in json.loads(path.read_text())["conditions"]]
+        return sum(c["n_replicas"] for c in of), sum(c["n_failed"] for c in of)
+
+    told = " ".join((ROOT / "docs/claims.md").read_text().split())
+    for pattern in ("claims/results.json", "claims-clinc150/results.json", "controls/*.json", "dependence.json"):
+        trainings, failed = trained(pattern)
+        said = (f"None of the {trainings:,} trainings failed", f"none of {trainings:,} failed")
+        assert trainings and failed == 0 and any(sentence in told for sentence in said)
+
+
 def test_ratios_in_sentences_are_those_of_their_results():
     told = (ROOT / "docs/performance.md").read_text()
 
