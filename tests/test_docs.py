@@ -176,7 +176,7 @@ def test_tables_are_those_of_their_results():
     found = json.loads((ROOT / "benchmarks/results/demo.json").read_text())
     assert tables.table(found) in (ROOT / "docs/demo.md").read_text()
     told = (ROOT / "docs/claims.md").read_text()
-    for study in ("claims", "claims-clinc150"):
+    for study in ("claims", "claims-clinc150", "claims-scan"):
         claims = load_claims(ROOT / "benchmarks/results" / study / "claims.json")
         assert tables.claims_table(claims) in told and tables.matrix(claims) in told
     controls = [load_results(path) for path in sorted((ROOT / "benchmarks/results/controls").glob("*.json"))]
@@ -201,7 +201,8 @@ def test_the_trainings_that_are_told_are_those_of_the_results():
         return sum(c["n_replicas"] for c in of), sum(c["n_failed"] for c in of)
 
     told = " ".join((ROOT / "docs/claims.md").read_text().split())
-    for pattern in ("claims/results.json", "claims-clinc150/results.json", "controls/*.json", "dependence.json"):
+    studies = [f"{name}/results.json" for name in ("claims", "claims-clinc150", "claims-scan")]
+    for pattern in (*studies, "controls/*.json", "dependence.json"):
         trainings, failed = trained(pattern)
         said = (f"None of the {trainings:,} trainings failed", f"none of {trainings:,} failed")
         assert trainings and failed == 0 and any(sentence in told for sentence in said)
