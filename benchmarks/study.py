@@ -36,9 +36,10 @@ import yaml
 
 from toolkit.adapters import WEIGHTS
 from toolkit.full import MODEL
-from toolkit.measure import read_design
+from toolkit.measure import DESIGN, read_design
 from toolkit.outcomes import read_outcomes
-from toolkit.population import read_population
+from toolkit.population import read_population, sha256_file
+from toolkit.results import load_claims
 
 KEPT = ("claims.json", "environment.json")
 
@@ -152,14 +153,14 @@ def shortened(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     kept = parser.add_mutually_exclusive_group(required=True)
     kept.add_argument("--out", type=Path, help="folder")
     kept.add_argument("--brief", type=Path, help="file")
     kept.add_argument("--against", type=Path, metavar="KEPT", help="compare its weights with those of a folder made by --out")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.against:
         if not (options.against / "weights.csv").is_file():
             parser.error(f"{options.against}: no weights.csv there; `--out {options.against}` keeps a study with one")
@@ -169,11 +170,15 @@ def main() -> None:
         for condition, (same, both) in compared.items():
             print(f"{condition}: {same:,} of {both:,} replicas are the same file")
         return
+    if not (options.run / "results.json").is_file():
+        parser.error(f"{options.run}: no results.json there; `ftk run RECIPE --out {options.run}` makes one")
     found = json.loads((options.run / "results.json").read_text())
     found["about"]["base"] = short(found["about"]["base"], 1)
     if options.brief:
         options.brief.write_text(json.dumps(brief(found) | {"alike": alike(options.run)}) + "\n")
         return
+    if (options.run / "claims.json").is_file() and load_claims(options.run / "claims.json").design != sha256_file(options.run / DESIGN):
+        parser.error(f"{options.run / 'claims.json'}: of an earlier measurement of this run; `ftk claims {options.run}` makes it new")
     options.out.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         if (options.run / name).is_file():

@@ -237,6 +237,23 @@ def test_a_run_is_held_against_the_files_of_a_kept_study(tmp_path):
     assert repeated(condition.parent, tmp_path) == {"lora": (3, 4)}
 
 
+def test_a_study_is_kept_of_one_finished_measurement_alone(world, tmp_path, capsys):
+    from study import main
+
+    (tmp_path / "run").mkdir()
+    run = folder_of(world, tmp_path / "run")
+    out, claims = tmp_path / "kept", run / "claims.json"
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--out", str(out)])
+    assert f"{tmp_path}: no results.json there; `ftk run" in capsys.readouterr().err
+    hold_claims(run)
+    (run / "results.json").write_text('{"about": {"base": "embedded"}}')
+    save_results(claims, replace(load_claims(claims), design="of more replicas"))
+    with pytest.raises(SystemExit):
+        main([str(run), "--out", str(out)])
+    assert f"{claims}: of an earlier measurement of this run; `ftk claims" in capsys.readouterr().err and not out.exists()
+
+
 def test_what_is_kept_names_no_place_and_no_text_of_a_prompt():
     from study import elsewhere, without_texts
 

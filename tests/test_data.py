@@ -679,7 +679,7 @@ def test_clinc150_refuses_what_it_does_not_know(clinc, tmp_path):
         clinc.main([str(tmp_path / "data_full.json"), *out, "--domains", "sports"])
     with pytest.raises(SystemExit, match="no 'train'"):
         clinc.main([str(tmp_path / "other.json"), *out])
-    with pytest.raises(SystemExit, match="No such file"):
+    with pytest.raises(SystemExit, match=r"missing.json: no such file; .*README.md says where to get it"):
         clinc.main([str(tmp_path / "missing.json"), *out])
 
 

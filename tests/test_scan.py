@@ -73,3 +73,8 @@ def test_a_file_that_is_not_scan_is_told_by_its_line(folder, capsys):
         file.write("walk => I_WALK\n")
     with pytest.raises(SystemExit, match=r"tasks_test_length.txt:\d+: not a line of SCAN"):
         scan.main([str(folder), "--out", str(folder / "data")])
+
+
+def test_files_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"tasks_\w+.txt: no such file; .*README.md says where to get it"):
+        scan.main([str(tmp_path), "--out", str(tmp_path / "data")])

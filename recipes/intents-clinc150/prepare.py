@@ -26,6 +26,8 @@ def main(arguments: list[str] | None = None) -> None:
         data = json.loads(options.data.read_text(encoding="utf-8"))
         domains = json.loads((options.intents or options.data.with_name("domains.json")).read_text(encoding="utf-8"))
         files = prepare(data, domains, [name.strip() for name in options.domains.split(",") if name.strip()], options.prompts)
+    except FileNotFoundError as error:
+        sys.exit(f"prepare.py: {error.filename}: no such file; {Path(__file__).with_name('README.md')} says where to get it")
     except (OSError, ValueError) as error:
         sys.exit(f"prepare.py: {error}")
     options.out.mkdir(parents=True, exist_ok=True)

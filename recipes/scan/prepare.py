@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         splits = {name: read(options.scan / name) for name in FILES}
+    except FileNotFoundError as error:
+        sys.exit(f"prepare.py: {error.filename}: no such file; {Path(__file__).with_name('README.md')} says where to get it")
     except (OSError, ValueError) as error:
         sys.exit(f"prepare.py: {error}")
     options.out.mkdir(parents=True, exist_ok=True)
