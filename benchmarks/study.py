@@ -6,7 +6,7 @@ results.json, claims.json    as the run has them, but for the texts of prompts, 
 recipe.yaml                  files by the last two parts of their paths
 environment.json
 answers.csv.gz               suite, prompt, condition, answer, replicas that gave it; the most frequent first
-weights.csv                  condition, replica, sha256 of its weights; empty where training failed
+weights.csv                  condition, replica, sha256 of its weights (empty where training failed), mean loss of its last tenth of steps
 
 python benchmarks/study.py runs/methods --brief benchmarks/results/methods.json
 
@@ -29,9 +29,12 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
+from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from toolkit.adapters import WEIGHTS
@@ -64,14 +67,25 @@ def answers(run: Path) -> Iterator[list]:
 
 def weights(run: Path) -> Iterator[list]:
     for folder in sorted(path.parent for path in run.glob("*/population.json")):
+        losses = last_losses(folder)
         for replica, record in sorted(read_population(folder).items()):
-            yield [folder.name, replica, record.sha256.get(WEIGHTS) or record.sha256.get(MODEL) or ""]
+            yield [folder.name, replica, record.sha256.get(WEIGHTS) or record.sha256.get(MODEL) or "", losses.get(replica, "")]
+
+
+def last_losses(condition: Path) -> dict[int, str]:
+    """Replica -> mean training loss of the last tenth of its steps: that of one batch is mostly the batch."""
+    losses: dict[int, dict[int, float]] = {}
+    for path in sorted((condition / "training").glob("steps-*.parquet")):
+        for row in pq.read_table(path, columns=["replica", "step", "loss"]).to_pylist():
+            losses.setdefault(row["replica"], {})[row["step"]] = row["loss"]
+    found = {i: fmean(loss for step, loss in of.items() if step >= 0.9 * (max(of) + 1)) for i, of in losses.items()}
+    return {i: f"{loss:.4f}" for i, loss in found.items() if isfinite(loss)}
 
 
 def alike(run: Path) -> dict[str, dict[str, int | str]]:
     """How many replicas of a condition are different files, and how many differ in any answer."""
     files: dict[str, Counter[str]] = {}
-    for condition, _, file in weights(run):
+    for condition, _, file, _ in weights(run):
         files.setdefault(condition, Counter()).update([file] if file else [])
     design = read_design(run)
     table = read_outcomes((run / shard for shard in design.shards), ["suite", "prompt_id", "condition", "procedure", "index", "answer"])
@@ -92,7 +106,7 @@ def repeated(run: Path, kept: Path) -> dict[str, tuple[int, int]]:
     with (kept / "weights.csv").open(newline="") as lines:
         then = {(row["condition"], int(row["replica"])): row["sha256"] for row in csv.DictReader(lines) if row["sha256"]}
     found: dict[str, tuple[int, int]] = {}
-    for condition, replica, file in weights(run):
+    for condition, replica, file, _ in weights(run):
         if file and (known := then.get((condition, replica))):
             same, both = found.get(condition, (0, 0))
             found[condition] = (same + (file == known), both + 1)
@@ -188,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     (options.out / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     packed = gzip.compress(as_csv("suite prompt condition answer replicas", answers(options.run)), mtime=0)
     (options.out / "answers.csv.gz").write_bytes(packed)
-    (options.out / "weights.csv").write_bytes(as_csv("condition replica sha256", weights(options.run)))
+    (options.out / "weights.csv").write_bytes(as_csv("condition replica sha256 loss", weights(options.run)))
     for path in sorted(options.out.iterdir()):
         print(f"{path.stat().st_size:>10,} {path}")
 

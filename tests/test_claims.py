@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from outcomes_of import World
@@ -228,11 +230,19 @@ def test_a_run_is_held_against_the_files_of_a_kept_study(tmp_path):
         record = Replica(i, "ok", {}, 1, 0.5, sha256={WEIGHTS: sha256_file(folder / WEIGHTS)})
         write_text(folder / "replica.json", record.to_json())
     write_text(condition / "population.json", "{}")
+    (condition / "training").mkdir()
+    for first in (0, 3):  # of the last tenth of 20 steps the mean is the replica's number; the sixth became infinite
+        steps = [(first + i, step, first + i + (step - 18.5 if step > 17 else 9)) for i in range(3) for step in range(20)]
+        steps = [(i, step, float("inf") if (i, step) == (5, 19) else loss) for i, step, loss in steps]
+        table = pa.table(dict(zip(("replica", "step", "loss"), zip(*steps, strict=True), strict=True)))
+        pq.write_table(table, condition / f"training/steps-{first:05}.parquet")
     rows = list(weights(condition.parent))
-    assert len({file for *_, file in rows}) == 6
-    (tmp_path / "weights.csv").write_bytes(as_csv("condition replica sha256", iter(rows)))
+    assert len({row[2] for row in rows}) == 6
+    assert [row[3] for row in rows] == ["0.0000", "1.0000", "2.0000", "3.0000", "4.0000", ""]
+    (tmp_path / "weights.csv").write_bytes(as_csv("condition replica sha256 loss", iter(rows)))
     assert repeated(condition.parent, tmp_path) == {"lora": (6, 6)}
-    other = [*rows[:3], [*rows[3][:2], "another"], [*rows[4][:2], ""], ["elsewhere", *rows[5][1:]]]  # a bit; a failure; a condition
+    other = [row[:3] for row in rows]  # as studies were kept without losses
+    other = [*other[:3], [*rows[3][:2], "another"], [*rows[4][:2], ""], ["elsewhere", *other[5][1:]]]  # a bit; a failure; a condition
     (tmp_path / "weights.csv").write_bytes(as_csv("condition replica sha256", iter(other)))
     assert repeated(condition.parent, tmp_path) == {"lora": (3, 4)}
 

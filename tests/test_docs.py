@@ -1,5 +1,6 @@
 """What the Markdown files say is there: links lead to files, and every `ftk` and `make` command that they show exists as written."""
 
+import csv
 import itertools
 import json
 import re
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from toolkit import cli
 from toolkit.merge.methods import METHODS
@@ -206,6 +209,27 @@ def test_the_trainings_that_are_told_are_those_of_the_results():
         trainings, failed = trained(pattern)
         said = (f"None of the {trainings:,} trainings failed", f"none of {trainings:,} failed")
         assert trainings and failed == 0 and any(sentence in told for sentence in said)
+
+
+def test_late_runs_are_those_that_the_losses_tell():
+    kept = ROOT / "benchmarks/results/claims-scan"
+    with (kept / "weights.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    right, loss = {}, {}
+    for condition in json.loads((kept / "results.json").read_text())["conditions"]:
+        name = condition["name"]
+        cells = condition["procedures"][0]["cells"]
+        right[name] = np.array(next(cell["scores"] for cell in cells if (cell["shift"], cell["category"]) == ("typical", "")))
+        loss[name] = np.array([float(row["loss"]) for row in rows if row["condition"] == name])
+    told = " ".join((ROOT / "docs/claims.md").read_text().split())
+    late = right["lora-10-epochs"] < 0.3
+    assert late.sum() == 7 and set(np.flatnonzero(late)) == set(np.argsort(loss["lora-10-epochs"])[-7:])
+    ends = (100 * right["lora-10-epochs"].min(), 100 * right["lora-10-epochs"].max())
+    assert "the worst of 64 answers {:.0f} % of the typical prompts right, the best {:.0f} %, seven fewer than 30 %".format(*ends) in told
+    assert "from {:.0f} % of the typical prompts of SCAN right to {:.0f} %".format(*ends) in told
+    ranks = [spearmanr(loss[name], right[name]).statistic for name in ("lora-10-epochs", "lora-2-epochs", "full-1-epoch", "distilled")]
+    said = "by {:.2f}, over the 192 runs of two epochs by {:.2f}, over the 64 full fine-tunes by {:.2f} (".format(*ranks)
+    assert said in told and f"loss says nothing ({ranks[3]:.2f})" in told
 
 
 def test_ratios_in_sentences_are_those_of_their_results():
