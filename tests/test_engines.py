@@ -1,6 +1,9 @@
 """Units of work: which stack holds which replica, and how much of the work is done."""
 
-from toolkit.engines.local import Shares
+import threading
+import time
+
+from toolkit.engines.local import LocalEngine, Shares
 from toolkit.plan import stacks_for
 
 
@@ -10,11 +13,28 @@ def test_stacks_are_whole_and_know_whom_they_hold():
 
 
 def test_shares_add_up_and_end_at_exactly_one():
-    shares = Shares(7)
-    for number, share in [(0, 0.1), (0, 0.3), (0, 0.2), (1, 0.7), (9, 1.0)]:  # the third is late, the last of an earlier list
+    shares = Shares(range(2, 9))
+    for number, share in [(2, 0.1), (2, 0.3), (2, 0.2), (3, 0.7), (1, 1.0), (9, 1.0)]:  # late; of an earlier list; of none
         shares.put(number, share)
     assert abs(shares.mean - (0.3 + 0.7) / 7) < 1e-12
-    for number in range(7):
+    for number in shares.numbers:
         shares.put(number, 1.0)
         shares.put(number, 0.9)
     assert shares.mean == 1.0
+
+
+def tells_late(seconds: float, progress) -> None:
+    threading.Timer(0.3, progress, [1.0]).start()
+    time.sleep(seconds)
+
+
+def test_a_late_word_of_one_list_of_units_is_none_of_the_next():
+    with LocalEngine(workers=1) as engine:
+        list(engine.run(tells_late, [0.0]))
+        told: list[float] = []
+        list(engine.run(lasts, [1.0], told.append))
+    assert len(told) > 2 and set(told[:-1]) == {0.0} and told[-1] == 1.0
+
+
+def lasts(seconds: float, progress) -> None:
+    time.sleep(seconds)

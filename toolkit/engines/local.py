@@ -32,13 +32,17 @@ class WorkerDied(RuntimeError):
 
 
 class Shares:
-    """Finished shares of units, and their mean without adding all of them up again for each of thousands of units."""
+    """Finished shares of units, and their mean without adding all of them up again for each of thousands of units.
 
-    def __init__(self, units: int):
-        self._shares, self._begun, self._finished = [0.0] * units, 0.0, 0
+    numbers: those of the units. An engine never gives a number twice: a late tick of an earlier list must not count for this one.
+    """
+
+    def __init__(self, numbers: range):
+        self.numbers = numbers
+        self._shares, self._begun, self._finished = dict.fromkeys(numbers, 0.0), 0.0, 0
 
     def put(self, number: int, share: float) -> None:
-        if number >= len(self._shares) or share <= self._shares[number]:  # a late tick of an earlier, longer list, or of this one
+        if number not in self._shares or share <= self._shares[number]:  # a late tick
             return
         self._begun += (share if share < 1 else 0.0) - self._shares[number]
         self._finished += share >= 1
@@ -81,6 +85,7 @@ class LocalEngine:
         self.machines = {environment.cpu_model()}
         context = multiprocessing.get_context("spawn")
         self._ticks = context.Queue()
+        self._given = 0  # units, in all lists so far
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         if device == "cpu":  # read by the libraries when a worker loads them
             os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -106,13 +111,14 @@ class LocalEngine:
 
         An exception in a unit is raised here; what other units finished is on disk. Raises WorkerDied when a process was killed.
         """
-        shares = Shares(len(units))
+        shares = Shares(range(self._given, self._given + len(units)))
+        self._given += len(units)
         finished: SimpleQueue[Future] = SimpleQueue()  # waiting for a set of futures would look at all of them every time
-        numbers: dict[Future, int] = {}
+        given: dict[Future, tuple[int, Unit]] = {}
         try:
-            for number, unit in enumerate(units):
+            for number, unit in zip(shares.numbers, units, strict=True):
                 future = self._pool.submit(_run_unit, function, number, unit)
-                numbers[future] = number
+                given[future] = number, unit
                 future.add_done_callback(finished.put)
             waiting = len(units)
             while waiting:
@@ -120,8 +126,9 @@ class LocalEngine:
                     shares.put(number, share)
                 for future in _drain(finished, first_within=0.2):
                     waiting -= 1
-                    shares.put(numbers[future], 1.0)
-                    yield units[numbers[future]], future.result()
+                    number, unit = given[future]
+                    shares.put(number, 1.0)
+                    yield unit, future.result()
                 if on_progress:
                     on_progress(shares.mean)
         except BrokenProcessPool:

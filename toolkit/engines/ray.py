@@ -51,6 +51,7 @@ class RayEngine:
             alone = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or environment.cores(), "include_dashboard": False}
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **alone)
         self._ticks = ray.remote(num_cpus=0)(_Ticks).remote()
+        self._given = 0  # units, in all lists so far
         self.machines: set[str] = set()
 
     def __enter__(self) -> RayEngine:
@@ -74,20 +75,22 @@ class RayEngine:
         ray = self._ray
         claim = {"num_cpus": 1, "num_gpus": 0 if self._device == "cpu" else 1}
         task = ray.remote(max_retries=RETRIES, runtime_env={"env_vars": ENVIRONMENT}, **claim)(_run_unit)
-        shares = Shares(len(units))
-        numbers = {task.remote(function, n, unit, self._ticks, self._device, os.getcwd()): n for n, unit in enumerate(units)}
-        waiting = list(numbers)
+        shares = Shares(range(self._given, self._given + len(units)))
+        self._given += len(units)
+        numbered = zip(shares.numbers, units, strict=True)
+        given = {task.remote(function, n, unit, self._ticks, self._device, os.getcwd()): (n, unit) for n, unit in numbered}
+        waiting = list(given)
         try:
             while waiting:
                 finished, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.5)
                 for number, share in ray.get(self._ticks.drain.remote()):
                     shares.put(number, share)
-                for reference in sorted(finished, key=numbers.__getitem__):
-                    number = numbers[reference]
+                for reference in sorted(finished, key=lambda done: given[done][0]):
+                    number, unit = given[reference]
                     result, machine = ray.get(reference)
                     self.machines.add(machine)
                     shares.put(number, 1.0)
-                    yield units[number], result
+                    yield unit, result
                 if on_progress:
                     on_progress(shares.mean)
         except ray.exceptions.RayError as error:
