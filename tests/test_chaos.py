@@ -1,4 +1,4 @@
-"""A run that is killed again and again, at moments that nobody chose, ends in the same bits: `pytest -m slow tests/test_chaos.py`.
+"""Runs that are killed again and again, at moments that nobody chose, end in the same bits: `pytest -m slow tests/test_chaos.py`.
 
 `kill -9` strikes the driver, one of its workers, or all of them; the command is started again at once, while what the dead left behind may
 still be dying. Half of the moments are while files come into being, half anywhere, the start of the processes included.
@@ -167,18 +167,25 @@ def contents(run: Path) -> dict[str, object]:
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(recipe, undisturbed, tmp_path, engine):
     if engine == "ray":
         pytest.importorskip("ray", reason="the extra ftk[ray] is not installed")
-    out, struck = tmp_path / "run", []
-    victim = Victim(recipe, out, engine, random.Random(f"chaos {engine}"))
-    while len(struck) < KILLS and victim.at_work():
-        if what := victim.strike():
-            struck.append(what)
-            print(f"kill {len(struck)}: {what}, {len(read_population(out / 'lora'))} replicas, {files(out)} files", flush=True)
-    if victim.process is not None:  # a worker was the last
-        victim.process.communicate(timeout=1200)
-    process = start(recipe, out, engine)
-    _, said = process.communicate(timeout=1200)
-    assert process.returncode == 0, said
+    rng, struck = random.Random(f"chaos {engine}"), []
+    while len(struck) < KILLS:  # a fast machine is through with one run before it was struck so often
+        before, out = len(struck), tmp_path / f"run-{len(struck)}"
+        victim = Victim(recipe, out, engine, rng)
+        while len(struck) < KILLS and victim.at_work():
+            if what := victim.strike():
+                struck.append(what)
+                print(f"kill {len(struck)}: {what}, {len(read_population(out / 'lora'))} replicas, {files(out)} files", flush=True)
+        if victim.process is not None:  # a worker was the last
+            victim.process.communicate(timeout=1200)
+        process = start(recipe, out, engine)
+        _, said = process.communicate(timeout=1200)
+        assert process.returncode == 0, said
+        assert len(struck) > before, "a run was over before anything was killed"
+        same(out, undisturbed)
     assert {"driver", "worker", "everything"} <= set(struck) and len(struck) == KILLS, struck
+
+
+def same(out: Path, undisturbed: Path) -> None:
     assert contents(out) == contents(undisturbed)
     population = read_population(out / "lora")
     assert sorted(population) == list(range(REPLICAS)) and {one.status for one in population.values()} == {"ok"}

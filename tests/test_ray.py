@@ -97,6 +97,19 @@ def test_a_unit_that_always_dies_ends_in_one_line(cluster, tmp_path):
     assert "\n" not in str(error.value) and len(list(tmp_path.iterdir())) == 6
 
 
+@pytest.mark.parametrize("address", ["", "10.0.0.1:6379"])
+def test_a_ray_that_does_not_start_is_told_in_one_line(cluster, monkeypatch, address):
+    def init(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen")  # Ray's, when a part of it dies
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(WorkerDied, match="did not start.*timed out during startup") as error:
+        RayEngine()
+    assert len(str(error.value).splitlines()) == 1 and "finished replicas are kept" in str(error.value) and address in str(error.value)
+
+
 def test_a_run_with_a_killed_worker_has_the_bits_of_the_local_engine(cluster, recipe, tmp_path):
     pipeline.run(recipe, tmp_path / "local", workers=1)
 

@@ -20,6 +20,7 @@ Done = TypeVar("Done")
 
 RETRIES = 5
 """of a unit whose worker or machine died; a unit that is too large for every machine should not run for ever"""
+GO_ON = "finished replicas are kept, run again to go on"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -37,7 +38,8 @@ class RayEngine:
     """Ray tasks for the length of a `with` block, on the cluster that RAY_ADDRESS names or else on this machine alone.
 
     Every task claims one core, or one GPU when the device is `cuda`. All machines see the run folder, the data and a local base under the
-    same paths. `machines` collects the processors that did the work: different ones may round differently.
+    same paths. `machines` collects the processors that did the work: different ones may round differently. Raises RayMissing, and
+    WorkerDied when Ray does not start.
     """
 
     def __init__(self, device: str = "cpu", workers: int | None = None):
@@ -48,8 +50,13 @@ class RayEngine:
         self._ray, self._device = ray, device
         self._ours = not ray.is_initialized()
         if self._ours:
-            alone = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or environment.cores(), "include_dashboard": False}
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **alone)
+            address = os.environ.get("RAY_ADDRESS")
+            alone = {} if address else {"num_cpus": workers or environment.cores(), "include_dashboard": False}
+            try:
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **alone)
+            except Exception as error:  # Ray raises no narrower one when a part of it dies while it starts
+                where = f" at RAY_ADDRESS={address}" if address else ""
+                raise WorkerDied(f"Ray did not start{where} ({_first_line(error)}); {GO_ON}") from None
         self._ticks = ray.remote(num_cpus=0)(_Ticks).remote()
         self._given = 0  # units, in all lists so far
         self.machines: set[str] = set()
@@ -97,11 +104,14 @@ class RayEngine:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             if not isinstance(cause, ray.exceptions.RayError):
                 raise cause from None
-            why = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-            raise WorkerDied(f"Ray gave up on a unit of work ({why}); finished replicas are kept, run again to go on") from None
+            raise WorkerDied(f"Ray gave up on a unit of work ({_first_line(cause)}); {GO_ON}") from None
         finally:
             for reference in waiting:  # interrupted, or another unit failed
                 ray.cancel(reference, force=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class _Ticks:
