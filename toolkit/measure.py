@@ -43,7 +43,7 @@ def save_design(
 
 
 def read_design(folder: Path) -> Design:
-    """RUN/design.json, all files of outcomes being there. Raises MeasureError in one line."""
+    """RUN/design.json, all files of outcomes being there; `replicas` are runs that share no seed. Raises MeasureError in one line."""
     if not (folder / DESIGN).is_file():
         raise MeasureError(f"{folder}: no outcomes of a finished evaluation there; `ftk run RECIPE --out {folder}` makes them")
     try:
@@ -53,7 +53,7 @@ def read_design(folder: Path) -> Design:
     missing = [shard for shard in design.shards if not (folder / shard).is_file()]
     if missing:
         raise MeasureError(f"{folder / missing[0]}: {len(missing)} files of outcomes are missing; `ftk run` makes them again")
-    return design
+    return replace(design, conditions=tuple(condition.independent() for condition in design.conditions))
 
 
 def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:

@@ -4,12 +4,12 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 from toolkit.files import write_text
-from toolkit.statistics import EFFECT_KEPT, AccuracySpread, Estimate, Tolerance, Tradeoff
+from toolkit.statistics import EFFECT_KEPT, AccuracySpread, Estimate, Tolerance, Tradeoff, independent_runs
 
 VERSION = 2
 SHIFTS = ("typical", "near", "far")
@@ -37,7 +37,8 @@ class MitigationDesign:
     """A mitigation on disjoint groups of K replicas: members[g] are the replica indexes behind group g.
 
     label: names the rows of the outcomes, `mean-k8`. title: the method in words, without K. kind: `merge`, `ensemble` or `distilled`.
-    condition, runs: of kind `distilled`, the condition of the students, and the student of every group.
+    condition: of kind `distilled`, that of the students. runs: the number of every group in the outcomes (of students: the student);
+    empty where they are 0, 1, ...
     """
 
     label: str
@@ -55,7 +56,15 @@ class MitigationDesign:
 
     def outcomes(self, condition: str) -> tuple[str, str, Sequence[int]]:
         """Condition, procedure and indexes of its rows, where `condition` is the one that it is built from."""
-        return (self.condition, "replica", self.runs) if self.condition else (condition, self.label, range(len(self.members)))
+        if self.condition:
+            return self.condition, "replica", self.runs
+        return condition, self.label, self.runs or range(len(self.members))
+
+    def only(self, replicas: Set[int]) -> "MitigationDesign":
+        """The groups all of whose members are among `replicas`."""
+        numbers = list(self.runs or range(len(self.members)))
+        kept = [g for g, members in enumerate(self.members) if set(members) <= replicas]
+        return replace(self, members=[self.members[g] for g in kept], runs=[numbers[g] for g in kept])
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,29 @@ class ConditionDesign:
     factors: Mapping[str, Sequence[int]] = field(default_factory=dict)
     everyone: Sequence[int] = ()
     teacher: TeacherDesign | None = None
+
+    @property
+    def sources(self) -> dict[str, Sequence[int]]:
+        """The level of every run of `everyone` (or `replicas`) in each source of randomness. A machine is none: nobody draws it."""
+        return {name: level_R for name, level_R in self.factors.items() if name != MACHINE}
+
+    def independent(self) -> "ConditionDesign":
+        """The same with only such `replicas`, and groups of them, of which any two share no level of any source.
+
+        All that succeeded stay in `everyone`. A group stays where all its members are among those replicas.
+        """
+        whole = list(self.everyone or self.replicas)
+        kept = [whole[row] for row in independent_runs(self.sources, len(whole))]
+        if kept == list(self.replicas):
+            return self
+        fresh = set(kept)
+        mitigations = tuple(mitigation.only(fresh) for mitigation in self.mitigations)
+        teacher = self.teacher
+        if teacher:
+            of = dict(zip(self.replicas, zip(teacher.groups, teacher.members, strict=True), strict=True))
+            kept = [replica for replica in kept if replica in of]
+            teacher = replace(teacher, groups=[of[r][0] for r in kept], members=[of[r][1] for r in kept])
+        return replace(self, replicas=kept, everyone=whole, mitigations=mitigations, teacher=teacher)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,13 @@ class Versus(NamedTuple):
     members: list[np.ndarray]
 
 
+class Whole(NamedTuple):
+    """All runs of a design in which some share levels of sources, and the level of each in these."""
+
+    everyone: Arm
+    levels: Mapping[str, np.ndarray]
+
+
 def condition_result(table: Table, design: ConditionDesign, level: float, thresholds: Thresholds) -> ConditionResult:
     """Measure the replicas of a condition, and every mitigation that was built from them."""
     replicas = list(design.replicas)
@@ -41,7 +48,11 @@ def condition_result(table: Table, design: ConditionDesign, level: float, thresh
     if single is None:
         raise ValueError(f"no outcomes of the replicas of condition {design.name!r}")
     base = table.arm("", "base", [0])
-    measured = _measure(table, single, level, thresholds, base)
+    whole = None
+    if shared := st.shared_sources(design.sources, len(design.everyone or replicas)):
+        everyone = table.arm(design.name, "replica", list(design.everyone or replicas))
+        whole = Whole(everyone, shared) if everyone is not None else None
+    measured = _measure(table, single, level, thresholds, base, whole=whole)
     if design.teacher:
         measured = _with_fidelity(table, single, design.teacher, measured, level)
     procedures = [Procedure("replica", "single replica", "replica", 1, len(replicas), design.price, measured)]
@@ -95,10 +106,16 @@ def _members(mitigation: MitigationDesign, row_of: Mapping[int, int], condition:
 
 
 def _measure(
-    table: Table, arm: Arm, level: float, thresholds: Thresholds, base: Arm | None, versus: Versus | None = None
+    table: Table,
+    arm: Arm,
+    level: float,
+    thresholds: Thresholds,
+    base: Arm | None,
+    versus: Versus | None = None,
+    whole: Whole | None = None,
 ) -> tuple[Cell, ...]:
     places = {(shift, ""): at for shift, at in table.shifts.items()} | table.parts
-    return tuple(_cell(table, arm, shift, category, at, level, thresholds, base, versus) for (shift, category), at in places.items())
+    return tuple(_cell(table, arm, shift, category, at, level, thresholds, base, versus, whole) for (shift, category), at in places.items())
 
 
 def _cell(
@@ -111,10 +128,14 @@ def _cell(
     thresholds: Thresholds,
     base: Arm | None,
     versus: Versus | None,
+    whole: Whole | None,
 ) -> Cell:
     here = arm.on(at)
     answer_RP, correct_RP = here.answer_RP, here.correct_RP
     options = {"cluster_P": table.cluster_P[at], "level": level}
+    if whole is not None:  # fresh pairs of all runs say more than the runs that share nothing do alone
+        options["levels"] = whole.levels
+        answer_RP, correct_RP = whole.everyone.on(at).answer_RP, whole.everyone.on(at).correct_RP
     if len(answer_RP) < 2:  # one run shows nothing of how much runs differ
         few = st.Estimate(None, None, None, level, len(answer_RP), len(at), "none", False, st.MIN_GROUPS, "fewer than two runs")
         nothing = few if versus else None
@@ -124,6 +145,8 @@ def _cell(
     found["zone"] = zone(found["disagreement"], thresholds.of(category))
     if here.marked:
         found["accuracy"] = st.accuracy(correct_RP, **options)
+    options.pop("levels", None)
+    answer_RP, correct_RP = here.answer_RP, here.correct_RP
     if versus:
         single = versus.single.on(at)
         pair = answer_RP, single.answer_RP
@@ -136,14 +159,23 @@ def _cell(
             if here.marked and base.on(at).marked:
                 marks = correct_RP, single.correct_RP, base.correct_RP[0, at]
                 found["gain_kept"] = st.accuracy_effect_size(*marks, versus.members, **options)
-    elif not category:
+    elif not category and len(answer_RP) > 1:
         found["metrics"], found["survival"] = further(
             here, base.on(at) if base else None, table.texts, table.scored, table.cluster_P[at], level
         )
-    if here.marked and not category:
-        found["accuracy_spread"] = st.accuracy_spread(correct_RP, **options)
+    if here.marked and not category and len(answer_RP) > 1:
+        found["accuracy_spread"] = _spread(here, whole, at, options)
         found["scores"] = run_accuracies(correct_RP)
     return Cell(shift, category, len(at), **found)
+
+
+def _spread(here: Arm, whole: Whole | None, at: np.ndarray, options: Mapping) -> st.AccuracySpread:
+    """Where runs share levels, the SD of a fresh run is the root of all variance components together."""
+    spread = st.accuracy_spread(here.correct_RP, **options)
+    if whole is None:
+        return spread
+    score_R = np.array([np.nan if s is None else s for s in run_accuracies(whole.everyone.on(at).correct_RP)])
+    return replace(spread, sd=st.root(st.crossed(score_R, whole.levels, level=options["level"]).total))
 
 
 def run_accuracies(correct_RP: np.ndarray) -> tuple[float | None, ...]:

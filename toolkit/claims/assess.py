@@ -90,16 +90,20 @@ def _behaviour(row: Tested, claim: Claim, table: OutcomeTable, design: Condition
     the one of these prompts alone, too, which allows for kinds of runs that are not among them.
     """
     at = _prompts(table, claim)
-    arm = table.arm(design.name, "replica", list(design.replicas))
+    whole = list(design.everyone or design.replicas)
+    arm, levels = table.arm(design.name, "replica", whole), design.sources
     if at is None or arm is None or len(arm.answer_RP) < 2:
         return replace(row, remark=f"no such prompts in this run; there are {', '.join(dict.fromkeys([*table.shifts, *table.suites]))}")
     answer_RP, cluster_P = arm.on(at).answer_RP, table.cluster_P[at]
-    differ, alone = (st.disagreement(answer_RP, cluster_P=cluster_P, level=level, fresh_prompts=fresh) for fresh in (True, False))
+    differ, alone = (
+        st.disagreement(answer_RP, cluster_P=cluster_P, level=level, fresh_prompts=fresh, levels=levels) for fresh in (True, False)
+    )
     turned = claim.quantity == "agreement"
     estimate, alone = (st.complement(one) if turned else one for one in (differ, alone))
     of_runs = verdict(alone, claim.ends)
     found = of_runs if differ.value in (0.0, 1.0) and of_runs == UNRESOLVED else verdict(estimate, claim.ends)
-    remark = _what_it_takes(claim, differ, answer_RP, cluster_P, level) if found == UNRESOLVED else ""
+    fresh_RP = answer_RP[st.independent_runs(levels, len(whole))]
+    remark = _what_it_takes(claim, differ, fresh_RP, cluster_P, level) if found == UNRESOLVED else ""
     return replace(row, estimate=estimate, verdict=found, remark=remark, alone=alone, alone_verdict=of_runs)
 
 
@@ -133,7 +137,7 @@ def _prompts(table: OutcomeTable, claim: Claim) -> np.ndarray | None:
 
 
 def _weights(claim: Claim, folder: Path, recipe: Recipe, design: ConditionDesign) -> tuple[st.Estimate | None, str]:
-    replicas = list(design.everyone or design.replicas)
+    replicas = list(design.replicas)
     if claim.quantity == "files":
         population = read_population(folder / design.name)
         files = [_file(population[r].sha256) for r in replicas if r in population]
@@ -168,19 +172,20 @@ def _file(sha256: dict[str, str]) -> str:
 def outlook_of(table: OutcomeTable, design: ConditionDesign, runs: int, level: float, thresholds: Thresholds) -> Iterator[Outlook]:
     """What to expect of `runs` runs of a condition on every shift and category. Nothing of fewer than two replicas."""
     arm = table.arm(design.name, "replica", list(design.replicas))
+    whole = table.arm(design.name, "replica", list(design.everyone or design.replicas))
     if arm is None or len(arm.answer_RP) < 2:
         return
     places = {(shift, ""): at for shift, at in table.shifts.items()} | table.parts
     order = list(table.shifts)
     for (shift, category), at in sorted(places.items(), key=lambda place: (order.index(place[0][0]), place[0][1] != "")):
-        yield _outlook(design.name, shift, category, arm.on(at), table.cluster_P[at], runs, level, thresholds)
+        options = {"cluster_P": table.cluster_P[at], "level": level}
+        differ = st.disagreement((whole or arm).on(at).answer_RP, levels=design.sources, **options)
+        yield _outlook(design.name, shift, category, arm.on(at), differ, options, runs, thresholds)
 
 
 def _outlook(
-    condition: str, shift: str, category: str, arm: Arm, cluster_P: np.ndarray, runs: int, level: float, thresholds: Thresholds
+    condition: str, shift: str, category: str, arm: Arm, differ: st.Estimate, options: dict, runs: int, thresholds: Thresholds
 ) -> Outlook:
-    options = {"cluster_P": cluster_P, "level": level}
-    differ = st.disagreement(arm.answer_RP, **options)
     scores = [np.nan if score is None else score for score in run_accuracies(arm.correct_RP)] if arm.marked else None
     return Outlook(
         condition,

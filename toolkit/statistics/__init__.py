@@ -26,6 +26,7 @@ from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, disagree
 from toolkit.statistics.distributions import flip_calibration, margin_to_noise, population_jsd, predicted_flip, total_variation
 from toolkit.statistics.estimate import Estimate, complement
 from toolkit.statistics.failures import failure_rate
+from toolkit.statistics.fresh import fresh_pairs, independent_runs, shared_sources
 from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, zero_event_bound
 from toolkit.statistics.many_runs import accuracy_floor, deviation, distinct_answers
 from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
@@ -96,6 +97,9 @@ __all__ = [
     "Estimate",
     "complement",
     "failure_rate",
+    "fresh_pairs",
+    "independent_runs",
+    "shared_sources",
     "clopper_pearson",
     "jackknife_variance",
     "zero_event_bound",
