@@ -20,9 +20,9 @@ from worlds.sources import (
 )
 
 from toolkit.statistics.answer_components import behaviour_components, missing_pairs
-from toolkit.statistics.fresh import _pairs, sharing
 from toolkit.statistics.components import MIN_LEVELS, Components, crossed, crossed_grid, difference, nested
 from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.fresh import _pairs, sharing
 from toolkit.statistics.mean_squares import RESIDUAL, MeanSquare, combine, mean_square
 from toolkit.statistics.precision import iso_5725
 from toolkit.statistics.reml import _Model, reml

@@ -199,9 +199,15 @@ LIMITS = (0.05, 0.20)  # acceptable, critical: the defaults of a recipe
 
 
 def colour(estimate: Estimate, truth: float) -> Sampled:
-    """A cell of the matrix as an estimate: 1 where its colour is right, which the interval holds; conclusive where it has a colour."""
+    """A cell of the matrix as an estimate: 1 where its colour is right, which the interval holds; conclusive where it has a colour.
+
+    `acceptable` says that the truth is at most the first limit, `critical` that it is above the second; `watch` is wrong where the
+    truth is on the other side of a limit that the interval excludes.
+    """
     said = zone(estimate, LIMITS)
-    is_right = {"acceptable": truth <= LIMITS[0], "watch": LIMITS[0] < truth <= LIMITS[1], "critical": truth > LIMITS[0]}.get(said, True)
+    low, high = estimate.low or 0.0, 1.0 if estimate.high is None else estimate.high
+    sides = [truth > limit if low > limit else truth <= limit if high <= limit else True for limit in LIMITS]
+    is_right = said == "not enough data" or all(sides)
     ends = (1.0, 1.0) if is_right else (0.0, 0.0)
     return Estimate(1.0, *ends, 0.95, estimate.n_replicas, estimate.n_prompts, "colour", said != "not enough data"), 1.0
 

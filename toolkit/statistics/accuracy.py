@@ -248,7 +248,7 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
     low_P, high_P = _prompt_ends(covariance, left_C, size_C, level)
     low = covariance - math.hypot(covariance - (a * ends[0] - b), covariance - low_P)
     high = covariance + math.hypot(a * ends[1] - b - covariance, high_P - covariance)
-    method = "covariance between prompts; log-variance jackknife-t over replicas, jackknife-t over prompts on the root scale"
+    method = "covariance between prompts; log-variance jackknife-t over replicas, jackknife-t over prompts, leaning upwards"
     if few := few_clusters_of(cluster_P[used_P]):
         verdict = (False, needed, "; ".join(filter(None, [note, few])))
     return AccuracySpread(sd, noise, excess, Estimate(covariance, low, high, *shape, method, *verdict))
@@ -258,16 +258,14 @@ def _prompt_ends(covariance: float, left_C: np.ndarray, size_C: np.ndarray, leve
     """Interval of a mean covariance for other clusters of prompts, from its values without each of them.
 
     Where runs differ on some templates only, the covariance is about the square of a mean over templates. So its root is what is about
-    normal, and the interval lies on that scale, with the degrees of freedom of the clusters.
+    normal: (root + h)^2 = covariance + half + half^2 / (4 covariance), with h = half / (2 root). The last term is what makes the interval
+    lean upwards; where the covariance is not clear of 0 it means nothing, and is at most `half`. Degrees of freedom of the clusters.
     """
     if len(left_C) < 3:
         return covariance, covariance
-    t = t_quantile(level, leverage(size_C).df)
-    if covariance > 0 and left_C.min() > 0:
-        root, half = math.sqrt(covariance), t * math.sqrt(jackknife_variance(np.sqrt(left_C)))
-        return max(root - half, 0.0) ** 2, (root + half) ** 2
-    half = t * math.sqrt(jackknife_variance(left_C))
-    return covariance - half, covariance + half
+    half = t_quantile(level, leverage(size_C).df) * math.sqrt(jackknife_variance(left_C))
+    lean = min(half, half**2 / (4 * covariance)) if covariance > 0 else 0.0
+    return covariance - half, covariance + half + lean
 
 
 def _mean_covariance(sums: Iterable[np.ndarray], total_R: np.ndarray, size_C: np.ndarray) -> tuple[float | None, np.ndarray, float, float]:

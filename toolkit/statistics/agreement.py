@@ -16,6 +16,7 @@ from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out
 
 Clusters = np.ndarray | Sequence[int] | None
 
+MIN_EFFECTIVE_KAPPA = 20.0  # chance agreement is estimated from the same clusters: 12 to 15 of them covered 86 to 90 %
 RUNS_PER_FRESH_RUN = 2  # what n fresh runs do together was seen to be covered from this many times n replicas on
 
 
@@ -71,7 +72,8 @@ def fleiss_kappa(answer_RP: np.ndarray, *, cluster_P: Clusters = None, level: fl
     elif math.isfinite(half):
         ends = logit_interval(ratio, half) if ratio < 1.0 else (ratio - half, ratio + half)
         low, high = 1.0 - max(ends[1], bound), 1.0 - ends[0]
-    enough, needed, note = verdict(n_replicas, few_clusters(parts.n_clusters, parts.effective), row_R[odd_replicas(pairs)])
+    few = few_clusters(parts.n_clusters, parts.effective, MIN_EFFECTIVE_KAPPA)
+    enough, needed, note = verdict(n_replicas, few, row_R[odd_replicas(pairs)])
     return Estimate(1.0 - ratio, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
 

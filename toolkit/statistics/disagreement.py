@@ -152,11 +152,11 @@ def clusters_in_words(n_clusters: int, effective: float) -> str:
     return f"{n_clusters} prompts or clusters{worth}"
 
 
-def few_clusters(n_clusters: int, effective: float) -> str:
-    """Why `enough_clusters` says no; empty where it says yes."""
-    if enough_clusters(n_clusters, effective):
+def few_clusters(n_clusters: int, effective: float, worth: float = MIN_EFFECTIVE_CLUSTERS) -> str:
+    """Why `enough_clusters` says no; empty where it says yes. worth: so many equal ones where it takes more."""
+    if enough_clusters(n_clusters, effective) and effective >= worth:
         return ""
-    least = f"at least {MIN_CLUSTERS}" + (f", worth {MIN_EFFECTIVE_CLUSTERS:g}" if n_clusters >= MIN_CLUSTERS else "")
+    least = f"at least {MIN_CLUSTERS}" + (f", worth {worth:g}" if n_clusters >= MIN_CLUSTERS else "")
     return f"{clusters_in_words(n_clusters, effective)} are too few for an interval that holds what it says ({least})"
 
 
