@@ -81,6 +81,7 @@ class LocalEngine:
     """
 
     def __init__(self, device: str = "cpu", workers: int | None = None):
+        environment.keep_cwd_off_the_path()
         self.workers = workers or (environment.cores() if device == "cpu" else 1)
         self.machines = {environment.cpu_model()}
         context = multiprocessing.get_context("spawn")
