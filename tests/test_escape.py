@@ -95,7 +95,8 @@ def safe_on_a_terminal(text: str) -> bool:
 @quick
 @given(texts)
 def test_a_line_stays_one_line_of_what_can_be_seen(text):
-    assert not CONTROL.search(escape.line(text)) and escape.line(text).encode()
+    assert not CONTROL.search(escape.line(text))
+    escape.line(text).encode()
     assert escape.line(escape.line(text)) == escape.line(text)
     assert escape.lines([text, text]).count("\n") == 1
     assert escape.block(text).count("\n") == text.count("\n")
@@ -113,8 +114,8 @@ def test_json_says_the_same_and_nothing_that_a_terminal_obeys(value):
 def test_markup_is_text_in_html_and_in_xml(text):
     for document in (f'<svg aria-label="{escape.markup(text)}"><text>{escape.markup(text)}</text></svg>',):
         tree = xml.fromstring(document)
-        assert tree.attrib == {"aria-label": escape.line(text)} and len(tree) == 1 and tree[0].text == escape.line(text)
-        assert outline(document) == [("svg", ["aria-label"]), ("text", [])] and said(document) == [escape.line(text)]
+        assert tree.attrib == {"aria-label": escape.line(text)} and len(tree) == 1 and (tree[0].text or "") == escape.line(text)
+        assert outline(document) == [("svg", ["aria-label"]), ("text", [])] and "".join(said(document)) == escape.line(text).strip()
 
 
 def rendered(source: str) -> list:
@@ -227,7 +228,7 @@ def renamed(record: Any, name: Callable[[str], str], field: str = "") -> Any:
 def naming(before: str) -> Callable[[str], str]:
     """A name for every text: hostile, and then a word that tells which it was."""
     known: dict[str, str] = {}
-    return lambda text: known.setdefault(text, f"{before}word{len(known)}word")
+    return lambda text: known.setdefault(text, f"{before}word{len(known):04d}word")
 
 
 def changed(text: str, before: str) -> str:
@@ -302,12 +303,17 @@ def test_the_report_has_the_structure_of_its_plain_self(before):
     plain, plainly_drawn = parts_of(plain_report())
     assert outline(report) == outline(plain)
     inside = escape.seen(before)
-    assert [re.sub(r"\s+", " ", text) for text in said(report)] == [
-        re.sub(r"\s+", " ", changed(text, inside)).strip() for text in said(plain)
-    ]
+    for text, plain_text in zip(said(report), said(plain), strict=True):
+        assert same_words(text, changed(plain_text, inside))
     assert len(drawn) == len(plainly_drawn)
     for svg, plain_svg in zip(drawn, plainly_drawn, strict=True):
         same_drawing(svg, plain_svg, escape.line(before))
+
+
+def same_words(text: str, expected: str) -> bool:
+    """Long answers and prompts are cut."""
+    text, expected = (" ".join(words.split()) for words in (text, expected))
+    return text == expected or (text.endswith("...") and expected.startswith(text[:-3].strip()))
 
 
 def same_drawing(svg: str, plain: str, before: str) -> None:
@@ -389,7 +395,8 @@ def test_cards_hold_no_markup_of_a_name(before, tmp_path_factory):
     for card, plain in zip(cards(small, naming(before), folder), cards(small, naming(""), folder), strict=True):
         (front, body), (plain_front, plain_body) = (text.removeprefix("---\n").split("\n---\n", 1) for text in (card, plain))
         assert not CONTROL.search(card.replace("\n", ""))
-        assert yaml.safe_load(front) == {k: v for k, v in yaml.safe_load(plain_front).items() if not k.startswith("base_model")}
+        known, plainly_known = ({k: v for k, v in yaml.safe_load(text).items() if "base" not in k} for text in (front, plain_front))
+        assert known == plainly_known
         typed = {"code_inline code"}  # a name that holds a back tick is no code
         assert [kind for kind in shape(body) if kind not in typed | {"text"}] == [
             kind for kind in shape(plain_body) if kind not in typed | {"text"}
@@ -418,7 +425,11 @@ def test_tables_for_documents_hold_no_markup_of_a_name(before):
     import tables
 
     name, plain = naming(before), naming("")
-    for make, record in ((tables.claims_table, put_to_the_test()), (tables.matrix, put_to_the_test()), (tables.conditions_table, planted())):
+    for make, record in (
+        (tables.claims_table, put_to_the_test()),
+        (tables.matrix, put_to_the_test()),
+        (tables.conditions_table, planted()),
+    ):
         assert shape(make(renamed(record, name))) == shape(make(renamed(record, plain)))
         assert words(make(renamed(record, name))) == changed(words(make(renamed(record, plain))), escape.line(before).lstrip())
 
