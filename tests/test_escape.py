@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import logging
 import re
 import xml.etree.ElementTree as xml
 from collections.abc import Callable
@@ -529,6 +530,16 @@ def test_a_recipe_with_hostile_names_is_told_in_one_line(tmp_path):
         path.write_text(json.dumps({key: 1, "base": key, "conditions": {key: {key: key}}}))
         done = invoke("check", path)
         assert done.exit_code == 2 and safe_on_a_terminal(done.stderr) and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_what_a_library_logs_is_escaped(monkeypatch):
+    stream = io.StringIO()
+    logger = logging.Logger("library")
+    logger.addHandler(logging.StreamHandler(stream))
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)
+    escape.in_logs()
+    logger.warning("a model of type `%s`\nand more", "\x1b[2J\x9b")
+    assert stream.getvalue() == "a model of type `\\x1b[2J\\x9b`\nand more\n"
 
 
 def test_progress_shows_a_name_as_it_is(monkeypatch):

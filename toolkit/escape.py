@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html as standard
 import json as standard_json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -52,6 +53,16 @@ def json(value: Any) -> str:
         return "".join(f"\\u{int.from_bytes(pair, 'big'):04x}" for pair in _pairs(found[0].encode("utf-16-be", "surrogatepass")))
 
     return _IN_JSON.sub(unit, standard_json.dumps(value, ensure_ascii=False))
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:
+        return block(super().getMessage())
+
+
+def in_logs() -> None:
+    """From here on in what libraries log, too: they quote configurations and file names as they are."""
+    logging.setLogRecordFactory(_Record)
 
 
 def _pairs(text: bytes) -> list[bytes]:

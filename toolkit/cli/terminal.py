@@ -77,6 +77,7 @@ def print_json(value: dict[str, Any]) -> None:
 @contextmanager
 def errors() -> Iterator[None]:
     """One clear line instead of a traceback, and the exit code that scripts rely on."""
+    escape.in_logs()
     try:
         yield
     except KeyboardInterrupt:
