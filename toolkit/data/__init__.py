@@ -6,10 +6,11 @@ parse_answer, parse_reference                               what of a generated 
 """
 
 from toolkit.data.answers import check_rule, parse_answer, parse_reference
-from toolkit.data.encode import Example, check_tokenizer, encode_prompt, encode_reference, encode_rows, render
-from toolkit.data.formats import FORMATS, Message, detect_format, is_chat
+from toolkit.data.encode import Example, asks_for_the_date, check_tokenizer, encode_prompt, encode_reference, encode_rows, render
+from toolkit.data.formats import FORMATS, detect_format, is_chat
 from toolkit.data.rows import SUFFIXES, DataError, Row, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, read_suite
+from toolkit.data.turns import Message
 
 __all__ = [
     "FORMATS",
@@ -20,6 +21,7 @@ __all__ = [
     "Message",
     "Prompt",
     "Row",
+    "asks_for_the_date",
     "check_rule",
     "check_tokenizer",
     "detect_format",
