@@ -98,9 +98,7 @@ def evaluate_unit(
         [*([(None, p.reference)] if p.reference is not None else []), *((choice, choice) for choice in choices if token_scores)]
         for p in prompts
     ]
-    continuations = [
-        [encode_reference(p, text, base.tokenizer) for _, text in texts] for p, texts in zip(prompts, asked, strict=True)
-    ]
+    continuations = [[encode_reference(p, text, base.tokenizer) for _, text in texts] for p, texts in zip(prompts, asked, strict=True)]
     weight_UK = torch.ones(unit.width, unit.members)
     for u, subject in enumerate(unit.subjects):
         if subject.weights:
