@@ -3,6 +3,7 @@
 read_rows -> detect_format -> encode_rows -> Example        what training sees
 read_suite -> Prompt -> encode_prompt                       what evaluation sees: the same prompt, the same ids
 parse_answer, parse_reference                               what of a generated text counts
+survey                                                      what of all that is not used, or not as one may think
 """
 
 from toolkit.data.answers import check_rule, parse_answer, parse_reference
@@ -10,6 +11,7 @@ from toolkit.data.encode import Example, asks_for_the_date, check_tokenizer, enc
 from toolkit.data.formats import FORMATS, detect_format, is_chat
 from toolkit.data.rows import SUFFIXES, DataError, Row, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, read_suite
+from toolkit.data.survey import known_prompts, survey
 from toolkit.data.turns import Message
 
 __all__ = [
@@ -29,9 +31,11 @@ __all__ = [
     "encode_reference",
     "encode_rows",
     "is_chat",
+    "known_prompts",
     "parse_answer",
     "parse_reference",
     "read_rows",
     "read_suite",
     "render",
+    "survey",
 ]

@@ -16,7 +16,7 @@ from pydantic import (
 
 from toolkit.recipe.conditions import UNKNOWN, AnyCondition, Condition, Given, kind_of, trajectory
 from toolkit.recipe.criteria import Criteria
-from toolkit.recipe.fields import Compile, Dtype, Model, Positive, Share, Source, Width, answer_rule, at
+from toolkit.recipe.fields import Compile, Dtype, Model, Positive, Share, Source, Width, answer_rule, at, day
 from toolkit.recipe.mitigations import Mitigation
 from toolkit.recipe.words import nearest
 
@@ -38,6 +38,9 @@ class Data(Model):
     a suite is a user turn."""
     max_length: Positive = 512
     """tokens of a training row; longer prompts lose their beginning."""
+    date: Annotated[str, AfterValidator(day)] | None = None
+    """YYYY-MM-DD: what a chat template is told that asks for today's date, so that a run reads the same on all its days; by default
+    the day on which the run begins, which is written into its recipe."""
 
 
 class Target(Model):
