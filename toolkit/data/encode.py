@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -119,8 +120,9 @@ def render_messages(
         turns = [f"### {HEADINGS[message['role']]}:\n{message['content']}" for message in messages]
         return "\n\n".join([*turns, "### Response:\n"] if reply else turns)
     options = {key: value for key, value in given.items() if key != "date"}
-    if "date" in given:  # what the template calls for the time of day
-        options["strftime_now"] = datetime.fromisoformat(given["date"]).strftime
+    if "date" in given and asks_for_the_date(tokenizer):
+        template = tokenizer.get_chat_template(tools=given.get("tools"))
+        options["chat_template"] = _told(given["date"]) + template
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply, **{**TEMPLATE_OPTIONS, **options})
     except Exception as error:  # a template raises whatever its author chose: TemplateError, TypeError, ...
@@ -131,6 +133,16 @@ def render_messages(
 def asks_for_the_date(tokenizer: Any) -> bool:
     """Whether the chat template writes today's date into what the model reads, which would then differ from day to day."""
     return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
+
+
+@lru_cache
+def _told(day: str) -> str:
+    """The beginning of a template for which it is always the first minute of a day. No function passes into a template from outside."""
+    now = datetime.fromisoformat(day)
+    codes = [f"%{flag}{letter}" for letter in "aAbBcCdDeFgGhHIjklmMpPrRsStTuUVwWxXyYzZfn" for flag in ("", "-")]
+    said = "".join(f" | replace('{code}', '{now.strftime(code)}')" for code in codes).replace("\n", "\\n").replace("\t", "\\t")
+    # The line end belongs to the tag: these templates drop the first one behind a tag.
+    return f"{{% macro strftime_now(form) %}}{{{{ form | replace('%%', '\\0'){said} | replace('\\0', '%') }}}}{{% endmacro %}}\n"
 
 
 def _check_tools(messages: list[Message], tokenizer: Any, given: Mapping[str, Any], where: str) -> None:

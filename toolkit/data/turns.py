@@ -48,7 +48,7 @@ def read_turns(row: Mapping[str, Any], column: str, where: str) -> list[Turn]:
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{where}: field {column!r} must be a list of turns and not empty")
     keys = ("from", "value") if column == "conversations" else ("role", "content")
-    if column == "conversations" and isinstance(turns[0], dict) and "role" in turns[0]:
+    if column == "conversations" and isinstance(turns[0], dict) and "from" not in turns[0]:
         keys = ("role", "content")  # sharegpt by the name of its column only
     roles = SHAREGPT_ROLES if column == "conversations" else {role: role for role in ROLES}
     return [_turn(turn, keys, roles, f"{where}: field {column!r}, turn {number}") for number, turn in enumerate(turns, 1)]
