@@ -1,6 +1,7 @@
 """Conversations reach the chat template whole: system, tools, history and every key of a turn, or are refused in one line."""
 
 import json
+import os
 
 import pytest
 from test_data import ASSISTANT, CHATML, SYSTEM, USER, bpe, learned, make
@@ -57,7 +58,9 @@ def test_the_template_sees_every_key_of_a_turn(chat):
     row = {"messages": [USER, {"role": "assistant", "content": "b", "reasoning_content": "hm"}]}
     (example,) = encode_rows([row], chat, max_length=400)
     assert learned(example, chat) == "<think>hm</think>b<|im_end|>"
-    called = {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "ok"}, ASSISTANT]}
+    called = {
+        "messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "ok"}, ASSISTANT]
+    }
     (example,) = encode_rows([called], chat, max_length=400)
     assert learned(example, chat) == "alarm(seven)<|im_end|>alarm(seven)<|im_end|>"
     as_text = json.loads(json.dumps(called))
@@ -81,7 +84,12 @@ def test_parts_that_are_text_are_a_text(chat):
 def test_a_turn_that_does_not_count_is_not_in_the_loss(chat, key):
     first, last = {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "d"}
     user = turns(("user", "c"))
-    for a, b, expected in ((0, 1, "d<|im_end|>"), (1, 0, "b<|im_end|>"), (True, None, "b<|im_end|>d<|im_end|>"), (1.0, False, "b<|im_end|>")):
+    for a, b, expected in (
+        (0, 1, "d<|im_end|>"),
+        (1, 0, "b<|im_end|>"),
+        (True, None, "b<|im_end|>d<|im_end|>"),
+        (1.0, False, "b<|im_end|>"),
+    ):
         row = {"messages": [USER, {**first, key: a}, *user, {**last, key: b}]}
         (example,) = encode_rows([row], chat, max_length=400)
         assert learned(example, chat) == expected
@@ -150,7 +158,9 @@ def test_a_suite_gives_the_template_what_training_gives_it(chat, tmp_path):
 
 
 def test_thoughts_need_a_template_that_is_told_to_think(chat):
-    chat.chat_template = CHATML.replace("assistant\n{% endif %}", "assistant\n{% if not enable_thinking %}<think></think>{% endif %}{% endif %}")
+    chat.chat_template = CHATML.replace(
+        "assistant\n{% endif %}", "assistant\n{% if not enable_thinking %}<think></think>{% endif %}{% endif %}"
+    )
     chat.chat_template = chat.chat_template.replace(
         "{{ m['content'] }}", "{% if m.role == 'assistant' %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m['content'] }}"
     )
@@ -228,3 +238,37 @@ def test_rows_that_are_cut_and_greetings_are_counted(chat, tmp_path):
         "1 training rows begin with an assistant turn, which answers nothing and is not learned",
         "1 of 3 training rows are longer than `data.max_length` and were cut to it",
     ]
+
+
+def test_a_run_keeps_the_day_on_which_it_began(chat, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from toolkit.pipeline import opening
+    from toolkit.recipe import dump_recipe, parse_recipe
+
+    text = "base: embedded\ndtype: float32\ndata: {train: embedded, suites: {far: embedded}}\nconditions: {lora: {}}\n"
+    recipe = parse_recipe(text)
+    assert opening.settle(recipe, "cpu", tmp_path).data.date is None  # the embedded base has no template that asks
+    chat.chat_template = "{{ strftime_now('%Y') }}" + WHOLE
+    monkeypatch.setattr(opening, "load_base", lambda *_: SimpleNamespace(tokenizer=chat))
+    first = opening.settle(recipe, "cpu", tmp_path)
+    assert first.data.date == opening.date.today().isoformat()
+    then = first.model_copy(update={"data": first.data.model_copy(update={"date": "2024-07-26"})})
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(then))
+    assert opening.settle(recipe, "cpu", tmp_path).data.date == "2024-07-26"
+    assert opening.settle(first, "cpu", tmp_path).data.date == first.data.date  # what the recipe says itself wins
+    # A run from before dates were written goes on as on the day of its first replica.
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    record = tmp_path / "lora" / "replicas" / "00000" / "replica.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    os.utime(record, (1_700_000_000, 1_700_000_000))
+    assert opening.settle(recipe, "cpu", tmp_path).data.date == opening.date.fromtimestamp(1_700_000_000).isoformat()
+
+
+@pytest.mark.parametrize("day", ["tomorrow", "20240726", "2024-02-30"])
+def test_a_date_that_is_none_is_refused(day):
+    from toolkit.recipe import RecipeError, parse_recipe
+
+    with pytest.raises(RecipeError, match=r"'data\.date': should be a day as YYYY-MM-DD"):
+        parse_recipe(f"base: embedded\ndata: {{train: embedded, date: '{day}'}}\nconditions: {{lora: {{}}}}\n")

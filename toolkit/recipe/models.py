@@ -29,7 +29,8 @@ class Data(Model):
     """The training rows and the prompts for measurement."""
 
     train: str
-    """`embedded` (or `embedded:10000`: as many rows), a .jsonl / .json / .csv / .parquet file, a folder of them, or a hub data set (`id` or
+    """`embedded` (or `embedded:10000`: as many rows), a .jsonl / .json / .csv / .tsv / .parquet / .arrow file, text also packed
+    (.gz, .bz2, .xz, .zst), a folder of them (of splits the training split) or of `save_to_disk`, or a hub data set (`id` or
     `id:split`); not needed where no condition is trained."""
     suites: dict[str, str] = {}
     """name -> `embedded`, or a .jsonl / .csv / .parquet file of prompts."""
