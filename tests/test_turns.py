@@ -155,6 +155,11 @@ def test_a_suite_gives_the_template_what_training_gives_it(chat, tmp_path):
     assert encode_prompt(prompt, chat) == example.prompt_ids
     assert encode_reference(prompt, prompt.reference or "", chat) == example.ids[example.n_prompt :]
     assert prompt.to_dict()["given"] == {"style": "short", "tools": [TOOL]}
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "a", "system": "s", "tools": [TOOL]}))
+    (plain,) = read_suite(str(tmp_path / "p.jsonl"), name="typical", chat=True)
+    assert plain.prompt == turns(("system", "s"), ("user", "a")) and plain.given == {"tools": [TOOL]}
+    with pytest.raises(DataError, match="'system' is for conversations, and 'prompt' is plain text"):
+        read_suite(str(tmp_path / "p.jsonl"), name="typical")
 
 
 def test_thoughts_need_a_template_that_is_told_to_think(chat):
@@ -207,9 +212,13 @@ def test_columns_and_keys_that_nothing_reads_are_named(chat, tmp_path):
     notes = surveyed(tmp_path, rows, [{"prompt": "other", "difficulty": 3}], chat)
     assert notes == [
         "training rows: columns that are not used: id, source (in 1 of 2 rows)",
-        "keys of turns that reach no token, for the base has no use for them: timestamp (in 1 of 2 rows)",
+        "training rows: keys of turns that reach no token, for the base has no use for them: timestamp (in 1 of 2 rows)",
         "suite typical: columns that are not used: difficulty",
     ]
+    asked = [{"messages": [USER | {"name": "x", "weight": 1}], "chat_template_kwargs": {"enable_thinking": True, "mood": "calm"}}]
+    chat.chat_template = WHOLE.replace("assistant\n{% endif %}", "assistant\n{% if not enable_thinking %}<think>{% endif %}{% endif %}")
+    (note,) = surveyed(tmp_path, [{"text": "a text"}], asked, chat)
+    assert note == "suite typical: keys of turns that reach no token, for the base has no use for them: name, mood"
 
 
 def test_nothing_is_said_where_all_is_used(chat, tmp_path):
@@ -235,7 +244,7 @@ def test_rows_that_are_cut_and_greetings_are_counted(chat, tmp_path):
     greeting = {"messages": [{"role": "assistant", "content": "hello"}, USER, ASSISTANT]}
     notes = surveyed(tmp_path, [long, greeting, {"messages": [USER, ASSISTANT]}], [{"prompt": "other"}], chat, length=80)
     assert notes == [
-        "1 training rows begin with an assistant turn, which answers nothing and is not learned",
+        "first turns of an assistant, which answer nothing and are not learned: 1 of 3 rows",
         "1 of 3 training rows are longer than `data.max_length` and were cut to it",
     ]
 

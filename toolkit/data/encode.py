@@ -153,7 +153,7 @@ def _check_tools(messages: list[Message], tokenizer: Any, given: Mapping[str, An
             bare = {key: value for key, value in message.items() if key != "tool_calls"}
             told.append((f"turn {n + 1}: its tool calls", [*messages[:n], bare, *messages[n + 1 :]], dict(given)))
     for what, less, options in told:
-        if render_without(messages, less, tokenizer, given, options, where):
+        if reads_the_same(messages, less, tokenizer, given, options, reply=False, where=where):
             raise DataError(
                 f"{where}: {what} would reach no token: the base has "
                 + ("a chat template that leaves them out" if has_template(tokenizer) else "no chat template")
@@ -161,13 +161,20 @@ def _check_tools(messages: list[Message], tokenizer: Any, given: Mapping[str, An
             )
 
 
-def render_without(
-    messages: list[Message], less: list[Message], tokenizer: Any, given: Mapping[str, Any], options: Mapping[str, Any], where: str
+def reads_the_same(
+    messages: list[Message],
+    less: list[Message],
+    tokenizer: Any,
+    given: Mapping[str, Any],
+    fewer: Mapping[str, Any],
+    *,
+    reply: bool,
+    where: str = "prompt",
 ) -> bool:
     """Whether a conversation reads the same with less in it."""
-    whole = render_messages(messages, tokenizer, reply=False, where=where, given=given)
+    whole = render_messages(messages, tokenizer, reply=reply, where=where, given=given)
     try:
-        return whole == render_messages(less, tokenizer, reply=False, where=where, given=options)
+        return whole == render_messages(less, tokenizer, reply=reply, where=where, given=fewer)
     except DataError:  # the template needs what was left out
         return False
 

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from toolkit.data.formats import USED, Fields, alpaca_prompt, check_plain, conversation, filled, given_of, place, unused_columns
+from toolkit.data.formats import (
+    USED,
+    Fields,
+    alpaca_prompt,
+    check_plain,
+    conversation,
+    filled,
+    given_of,
+    place,
+    unused_columns,
+    with_system,
+)
 from toolkit.data.rows import DataError, Row, read_rows
 from toolkit.data.turns import Message, Turn, missing
 
@@ -30,7 +41,7 @@ class Prompt:
     shift: str
     cluster: str
     reference: str | None
-    given: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, without `given` where there is nothing."""
@@ -87,11 +98,12 @@ def unused_in_suite(rows: Sequence[Fields]) -> dict[str, int]:
 def _prompt(row: Fields, position: int, name: str, chat: bool, date: str | None) -> Prompt:
     prompt, reference = _question(row)
     given = {}
-    if isinstance(prompt, list):
-        given = given_of(row)
-    else:
+    if isinstance(prompt, str) and chat:
+        prompt = [message for message, _ in with_system(row, [({"role": "user", "content": prompt}, False)])]
+    if isinstance(prompt, str):
         check_plain(row)
-        prompt = [{"role": "user", "content": prompt}] if chat else prompt
+    else:
+        given = given_of(row)
     asked = [prompt, given] if given else prompt
     content = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     row_id = _label(row, "id") or f"{position:05d}-{content}"

@@ -1,13 +1,13 @@
 """What of the data does not do what its author may think: said in `ftk check`, and when a run begins."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.encode import Example, prompt_text, render_without
+from toolkit.data.encode import Example, prompt_text, reads_the_same
 from toolkit.data.folders import files_of
-from toolkit.data.formats import USED, Fields, detect_format, given_of, place, split_row, unused_columns
+from toolkit.data.formats import USED, Fields, detect_format, split_row, unused_columns
 from toolkit.data.rows import READERS, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, unused_in_suite
 from toolkit.data.turns import Message
@@ -31,7 +31,7 @@ def survey(
         fmt = detect_format(rows) if fmt == "auto" else fmt
         notes += aside(train)
         notes += _unused("training rows", unused_columns(rows, USED[fmt]), len(rows))
-        notes += unused_turn_keys(rows, fmt, tokenizer)
+        notes += _unused_keys("training rows", _conversations(rows, fmt), len(rows), tokenizer)
         notes += _greetings(rows, fmt)
         if cut := sum(example.truncated for example in examples):
             notes.append(f"{cut:,} of {len(examples):,} training rows are longer than `data.max_length` and were cut to it")
@@ -39,6 +39,8 @@ def survey(
         if source.partition(":")[0] != "embedded":
             rows = read_rows(source, suite=True)
             notes += aside(source, suite=True) + _unused(f"suite {name}", unused_in_suite(rows), len(rows))
+            asked = [(prompt.prompt, prompt.given) for prompt in prompts.get(name, ()) if isinstance(prompt.prompt, list)]
+            notes += _unused_keys(f"suite {name}", asked, len(rows), tokenizer)
     return [*notes, *known_prompts(prompts, examples, tokenizer)]
 
 
@@ -71,29 +73,37 @@ def known_prompts(prompts: Mapping[str, Sequence[Prompt]], examples: Iterable[Ex
     return [f"prompts that are training rows, too: {', '.join(counts)}; they measure what was learned by heart"] if counts else []
 
 
-def unused_turn_keys(rows: Sequence[Fields], fmt: str, tokenizer: Any) -> list[str]:
+def _conversations(rows: Sequence[Fields], fmt: str) -> Iterator[tuple[list[Message], dict[str, Any]]]:
+    """The turns of every row that has some, and what the template gets beside them."""
+    for row in rows:
+        pair = split_row(row, fmt)
+        if isinstance(pair.prompt, list) and not isinstance(pair.completion, str):
+            yield [*pair.prompt, pair.completion], pair.given
+
+
+def _unused_keys(of: str, conversations: Iterable[tuple[list[Message], Mapping[str, Any]]], rows: int, tokenizer: Any) -> list[str]:
     """A note on keys of turns, and on options for the template, without which every conversation would read the same."""
     counts: dict[str, int] = {}
     used: set[str] = set()
-    for row in rows:
-        pair = split_row(row, fmt)
-        if isinstance(pair.prompt, str) or isinstance(pair.completion, str):
-            continue
-        turns = [*pair.prompt, pair.completion]
-        keys = dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content", "tool_calls"))
-        options = given_of(row)
-        for key in [*keys, *(name for name in options if name != "tools")]:
+    for turns, given in conversations:
+        keys = [key for turn in turns for key in turn if key not in ("role", "content", "tool_calls")]
+        for key in dict.fromkeys([*keys, *(name for name in given if name not in ("tools", "date"))]):
             counts[key] = counts.get(key, 0) + 1
-            if key not in used and _is_read(key, turns, options, tokenizer, place(row)):
+            if key not in used and _is_read(key, turns, given, tokenizer):
                 used.add(key)
     idle = {key: count for key, count in counts.items() if key not in used}
-    return [f"keys of turns that reach no token, for the base has no use for them: {_listed(idle, len(rows))}"] if idle else []
+    return [f"{of}: keys of turns that reach no token, for the base has no use for them: {_listed(idle, rows)}"] if idle else []
 
 
-def _is_read(key: str, turns: list[Message], options: dict[str, Any], tokenizer: Any, where: str) -> bool:
+def _is_read(key: str, turns: list[Message], given: Mapping[str, Any], tokenizer: Any) -> bool:
+    """Whether the conversation, or the prompt of its last turn, reads otherwise without a key."""
     less = [{name: value for name, value in turn.items() if name != key} for turn in turns]
-    fewer = {name: value for name, value in options.items() if name != key}
-    return not render_without(turns, less, tokenizer, options, fewer, where)
+    fewer = {name: value for name, value in given.items() if name != key}
+    asked = [turns[:-1], less[:-1]] if turns[-1]["role"] == "assistant" else [turns, less]
+    return not (
+        reads_the_same(turns, less, tokenizer, given, fewer, reply=False)
+        and (not asked[0] or reads_the_same(*asked, tokenizer, given, fewer, reply=True))
+    )
 
 
 def _greetings(rows: Sequence[Fields], fmt: str) -> list[str]:
@@ -102,7 +112,7 @@ def _greetings(rows: Sequence[Fields], fmt: str) -> list[str]:
         return []
     pairs = (split_row(row, fmt) for row in rows)
     first = sum(isinstance(pair.prompt, list) and pair.prompt[0]["role"] == "assistant" for pair in pairs)
-    return [f"{first:,} training rows begin with an assistant turn, which answers nothing and is not learned"] if first else []
+    return [f"first turns of an assistant, which answer nothing and are not learned: {first:,} of {len(rows):,} rows"] if first else []
 
 
 def _unused(of: str, counts: Mapping[str, int], rows: int) -> list[str]:
