@@ -99,11 +99,10 @@ def _is_read(key: str, turns: list[Message], given: Mapping[str, Any], tokenizer
     """Whether the conversation, or the prompt of its last turn, reads otherwise without a key."""
     less = [{name: value for name, value in turn.items() if name != key} for turn in turns]
     fewer = {name: value for name, value in given.items() if name != key}
-    asked = [turns[:-1], less[:-1]] if turns[-1]["role"] == "assistant" else [turns, less]
-    return not (
-        reads_the_same(turns, less, tokenizer, given, fewer, reply=False)
-        and (not asked[0] or reads_the_same(*asked, tokenizer, given, fewer, reply=True))
-    )
+    if not reads_the_same(turns, less, tokenizer, given, fewer, reply=False):
+        return True
+    end = len(turns) - (turns[-1]["role"] == "assistant")
+    return end > 0 and not reads_the_same(turns[:end], less[:end], tokenizer, given, fewer, reply=True)
 
 
 def _greetings(rows: Sequence[Fields], fmt: str) -> list[str]:
