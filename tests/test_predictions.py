@@ -276,7 +276,9 @@ def test_a_column_that_may_be_anything_is_no_replica(tmp_path, header):
     assert REFUSED[header] in str(told.value) and "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("extra", ["expected", "__expected", "target", "gold", "label", "Ground Truth", "latency", "cost", "loss", "model", "run_time"])
+@pytest.mark.parametrize(
+    "extra", ["expected", "__expected", "target", "gold", "label", "Ground Truth", "latency", "cost", "loss", "model", "run_time"]
+)
 def test_a_further_column_never_becomes_a_replica(tmp_path, extra):
     rows = [{"prompt": f"q{i}", extra: f"gold {i}", **{f"seed-{r}": str(i) for r in (7, 42, 1)}} for i in range(10)]
     found = read_predictions(write(tmp_path / "preds.csv", rows))

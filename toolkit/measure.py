@@ -119,7 +119,8 @@ def measure_predictions(
     same: when two outputs mean the same, a rule of `toolkit.meaning`. baseline: the condition that the others are held against
     (default: the first). paired: replicas of the same name share their seeds. factors: a table that says which level each replica
     has in each source, where the file does not. base: the condition that is the base model's answers: a reference, and no population.
-    failed: runs that are in no figure but the failure rate, by the user's names. columns, replica_columns: see `read_predictions`. Raises PredictionsError or MeasureError in one line.
+    failed: runs that are in no figure but the failure rate, by the user's names. columns, replica_columns: see `read_predictions`.
+    Raises PredictionsError or MeasureError in one line.
     """
     predictions = read_predictions(path, columns=columns, replica_columns=replica_columns)
     if base is not None:

@@ -94,6 +94,10 @@ class Table(ABC):
         """What the user calls the replicas of a condition, in their order."""
         return tuple(map(str, design.replicas))
 
+    def failed_names(self, design: ConditionDesign) -> tuple[str, ...]:
+        """What the user calls the runs of a condition that failed, as far as they have names."""
+        return ()
+
     @abstractmethod
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:
         """Runs `indexes` of a procedure; None where there is nothing of it at all."""
@@ -194,6 +198,10 @@ class PredictionTable(Table):
     def run_names(self, design: ConditionDesign) -> tuple[str, ...]:
         names = list(self.number)
         return tuple(names[number] for number in design.replicas)
+
+    def failed_names(self, design: ConditionDesign) -> tuple[str, ...]:
+        alive = set(design.replicas)
+        return tuple(name for name in self.predictions.arms[design.name].replicas if self.number[name] not in alive)
 
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:
         if procedure == "base":

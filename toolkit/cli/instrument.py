@@ -51,7 +51,9 @@ def roles_of(columns: tuple[str, ...]) -> dict[str, str]:
 @click.option("--paired", is_flag=True, help="Replicas of the same name share their seeds in all conditions.")
 @click.option("--factors", type=click.Path(path_type=Path), help="Table of a crossed design: replica, and its level of init, order, ...")
 @click.option("--base", help="Condition that is the base model's answers, of which fine-tuned runs keep some or none.")
-@click.option("--failed", multiple=True, metavar="NAME", help="A run that failed (RUN or CONDITION/RUN): in no figure but the failure rate.")
+@click.option(
+    "--failed", multiple=True, metavar="NAME", help="A run that failed (RUN or CONDITION/RUN): in no figure but the failure rate."
+)
 @columns_options
 @as_json
 def measure(
@@ -74,10 +76,13 @@ def measure(
     SOURCE is a run folder, or a .jsonl, .csv or .parquet file: long (replica, prompt, output, and as far as there are reference,
     category, shift, cluster, condition, score, failed, base_answer, and init, order, dropout of a crossed design) or wide (one column
     per replica: run_1, run_2, ...). Columns of other names: --column reference=gold, --replica-columns 'llama_*'.
+    A file of one row a run (run, maybe condition, and numbers such as F1) is measured by its means and standard deviations.
     Several run folders of one procedure are measured together: repeatability within a machine, reproducibility between machines.
     """
     with errors():
         from toolkit import measure as stage
+        from toolkit import run_table
+        from toolkit.predictions import read_run_table
         from toolkit.recipe import load_criteria
         from toolkit.report import table_text
 
@@ -109,6 +114,18 @@ def measure(
             folder, results = source, stage.measure_run(source, asked)
         else:
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
+            table = None if replica_columns else read_run_table(source, roles_of(columns))
+            if table is not None:
+                if lost := ", ".join(o for o in ("--same", "--factors", "--criteria") if (of_files | {"--criteria": criteria})[o]):
+                    raise click.UsageError(f"{source}: a row is a run, without prompts; {lost} is for predictions")
+                found = run_table.measure_run_table(table, source, folder, baseline=baseline, base=base, failed=failed, paired=paired)
+                path = folder / run_table.METRICS
+                if as_json:
+                    print_json({"out": str(folder), "metrics": json.loads(path.read_text(encoding="utf-8"))})
+                    return
+                click.echo(run_table.metrics_text(found))
+                click.echo(f"metrics: {path.resolve()}")
+                return
             options = {"same": same, "baseline": baseline, "paired": paired, "factors": factors, "base": base, "failed": failed}
             options |= {"columns": roles_of(columns), "replica_columns": replica_columns}
             results = stage.measure_predictions(source, folder, **options, criteria=asked)
@@ -116,6 +133,8 @@ def measure(
             print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text(encoding="utf-8"))})
             return
         click.echo(table_text(results))
+        for note in results.notes if source.is_file() else ():
+            click.echo(f"note: {note}")
         for sentence in results.verdict:
             click.echo(f"- {sentence}")
         click.echo(f"report: {(folder / 'report.html').resolve()}")

@@ -11,6 +11,7 @@ from toolkit.predictions.cells import Arm, Cells, PredictedPrompt, Predictions
 from toolkit.predictions.factors import with_factors
 from toolkit.predictions.files import SUFFIXES, PredictionsError, batches
 from toolkit.predictions.layout import ROLES, Asked
+from toolkit.predictions.metrics import RunScores, RunTable, read_run_table
 from toolkit.predictions.runs import with_base, with_failed
 
 __all__ = [
@@ -20,7 +21,10 @@ __all__ = [
     "PredictedPrompt",
     "Predictions",
     "PredictionsError",
+    "RunScores",
+    "RunTable",
     "read_predictions",
+    "read_run_table",
     "with_base",
     "with_factors",
     "with_failed",

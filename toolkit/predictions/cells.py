@@ -382,9 +382,7 @@ class Cells:
         whose = f"replica {replica!r}" + (f" of condition {condition!r}" if condition else "")
         here, before = (place(self.path, row) for row in (rows[1], rows[0]))
         filters = "; keep the rows of one filter" if "filter" in self.names else ""
-        return PredictionsError(
-            f"{here}: {whose} has an answer to prompt {prompt!r} already, at {before}; keep one of the two{filters}"
-        )
+        return PredictionsError(f"{here}: {whose} has an answer to prompt {prompt!r} already, at {before}; keep one of the two{filters}")
 
 
 def _id(prompt: tuple[str, str]) -> str:

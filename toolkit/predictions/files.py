@@ -82,7 +82,10 @@ def place(path: Path, row: int) -> str:
 
 
 MARKED = "ftk-marked"
-"""Half of a surrogate pair, or a byte that is no UTF-8, as `\\ud83d` or `\\xff` behind U+FDD0, which no text holds: different stays different."""
+"""Half of a surrogate pair, or a byte that is no UTF-8, as `\\ud83d` or `\\xff` behind U+FDD0, which no text holds.
+
+So different answers stay different, and all can be written as UTF-8.
+"""
 
 
 def _marked(error: UnicodeError) -> tuple[str | bytes, int]:
