@@ -263,7 +263,8 @@ REFUSED = {
     "prompt,run_1,run_2,latency_1,run_1_latency,output_1": "columns of several kinds may be the replicas",
     "prompt,a,b,latency": "--replica-columns a,b,latency ",
     "prompt,gold,label,run_1": "columns 'gold' and 'label' may each be the reference",
-    "prompt,__expected,[openai:a] Answer: {{prompt}}": "a table of promptfoo",
+    "prompt,__expected,[openai:a] Answer: {{prompt}}": "results of promptfoo",
+    "provider,prompt,vars,response,testIdx": "results of promptfoo",
     "doc_id,target,filtered_resps,doc_hash": "a log of lm-eval is one run",
 }
 
@@ -318,8 +319,11 @@ def test_likelihoods_and_grades_are_no_answers(tmp_path):
     with pytest.raises(PredictionsError, match="holds log-likelihoods"):
         read_predictions(write(tmp_path / "samples.jsonl", rows))
     rows = [{"prompt": "p", "[a] x": "[PASS] 1", "[b] x": "[FAIL] expected\n---\n2"}]
-    with pytest.raises(PredictionsError, match="a table of promptfoo"):
+    with pytest.raises(PredictionsError, match="results of promptfoo"):
         read_predictions(write(tmp_path / "preds.csv", rows), replica_columns=["[a] x", "[b] x"])
+    (tmp_path / "out.json").write_text('{"evalId": "eval-1", "results": {"version": 3, "results": []}}')
+    with pytest.raises(PredictionsError, match="out.json: results of promptfoo"):
+        read_predictions(tmp_path / "out.json")
     rows = [{"run": r, "doc_id": 1, "filter": f, "filtered_resps": ["7"], "target": "7"} for r in range(2) for f in ("strict", "flexible")]
     with pytest.raises(PredictionsError, match="keep the rows of one filter"):
         read_predictions(write(tmp_path / "samples.jsonl", rows))

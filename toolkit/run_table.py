@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,7 +55,7 @@ def measure_run_table(
     lacking = [
         f"{row.condition}, {row.metric}: {lack} of {len(row.scores)} runs have no number, and its figures are of the others"
         for row in found
-        if (lack := sum(not np.isfinite(score) for score in row.scores))
+        if (lack := sum(score is None or not math.isfinite(score) for score in row.scores))
     ]
     words = [("--baseline", baseline), ("--base", base), *(("--failed", name) for name in failed)]
     options = [word for option, value in words if value for word in (option, value)] + ["--paired"] * paired

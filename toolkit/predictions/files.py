@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data.rows import READERS, DataError
-from toolkit.predictions.layout import Layout, PredictionsError
+from toolkit.predictions.layout import PROMPTFOO, Layout, PredictionsError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -243,12 +243,22 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _json(path: Path) -> Iterator[Batch]:
-    rows = READERS[".json"](path)
+    rows = _rows(path)
     for first in itertools.count(0, ROWS):
         some = list(itertools.islice(rows, ROWS))
         if not some:
             return
         yield Batch(first, _table(some), some.__getitem__)
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    try:
+        yield from READERS[".json"](path)
+    except DataError:
+        with path.open("rb") as file:
+            if b'"evalId"' in file.read(1 << 12):
+                raise PredictionsError(f"{path}: {PROMPTFOO}") from None
+        raise
 
 
 def _jsonl(path: Path) -> Iterator[Batch]:

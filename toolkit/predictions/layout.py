@@ -62,11 +62,11 @@ SHAPES = (
 )
 LM_EVAL = (
     "a log of lm-eval is one run; put all in one file, with the run in every row: "
-    "jq -c '{run: input_filename, id: .doc_id, output: .filtered_resps[0], reference: .target}' */samples_TASK_*.jsonl > preds.jsonl"
+    "jq -c '{run: input_filename, id: .doc_id, output: .filtered_resps, reference: .target}' */samples_TASK_*.jsonl > preds.jsonl"
 )
 PROMPTFOO = (
-    "a table of promptfoo, whose cells mix answers and grades; make rows of its JSON: "
-    "jq -c '.results.results[] | {run: .provider.id, id: .testIdx, output: .response.output, score}' out.json > preds.jsonl"
+    "results of promptfoo, which mix answers and grades; make rows of its JSON or JSONL: jq -c '(.results.results[]? // .) | "
+    '{run: "\\(.provider.id)/\\(.promptIdx)", id: .testIdx, output: .response.output, score}\' out.json > preds.jsonl'
 )
 
 
@@ -131,6 +131,8 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
         role["words"] = "prompt"
     if asked.replicas and "replica" not in asked.role:
         role.pop("replica", None)
+    if {"provider", "vars", "response"} <= set(names) and "replica" not in role and not asked.replicas:
+        raise error("no column for the replica", PROMPTFOO)
     if "replica" not in role and "filtered_resps" in names and not asked.replicas:
         raise error("no column for the replica", LM_EVAL)
     if "replica" in role:
