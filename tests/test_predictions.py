@@ -265,6 +265,7 @@ REFUSED = {
     "prompt,gold,label,run_1": "columns 'gold' and 'label' may each be the reference",
     "prompt,__expected,[openai:a] Answer: {{prompt}}": "results of promptfoo",
     "provider,prompt,vars,response,testIdx": "results of promptfoo",
+    "provider,vars,response,testIdx": "results of promptfoo",
     "doc_id,target,filtered_resps,doc_hash": "a log of lm-eval is one run",
 }
 
@@ -348,6 +349,8 @@ def test_different_bytes_never_become_equal(tmp_path):
         text = "".join(frame.format(f'{{"replica": {r}, "prompt": "p", "output": {half}}}') for r, half in enumerate(halves))
         (tmp_path / name).write_text(f"[{text[:-1]}]" if name.endswith(".json") else text)
         assert len(read_predictions(tmp_path / name).texts) == len(halves), name
+    (tmp_path / "name.jsonl").write_text(r'{"replica": 1, "prompt": "p", "output": "x", "\udc00": "y"}')
+    assert read_predictions(tmp_path / "name.jsonl").notes[1] == "columns not used: \ufdd0\\udc00"
     values = pa.array([b"\xff", b"\xfe", b"\\xff", "\N{REPLACEMENT CHARACTER}".encode()])
     pq.write_table(pa.table({"replica": range(4), "prompt": ["p"] * 4, "output": values}), tmp_path / "preds.parquet")
     assert len(read_predictions(tmp_path / "preds.parquet").texts) == 4

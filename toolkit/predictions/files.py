@@ -253,7 +253,7 @@ def _json(path: Path) -> Iterator[Batch]:
 
 def _rows(path: Path) -> Iterator[dict]:
     try:
-        yield from READERS[".json"](path)
+        yield from map(_with_names, READERS[".json"](path))
     except DataError:
         with path.open("rb") as file:
             if b'"evalId"' in file.read(1 << 12):
@@ -315,6 +315,15 @@ def _fields(path: Path, line: bytes, row: int) -> dict[str, Any]:
         raise PredictionsError(f"{place(path, row)}: broken JSON: {' '.join(str(error).split())[:100]}") from None
     if not isinstance(fields, dict):
         raise PredictionsError(f"{place(path, row)}: a row is an object with named fields, not {json.dumps(fields)[:40]}")
+    return _with_names(fields)
+
+
+def _with_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same fields, under names that can be written."""
+    try:
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        return {marked(name): value for name, value in fields.items()}
     return fields
 
 
@@ -329,4 +338,4 @@ def _table(rows: Sequence[dict]) -> "pa.Table":
         except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
             return pa.array([value and marked(value) for value in values], pa.string())
 
-    return pa.table({marked(name): column(name) for name in dict.fromkeys(itertools.chain.from_iterable(rows))})
+    return pa.table({name: column(name) for name in dict.fromkeys(itertools.chain.from_iterable(rows))})

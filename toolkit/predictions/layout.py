@@ -125,16 +125,17 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
             role |= {part: usual} if usual else {}
     if "reference" not in asked.role:
         role |= _reference(names, taken, error)
+    if "replica" not in role and not asked.replicas:
+        if {"provider", "vars", "response"} <= set(names):
+            raise error("no column for the replica", PROMPTFOO)
+        if "filtered_resps" in names:
+            raise error("no column for the replica", LM_EVAL)
     if "prompt" not in role:
         raise error("no column for the prompt")
     if "prompt" in names and "prompt" not in role.values():
         role["words"] = "prompt"
     if asked.replicas and "replica" not in asked.role:
         role.pop("replica", None)
-    if {"provider", "vars", "response"} <= set(names) and "replica" not in role and not asked.replicas:
-        raise error("no column for the replica", PROMPTFOO)
-    if "replica" not in role and "filtered_resps" in names and not asked.replicas:
-        raise error("no column for the replica", LM_EVAL)
     if "replica" in role:
         if asked.replicas:
             raise error("--column replica=NAME is for long files, --replica-columns for wide ones", "give one of the two")
