@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from toolkit import cli
 from toolkit import statistics as st
+from toolkit.gate import MIN_BASELINE
 from toolkit.measure import measure_predictions
 from toolkit.recipe import load_criteria
 from toolkit.results import load_results
@@ -277,6 +278,18 @@ def test_a_list_of_one_text_is_the_text(tmp_path):
     found = [measure_predictions(write(tmp_path / f"{n}.jsonl", cells), tmp_path / str(n)) for n, cells in enumerate((plain, listed))]
     assert found[0].conditions[0].procedures == found[1].conditions[0].procedures
     assert found[1].conditions[0].single.cells[0].accuracy.value == pytest.approx(150 / 160)
+
+
+def test_the_gate_names_its_columns_and_how_many_runs_it_needs(tmp_path):
+    cells = rows(answers(0, replicas=32))
+    own = [{"gen" if key == "output" else key: value for key, value in cell.items()} for cell in cells]
+    limits = [tmp_path / "usual.json", tmp_path / "own.json"]
+    assert ftk("gate", write(tmp_path / "usual.jsonl", cells), "--save", limits[0]).exit_code == cli.DONE
+    renamed = write(tmp_path / "own.jsonl", own)
+    assert ftk("gate", renamed, "--save", limits[1], "--column", "output=gen").exit_code == cli.DONE
+    assert limits[0].read_text() == limits[1].read_text()
+    one_line(ftk("gate", limits[0], "--save", limits[1], "--column", "output=gen"), "are for files of predictions")
+    assert f"at least {MIN_BASELINE} runs" in " ".join(ftk("gate", "--help").stdout.split())
 
 
 # -- crossed designs ---------------------------------------------------------------------------------------------------
