@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import toolkit
+from toolkit import escape
 from toolkit import statistics as st
 from toolkit.predictions import PredictionsError, RunScores, RunTable
 from toolkit.recipe.words import nearest
@@ -129,7 +130,7 @@ def metrics_text(found: RunMetrics) -> str:
         spread = f"; SD by {_shown(c.sd_change, signed=True)}" if c.sd_change else ""
         lines.append(f"{c.condition} against {c.baseline}, {c.metric}: mean by {_shown(c.mean_change, signed=True)}{spread}")
     lines.append(f"{100 * found.level:g} % intervals in brackets, each by itself; '?' inconclusive")
-    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+    return escape.lines([*lines, *(f"note: {note}" for note in found.notes)])
 
 
 def _shown(estimate: st.Estimate, signed: bool = False) -> str:

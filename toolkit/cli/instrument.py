@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli.terminal import GATE_SAID_NO, as_json, console, errors, load_recipe, print_json, workers_option
+from toolkit.cli.terminal import GATE_SAID_NO, as_json, console, errors, load_recipe, print_json, say, show, workers_option
 
 
 def columns_options(command: Callable) -> Callable:
@@ -123,8 +123,8 @@ def measure(
                 if as_json:
                     print_json({"out": str(folder), "metrics": json.loads(path.read_text(encoding="utf-8"))})
                     return
-                click.echo(run_table.metrics_text(found))
-                click.echo(f"metrics: {path.resolve()}")
+                show(run_table.metrics_text(found))
+                say(f"metrics: {path.resolve()}")
                 return
             options = {"same": same, "baseline": baseline, "paired": paired, "factors": factors, "base": base, "failed": failed}
             options |= {"columns": roles_of(columns), "replica_columns": replica_columns}
@@ -132,12 +132,12 @@ def measure(
         if as_json:
             print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text(encoding="utf-8"))})
             return
-        click.echo(table_text(results))
+        show(table_text(results))
         for note in results.notes if source.is_file() else ():
-            click.echo(f"note: {note}")
+            say(f"note: {note}")
         for sentence in results.verdict:
-            click.echo(f"- {sentence}")
-        click.echo(f"report: {(folder / 'report.html').resolve()}")
+            say(f"- {sentence}")
+        say(f"report: {(folder / 'report.html').resolve()}")
 
 
 @click.command()
@@ -158,8 +158,8 @@ def claims(run: Path, file: Path | None, as_json: bool) -> None:
         if as_json:
             print_json({"out": str(path), "claims": json.loads(path.read_text(encoding="utf-8"))})
             return
-        click.echo(stage.claims_text(found))
-        click.echo(f"claims: {path.resolve()}")
+        show(stage.claims_text(found))
+        say(f"claims: {path.resolve()}")
 
 
 @click.command()
@@ -210,7 +210,7 @@ def plan(
         targets = planning.Targets(half_widths or usual.half_widths, ratios or usual.ratios, k, power)
         guessed = None if guess is None else planning.Guess(guess, prompts, replicas)
         found = planning.plan(pilot, guess=guessed, targets=targets)
-        print_json(found.to_dict()) if as_json else click.echo(planning.plan_text(found))
+        print_json(found.to_dict()) if as_json else show(planning.plan_text(found))
 
 
 class GateCommand(click.Command):
@@ -272,11 +272,11 @@ def gate(
             save_limits(save, limits)
         if candidate is None:
             found = {"limits": str(save), "runs": limits.n, "metrics": [metric.name for metric in limits.metrics]}
-            print_json(found) if as_json else click.echo(f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs")
+            print_json(found) if as_json else say(f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs")
             return
         judged = _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers) if candidate.is_dir() else candidate
         verdict = gating.judge_candidate(limits, judged, same=same, named=named)
-        print_json(asdict(verdict)) if as_json else click.echo(gating.verdict_text(verdict))
+        print_json(asdict(verdict)) if as_json else show(gating.verdict_text(verdict))
     if verdict.status == "fail":
         sys.exit(GATE_SAID_NO)
 
