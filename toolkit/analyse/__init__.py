@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from toolkit.analyse.cells import base_procedure, condition_result, run_accuracies, zone
-from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, mitigated, same_compute, scaling
+from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, lone_runs, mitigated, same_compute, scaling
 from toolkit.analyse.criteria import judge
 from toolkit.analyse.sources import crossing, sources
 from toolkit.analyse.table import Arm, OutcomeTable, PredictionTable, PromptLike, Table
@@ -68,7 +68,7 @@ def analyse_table(
         base=base_procedure(table, level),
         conditions=tuple(results),
         verdict=(),
-        notes=(*notes, *uncrossed, *unmeasured),
+        notes=(*notes, *uncrossed, *unmeasured, *lone_runs(table, conditions, level)),
         thresholds=thresholds,
         contrasts=contrasts(table, conditions, level, paired),
         mitigated=mitigated(table, conditions, level, paired),

@@ -121,7 +121,8 @@ def _cell(
         marks = (few, nothing) if here.marked else (None, None)
         return Cell(shift, category, len(at), few, nothing, nothing, *marks, effect_size=nothing, zone=zone(few, (0, 1)))
     found: dict = {"disagreement": st.disagreement(answer_RP, **options)}
-    found["zone"] = zone(found["disagreement"], thresholds.of(category))
+    decides = st.disagreement_for_verdict(found["disagreement"], answer_RP)
+    found["zone"] = zone(decides, thresholds.of(category))
     if here.marked:
         found["accuracy"] = st.accuracy(correct_RP, **options)
     if versus:
@@ -140,10 +141,19 @@ def _cell(
         found["metrics"], found["survival"] = further(
             here, base.on(at) if base else None, table.texts, table.scored, table.cluster_P[at], level
         )
+    if base and not category:
+        found["as_base"] = as_base(answer_RP, base.answer_RP[0, at], options)
     if here.marked and not category:
         found["accuracy_spread"] = st.accuracy_spread(correct_RP, **options)
         found["scores"] = run_accuracies(correct_RP)
     return Cell(shift, category, len(at), **found)
+
+
+def as_base(answer_RP: np.ndarray, base_P: np.ndarray, options: dict) -> st.Estimate:
+    """Share of the prompts on which a run gives the base's answer."""
+    same_RP = (answer_RP == base_P).astype(np.int8)
+    same_RP[(answer_RP < 0) | (base_P < 0)] = st.MISSING
+    return st.accuracy(same_RP, **options)
 
 
 def run_accuracies(correct_RP: np.ndarray) -> tuple[float | None, ...]:
@@ -156,7 +166,10 @@ def run_accuracies(correct_RP: np.ndarray) -> tuple[float | None, ...]:
 
 
 def zone(disagreement: st.Estimate, thresholds: tuple[float, float]) -> str:
-    """What an interval shows against (acceptable, critical): a claim only where the whole interval supports it."""
+    """What an interval shows against (acceptable, critical): a claim only where the whole interval supports it.
+
+    disagreement: its interval allows for kinds of runs, too (`st.disagreement_for_verdict`).
+    """
     acceptable, critical = thresholds
     low, high = disagreement.low, disagreement.high
     if not disagreement.conclusive or low is None or high is None or (low <= acceptable and high > critical):

@@ -20,7 +20,7 @@ from toolkit.statistics.compare import (
     effect_size,
 )
 from toolkit.statistics.components import Components, crossed, nested
-from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_ratio
+from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_effect_size, population_ratio
 from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
 from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, disagreement, prompt_disagreement
 from toolkit.statistics.distributions import flip_calibration, margin_to_noise, population_jsd, predicted_flip, total_variation
@@ -37,6 +37,7 @@ from toolkit.statistics.subsets import partition_variance, subset_variance
 from toolkit.statistics.texts import Divergence, edit_distance, first_divergence, kaplan_meier
 from toolkit.statistics.tolerance import Tolerance
 from toolkit.statistics.tradeoff import Tradeoff, tradeoff
+from toolkit.statistics.unseen import disagreement_for_verdict, equal_runs, share_for_verdict
 from toolkit.statistics.variance import (
     MIN_RUNS,
     VarianceContrast,
@@ -82,6 +83,7 @@ __all__ = [
     "nested",
     "population_accuracy_change",
     "population_difference",
+    "population_effect_size",
     "population_ratio",
     "MIN_CLUSTERS",
     "MIN_REPLICAS",
@@ -126,6 +128,9 @@ __all__ = [
     "Tolerance",
     "Tradeoff",
     "tradeoff",
+    "disagreement_for_verdict",
+    "equal_runs",
+    "share_for_verdict",
     "MIN_RUNS",
     "VarianceContrast",
     "distribution_variance_change",

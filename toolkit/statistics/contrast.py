@@ -12,7 +12,8 @@ import numpy as np
 
 from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.arms import MIN_GROUPS, Arms, Block, Clusters, Ends, Sums, difference, places, ratio, summed
-from toolkit.statistics.arrays import as_answers, as_clusters, as_level, as_marks, blocks, cells, filled_rows, marks, same_prompts
+from toolkit.statistics.arrays import MISSING, as_answers, as_clusters, as_level, as_marks, blocks, cells, filled_rows, marks, same_prompts
+from toolkit.statistics.compare import kept_share
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import jackknife_variance, logit_interval, smallest, t_quantile, zero_event_bound
 from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
@@ -65,10 +66,14 @@ def population_accuracy_change(
     Resampling as in `population_difference`. b_RP, a_RP: 1 right, 0 wrong, nan missing.
     """
     level = as_level(level)
+    return difference(_accuracies(b_RP, a_RP, cluster_P, paired), len(b_RP), level)
+
+
+def _accuracies(b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, paired: bool) -> Arms | None:
     b_RP, a_RP = as_marks(b_RP, "b_RP"), as_marks(a_RP, "a_RP")
     row_b_R, row_a_R, used, clusters_P = _used(b_RP, a_RP, cluster_P, paired, at_least=1)
     if min(len(row_b_R), len(row_a_R)) < 2:
-        return difference(None, len(b_RP), level)
+        return None
 
     def table_blocks() -> Iterator[Block]:
         for at in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
@@ -76,7 +81,30 @@ def population_accuracy_change(
             a_P, left_a_RP = prompt_means(marks(cells(a_RP, row_a_R, at)))
             yield Block(b_P, a_P, left_b_RP, left_a_RP, clusters_P[at])
 
-    return difference(_arms(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), "", paired), len(b_RP), level)
+    return _arms(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), "", paired)
+
+
+def population_effect_size(
+    b_RP: np.ndarray, a_RP: np.ndarray, base_P: np.ndarray, *, cluster_P: Clusters = None, paired: bool = False, level: float = 0.95
+) -> Estimate:
+    """How often does a run of b answer other than the base, relative to a run of a? 0 = b answers as the base does.
+
+    As `effect_size`, for runs of two populations: Fieller's interval, the three sources of error as in `population_difference`.
+    Codes of answers, encoded together; base_P: the base's answer per prompt. -1 = missing; errors as in `population_ratio`.
+    """
+    level = as_level(level)
+    base_P = as_answers(np.asarray(base_P)[None], "base_P", at_least=1)[0]
+    b_RP, a_RP = (_differs(as_answers(table, name), base_P) for table, name in ((b_RP, "b_RP"), (a_RP, "a_RP")))
+    arms = _accuracies(b_RP, a_RP, cluster_P, paired)
+    return kept_share(arms, len(b_RP), level, "the runs of the baseline answer as the base does: there is no effect to keep")
+
+
+def _differs(answer_RP: np.ndarray, base_P: np.ndarray) -> np.ndarray:
+    """1 where an answer is not the base's, 0 where it is, -1 where either is missing."""
+    same_prompts(answer_RP, base_P)
+    differs_RP = (answer_RP != base_P).astype(np.int8)
+    differs_RP[(answer_RP < 0) | (base_P < 0)] = MISSING
+    return differs_RP
 
 
 @dataclass(frozen=True)
