@@ -173,7 +173,7 @@ def gate(
 ) -> None:
     """Is a new fine-tune still of the same process? Exit code 3: no.
 
-    BASELINE is a run, a file of predictions of at least 25 runs, or limits that --save wrote.
+    BASELINE is a run, a file of predictions of at least 30 runs, or limits that --save wrote.
     """
     with errors():
         from toolkit import gating
