@@ -19,7 +19,7 @@ from toolkit.card import run_card
 from toolkit.measure import measure_predictions
 from toolkit.recipe import load_criteria
 from toolkit.report import render, table_text
-from toolkit.results import Cell, ConditionDesign, Results, Suspect, save_results
+from toolkit.results import Cell, ConditionDesign, Results, Suspects, save_results
 
 
 def results_of(world: World) -> Results:
@@ -81,8 +81,8 @@ def test_what_collapsed_or_lost_accuracy_on_one_shift_alone_is_not_recommended(p
     for where, text in as_text(planted_results, tmp_path).items():
         assert "on far prompts the gain is a return to the base: 100.0 % [" in text, where
         assert f"{100 * share.value:.1f} % [" in text and "of those of single replicas" in text, where
-        assert f"on far prompts accuracy falls by {-100 * falls.value:.1f} points [{100 * falls.low:.1f}" in text, where
-        assert "on typical prompts accuracy falls by" in text, where
+        assert f"on far prompts it loses accuracy: {100 * falls.value:.1f} points [{100 * falls.low:.1f}" in text, where
+        assert "on typical prompts it loses accuracy" in text, where
 
 
 def test_the_table_flags_what_is_shown_and_fits_a_terminal(planted_results: Results) -> None:
@@ -171,13 +171,13 @@ def test_a_fine_tune_that_lost_half_of_its_accuracy_is_never_just_more_stable(tm
     change = far["collapse"].accuracy_change
     points = f"{100 * change.value:.1f} [{100 * change.low:.1f}, {100 * change.high:.1f}] a loss"
     assert points in told.stdout and "change of accuracy in points" in told.stdout
-    assert f"but accuracy falls by {-100 * change.value:.1f} points" in told.stdout and "one by one: collapse" in told.stdout
+    assert f"but it loses accuracy: {100 * change.value:.1f} points" in told.stdout and "one by one: collapse" in told.stdout
     better_change = far["better"].accuracy_change
     assert f"accuracy moves by {100 * better_change.value:+.1f} points" in told.stdout
     for where, text in as_text(results, tmp_path / "out").items():
-        assert re.search(r"falls by|a loss of accuracy", text), where
+        assert re.search(r"loses accuracy|a loss of accuracy", text), where
     only = measure_predictions(predictions(tmp_path / "two.jsonl", good=good, collapse=collapse), tmp_path / "two")
-    assert "one by one" not in only.verdict[1] and "but accuracy falls by" in only.verdict[1]
+    assert "one by one" not in only.verdict[1] and "but it loses accuracy" in only.verdict[1]
 
 
 def test_without_references_accuracy_is_said_to_be_unknown(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_condition_that_returns_to_the_base_is_said_to(tmp_path: Path) -> None
     world.rows += returned
     results = analyse(world.table, world.prompts, [*world.designs, ConditionDesign("returned", world.replicas)])
     far, typical = (next(c for c in results.contrasts if c.shift == shift) for shift in ("far", "typical"))
-    assert far.returned and far.kept.value == 0 and far.as_base.value == 1.0 and not typical.returned
+    assert far.returned and far.effect_size.value == 0 and far.as_base.value == 1.0 and not typical.returned
     for where, text in as_text(results, tmp_path).items():
         assert "on far prompts the gain is a return to the base: 100.0 % [" in text and "of those of lora" in text, where
 
@@ -310,14 +310,12 @@ def test_criteria_pass_with_both_bounds(runs: int, expected: str, tmp_path: Path
 def suspected(tmp_path: Path) -> Results:
     results = measure_predictions(predictions(tmp_path / "p.jsonl", lora=flips(40, 60, 0.2, 0)), tmp_path / "out")
     single = results.conditions[0].single
-    suspects = tuple(
-        Suspect(
-            "lora", shift, ("seed 3", "seed-17"), "they differ from the others more than twice as often as the median run", with_, without
-        )
-        for shift, with_, without in (
-            ("typical", dataclasses.replace(single.cell("typical").disagreement, conclusive=False, needed=59), estimate(0.061, 0.04, 0.09)),
-            ("far", single.cell("far").disagreement, estimate(0.082, 0.06, 0.11)),
-        )
+    open_ = dataclasses.replace(single.cell("typical").disagreement, conclusive=False, needed=59)
+    runs = ("seed 3", "seed-17")
+    suspects = (
+        Suspects("lora", "typical", runs, "disagreement", open_, estimate(0.061, 0.04, 0.09)),
+        Suspects("lora", "far", runs, "disagreement", single.cell("far").disagreement, estimate(0.082, 0.06, 0.11)),
+        Suspects("lora", "far", runs, "accuracy", single.cell("far").accuracy, estimate(0.913, 0.9, 0.93)),
     )
     results = dataclasses.replace(results, suspects=suspects)
     return dataclasses.replace(results, verdict=verdict(results))
@@ -328,8 +326,8 @@ def test_suspicious_runs_are_named_with_what_to_do_and_figures_with_and_without(
         text = text.replace("&#39;", "'")
         assert "seed 3, seed-17 of lora stand far off the others" in text, where
         assert "--failed 'seed 3' --failed seed-17" in text, where
-        assert "needs about 59 replicas) with them and on 6.1 % [4.0, 9.0] without" in text, where
-        assert "8.2 % [6.0, 11.0] without" in text, where
+        assert "needs about 59 replicas) with them and 6.1 % [4.0, 9.0] without" in text, where
+        assert "8.2 % [6.0, 11.0] without" in text and "91.3 % [90.0, 93.0] without" in text, where
         assert "0 of 40 training runs failed" not in text, where
         assert "none of 40 training runs are recorded as failed, but 2 more may have" in text or where == "report", where
 

@@ -132,7 +132,7 @@ def _contrasts(results: Results) -> list[str]:
     for c in results.contrasts:
         said = ["a loss of accuracy"] * c.loses
         if c.returned:
-            said.append(return_to_base(c.shift, c.kept, c.as_base, c.baseline_as_base, c.baseline))
+            said.append(return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline))
         change = "not known" if c.accuracy_change is None else _figure(c.accuracy_change, "%", signed=True)
         rows.append([c.condition, c.shift, _figure(c.ratio), change, "; ".join(said)])
     table = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]

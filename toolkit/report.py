@@ -372,7 +372,7 @@ def _beside_each_other(contrasts: Sequence[Contrast], who: str) -> list[str]:
     ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in contrasts)
     changes = [(c, c.accuracy_change) for c in contrasts if c.accuracy_change is not None]
     points = "   ".join(f"{c.shift} {_short(e, '%', signed=True)}{' a loss' if c.loses else ''}" for c, e in changes)
-    returns = [return_to_base(c.shift, c.kept, c.as_base, c.baseline_as_base, c.baseline) for c in contrasts if c.returned]
+    returns = [return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline) for c in contrasts if c.returned]
     return [
         f"{who}, ratio of disagreement: {ratios}",
         f"  change of accuracy in points: {points or 'not known, the prompts have no references'}",

@@ -322,9 +322,8 @@ class Contrast:
 
     Of `Results.mitigated` and `same_compute` condition is a mitigation in words (`mitigation_of`); baseline is there a condition that takes
     as many tokens in one training.
-
-    kept: how often the condition answers other than the base, relative to the baseline; as_base, baseline_as_base: how often either
-    answers as the base does.
+    effect_size: of the answers that the baseline's fine-tuning changed against the base, the share that the condition's changes.
+    as_base, baseline_as_base: how often either answers as the base does. None where the base's answers are not known.
     """
 
     condition: str
@@ -337,14 +336,14 @@ class Contrast:
     score_variance_ratio: Estimate | None = None
     p_adjusted: float | None = None
     pair_differs: Estimate | None = None
-    kept: Estimate | None = None
+    effect_size: Estimate | None = None
     as_base: Estimate | None = None
     baseline_as_base: Estimate | None = None
 
     @property
     def returned(self) -> bool:
         """As of a Cell."""
-        return _given_back(self.kept)
+        return _given_back(self.effect_size)
 
     @property
     def loses(self) -> bool:
@@ -353,19 +352,19 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """Runs of a condition that stand far off its others on a shift, as runs do that failed and are not recorded as failed.
+class Suspects:
+    """Runs of a condition that stand far off the others on a shift, as failed ones do, by the user's names.
 
-    runs: as the user named them. what: in what they stand off. figure_with, figure_without: the disagreement of two runs of the
-    condition with these runs and without them.
+    what: "disagreement", "accuracy" or "score", in which they stand off. figure_with, figure_without: that figure with all runs,
+    and without these.
     """
 
     condition: str
     shift: str
     runs: tuple[str, ...]
     what: str
-    figure_with: Estimate | None = None
-    figure_without: Estimate | None = None
+    figure_with: Estimate
+    figure_without: Estimate
 
 
 @dataclass(frozen=True)
@@ -518,7 +517,7 @@ class Results:
     by_prompt: tuple[PromptContrast, ...] = ()
     same_compute: tuple[Contrast, ...] = ()
     modules: tuple[Modules, ...] = ()
-    suspects: tuple[Suspect, ...] = ()
+    suspects: tuple[Suspects, ...] = ()
 
     @property
     def shifts(self) -> list[str]:
@@ -601,12 +600,12 @@ def estimate_in_words(estimate: Estimate | None, unit: str = "", signed: bool = 
 
 
 def change_of_accuracy(change: Estimate | None) -> str:
-    """What stands beside every gain in stability: `accuracy falls by 48.0 points [-52.1, -43.9]`."""
+    """What stands beside every gain in stability: `it loses accuracy: -48.0 points [-52.1, -43.9]`."""
     if change is None or change.value is None:
         return "accuracy is not known"
     ends = interval(change, "%", True)
     if is_loss(change):
-        return f"accuracy falls by {number(-change.value, '%')} points {ends}"
+        return f"it loses accuracy: {number(change.value, '%', True)} points {ends}"
     sure = "" if change.conclusive else ", inconclusive"
     return f"accuracy moves by {number(change.value, '%', True)} points {ends}".strip() + sure
 

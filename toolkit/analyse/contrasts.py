@@ -153,7 +153,7 @@ def _beside_the_base(b: Arm, a: Arm, base: Arm, at: np.ndarray, options: dict) -
     pair = b.answer_RP[:, place], a.answer_RP[:, place]
     alone = {name: value for name, value in options.items() if name != "paired"}
     shares = dict(zip(("as_base", "baseline_as_base"), (as_base(table, base_P, alone) for table in pair), strict=True))
-    return {"kept": st.population_effect_size(*pair, base_P, **options), **shares}
+    return {"effect_size": st.population_effect_size(*pair, base_P, **options), **shares}
 
 
 def _holm(found: Sequence[Contrast]) -> tuple[Contrast, ...]:

@@ -5,7 +5,7 @@ is decided by the limits of its interval, never by its value.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from toolkit import statistics as st
@@ -15,7 +15,7 @@ from toolkit.results import (
     Contrast,
     Procedure,
     Results,
-    Suspect,
+    Suspects,
     change_of_accuracy,
     estimate_in_words,
     interval,
@@ -28,6 +28,12 @@ from toolkit.results import (
 
 SHOWN = 5
 """procedures that a sentence names"""
+IN_WORDS: Mapping[str, tuple[str, str]] = {
+    "disagreement": ("two runs differ on", "how often they differ from each of these"),
+    "accuracy": ("accuracy is", "accuracy"),
+    "score": ("the mean score is", "their mean score"),
+}
+"""of what runs stand off in: its figure, and it"""
 
 
 def verdict(results: Results) -> tuple[str, ...]:
@@ -148,7 +154,7 @@ def _beside(contrast: Contrast, results: Results) -> list[str]:
     found += [f"on {c.shift} prompts {change_of_accuracy(c.accuracy_change)}" for c in others if c.loses]
     for c in (contrast, *others):
         if c.returned:
-            found.append(return_to_base(c.shift, c.kept, c.as_base, c.baseline_as_base, c.baseline))
+            found.append(return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline))
     return found
 
 
@@ -216,36 +222,41 @@ def _failed(results: Results) -> str:
 
 def suspicions(results: Results) -> list[str]:
     """A sentence for the runs of each condition that stand far off its others: which, in what, what they weigh, and what to do."""
-    grouped: dict[tuple[str, tuple[str, ...]], list[Suspect]] = {}
+    grouped: dict[tuple[str, tuple[str, ...]], list[Suspects]] = {}
     for suspect in results.suspects:
         grouped.setdefault((suspect.condition, suspect.runs), []).append(suspect)
     return [_suspicion(results, *key, found) for key, found in grouped.items()]
 
 
-def _suspicion(results: Results, condition: str, runs: tuple[str, ...], found: Sequence[Suspect]) -> str:
+def _suspicion(results: Results, condition: str, runs: tuple[str, ...], found: Sequence[Suspects]) -> str:
     one = len(runs) == 1
     shown = ", ".join(runs[:SHOWN]) + (f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else "")
-    whats = [f"on {' and '.join(s.shift for s in found if s.what == what)} prompts {what}" for what in dict.fromkeys(s.what for s in found)]
+    it, them, stand = ("it", "it", "stands") if one else ("they", "them", "stand")
     figures = [
-        f"on {s.shift} prompts two runs differ on {_share(s.figure_with)} with {'it' if one else 'them'} and on "
-        f"{_share(s.figure_without)} without"
+        f"on {s.shift} prompts {IN_WORDS[s.what][0]} {_figure(s.figure_with, s.what)} with {them} and "
+        f"{_figure(s.figure_without, s.what)} without"
         for s in found
-        if s.figure_with or s.figure_without
     ]
+    whats = dict.fromkeys(IN_WORDS[s.what][1] for s in found)
     return (
-        f"{'Run' if one else 'Runs'} {shown} of {condition} stand{'s' * one} far off the others: {'; '.join([*whats, *figures])}. "
-        f"If {'it' if one else 'they'} failed, {_leave_out(results, runs)}; if not, keep {'it' if one else 'them'}."
+        f"{'Run' if one else 'Runs'} {shown} of {condition} {stand} far off the others in {' and '.join(whats)}: {'; '.join(figures)}. "
+        f"If {it} failed, {_leave_out(results, condition, runs)}; if not, keep {them}."
     )
 
 
-def _leave_out(results: Results, runs: Sequence[str]) -> str:
+def _figure(estimate: st.Estimate, what: str) -> str:
+    return estimate_in_words(estimate, "e") if what == "score" else _share(estimate)
+
+
+def _leave_out(results: Results, condition: str, runs: Sequence[str]) -> str:
     """How runs are marked as failed: predictions by name; replicas that were trained, by training them again or leaving them out."""
     if results.about.base:
         return (
             "train them again (`ftk verify RUN` says whether they come out the same), or measure the others as adapters of a condition "
             "`adapters:` that leaves them out"
         )
-    options = " ".join(f"--failed {shlex.quote(run)}" for run in runs[:SHOWN]) + " ..." * (len(runs) > SHOWN)
+    names = [f"{condition}/{run}" if len(results.conditions) > 1 else run for run in runs[:SHOWN]]
+    options = " ".join(f"--failed {shlex.quote(name)}" for name in names) + " ..." * (len(runs) > SHOWN)
     return f"leave {'it' if len(runs) == 1 else 'them'} out of all other figures with `{options}`"
 
 
