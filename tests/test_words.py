@@ -211,8 +211,8 @@ def test_a_baseline_of_one_run_is_noted_with_how_far_the_runs_are_from_it(tmp_pa
     assert results.contrasts == ()
     expected = st.accuracy((many[:, 50:] != 0).astype(float))
     for where, text in as_text(results, tmp_path / "out").items():
-        assert "lora against base: no contrast, since base has one run" in text, where
-        assert f"{100 * expected.value:.1f} % [{100 * expected.low:.1f}, {100 * expected.high:.1f}] of far prompts" in text, where
+        ends = f"{100 * expected.value:.1f} % [{100 * expected.low:.1f}, {100 * expected.high:.1f}]"
+        assert f"base is one run, whose spread is not known: on far prompts runs of lora answer {ends} of prompts otherwise" in text, where
 
 
 def test_the_effect_size_of_two_populations_covers_and_has_its_ends() -> None:
@@ -330,6 +330,19 @@ def test_suspicious_runs_are_named_with_what_to_do_and_figures_with_and_without(
         assert "8.2 % [6.0, 11.0] without" in text and "91.3 % [90.0, 93.0] without" in text, where
         assert "0 of 40 training runs failed" not in text, where
         assert "none of 40 training runs are recorded as failed, but 2 more may have" in text or where == "report", where
+
+
+def test_garbage_runs_are_named_whether_they_fail_in_answers_or_in_accuracy(tmp_path: Path) -> None:
+    """Two runs of forty answer at random: named on the terminal, and never "0 of 40 training runs failed" beside it."""
+    answers = flips(40, 100, 0.1, 0)
+    answers[[4, 31]] = np.random.default_rng(9).integers(4, 9, (2, 100))
+    told = CliRunner().invoke(cli.main, ["measure", str(predictions(tmp_path / "p.jsonl", lora=answers)), "--out", str(tmp_path / "out")])
+    assert "Runs seed-4, seed-31 of lora stand far off the others" in told.stdout
+    assert "--failed seed-4 --failed seed-31" in told.stdout and "needs about 59 replicas" in told.stdout
+    assert "0 of 40 training runs failed" not in told.stdout
+    options = ["--failed", "seed-4", "--failed", "seed-31", "--out", str(tmp_path / "without")]
+    without = CliRunner().invoke(cli.main, ["measure", str(tmp_path / "p.jsonl"), *options])
+    assert "stand far off" not in without.stdout and "2 of 40 training runs failed" in without.stdout
 
 
 def test_an_inconclusive_figure_says_how_many_runs_it_takes(tmp_path: Path) -> None:

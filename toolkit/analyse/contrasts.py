@@ -17,8 +17,6 @@ from toolkit.results import (
     PromptContrast,
     Scaling,
     Thresholds,
-    interval,
-    number,
 )
 
 SHOWN = 10
@@ -75,31 +73,6 @@ def same_compute(table: Table, designs: Sequence[ConditionDesign], level: float)
     return _holm(found)
 
 
-def lone_runs(table: Table, designs: Sequence[ConditionDesign], level: float) -> tuple[str, ...]:
-    """Of conditions of one run, which give no contrast: how far the runs of the others are from it, in a sentence each."""
-    found = []
-    for design in designs[1:]:
-        first = designs[0]
-        b, a = (table.arm(one.name, "replica", list(one.replicas)) for one in (design, first))
-        if b is None or a is None or min(len(b.answer_RP), len(a.answer_RP)) != 1:
-            continue
-        (alone, one), (several, many) = sorted(((first.name, a), (design.name, b)), key=lambda named: len(named[1].answer_RP))
-        parts = [f"{_far_from(many.on(at), one.on(at), table.cluster_P[at], level)} of {shift}" for shift, at in table.shifts.items()]
-        whose = f"the {len(many.answer_RP)} runs of {several} answer" if len(many.answer_RP) > 1 else f"that of {several} answers"
-        found.append(
-            f"{design.name} against {first.name}: no contrast, since {alone} has one run, which does not show how much its runs differ; "
-            f"{whose} otherwise than it on {', '.join(parts)} prompts"
-        )
-    return tuple(found)
-
-
-def _far_from(many: Arm, one: Arm, cluster_P: np.ndarray, level: float) -> str:
-    differs_RP = np.where((many.answer_RP < 0) | (one.answer_RP < 0), np.nan, many.answer_RP != one.answer_RP)
-    options = {"cluster_P": cluster_P, "level": level}
-    share = st.accuracy(differs_RP, **options) if len(differs_RP) > 1 else st.model_accuracy(differs_RP[0], **options)
-    return f"{number(share.value, '%')} % {interval(share, '%')}".strip() + ("" if share.conclusive else " (inconclusive)")
-
-
 def by_prompt(table: Table, designs: Sequence[ConditionDesign], level: float, paired: bool) -> tuple[PromptContrast, ...]:
     """Every condition against the first, prompt by prompt; p-values adjusted by the method of Benjamini and Hochberg over all prompts."""
     found = []
@@ -143,17 +116,7 @@ def _on_every_shift(table: Table, condition: str, baseline: str, b: Arm, a: Arm,
     base = table.arm("", "base", [0])
     for shift, at in table.shifts.items():
         options = {"cluster_P": table.cluster_P[at], "paired": by_pairs, "level": level}
-        beside = _beside_the_base(b, a, base, at, options) if base is not None else {}
-        yield Contrast(condition, baseline, shift, by_pairs, **_contrast(b, a, at, options), **beside)
-
-
-def _beside_the_base(b: Arm, a: Arm, base: Arm, at: np.ndarray, options: dict) -> dict:
-    """What both answer as the base does: a gain in stability may be a return to it."""
-    place, base_P = together(at), base.answer_RP[0, at]
-    pair = b.answer_RP[:, place], a.answer_RP[:, place]
-    alone = {name: value for name, value in options.items() if name != "paired"}
-    shares = dict(zip(("as_base", "baseline_as_base"), (as_base(table, base_P, alone) for table in pair), strict=True))
-    return {"effect_size": st.population_effect_size(*pair, base_P, **options), **shares}
+        yield Contrast(condition, baseline, shift, by_pairs, **_contrast(b, a, at, options, base.on(at) if base else None))
 
 
 def _holm(found: Sequence[Contrast]) -> tuple[Contrast, ...]:
@@ -174,7 +137,7 @@ def known(p: np.ndarray) -> list[float | None]:
     return [None if np.isnan(x) else float(x) for x in p]
 
 
-def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict) -> dict:
+def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict, base: Arm | None) -> dict:
     """On the prompts `at`. Answers first, then marks: two tables fill the memory."""
     place = together(at)
     pair = b.answer_RP[:, place], a.answer_RP[:, place]
@@ -184,12 +147,21 @@ def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict) -> dict:
         differs_RP = np.where((b_RP < 0) | (a_RP < 0), np.nan, b_RP != a_RP)
         found["pair_differs"] = st.accuracy(differs_RP, cluster_P=options["cluster_P"], level=options["level"])
         del b_RP, a_RP, differs_RP
+    if base is not None:
+        found["effect_size"] = st.population_effect_size(*pair, base.answer_RP[0], **options)
+        alone = {name: value for name, value in options.items() if name != "paired"}
+        found["as_base"], found["baseline_as_base"] = (as_base(answer_RP, base.answer_RP[0], alone) for answer_RP in pair)
     del pair
     marks = b.correct_RP[:, place], a.correct_RP[:, place]
     if all(map(marked, marks)):
         found["accuracy_change"] = st.population_accuracy_change(*marks, **options)
         scores = [np.array([np.nan if s is None else s for s in run_accuracies(mark_RP)]) for mark_RP in marks]
         found["score_variance_ratio"] = st.variance_ratio(*scores, paired=options["paired"], level=options["level"])
+        if base is not None and base.marked:
+            found["gain_kept"] = st.population_gain_kept(*marks, base.correct_RP[0], **options)
+    del marks
+    if all(arm.score_RP is not None and np.isfinite(arm.score_RP[:, place]).any() for arm in (b, a)):
+        found["score_change"] = st.population_score_change(b.score_RP[:, place], a.score_RP[:, place], **options)  # type: ignore[index]
     return found
 
 

@@ -237,7 +237,7 @@ def _suspicion(results: Results, condition: str, runs: tuple[str, ...], found: S
         f"{_figure(s.figure_without, s.what)} without"
         for s in found
     ]
-    whats = dict.fromkeys(IN_WORDS[s.what][1] for s in found)
+    whats = dict.fromkeys(IN_WORDS[what][1] for s in found for what in s.seen_in or (s.what,))
     return (
         f"{'Run' if one else 'Runs'} {shown} of {condition} {stand} far off the others in {' and '.join(whats)}: {'; '.join(figures)}. "
         f"If {it} failed, {_leave_out(results, condition, runs)}; if not, keep {them}."

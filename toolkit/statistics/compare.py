@@ -262,9 +262,9 @@ def _only_members(
 
 def kept_share(arms: Arms | None, n_rows: int, level: float, nothing: str) -> Estimate:
     """Fieller's interval of b / a: all ratios theta for which b - theta * a is no further from 0 than t standard errors."""
-    method = "Fieller interval, paired delete-a-group jackknife with prompt term"
     if arms is None or arms.a == 0:
         return unknown(arms, n_rows, level, nothing)
+    method = f"Fieller interval, {arms.resampled} jackknife with prompt term"
     if arms.b == 0 and not arms.sums.b_P.any():
         return zero_ratio(arms, level, EFFECT_KEPT, "no mitigated run differs from the base")
     value = arms.b / arms.a

@@ -12,8 +12,7 @@ import numpy as np
 
 from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.arms import MIN_GROUPS, Arms, Block, Clusters, Ends, Sums, difference, places, ratio, summed
-from toolkit.statistics.arrays import MISSING, as_answers, as_clusters, as_level, as_marks, blocks, cells, filled_rows, marks, same_prompts
-from toolkit.statistics.compare import kept_share
+from toolkit.statistics.arrays import as_answers, as_clusters, as_level, as_marks, blocks, cells, filled_rows, marks, same_prompts
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import jackknife_variance, logit_interval, smallest, t_quantile, zero_event_bound
 from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
@@ -66,14 +65,10 @@ def population_accuracy_change(
     Resampling as in `population_difference`. b_RP, a_RP: 1 right, 0 wrong, nan missing.
     """
     level = as_level(level)
-    return difference(_accuracies(b_RP, a_RP, cluster_P, paired), len(b_RP), level)
-
-
-def _accuracies(b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, paired: bool) -> Arms | None:
     b_RP, a_RP = as_marks(b_RP, "b_RP"), as_marks(a_RP, "a_RP")
-    row_b_R, row_a_R, used, clusters_P = _used(b_RP, a_RP, cluster_P, paired, at_least=1)
+    row_b_R, row_a_R, used, clusters_P = used_rows(b_RP, a_RP, cluster_P, paired, at_least=1)
     if min(len(row_b_R), len(row_a_R)) < 2:
-        return None
+        return difference(None, len(b_RP), level)
 
     def table_blocks() -> Iterator[Block]:
         for at in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
@@ -81,30 +76,7 @@ def _accuracies(b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, paired:
             a_P, left_a_RP = prompt_means(marks(cells(a_RP, row_a_R, at)))
             yield Block(b_P, a_P, left_b_RP, left_a_RP, clusters_P[at])
 
-    return _arms(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), "", paired)
-
-
-def population_effect_size(
-    b_RP: np.ndarray, a_RP: np.ndarray, base_P: np.ndarray, *, cluster_P: Clusters = None, paired: bool = False, level: float = 0.95
-) -> Estimate:
-    """How often does a run of b answer other than the base, relative to a run of a? 0 = b answers as the base does.
-
-    As `effect_size`, for runs of two populations: Fieller's interval, the three sources of error as in `population_difference`.
-    Codes of answers, encoded together; base_P: the base's answer per prompt. -1 = missing; errors as in `population_ratio`.
-    """
-    level = as_level(level)
-    base_P = as_answers(np.asarray(base_P)[None], "base_P", at_least=1)[0]
-    b_RP, a_RP = (_differs(as_answers(table, name), base_P) for table, name in ((b_RP, "b_RP"), (a_RP, "a_RP")))
-    arms = _accuracies(b_RP, a_RP, cluster_P, paired)
-    return kept_share(arms, len(b_RP), level, "the runs of the baseline answer as the base does: there is no effect to keep")
-
-
-def _differs(answer_RP: np.ndarray, base_P: np.ndarray) -> np.ndarray:
-    """1 where an answer is not the base's, 0 where it is, -1 where either is missing."""
-    same_prompts(answer_RP, base_P)
-    differs_RP = (answer_RP != base_P).astype(np.int8)
-    differs_RP[(answer_RP < 0) | (base_P < 0)] = MISSING
-    return differs_RP
+    return difference(arms_apart(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), "", paired), len(b_RP), level)
 
 
 @dataclass(frozen=True)
@@ -189,7 +161,7 @@ class TwoArms:
 
 def _disagreements(b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, paired: bool) -> Arms | None:
     b_RP, a_RP = as_answers(b_RP, "b_RP"), as_answers(a_RP, "a_RP")
-    row_b_R, row_a_R, used, clusters_P = _used(b_RP, a_RP, cluster_P, paired, at_least=2)
+    row_b_R, row_a_R, used, clusters_P = used_rows(b_RP, a_RP, cluster_P, paired, at_least=2)
     if min(len(row_b_R), len(row_a_R)) < 2:
         return None
     differing_b, differing_a = Differing(len(row_b_R)), Differing(len(row_a_R))
@@ -203,10 +175,10 @@ def _disagreements(b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, pair
 
     sums = summed(table_blocks(), len(row_b_R), len(row_a_R), paired)
     odd = {"b": odd_note(row_b_R[differing_b.rows()]), "a": odd_note(row_a_R[differing_a.rows()])}
-    return _arms(sums, "; ".join(f"{arm}: {note}" for arm, note in odd.items() if note), paired)
+    return arms_apart(sums, "; ".join(f"{arm}: {note}" for arm, note in odd.items() if note), paired)
 
 
-def _used(
+def used_rows(
     b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, paired: bool, at_least: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rows of b and a that answered anything (their partner too if paired); places of prompts that at_least of both answered; clusters."""
@@ -224,7 +196,7 @@ def _used(
     return row_b_R, row_a_R, np.flatnonzero(used_P), clusters_P
 
 
-def _arms(sums: Sums | None, remark: str, paired: bool) -> Arms | None:
+def arms_apart(sums: Sums | None, remark: str, paired: bool) -> Arms | None:
     if sums is None:
         return None
     least = MIN_REPLICAS_ODD if remark else MIN_GROUPS
