@@ -34,7 +34,7 @@ from toolkit.statistics.compare import (
     effect_size,
 )
 from toolkit.statistics.components import Components, crossed, nested
-from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_effect_size, population_ratio
+from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_ratio
 from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
 from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, disagreement, prompt_disagreement
 from toolkit.statistics.distributions import flip_calibration, margin_to_noise, population_jsd, predicted_flip, total_variation
@@ -109,7 +109,6 @@ __all__ = [
     "nested",
     "population_accuracy_change",
     "population_difference",
-    "population_effect_size",
     "population_ratio",
     "MIN_CLUSTERS",
     "MIN_REPLICAS",
