@@ -14,7 +14,7 @@ from toolkit import escape
 from toolkit.adapters import CONFIG, FULL
 from toolkit.escape import Markdown, code, link, markdown
 from toolkit.population import write_text
-from toolkit.results import Estimate, Procedure, Results, interval, load_results, number
+from toolkit.results import Estimate, Procedure, Results, interval, load_results, number, return_to_base, warnings
 
 CARD = "README.md"
 SHOWN = 20
@@ -75,7 +75,7 @@ def merge_card(folder: Path) -> str:
         results, condition, label = found
         procedures = [p for c in results.conditions if c.name == condition for p in c.procedures if p.kind == "replica" or p.label == label]
         if any(p.label == label for p in procedures):
-            lines += ["", "## How much it varies", "", *_table(results, procedures), "", _legend(results)]
+            lines += ["", "## How much it varies", "", *_table(results, procedures), "", *_losses(results, procedures), _legend(results)]
     return "\n".join(lines) + "\n"
 
 
@@ -87,7 +87,8 @@ def run_card(folder: Path) -> str:
     for condition in results.conditions:
         failed = f", {condition.n_failed} more failed" if condition.n_failed else ""
         lines += [f"## {markdown(condition.name)}: {condition.n_replicas} replicas{failed}", "", *_table(results, condition.procedures), ""]
-    lines += [_legend(results), "", *map(escape.item, (*results.verdict, *results.notes))]
+        lines += _losses(results, condition.procedures)
+    lines += [*_contrasts(results), _legend(results), "", *map(escape.item, (*results.verdict, *results.notes))]
     return "\n".join(lines) + "\n"
 
 
@@ -118,6 +119,27 @@ def _table(results: Results, procedures: Sequence[Procedure]) -> list[str]:
         against = [_figure(last.ratio if last else None), _figure(last.accuracy_change if last else None, "%", signed=True)]
         rows.append([name, str(p.n_runs), *figures, *against])
     return escape.table(rows)
+
+
+def _losses(results: Results, procedures: Sequence[Procedure]) -> list[str]:
+    """What mitigations are shown to lose, as a list below their table."""
+    single = next(p for p in procedures if p.kind == "replica")
+    lost = [escape.item(f"{p.title}, K = {p.k}: {said}") for p in procedures for said in warnings(p, single, results.shifts)]
+    return [*lost, ""] if lost else []
+
+
+def _contrasts(results: Results) -> list[str]:
+    """Conditions against the first: what is won, and beside it what is lost."""
+    if not results.contrasts:
+        return []
+    rows: list[list[str]] = [["condition", "shift", "ratio of disagreement", "accuracy change, points", ""]]
+    for c in results.contrasts:
+        said = ["a loss of accuracy"] * c.loses
+        if c.returned:
+            said.append(return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline))
+        change = "not known" if c.accuracy_change is None else _figure(c.accuracy_change, "%", signed=True)
+        rows.append([c.condition, c.shift, _figure(c.ratio), change, "; ".join(said)])
+    return [f"## Conditions against {markdown(results.contrasts[0].baseline)}", "", *escape.table(rows), ""]
 
 
 def _figure(estimate: Estimate | None, unit: str = "", signed: bool = False) -> Markdown:

@@ -142,7 +142,8 @@ def _cell(
         marks = (few, nothing) if here.marked else (None, None)
         return Cell(shift, category, len(at), few, nothing, nothing, *marks, effect_size=nothing, zone=zone(few, (0, 1)))
     found: dict = {"disagreement": st.disagreement(answer_RP, **options)}
-    found["zone"] = zone(found["disagreement"], thresholds.of(category))
+    decides = st.disagreement_for_verdict(found["disagreement"], here.answer_RP)
+    found["zone"] = zone(decides, thresholds.of(category))
     if here.marked:
         found["accuracy"] = st.accuracy(correct_RP, **options)
     options.pop("levels", None)
@@ -163,6 +164,8 @@ def _cell(
         found["metrics"], found["survival"] = further(
             here, base.on(at) if base else None, table.texts, table.scored, table.cluster_P[at], level
         )
+    if base and not category:
+        found["as_base"] = as_base(answer_RP, base.answer_RP[0, at], options)
     if here.marked and not category and len(answer_RP) > 1:
         found["accuracy_spread"] = _spread(here, whole, at, options)
         found["scores"] = run_accuracies(correct_RP)
@@ -178,6 +181,13 @@ def _spread(here: Arm, whole: Whole | None, at: np.ndarray, options: Mapping) ->
     return replace(spread, sd=st.root(st.crossed(score_R, whole.levels, level=options["level"]).total))
 
 
+def as_base(answer_RP: np.ndarray, base_P: np.ndarray, options: dict) -> st.Estimate:
+    """Share of the prompts on which a run gives the base's answer."""
+    same_RP = (answer_RP == base_P).astype(np.int8)
+    same_RP[(answer_RP < 0) | (base_P < 0)] = st.MISSING
+    return st.accuracy(same_RP, **options)
+
+
 def run_accuracies(correct_RP: np.ndarray) -> tuple[float | None, ...]:
     """Share of its marked prompts that each run answers correctly; None for a run without a mark."""
     found = []
@@ -188,7 +198,10 @@ def run_accuracies(correct_RP: np.ndarray) -> tuple[float | None, ...]:
 
 
 def zone(disagreement: st.Estimate, thresholds: tuple[float, float]) -> str:
-    """What an interval shows against (acceptable, critical): a claim only where the whole interval supports it."""
+    """What an interval shows against (acceptable, critical): a claim only where the whole interval supports it.
+
+    disagreement: its interval allows for kinds of runs, too (`st.disagreement_for_verdict`).
+    """
     acceptable, critical = thresholds
     low, high = disagreement.low, disagreement.high
     if not disagreement.conclusive or low is None or high is None or (low <= acceptable and high > critical):

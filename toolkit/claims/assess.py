@@ -86,8 +86,8 @@ def verdict(estimate: st.Estimate, claimed: tuple[float, float] | None) -> str:
 def _behaviour(row: Tested, claim: Claim, table: OutcomeTable, design: ConditionDesign, level: float) -> Tested:
     """The agreement or disagreement of two runs, for fresh prompts and for these alone, and what it would take to decide.
 
-    Where no two runs differ, the interval for fresh prompts is that of runs such as these (see `st.disagreement`), so that a verdict needs
-    the one of these prompts alone, too, which allows for kinds of runs that are not among them.
+    Where no two runs differ, the interval for fresh prompts is that of runs such as these (see `st.disagreement`); the verdict allows for
+    kinds of runs that are not among them, too (`st.disagreement_for_verdict`).
     """
     at = _prompts(table, claim)
     whole = list(design.everyone or design.replicas)
@@ -99,10 +99,10 @@ def _behaviour(row: Tested, claim: Claim, table: OutcomeTable, design: Condition
         st.disagreement(answer_RP, cluster_P=cluster_P, level=level, fresh_prompts=fresh, levels=levels) for fresh in (True, False)
     )
     turned = claim.quantity == "agreement"
-    estimate, alone = (st.complement(one) if turned else one for one in (differ, alone))
-    of_runs = verdict(alone, claim.ends)
-    found = of_runs if differ.value in (0.0, 1.0) and of_runs == UNRESOLVED else verdict(estimate, claim.ends)
     fresh_RP = answer_RP[st.independent_runs(levels, len(whole))]
+    decides = st.disagreement_for_verdict(differ, fresh_RP)
+    estimate, alone, decides = (st.complement(one) if turned else one for one in (differ, alone, decides))
+    of_runs, found = (verdict(one, claim.ends) for one in (alone, decides))
     remark = _what_it_takes(claim, differ, fresh_RP, cluster_P, level) if found == UNRESOLVED else ""
     return replace(row, estimate=estimate, verdict=found, remark=remark, alone=alone, alone_verdict=of_runs)
 
@@ -192,7 +192,7 @@ def _outlook(
         shift,
         category,
         arm.answer_RP.shape[1],
-        zone(differ, thresholds.of(category)),
+        zone(st.disagreement_for_verdict(differ, arm.answer_RP), thresholds.of(category)),
         differ,
         st.deviation(arm.answer_RP, **options),
         st.distinct_answers(arm.answer_RP, runs, **options),

@@ -133,8 +133,6 @@ def measure(
             print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text(encoding="utf-8"))})
             return
         show(table_text(results))
-        for note in results.notes if source.is_file() else ():
-            say(f"note: {note}")
         for sentence in results.verdict:
             say(f"- {sentence}")
         say(f"report: {(folder / 'report.html').resolve()}")

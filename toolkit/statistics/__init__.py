@@ -52,6 +52,7 @@ from toolkit.statistics.subsets import partition_variance, subset_variance
 from toolkit.statistics.texts import Divergence, edit_distance, first_divergence, kaplan_meier
 from toolkit.statistics.tolerance import Tolerance
 from toolkit.statistics.tradeoff import Tradeoff, tradeoff
+from toolkit.statistics.unseen import disagreement_for_verdict, equal_runs, share_for_verdict
 from toolkit.statistics.variance import (
     MIN_RUNS,
     VarianceContrast,
@@ -157,6 +158,9 @@ __all__ = [
     "Tolerance",
     "Tradeoff",
     "tradeoff",
+    "disagreement_for_verdict",
+    "equal_runs",
+    "share_for_verdict",
     "MIN_RUNS",
     "VarianceContrast",
     "distribution_variance_change",
