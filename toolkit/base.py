@@ -144,6 +144,19 @@ def load_config(name: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(source, **({"revision": revision} if revision else {}))
 
 
+def skeleton(name: str) -> Any | None:
+    """A base without its weights, on the meta device: its modules, their names and shapes. None where its configuration is not on this
+    machine or is of no causal LM. Raises BaseError where it names a folder that is not there.
+    """
+    source, revision = _locate(name)
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True, **({"revision": revision} if revision else {}))
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception:  # of code of its own architecture; what cannot be built cannot be asked
+        return None
+
+
 def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
     """Load a base: `embedded`, a folder, a hub id, or `id@revision`. dtype `auto`: see `fastest_dtype`; `nf4`: see `_four_bits`.
 

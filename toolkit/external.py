@@ -66,7 +66,7 @@ def merge_sources(
     `guard` the loss of each merge is held against that of its members before anything is written; what speaks against it is noted, and
     with `strict` raises GuardError.
     """
-    reports = []
+    reports, told = [], dict[str, None]()
     _, values = find_method(method, parameters)
     if dense and buffer:
         raise RunError("--buffer bounds the sum of an adapter: leave it out with --dense")
@@ -99,14 +99,18 @@ def merge_sources(
             made: dict[str, Any] = {"out": str(target), "method": method, "k": size}
             if dense:
                 model = merge_into_base(own, target, method=method, rank=rank, base=base, score=judge, **values)
+                told |= dict.fromkeys(model.notes)
                 made |= {"energy": model.energy, "dtype": model.dtype, "rounding": model.rounding, "soup": len(model.inputs)}
             else:
                 report = merge_folders(own, target, method=method, rank=rank, base=base, buffer=buffer, score=judge, **values)
                 describe_merge(target)
+                told |= dict.fromkeys(report.notes)
                 made |= {"rank": report.rank, "energy": report.energy, "sha256": report.sha256}
                 if isinstance(report, MergeReport) and report.error_bound_of_module:
                     made["error_bound"] = max(report.error_bound_of_module.values())
             reports.append(made)
+    for line in told:
+        note(line)
     return reports
 
 
@@ -148,7 +152,7 @@ def merge_request(path: Path, *, rank: str, out: Path) -> tuple[dict[str, Any], 
     report = merge_adapters(asked.adapters, out, method=asked.method, rank=rank, weights=asked.weights, base=asked.base, **asked.parameters)
     describe_merge(out)
     found = {"out": str(out), "method": asked.method, "k": len(asked.adapters), "rank": report.rank, "energy": report.energy}
-    return found | {"sha256": report.sha256}, asked.notes
+    return found | {"sha256": report.sha256}, [*asked.notes, *report.notes]
 
 
 def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:

@@ -32,6 +32,7 @@ class DenseReport:
     energy: float  # share of ||dW||^2 that truncation kept
     rounding: float  # error of the written weights by their dtype, relative to ||dW||; of bfloat16 weights often tens of percent
     soup: list[Step]
+    notes: list[str]  # as of a merge into an adapter
     versions: dict[str, str]
 
 
@@ -59,6 +60,7 @@ def merge_into_base(
         raise AdapterError(f"{members.adapters[0].path}: does not say its base model; name it with `base`")
     limit = rank_limit(rank, members.adapters, members.shapes)
     model, tokenizer = load_model(members.base, members.revision)
+    members = members.fitted(dict(model.named_modules()))
     for adapter in members.adapters:
         adapter.check_copies(lambda name: _module(model, name).weight)
     kept = total = lost = 0.0
@@ -85,6 +87,7 @@ def merge_into_base(
         "energy": kept / total if total else 1.0,
         "rounding": (lost / total) ** 0.5 if total else 0.0,
         "soup": soup,
+        "notes": members.notes,
         "versions": versions(method),
     }
     _write(out, model, tokenizer, as_text(record))
@@ -101,7 +104,7 @@ def load_model(base: str, revision: str | None) -> tuple[Any, Any]:
     try:
         model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **options)
         tokenizer = AutoTokenizer.from_pretrained(base, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a base is loaded by code of its own architecture, which fails in whatever way it likes
         reason = " ".join(str(error).split()).split(". ")[0]
         raise AdapterError(f"base {base!r} cannot be loaded ({reason}); name it with `base`") from None
     if getattr(model.config, "quantization_config", None):

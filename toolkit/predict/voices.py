@@ -85,6 +85,7 @@ def load_adapters(stack: Stack, adapters: Sequence[Adapter | None], width: int) 
     """
     parameter = next(stack.model.parameters())
     dtype = torch.promote_types(parameter.dtype, torch.float32)
+    adapters = [a and a.fitted(stack.adaptable) for a in adapters]
     rank = max((a.rank for a in adapters if a), default=1)
     factors = {}
     for adapter in adapters:
