@@ -559,8 +559,8 @@ def _no_factor(key: str, shape: tuple[int, ...]) -> str:
     """Why a tensor that is no factor is refused, and what to do."""
     if key.endswith(WHOLE_EMBEDDING):
         return (
-            f"{key!r} is a whole weight for {shape[0]:,} tokens, in which a resized vocabulary has its new ones; where the base has as many, "
-            "save again with save_embedding_layers=False, else resize the base, save it, and train on it"
+            f"{key!r} is a whole weight for {shape[0]:,} tokens, in which a resized vocabulary has its new ones; where the base has "
+            "as many, save again with save_embedding_layers=False, else resize the base, save it, and train on it"
         )
     what = f"tensor {key!r} is not a LoRA factor of a linear layer or an embedding"
     return f"{what}; train it again with bias='none'" if key.endswith(".bias") else f"{what}; {PLAIN_LORA}"

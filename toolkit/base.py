@@ -132,7 +132,9 @@ def _locate(name: str) -> tuple[str, str | None]:
 def _one_line(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of libraries, and of the code of an architecture, which fails in whatever way it likes
         reason = " ".join(str(error).split()).split(". ")[0]  # the first sentence; what follows is advice for library authors
         raise BaseError(f"base {name!r}: not a folder with a causal LM, and not to be had from a hub: {reason}") from None
 
@@ -142,6 +144,11 @@ def load_config(name: str) -> PretrainedConfig:
     source, revision = _locate(name)
     with _one_line(name):
         return AutoConfig.from_pretrained(source, **({"revision": revision} if revision else {}))
+
+
+def width(config: PretrainedConfig) -> int:
+    """Numbers that a token is in the base's layers; 0 where its configuration calls them otherwise than any other."""
+    return int(getattr(config.get_text_config(), "hidden_size", 0))
 
 
 def skeleton(name: str) -> Any | None:
@@ -163,7 +170,7 @@ def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
     Raises BaseError with one line when there is no such model, it has no end-of-sequence token, or a library is missing.
     """
     if dtype == "auto":
-        dtype = fastest_dtype(load_config(name).get_text_config().hidden_size, device)
+        dtype = fastest_dtype(width(load_config(name)), device)
     return _load(name, dtype, device)
 
 
@@ -189,6 +196,8 @@ def _load(name: str, dtype: str, device: str) -> Base:
     with _one_line(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(source, **kind, **options)
+    if model.get_output_embeddings() is None or model.get_input_embeddings() is None:
+        raise BaseError(f"base {name!r}: a {type(model).__name__} has no output head over a vocabulary; choose a causal LM")
     model = (model if packed else model.to(device)).eval().requires_grad_(False)
     for module in model.modules() if packed else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # it would pack itself anew in a pass without gradients, and round otherwise

@@ -12,14 +12,14 @@ from pydantic import ValidationError
 
 from toolkit import environment, mergekit_yaml
 from toolkit.adapters import adapter_paths, read_adapter
-from toolkit.adopt import check_base, duplicates, layer_shapes, same_weights
+from toolkit.adopt import check_base, duplicates, layer_shapes, remarks, same_weights
 from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
 from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.full import FULL, read_weights
 from toolkit.measure import read_prompts, save_design, save_modules
-from toolkit.merge import MergeReport, find_method, merge_adapters, merge_folders, merge_into_base
+from toolkit.merge import MergeReport, common_base, find_method, merge_adapters, merge_folders, merge_into_base
 from toolkit.modules import Population, modules
 from toolkit.outcomes import read_outcomes
 from toolkit.pipeline import (
@@ -197,12 +197,10 @@ def basins(
     loaded = load_base(base, known.dtype if known else "float32")
     chat = known is not None and bool(known.data.train) and is_chat(read_rows(known.data.train), known.data.format)
     asked = [prompt for source in prompts for prompt in read_suite(source, name=_suite_name(source), chat=chat)]
-    shape_of = layer_shapes(loaded)
+    shape_of = layer_shapes(loaded.model)
     found = []
     for folder, paths in collections:
-        adapters = [read_adapter(path) for path in paths]
-        for adapter in adapters:
-            check_base(adapter, loaded, shape_of)
+        adapters = [check_base(read_adapter(path), loaded, shape_of) for path in paths]
         with tempfile.TemporaryDirectory() as scratch:
             merged = None
             if merge:
@@ -220,7 +218,8 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
     Raises RunError or AdapterError in one line.
     """
     populations, of_run = [], len(sources) == 1 and (sources[0] / "recipe.yaml").is_file()
-    for folder, paths in _collections(sources):
+    collections = _collections(sources)
+    for name, (folder, paths) in zip(unlike([folder for folder, _ in collections]), collections, strict=True):
         if of_run and paths and (paths[0] / FULL).is_file():
             continue
         if len(paths) < 2:
@@ -228,13 +227,26 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
         records = [read_replica(path) for path in paths]
         numbers = [record.replica if record else i for i, record in enumerate(records)]
         seeds = [record.seeds if record else {} for record in records]
-        populations.append(Population(folder.name or "adapters", [read_adapter(path) for path in paths], numbers, seeds))
+        populations.append(Population(name or "adapters", [read_adapter(path) for path in paths], numbers, seeds))
     if not populations:
         raise RunError(f"{sources[0]}: none of its conditions trains adapters")
     found = modules(populations)
     if of_run:
         save_modules(sources[0], found)
     return found
+
+
+def unlike(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder, no two alike: its own, and as many of those above it as it takes, `b-lora` beside `a-lora`."""
+    whole = [folder.absolute().parts[1:] for folder in folders]
+    for count in range(1, max(map(len, whole)) + 1):
+        names = [
+            re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(parts[-count:])) if count > 1 else folder.name
+            for parts, folder in zip(whole, folders, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{folder.name}-{i}" for i, folder in enumerate(folders)]
 
 
 def _suite_name(prompts: str) -> str:
@@ -273,10 +285,14 @@ def evaluate_subjects(
             "--prompts SUITE says what to ask: a .jsonl, .csv or .parquet file, or embedded:typical, embedded:near, embedded:far"
         )
     collections = _collections(sources)
+    if base is None and not _home(sources):
+        common_base([read_weights(path) for _, paths in collections for path in paths])
     known, base, evaluation = _setting(sources, collections[0][1][0], base)
     changes = {"answer": answer_rule, "max_new_tokens": max_new_tokens}
     evaluation = Evaluation.model_validate(evaluation.model_dump() | {key: value for key, value in changes.items() if value})
-    names = [folder.name if len(collections) > 1 else "adapters" for folder, _ in collections]
+    names = unlike([folder for folder, _ in collections]) if len(collections) > 1 else ["adapters"]
+    for line in remarks([path for _, paths in collections for path in paths], base):
+        console.note(line)
     paths_of = {name: paths for name, (_, paths) in zip(names, collections, strict=True)}
     recipe = _one_suite("evaluate", prompts, base, evaluation, paths_of)
     suite = next(iter(recipe.data.suites))
@@ -322,9 +338,14 @@ def _of_groups(ensemble: Mapping[str, Any], paths_of: Mapping[str, Sequence[Path
         raise RunError(f"--ensemble {ensemble['ensemble']}: {text}") from None
 
 
+def _home(sources: Sequence[Path]) -> Path | None:
+    """The run that the sources lie in, if any."""
+    return next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
+
+
 def _setting(sources: Sequence[Path], adapter: Path, base: str | None) -> tuple[Recipe | None, str, Evaluation]:
     """The recipe of the run that the sources lie in, if any; the base model; and how answers are given."""
-    home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
+    home = _home(sources)
     known = open_folder(home) if home else None
     base = base or (known.base if known else None) or read_weights(adapter).base
     if not base:
@@ -351,6 +372,10 @@ def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, worker
     with open_run(alone, out, workers=workers, console=console) as job:
         asked = read_prompts(alone)
         family = [Subject("candidate", "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)]
+        if twins := duplicates({s.adapters[0]: s.sha256[0] for s in family}):
+            console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
+        for line in remarks(paths, recipe.base):
+            console.note(line)
         with console.stage("evaluate"):
             answer(job, [family], asked)
         shards = [unit.unit.shard for suite, prompts in asked.items() for unit in answer_units(job, family, suite, prompts)]

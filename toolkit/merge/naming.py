@@ -1,6 +1,6 @@
 """Whether adapters name the modules of their base alike: a module under two names would count as two, each changed by a part of them."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from toolkit.adapters import Adapter, AdapterError, aims_at, text_name
 
@@ -8,24 +8,23 @@ Identity = tuple[str | None, str | None]
 """name and revision of a base"""
 
 
-def under_one_naming(
-    adapters: Sequence[Adapter], identity: Identity, names_of: "Callable[[Identity], Collection[str] | None] | None" = None
-) -> tuple[list[Adapter], list[str]]:
+def under_one_naming(adapters: Sequence[Adapter], identity: Identity) -> tuple[list[Adapter], list[str]]:
     """The adapters with the base's own names of modules, and notes on modules that only some of them change.
 
-    names_of: the modules of a base; None where it is not on this machine. Raises AdapterError in one line for adapters that share no module
+    Raises AdapterError in one line for adapters that share no module
     though their target_modules mean the same ones, and where names differ in `language_model.` and nothing says which are the base's.
     """
     layouts = {frozenset(adapter.modules): adapter for adapter in adapters}
-    if len(layouts) > 1 and len({text_name(name) for layout in layouts for name in layout}) < len(frozenset().union(*layouts)):
-        names = (names_of or base_modules)(identity)
-        if names is None:
+    every = frozenset().union(*layouts)
+    if any(text_name(name) != name for name in every):
+        names = base_modules(identity)
+        if names is None and len({text_name(name) for name in every}) < len(every):
             first, second = _parted(list(layouts.values()))
             raise AdapterError(
-                f"{second.path}: names modules as {min(second.modules)!r}, {first.path} as {min(first.modules)!r}, and base {identity[0]} is "
-                "not here to say which is its own; name a folder of it with `base`"
+                f"{second.path}: names modules as {min(second.modules)!r}, {first.path} as {min(first.modules)!r}, and base "
+                f"{identity[0]} is not here to say which is its own; name a folder of it with `base`"
             )
-        adapters = [adapter.fitted(names) for adapter in adapters]
+        adapters = [adapter.fitted(names or ()) for adapter in adapters]
         layouts = {frozenset(adapter.modules): adapter for adapter in adapters}
     different = list(layouts.values())
     for i, one in enumerate(different):
@@ -52,8 +51,8 @@ def _refuse_strangers(one: Adapter, other: Adapter) -> None:
     meant = {_place(name) for name in one.modules} & {_place(name) for name in other.modules}
     if meant or any(aims_at(other.config, name) for name in one.modules) or any(aims_at(one.config, name) for name in other.modules):
         raise AdapterError(
-            f"{other.path}: changes no module that {one.path} changes ({min(other.modules)!r}, {min(one.modules)!r}), though both aim at the "
-            "same; are these names of two bases, or of a wrapper? save it again from the unwrapped model"
+            f"{other.path}: changes no module that {one.path} changes ({min(other.modules)!r}, {min(one.modules)!r}), though both aim "
+            "at the same; are these names of two bases, or of a wrapper? save it again from the unwrapped model"
         )
 
 
@@ -72,8 +71,8 @@ def _left_out(layouts: Sequence[Adapter]) -> list[str]:
         missing = [name for name in every if name not in adapter.modules and aims_at(adapter.config, name)]
         if missing:
             notes.append(
-                f"{adapter.path}: changes {len(adapter.modules)} of the {len(every)} modules that these adapters change, and not {missing[0]!r}, "
-                "at which it aims; what it leaves alone counts as unchanged"
+                f"{adapter.path}: changes {len(adapter.modules)} of the {len(every)} modules that these adapters change, and not "
+                f"{missing[0]!r}, at which it aims; what it leaves alone counts as unchanged"
             )
     apart = [(one, other) for i, other in enumerate(layouts) for one in layouts[:i] if not one.modules.keys() & other.modules.keys()]
     if apart:

@@ -18,7 +18,6 @@ from toolkit.pipeline.job import Run, successful
 from toolkit.population import groups, replica_folder, write_text
 from toolkit.recipe import Mitigation
 
-
 TOLD = 5
 """notes on merges that a run prints"""
 

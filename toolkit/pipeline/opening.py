@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from toolkit import environment
-from toolkit.base import fastest_dtype, load_base, load_config
+from toolkit.base import fastest_dtype, load_base, load_config, width
 from toolkit.compiled import TESTED
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
 from toolkit.measure import read_prompts
+from toolkit.pipeline.architecture import check_architecture
 from toolkit.pipeline.checks import check_against_base, check_ensembles, check_lengths
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
@@ -23,10 +24,17 @@ from toolkit.until import asked_about
 
 @contextmanager
 def open_run(
-    recipe: Recipe, folder: Path, *, workers: int | None = None, engine: str = "local", console: Console | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    engine: str = "local",
+    console: Console | None = None,
+    answers: bool = True,
 ) -> Iterator[Run]:
     """Write down what is asked and where it runs; refuse a folder that holds another recipe's run. `engine`: see `ENGINES`.
 
+    answers: prompts will be asked, which not every base that can be trained can do.
     Raises RunError, RecipeError or BaseError in one line.
     """
     console = console or Console()
@@ -38,6 +46,8 @@ def open_run(
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
     check_against_base(recipe, base)
+    for note in check_architecture(recipe, base, answers=answers):
+        console.note(note)
     check_ensembles(recipe, prompts)
     for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
         asked_about(figure, prompts)
@@ -72,7 +82,7 @@ def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
         recipe = recipe.model_copy(update={**kept, "conditions": {**recipe.conditions, **fitted}})
     config = load_config(recipe.base)
     if recipe.dtype == "auto":
-        recipe = recipe.model_copy(update={"dtype": fastest_dtype(config.get_text_config().hidden_size, device)})
+        recipe = recipe.model_copy(update={"dtype": fastest_dtype(width(config), device)})
     if recipe.compile == "auto" and not (device == "cpu" and environment.compiler() and config.model_type in TESTED):
         recipe = recipe.model_copy(update={"compile": "never"})
     return fit_stacks(recipe, device) if device == "cuda" else recipe
