@@ -313,7 +313,7 @@ def same_input(folder: Path, record: Mapping[str, Any]) -> bool:
     return _hashes(folder) == (record["sha256"], record["config_sha256"])
 
 
-def common_base(adapters: Sequence[Adapter] | Sequence[FullModel]) -> tuple[str | None, str | None]:
+def common_base(adapters: Sequence[Adapter | FullModel]) -> tuple[str | None, str | None]:
     first = adapters[0]
     for other in adapters:
         if (other.base, other.revision) != (first.base, first.revision):
