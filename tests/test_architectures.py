@@ -179,10 +179,10 @@ def test_whatever_a_base_raises_is_one_line(tmp_path):
         try:
             for call in (lambda: stack.step(torch.tensor([[5]])), lambda: stack.logits(torch.tensor([[5]]), torch.tensor([[0]]))):
                 with pytest.raises(
-                    ForwardError, match=r"^a base of the architecture LlamaForCausalLM fails in its forward pass: 'states'; "
+                    ForwardError, match=r"^a base of the architecture Qwen2ForCausalLM fails in its forward pass: 'states'; "
                 ):
                     call()
-            with pytest.raises(BaseError, match=r"a LlamaForCausalLM cannot be trained here: 'states'; "):
+            with pytest.raises(BaseError, match=r"a Qwen2ForCausalLM cannot be trained here: 'states'; "):
                 rehearse_training(base, "all-linear")
         finally:
             del layer.forward
@@ -303,8 +303,8 @@ def test_a_resized_vocabulary_is_the_reason(tmp_path):
             assert told[target].because == f"its vocabulary was resized to {tokens + 8:,} tokens, and that of {folder} is not", told[target]
         assert not told["ftk"].ok and "resized" in told["ftk"].because
     loaded = load_base(str(folder))
-    with pytest.raises(AdapterError, match=rf"embedding: model.embed_tokens is for {tokens + 8} tokens, .* its vocabulary was resized"):
+    with pytest.raises(AdapterError, match=rf"embedding: model.embed_tokens is for {tokens + 8:,} tokens, .* its vocabulary was resized"):
         check_base(read_adapter(tmp_path / "embedding"), loaded, layer_shapes(loaded.model))
-    with pytest.raises(AdapterError, match=rf"whole weight for {tokens + 8} tokens, in which a resized vocabulary"):
+    with pytest.raises(AdapterError, match=rf"whole weight for {tokens + 8:,} tokens, in which a resized vocabulary"):
         read_adapter(tmp_path / "others")
     assert str(EMBEDDED) not in str(folder)
