@@ -12,8 +12,10 @@ from test_interop import by_peft, edit
 
 from toolkit import cli, pipeline
 from toolkit.adapters import AdapterError, read_adapter
+from toolkit.adopt import duplicates
 from toolkit.base import EMBEDDED
 from toolkit.compatibility import check_adapter
+from toolkit.evaluate import Subject
 from toolkit.measure import read_design
 from toolkit.merge import merge_adapters
 from toolkit.outcomes import read_outcomes
@@ -155,6 +157,7 @@ def test_a_change_of_zero_and_copies_are_told(tmp_path):
     shutil.copytree(one, tmp_path / "copy")
     notes = merge_adapters([one, zero, tmp_path / "copy"], tmp_path / "m", method="mean").notes
     assert len(notes) == 2 and "zero: its change is exactly zero" in notes[0] and "two copies are not two runs" in notes[1]
+    assert "two copies are not two runs" in merge_adapters([one, one], tmp_path / "m2", method="mean").notes[0]
     # two directions that take each other back
     path = by_peft(tmp_path / "cancel", 3, target_modules=["q_proj"])
     tensors = load_file(path / "adapter_model.safetensors")
@@ -173,3 +176,37 @@ def test_empty_tensors_are_refused(tmp_path):
         read_adapter(path)
     found = check_adapter(path)
     assert all(not one.ok and "ZeRO-3" in one.because and "gather" in one.fix for one in found)
+
+
+# -- whose population --------------------------------------------------------------------------------------------------
+
+
+def test_folders_of_one_name_are_not_one_population(tmp_path):
+    folders = [tmp_path / run / "lora" for run in ("a", "b")]
+    assert external.unlike(folders) == ["a-lora", "b-lora"]
+    assert external.unlike([tmp_path / "lora", tmp_path / "full"]) == ["lora", "full"]
+    for i, folder in enumerate(folders):
+        for seed in range(2):
+            by_peft(folder / "replicas" / f"{seed:05d}", 2 * i + seed)
+            record = {"replica": seed, "status": "ok", "seeds": {}, "steps": 0, "final_loss": None, "sha256": {}}
+            (folder / "replicas" / f"{seed:05d}" / "replica.json").write_text(json.dumps(record))
+    assert [one.condition for one in external.module_spreads(folders)] == ["a-lora", "b-lora"]
+
+
+def test_one_adapter_given_twice_is_told(tmp_path):
+    subjects = [Subject("", "replica", i, (path,), ("0" * 64,)) for i, path in enumerate(("x", "x"))]
+    assert duplicates(external.hashes(subjects)) == [("x", "x (given again, as adapter 1)")]
+
+
+def test_names_that_could_not_be_checked_are_told(tmp_path):
+    path = by_peft(tmp_path / "a", 0)
+    edit(path, base_model_name_or_path="nobody/has-it")
+    result = CliRunner().invoke(cli.main, ["check-adapter", str(path)])
+    assert result.exit_code == cli.DONE and result.stdout.count("names of modules were not checked: the configuration of nobody/") == 1
+    strange = renamed(path, tmp_path / "b", lambda name: name.replace("self_attn", "attention"))
+    assert all(one.ok for one in check_adapter(strange))  # from the names alone nobody can tell
+    found = {one.target: one for one in check_adapter(strange, base="embedded")}
+    assert not any(one.ok or one.unchecked for one in found.values())
+    assert "it leaves all tensors out in silence, so its effect is 0" in found["peft"].because
+    result = CliRunner().invoke(cli.main, ["check-adapter", str(strange), "--base", str(tmp_path / "nowhere" / "base")])
+    assert result.exit_code == cli.BAD_INPUT and result.stderr.count("\n") == 1

@@ -236,6 +236,15 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
     return found
 
 
+def hashes(family: Sequence[Subject]) -> dict[str, str]:
+    """sha256 of the weights of each subject, by its folder; one that is given twice is there twice."""
+    found: dict[str, str] = {}
+    for subject in family:
+        folder = subject.adapters[0]
+        found[f"{folder} (given again, as adapter {subject.index})" if folder in found else folder] = subject.sha256[0]
+    return found
+
+
 def unlike(folders: Sequence[Path]) -> list[str]:
     """A name for each folder, no two alike: its own, and as many of those above it as it takes, `b-lora` beside `a-lora`."""
     whole = [folder.absolute().parts[1:] for folder in folders]
@@ -309,7 +318,7 @@ def evaluate_subjects(
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
             families.append([Subject(name, "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)])
-            if twins := duplicates({s.adapters[0]: s.sha256[0] for s in families[-1]}):
+            if twins := duplicates(hashes(families[-1])):
                 console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
         with console.stage("evaluate"):
             answer(job, families, asked)
@@ -372,7 +381,7 @@ def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, worker
     with open_run(alone, out, workers=workers, console=console) as job:
         asked = read_prompts(alone)
         family = [Subject("candidate", "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)]
-        if twins := duplicates({s.adapters[0]: s.sha256[0] for s in family}):
+        if twins := duplicates(hashes(family)):
             console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
         for line in remarks(paths, recipe.base):
             console.note(line)

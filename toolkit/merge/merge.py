@@ -338,8 +338,9 @@ def remarks(inputs: Sequence[Input], adapters: Sequence[Adapter], base: str | No
 
 def copies(inputs: Sequence[Input]) -> list[str]:
     """A line where inputs are copies of each other, whatever they are called."""
-    first: dict[tuple[str, str], str] = {}
-    twins = [(one.path, first[key]) for one in inputs if first.setdefault(key := (one.sha256, one.config_sha256), one.path) != one.path]
+    first: dict[tuple[str, str], int] = {}
+    same = [(i, first.setdefault((one.sha256, one.config_sha256), i)) for i, one in enumerate(inputs)]
+    twins = [(inputs[i].path, inputs[k].path) for i, k in same if i != k]  # by place: one folder may be given twice
     more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
     return [f"{twins[0][0]}: the same weights as {twins[0][1]}{more}; two copies are not two runs"] if twins else []
 
