@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from test_interop import by_peft, edit
 
-from toolkit import cli, pipeline
+from toolkit import cli, external, pipeline
 from toolkit.adapters import AdapterError, read_adapter
 from toolkit.adopt import duplicates
 from toolkit.base import EMBEDDED
