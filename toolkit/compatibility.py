@@ -229,7 +229,7 @@ def _tokens(folder: Folder) -> int | None:
 
     try:
         source = str(Path(folder.base).expanduser()) if Path(folder.base).expanduser().is_dir() else folder.base
-        return len(AutoTokenizer.from_pretrained(source, local_files_only=True))
+        return len(AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False))
     except Exception:  # there is none, or none that can be read: lm-eval would stop at it, adapter or not
         return None
 
