@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -93,7 +94,7 @@ def base_of(tmp_path_factory):
                     torch.nn.init.normal_(parameter, std=0.15)
             model.get_output_embeddings().weight.data[tokenizer.eos_token_id] *= 2.5
             made[kind] = tmp_path_factory.mktemp("bases") / kind
-            model.save_pretrained(made[kind])
+            model.save_pretrained(str(made[kind]))
             tokenizer.save_pretrained(made[kind])
         return made[kind]
 
@@ -174,7 +175,7 @@ def test_a_base_that_cannot_answer_is_one_line_before_anything_starts(base_of, t
 def test_whatever_a_base_raises_is_one_line(tmp_path):
     base = load_base("embedded")
     with stacked(base.model) as stack:
-        layer = stack.model.model.layers[1]
+        layer: Any = stack.model.get_submodule("model.layers.1")
         layer.forward = lambda *args, **kwargs: {}["states"]
         try:
             for call in (lambda: stack.step(torch.tensor([[5]])), lambda: stack.logits(torch.tensor([[5]]), torch.tensor([[0]]))):
@@ -202,7 +203,7 @@ def test_a_cache_that_goes_on_wrongly_is_seen_by_its_numbers(monkeypatch):
         with pytest.raises(BaseError, match="its cache does not go on where the prompt ended"):
             rehearse_answers(base, set())
 
-    def mixed(self, input_ids=None, **kwargs):
+    def mixed(self, input_ids, **kwargs):
         return step(self, input_ids=input_ids.flip(0), **kwargs)
 
     with monkeypatch.context() as patch:
