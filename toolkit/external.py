@@ -12,14 +12,14 @@ from pydantic import ValidationError
 
 from toolkit import environment, mergekit_yaml
 from toolkit.adapters import adapter_paths, read_adapter
-from toolkit.adopt import check_base, duplicates, layer_shapes, same_weights
+from toolkit.adopt import check_base, duplicates, layer_shapes, remarks, same_weights
 from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
 from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.full import FULL, read_weights
 from toolkit.measure import read_prompts, save_design, save_modules
-from toolkit.merge import MergeReport, find_method, merge_adapters, merge_folders, merge_into_base
+from toolkit.merge import MergeReport, common_base, find_method, merge_adapters, merge_folders, merge_into_base
 from toolkit.modules import Population, modules
 from toolkit.outcomes import read_outcomes
 from toolkit.pipeline import (
@@ -66,7 +66,7 @@ def merge_sources(
     `guard` the loss of each merge is held against that of its members before anything is written; what speaks against it is noted, and
     with `strict` raises GuardError.
     """
-    reports = []
+    reports, told = [], dict[str, None]()
     _, values = find_method(method, parameters)
     if dense and buffer:
         raise RunError("--buffer bounds the sum of an adapter: leave it out with --dense")
@@ -99,14 +99,18 @@ def merge_sources(
             made: dict[str, Any] = {"out": str(target), "method": method, "k": size}
             if dense:
                 model = merge_into_base(own, target, method=method, rank=rank, base=base, score=judge, **values)
+                told |= dict.fromkeys(model.notes)
                 made |= {"energy": model.energy, "dtype": model.dtype, "rounding": model.rounding, "soup": len(model.inputs)}
             else:
                 report = merge_folders(own, target, method=method, rank=rank, base=base, buffer=buffer, score=judge, **values)
                 describe_merge(target)
+                told |= dict.fromkeys(report.notes)
                 made |= {"rank": report.rank, "energy": report.energy, "sha256": report.sha256}
                 if isinstance(report, MergeReport) and report.error_bound_of_module:
                     made["error_bound"] = max(report.error_bound_of_module.values())
             reports.append(made)
+    for line in told:
+        note(line)
     return reports
 
 
@@ -148,7 +152,7 @@ def merge_request(path: Path, *, rank: str, out: Path) -> tuple[dict[str, Any], 
     report = merge_adapters(asked.adapters, out, method=asked.method, rank=rank, weights=asked.weights, base=asked.base, **asked.parameters)
     describe_merge(out)
     found = {"out": str(out), "method": asked.method, "k": len(asked.adapters), "rank": report.rank, "energy": report.energy}
-    return found | {"sha256": report.sha256}, asked.notes
+    return found | {"sha256": report.sha256}, [*asked.notes, *report.notes]
 
 
 def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
@@ -194,12 +198,10 @@ def basins(
     chat = known is not None and bool(known.data.train) and is_chat(read_rows(known.data.train), known.data.format)
     date = known.data.date if known else None
     asked = [prompt for source in prompts for prompt in read_suite(source, name=_suite_name(source), chat=chat, date=date)]
-    shape_of = layer_shapes(loaded)
+    shape_of = layer_shapes(loaded.model)
     found = []
     for folder, paths in collections:
-        adapters = [read_adapter(path) for path in paths]
-        for adapter in adapters:
-            check_base(adapter, loaded, shape_of)
+        adapters = [check_base(read_adapter(path), loaded, shape_of) for path in paths]
         with tempfile.TemporaryDirectory() as scratch:
             merged = None
             if merge:
@@ -217,7 +219,8 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
     Raises RunError or AdapterError in one line.
     """
     populations, of_run = [], len(sources) == 1 and (sources[0] / "recipe.yaml").is_file()
-    for folder, paths in _collections(sources):
+    collections = _collections(sources)
+    for name, (folder, paths) in zip(unlike([folder for folder, _ in collections]), collections, strict=True):
         if of_run and paths and (paths[0] / FULL).is_file():
             continue
         if len(paths) < 2:
@@ -225,13 +228,35 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
         records = [read_replica(path) for path in paths]
         numbers = [record.replica if record else i for i, record in enumerate(records)]
         seeds = [record.seeds if record else {} for record in records]
-        populations.append(Population(folder.name or "adapters", [read_adapter(path) for path in paths], numbers, seeds))
+        populations.append(Population(name or "adapters", [read_adapter(path) for path in paths], numbers, seeds))
     if not populations:
         raise RunError(f"{sources[0]}: none of its conditions trains adapters")
     found = modules(populations)
     if of_run:
         save_modules(sources[0], found)
     return found
+
+
+def hashes(family: Sequence[Subject]) -> dict[str, str]:
+    """sha256 of the weights of each subject, by its folder; one that is given twice is there twice."""
+    found: dict[str, str] = {}
+    for subject in family:
+        folder = subject.adapters[0]
+        found[f"{folder} (given again, as adapter {subject.index})" if folder in found else folder] = subject.sha256[0]
+    return found
+
+
+def unlike(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder, no two alike: its own, and as many of those above it as it takes, `b-lora` beside `a-lora`."""
+    whole = [folder.absolute().parts[1:] for folder in folders]
+    for count in range(1, max(map(len, whole)) + 1):
+        names = [
+            re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(parts[-count:])) if count > 1 else folder.name
+            for parts, folder in zip(whole, folders, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{folder.name}-{i}" for i, folder in enumerate(folders)]
 
 
 def _suite_name(prompts: str) -> str:
@@ -270,10 +295,14 @@ def evaluate_subjects(
             "--prompts SUITE says what to ask: a .jsonl, .csv or .parquet file, or embedded:typical, embedded:near, embedded:far"
         )
     collections = _collections(sources)
+    if base is None and not _home(sources):
+        common_base([read_weights(path) for _, paths in collections for path in paths])
     known, base, evaluation = _setting(sources, collections[0][1][0], base)
     changes = {"answer": answer_rule, "max_new_tokens": max_new_tokens}
     evaluation = Evaluation.model_validate(evaluation.model_dump() | {key: value for key, value in changes.items() if value})
-    names = [folder.name if len(collections) > 1 else "adapters" for folder, _ in collections]
+    names = unlike([folder for folder, _ in collections]) if len(collections) > 1 else ["adapters"]
+    for line in remarks([path for _, paths in collections for path in paths], base):
+        console.note(line)
     paths_of = {name: paths for name, (_, paths) in zip(names, collections, strict=True)}
     recipe = _one_suite("evaluate", prompts, base, evaluation, paths_of, known)
     suite = next(iter(recipe.data.suites))
@@ -290,7 +319,7 @@ def evaluate_subjects(
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
             families.append([Subject(name, "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)])
-            if twins := duplicates({s.adapters[0]: s.sha256[0] for s in families[-1]}):
+            if twins := duplicates(hashes(families[-1])):
                 console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
         with console.stage("evaluate"):
             answer(job, families, asked)
@@ -319,9 +348,14 @@ def _of_groups(ensemble: Mapping[str, Any], paths_of: Mapping[str, Sequence[Path
         raise RunError(f"--ensemble {ensemble['ensemble']}: {text}") from None
 
 
+def _home(sources: Sequence[Path]) -> Path | None:
+    """The run that the sources lie in, if any."""
+    return next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
+
+
 def _setting(sources: Sequence[Path], adapter: Path, base: str | None) -> tuple[Recipe | None, str, Evaluation]:
     """The recipe of the run that the sources lie in, if any; the base model; and how answers are given."""
-    home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
+    home = _home(sources)
     known = open_folder(home) if home else None
     base = base or (known.base if known else None) or read_weights(adapter).base
     if not base:
@@ -355,6 +389,10 @@ def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, worker
     with open_run(alone, out, workers=workers, console=console) as job:
         asked = read_prompts(job.recipe)
         family = [Subject("candidate", "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)]
+        if twins := duplicates(hashes(family)):
+            console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
+        for line in remarks(paths, recipe.base):
+            console.note(line)
         with console.stage("evaluate"):
             answer(job, [family], asked)
         shards = [unit.unit.shard for suite, prompts in asked.items() for unit in answer_units(job, family, suite, prompts)]

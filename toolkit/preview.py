@@ -13,7 +13,7 @@ from rich.text import Text
 
 from toolkit import data, environment, escape, pipeline
 from toolkit.adapters import read_adapter
-from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, layer_shapes, same_weights
+from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, layer_shapes, remarks, same_weights
 from toolkit.base import Base, load_base
 from toolkit.forecast import Part, forecast, save
 from toolkit.measure import read_prompts
@@ -41,7 +41,7 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
     prompts = read_prompts(recipe)
     base = load_base(recipe.base, recipe.dtype, device)
     pipeline.check_lengths(recipe, base, prompts, device)
-    warnings: list[str] = []
+    warnings = pipeline.check_architecture(recipe, base)
     found: dict[str, Any] = {
         "recipe": recipe.name,
         "base": base.to_dict(),
@@ -130,17 +130,13 @@ def _rows(recipe: Recipe, base: Base, device: str, warnings: list[str]) -> dict[
 def _population(condition: Given, base: Base, warnings: list[str]) -> dict[str, Any]:
     """Adapters that are there already, every one checked."""
     paths = find_adapters(condition.adapters)
-    shape_of = layer_shapes(base)
+    shape_of = layer_shapes(base.model)
     adapters = [read_adapter(path) for path in paths]
     for adapter in adapters:
         check_base(adapter, base, shape_of)
     if twins := duplicates({str(path): adapter.sha256() for path, adapter in zip(paths, adapters, strict=True)}):
         raise RecipeError(f"{same_weights(twins)}; leave one out")
-    named = sorted({str(adapter.base) for adapter in adapters} - {base.source, base.name})
-    if named:
-        warnings.append(
-            f"adapters say that their base is {', '.join(named)}, the recipe says {base.name}; names and shapes of the layers fit"
-        )
+    warnings += remarks(paths, base.name)
     return {
         "replicas": len(paths),
         "adapters": [str(path) for path in paths],

@@ -52,7 +52,7 @@ def verify(
     found: list[Verified] = []
     scratch = Path(tempfile.mkdtemp(prefix="ftk-verify-"))
     try:
-        with open_run(recipe, scratch, workers=workers, console=console) as job:
+        with open_run(recipe, scratch, workers=workers, console=console, answers=False) as job:
             for name in names:
                 plan, mark = training_plan(recipe, name, job.device)
                 records = _records(folder / name)

@@ -123,7 +123,9 @@ def train_replicas(
         from toolkit import pipeline
 
         found: dict[str, Any] = {}
-        with console() as screen, pipeline.open_run(loaded, folder, workers=workers, engine=engine, console=screen) as job:
+        asks = any(loaded.until_of(name) for name in names)  # a rule that looks at answers while replicas are trained
+        how = {"workers": workers, "engine": engine, "answers": asks}
+        with console() as screen, pipeline.open_run(loaded, folder, console=screen, **how) as job:
             for note in pipeline.data_notes(job.recipe, {}, job.device):
                 screen.note(note)
             for name in sorted(names, key=loaded.training_order.index):  # teachers first

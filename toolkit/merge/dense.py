@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ class DenseReport:
     energy: float  # share of ||dW||^2 that truncation kept
     rounding: float  # error of the written weights by their dtype, relative to ||dW||; of bfloat16 weights often tens of percent
     soup: list[Step]
+    notes: list[str]  # as of a merge into an adapter
     versions: dict[str, str]
 
 
@@ -60,6 +60,7 @@ def merge_into_base(
         raise AdapterError(f"{members.adapters[0].path}: does not say its base model; name it with `base`")
     limit = rank_limit(rank, members.adapters, members.shapes)
     model, tokenizer = load_model(members.base, members.revision)
+    members = members.fitted(dict(model.named_modules()))
     for adapter in members.adapters:
         adapter.check_copies(lambda name: _module(model, name).weight)
     kept = total = lost = 0.0
@@ -86,6 +87,7 @@ def merge_into_base(
         "energy": kept / total if total else 1.0,
         "rounding": (lost / total) ** 0.5 if total else 0.0,
         "soup": soup,
+        "notes": members.notes,
         "versions": versions(method),
     }
     _write(out, model, tokenizer, as_text(record))
@@ -107,7 +109,7 @@ def load_model(base: str, revision: str | None) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, **options)
     except BaseError as error:
         raise AdapterError(str(error)) from None
-    except (OSError, ValueError, KeyError, ImportError, UnpicklingError) as error:
+    except Exception as error:  # a base is loaded by code of its own architecture, which fails in whatever way it likes
         raise AdapterError(f"base {base!r} cannot be loaded: it {why_not(error)}; name it with `base`") from None
     if getattr(model.config, "quantization_config", None):
         raise AdapterError(

@@ -12,7 +12,7 @@ from toolkit import delta
 from toolkit.adapters import AdapterError
 from toolkit.full import FULL, MODEL, FullModel, write_model
 from toolkit.merge.dense import load_model
-from toolkit.merge.merge import REPORT, Input, MergeReport, as_text, common_base, merge_adapters, read_inputs, versions
+from toolkit.merge.merge import REPORT, Input, MergeReport, as_text, common_base, copies, merge_adapters, read_inputs, versions
 from toolkit.merge.methods import Method, find_coefficients, find_method, merge_entries
 from toolkit.population import RECORD
 
@@ -32,6 +32,7 @@ class WholeReport:
     inputs: list[Input]
     rank: None
     energy: float
+    notes: list[str]
     versions: dict[str, str]
 
 
@@ -82,6 +83,7 @@ def merge_models(
         "inputs": inputs,
         "rank": None,
         "energy": 1.0,
+        "notes": copies(inputs),
         "versions": versions(method),
     }
     files = {path.name: path.read_bytes() for path in sorted(models[0].path.iterdir()) if path.is_file() and path.name not in MADE_HERE}

@@ -27,7 +27,7 @@ def check_against_base(recipe: Recipe, base: Base) -> None:
                 raise RunError(f"mitigation {mitigation.label}: {error}") from None
             along.append(partial(chosen.along, **accepted(chosen.along, parameters)))
     for condition in recipe.given.values():
-        shape_of = layer_shapes(base)
+        shape_of = layer_shapes(base.model)
         for path in find_adapters(condition.adapters):
             weights = read_weights(path)
             if isinstance(weights, FullModel):

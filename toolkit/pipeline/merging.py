@@ -18,6 +18,9 @@ from toolkit.pipeline.job import Run, successful
 from toolkit.population import groups, replica_folder, write_text
 from toolkit.recipe import Mitigation
 
+TOLD = 5
+"""notes on merges that a run prints"""
+
 
 @dataclass(frozen=True)
 class MergeUnit:
@@ -59,17 +62,24 @@ def merge_units(folder: Path, replicas: Sequence[int], mitigation: Mitigation) -
 
 def run_merges(job: Run, units: Sequence[MergeUnit]) -> None:
     progress = job.console.progress("merge", len(units))
-    for _ in job.engine.run(merge_unit, units, progress):
-        pass
+    told: dict[str, None] = {}
+    for _, notes in job.engine.run(merge_unit, units, progress):
+        told |= dict.fromkeys(notes)
+    for note in [*told][:TOLD]:
+        job.console.note(note)
+    if len(told) > TOLD:
+        job.console.note(f"{len(told) - TOLD} more such notes are in the merge.json of their merges")
 
 
 def merged_folder(folder: Path, label: str, group: int) -> Path:
     return folder / "merged" / label / f"g{group:03d}"
 
 
-def merge_unit(unit: MergeUnit, progress: Progress) -> None:
-    merge_folders(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
+def merge_unit(unit: MergeUnit, progress: Progress) -> list[str]:
+    """Merge, and return what a reader must know of the inputs."""
+    report = merge_folders(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
     describe_merge(unit.out)
+    return report.notes
 
 
 def describe_merge(folder: Path) -> None:

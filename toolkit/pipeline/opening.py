@@ -10,12 +10,13 @@ from datetime import date
 from pathlib import Path
 
 from toolkit import environment
-from toolkit.base import fastest_dtype, load_base, load_config
+from toolkit.base import fastest_dtype, load_base, load_config, width
 from toolkit.compiled import TESTED
 from toolkit.data import asks_for_the_date
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
 from toolkit.measure import read_prompts
+from toolkit.pipeline.architecture import check_architecture
 from toolkit.pipeline.checks import check_against_base, check_ensembles, check_lengths
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
@@ -26,10 +27,17 @@ from toolkit.until import asked_about
 
 @contextmanager
 def open_run(
-    recipe: Recipe, folder: Path, *, workers: int | None = None, engine: str = "local", console: Console | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    engine: str = "local",
+    console: Console | None = None,
+    answers: bool = True,
 ) -> Iterator[Run]:
     """Write down what is asked and where it runs; refuse a folder that holds another recipe's run. `engine`: see `ENGINES`.
 
+    answers: prompts will be asked, which not every base that can be trained can do.
     Raises RunError, RecipeError or BaseError in one line.
     """
     console = console or Console()
@@ -41,6 +49,8 @@ def open_run(
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
     check_against_base(recipe, base)
+    for note in check_architecture(recipe, base, answers=answers):
+        console.note(note)
     check_ensembles(recipe, prompts)
     for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
         asked_about(figure, prompts)
@@ -77,7 +87,7 @@ def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
         recipe = _on(recipe, then.data.date)
     config = load_config(recipe.base)
     if recipe.dtype == "auto":
-        recipe = recipe.model_copy(update={"dtype": fastest_dtype(config.get_text_config().hidden_size, device)})
+        recipe = recipe.model_copy(update={"dtype": fastest_dtype(width(config), device)})
     if recipe.compile == "auto" and not (device == "cpu" and environment.compiler() and config.model_type in TESTED):
         recipe = recipe.model_copy(update={"compile": "never"})
     if recipe.data.date is None and asks_for_the_date(load_base(recipe.base, recipe.dtype, device).tokenizer):

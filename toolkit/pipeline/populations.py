@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.adapters import read_adapter
-from toolkit.adopt import adopt, find_adapters
+from toolkit.adopt import adopt, find_adapters, remarks
 from toolkit.base import load_base
 from toolkit.data import Prompt
 from toolkit.measure import read_prompts
@@ -53,6 +53,8 @@ def take(job: Run, name: str) -> dict[int, Replica]:
             job.condition(name), find_adapters(recipe.given[name].adapters), load_base(recipe.base, recipe.dtype, job.device)
         )
     job.console.note(f"{name}: {given_note(len(population))}")
+    for line in remarks([Path(record.source) for record in population.values() if record.source], recipe.base):
+        job.console.note(line)
     return population
 
 
