@@ -20,6 +20,7 @@ from toolkit.outcomes import read_outcomes
 from toolkit.pipeline.job import Run
 from toolkit.pipeline.merging import merged_folder
 from toolkit.plan import WEIGHT_BYTES, whole_width
+from toolkit.files import sha256_file
 from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder
 from toolkit.recipe import Evaluation, Mitigation
 
@@ -107,6 +108,12 @@ def replica_subjects(folder: Path, name: str, population: dict[int, Replica]) ->
 def digest(record: Replica) -> str:
     """Of the weights, and of the configuration where something else than ftk could change it: alpha decides what weights mean."""
     return "-".join(record.sha256[name] for name in (WEIGHTS, MODEL, CONFIG) if name in record.sha256)
+
+
+def weights_digest(folder: Path) -> str:
+    """Of the weights in a folder, and of the configuration that decides what an adapter's mean; of the same shape as `digest`."""
+    weights = read_weights(folder)
+    return weights.sha256() if (folder / FULL).is_file() else f"{weights.sha256()}-{sha256_file(folder / CONFIG)}"
 
 
 def answer(job: Run, families: Sequence[Sequence[Subject]], prompts: dict[str, list[Prompt]]) -> None:

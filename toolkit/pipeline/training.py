@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from toolkit.plan import (
     soft_target_bytes,
     stacks_for,
 )
-from toolkit.population import Replica, fingerprint, write_text
+from toolkit.population import LEDGER, Replica, fingerprint, read_ledger, read_records, write_text
 from toolkit.recipe import Condition, Recipe, Teacher
 from toolkit.students import Teaching
 from toolkit.train import plain_head
@@ -138,14 +138,10 @@ def _claim(
     teachers: Sequence[Teaching] = (),
 ) -> None:
     """Write population.json, or refuse a folder whose replicas another recipe trained."""
-    path = folder / "population.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found["fingerprint"] != mark and population:
-            raise RunError(
-                f"{folder}: holds replicas of another recipe, base or data (fingerprint {found['fingerprint']}, this one is {mark}); "
-                "choose another --out, or delete that folder"
-            )
+    path = folder / LEDGER
+    if population:
+        marks = {r: replica_mark(recipe.trained[name], mark, teachers, r) for r in population}
+        check_population(folder, mark, marks)
     condition = recipe.trained[name]
     all_replicas = sorted(set(population) | set(asked))
     record = {
@@ -162,6 +158,23 @@ def _claim(
         record["teachers"] = {"condition": condition.teacher.condition, "groups": members}
         record["group"] = {str(r): condition.group_of(r) for r in all_replicas}
     write_text(path, as_json(record))
+
+
+def check_population(folder: Path, mark: str, mark_of: Mapping[int, str] | None = None) -> None:
+    """Refuse replicas that were trained otherwise than the fingerprint `mark` says. Raises RunError in one line.
+
+    population.json says how they were; where it is lost each replica does, and `mark_of` says what it should say.
+    """
+    of_all = read_ledger(folder).get("fingerprint")
+    if of_all is not None:
+        pairs = [(str(of_all), mark)]
+    else:
+        pairs = [(one.fingerprint, (mark_of or {}).get(r, mark)) for r, one in read_records(folder).items()]
+    if other := next((pair for pair in pairs if pair[0] != pair[1]), None):
+        raise RunError(
+            f"{folder}: holds replicas of another recipe, base or data (fingerprint {other[0] or 'none'}, this one is {other[1]}); "
+            "choose another --out, or delete that folder"
+        )
 
 
 def seeds_of(recipe: Recipe, name: str, replica: int) -> dict[str, int]:
