@@ -276,7 +276,9 @@ def write_adapter(
         "inference_mode": True,
         **(config or {}),
     }
-    return write_folder(path, tensors, WEIGHTS, {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})}, kind)
+    return write_folder(
+        path, tensors, WEIGHTS, {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})}, kind
+    )
 
 
 def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, files: Mapping[str, str | bytes], kind: str = "") -> str:

@@ -21,7 +21,7 @@ from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.folders import EVALUATED, MERGED, MERGES, check_claim, check_outputs, claim, is_run
 from toolkit.full import FULL, read_weights
-from toolkit.measure import read_prompts, save_design, save_modules
+from toolkit.measure import changed_prompts, read_prompts, save_design, save_modules
 from toolkit.merge import MergeReport, find_method, merge_adapters, merge_folders, merge_into_base
 from toolkit.modules import Population, modules
 from toolkit.outcomes import read_outcomes
@@ -43,7 +43,7 @@ from toolkit.pipeline import (
     take,
     weights_digest,
 )
-from toolkit.population import groups, read_replica, replica_folder
+from toolkit.population import changed_files, groups, read_records, read_replica, replica_folder
 from toolkit.recipe import SHIFTS, Data, Evaluation, Given, Mitigation, Recipe
 from toolkit.recipe.words import nearest
 from toolkit.results import ConditionDesign, Modules, Results
@@ -202,6 +202,7 @@ def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
         else:
             conditions = [source] if (source / "replicas").is_dir() else []
         for condition in conditions:
+            refuse_damaged(condition)
             if replicas := successful(condition):
                 found.append((condition, [replica_folder(condition, r) for r in replicas]))
         if not conditions:
@@ -211,6 +212,19 @@ def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
     if not found:
         raise RunError(f"{sources[0]}: no finished replicas there; `ftk train-replicas` makes them")
     return found
+
+
+def refuse_damaged(condition: Path) -> None:
+    """Refuse a population in which a finished replica is not, or no longer, what was recorded: nobody would see that it is left out.
+
+    Raises RunError in one line.
+    """
+    for r, record in read_records(condition).items():
+        if changed := changed_files(replica_folder(condition, r), record):
+            raise RunError(
+                f"{replica_folder(condition, r)}: {changed[0]} is not what was recorded; "
+                f"`ftk run {condition.parent / 'recipe.yaml'} --out {condition.parent}` makes it again"
+            )
 
 
 def basins(
@@ -327,6 +341,8 @@ def evaluate_subjects(
             return folder, measure(job)
     with open_run(recipe, folder, workers=workers, console=console, kind=EVALUATED) as job:
         asked = read_prompts(recipe)
+        for note in changed_prompts(folder, asked):
+            console.note(f"{note}; the prompts as they are now are asked")
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
             families.append([Subject(name, "replica", i, (str(path),), (weights_digest(path),)) for i, path in enumerate(paths)])
@@ -395,5 +411,11 @@ def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, worker
         with console.stage("evaluate"):
             answer(job, [family], asked)
         shards = [unit.unit.shard for suite, prompts in asked.items() for unit in answer_units(job, family, suite, prompts)]
-        save_design(out, shards, [ConditionDesign("candidate", range(len(paths)))], f"ftk gate --candidate {' '.join(map(str, adapters))}")
+        save_design(
+            out,
+            shards,
+            [ConditionDesign("candidate", range(len(paths)))],
+            f"ftk gate --candidate {' '.join(map(str, adapters))}",
+            prompts=asked,
+        )
     return out

@@ -21,6 +21,7 @@ from toolkit.cli.terminal import GATE_SAID_NO, as_json, console, errors, load_re
 @click.option("--baseline", help="Condition that the others are held against (default: the first).")
 @click.option("--paired", is_flag=True, help="Replicas of the same name share their seeds in all conditions.")
 @click.option("--factors", type=click.Path(path_type=Path), help="Table of a crossed design: replica, and its level of init, order, ...")
+@click.option("--force", is_flag=True, help="Write results into a folder that has other files, or results of something else.")
 @as_json
 def measure(
     source: Path,
@@ -31,6 +32,7 @@ def measure(
     baseline: str | None,
     paired: bool,
     factors: Path | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Statistics alone: of a run, or of anybody's predictions.
@@ -53,7 +55,7 @@ def measure(
             from toolkit.precision import measure_runs
 
             folder = out or source.with_name(f"{source.name}-together")
-            results = measure_runs([source, *others], folder, asked)
+            results = measure_runs([source, *others], folder, asked, force=force)
         elif source.is_dir():
             if same != "exact" or baseline or paired or factors or out:
                 raise click.UsageError(
@@ -62,7 +64,7 @@ def measure(
             folder, results = source, stage.measure_run(source, asked)
         else:
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
-            options = {"same": same, "baseline": baseline, "paired": paired, "factors": factors}
+            options = {"same": same, "baseline": baseline, "paired": paired, "factors": factors, "force": force}
             results = stage.measure_predictions(source, folder, **options, criteria=asked)
         if as_json:
             print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text(encoding="utf-8"))})
@@ -156,6 +158,7 @@ def plan(
     "--recipe", type=click.Path(path_type=Path), help="For an adapter judged by saved limits: the recipe that has base and suites."
 )
 @click.option("--save", type=click.Path(path_type=Path), help="Write the limits to this small file, with which another machine can judge.")
+@click.option("--force", is_flag=True, help="Let --save write over a file that holds something else.")
 @click.option("--same", default="exact", show_default=True, help="For predictions: when two outputs mean the same.")
 @click.option("--alpha", type=click.FloatRange(0, 0.5, min_open=True), help="False alarms that you accept, as a share (default 0.0027).")
 @workers_option
@@ -166,6 +169,7 @@ def gate(
     condition: str | None,
     recipe: Path | None,
     save: Path | None,
+    force: bool,
     same: str,
     alpha: float | None,
     workers: int | None,
@@ -185,6 +189,8 @@ def gate(
             raise click.UsageError(f"{candidate}: no such file or folder")
         limits = gating.limits_of(baseline, condition=condition, same=same, alpha=alpha)
         if save is not None:
+            if not force:
+                gating.check_save(save, limits, [path for path in (baseline, candidate, recipe) if path])
             save_limits(save, limits)
         if candidate is None:
             found = {"limits": str(save), "runs": limits.n, "metrics": [metric.name for metric in limits.metrics]}

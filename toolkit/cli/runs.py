@@ -298,6 +298,7 @@ def verify(folder: Path, replica: tuple[int, ...], condition: tuple[str, ...], w
             for one in wrong:
                 click.echo(_what_differs(one))
             click.echo(f"{len(found['replicas']) - len(wrong)} of {len(found['replicas'])} replicas came out with the same bits")
+            click.echo(f"compared: {', '.join(sorted({file for one in found['replicas'] for file in one['compared']}))}")
             if wrong:
                 for name, (then, now) in found["environment"].items():
                     click.echo(f"not as it was: {name} {then} then, {now} now")
@@ -327,9 +328,7 @@ def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
         click.echo(f"{report['out']}: {report['method']} of {report['k']} {kind}, {size}, energy kept {report['energy']:.4f}{bound}")
 
 
-def _as_mergekit(
-    config: Path, sources: tuple[Path, ...], others: object, rank: str, out: Path | None, force: bool
-) -> dict[str, Any]:
+def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: str, out: Path | None, force: bool) -> dict[str, Any]:
     if sources or others:
         raise click.UsageError("--config says what is merged and how; only --rank, --out and --force go with it")
     from toolkit import external
