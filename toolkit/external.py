@@ -313,6 +313,8 @@ def evaluate_subjects(
         if ensemble:
             raise RunError(f"{sources[0]}: a run makes the ensembles of its recipe; with --prompts SUITE its replicas are as any others")
         recipe = open_folder(sources[0])
+        for name in recipe.trained:  # a condition that is given is taken anew
+            refuse_damaged(sources[0] / name)
         with open_run(recipe, sources[0], workers=workers, console=console, kind=kind_of_run(sources[0])) as job:
             merge(job)
             evaluate(job)

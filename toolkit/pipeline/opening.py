@@ -115,8 +115,11 @@ def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: 
     if made and not set(made) & set(recipe.conditions):
         raise RunError(f"{folder}: holds the run of another recipe (conditions {', '.join(made)}); {way_out}")
     known = _base_hash(folder)
-    if known not in (None, base.sha256) and any(folder.glob("*/replicas/*")):
-        raise RunError(f"{folder}: holds replicas of another base ({known[:12]}..., this one is {base.sha256[:12]}...); {way_out}")
+    made_of_it = itertools.chain(folder.glob("*/replicas/*"), folder.glob("outcomes/*/*.parquet"))
+    if known not in (None, base.sha256) and any(made_of_it):
+        raise RunError(
+            f"{folder}: holds replicas or answers of another base ({known[:12]}..., this one is {base.sha256[:12]}...); {way_out}"
+        )
     for name in recipe.given:
         check_given(folder / name)
     if then != recipe:
