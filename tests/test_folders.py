@@ -144,7 +144,7 @@ def test_an_input_is_never_written_over(inputs, run, tmp_path):
     shutil.copy(inputs / "limits.json", tmp_path / "limits.json")
     assert "is read here" in refused(tmp_path, "gate", tmp_path / "limits.json", "--save", tmp_path / "limits.json")
     assert ftk("gate", tmp_path / "limits.json", "--save", tmp_path / "limits.json", "--force")[0] == 0
-    assert "--out" in refused(run, "evaluate", run / "lora", "--prompts", inputs / "suite.jsonl", "--out", run / "lora")
+    assert "is read here" in refused(run, "evaluate", run / "lora", "--prompts", inputs / "suite.jsonl", "--out", run / "lora")
 
 
 def test_results_of_one_file_are_not_replaced_by_those_of_another(inputs, tmp_path):
