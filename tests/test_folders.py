@@ -9,12 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from toolkit import pipeline
+from toolkit import environment, pipeline
 from toolkit.adapters import AdapterError
 from toolkit.adopt import adopt
 from toolkit.base import load_base
 from toolkit.cli import main
 from toolkit.data import read_rows
+from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
 from toolkit.folders import MARKER, FolderError, check_claim, claim, read_marker
 from toolkit.gate import learn, save_limits
@@ -36,6 +37,31 @@ conditions:
 mitigations: [{{merge: mean, k: 2}}]
 evaluation: {{max_new_tokens: 3, answer: embedded}}
 """
+
+
+class Inline:
+    """An engine that does the work here and now: these tests are about files, and a process of its own takes seconds to start."""
+
+    def __init__(self, device: str, workers: int | None):
+        environment.make_deterministic(device)
+        self.machines: set[str] = set()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def run(self, function, units, on_progress=None):
+        for unit in units:
+            yield unit, function(unit, lambda share: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inline():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENGINES, "local", Inline)
+        yield
 
 
 @pytest.fixture(scope="module")
