@@ -74,12 +74,16 @@ def train_missing(
     recipe, folder = job.recipe, job.condition(name)
     condition = recipe.trained[name]
     with job.console.stage("train"):
-        kept = {r: one for r, one in population.items() if one.status == "ok" and not (again and r in asked)}
+        known = [r for r in {*population, *asked} if not teachers or condition.group_of(r) < len(teachers)]
+        marks = {r: replica_mark(condition, mark, teachers, r) for r in known}
+        if population:
+            check_population(folder, mark, marks)
+        stale = {r for r in asked if r in population and population[r].fingerprint != marks[r]}
+        kept = {r: one for r, one in population.items() if one.status == "ok" and r not in stale and not (again and r in asked)}
         algorithm = read_ledger(folder).get("algorithm") if kept else algorithm_of(condition)
         if algorithm is None and (again or any(r not in population for r in asked)):
             algorithm = _same_algorithm(job, name, plan, mark, kept, teachers)
-        _claim(folder, name, recipe, plan, mark, asked, population, teachers, algorithm)
-        stale = {r for r in asked if r in population and population[r].fingerprint != replica_mark(condition, mark, teachers, r)}
+        _write_ledger(folder, name, recipe, plan, mark, asked, population, teachers, algorithm)
         if stale and teachers:
             job.console.note(f"{name}: the teachers of {len(stale)} students are not what they were; these students are trained again")
         missing = [r for r in asked if again or r not in population or r in stale]
@@ -126,8 +130,12 @@ def _same_algorithm(
         job.console.note(f"{name}: trained on {there[first].machine}, by a version of ftk that did not say how; what is added may differ")
         return None
     job.console.note(f"{name}: its replicas do not say by which version of the training they were made; one of them is trained again")
-    unit = _unit(job, name, folder / CHECKPOINTS / "again", first // plan.stack, (first,), plan, mark, teachers)
-    [(_, [now])] = job.engine.run(train_unit, [unit])
+    scratch = folder / CHECKPOINTS / "again"
+    unit = _unit(job, name, scratch, first // plan.stack, (first,), plan, mark, teachers)
+    try:
+        [(_, [now])] = job.engine.run(train_unit, [unit])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     if any(now.sha256.get(file) != digest for file, digest in there[first].sha256.items()):
         raise RunError(
             f"{folder}: its replicas were trained by another version of ftk, whose procedure gives other bits, and no more can be added to "
@@ -183,7 +191,7 @@ def keeps_soft_targets(recipe: Recipe, name: str, plan: TrainingPlan, device: st
     return soft_target_bytes(recipe.trained[name], targets, vocabulary, plan.stack) <= SOFT_TARGET_BYTES
 
 
-def _claim(
+def _write_ledger(
     folder: Path,
     name: str,
     recipe: Recipe,
@@ -194,11 +202,7 @@ def _claim(
     teachers: Sequence[Teaching],
     algorithm: int | None,
 ) -> None:
-    """Write population.json, or refuse a folder whose replicas another recipe trained."""
-    path = folder / LEDGER
-    if population:
-        marks = {r: replica_mark(recipe.trained[name], mark, teachers, r) for r in population}
-        check_population(folder, mark, marks)
+    """Write population.json."""
     condition = recipe.trained[name]
     all_replicas = sorted(set(population) | set(asked))
     record = {
@@ -215,7 +219,7 @@ def _claim(
         members = [{"replicas": one.members, "sha256": one.sha256} for one in teachers]
         record["teachers"] = {"condition": condition.teacher.condition, "groups": members}
         record["group"] = {str(r): condition.group_of(r) for r in all_replicas}
-    write_text(path, as_json(record))
+    write_text(folder / LEDGER, as_json(record))
 
 
 def check_population(folder: Path, mark: str, mark_of: Mapping[int, str] | None = None) -> None:
@@ -227,7 +231,8 @@ def check_population(folder: Path, mark: str, mark_of: Mapping[int, str] | None 
     if of_all is not None:
         pairs = [(str(of_all), mark)]
     else:
-        pairs = [(one.fingerprint, (mark_of or {}).get(r, mark)) for r, one in read_records(folder).items()]
+        records = read_records(folder)
+        pairs = [(one.fingerprint, mark_of[r] if mark_of else mark) for r, one in records.items() if not mark_of or r in mark_of]
     if other := next((pair for pair in pairs if pair[0] != pair[1]), None):
         raise RunError(
             f"{folder}: holds replicas of another recipe, base, data or version of the training "
