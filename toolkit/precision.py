@@ -43,8 +43,6 @@ def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None =
     Raises MeasureError in one line for runs that asked different prompts or share no condition, and for the same run twice; FolderError
     as `check_measured`, also for `force`.
     """
-    of = {"source": ", ".join(str(folder.absolute()) for folder in folders)}
-    check_measured(out, of, folders, force=force)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise MeasureError(f"{folders[0]}: the same folder twice is no second run; train the recipe again, here or elsewhere")
     designs = [read_design(folder) for folder in folders]
@@ -58,6 +56,8 @@ def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None =
     common = [c.name for c in designs[0].conditions if all(c.name in {d.name for d in design.conditions} for design in designs)]
     if not common:
         raise MeasureError(f"{folders[1]}: has no condition that {folders[0]} has, too; reproducibility is of one procedure")
+    of = {"source": ", ".join(str(folder.absolute()) for folder in folders)}
+    check_measured(out, of, folders, force=force)
     try:
         outcomes = [read_outcomes(folder / shard for shard in design.shards) for folder, design in zip(folders, designs, strict=True)]
     except OutcomesError as error:
