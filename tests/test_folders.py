@@ -95,6 +95,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def marker(folder: Path) -> dict:
+    found = read_marker(folder)
+    assert found is not None
+    return found
+
+
 def ftk(*words) -> tuple[int, str]:
     done = CliRunner().invoke(main, [str(word) for word in words])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
@@ -181,7 +187,7 @@ def test_results_of_one_file_are_not_replaced_by_those_of_another(inputs, tmp_pa
     assert ftk("measure", inputs / "predictions.jsonl", "--out", out)[0] == 0  # the same again
     assert "of something else" in refused(out, "measure", other, "--out", out)
     assert ftk("measure", other, "--out", out, "--force")[0] == 0
-    assert read_marker(out)["of"]["source"] == str(other)
+    assert marker(out)["of"]["source"] == str(other)
     mine = foreign(tmp_path / "mine")
     before = contents(mine)
     assert ftk("measure", other, "--out", mine, "--force")[0] == 0
@@ -239,7 +245,7 @@ def test_a_lost_ledger_is_written_again_and_hides_no_other_recipe(inputs, run):
 def test_claims(tmp_path):
     claim(tmp_path / "x", "measured", {"source": "a", "sha256": "1"})
     claim(tmp_path / "x", "measured", {"source": "b", "sha256": "1"})  # it was moved
-    assert read_marker(tmp_path / "x")["of"]["source"] == "b"
+    assert marker(tmp_path / "x")["of"]["source"] == "b"
     for kind, of in (("run", {}), ("measured", {"source": "a", "sha256": "2"})):
         with pytest.raises(FolderError, match="choose another --out"):
             claim(tmp_path / "x", kind, of)
@@ -439,7 +445,8 @@ def test_resolved_recipes_of_older_versions_are_read(inputs):
     assert written.startswith("format: 2\n") and parse_recipe(written, "recipe.yaml") == recipe
     teacher = "{method: distill, teacher: {condition: lora, merge: null, ensemble: probabilities, k: 2, rank: full, density: null}}"
     old = OLD.format(folder=inputs).replace("mitigations:", f"  student: {teacher}\nmitigations:")
-    assert parse_recipe(old, "recipe.yaml").trained["student"].teacher.k == 2
+    taught = parse_recipe(old, "recipe.yaml").trained["student"].teacher
+    assert taught is not None and taught.k == 2
 
 
 def test_a_recipe_of_a_newer_version_is_refused_once_with_what_to_do():
@@ -456,4 +463,4 @@ def test_an_older_run_goes_on_with_every_command(inputs, run):
         assert code == 0, said
     assert ftk("run", run / "recipe.yaml", "--out", run)[0] == 0
     assert {name: text for name, text in contents(run / "lora/replicas").items() if name.endswith(".safetensors")} == weights
-    assert read_marker(run)["kind"] == "run" and (run / "recipe.yaml").read_text().startswith("format: 2\n")
+    assert marker(run)["kind"] == "run" and (run / "recipe.yaml").read_text().startswith("format: 2\n")
