@@ -256,7 +256,7 @@ def test_claims(tmp_path):
     (tmp_path / "killed/.ftk.json.77.tmp").write_text('{"ki')
     check_claim(tmp_path / "killed", "run")
     (tmp_path / "file").touch()
-    with pytest.raises(FolderError, match="is not a folder"):
+    with pytest.raises(NotADirectoryError, match="file"):
         check_claim(tmp_path / "file", "run")
     (tmp_path / "x" / MARKER).write_text('{"kind": "run", "format": 99, "of": {}}')
     with pytest.raises(FolderError, match="a newer ftk wrote it"):

@@ -8,7 +8,9 @@ refused while all in it is as it was. Folders of versions that wrote no such fil
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,11 +48,11 @@ def check_claim(folder: Path, kind: str, of: Mapping[str, str] | None = None, *,
 
     of: what it is made of, by a few names; one that agrees is enough (a file that was moved has the same hash, one that has grown the
     same path). force: take a folder that is not ftk's, or was made of something else of the same kind; never one of another kind.
-    Raises FolderError in one line.
+    Raises FolderError in one line, and NotADirectoryError for a file.
     """
     if not folder.exists() or not folder.is_dir():
         if folder.exists() or folder.is_symlink():
-            raise FolderError(f"{folder}: is not a folder; choose another --out")
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         return
     found = read_marker(folder)
     kinds = [str(found["kind"])] if found else kinds_of(folder)
