@@ -461,6 +461,9 @@ def test_an_older_run_goes_on_with_every_command(inputs, run):
     for words in (("measure", run), ("report", run), ("plan", run), ("claims", run), ("card", run), ("verify", run), ("evaluate", run)):
         code, said = ftk(*words)
         assert code == 0, said
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"version": 1}))
+    shutil.rmtree(run / "lora/merged")
     assert ftk("run", run / "recipe.yaml", "--out", run)[0] == 0
     assert {name: text for name, text in contents(run / "lora/replicas").items() if name.endswith(".safetensors")} == weights
     assert marker(run)["kind"] == "run" and (run / "recipe.yaml").read_text().startswith("format: 2\n")

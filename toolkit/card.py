@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.adapters import CONFIG, FULL
 from toolkit.population import write_text
-from toolkit.results import Estimate, Procedure, Results, interval, load_results, number
+from toolkit.results import Estimate, Procedure, Results, ResultsError, interval, load_results, number
 
 CARD = "README.md"
 SHOWN = 20
@@ -131,7 +131,10 @@ def _results_around(folder: Path) -> tuple[Results, str, str] | None:
     if len(parents) < 4 or parents[1].name != "merged" or not (parents[3] / "results.json").is_file():
         return None
     path = parents[3] / "results.json"
-    return _results(path, path.stat().st_mtime_ns), parents[2].name, parents[0].name
+    try:
+        return _results(path, path.stat().st_mtime_ns), parents[2].name, parents[0].name
+    except ResultsError:  # an older version's: a run that goes on measures anew, and then has its cards written
+        return None
 
 
 @lru_cache(maxsize=1)  # thousands of merges of one run have a card each
