@@ -33,6 +33,7 @@ TORCH_FREE = {
     "precision",
     "until",
     "claims",
+    "run_table",
 }
 
 

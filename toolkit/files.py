@@ -49,7 +49,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 OWN = (
-    r"(ftk|environment|base|population|stopping|replica|merge|full|forecast|design|prompts|results|modules|claims|config)\.json"
+    r"(ftk|environment|base|population|stopping|replica|merge|full|forecast|design|prompts|results|metrics|modules|claims|config)\.json"
     r"|(recipe|mergekit_config)\.ya?ml|report\.html|README\.md|[A-Za-z0-9._-]+\.parquet|stack-\d+\.pt"
     r"|\d{5}|s\d{3}|g\d{3}|swa|ema|lawa-last\d+"
 )

@@ -78,7 +78,7 @@ def kinds_of(folder: Path) -> list[str]:
     populations = [path.parent for path in folder.glob("*/population.json")]
     if populations or there("recipe.yaml", "environment.json"):
         return [RUN] if any(map(_trained, populations)) else [RUN, EVALUATED]
-    if there("results.json", "report.html"):
+    if there("results.json", "report.html") or contents(folder) == ["metrics.json"]:
         return [MEASURED]
     if contents(folder) == ["forecast.json"]:
         return [RUN]
@@ -134,6 +134,11 @@ def is_whole(folder: Path) -> bool | None:
 def contents(folder: Path) -> list[str]:
     """Names in a folder, but for those that a claim which was killed leaves there."""
     return sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_leftover(path.name))
+
+
+def made_of(path: Path) -> dict[str, str]:
+    """What a file is known by, to claim a folder for what is made of it: where it is, and what is in it."""
+    return {"source": str(path.absolute()), **({"sha256": sha256_file(path)} if path.is_file() else {})}
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:

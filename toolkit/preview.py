@@ -40,8 +40,8 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
     environment.make_deterministic(device)
     if out:
         check_claim(out, RUN)
-    prompts = read_prompts(recipe)
     recipe = pipeline.settle(recipe, device, out)
+    prompts = read_prompts(recipe)
     base = load_base(recipe.base, recipe.dtype, device)
     if out:
         pipeline.check_folder(recipe, out, base, device)
@@ -56,6 +56,7 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
         "conditions": {},
         "warnings": warnings,
     }
+    warnings += pipeline.data_notes(recipe, prompts, device)
     parts, passes, held = [], {}, {}
     for name, condition in recipe.given.items():
         found["conditions"][name] = entry = _population(condition, base, warnings)
@@ -125,6 +126,7 @@ def _rows(recipe: Recipe, base: Base, device: str, warnings: list[str]) -> dict[
     return {
         "rows": len(examples),
         "format": data.detect_format(rows) if recipe.data.format == "auto" else recipe.data.format,
+        "truncated": sum(e.truncated for e in examples),
         "longest": max(len(e.ids) for e in examples),
         "mean_length": sum(len(e.ids) for e in examples) / len(examples),
         "examples": [data.render(example, base.tokenizer) for example in examples[:2]],

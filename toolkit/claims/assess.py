@@ -14,7 +14,7 @@ from toolkit.adapters import AdapterError
 from toolkit.analyse import Arm, OutcomeTable, run_accuracies, zone
 from toolkit.claims.models import EVERY, ORIGIN, Claim, read_claims
 from toolkit.folders import check_outputs
-from toolkit.measure import DESIGN, read_design, run_table, thresholds_of
+from toolkit.measure import DESIGN, outcome_table, read_design, thresholds_of
 from toolkit.population import read_population, replica_folder, sha256_file
 from toolkit.recipe import Recipe, parse_recipe
 from toolkit.report import write_report
@@ -37,7 +37,7 @@ def hold_claims(folder: Path, file: Path = ORIGIN, *, runs: int = RUNS) -> Claim
     claims, design = read_claims(file), read_design(folder)
     recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
     check_outputs([folder / CLAIMS], [file])
-    table, _ = run_table(folder, recipe, design)
+    table, _ = outcome_table(folder, recipe, design)
     tested = [row for claim in claims for row in _tested(claim, folder, recipe, table, design.conditions)]
     outlook = [row for one in design.conditions for row in outlook_of(table, one, runs, recipe.level, thresholds_of(recipe))]
     found = Claims(file.name, recipe.level, runs, sha256_file(folder / DESIGN), tuple(tested), tuple(outlook))

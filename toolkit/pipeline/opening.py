@@ -5,14 +5,17 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 from toolkit import environment
 from toolkit.adopt import check_given
 from toolkit.base import Base, fastest_dtype, load_base, load_config
 from toolkit.compiled import TESTED
+from toolkit.data import asks_for_the_date
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
 from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker
@@ -138,11 +141,12 @@ def _base_hash(folder: Path) -> str | None:
 
 def _recipe_mark(recipe: Recipe) -> str:
     """Of what adapters are asked; what `auto` means is settled later."""
-    return fingerprint(recipe.model_dump(mode="json", exclude={"dtype", "compile", "name"}))
+    return fingerprint(recipe.model_dump(mode="json", exclude={"dtype": True, "compile": True, "name": True, "data": {"date"}}))
 
 
 def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
-    """What `auto`, and on a GPU an open `stack`, mean here; in a run folder, what they meant when its first replica was trained.
+    """What `auto`, an open date, and on a GPU an open `stack`, mean here; in a run folder, what they meant when its first replica was
+    trained.
 
     Raises BaseError where there is no such base, RunError as `fit_stacks`.
     """
@@ -156,12 +160,28 @@ def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
             if one.stack is None and recipe.stack is None and stacks.get(name)
         }
         recipe = recipe.model_copy(update={**kept, "conditions": {**recipe.conditions, **fitted}})
+        recipe = _on(recipe, then.data.date)
     config = load_config(recipe.base)
     if recipe.dtype == "auto":
         recipe = recipe.model_copy(update={"dtype": fastest_dtype(config.get_text_config().hidden_size, device)})
     if recipe.compile == "auto" and not (device == "cpu" and environment.compiler() and config.model_type in TESTED):
         recipe = recipe.model_copy(update={"compile": "never"})
+    if recipe.data.date is None and asks_for_the_date(load_base(recipe.base, recipe.dtype, device).tokenizer):
+        recipe = _on(recipe, _first_day(folder).isoformat())
     return fit_stacks(recipe, device) if device == "cuda" else recipe
+
+
+def _on(recipe: Recipe, day: str | None) -> Recipe:
+    """The recipe with the date that its chat template is told, unless it says one itself."""
+    if recipe.data.date or day is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"date": day})})
+
+
+def _first_day(folder: Path | None) -> date:
+    """Today; of a run whose recipe does not say it yet, the day on which its first replica was trained."""
+    records = folder.glob(f"*/replicas/*/{RECORD}") if folder else ()
+    return date.fromtimestamp(min((path.stat().st_mtime for path in records), default=time.time()))
 
 
 @contextmanager
