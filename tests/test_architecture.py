@@ -13,6 +13,7 @@ TORCH_FREE = {
     "seeds",
     "environment",
     "files",
+    "folders",
     "plan",
     "results",
     "statistics",

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from toolkit.files import naming, sha256_file, sync
+from toolkit.folders import MARKER, marker_text, read_marker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -350,6 +351,7 @@ def write_adapter(
     copies: "Mapping[str, Tensor] | None" = None,  # module name -> weight of the base
     config: Mapping[str, Any] | None = None,  # further keys of LoraConfig, such as lora_dropout
     extra_files: Mapping[str, str | bytes] | None = None,
+    kind: str = "",  # of the folder, see `write_folder`
 ) -> str:
     """Write a PEFT folder; return the sha256 of its weights.
 
@@ -383,12 +385,15 @@ def write_adapter(
         "inference_mode": True,
         **(config or {}),
     }
-    return write_folder(path, tensors, WEIGHTS, {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})})
+    return write_folder(
+        path, tensors, WEIGHTS, {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})}, kind
+    )
 
 
-def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, files: Mapping[str, str | bytes]) -> str:
+def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, files: Mapping[str, str | bytes], kind: str = "") -> str:
     """Write the file `weights` and the others beside, sync and rename them, as `write_adapter` says; return the sha256 of the weights.
 
+    kind: what ftk.json says that the folder is, with the hashes of all its files; none without.
     Raises AdapterError in one line, and writes nothing, where the disk refuses or a value is not finite.
     """
     import torch
@@ -405,7 +410,7 @@ def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, file
         (staging / weights).write_bytes(data)
         for name, text in files.items():
             (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)
-        _publish(staging, path, [weights, *files])
+        publish(staging, path, [weights, *files], kind)
     except OSError as error:
         raise naming(path, error) from None
     finally:
@@ -413,14 +418,26 @@ def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, file
     return hashlib.sha256(data).hexdigest()
 
 
-def _publish(staging: Path, path: Path, names: Sequence[str]) -> None:
-    for name in names:
+def publish(staging: Path, path: Path, names: Sequence[str], kind: str = "") -> None:
+    """Have the files `names` of a folder `staging` on the disk and give them their place in `path`, whose other files stay.
+
+    kind: what ftk.json is to say that `path` is; it is there first, so that a folder which was being replaced is known, and known as not
+    whole. What an earlier ftk.json names and is not written again is removed.
+    """
+    stale = []
+    if kind:
+        stale = [name for name in (read_marker(path) or {}).get("sha256", {}) if name not in names and Path(name).name == name]
+        hashes = {name: sha256_file(staging / name) for name in names}
+        (staging / MARKER).write_text(marker_text(kind, sha256=hashes), encoding="utf-8")
+    for name in [*names, *([MARKER] if kind else [])]:
         sync(staging / name)
     sync(staging)
     if not path.exists():
         os.rename(staging, path)
     else:
-        for name in reversed(names):
+        if kind:
+            os.replace(staging / MARKER, path / MARKER)
+        for name in [*stale, *reversed(names)]:
             (path / name).unlink(missing_ok=True)
         for name in names:
             os.replace(staging / name, path / name)

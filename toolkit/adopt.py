@@ -22,9 +22,9 @@ from torch import nn
 
 from toolkit.adapters import CONFIG, WEIGHTS, Adapter, AdapterError, adapter_paths, read_adapter
 from toolkit.base import EMBEDDED, Base
-from toolkit.files import sha256_file
+from toolkit.files import is_leftover, sha256_file
 from toolkit.full import read_weights
-from toolkit.population import RECORD, Replica, read_population, replica_folder, write_text
+from toolkit.population import LEDGER, RECORD, Replica, read_ledger, read_population, replica_folder, write_text
 from toolkit.stack import layer_shape, target_modules
 from toolkit.stacked_embedding import StackedEmbedding
 
@@ -63,7 +63,7 @@ def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]
     where the folder holds a population of another kind.
     """
     record = {"condition": folder.name, "design": "given", "adapters": [str(path) for path in paths]}
-    _claim(folder, record)
+    check_given(folder)
     shape_of = layer_shapes(base.model)
     known, population = read_population(folder), {}
     for r, path in enumerate(paths):
@@ -73,8 +73,8 @@ def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]
     if twins := duplicates({str(path): population[r].sha256[WEIGHTS] for r, path in enumerate(paths)}):
         raise AdapterError(f"{same_weights(twins)}; leave one out (if a trainer made both, its seed did nothing)")
     for r in set(known) - set(population):
-        shutil.rmtree(replica_folder(folder, r))  # links and a record, never an adapter
-    write_text(folder / "population.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
+        _remove_link(replica_folder(folder, r))
+    write_text(folder / LEDGER, json.dumps(record, indent=2, sort_keys=True) + "\n")
     return population
 
 
@@ -176,16 +176,32 @@ def base_hash(adapter: Path) -> str | None:
     return None
 
 
-def _claim(folder: Path, record: dict[str, object]) -> None:
-    path = folder / "population.json"
-    if path.is_file() and json.loads(path.read_text()).get("design") != record["design"]:
+def check_given(folder: Path) -> None:
+    """Refuse a condition's folder that holds replicas which ftk trained: by its ledger, or where that is lost by any of them.
+
+    Raises AdapterError in one line.
+    """
+    design = read_ledger(folder).get("design")
+    homes = sorted((folder / "replicas").iterdir()) if (folder / "replicas").is_dir() else []
+    if design not in (None, "given") or not all(map(_is_linked, homes)):
         raise AdapterError(f"{folder}: holds replicas that ftk trained; choose another --out, or another name for this condition")
+
+
+def _is_linked(home: Path) -> bool:
+    """Whether a replica's folder is links and a record, or less: nothing that would be lost with it."""
+    return home.is_dir() and all(path.is_symlink() or path.name == RECORD or is_leftover(path.name) for path in home.iterdir())
+
+
+def _remove_link(home: Path) -> None:
+    if home.exists() and not _is_linked(home):
+        raise AdapterError(f"{home}: holds more than links to an adapter; move it away, or choose another --out")
+    shutil.rmtree(home, ignore_errors=True)  # links and a record, never an adapter
 
 
 def _link(folder: Path, replica: int, path: Path) -> Replica:
     """Links beside a record of what they lead to; the record is written last."""
     home = replica_folder(folder, replica)
-    shutil.rmtree(home, ignore_errors=True)
+    _remove_link(home)
     home.mkdir(parents=True)
     for name in (CONFIG, WEIGHTS, *(part for part in TRAJECTORY if (path / part).is_dir())):
         os.symlink(path / name, home / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from toolkit.adapters import adapter_paths, read_adapter
 from toolkit.adopt import check_base, duplicates, layer_shapes, remarks, same_weights
 from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
+from toolkit.card import check_card
 from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
+from toolkit.folders import EVALUATED, MERGED, MERGES, check_claim, check_outputs, claim, is_run
 from toolkit.full import FULL, read_weights
-from toolkit.measure import read_prompts, save_design, save_modules
+from toolkit.measure import changed_prompts, read_prompts, save_design, save_modules
 from toolkit.merge import MergeReport, common_base, find_method, merge_adapters, merge_folders, merge_into_base
 from toolkit.modules import Population, modules
 from toolkit.outcomes import read_outcomes
@@ -30,14 +33,17 @@ from toolkit.pipeline import (
     conclude,
     describe_merge,
     evaluate,
+    free_folder,
+    kind_of_run,
     measure,
     merge,
     open_folder,
     open_run,
     successful,
     take,
+    weights_digest,
 )
-from toolkit.population import groups, read_replica, replica_folder
+from toolkit.population import changed_files, groups, read_records, read_replica, replica_folder
 from toolkit.recipe import SHIFTS, Data, Evaluation, Given, Mitigation, Recipe
 from toolkit.recipe.words import nearest
 from toolkit.results import ConditionDesign, Modules, Results
@@ -59,12 +65,14 @@ def merge_sources(
     guard: Sequence[str] = (),
     strict: bool = False,
     note: Callable[[str], None] = lambda text: None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Merge a run, conditions of one, or adapter folders: all into one, or every disjoint group of k. One record a merge.
 
     `dense` writes full models instead of adapters. A greedy soup goes by the `score` (accuracy or logprob) on `prompts`. On the suites of
     `guard` the loss of each merge is held against that of its members before anything is written; what speaks against it is noted, and
-    with `strict` raises GuardError.
+    with `strict` raises GuardError. force: write into folders that are not ftk's, too, replacing only what a merge has by name.
+    Raises FolderError in one line, before anything is written, where a merge would go over something else.
     """
     reports, told = [], dict[str, None]()
     _, values = find_method(method, parameters)
@@ -73,6 +81,11 @@ def merge_sources(
     if (method == "greedy_soup") != (prompts is not None):
         raise RunError("--prompts SUITE belongs to greedy_soup, which needs it: what its scores are taken on")
     collections = _collections(sources)
+    targets = {folder: _targets(folder, paths, method, k, rank, values, dense, out) for folder, paths in collections}
+    everything = [path for one in targets.values() for path in one]
+    if twice := [path for path, count in Counter(everything).items() if count > 1]:
+        raise RunError(f"{twice[0]}: merges of several conditions would go there; name one of them, or leave --out out")
+    check_merge_targets(everything, [*sources, *(path for _, paths in collections for path in paths)], out if k else None, force)
     judges = {folder: validation_score(prompts, folder, paths, base, score) if prompts else None for folder, paths in collections}
     if guard:
 
@@ -87,14 +100,10 @@ def merge_sources(
             raise GuardError("nothing was merged: leave --strict out to merge anyway")
     for folder, paths in collections:
         members = groups(range(len(paths)), k or len(paths))
-        if not members:
-            raise RunError(f"{folder}: {len(paths)} adapters are fewer than a group of {k}")
-        size = len(members[0])
-        judge = judges[folder]
-        label = Mitigation.model_construct(merge=method, k=size, rank=rank, parameters=values).label
-        home = out or folder / ("merged-models" if dense else "merged") / label
-        for g, group in enumerate(members):
-            target = home / f"g{g:03d}" if k or out is None else home
+        size, judge = len(members[0]), judges[folder]
+        if out is not None and k:
+            claim(out, MERGES, force=force)
+        for target, group in zip(targets[folder], members, strict=True):
             own = [paths[i] for i in group]
             made: dict[str, Any] = {"out": str(target), "method": method, "k": size}
             if dense:
@@ -112,6 +121,32 @@ def merge_sources(
     for line in told:
         note(line)
     return reports
+
+
+def _targets(
+    folder: Path, paths: Sequence[Path], method: str, k: int | None, rank: str, values: dict[str, Any], dense: bool, out: Path | None
+) -> list[Path]:
+    """Where the merges of a population go, one folder for each group."""
+    members = groups(range(len(paths)), k or len(paths))
+    if not members:
+        raise RunError(f"{folder}: {len(paths)} adapters are fewer than a group of {k}")
+    label = Mitigation.model_construct(merge=method, k=len(members[0]), rank=rank, parameters=values).label
+    home = out or folder / ("merged-models" if dense else "merged") / label
+    return [home / f"g{g:03d}" if k or out is None else home for g in range(len(members))]
+
+
+def check_merge_targets(targets: Sequence[Path], inputs: Sequence[Path], home: Path | None, force: bool) -> None:
+    """Refuse to merge over an input, over what is no merge, or over a card that ftk has not written. Raises FolderError or CardError.
+
+    home: the folder that is named for several groups.
+    """
+    check_outputs([*targets, *([home] if home else [])], inputs)
+    if home:
+        check_claim(home, MERGES, force=force)
+    for target in targets:
+        check_claim(target, MERGED, force=force)
+        if not force:
+            check_card(target)
 
 
 class GuardError(RunError):
@@ -146,9 +181,13 @@ def validation_score(prompts: str, folder: Path, adapters: Sequence[Path], base:
     return score
 
 
-def merge_request(path: Path, *, rank: str, out: Path) -> tuple[dict[str, Any], list[str]]:
-    """Merge as a mergekit file asks; return the record and what of the file is not used. Raises RecipeError or AdapterError in one line."""
+def merge_request(path: Path, *, rank: str, out: Path, force: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """Merge as a mergekit file asks; return the record and what of the file is not used.
+
+    Raises RecipeError, AdapterError or FolderError in one line. force: as in `merge_sources`.
+    """
     asked = mergekit_yaml.read_request(path)
+    check_merge_targets([out], [path, *map(Path, asked.adapters)], None, force)
     report = merge_adapters(asked.adapters, out, method=asked.method, rank=rank, weights=asked.weights, base=asked.base, **asked.parameters)
     describe_merge(out)
     found = {"out": str(out), "method": asked.method, "k": len(asked.adapters), "rank": report.rank, "energy": report.energy}
@@ -162,11 +201,12 @@ def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
     for source in sources:
         if not source.exists():
             raise RunError(f"{source}: no such folder; name a run, a condition of it, or folders of PEFT adapters")
-        if (source / "recipe.yaml").is_file():
+        if is_run(source):
             conditions = [source / name for name in open_folder(source).conditions]
         else:
             conditions = [source] if (source / "replicas").is_dir() else []
         for condition in conditions:
+            refuse_damaged(condition)
             if replicas := successful(condition):
                 found.append((condition, [replica_folder(condition, r) for r in replicas]))
         if not conditions:
@@ -176,6 +216,19 @@ def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
     if not found:
         raise RunError(f"{sources[0]}: no finished replicas there; `ftk train-replicas` makes them")
     return found
+
+
+def refuse_damaged(condition: Path) -> None:
+    """Refuse a population in which a finished replica is not, or no longer, what was recorded: nobody would see that it is left out.
+
+    Raises RunError in one line.
+    """
+    for r, record in read_records(condition).items():
+        if changed := changed_files(replica_folder(condition, r), record):
+            raise RunError(
+                f"{replica_folder(condition, r)}: {changed[0]} is not what was recorded; "
+                f"`ftk run {condition.parent / 'recipe.yaml'} --out {condition.parent}` makes it again"
+            )
 
 
 def basins(
@@ -218,7 +271,7 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
     Of a run, conditions that train all weights are left out: they have no factors to take inner products of.
     Raises RunError or AdapterError in one line.
     """
-    populations, of_run = [], len(sources) == 1 and (sources[0] / "recipe.yaml").is_file()
+    populations, of_run = [], len(sources) == 1 and is_run(sources[0])
     collections = _collections(sources)
     for name, (folder, paths) in zip(unlike([folder for folder, _ in collections]), collections, strict=True):
         if of_run and paths and (paths[0] / FULL).is_file():
@@ -282,11 +335,13 @@ def evaluate_subjects(
     population, numbered in the order of the names, of unknown seeds. ensemble: what each disjoint group of `k` adapters (None: all of
     them) does as one, in the words of a recipe: `{"ensemble": "probabilities", "k": 8}`.
     """
-    if len(sources) == 1 and (sources[0] / "recipe.yaml").is_file() and not (prompts or base or out):
+    if len(sources) == 1 and is_run(sources[0]) and not (prompts or base or out):
         if ensemble:
             raise RunError(f"{sources[0]}: a run makes the ensembles of its recipe; with --prompts SUITE its replicas are as any others")
         recipe = open_folder(sources[0])
-        with open_run(recipe, sources[0], workers=workers, console=console) as job:
+        for name in recipe.trained:  # a condition that is given is taken anew
+            refuse_damaged(sources[0] / name)
+        with open_run(recipe, sources[0], workers=workers, console=console, kind=kind_of_run(sources[0])) as job:
             merge(job)
             evaluate(job)
             return sources[0], measure(job)
@@ -306,19 +361,23 @@ def evaluate_subjects(
     paths_of = {name: paths for name, (_, paths) in zip(names, collections, strict=True)}
     recipe = _one_suite("evaluate", prompts, base, evaluation, paths_of, known)
     suite = next(iter(recipe.data.suites))
-    folder = out or Path("runs") / "evaluate"
     if ensemble:
         recipe = recipe.model_copy(update={"mitigations": [_of_groups(ensemble, paths_of)]})
-        with open_run(recipe, folder, workers=workers, console=console) as job:
+    folder = out or free_folder(Path("runs") / "evaluate", recipe)
+    check_outputs([folder], sources)
+    if ensemble:
+        with open_run(recipe, folder, workers=workers, console=console, kind=EVALUATED) as job:
             for name in recipe.conditions:
                 take(job, name)
             evaluate(job)
             return folder, measure(job)
-    with open_run(recipe, folder, workers=workers, console=console) as job:
+    with open_run(recipe, folder, workers=workers, console=console, kind=EVALUATED) as job:
         asked = read_prompts(job.recipe)
+        for note in changed_prompts(folder, asked):
+            console.note(f"{note}; the prompts as they are now are asked")
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
-            families.append([Subject(name, "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)])
+            families.append([Subject(name, "replica", i, (str(path),), (weights_digest(path),)) for i, path in enumerate(paths)])
             if twins := duplicates(hashes(families[-1])):
                 console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
         with console.stage("evaluate"):
@@ -350,7 +409,7 @@ def _of_groups(ensemble: Mapping[str, Any], paths_of: Mapping[str, Sequence[Path
 
 def _home(sources: Sequence[Path]) -> Path | None:
     """The run that the sources lie in, if any."""
-    return next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
+    return next((path for source in sources for path in (source, source.parent) if is_run(path)), None)
 
 
 def _setting(sources: Sequence[Path], adapter: Path, base: str | None) -> tuple[Recipe | None, str, Evaluation]:
@@ -382,13 +441,17 @@ def _one_suite(
 
 
 def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, workers: int | None, console: Console) -> Path:
-    """Let adapters answer all suites of a recipe, in order; return the folder of their outcomes (see `measure.read_design`)."""
+    """Let adapters answer all suites of a recipe, in order; return the folder of their outcomes (see `measure.read_design`).
+
+    out: that folder, or where other answers are there already one beside it.
+    """
     paths = [path for source in adapters for path in adapter_paths(source)]
     given = {"candidate": Given(adapters=[str(path) for path in paths])}
     alone = recipe.model_copy(update={"name": "candidate", "conditions": given, "mitigations": [], "criteria": [], "replicas": 2})
-    with open_run(alone, out, workers=workers, console=console) as job:
+    out = free_folder(out, alone)
+    with open_run(alone, out, workers=workers, console=console, kind=EVALUATED) as job:
         asked = read_prompts(job.recipe)
-        family = [Subject("candidate", "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)]
+        family = [Subject("candidate", "replica", i, (str(path),), (weights_digest(path),)) for i, path in enumerate(paths)]
         if twins := duplicates(hashes(family)):
             console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
         for line in remarks(paths, recipe.base):
@@ -396,5 +459,11 @@ def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, worker
         with console.stage("evaluate"):
             answer(job, [family], asked)
         shards = [unit.unit.shard for suite, prompts in asked.items() for unit in answer_units(job, family, suite, prompts)]
-        save_design(out, shards, [ConditionDesign("candidate", range(len(paths)))], f"ftk gate --candidate {' '.join(map(str, adapters))}")
+        save_design(
+            out,
+            shards,
+            [ConditionDesign("candidate", range(len(paths)))],
+            f"ftk gate --candidate {' '.join(map(str, adapters))}",
+            prompts=asked,
+        )
     return out

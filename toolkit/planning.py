@@ -12,8 +12,7 @@ import numpy as np
 
 from toolkit import escape
 from toolkit.analyse import OutcomeTable
-from toolkit.measure import DESIGN, Design, read_prompts
-from toolkit.outcomes import MEASURED, read_outcomes
+from toolkit.measure import DESIGN, Design, outcome_table
 from toolkit.population import replica_folder
 from toolkit.recipe import parse_recipe
 from toolkit.results import ConditionDesign, Results, from_plain, load_results
@@ -194,7 +193,7 @@ def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
     except (ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{folder / DESIGN}: broken ({error}); `ftk run` writes it again") from None
     recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
-    table = OutcomeTable(read_outcomes((folder / shard for shard in design.shards), MEASURED), read_prompts(recipe))
+    table, _ = outcome_table(folder, recipe, design)
     found = []
     for condition in design.conditions:
         first = replica_folder(folder / condition.name, condition.replicas[0]) if condition.replicas else folder / condition.name

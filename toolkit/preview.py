@@ -15,6 +15,7 @@ from toolkit import data, environment, escape, pipeline
 from toolkit.adapters import read_adapter
 from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, layer_shapes, remarks, same_weights
 from toolkit.base import Base, load_base
+from toolkit.folders import RUN, check_claim, claim
 from toolkit.forecast import Part, forecast, save
 from toolkit.measure import read_prompts
 from toolkit.plan import SOFT_TARGET_BYTES, TRAINED_BYTES, TrainingPlan, soft_target_bytes
@@ -30,16 +31,20 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
     """Data as the model will see it, plan, memory, disk and time, as plain values.
 
     Raises RecipeError, DataError, BaseError or RunError in one line. The probe does a little of the run and throws it away.
-    out: a run folder, where the forecast is saved for `ftk run` to compare itself with.
+    out: a run folder, where the forecast is saved for `ftk run` to compare itself with; FolderError where it is none, or another's.
     """
     try:
         device = environment.resolve_device(recipe.device)
     except ValueError as error:
         raise RecipeError(str(error)) from None
     environment.make_deterministic(device)
-    recipe = pipeline.settle(recipe, device)
+    if out:
+        check_claim(out, RUN)
+    recipe = pipeline.settle(recipe, device, out)
     prompts = read_prompts(recipe)
     base = load_base(recipe.base, recipe.dtype, device)
+    if out:
+        pipeline.check_folder(recipe, out, base, device)
     pipeline.check_lengths(recipe, base, prompts, device)
     warnings = pipeline.check_architecture(recipe, base)
     found: dict[str, Any] = {
@@ -96,6 +101,7 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
             found["conditions"][name]["teaching"]["seconds_a_stack"] = ahead.teaching[name]
     found["forecast"] = ahead.to_dict()
     if out:
+        claim(out, RUN)
         found["forecast"]["file"] = str(save(out, ahead))
     mitigated = [name for name in recipe.conditions if recipe.mitigations_of(name)]
     groups = {m.label: min(found["conditions"][name]["replicas"] for name in mitigated) // m.k for m in recipe.mitigations}

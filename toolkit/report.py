@@ -7,6 +7,7 @@ from textwrap import wrap
 from typing import NamedTuple
 
 from toolkit import charts, escape
+from toolkit.folders import FolderError, read_marker
 from toolkit.population import sha256_file, write_text
 from toolkit.results import (
     Claims,
@@ -31,13 +32,21 @@ from toolkit.results import (
 from toolkit.statistics import MIN_GROUPS, Estimate
 from toolkit.sweeps import Control, controls, sweeps
 
+TITLE = "how different are the replicas?"
+"""ends the title of every report"""
 BEST = 2
 """Mitigations drawn beside the single replica in the chart by category."""
 
 
 def write_report(run: Path | str) -> Path:
-    """RUN/results.json, and claims.json where it is of the same outcomes -> RUN/report.html."""
+    """RUN/results.json, and claims.json where it is of the same outcomes -> RUN/report.html.
+
+    Raises FolderError where a report.html is there that ftk has not written.
+    """
     run = Path(run)
+    path = run / "report.html"
+    if path.is_file() and read_marker(run) is None and TITLE not in path.read_text(encoding="utf-8", errors="replace"):
+        raise FolderError(f"{path}: ftk has not written it; move it away")
     claims = load_claims(run / "claims.json") if (run / "claims.json").is_file() else None
     if claims and ((run / "design.json").is_file() and claims.design != sha256_file(run / "design.json")):
         claims = None  # the run has gone on since

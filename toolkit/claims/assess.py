@@ -13,8 +13,8 @@ from toolkit import statistics as st
 from toolkit.adapters import AdapterError
 from toolkit.analyse import Arm, OutcomeTable, run_accuracies, zone
 from toolkit.claims.models import EVERY, ORIGIN, Claim, read_claims
-from toolkit.measure import DESIGN, read_design, read_prompts, thresholds_of
-from toolkit.outcomes import read_outcomes
+from toolkit.folders import check_outputs
+from toolkit.measure import DESIGN, outcome_table, read_design, thresholds_of
 from toolkit.population import read_population, replica_folder, sha256_file
 from toolkit.recipe import Recipe, parse_recipe
 from toolkit.report import write_report
@@ -36,7 +36,8 @@ def hold_claims(folder: Path, file: Path = ORIGIN, *, runs: int = RUNS) -> Claim
     """
     claims, design = read_claims(file), read_design(folder)
     recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
-    table = OutcomeTable(read_outcomes(folder / shard for shard in design.shards), read_prompts(recipe))
+    check_outputs([folder / CLAIMS], [file])
+    table, _ = outcome_table(folder, recipe, design)
     tested = [row for claim in claims for row in _tested(claim, folder, recipe, table, design.conditions)]
     outlook = [row for one in design.conditions for row in outlook_of(table, one, runs, recipe.level, thresholds_of(recipe))]
     found = Claims(file.name, recipe.level, runs, sha256_file(folder / DESIGN), tuple(tested), tuple(outlook))

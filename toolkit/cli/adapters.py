@@ -91,11 +91,12 @@ def check_adapter(folder: Path, targets: tuple[str, ...], base: str | None, as_j
 
 @click.command()
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Write over a README.md that ftk has not written.")
 @as_json
-def card(folders: tuple[Path, ...], as_json: bool) -> None:
+def card(folders: tuple[Path, ...], force: bool, as_json: bool) -> None:
     """Write the model card of a run or a merged adapter."""
     with errors():
         from toolkit.card import write_card
 
-        paths = [str(write_card(folder)) for folder in folders]
+        paths = [str(write_card(folder, force=force)) for folder in folders]
         print_json({"cards": paths}) if as_json else show(escape.lines(paths))

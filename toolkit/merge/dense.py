@@ -1,6 +1,5 @@
 """Merge into the base weights: K adapters become a full Hugging Face model folder, with its tokenizer."""
 
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,8 +11,9 @@ import torch
 from safetensors import SafetensorError
 
 from toolkit import delta
-from toolkit.adapters import AdapterError
-from toolkit.files import naming, sync
+from toolkit.adapters import AdapterError, publish
+from toolkit.files import naming
+from toolkit.folders import MERGED
 from toolkit.merge.merge import REPORT, Input, Step, as_text, choose_members, exact_changes, rank_limit, versions
 
 
@@ -140,20 +140,14 @@ def _weight(model: Any, name: str, D: torch.Tensor) -> tuple[torch.Tensor, bool]
 
 def _write(out: Path, model: Any, tokenizer: Any, text: str) -> None:
     staging = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
-    old = out.parent / f".{out.name}.{secrets.token_hex(4)}.old.tmp"
     try:
         staging.mkdir(parents=True)
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        names = sorted(path.name for path in staging.iterdir())
         (staging / REPORT).write_text(text, encoding="utf-8")
-        for file in [*staging.iterdir(), staging]:
-            sync(file)
-        if out.exists():
-            os.rename(out, old)
-        os.rename(staging, out)
-        sync(out.parent)
+        publish(staging, out, [*names, REPORT], MERGED)
     except (OSError, SafetensorError) as error:
         raise naming(out, error) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

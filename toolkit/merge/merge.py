@@ -17,6 +17,7 @@ import toolkit
 from toolkit import delta
 from toolkit.adapters import CONFIG, FULL, WEIGHTS, Adapter, AdapterError, write_adapter
 from toolkit.files import sha256_file
+from toolkit.folders import MERGED
 from toolkit.full import MODEL, FullModel, read_weights
 from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
 from toolkit.merge.naming import under_one_naming
@@ -139,6 +140,7 @@ def merge_adapters(
         copies=_common_copies(adapters),
         task_type=next((t for t in sorted({a.config.get("task_type") or "" for a in adapters}) if t), "CAUSAL_LM"),
         extra_files={REPORT: as_text(record)},
+        kind=MERGED,
     )
     return MergeReport(out=out, sha256=digest, **record)
 

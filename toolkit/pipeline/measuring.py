@@ -62,7 +62,7 @@ def measure(job: Run) -> Results:
 
 def conclude(job: Run, shards: Sequence[Path], designs: Sequence[ConditionDesign], *, command: str, notes: Sequence[str] = ()) -> Results:
     """Write down what the outcomes in `shards` are of; measure them."""
-    save_design(job.folder, shards, designs, command, notes)
+    save_design(job.folder, shards, designs, command, notes, prompts=read_prompts(job.recipe))
     return measure_run(job.folder)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import mergekit_yaml
-from toolkit.adapters import WEIGHTS
-from toolkit.card import CARD, write_card
+from toolkit.adapters import CONFIG, WEIGHTS
+from toolkit.card import CARD, describe
 from toolkit.engines import Progress
-from toolkit.full import MODEL
+from toolkit.folders import is_whole
+from toolkit.full import FULL, MODEL
 from toolkit.merge import merge_folders, same_input
 from toolkit.pipeline.job import Run, successful
 from toolkit.population import groups, replica_folder, write_text
@@ -86,11 +87,14 @@ def describe_merge(folder: Path) -> None:
     """A card and, where mergekit can say it, its YAML beside a merged adapter. The card comes last: it says that nothing is missing."""
     if text := mergekit_yaml.config_of(folder):
         write_text(folder / mergekit_yaml.NAME, text)
-    write_card(folder)
+    describe(folder)
 
 
 def is_merged(unit: MergeUnit) -> bool:
-    """True when merge.json is there and names this method, these parameters, and these inputs as they are now; and a card."""
+    """True when merge.json is there and names this method, these parameters, and these inputs as they are now; and a card.
+
+    And when its files are those that were written.
+    """
     try:
         record = json.loads((unit.out / "merge.json").read_text())
         asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
@@ -102,7 +106,17 @@ def is_merged(unit: MergeUnit) -> bool:
             and len(homes) == len(inputs)
             and any((unit.out / file).is_file() for file in (WEIGHTS, MODEL))
             and (unit.out / CARD).is_file()
+            and is_as_written(unit.out)
             and all(same_input(path, item) for path, item in zip(inputs, record["inputs"], strict=True))
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def is_as_written(folder: Path) -> bool:
+    """Whether the files of a merge are those that its marker names; without a marker, whether its scale is that of every merge, 1."""
+    whole = is_whole(folder)
+    if whole is not None or (folder / FULL).is_file():
+        return whole is not False
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return config["r"] == config["lora_alpha"] and not any(config.get(key) for key in ("use_rslora", "rank_pattern", "alpha_pattern"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +12,20 @@ from datetime import date
 from pathlib import Path
 
 from toolkit import environment
-from toolkit.base import fastest_dtype, load_base, load_config, width
+from toolkit.adopt import check_given
+from toolkit.base import Base, fastest_dtype, load_base, load_config, width
 from toolkit.compiled import TESTED
 from toolkit.data import asks_for_the_date
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
+from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker
 from toolkit.measure import read_prompts
 from toolkit.pipeline.architecture import check_architecture
 from toolkit.pipeline.checks import check_against_base, check_ensembles, check_lengths
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
-from toolkit.population import RECORD, write_text
+from toolkit.pipeline.training import check_population, training_plan
+from toolkit.population import LEDGER, RECORD, fingerprint, write_text
 from toolkit.recipe import Recipe, Sequential, dump_recipe
 from toolkit.until import asked_about
 
@@ -33,18 +38,26 @@ def open_run(
     workers: int | None = None,
     engine: str = "local",
     console: Console | None = None,
+    kind: str = RUN,
     answers: bool = True,
 ) -> Iterator[Run]:
     """Write down what is asked and where it runs; refuse a folder that holds another recipe's run. `engine`: see `ENGINES`.
 
-    answers: prompts will be asked, which not every base that can be trained can do.
-    Raises RunError, RecipeError or BaseError in one line.
+    kind: of the folder, see `toolkit.folders`; a folder that was made by a run is opened as one. answers: prompts will be asked, which
+    not every base that can be trained can do. Raises RunError, FolderError, RecipeError or BaseError in one line, before anything is
+    written.
     """
     console = console or Console()
     try:
         device = environment.resolve_device(recipe.device)
     except ValueError as error:
         raise RunError(str(error)) from None
+    of = {"recipe": _recipe_mark(recipe)}
+    marked = read_marker(folder)
+    if marked and (marked["kind"], marked["of"]) == (EVALUATED, of):  # `ftk run` with the recipe that lies there
+        kind = EVALUATED
+    of = of if kind == EVALUATED else {}
+    check_claim(folder, kind, of)
     recipe = settle(recipe, device, folder)
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
@@ -55,8 +68,11 @@ def open_run(
     for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
         asked_about(figure, prompts)
     check_lengths(recipe, base, prompts, device)
+    check_same_run(recipe, folder, kind, base, device)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
+        claim(folder, kind, of)  # under the lock: of two that find a free folder one gets it
+        check_same_run(recipe, folder, kind, base, device)
         remove_leftovers(folder)  # of a run that was killed
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         write_text(folder / "environment.json", as_json(environment.describe(device)))
@@ -66,6 +82,71 @@ def open_run(
             if len(at_work.machines) > 1:
                 console.note(f"different processors did the work, and may round differently: {', '.join(sorted(at_work.machines))}")
         remove_leftovers(folder)  # of workers that were killed in this one, and whose work others did
+
+
+def check_folder(recipe: Recipe, folder: Path, base: Base, device: str) -> None:
+    """Whether a folder is free, or holds a run of this recipe. Raises RunError, FolderError or AdapterError in one line."""
+    check_claim(folder, RUN)
+    check_same_run(recipe, folder, RUN, base, device)
+
+
+def free_folder(folder: Path, recipe: Recipe) -> Path:
+    """`folder`, or the first of `folder-2`, `folder-3`, ... that is free or has the answers that this recipe asks for."""
+    for path in (folder, *(folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))):
+        try:
+            check_claim(path, EVALUATED, {"recipe": _recipe_mark(recipe)})
+        except FolderError:
+            continue
+        if not is_run(path) or read_marker(path) or _recipe_mark(open_folder(path)) == _recipe_mark(recipe):
+            return path
+    raise AssertionError("there is always a further number")
+
+
+def kind_of_run(folder: Path) -> str:
+    """With which kind a run folder that is there is opened again."""
+    found = read_marker(folder)
+    return str(found["kind"]) if found else RUN
+
+
+def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: str) -> None:
+    """Refuse a folder whose replicas or answers another recipe, base or data made. Raises RunError in one line; writes nothing.
+
+    A recipe may go on in its folder with more replicas, other mitigations or further conditions, not with other training.
+    """
+    if not is_run(folder) and not any(folder.glob("*/replicas")):
+        return
+    way_out = "choose another --out, or delete that folder"
+    then = open_folder(folder) if (folder / "recipe.yaml").is_file() else None
+    if then and kind == EVALUATED and read_marker(folder) is None and _recipe_mark(then) != _recipe_mark(recipe):
+        raise RunError(f"{folder}: holds answers of other adapters or to other prompts; {way_out}")
+    made = [name for name in (then.conditions if then else ()) if any(folder.glob(f"{name}/replicas/*"))]
+    if made and not set(made) & set(recipe.conditions):
+        raise RunError(f"{folder}: holds the run of another recipe (conditions {', '.join(made)}); {way_out}")
+    known = _base_hash(folder)
+    made_of_it = itertools.chain(folder.glob("*/replicas/*"), folder.glob("outcomes/*/*.parquet"))
+    if known not in (None, base.sha256) and any(made_of_it):
+        raise RunError(
+            f"{folder}: holds replicas or answers of another base ({known[:12]}..., this one is {base.sha256[:12]}...); {way_out}"
+        )
+    for name in recipe.given:
+        check_given(folder / name)
+    if then != recipe:
+        for name, condition in recipe.trained.items():
+            told = (folder / name / LEDGER).is_file() or not condition.teacher  # a student's own record is of its teachers, too
+            if told and any((folder / name).glob(f"replicas/*/{RECORD}")):
+                check_population(folder / name, training_plan(recipe, name, device)[1])
+
+
+def _base_hash(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "base.json").read_text(encoding="utf-8")).get("sha256")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _recipe_mark(recipe: Recipe) -> str:
+    """Of what adapters are asked; what `auto` means is settled later."""
+    return fingerprint(recipe.model_dump(mode="json", exclude={"dtype": True, "compile": True, "name": True, "data": {"date"}}))
 
 
 def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
@@ -111,7 +192,7 @@ def _first_day(folder: Path | None) -> date:
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system releases it whenever and however this process ends."""
-    with open(folder / ".lock", "w") as file:
+    with open(folder / LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

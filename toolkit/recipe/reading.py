@@ -13,6 +13,7 @@ from toolkit.recipe.conditions import OF_ADAPTERS, OWN, Given
 from toolkit.recipe.criteria import Criteria
 from toolkit.recipe.document import Dumper, Loader, lines_of
 from toolkit.recipe.explain import BLOCKS, Blocks, explain
+from toolkit.recipe.formats import FORMAT, KEY, migrate
 from toolkit.recipe.models import Recipe
 from toolkit.recipe.words import Path_, nearest
 
@@ -97,6 +98,10 @@ def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
     Raises RecipeError with one line: file, line, field and the fix.
     """
     document, lines = read_yaml(text, file, "a recipe is a mapping with `base`, `data` and `conditions`; `ftk init` writes one")
+    try:
+        document = migrate(document)
+    except ValueError as error:
+        raise RecipeError(f"{file}:{lines.get((KEY,), 1)}: {error}") from None
     if "conditions" in document:
         document["conditions"] = _inherit(document["conditions"], lines, file)
     if "mitigations" in document:
@@ -173,4 +178,4 @@ def load_recipe(path: Path | str) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every default written out; `parse_recipe` reads it back to an equal recipe."""
-    return yaml.dump(recipe.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump({KEY: FORMAT, **recipe.model_dump()}, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
