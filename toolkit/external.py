@@ -16,6 +16,7 @@ from toolkit.adopt import check_base, duplicates, layer_shapes, same_weights
 from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
 from toolkit.data import is_chat, read_rows, read_suite
+from toolkit.embedded import with_version
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.full import FULL, read_weights
 from toolkit.measure import read_prompts, save_design, save_modules
@@ -285,7 +286,7 @@ def evaluate_subjects(
             evaluate(job)
             return folder, measure(job)
     with open_run(recipe, folder, workers=workers, console=console) as job:
-        asked = read_prompts(recipe)
+        asked = read_prompts(job.recipe)
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
             families.append([Subject(name, "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)])
@@ -333,7 +334,7 @@ def _one_suite(name: str, prompts: str, base: str, evaluation: Evaluation, adapt
     return Recipe(
         name=name,
         base=base,
-        data=Data(train="", suites={_suite_name(prompts): prompts}),
+        data=Data(train="", suites={_suite_name(prompts): with_version(prompts)}),
         conditions={condition: Given(adapters=[str(path) for path in paths]) for condition, paths in adapters.items()},
         evaluation=evaluation,
     )
@@ -345,7 +346,7 @@ def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, worker
     given = {"candidate": Given(adapters=[str(path) for path in paths])}
     alone = recipe.model_copy(update={"name": "candidate", "conditions": given, "mitigations": [], "criteria": [], "replicas": 2})
     with open_run(alone, out, workers=workers, console=console) as job:
-        asked = read_prompts(alone)
+        asked = read_prompts(job.recipe)
         family = [Subject("candidate", "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)]
         with console.stage("evaluate"):
             answer(job, [family], asked)

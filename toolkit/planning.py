@@ -14,7 +14,7 @@ from toolkit.analyse import OutcomeTable
 from toolkit.measure import DESIGN, Design, read_prompts
 from toolkit.outcomes import MEASURED, read_outcomes
 from toolkit.population import replica_folder
-from toolkit.recipe import parse_recipe
+from toolkit.recipe import read_recipe
 from toolkit.results import ConditionDesign, Results, from_plain, load_results
 from toolkit.statistics import MIN_RUNS
 from toolkit.statistics import power as pw
@@ -192,7 +192,7 @@ def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
         design = from_plain(Design, json.loads((folder / DESIGN).read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{folder / DESIGN}: broken ({error}); `ftk run` writes it again") from None
-    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
+    recipe = read_recipe(folder / "recipe.yaml")
     table = OutcomeTable(read_outcomes((folder / shard for shard in design.shards), MEASURED), read_prompts(recipe))
     found = []
     for condition in design.conditions:

@@ -20,7 +20,7 @@ from toolkit.analyse import OutcomeTable, analyse_table
 from toolkit.measure import Design, MeasureError, about_run, finish, read_design, read_prompts, thresholds_of
 from toolkit.outcomes import read_outcomes
 from toolkit.population import Replica, fingerprint, read_population
-from toolkit.recipe import Criteria, parse_recipe
+from toolkit.recipe import Criteria, read_recipe
 from toolkit.results import MACHINE, ConditionDesign, Results
 
 
@@ -34,7 +34,7 @@ def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None =
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise MeasureError(f"{folders[0]}: the same folder twice is no second run; train the recipe again, here or elsewhere")
     designs = [read_design(folder) for folder in folders]
-    recipes = [parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml")) for folder in folders]
+    recipes = [read_recipe(folder / "recipe.yaml") for folder in folders]
     prompts = read_prompts(recipes[0])
     asked = {name: [asdict(prompt) for prompt in suite] for name, suite in prompts.items()}
     for folder, recipe in zip(folders[1:], recipes[1:], strict=True):

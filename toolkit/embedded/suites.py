@@ -221,4 +221,3 @@ VERSIONS: dict[int, dict[str, Callable[[], Iterator[Question]]]] = {
     1: {"typical": _first_typical, "near": _first_near, "far": _first_far},
     2: {"typical": _second_typical, "near": _second_near, "far": _second_far},
 }
-NEWEST = max(VERSIONS)

@@ -10,6 +10,7 @@ from pathlib import Path
 from toolkit import environment
 from toolkit.base import fastest_dtype, load_base, load_config
 from toolkit.compiled import TESTED
+from toolkit.embedded import suite_of
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
 from toolkit.measure import read_prompts
@@ -17,7 +18,7 @@ from toolkit.pipeline.checks import check_against_base, check_ensembles, check_l
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
 from toolkit.population import write_text
-from toolkit.recipe import Recipe, Sequential, dump_recipe
+from toolkit.recipe import Recipe, Sequential, dump_recipe, with_suites
 from toolkit.until import asked_about
 
 
@@ -34,7 +35,7 @@ def open_run(
         device = environment.resolve_device(recipe.device)
     except ValueError as error:
         raise RunError(str(error)) from None
-    recipe = settle(recipe, device, folder)
+    recipe = settle(keep_suites(recipe, folder, console), device, folder)
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
     check_against_base(recipe, base)
@@ -53,6 +54,24 @@ def open_run(
             if len(at_work.machines) > 1:
                 console.note(f"different processors did the work, and may round differently: {', '.join(sorted(at_work.machines))}")
         remove_leftovers(folder)  # of workers that were killed in this one, and whose work others did
+
+
+def keep_suites(recipe: Recipe, folder: Path, console: Console) -> Recipe:
+    """With the version of the embedded suites that a run folder began with; in a new one as named, or the newest."""
+    recipe = with_suites(recipe)
+    then = open_folder(folder).data.suites if (folder / "recipe.yaml").is_file() else {}
+    suites = {name: then[name] if _other_version(source, then.get(name, "")) else source for name, source in recipe.data.suites.items()}
+    if changed := [name for name, source in suites.items() if source != recipe.data.suites[name]]:
+        console.note(
+            f"{folder}: goes on with {', '.join(suites[name] for name in changed)}, which it began with; "
+            f"another --out asks {', '.join(recipe.data.suites[name] for name in changed)}"
+        )
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"suites": suites})})
+
+
+def _other_version(now: str, then: str) -> bool:
+    asked, kept = suite_of(now), suite_of(then)
+    return bool(asked and kept and asked[1] == kept[1] and asked[0] != kept[0])
 
 
 def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
