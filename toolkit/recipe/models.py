@@ -32,7 +32,7 @@ class Data(Model):
     """`embedded` (or `embedded:10000`: as many rows), a .jsonl / .json / .csv / .parquet file, a folder of them, or a hub data set (`id` or
     `id:split`); not needed where no condition is trained."""
     suites: dict[str, str] = {}
-    """name -> `embedded`, or a .jsonl / .csv / .parquet file of prompts."""
+    """name -> `embedded` (the newest version of that suite; `embedded@1`: the first), or a .jsonl / .csv / .parquet file of prompts."""
     format: Literal["auto", "text", "messages", "prompt-completion", "alpaca", "sharegpt"] = "auto"
     """of the training rows, or, where there are none, of those that given adapters saw: after `messages` and `sharegpt` a plain prompt of
     a suite is a user turn."""
