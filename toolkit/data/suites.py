@@ -57,10 +57,10 @@ def read_suite(source: str, *, name: str, chat: bool = False) -> list[Prompt]:
     return prompts
 
 
-def _embedded(source: str, version: str, shift: str, name: str) -> list[Row]:
+def _embedded(source: str, version: str | None, shift: str | None, name: str) -> list[Row]:
     from toolkit.embedded import suites
 
-    shift, version = shift or name, version or str(NEWEST)
+    shift, version = shift or name, str(NEWEST) if version is None else version
     if shift not in SHIFTS:
         raise DataError(f"{source}: no embedded suite {shift!r}; use one of {', '.join(f'embedded:{s}' for s in SHIFTS)}")
     if version not in map(str, suites.VERSIONS):

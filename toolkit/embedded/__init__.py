@@ -11,10 +11,10 @@ NEWEST = 2
 _SUITE = re.compile(rf"{NAME}(?:@(?P<version>[^:]*))?(?::(?P<shift>.*))?", re.DOTALL)
 
 
-def suite_of(source: str) -> tuple[str, str] | None:
-    """The version and the shift that a source of prompts names, each "" where it does not; None: not an embedded suite."""
+def suite_of(source: str) -> tuple[str | None, str | None] | None:
+    """The version and the shift that a source of prompts names, each None where it does not; None: not an embedded suite."""
     match = _SUITE.fullmatch(source)
-    return (match["version"] or "", match["shift"] or "") if match else None
+    return (match["version"], match["shift"]) if match else None
 
 
 def with_version(source: str, version: int = NEWEST) -> str:
