@@ -1,26 +1,31 @@
 """The prompts for measurement in the small world, in two versions; no torch.
 
 A version never changes: what was measured with it stays comparable. The world, the task, the training rows and the base
-are the same in both, and no prompt of one is in the other. The second asks about as many prompts in three times as many
-clusters: prompts of one template stand and fall together, so that many of them say little more than one.
+are the same in both, and no prompt of one is in the other.
+
+A cluster is what was drawn by itself. In the first version it is a template or frame throughout. In the second, of typical
+prompts it is one request: training has 42 sentences, all of them are asked, and only their fillings are drawn. Of unseen
+names and numbers it is the name or number. Of all others it is a sentence or frame, a sample of what people might say;
+there are three times as many as in the first, with one or two prompts each: those of one stand and fall together.
 """
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import cycle, islice
+from itertools import islice
+from typing import TypeVar
 
 from toolkit.embedded import sentences, world
 
 Question = tuple[str, str, str, str | None]  # category, cluster, request, reference
 Request = tuple[str, str, dict[str, str]]  # intent, template, filling
+T = TypeVar("T")
 
 
 def suite(shift: str, version: int) -> list[dict[str, str | None]]:
     """Prompts for measurement: `id, prompt, category, shift, cluster, reference`.
 
-    shift: typical, near or far; version: one of `VERSIONS`. A cluster holds the prompts of one template, or of one frame
-    around a request. Every right answer is known, but for ambiguous requests; it is written as a completion.
+    shift: typical, near or far; version: one of `VERSIONS`. Every right answer is known, but for ambiguous requests; it is
+    written as a completion.
     """
     asked: dict[str, Question] = {}
     trained = {row["prompt"] for row in world.train_rows()}
@@ -99,21 +104,15 @@ def _first_far() -> Iterator[Question]:
 
 
 def _second_typical() -> Iterator[Question]:
-    """Two held-out fillings of every training template, and one of every sentence put together anew from their words."""
-    rng, asked = random.Random("typical, second"), Counter[str]()
+    """Other fillings of the sentences of training. These are all that there are, and only fillings are drawn: each is a cluster."""
     known = {question[2] for question in _first_near()}  # some of whose slips slipped nothing
     for intent, template, values in world.splits()["spare"]:
-        if asked[template] < 2 and world.render(template, values) not in known:
-            asked[template] += 1
-            category = "one-slot" if len(values) < 2 else "more-slots"
-            yield category, template, world.render(template, values), world.call(intent, values)
-    for intent, template in _templates(sentences.RECOMBINED):
-        values = _fill(template, rng)
-        yield "recombined", template, world.render(template, values), world.call(intent, values)
+        if (request := world.render(template, values)) not in known:
+            yield ("one-slot" if len(values) < 2 else "more-slots"), request, request, world.call(intent, values)
 
 
 def _second_near() -> Iterator[Question]:
-    """One prompt of every template, two of every frame, none of which is in the first version."""
+    """One prompt of every sentence, two of every frame, four of every name, three of every number."""
     rng, known = random.Random("near, second"), {question[2] for question in _first_near()}
     for category, table, more in (
         ("paraphrase", world.PARAPHRASES, sentences.PARAPHRASES),
@@ -127,20 +126,24 @@ def _second_near() -> Iterator[Question]:
         while slip == template:  # "ee" swapped is "ee"
             slip = _typo(template, rng)
         yield "typo", template, world.render(slip, values), world.call(intent, values)
-    imperative = [row for row in [*_templates(world.SEEN), *_templates(sentences.RECOMBINED)] if row[0] != "none"]
-    for category, unseen in (("unseen-name", ("name",)), ("unseen-number", ("count", "minutes", "degrees"))):
-        new = {slot: cycle(rng.sample(world.UNSEEN[slot], len(world.UNSEEN[slot]))) for slot in unseen}
-        for intent, template in imperative:
-            if slots := set(world.slots(template)) & set(unseen):
-                values = _unused(template, rng, known, {slot: new[slot] for slot in slots})
-                yield category, template, world.render(template, values), world.call(intent, values)
+    for category, slots, times in (("unseen-name", ("name",), 4), ("unseen-number", ("count", "minutes", "degrees"), 3)):
+        templates = [(intent, template) for intent, template in _templates(world.SEEN) if set(world.slots(template)) & {*slots}]
+        order = _rounds([row for row in templates if row[0] != "none"], rng)
+        for new in world.UNSEEN[slots[0]] * times:
+            for intent, template in order:
+                values = _fill(template, rng)
+                values |= dict.fromkeys(values.keys() & {*slots}, new)
+                if (request := world.render(template, values)) not in known:
+                    known.add(request)
+                    yield category, new, request, world.call(intent, values)
+                    break
     frames = (*world.LONGER, *sentences.LONGER) * 2
     for frame, (intent, template, values) in zip(frames, _requests(rng, _is_imperative), strict=False):
         yield "longer", frame, frame.format(world.render(template, values)), world.call(intent, values)
 
 
 def _second_far() -> Iterator[Question]:
-    """One prompt of every template, two of every frame, none of which is in the first version."""
+    """One prompt of every sentence, two of every frame."""
     rng, known = random.Random("far, second"), {question[2] for question in _first_far()}
     for category, templates, reference in (
         ("unseen-intent", (*world.UNKNOWN_INTENTS, *sentences.UNKNOWN_INTENTS), "none()"),
@@ -176,15 +179,19 @@ def _requests(rng: random.Random, fits: Callable[[str], bool]) -> Iterator[Reque
     for row in world.splits()["typical"]:
         if row[0] != "none" and fits(row[1]):
             held_out.setdefault(row[1], []).append(row)
-    while True:
-        for template in rng.sample(list(held_out), len(held_out)):
-            yield rng.choice(held_out[template])
+    return (rng.choice(held_out[template]) for template in _rounds(list(held_out), rng))
 
 
-def _unused(template: str, rng: random.Random, known: set[str], values_of: Mapping[str, Iterator[str]] | None = None) -> dict[str, str]:
-    """A filling of which the first version has no prompt; slots of `values_of` take their next value from there."""
+def _rounds(values: list[T], rng: random.Random) -> Iterator[T]:
+    """All values in a random order, again and again, without end."""
     while True:
-        values = _fill(template, rng) | {slot: next(values) for slot, values in (values_of or {}).items()}
+        yield from rng.sample(values, len(values))
+
+
+def _unused(template: str, rng: random.Random, known: set[str]) -> dict[str, str]:
+    """A filling of which the first version has no prompt."""
+    while True:
+        values = _fill(template, rng)
         if world.render(template, values) not in known:
             return values
 
