@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -12,7 +13,8 @@ from transformers import AutoTokenizer
 
 from toolkit.base import EMBEDDED, load_base
 from toolkit.embedded import NEWEST, pretrain, sentences, world
-from toolkit.embedded.suites import VERSIONS, suite
+from toolkit.embedded.suites import VERSIONS
+from toolkit.embedded.suites import suite as made
 
 SHIFTS = ("typical", "near", "far")
 
@@ -29,7 +31,11 @@ def sha256_of(rows):
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
-def everything(version):
+def suite(shift: str, version: int) -> list[dict[str, Any]]:
+    return [dict(row) for row in made(shift, version)]
+
+
+def everything(version: int) -> list[dict[str, Any]]:
     return [row for shift in SHIFTS for row in suite(shift, version)]
 
 
