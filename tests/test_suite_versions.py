@@ -14,6 +14,7 @@ from toolkit.external import evaluate_subjects
 from toolkit.measure import measure_run, read_design
 from toolkit.outcomes import read_outcomes
 from toolkit.pipeline import Console
+from toolkit.pipeline.opening import keep_suites
 from toolkit.recipe import load_recipe, parse_recipe, read_recipe
 
 RECIPE = """
@@ -107,6 +108,22 @@ def test_an_old_run_goes_on_with_the_prompts_that_it_had(old, adapters, tmp_path
     assert [note for note in notes if "which it began with" in note] == [
         f"{old}: goes on with embedded@1, which it began with; another --out asks embedded@2"
     ]
+
+
+def test_a_suite_is_the_same_whether_it_is_named_by_its_shift_or_by_its_name(tmp_path):
+    """`near: embedded` and `near: embedded:near` are one suite, and no other shift's."""
+    head = "base: embedded\ndata: {{suites: {{near: {}}}}}\nconditions: {{mine: {{adapters: x}}}}\n"
+    for then, now, kept in (
+        ("embedded", "embedded:near", "embedded@1"),
+        ("embedded:near", "embedded", "embedded@1:near"),
+        ("embedded:far", "embedded", "embedded@2"),
+        ("embedded@2", "embedded", "embedded@2"),
+        ("near.jsonl", "embedded", "embedded@2"),
+        ("embedded", "near.jsonl", "near.jsonl"),
+    ):
+        (tmp_path / "recipe.yaml").write_text(head.format(then))
+        recipe = keep_suites(parse_recipe(head.format(now)), tmp_path, Console())
+        assert recipe.data.suites == {"near": kept}, (then, now)
 
 
 def test_an_old_run_goes_on_from_its_own_recipe(old):

@@ -144,7 +144,7 @@ def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
     """Suite name -> prompts; where training saw conversations, a plain prompt becomes a user turn. Raises DataError in one line."""
     data = recipe.data
     chat = is_chat(read_rows(data.train), data.format) if data.train else data.format in ("messages", "sharegpt")
-    return {name: read_suite(source, name=name, chat=chat) for name, source in recipe.data.suites.items()}
+    return {name: read_suite(source, name=name, chat=chat, date=data.date) for name, source in recipe.data.suites.items()}
 
 
 def _settings(recipe: Recipe, name: str) -> dict[str, str | int | float]:

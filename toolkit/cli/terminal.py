@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
 import socket
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
+
+from toolkit import escape
 
 if TYPE_CHECKING:
     from toolkit.pipeline import Console
@@ -33,6 +34,25 @@ engine_option = click.option(
     "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="This machine, or a Ray cluster."
 )
 out_option = click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
+
+
+class Commands(click.Group):
+    """Commands that take every option as often as they use it, and say in one line what is wrong on the command line.
+
+    click keeps the last of two values and drops the first without a word.
+    """
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        with errors():
+            name, command, rest = super().resolve_command(ctx, args)
+            if command is not None:
+                parser = command.make_parser(click.Context(command, info_name=name, parent=ctx))
+                _, _, order = parser.parse_args(args=list(rest))
+                for option in order:
+                    if isinstance(option, click.Option) and not (option.multiple or option.count) and order.count(option) > 1:
+                        raise click.UsageError(f"{option.opts[0]} stands {order.count(option)} times, and is used once; keep one")
+                command.make_context(name, list(rest), parent=ctx).close()  # what click would tell in several lines
+        return name, command, rest
 
 
 def load_recipe(path: Path, replicas: int | None) -> Any:
@@ -59,13 +79,24 @@ def without_network(*sources: str | None) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def say(line: object, err: bool = False) -> None:
+    """Print one line; names in it cannot make it two, nor move the cursor."""
+    click.echo(escape.line(line), err=err)
+
+
+def show(text: str) -> None:
+    """Print a text of several lines, such as a table that `escape.lines` made."""
+    click.echo(escape.block(text))
+
+
 def print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(escape.json(value))
 
 
 @contextmanager
 def errors() -> Iterator[None]:
     """One clear line instead of a traceback, and the exit code that scripts rely on."""
+    escape.in_logs()
     try:
         yield
     except KeyboardInterrupt:
@@ -86,7 +117,7 @@ def errors() -> Iterator[None]:
 
 
 def _stop(message: str, code: int) -> None:
-    click.echo(f"ftk: {message}", err=True)
+    say(f"ftk: {message}", err=True)
     sys.exit(code)
 
 
@@ -95,11 +126,8 @@ def console() -> Iterator[Console]:
     """Progress and notes on stderr: a bar on a terminal, which ends with the block however that ends; plain lines elsewhere."""
     from toolkit.pipeline import Console
 
-    def note(text: str) -> None:
-        click.echo(text, err=True)
-
     with ExitStack() as bars:
-        yield Console(note=note, progress=partial(_bar, bars) if sys.stderr.isatty() else _lines)
+        yield Console(note=partial(say, err=True), progress=partial(_bar, bars) if sys.stderr.isatty() else _lines)
 
 
 def _lines(title: str, count: int) -> Callable[[float], None]:
@@ -114,7 +142,7 @@ def _lines(title: str, count: int) -> Callable[[float], None]:
             seconds = time.monotonic() - start
             pace = share * count / seconds if seconds else 0.0
             time_ = f"{seconds * (1 - share) / share:.0f} s left" if share < 1 else f"{seconds:.0f} s"
-            click.echo(f"{title}: {share * count:.0f}/{count}, {pace:.2f}/s, {time_}", err=True)
+            say(f"{title}: {share * count:.0f}/{count}, {pace:.2f}/s, {time_}", err=True)
 
     return update
 
@@ -123,10 +151,11 @@ def _bar(bars: ExitStack, title: str, count: int) -> Callable[[float], None]:
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"), TimeElapsedColumn(), TimeRemainingColumn()]
+    title_, pace_ = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[pace]}"))
+    columns = [title_, BarColumn(), pace_, TimeElapsedColumn(), TimeRemainingColumn()]
     bar = Progress(*columns, console=RichConsole(stderr=True), redirect_stdout=False)
     bars.callback(bar.stop)
-    task = bar.add_task(title, total=1.0, pace="")
+    task = bar.add_task(escape.line(title), total=1.0, pace="")
 
     def update(share: float) -> None:
         if not bar.live.is_started:

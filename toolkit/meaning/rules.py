@@ -130,6 +130,17 @@ def _fraction(argument: str, rule: str, low: float, high: float) -> float:
     return value
 
 
+def _check_parts(file: Path, folder: str) -> None:
+    """Raises DataError where a part is a class that comes with the folder: the library would run its code without asking."""
+    try:
+        parts = [part["type"] for part in json.loads(file.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"meaning: {file} is no list of the parts of an embedding model") from None
+    for part in parts:
+        if not str(part).startswith("sentence_transformers."):
+            raise DataError(f"meaning: the embedding in {folder} needs code of its own ({part}), which is never run; name another")
+
+
 @functools.cache
 def load_model(folder: str) -> Any:
     """A model2vec or sentence-transformers model from a folder: an object with encode(texts) -> [texts, dimensions]."""
@@ -141,7 +152,8 @@ def load_model(folder: str) -> Any:
     try:
         if static or not (path / "modules.json").is_file():
             return importlib.import_module("model2vec").StaticModel.from_pretrained(str(path))
-        return importlib.import_module("sentence_transformers").SentenceTransformer(str(path))
+        _check_parts(path / "modules.json", folder)
+        return importlib.import_module("sentence_transformers").SentenceTransformer(str(path), trust_remote_code=False)
     except ImportError as error:
         raise DataError(f"meaning: the embedding in {folder} needs {error.name}; pip install 'ftk[meaning]'") from None
 

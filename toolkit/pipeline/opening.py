@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 from toolkit import environment
 from toolkit.base import fastest_dtype, load_base, load_config
 from toolkit.compiled import TESTED
+from toolkit.data import asks_for_the_date
 from toolkit.embedded import suite_of
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
@@ -17,7 +20,7 @@ from toolkit.measure import read_prompts
 from toolkit.pipeline.checks import check_against_base, check_ensembles, check_lengths
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
-from toolkit.population import write_text
+from toolkit.population import RECORD, write_text
 from toolkit.recipe import Recipe, Sequential, dump_recipe, with_suites
 from toolkit.until import asked_about
 
@@ -60,7 +63,9 @@ def keep_suites(recipe: Recipe, folder: Path, console: Console) -> Recipe:
     """With the version of the embedded suites that a run folder began with; in a new one as named, or the newest."""
     recipe = with_suites(recipe)
     then = open_folder(folder).data.suites if (folder / "recipe.yaml").is_file() else {}
-    suites = {name: then[name] if _other_version(source, then.get(name, "")) else source for name, source in recipe.data.suites.items()}
+    suites = {
+        name: then[name] if _other_version(name, source, then.get(name, "")) else source for name, source in recipe.data.suites.items()
+    }
     if changed := [name for name, source in suites.items() if source != recipe.data.suites[name]]:
         console.note(
             f"{folder}: goes on with {', '.join(suites[name] for name in changed)}, which it began with; "
@@ -69,13 +74,15 @@ def keep_suites(recipe: Recipe, folder: Path, console: Console) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"suites": suites})})
 
 
-def _other_version(now: str, then: str) -> bool:
+def _other_version(name: str, now: str, then: str) -> bool:
+    """Whether two sources of a suite are of one shift (its name, where they do not say it) in two versions."""
     asked, kept = suite_of(now), suite_of(then)
-    return bool(asked and kept and asked[1] == kept[1] and asked[0] != kept[0])
+    return bool(asked and kept and (asked[1] or name) == (kept[1] or name) and asked[0] != kept[0])
 
 
 def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
-    """What `auto`, and on a GPU an open `stack`, mean here; in a run folder, what they meant when its first replica was trained.
+    """What `auto`, an open date, and on a GPU an open `stack`, mean here; in a run folder, what they meant when its first replica was
+    trained.
 
     Raises BaseError where there is no such base, RunError as `fit_stacks`.
     """
@@ -89,12 +96,28 @@ def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
             if one.stack is None and recipe.stack is None and stacks.get(name)
         }
         recipe = recipe.model_copy(update={**kept, "conditions": {**recipe.conditions, **fitted}})
+        recipe = _on(recipe, then.data.date)
     config = load_config(recipe.base)
     if recipe.dtype == "auto":
         recipe = recipe.model_copy(update={"dtype": fastest_dtype(config.get_text_config().hidden_size, device)})
     if recipe.compile == "auto" and not (device == "cpu" and environment.compiler() and config.model_type in TESTED):
         recipe = recipe.model_copy(update={"compile": "never"})
+    if recipe.data.date is None and asks_for_the_date(load_base(recipe.base, recipe.dtype, device).tokenizer):
+        recipe = _on(recipe, _first_day(folder).isoformat())
     return fit_stacks(recipe, device) if device == "cuda" else recipe
+
+
+def _on(recipe: Recipe, day: str | None) -> Recipe:
+    """The recipe with the date that its chat template is told, unless it says one itself."""
+    if recipe.data.date or day is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"date": day})})
+
+
+def _first_day(folder: Path | None) -> date:
+    """Today; of a run whose recipe does not say it yet, the day on which its first replica was trained."""
+    records = folder.glob(f"*/replicas/*/{RECORD}") if folder else ()
+    return date.fromtimestamp(min((path.stat().st_mtime for path in records), default=time.time()))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -37,6 +38,15 @@ def answer_rule(rule: str) -> str:
     except re.error as error:
         raise ValueError(f"the pattern is broken: {error}") from None
     return rule
+
+
+def day(text: str) -> str:
+    try:
+        if date.fromisoformat(text).isoformat() == text:
+            return text
+    except ValueError:
+        pass
+    raise ValueError("should be a day as YYYY-MM-DD")
 
 
 def at(path: Path_, text: str) -> PydanticCustomError:
