@@ -10,8 +10,8 @@ from toolkit.data.folders import files_of
 from toolkit.data.formats import USED, Fields, detect_format, split_row, unused_columns
 from toolkit.data.rows import READERS, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, unused_in_suite
-from toolkit.embedded import suite_of
 from toolkit.data.turns import Message
+from toolkit.embedded import suite_of
 
 SHOWN = 12
 """names in a note"""
