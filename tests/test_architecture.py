@@ -32,6 +32,7 @@ TORCH_FREE = {
     "precision",
     "until",
     "claims",
+    "run_table",
 }
 
 
