@@ -18,6 +18,7 @@ from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
 from toolkit.card import check_card
 from toolkit.data import is_chat, read_rows, read_suite
+from toolkit.embedded import with_version
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.folders import EVALUATED, MERGED, MERGES, check_claim, check_outputs, claim, is_run
 from toolkit.full import FULL, read_weights
@@ -434,7 +435,7 @@ def _one_suite(
     return Recipe(
         name=name,
         base=base,
-        data=Data(train="", suites={_suite_name(prompts): prompts}, date=known.data.date if known else None),
+        data=Data(train="", suites={_suite_name(prompts): with_version(prompts)}, date=known.data.date if known else None),
         conditions={condition: Given(adapters=[str(path) for path in paths]) for condition, paths in adapters.items()},
         evaluation=evaluation,
     )

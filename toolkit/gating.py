@@ -16,7 +16,7 @@ from toolkit.folders import FolderError, check_outputs
 from toolkit.gate import Limits, Verdict, judge, learn, load_limits
 from toolkit.measure import DESIGN, MeasureError, outcome_table, read_design
 from toolkit.predictions import SUFFIXES, read_predictions
-from toolkit.recipe import parse_recipe
+from toolkit.recipe import read_recipe
 
 
 class Named(NamedTuple):
@@ -83,7 +83,7 @@ def _runs(source: Path, condition: str | None, same: str, named: Named) -> tuple
         if not (source / DESIGN).is_file():
             raise MeasureError(f"{source}: no outcomes there; name a run, a file of predictions, or what `ftk evaluate --out` wrote")
         design = read_design(source)
-        recipe = parse_recipe((source / "recipe.yaml").read_text(encoding="utf-8"), str(source / "recipe.yaml"))
+        recipe = read_recipe(source / "recipe.yaml")
         table: Table = outcome_table(source, recipe, design)[0]
         designs = {found.name: found for found in design.conditions}
     else:

@@ -18,7 +18,7 @@ from toolkit.folders import check_claim, check_outputs, claim, made_of
 from toolkit.outcomes import MEASURED, OutcomesError, read_outcomes
 from toolkit.population import write_text
 from toolkit.predictions import Predictions, PredictionsError, read_predictions, with_base, with_factors, with_failed
-from toolkit.recipe import Criteria, Recipe, parse_recipe
+from toolkit.recipe import Criteria, Recipe, read_recipe
 from toolkit.report import write_report
 from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds, from_plain, load_results, save_results, to_plain
 
@@ -147,7 +147,7 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
     criteria: instead of the recipe's. Raises MeasureError in one line for a folder without outcomes.
     """
     design = read_design(folder)
-    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
+    recipe = read_recipe(folder / "recipe.yaml")
     asked = criteria or recipe
     table, notes = outcome_table(folder, recipe, design)
     results = analyse_table(

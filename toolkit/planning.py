@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from toolkit import escape
 from toolkit.analyse import OutcomeTable
 from toolkit.measure import DESIGN, Design, outcome_table
 from toolkit.population import replica_folder
-from toolkit.recipe import parse_recipe
+from toolkit.recipe import read_recipe
 from toolkit.results import ConditionDesign, Results, from_plain, load_results
 from toolkit.statistics import MIN_RUNS
 from toolkit.statistics import power as pw
@@ -192,7 +192,8 @@ def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
         design = from_plain(Design, json.loads((folder / DESIGN).read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{folder / DESIGN}: broken ({error}); `ftk run` writes it again") from None
-    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
+    recipe = read_recipe(folder / "recipe.yaml")
+    design = replace(design, conditions=tuple(condition.independent() for condition in design.conditions))
     table, _ = outcome_table(folder, recipe, design)
     found = []
     for condition in design.conditions:

@@ -31,7 +31,7 @@ from toolkit.measure import (
 )
 from toolkit.outcomes import OutcomesError, read_outcomes
 from toolkit.population import Replica, fingerprint, read_population
-from toolkit.recipe import Criteria, parse_recipe
+from toolkit.recipe import Criteria, read_recipe
 from toolkit.results import MACHINE, ConditionDesign, Results
 
 
@@ -46,7 +46,7 @@ def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None =
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise MeasureError(f"{folders[0]}: the same folder twice is no second run; train the recipe again, here or elsewhere")
     designs = [read_design(folder) for folder in folders]
-    recipes = [parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml")) for folder in folders]
+    recipes = [read_recipe(folder / "recipe.yaml") for folder in folders]
     prompts, said = asked_prompts(folders[0], recipes[0])
     for folder, recipe in zip(folders[1:], recipes[1:], strict=True):
         others, further = asked_prompts(folder, recipe)

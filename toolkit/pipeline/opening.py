@@ -16,6 +16,7 @@ from toolkit.adopt import check_given
 from toolkit.base import Base, fastest_dtype, load_base, load_config, width
 from toolkit.compiled import TESTED
 from toolkit.data import asks_for_the_date
+from toolkit.embedded import suite_of
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
 from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker
@@ -26,7 +27,7 @@ from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
 from toolkit.pipeline.training import check_population, training_plan
 from toolkit.population import LEDGER, RECORD, fingerprint, write_text
-from toolkit.recipe import Recipe, Sequential, dump_recipe
+from toolkit.recipe import Recipe, Sequential, dump_recipe, with_suites
 from toolkit.until import asked_about
 
 
@@ -52,6 +53,7 @@ def open_run(
         device = environment.resolve_device(recipe.device)
     except ValueError as error:
         raise RunError(str(error)) from None
+    recipe = keep_suites(recipe, folder, console)
     of = {"recipe": _recipe_mark(recipe)}
     marked = read_marker(folder)
     if marked and (marked["kind"], marked["of"]) == (EVALUATED, of):  # `ftk run` with the recipe that lies there
@@ -147,6 +149,27 @@ def _base_hash(folder: Path) -> str | None:
 def _recipe_mark(recipe: Recipe) -> str:
     """Of what adapters are asked; what `auto` means is settled later."""
     return fingerprint(recipe.model_dump(mode="json", exclude={"dtype": True, "compile": True, "name": True, "data": {"date"}}))
+
+
+def keep_suites(recipe: Recipe, folder: Path, console: Console) -> Recipe:
+    """With the version of the embedded suites that a run folder began with; in a new one as named, or the newest."""
+    recipe = with_suites(recipe)
+    then = open_folder(folder).data.suites if (folder / "recipe.yaml").is_file() else {}
+    suites = {
+        name: then[name] if _other_version(name, source, then.get(name, "")) else source for name, source in recipe.data.suites.items()
+    }
+    if changed := [name for name, source in suites.items() if source != recipe.data.suites[name]]:
+        console.note(
+            f"{folder}: goes on with {', '.join(suites[name] for name in changed)}, which it began with; "
+            f"another --out asks {', '.join(recipe.data.suites[name] for name in changed)}"
+        )
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"suites": suites})})
+
+
+def _other_version(name: str, now: str, then: str) -> bool:
+    """Whether two sources of a suite are of one shift (its name, where they do not say it) in two versions."""
+    asked, kept = suite_of(now), suite_of(then)
+    return bool(asked and kept and (asked[1] or name) == (kept[1] or name) and asked[0] != kept[0])
 
 
 def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:

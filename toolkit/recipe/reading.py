@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from toolkit.embedded import suite_of, with_version
 from toolkit.recipe.conditions import OF_ADAPTERS, OWN, Given
 from toolkit.recipe.criteria import Criteria
 from toolkit.recipe.document import Dumper, Loader, lines_of
@@ -17,7 +18,6 @@ from toolkit.recipe.formats import FORMAT, KEY, migrate
 from toolkit.recipe.models import Recipe
 from toolkit.recipe.words import Path_, nearest
 
-EMBEDDED = "embedded"
 Model_ = TypeVar("Model_", bound=BaseModel)
 
 
@@ -80,7 +80,7 @@ def _each_k(mitigations: Any, lines: dict[Path_, int]) -> Any:
 
 def _locate(value: str, folder: Path) -> str:
     """A relative path in a recipe counts from the recipe's folder first, then from the working directory. Names stay as they are."""
-    if value in ("", EMBEDDED):
+    if not value or suite_of(value):
         return value
     path = Path(value).expanduser()
     return next((str(p.resolve()) for p in (folder / path, path) if p.exists()), value)
@@ -108,6 +108,20 @@ def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
         document["mitigations"] = _each_k(document["mitigations"], lines)
     document.setdefault("name", Path(file).stem)
     return _validate(Recipe, document, lines, file)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a run folder, its paths as they are. Raises RecipeError as `parse_recipe` does.
+
+    A run names the version of embedded suites since there are two; one that does not asked the first.
+    """
+    return with_suites(parse_recipe(_text(path), str(path)), 1)
+
+
+def with_suites(recipe: Recipe, *version: int) -> Recipe:
+    """A recipe whose embedded suites name their version: `version`, by default the newest, where they do not."""
+    suites = {name: with_version(source, *version) for name, source in recipe.data.suites.items()}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"suites": suites})})
 
 
 def load_criteria(path: Path) -> Criteria:
@@ -157,12 +171,13 @@ def _text(path: Path) -> str:
 
 
 def load_recipe(path: Path | str) -> Recipe:
-    """Read a recipe file, with every path made absolute where it exists beside the recipe.
+    """Read a recipe file, with every path made absolute where it exists beside the recipe, and embedded suites of the newest
+    version where it names none.
 
     Raises RecipeError with one line: file, line, field and the fix.
     """
     path = Path(path)
-    recipe = parse_recipe(_text(path), str(path))
+    recipe = with_suites(parse_recipe(_text(path), str(path)))
     data = recipe.data.model_copy(
         update={
             "train": _locate(recipe.data.train, path.parent),
