@@ -179,7 +179,9 @@ SWEEPS: dict[str, Sweep] = {
         for figure in ("ratio", "difference", "change")
     },
     **{
-        f"unkind.vote_{figure}": Sweep(partial(unkind.unkind_vote_world, figure), [{**s, "k": 4} for s in TWO_ANSWERS])
+        f"unkind.vote_{figure}": Sweep(
+            partial(unkind.unkind_vote_world, figure), [{**s, "k": 4, "replicas": max(16, int(s["replicas"]))} for s in TWO_ANSWERS]
+        )
         for figure in ("ratio", "difference", "change", "kept")
     },
     **{f"design.{figure}": Sweep(partial(unkind.design_world, figure), DESIGNS) for figure in ("disagreement", "accuracy", "sd")},
