@@ -86,6 +86,7 @@ UNKIND = varied(grid(replicas=(10, 30, 64), prompts=(150,)), [*UNEQUAL, *STRANGE
 )
 MARKED: list[Settings] = varied(grid(replicas=(10, 30, 64), prompts=(150,)), [{"failed": 0.05}])
 TWO_ANSWERS = [settings for settings in UNKIND if "answers" not in settings]
+VOTES = [{**settings, "replicas": max(16, int(settings["replicas"])), "k": 4} for settings in TWO_ANSWERS]
 DESIGNS = grid(design=("8x8", "25x5", "5x20", "10/4", "6x6r2"), prompts=(50, 300)) + varied(
     grid(design=("8x8",), prompts=(150,)), [{"main": 1.0, "own": 0.0}, {"main": 0.0, "own": 1.0}]
 )
@@ -179,9 +180,7 @@ SWEEPS: dict[str, Sweep] = {
         for figure in ("ratio", "difference", "change")
     },
     **{
-        f"unkind.vote_{figure}": Sweep(
-            partial(unkind.unkind_vote_world, figure), [{**s, "k": 4, "replicas": max(16, int(s["replicas"]))} for s in TWO_ANSWERS]
-        )
+        f"unkind.vote_{figure}": Sweep(partial(unkind.unkind_vote_world, figure), VOTES)
         for figure in ("ratio", "difference", "change", "kept")
     },
     **{f"design.{figure}": Sweep(partial(unkind.design_world, figure), DESIGNS) for figure in ("disagreement", "accuracy", "sd")},
