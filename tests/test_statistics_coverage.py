@@ -138,7 +138,7 @@ def test_runs_that_differ_wildly_lose_their_verdict_more_often_than_their_covera
     assert held > 0.88 and conclusive < 0.9
 
 
-@pytest.mark.parametrize("groups", [2, 3, 4])
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("statistic", CONTRASTS)
 def test_too_few_groups_are_inconclusive(statistic, groups):
     _, conclusive = covered(group_world(statistic, groups), 20, seed=3)

@@ -170,7 +170,7 @@ def test_a_ratio_is_found_by_the_fewest_groups_that_reach_it(ratio):
     assert reach(groups) <= abs(math.log(ratio)) and (groups == MIN_GROUPS or reach(groups - 1) > abs(math.log(ratio)))
     if ratio < 1:
         assert ratio - 0.011 <= pw.detectable_disagreement_ratio(parts, size.replicas, 4)
-    assert pw.detectable_disagreement_ratio(parts, 19, 4) is None
+    assert pw.detectable_disagreement_ratio(parts, 4 * MIN_GROUPS - 1, 4) is None
 
 
 def test_single_replicas_alone_plan_for_a_mitigation_and_say_when_prompts_are_too_few():

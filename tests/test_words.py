@@ -42,12 +42,12 @@ def wrong_now_and_then(members: list[list[str]]) -> list[str]:
 
 
 def as_text(results: Results, tmp_path: Path) -> dict[str, str]:
-    """All that a user reads: terminal, report, card; white space and tags as nothing."""
+    """All that a user reads: terminal, report, card; white space, tags and what keeps Markdown from reading a sign as its own as nothing."""
     save_results(tmp_path / "results.json", results)
     shown = {
         "terminal": table_text(results) + "\n" + "\n".join(results.verdict),
         "report": re.sub(r"<[^>]*>", " ", render(results)),
-        "card": run_card(tmp_path),
+        "card": re.sub(r"\\([^\w\s])", r"\1", run_card(tmp_path)),
     }
     return {where: " ".join(text.split()) for where, text in shown.items()}
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,11 +23,11 @@ class Leverage:
     """How the clusters of a suite weigh in the variance of a mean over its prompts, where they differ in size.
 
     share_C: of the prompts. weight_C: of the squared deviation of a cluster's sum. df: degrees of freedom of that variance.
-    effective: Kish's number of clusters, (sum n_c)^2 / sum n_c^2.
+    effective: Kish's number of clusters, (sum n_c)^2 / sum n_c^2. Equal where df and effective are: arrays have no single truth.
     """
 
-    share_C: np.ndarray
-    weight_C: np.ndarray
+    share_C: np.ndarray = field(compare=False)
+    weight_C: np.ndarray = field(compare=False)
     df: float
     effective: float
 
@@ -58,7 +58,7 @@ class TwoWay:
     runs: variance from the runs, the noise of their single answers included.
     prompts: variance that the choice of prompts adds to it.
     n_runs, n_clusters: independent runs and clusters of prompts. A part is nan where fewer than two stand behind it.
-    sizes: what clusters of unequal size are worth; None where all are equal.
+    sizes: what the clusters are worth; None where it is not told, and all are taken to be equal.
     """
 
     runs: float
