@@ -20,6 +20,7 @@ from toolkit.statistics.intervals import (
     TwoWay,
     between_clusters,
     cluster_sums,
+    effective,
     jackknife_variance,
     leverage,
     logit_interval,
@@ -29,6 +30,7 @@ from toolkit.statistics.intervals import (
 MIN_GROUPS = 3  # seen to cover in simulation from here, where runs differ by at most 1 on the logit of an answer
 SAME_RATIO = 1.25  # ratios within [0.8, 1.25] are called practically no change
 SAME_SHARE = 0.01  # and so are differences of at most one percentage point
+MIN_CARRIED = 10.0  # where fewer clusters make up a contrast, it was seen to be covered by 78 to 92 %
 NO_WIDTH = 1e-12  # an interval narrower than this is rounding: nothing differs from anything
 SMALLEST_P = 1e-15  # closer to 0 a level has no floating-point number of its own
 
@@ -176,8 +178,15 @@ class Arms:
         return len(self.sums.b_P)
 
     @property
+    def carried(self) -> float:
+        """So many clusters of equal weight make up what is compared: what both arms show, or the change, whichever lies in fewer."""
+        sums = self.sums
+        of_both, of_change = np.abs(sums.a_P) + np.abs(sums.b_P), np.abs(sums.b_P - sums.a_P)
+        return min(effective(of_both, sums.cluster_P), effective(of_change, sums.cluster_P))
+
+    @property
     def enough(self) -> bool:
-        return self.units >= self.least and enough_clusters(self.clusters, self.effective)
+        return self.units >= self.least and enough_clusters(self.clusters, self.effective) and self.carried >= MIN_CARRIED
 
     @property
     def needed(self) -> int | None:
@@ -186,7 +195,8 @@ class Arms:
     @property
     def too_few(self) -> str:
         if self.units >= MIN_GROUPS and enough_clusters(self.clusters, self.effective):
-            return ""
+            few = f"few prompts make up most of it: they tell no more than {self.carried:.0f} equal ones would (at least {MIN_CARRIED:g})"
+            return few if self.carried < MIN_CARRIED else ""
         return f"{self.units} {self.unit} on {clusters_in_words(self.clusters, self.effective)} are too few for an honest interval"
 
     def parts(self, weight_b: float, weight_a: float) -> Parts:

@@ -51,6 +51,13 @@ def leverage(size_C: np.ndarray) -> Leverage:
     return Leverage(share_C, weight_C, trace**2 / square, 1 / float(np.sum(share_C**2)))
 
 
+def effective(value_P: np.ndarray, cluster_P: np.ndarray) -> float:
+    """How many clusters of equal size would know the mean of this positive figure as well as these do."""
+    sum_C = np.bincount(cluster_P, weights=value_P)
+    squares = float(np.sum(sum_C**2))
+    return float(sum_C.sum() ** 2 / squares) if squares > 0 else math.inf
+
+
 @dataclass(frozen=True)
 class TwoWay:
     """Where the error of a mean over prompts of a statistic over runs comes from.

@@ -8,7 +8,7 @@ import numpy as np
 from toolkit.statistics.agreement import unknown, verdict
 from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import log_jackknife, t_quantile, two_way
+from toolkit.statistics.intervals import effective, log_jackknife, t_quantile, two_way
 
 MIN_REPLICAS_VARIANCE = 30  # the variance part of a loss, where runs move all prompts together, was seen to be covered from here
 # A figure that few prompts make up is not covered. Counted is (sum)^2 / (sum of squares) over prompts or clusters.
@@ -93,16 +93,9 @@ def log_ratio(
     return max(min(centre - half, estimate), -700.0), min(max(centre + half, estimate), 700.0)
 
 
-def effective(value_P: np.ndarray, cluster_P: np.ndarray) -> float:
-    """How many clusters of equal size would know the mean of this positive figure as well as these do."""
-    sum_C = np.bincount(cluster_P, weights=value_P)
-    squares = float(np.sum(sum_C**2))
-    return float(sum_C.sum() ** 2 / squares) if squares > 0 else math.inf
-
-
 def few_prompts(value_P: np.ndarray, cluster_P: np.ndarray, at_least: int) -> str:
-    worth = effective(value_P, cluster_P)
-    return f"few prompts make up most of it: they tell no more than {worth:.0f} equal ones would (at least {at_least})"
+    equal = effective(value_P, cluster_P)
+    return f"few prompts make up most of it: they tell no more than {equal:.0f} equal ones would (at least {at_least})"
 
 
 def variances(square_RP: np.ndarray, present_RP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
