@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from toolkit.files import naming, sha256_file, sync
+from toolkit.patterns import compiled
+from toolkit.plain import parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -336,7 +338,7 @@ def read_files(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, .
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config = _json((path / CONFIG).read_text())
+        config = _json((path / CONFIG).read_bytes())
     except FileNotFoundError:
         found = "a fully fine-tuned model, and this is for adapters alone" if (path / FULL).is_file() else f"no {CONFIG}"
         raise AdapterError(f"{path}: {found}; name a PEFT adapter folder") from None
@@ -370,8 +372,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)  # shared like the layout
-def _json(text: str) -> Any:
-    return json.loads(text)
+def _json(text: bytes) -> Any:
+    return parse(text)
 
 
 def _read_places(path: Path) -> tuple[dict[str, Place], tuple[int, int]]:
@@ -383,8 +385,8 @@ def _read_places(path: Path) -> tuple[dict[str, Place], tuple[int, int]]:
     try:
         with open(path / WEIGHTS, "rb") as file, safe_open(path / WEIGHTS, framework="np"):
             length = int.from_bytes(file.read(8), "little")
-            header, stamp = json.loads(file.read(length)), _stamp(file)
-    except (OSError, SafetensorError) as error:
+            header, stamp = parse(file.read(length)), _stamp(file)
+    except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"{path}: {WEIGHTS} is damaged ({error}); copy or train it again") from None
 
     header.pop("__metadata__", None)
@@ -434,7 +436,7 @@ def module_of(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[
         scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
         if not math.isfinite(scale):
             raise ValueError(f"scale {scale}")
-    except (TypeError, ValueError, ZeroDivisionError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
         raise AdapterError(f"{path}: rank and alpha of {name} cannot be read ({error}); repair {CONFIG}") from None
     if len(A) != 2 or len(B) != 2 or A[0] != r or B[1] != r or 0 in A + B:
         raise AdapterError(f"{path}: {name} has A {A} and B {B}, but {CONFIG} says rank {r}; save the adapter again")
@@ -442,7 +444,7 @@ def module_of(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[
 
 
 def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    matches = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", name))
+    matches = (value for pattern, value in (patterns or {}).items() if compiled(rf"(.*\.)?({pattern})$").match(name))
     return next(matches, default)
 
 

@@ -17,9 +17,11 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from toolkit import records
 from toolkit.adapters import CONFIG, WEIGHTS, Adapter, AdapterError, adapter_paths, read_adapter
 from toolkit.base import Base
 from toolkit.files import sha256_file
+from toolkit.plain import read_record
 from toolkit.population import RECORD, Replica, read_population, replica_folder, write_text
 from toolkit.stack import layer_shape, target_modules
 from toolkit.stacked_embedding import StackedEmbedding
@@ -121,13 +123,13 @@ def base_hash(adapter: Path) -> str | None:
     """sha256 of the weights it was trained on, where an ftk run around the adapter says it."""
     for parent in adapter.resolve().parents[:RUN_LEVELS]:
         if (parent / "base.json").is_file():
-            return json.loads((parent / "base.json").read_text()).get("sha256")
+            return read_record(parent / "base.json", records.Base)["sha256"]
     return None
 
 
 def _claim(folder: Path, record: dict[str, object]) -> None:
     path = folder / "population.json"
-    if path.is_file() and json.loads(path.read_text()).get("design") != record["design"]:
+    if path.is_file() and read_record(path, records.Claimed)["design"] != record["design"]:
         raise AdapterError(f"{folder}: holds replicas that ftk trained; choose another --out, or another name for this condition")
 
 

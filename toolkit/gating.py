@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from toolkit.analyse import Arm, OutcomeTable, PredictionTable, Table
 from toolkit.gate import Limits, Verdict, judge, learn, load_limits
 from toolkit.measure import DESIGN, MeasureError, read_design, read_prompts
 from toolkit.outcomes import MEASURED, read_outcomes
+from toolkit.plain import read_json
 from toolkit.predictions import SUFFIXES, read_predictions
 from toolkit.recipe import parse_recipe
 
@@ -65,7 +65,7 @@ def _runs(source: Path, condition: str | None, same: str) -> tuple[Table, Arm, s
 
 def _is_limits(path: Path) -> bool:
     try:
-        return "version" in json.loads(path.read_text(encoding="utf-8"))
+        return "version" in read_json(path)
     except (OSError, ValueError, TypeError):
         return False
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import toolkit
+from toolkit import records
 from toolkit.analyse import OutcomeTable, PredictionTable, analyse_table
 from toolkit.data import Prompt, is_chat, read_rows, read_suite
 from toolkit.outcomes import MEASURED, read_outcomes
+from toolkit.plain import read_record, to_plain
 from toolkit.population import write_text
 from toolkit.predictions import read_predictions, with_factors
 from toolkit.recipe import Criteria, Recipe, parse_recipe
 from toolkit.report import write_report
-from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds, from_plain, load_results, save_results, to_plain
+from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds, load_results, save_results
 
 DESIGN, MODULES, RESULTS = "design.json", "modules.json", "results.json"
 
@@ -46,10 +48,7 @@ def read_design(folder: Path) -> Design:
     """RUN/design.json, all files of outcomes being there. Raises MeasureError in one line."""
     if not (folder / DESIGN).is_file():
         raise MeasureError(f"{folder}: no outcomes of a finished evaluation there; `ftk run RECIPE --out {folder}` makes them")
-    try:
-        design = from_plain(Design, json.loads((folder / DESIGN).read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise MeasureError(f"{folder / DESIGN}: broken ({error}); `ftk run` writes it again") from None
+    design: Design = read_record(folder / DESIGN, Design, "`ftk run` writes it again")
     missing = [shard for shard in design.shards if not (folder / shard).is_file()]
     if missing:
         raise MeasureError(f"{folder / missing[0]}: {len(missing)} files of outcomes are missing; `ftk run` makes them again")
@@ -90,11 +89,9 @@ def save_modules(folder: Path, modules: Sequence[Modules]) -> None:
 def _read_modules(folder: Path, designs: Sequence[ConditionDesign]) -> tuple[Modules, ...]:
     """RUN/modules.json, as far as it is of the replicas that were measured."""
     try:
-        found = from_plain(tuple[Modules, ...], json.loads((folder / MODULES).read_text(encoding="utf-8")))
+        found = read_record(folder / MODULES, tuple[Modules, ...], f"`ftk modules {folder}` writes it again")
     except FileNotFoundError:
         return ()
-    except (ValueError, KeyError, TypeError) as error:
-        raise MeasureError(f"{folder / MODULES}: broken ({error}); `ftk modules {folder}` writes it again") from None
     known = {design.name: tuple(design.everyone or design.replicas) for design in designs}
     return tuple(one for one in found if known.get(one.condition) == one.replicas)
 
@@ -156,7 +153,7 @@ def _settings(recipe: Recipe, name: str) -> dict[str, str | int | float]:
 
 def about_run(folder: Path, recipe: Recipe, command: str) -> About:
     """Where and with what a run was made."""
-    found = json.loads((folder / "environment.json").read_text())
+    found = read_record(folder / "environment.json", records.Environment, "`ftk run` writes it again")
     numerics = found["numerics"]
     where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
     environment = {"machine": where, "system": found["system"], "python": found["python"]}
@@ -164,7 +161,7 @@ def about_run(folder: Path, recipe: Recipe, command: str) -> About:
         ftk=toolkit.__version__,
         recipe=recipe.name,
         base=recipe.base,
-        parameters=json.loads((folder / "base.json").read_text())["parameters"],
+        parameters=read_record(folder / "base.json", records.Base, "`ftk run` writes it again")["parameters"],
         environment=environment | {k: v or "" for k, v in found["versions"].items()},
         command=command,
     )

@@ -6,7 +6,6 @@ a weight for each layer, other methods) is refused in one line.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from typing import Any
 
 import yaml
 
+from toolkit import records
 from toolkit.adapters import CONFIG, adapter_paths, read_adapter
+from toolkit.plain import read_record
 from toolkit.recipe.document import Dumper
 from toolkit.recipe.reading import RecipeError, read_yaml
 from toolkit.recipe.words import Path_, nearest
@@ -138,10 +139,10 @@ def _adapter(text: str, folder: Path) -> Path | None:
 
 def config_of(merged: Path) -> str | None:
     """The YAML with which mergekit makes the same merge as a full model; None where it cannot say it."""
-    record = json.loads((merged / "merge.json").read_text(encoding="utf-8"))
+    record = read_record(merged / "merge.json", records.Merge)
     if not (merged / CONFIG).is_file():  # a merge of whole models
         return None
-    base = json.loads((merged / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_record(merged / CONFIG, records.AdapterConfig).get("base_model_name_or_path")
     method = THEIRS.get(record["method"])
     paths = [str(Path(one["path"]).absolute()) for one in record["inputs"]]
     embeds = any(module.embedding for module in read_adapter(merged).modules.values())  # mergekit would change a tied head, too

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ import numpy as np
 from toolkit.analyse import OutcomeTable
 from toolkit.measure import DESIGN, Design, read_prompts
 from toolkit.outcomes import MEASURED, read_outcomes
+from toolkit.plain import read_record
 from toolkit.population import replica_folder
 from toolkit.recipe import parse_recipe
-from toolkit.results import ConditionDesign, Results, from_plain, load_results
+from toolkit.results import ConditionDesign, Results, load_results
 from toolkit.statistics import MIN_RUNS
 from toolkit.statistics import power as pw
 from toolkit.statistics.intervals import TwoWay
@@ -188,10 +188,7 @@ def _of_results(results: Results) -> list[_Pilot]:
 
 
 def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
-    try:
-        design = from_plain(Design, json.loads((folder / DESIGN).read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise PlanError(f"{folder / DESIGN}: broken ({error}); `ftk run` writes it again") from None
+    design = read_record(folder / DESIGN, Design, "`ftk run` writes it again")
     recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
     table = OutcomeTable(read_outcomes((folder / shard for shard in design.shards), MEASURED), read_prompts(recipe))
     found = []

@@ -15,6 +15,7 @@ from typing import Any
 
 from toolkit.files import sha256_file as sha256_file
 from toolkit.files import write_text as write_text
+from toolkit.plain import read_record
 
 RECORD = "replica.json"
 
@@ -47,9 +48,9 @@ def replica_folder(condition: Path, replica: int) -> Path:
 def read_replica(folder: Path) -> Replica | None:
     """The record of a complete replica; None when it is missing, half written, or its files were changed."""
     try:
-        record = Replica(**json.loads((folder / RECORD).read_text()))
+        record = read_record(folder / RECORD, Replica)
         complete = all(sha256_file(folder / name) == digest for name, digest in record.sha256.items())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return None
     return record if complete else None
 

@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from toolkit import records
 from toolkit.analyse import OutcomeTable, analyse_table
 from toolkit.measure import Design, MeasureError, about_run, finish, read_design, read_prompts, thresholds_of
 from toolkit.outcomes import read_outcomes
+from toolkit.plain import read_record
 from toolkit.population import Replica, fingerprint, read_population
 from toolkit.recipe import Criteria, parse_recipe
 from toolkit.results import MACHINE, ConditionDesign, Results
@@ -44,7 +46,7 @@ def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None =
     if not common:
         raise MeasureError(f"{folders[1]}: has no condition that {folders[0]} has, too; reproducibility is of one procedure")
     outcomes = [read_outcomes(folder / shard for shard in design.shards) for folder, design in zip(folders, designs, strict=True)]
-    environments = [json.loads((folder / "environment.json").read_text(encoding="utf-8")) for folder in folders]
+    environments = [read_record(folder / "environment.json", records.Environment) for folder in folders]
     tables = [_of(outcomes[0], "", "base")]
     conditions, notes = [], _differences(folders, environments)
     for name in common:

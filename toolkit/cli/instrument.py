@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 
 from toolkit.cli.terminal import GATE_SAID_NO, as_json, console, errors, load_recipe, print_json, workers_option
+from toolkit.plain import read_json
 
 
 @click.command()
@@ -65,7 +65,7 @@ def measure(
             options = {"same": same, "baseline": baseline, "paired": paired, "factors": factors}
             results = stage.measure_predictions(source, folder, **options, criteria=asked)
         if as_json:
-            print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text(encoding="utf-8"))})
+            print_json({"out": str(folder), "results": read_json(folder / "results.json")})
             return
         click.echo(table_text(results))
         for sentence in results.verdict:
@@ -89,7 +89,7 @@ def claims(run: Path, file: Path | None, as_json: bool) -> None:
         found = stage.hold_claims(run, file or stage.ORIGIN)
         path = run / stage.CLAIMS
         if as_json:
-            print_json({"out": str(path), "claims": json.loads(path.read_text(encoding="utf-8"))})
+            print_json({"out": str(path), "claims": read_json(path)})
             return
         click.echo(stage.claims_text(found))
         click.echo(f"claims: {path.resolve()}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from toolkit.pipeline import Console
 
 DONE, FAILED, BAD_INPUT, GATE_SAID_NO = 0, 1, 2, 3
+LONGEST = 1000
+"""characters of an error"""
 DISK_SAID_NO = {
     errno.ENOSPC: "the disk is full: free some and run again; finished work is kept",
     errno.EDQUOT: "your quota of the disk is used up: free some and run again; finished work is kept",
@@ -69,24 +71,28 @@ def errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _stop(f"stopped; finished work is kept. Go on with: {shlex.join(['ftk', *sys.argv[1:]])}", 130)
+        stop(f"stopped; finished work is kept. Go on with: {shlex.join(['ftk', *sys.argv[1:]])}", 130)
     except click.ClickException as error:
-        _stop(error.format_message(), BAD_INPUT)
+        stop(error.format_message(), BAD_INPUT)
     except OSError as error:
         if error.errno == errno.EPIPE:  # `ftk ... | head`: click's to handle
             raise
         reason = DISK_SAID_NO.get(error.errno or 0, error.strerror)
-        _stop(f"{error.filename}: {reason}" if error.filename else reason or str(error), FAILED)
+        stop(f"{error.filename}: {reason}" if error.filename else reason or str(error), FAILED)
     except (ValueError, RuntimeError) as error:
         if not type(error).__module__.startswith("toolkit."):
             raise
         from toolkit.engines import WorkerDied  # every other error of ours is about what was asked
 
-        _stop(str(error), FAILED if isinstance(error, WorkerDied) else BAD_INPUT)
+        stop(str(error), FAILED if isinstance(error, WorkerDied) else BAD_INPUT)
 
 
-def _stop(message: str, code: int) -> None:
-    click.echo(f"ftk: {message}", err=True)
+def stop(message: str, code: int) -> NoReturn:
+    """One line on stderr, however long or broken up the message is; then the exit code."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST:  # a value of the user's is in it
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    click.echo(f"ftk: {line}", err=True)
     sys.exit(code)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from toolkit.plain import JsonError, parse
+
 
 class DataError(ValueError):
     """Data that cannot be used as it is. The message is one line: the file, the line or row, the field and the fix."""
@@ -87,18 +89,16 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
+                value = parse(line, any_number=True)
+            except JsonError as error:
                 raise DataError(f"{where}: broken JSON at column {error.colno}: {error.msg}") from None
-            except UnicodeDecodeError:
-                raise DataError(f"{where}: not UTF-8; save the file as UTF-8") from None
             yield _object(value, where)
 
 
 def _read_json(path: Path) -> Iterator[Row]:
     try:
-        value = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
+        value = parse(path.read_bytes(), any_number=True)
+    except JsonError as error:
         if error.msg == "Extra data":  # many .json files on the hub hold one object per line
             yield from _read_jsonl(path)
             return
@@ -135,8 +135,8 @@ def _cell(name: str, cell: str, where: str) -> Any:
     if name not in ("messages", "conversations"):
         return cell
     try:
-        return json.loads(cell)
-    except json.JSONDecodeError as error:
+        return parse(cell, any_number=True)
+    except JsonError as error:
         raise DataError(f"{where}: field {name!r} must be a JSON list: {error.msg}") from None
 
 

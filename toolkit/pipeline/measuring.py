@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from toolkit import records
 from toolkit.adapters import read_adapter
 from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
 from toolkit.evaluate import token_probability, vote_outcomes
@@ -17,6 +17,7 @@ from toolkit.pipeline.answering import accuracies, all_subjects, answer_units
 from toolkit.pipeline.job import Run, RunError, successful
 from toolkit.pipeline.merging import merged_folder
 from toolkit.pipeline.populations import given_note
+from toolkit.plain import read_record
 from toolkit.population import groups, read_population, replica_folder
 from toolkit.recipe import Mitigation
 from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
@@ -104,14 +105,14 @@ def condition_design(job: Run, name: str, shards: Sequence[Path]) -> ConditionDe
     seconds = sum(measured) / len(measured) if measured else None
     tokens = None
     if own:
-        plan = json.loads((folder / "population.json").read_text())["plan"]
+        plan = read_record(folder / "population.json", records.Population)["plan"]
         tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
     mitigations = []
     for mitigation in job.recipe.mitigations_of(name):
         members = groups(replicas, mitigation.k)
         rank = rank_of_one
         if mitigation.merge and members:
-            rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
+            rank = read_record(merged_folder(folder, mitigation.label, 0) / "merge.json", records.Merge).get("rank")
         spent = None if seconds is None else mitigation.k * seconds
         of_all = None if tokens is None else mitigation.k * tokens
         price = Price(mitigation.k, streams(job, name, mitigation, shards), rank, spent, of_all)

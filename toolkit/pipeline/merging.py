@@ -15,6 +15,7 @@ from toolkit.engines import Progress
 from toolkit.full import MODEL
 from toolkit.merge import merge_folders, same_input
 from toolkit.pipeline.job import Run, successful
+from toolkit.plain import read_json
 from toolkit.population import groups, replica_folder, write_text
 from toolkit.recipe import Mitigation
 
@@ -82,7 +83,7 @@ def describe_merge(folder: Path) -> None:
 def is_merged(unit: MergeUnit) -> bool:
     """True when merge.json is there and names this method, these parameters, and these inputs as they are now; and a card."""
     try:
-        record = json.loads((unit.out / "merge.json").read_text())
+        record = read_json(unit.out / "merge.json")
         asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
         inputs = [Path(item["path"]) for item in record["inputs"]]
         homes = [source for path in inputs for source in {path, *path.parents}.intersection(unit.sources)]
@@ -94,5 +95,5 @@ def is_merged(unit: MergeUnit) -> bool:
             and (unit.out / CARD).is_file()
             and all(same_input(path, item) for path, item in zip(inputs, record["inputs"], strict=True))
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False

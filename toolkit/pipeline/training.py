@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from torch import OutOfMemoryError
 
-from toolkit import distill, environment, seeds
+from toolkit import distill, environment, records, seeds
 from toolkit.adapters import read_adapter
 from toolkit.base import load_base
 from toolkit.data import Example, encode_rows, read_rows
 from toolkit.engines import Progress
 from toolkit.ensemble import ENSEMBLES
 from toolkit.pipeline.job import Run, RunError, as_json
+from toolkit.plain import read_record
 from toolkit.plan import (
     SOFT_TARGET_BYTES,
     TrainingPlan,
@@ -140,7 +140,7 @@ def _claim(
     """Write population.json, or refuse a folder whose replicas another recipe trained."""
     path = folder / "population.json"
     if path.is_file():
-        found = json.loads(path.read_text())
+        found = read_record(path, records.Population)
         if found["fingerprint"] != mark and population:
             raise RunError(
                 f"{folder}: holds replicas of another recipe, base or data (fingerprint {found['fingerprint']}, this one is {mark}); "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -12,6 +11,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from toolkit.patterns import PatternError, compiled
 from toolkit.recipe.words import Path_
 
 Positive = Annotated[int, Field(ge=1)]
@@ -33,9 +33,9 @@ def answer_rule(rule: str) -> str:
     if not rule.startswith("regex:") or rule == "regex:":
         raise ValueError("should be text, first-line, embedded or regex:PATTERN")
     try:
-        re.compile(rule.removeprefix("regex:"))
-    except re.error as error:
-        raise ValueError(f"the pattern is broken: {error}") from None
+        compiled(rule.removeprefix("regex:"))
+    except PatternError as error:
+        raise ValueError(str(error)) from None
     return rule
 
 
