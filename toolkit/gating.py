@@ -12,7 +12,7 @@ from toolkit.measure import DESIGN, MeasureError, read_design, read_prompts
 from toolkit.outcomes import MEASURED, read_outcomes
 from toolkit.plain import read_json
 from toolkit.predictions import SUFFIXES, read_predictions
-from toolkit.recipe import parse_recipe
+from toolkit.recipe import read_recipe
 
 
 def limits_of(source: Path, *, condition: str | None = None, same: str = "exact", alpha: float | None = None) -> Limits:
@@ -45,7 +45,7 @@ def _runs(source: Path, condition: str | None, same: str) -> tuple[Table, Arm, s
         if not (source / DESIGN).is_file():
             raise MeasureError(f"{source}: no outcomes there; name a run, a file of predictions, or what `ftk evaluate --out` wrote")
         design = read_design(source)
-        recipe = parse_recipe((source / "recipe.yaml").read_text(encoding="utf-8"), str(source / "recipe.yaml"))
+        recipe = read_recipe(source / "recipe.yaml")
         table: Table = OutcomeTable(read_outcomes((source / shard for shard in design.shards), MEASURED), read_prompts(recipe))
         designs = {found.name: found for found in design.conditions}
     else:

@@ -15,7 +15,7 @@ from toolkit.outcomes import MEASURED, read_outcomes
 from toolkit.plain import read_record, to_plain
 from toolkit.population import write_text
 from toolkit.predictions import read_predictions, with_factors
-from toolkit.recipe import Criteria, Recipe, parse_recipe
+from toolkit.recipe import Criteria, Recipe, read_recipe
 from toolkit.report import write_report
 from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds, load_results, save_results
 
@@ -61,7 +61,7 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
     criteria: instead of the recipe's. Raises MeasureError in one line for a folder without outcomes.
     """
     design = read_design(folder)
-    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
+    recipe = read_recipe(folder / "recipe.yaml")
     asked = criteria or recipe
     results = analyse_table(
         OutcomeTable(read_outcomes((folder / shard for shard in design.shards), MEASURED), read_prompts(recipe)),

@@ -16,9 +16,10 @@ import yaml
 
 from toolkit import records
 from toolkit.adapters import CONFIG, adapter_paths, read_adapter
+from toolkit.files import home
 from toolkit.plain import read_record
 from toolkit.recipe.document import Dumper
-from toolkit.recipe.reading import RecipeError, read_yaml
+from toolkit.recipe.reading import RecipeError, read_yaml, text_of
 from toolkit.recipe.words import Path_, nearest
 
 NAME = "mergekit_config.yml"
@@ -53,7 +54,7 @@ def read_request(path: Path) -> Request:
 
     Raises RecipeError in one line (file, line, field, fix), or AdapterError.
     """
-    document, lines = read_yaml(path.read_text(encoding="utf-8"), str(path), "a mapping with `merge_method` and `models` is expected")
+    document, lines = read_yaml(text_of(path), str(path), "a mapping with `merge_method` and `models` is expected")
 
     def wrong(place: Path_, text: str) -> RecipeError:
         line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), 1)
@@ -131,7 +132,7 @@ def read_request(path: Path) -> Request:
 
 
 def _adapter(text: str, folder: Path) -> Path | None:
-    for path in (folder / Path(text).expanduser(), Path(text)):
+    for path in (folder / home(text), Path(text)):
         if (path / CONFIG).is_file():
             return adapter_paths(path)[0]
     return None

@@ -14,7 +14,7 @@ from toolkit.measure import DESIGN, Design, read_prompts
 from toolkit.outcomes import MEASURED, read_outcomes
 from toolkit.plain import read_record
 from toolkit.population import replica_folder
-from toolkit.recipe import parse_recipe
+from toolkit.recipe import read_recipe
 from toolkit.results import ConditionDesign, Results, load_results
 from toolkit.statistics import MIN_RUNS
 from toolkit.statistics import power as pw
@@ -189,7 +189,7 @@ def _of_results(results: Results) -> list[_Pilot]:
 
 def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
     design = read_record(folder / DESIGN, Design, "`ftk run` writes it again")
-    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
+    recipe = read_recipe(folder / "recipe.yaml")
     table = OutcomeTable(read_outcomes((folder / shard for shard in design.shards), MEASURED), read_prompts(recipe))
     found = []
     for condition in design.conditions:

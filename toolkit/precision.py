@@ -22,7 +22,7 @@ from toolkit.measure import Design, MeasureError, about_run, finish, read_design
 from toolkit.outcomes import read_outcomes
 from toolkit.plain import read_record
 from toolkit.population import Replica, fingerprint, read_population
-from toolkit.recipe import Criteria, parse_recipe
+from toolkit.recipe import Criteria, read_recipe
 from toolkit.results import MACHINE, ConditionDesign, Results
 
 
@@ -36,7 +36,7 @@ def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None =
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise MeasureError(f"{folders[0]}: the same folder twice is no second run; train the recipe again, here or elsewhere")
     designs = [read_design(folder) for folder in folders]
-    recipes = [parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml")) for folder in folders]
+    recipes = [read_recipe(folder / "recipe.yaml") for folder in folders]
     prompts = read_prompts(recipes[0])
     asked = {name: [asdict(prompt) for prompt in suite] for name, suite in prompts.items()}
     for folder, recipe in zip(folders[1:], recipes[1:], strict=True):

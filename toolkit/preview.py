@@ -40,7 +40,7 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
     prompts = read_prompts(recipe)
     recipe = pipeline.settle(recipe, device)
     base = load_base(recipe.base, recipe.dtype, device)
-    pipeline.check_lengths(recipe, base, prompts, device)
+    pipeline.check_all(recipe, base, prompts, device)
     warnings: list[str] = []
     found: dict[str, Any] = {
         "recipe": recipe.name,

@@ -16,7 +16,7 @@ from toolkit.claims.models import EVERY, ORIGIN, Claim, read_claims
 from toolkit.measure import DESIGN, read_design, read_prompts, thresholds_of
 from toolkit.outcomes import read_outcomes
 from toolkit.population import read_population, replica_folder, sha256_file
-from toolkit.recipe import Recipe, parse_recipe
+from toolkit.recipe import Recipe, read_recipe
 from toolkit.report import write_report
 from toolkit.results import Claims, ConditionDesign, Outlook, Tested, Thresholds, save_results
 from toolkit.statistics.power import pilot_spread, replicas_for_range
@@ -35,7 +35,7 @@ def hold_claims(folder: Path, file: Path = ORIGIN, *, runs: int = RUNS) -> Claim
     Raises RecipeError for a claims file that cannot be read, MeasureError for a folder without outcomes; both in one line.
     """
     claims, design = read_claims(file), read_design(folder)
-    recipe = parse_recipe((folder / "recipe.yaml").read_text(encoding="utf-8"), str(folder / "recipe.yaml"))
+    recipe = read_recipe(folder / "recipe.yaml")
     table = OutcomeTable(read_outcomes(folder / shard for shard in design.shards), read_prompts(recipe))
     tested = [row for claim in claims for row in _tested(claim, folder, recipe, table, design.conditions)]
     outlook = [row for one in design.conditions for row in outlook_of(table, one, runs, recipe.level, thresholds_of(recipe))]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from toolkit.files import home
 from toolkit.plain import JsonError, parse
 
 
@@ -29,7 +30,7 @@ def read_rows(source: str) -> list[Row]:
 
     Raises DataError when the source is missing, empty or broken; the message names the file and the line.
     """
-    path = Path(source).expanduser()
+    path = home(source)
     kind, _, count = source.partition(":")
     if kind == "embedded":
         rows = [Row(fields, f"{source}, row {n}") for n, fields in enumerate(_embedded(source, count), 1)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.engines import LocalEngine, RayEngine
 from toolkit.population import read_population
-from toolkit.recipe import Recipe, parse_recipe
+from toolkit.recipe import Recipe, read_recipe
 
 
 class RunError(RuntimeError):
@@ -53,7 +53,7 @@ def open_folder(folder: Path) -> Recipe:
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise RunError(f"{folder}: not a run folder (no recipe.yaml); `ftk run RECIPE --out {folder}` makes one")
-    return parse_recipe(path.read_text(encoding="utf-8"), str(path))
+    return read_recipe(path)
 
 
 def successful(folder: Path) -> list[int]:

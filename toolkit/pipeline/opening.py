@@ -13,12 +13,11 @@ from toolkit.compiled import TESTED
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
 from toolkit.measure import read_prompts
-from toolkit.pipeline.checks import check_against_base, check_ensembles, check_lengths
+from toolkit.pipeline.checks import check_all
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
 from toolkit.population import write_text
-from toolkit.recipe import Recipe, Sequential, dump_recipe
-from toolkit.until import asked_about
+from toolkit.recipe import Recipe, dump_recipe
 
 
 @contextmanager
@@ -37,11 +36,7 @@ def open_run(
     recipe = settle(recipe, device, folder)
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
-    check_against_base(recipe, base)
-    check_ensembles(recipe, prompts)
-    for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
-        asked_about(figure, prompts)
-    check_lengths(recipe, base, prompts, device)
+    check_all(recipe, base, prompts, device)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
         remove_leftovers(folder)  # of a run that was killed
