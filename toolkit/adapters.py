@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from toolkit.files import naming, sha256_file, sync
 from toolkit.patterns import compiled
-from toolkit.plain import parse
+from toolkit.plain import JsonError, from_plain, parse
+from toolkit.records import AdapterConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -362,6 +363,10 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f"{path}: option {key!r} of {CONFIG} is unknown here and may change what the factors mean; "
                 f"delete it if it is a remark of another tool, else {PLAIN_LORA}"
             )
+    try:
+        from_plain(AdapterConfig, config)
+    except JsonError as error:
+        raise AdapterError(f"{path}: {CONFIG} cannot be read ({error}); save the adapter again") from None
     init = config.get("init_lora_weights", True)
     if init not in INITS:
         raise AdapterError(

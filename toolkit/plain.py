@@ -56,7 +56,7 @@ def parse(data: bytes | str, *, any_number: bool = False) -> typing.Any:
     except RecursionError:
         raise JsonError(f"more than {DEEPEST} levels of lists and objects inside each other") from None
     level = [value] if isinstance(value, dict | list) else []
-    for _ in range(DEEPEST):
+    for _ in range(DEEPEST + 1):
         if not level:
             return value
         items = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))

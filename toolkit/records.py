@@ -67,9 +67,14 @@ class Merge(TypedDict):
 
 
 class AdapterConfig(TypedDict):
-    """adapter_config.json, as far as it names the base."""
+    """adapter_config.json; rank and alpha are read module by module."""
 
     base_model_name_or_path: NotRequired[str | None]
+    revision: NotRequired[str | None]
+    task_type: NotRequired[str | None]
+    target_modules: NotRequired[list[str] | str | None]
+    use_rslora: NotRequired[bool | None]
+    fan_in_fan_out: NotRequired[bool | None]
 
 
 class Full(TypedDict):
