@@ -25,7 +25,7 @@ from toolkit.statistics.pairs import count_pairs
 from toolkit.statistics.tolerance import normal
 
 VERSION = 1
-MAX_BASELINE = 10**7
+MAX_BASELINE, LARGEST = 10**7, 1e100
 MIN_BASELINE = 30  # runs: with fewer the baseline's standard deviation is not known to 25 %
 EWMA_WEIGHT = 0.2
 OFFSET = 2.0  # added to both counts of log-odds (Agresti & Coull): with 0.5 a single wrong answer near 100 % looks like a jump
@@ -72,7 +72,7 @@ class Metric:
         """From the scale that is judged to the metric's own unit."""
         if self.kind == "value":
             return x
-        share = 1 / (1 + math.exp(-x))
+        share = 1 / (1 + math.exp(-x)) if x > -700 else 0.0  # beyond, exp is no number
         return min(1.0, max(0.0, (share * (self.prompts + 2 * OFFSET) - OFFSET) / self.prompts))
 
 
@@ -267,6 +267,10 @@ def _check(limits: Limits) -> None:
         "a metric is of the prompts, or a value": all(m.kind == "value" or m.name in counted for m in limits.metrics),
         "a metric of the prompts counts them": all(m.kind == "value" or m.prompts > 0 for m in limits.metrics),
         "a metric that varies has a standard deviation": all(m.low is None or m.sd > 0 for m in limits.metrics),
+        "the numbers of a metric are those of runs": all(
+            abs(x) < LARGEST for m in limits.metrics for x in (m.center, m.sd, m.skew, m.excess, m.low or 0.0, m.high or 0.0)
+        ),
+        "heavy is a kurtosis": 0 <= limits.heavy < LARGEST,
         "covariance is a square of the metrics that vary": all(len(row) == len(limits.covariance) for row in limits.covariance)
         and len(limits.covariance) in (0, varying),
     }

@@ -1,6 +1,6 @@
 """results.json as one HTML file for people, and as a plain table for the terminal."""
 
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ from toolkit.results import (
 from toolkit.statistics import MIN_GROUPS, Estimate
 from toolkit.sweeps import Control, controls, sweeps
 
+DRAWN = 40
+"""Categories of a shift in the chart, and conditions with charts; the tables have all of them."""
 BEST = 2
 """Mitigations drawn beside the single replica in the chart by category."""
 
@@ -52,7 +54,11 @@ def render(results: Results, claims: Claims | None = None) -> str:
     environment.globals |= {"procedure_name": _procedure_name, "criteria_rows": _criteria_rows, "metric_rows": _metric_rows}
     environment.globals |= {"claimed_range": claimed_range, "tested_unit": tested_unit, "floor_text": floor_text}
     environment.globals |= {"multiplicity": _multiplicity, "source_figures": _source_figures, "p_value": _p_value}
-    drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in results.conditions]
+    drawn = [
+        (condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in results.conditions[:DRAWN]
+    ]
+    untold = Markup("<p>Charts are drawn for the first %s conditions.</p>") % DRAWN
+    drawn += [(condition, {"category": untold}) for condition in results.conditions[DRAWN:]]
     return environment.get_template("report.html.j2").render(
         results=results,
         conditions=drawn,
@@ -143,7 +149,9 @@ def _category_panels(results: Results, condition: ConditionResult) -> dict[str, 
             if cell.category and cell.shift == shift:
                 here = [(p, p.cell(shift, cell.category)) for p in (condition.single, *best)]
                 rows[f"{cell.category} ({cell.n_prompts})"] = {_name(p): _dot(c.disagreement) for p, c in here if c}
-        panels[shift] = rows
+        panels[shift if len(rows) <= DRAWN else f"{shift} ({DRAWN} categories; {len(rows) - DRAWN} more in the table)"] = dict(
+            islice(rows.items(), DRAWN)
+        )
     return panels
 
 

@@ -8,7 +8,7 @@ from toolkit.analyse.cells import base_procedure, condition_result, run_accuraci
 from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, mitigated, same_compute, scaling
 from toolkit.analyse.criteria import judge
 from toolkit.analyse.sources import crossing, sources
-from toolkit.analyse.table import Arm, OutcomeTable, PredictionTable, PromptLike, Table
+from toolkit.analyse.table import CATEGORIES, Arm, OutcomeTable, PredictionTable, PromptLike, Table
 from toolkit.analyse.trades import trade
 from toolkit.analyse.verdict import verdict
 from toolkit.recipe import Criterion
@@ -60,6 +60,8 @@ def analyse_table(
         for m in design.mitigations
         if m.label not in {p.label for p in result.procedures}
     ]
+    if table.unlisted:
+        unmeasured.append(f"{CATEGORIES} categories have figures of their own, those with the most prompts; {table.unlisted:,} more do not")
     uncrossed = [f"{design.name}: {note}" for design in conditions if (note := crossing(design.factors).note)]
     found = Results(
         about=about or About(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shlex
 import socket
@@ -59,6 +60,14 @@ def without_network(*sources: str | None) -> None:
         socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
     except OSError:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+class Between(click.FloatRange):
+    """A number within limits; `nan` is within none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is no number", param, ctx)
 
 
 def print_json(value: dict[str, Any]) -> None:
