@@ -64,7 +64,13 @@ def test_an_input_depends_on_the_seed_alone(tmp_path, whole):
 
 @pytest.mark.parametrize(
     ("code", "stderr", "fault"),
-    [(0, "", ()), (2, "ftk: no\n", ()), (2, "ftk: no\nftk: no\n", ("2 lines of error",)), (-9, "", ("exit code -9",)), (1, "Traceback (most\n", ("traceback",))],
+    [
+        (0, "", ()),
+        (2, "ftk: no\n", ()),
+        (2, "ftk: no\nftk: no\n", ("2 lines of error",)),
+        (-9, "", ("exit code -9",)),
+        (1, "Traceback (most\n", ("traceback",)),
+    ],
 )
 def test_a_fault_is_seen(code, stderr, fault, tmp_path):
     (tmp_path / ".stderr").write_text(stderr)

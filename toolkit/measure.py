@@ -19,6 +19,8 @@ from toolkit.recipe import Criteria, Recipe, read_recipe
 from toolkit.report import write_report
 from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds, load_results, save_results
 
+CONDITIONS = 500
+"""of one file of predictions: each is held against the first, with intervals for every shift and category"""
 DESIGN, MODULES, RESULTS = "design.json", "modules.json", "results.json"
 
 
@@ -120,6 +122,8 @@ def measure_predictions(
         raise MeasureError(f"{path}: no condition {baseline!r} to hold the others against; there are: {', '.join(names)}")
     if baseline is not None:
         names = [baseline, *(name for name in names if name != baseline)]
+    if len(names) > CONDITIONS:
+        raise MeasureError(f"{path}: {len(names):,} conditions, and {CONDITIONS} are measured together; name fewer in one file")
     asked, table = criteria or Criteria(), PredictionTable(predictions, same)
     designs = table.designs(names)
     command = f"ftk measure {path} --same {same}" + (f" --baseline {baseline}" if baseline else "") + (" --paired" if paired else "")

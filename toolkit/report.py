@@ -27,7 +27,9 @@ from toolkit.statistics import MIN_GROUPS, Estimate
 from toolkit.sweeps import Control, controls, sweeps
 
 DRAWN = 40
-"""Categories of a shift in the chart, and conditions with charts; the tables have all of them."""
+"""Categories of a shift in the chart; the tables have all of them."""
+PICTURED = 20
+"""Conditions with charts; the tables have all of them."""
 BEST = 2
 """Mitigations drawn beside the single replica in the chart by category."""
 
@@ -54,11 +56,10 @@ def render(results: Results, claims: Claims | None = None) -> str:
     environment.globals |= {"procedure_name": _procedure_name, "criteria_rows": _criteria_rows, "metric_rows": _metric_rows}
     environment.globals |= {"claimed_range": claimed_range, "tested_unit": tested_unit, "floor_text": floor_text}
     environment.globals |= {"multiplicity": _multiplicity, "source_figures": _source_figures, "p_value": _p_value}
-    drawn = [
-        (condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in results.conditions[:DRAWN]
-    ]
-    untold = Markup("<p>Charts are drawn for the first %s conditions.</p>") % DRAWN
-    drawn += [(condition, {"category": untold}) for condition in results.conditions[DRAWN:]]
+    pictured, others = results.conditions[:PICTURED], results.conditions[PICTURED:]
+    drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in pictured]
+    untold = Markup("<p>Charts are drawn for the first %s of %s conditions.</p>") % (PICTURED, len(results.conditions))
+    drawn += [(condition, {"category": untold}) for condition in others]
     return environment.get_template("report.html.j2").render(
         results=results,
         conditions=drawn,

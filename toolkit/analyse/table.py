@@ -74,7 +74,8 @@ class Table(ABC):
     """Prompts of all suites in one row, and the arms that answered them.
 
     answers, texts: what the codes of answer_RP and text_RP stand for. shifts, parts: positions of the prompts of a shift, and of a
-    category of it, for the CATEGORIES that have the most prompts; unlisted: how many more there are. cluster_P: prompts that are no independent sample share a number. scored: what score_RP is.
+    category of it, for the CATEGORIES with the most prompts; unlisted: how many more there are. cluster_P: prompts that are no
+    independent sample share a number. scored: what score_RP is.
     """
 
     scored = "score"

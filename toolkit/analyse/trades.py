@@ -15,7 +15,7 @@ COMPARED = 60
 
 
 def trade(table: Table, design: ConditionDesign, level: float) -> Trade | None:
-    """Correlations over runs of the accuracies of the categories that have references (at most COMPARED); None of fewer than two of those."""
+    """Correlations over runs of the accuracies of the categories that have references, COMPARED at most; None of fewer than two."""
     arm = table.arm(design.name, "replica", list(design.replicas))
     marked = {} if arm is None else {place: here for place, at in table.parts.items() if place[1] and (here := arm.on(at)).marked}
     marked = dict(sorted(marked.items(), key=lambda item: -item[1].correct_RP.shape[1])[:COMPARED]) if len(marked) > COMPARED else marked
