@@ -12,6 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
+from toolkit import escape
+from toolkit.escape import Markdown, markdown
 from toolkit.results import Claims, Estimate, Results, Tested, claimed_range, load_claims, load_results, number, tested_unit
 from toolkit.results import interval as limits
 from toolkit.sweeps import controls, joined
@@ -19,12 +21,12 @@ from toolkit.sweeps import controls, joined
 HEAD = ["method", "K", "groups", "ratio, typical", "near", "far", "accuracy, far (points)", "kept", "models that answer", "rank"]
 
 
-def interval(estimate: dict | None, scale: float = 1, form: str = "z.2f") -> str:
+def interval(estimate: dict | None, scale: float = 1, form: str = "z.2f") -> Markdown:
     """`0.86 [0.81, 0.92]`, with ? where it is inconclusive; - where there is none."""
     if not estimate or estimate["value"] is None:
-        return "-"
+        return Markdown("-")
     value, low, high = (x if x is None else format(scale * x, form) for x in (estimate["value"], estimate["low"], estimate["high"]))
-    return value + (f" [{low}, {high}]" if low and high else "") + ("" if estimate["conclusive"] else " ?")
+    return Markdown(value + (f" [{low}, {high}]" if low and high else "") + ("" if estimate["conclusive"] else " ?"))
 
 
 def table(results: dict) -> str:
@@ -62,8 +64,8 @@ def merge_table(results: dict) -> str:
 
 
 def as_markdown(lines: list[list[str]]) -> str:
-    head, *rows = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
+    """Cells are escaped, but for figures and marks that were made here."""
+    return "\n".join(escape.table(lines))
 
 
 def train_table(results: dict) -> str:
@@ -104,8 +106,8 @@ def claims_table(found: Claims) -> str:
     return as_markdown(lines)
 
 
-def _figure(row: Tested, estimate) -> str:
-    return "-" if estimate is None else f"{number(estimate.value, tested_unit(row))} {limits(estimate, tested_unit(row))}".strip()
+def _figure(row: Tested, estimate) -> Markdown:
+    return Markdown("-" if estimate is None else f"{number(estimate.value, tested_unit(row))} {limits(estimate, tested_unit(row))}".strip())
 
 
 def matrix(found: Claims) -> str:
@@ -115,9 +117,12 @@ def matrix(found: Claims) -> str:
     lines = [["prompts", "number", *conditions]]
     for shift, category in dict.fromkeys((row.shift, row.category) for row in found.outlook):
         row = [cells.get((shift, category, condition)) for condition in conditions]
-        said = ["-" if one is None else f"{number(one.differ.value, '%')} {limits(one.differ, '%')} {one.zone}" for one in row]
+        said = [
+            Markdown("-" if one is None else f"{number(one.differ.value, '%')} {limits(one.differ, '%')} {markdown(one.zone)}")
+            for one in row
+        ]
         number_of = next(one.n_prompts for one in row if one)
-        lines.append([f"{shift}: {category}" if category else f"**{shift}**", str(number_of), *said])
+        lines.append([f"{shift}: {category}" if category else Markdown(f"**{markdown(shift)}**"), str(number_of), *said])
     return as_markdown(lines)
 
 
@@ -156,10 +161,11 @@ def conditions_table(results: Results) -> str:
     return as_markdown(lines)
 
 
-def _told(estimate: Estimate | None, unit: str = "", signed: bool = False) -> str:
+def _told(estimate: Estimate | None, unit: str = "", signed: bool = False) -> Markdown:
     if estimate is None or estimate.value is None:
-        return "-"
-    return f"{number(estimate.value, unit, signed)} {limits(estimate, unit, signed)}".strip() + ("" if estimate.conclusive else " ?")
+        return Markdown("-")
+    figure = f"{number(estimate.value, unit, signed)} {limits(estimate, unit, signed)}".strip()
+    return Markdown(figure + ("" if estimate.conclusive else " ?"))
 
 
 def main() -> None:

@@ -320,7 +320,8 @@ def test_a_hub_data_set_takes_configuration_and_split(monkeypatch):
 
     class Hub:
         @staticmethod
-        def load_dataset(path, name=None, split=None):
+        def load_dataset(path, name=None, split=None, trust_remote_code=None):
+            assert trust_remote_code is False
             calls.append((path, name, split))
             return [{"text": "one"}]
 
@@ -334,7 +335,7 @@ def test_a_hub_data_set_takes_configuration_and_split(monkeypatch):
 def test_a_hub_data_set_that_cannot_be_had_is_one_line(monkeypatch):
     class Hub:
         @staticmethod
-        def load_dataset(path, name=None, split=None):
+        def load_dataset(path, name=None, split=None, trust_remote_code=None):
             raise ConnectionError("Couldn't reach\nthe Hub")
 
     monkeypatch.setitem(sys.modules, "datasets", Hub)

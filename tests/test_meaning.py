@@ -332,7 +332,8 @@ def test_a_model_is_read_from_disk_by_the_library_it_was_made_with(tmp_path, mon
     made = []
 
     def library(name: str, model: str) -> None:
-        def load(folder: str) -> Stub:
+        def load(folder: str, trust_remote_code: bool = False) -> Stub:
+            assert not trust_remote_code
             made.append((name, folder))
             return Stub()
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -134,16 +135,36 @@ def _locate(name: str) -> tuple[str, str | None]:
 def _one_line(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0]  # the first sentence; what follows is advice for library authors
-        raise BaseError(f"base {name!r}: not a folder with a causal LM, and not to be had from a hub: {reason}") from None
+    except (OSError, ValueError, KeyError, ImportError, UnpicklingError) as error:
+        raise BaseError(f"base {name!r} {why_not(error)}") from None
+
+
+def why_not(error: Exception) -> str:
+    """Why a model is not loaded, after its name: transformers' reason, and whether it would have run code that came with it."""
+    if isinstance(error, UnpicklingError):
+        return "has weights in a pickle that holds more than tensors, which could run code: name one with .safetensors"
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return "needs code that comes with it (`auto_map`), which is never run: name a base of a kind that transformers knows itself"
+    reason = " ".join(str(error).split()).split(". ")[0]  # the first sentence; what follows is advice for library authors
+    return f"is no folder with a causal LM, and not to be had from a hub: {reason}"
 
 
 def load_config(name: str) -> PretrainedConfig:
     """The configuration of a base, as `load_base` finds it. Raises BaseError."""
     source, revision = _locate(name)
     with _one_line(name):
-        return AutoConfig.from_pretrained(source, **({"revision": revision} if revision else {}))
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **({"revision": revision} if revision else {}))
+    check_kernels(name, config)
+    return config
+
+
+def check_kernels(name: str, config: PretrainedConfig) -> None:
+    """Raises BaseError where a configuration asks for compiled code from a hub (`attn_implementation: org/kernel`)."""
+    for key in ("attn", "experts"):
+        if "/" in str(getattr(config, f"_{key}_implementation", None)):
+            raise BaseError(
+                f"base {name!r} asks for code from a hub, which is never run: take `{key}_implementation` out of its config.json"
+            )
 
 
 def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
@@ -171,13 +192,14 @@ def _four_bits(device: str) -> dict[str, Any]:
 @lru_cache(maxsize=1)  # a worker process serves many stacks on one base
 def _load(name: str, dtype: str, device: str) -> Base:
     source, revision = _locate(name)
+    load_config(name)  # refuses what would run code
     transformers_logging.disable_progress_bar()  # every worker would draw one
     options: dict[str, Any] = {"revision": revision} if revision else {}
     packed = dtype == "nf4"
     kind = _four_bits(device) if packed else {"dtype": getattr(torch, dtype)}
     with _one_line(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, **kind, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, weights_only=True, **kind, **options)
     model = (model if packed else model.to(device)).eval().requires_grad_(False)
     for module in model.modules() if packed else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # it would pack itself anew in a pass without gradients, and round otherwise

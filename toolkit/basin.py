@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from toolkit import delta, seeds
+from toolkit import delta, escape, seeds
 from toolkit.adapters import Adapter, Module
 from toolkit.base import Base
 from toolkit.data import Prompt, encode_prompt, encode_reference
@@ -334,4 +334,4 @@ def basin_text(found: Basin) -> str:
     lines += ["", "excess: largest rise of a merge above its members' mean; barrier: largest rise on the way from a member to it;"]
     lines += [f"'!' where one of them is larger than the SD between members, '!!' than {WARN:g} SD"]
     words = {"warn": "WARN", "ok": "OK: members and merges lie in one basin, as far as these prompts tell", "inconclusive": "INCONCLUSIVE"}
-    return "\n".join([*lines, "", words[found.verdict], *(f"- {reason}" for reason in found.reasons)])
+    return escape.lines([*lines, "", words[found.verdict], *(f"- {reason}" for reason in found.reasons)])

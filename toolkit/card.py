@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from toolkit import records
+from toolkit import escape, records
 from toolkit.adapters import CONFIG, FULL
+from toolkit.escape import Markdown, code, link, markdown
 from toolkit.plain import read_record
 from toolkit.population import write_text
 from toolkit.results import Estimate, Procedure, Results, interval, load_results, number
@@ -44,28 +47,29 @@ def merge_card(folder: Path) -> str:
     kind, what, change = ("fully fine-tuned models", "A fine-tune of", "W - W of the base")
     if not whole:
         kind, what, change = ("LoRA adapters", "A LoRA adapter for", "scale * B * A")
+    method, asked = record["method"], record["parameters"]
+    facts: list[tuple[object, object]] = [("", "")]
+    facts += [(name, value) for name, value in sorted(asked.items()) if value is not None and name != "rank"]
+    if not whole:
+        facts.append(("rank", f"{record['rank']} (asked: {asked.get('rank', 'full')})"))
+        facts.append(("share of the squared norm that this rank keeps", f"{record['energy']:.4f}"))
+    facts.append(("made with", ", ".join(f"{name} {version}" for name, version in record["versions"].items())))
+    sources: list[tuple[object, ...]] = [("adapter", "weight", "sha256 of its weights")]
+    sources += [(_short(one["path"]), f"{one['weight']:.4g}", code(one["sha256"])) for one in inputs[:SHOWN]]
+    if len(inputs) > SHOWN:
+        sources.append((f"and {len(inputs) - SHOWN} more", "", "in merge.json"))
     lines = [
         _front(base, ["merge", "ftk"] if whole else ["lora", "merge", "ftk"], "finetune" if whole else "adapter"),
-        f"# {record['method']} of {len(inputs)} {kind}",
+        f"# {markdown(method)} of {len(inputs)} {kind}",
         "",
-        f"{what} {_named(base)}: the weight changes dW = {change} of {len(inputs)} of them, merged by "
-        f"[{record['method']}]({record['paper']}).",
+        f"{what} {_named(base)}: the weight changes dW = {change} of {len(inputs)} of them, merged by {link(method, record['paper'])}.",
         "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in sorted(record["parameters"].items()) if value is not None and name != "rank"),
-        *([] if whole else [f"| rank | {record['rank']} (asked: {record['parameters'].get('rank', 'full')}) |"]),
-        *([] if whole else [f"| share of the squared norm that this rank keeps | {record['energy']:.4f} |"]),
-        f"| made with | {', '.join(f'{name} {version}' for name, version in record['versions'].items())} |",
+        *escape.table(facts),
         "",
         "## Inputs",
         "",
-        "| adapter | weight | sha256 of its weights |",
-        "|---|---|---|",
-        *(f"| {_short(one['path'])} | {one['weight']:.4g} | `{one['sha256']}` |" for one in inputs[:SHOWN]),
+        *escape.table(sources),
     ]
-    if len(inputs) > SHOWN:
-        lines.append(f"| and {len(inputs) - SHOWN} more | | in merge.json |")
     found = _results_around(folder)
     if found:
         results, condition, label = found
@@ -78,12 +82,12 @@ def merge_card(folder: Path) -> str:
 def run_card(folder: Path) -> str:
     """Of a run: every procedure of every condition."""
     results = load_results(folder / "results.json")
-    lines = [_front(results.about.base or None, ["lora", "ftk"]), f"# {results.about.recipe}", ""]
+    lines = [_front(results.about.base or None, ["lora", "ftk"]), f"# {markdown(results.about.recipe)}", ""]
     lines += [f"How much independent fine-tunes of {_named(results.about.base or None)} differ, and what remedies buy.", ""]
     for condition in results.conditions:
         failed = f", {condition.n_failed} more failed" if condition.n_failed else ""
-        lines += [f"## {condition.name}: {condition.n_replicas} replicas{failed}", "", *_table(results, condition.procedures), ""]
-    lines += [_legend(results), "", *(f"- {sentence}" for sentence in (*results.verdict, *results.notes))]
+        lines += [f"## {markdown(condition.name)}: {condition.n_replicas} replicas{failed}", "", *_table(results, condition.procedures), ""]
+    lines += [_legend(results), "", *map(escape.item, (*results.verdict, *results.notes))]
     return "\n".join(lines) + "\n"
 
 
@@ -105,7 +109,7 @@ def _table(results: Results, procedures: Sequence[Procedure]) -> list[str]:
     """Disagreement of two independent runs by shift, and against single replicas on the shift that is farthest out."""
     far = results.shifts[-1]
     head = ["procedure", "runs", *(f"{shift}, %" for shift in results.shifts), f"ratio, {far}", f"accuracy change, {far}, points"]
-    rows = []
+    rows: list[list[str]] = [head]
     for p in procedures:
         cells = [p.cell(shift) for shift in results.shifts]
         last = cells[-1]
@@ -113,14 +117,14 @@ def _table(results: Results, procedures: Sequence[Procedure]) -> list[str]:
         figures = [_figure(cell.disagreement if cell else None, "%") for cell in cells]
         against = [_figure(last.ratio if last else None), _figure(last.accuracy_change if last else None, "%", signed=True)]
         rows.append([name, str(p.n_runs), *figures, *against])
-    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return escape.table(rows)
 
 
-def _figure(estimate: Estimate | None, unit: str = "", signed: bool = False) -> str:
+def _figure(estimate: Estimate | None, unit: str = "", signed: bool = False) -> Markdown:
     if estimate is None or estimate.value is None:
-        return ""
+        return Markdown()
     sure = "" if estimate.conclusive else " (inconclusive)"
-    return f"{number(estimate.value, unit, signed)}{sure} {interval(estimate, unit, signed)}".strip()
+    return Markdown(f"{number(estimate.value, unit, signed)}{sure} {interval(estimate, unit, signed)}".strip())
 
 
 def _legend(results: Results) -> str:
@@ -136,19 +140,24 @@ def _front(base: str | None, tags: list[str], relation: str = "adapter") -> str:
         from huggingface_hub import ModelCardData
     except ImportError:
         return ""
-    known: dict[str, Any] = {"base_model": base, "base_model_relation": relation} if base and not _is_folder(base) else {}
+    hub, _, _ = (base or "").partition("@")  # what follows is a revision
+    known: dict[str, Any] = {"base_model": hub, "base_model_relation": relation} if _HUB_ID.fullmatch(hub) and not _is_folder(hub) else {}
     library = "peft" if relation == "adapter" else "transformers"
     return f"---\n{ModelCardData(library_name=library, pipeline_tag='text-generation', tags=tags, **known).to_yaml()}\n---\n"
 
 
+_HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
+
+
 def _is_folder(base: str) -> bool:
-    return base == "embedded" or base.startswith((".", "/", "~")) or base.count("/") > 1
+    """A folder of this machine, also where its path looks like the name of somebody's model on a hub."""
+    return base == "embedded" or base.startswith((".", "/", "~")) or base.count("/") > 1 or os.path.isdir(base)
 
 
-def _named(base: str | None) -> str:
+def _named(base: str | None) -> Markdown:
     if not base:
-        return "a base model that its adapters do not name"
-    return f"`{Path(base).name}` (a local folder)" if base != "embedded" and _is_folder(base) else f"`{base}`"
+        return Markdown("a base model that its adapters do not name")
+    return Markdown(f"{code(Path(base).name)} (a local folder)") if base != "embedded" and _is_folder(base) else code(base)
 
 
 def _short(path: str) -> str:

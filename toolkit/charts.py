@@ -6,8 +6,11 @@ series has its own marker. Axes of shares start at 0; intervals are always drawn
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from toolkit import escape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +23,7 @@ INCH = 96.0  # CSS pixels
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ftk",
+    "text.parse_math": False,  # a name may hold $
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -59,11 +63,8 @@ def by_category(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> str:
                 offset = (i - (len(names) - 1) / 2) * 0.22
                 points = [(row + offset, dots[name]) for row, dots in enumerate(rows.values()) if name in dots]
                 _dots(ax, points, i, name, horizontal=True)
-            ax.set_title(shift)
-            ax.set_yticks(range(len(rows)), list(rows))
-            ax.set_ylim(len(rows) - 0.45, -0.55)
-            ax.tick_params(axis="y", length=0)
-            ax.grid(axis="x")
+            _title(ax, shift)
+            _rows(ax, list(rows))
         axes[0].set_xlim(left=0)
         axes[-1].xaxis.set_major_formatter(_percent)
         axes[-1].set_xlabel("share of prompts on which two independent runs answer differently")
@@ -97,7 +98,7 @@ def accuracies(panels: Mapping[str, tuple[Sequence[float], float | None, int]]) 
                     ha=side,
                     va="top",
                 )
-            ax.set_title(f"{shift} ({len(scores)} replicas, {n_prompts} prompts)")
+            _title(ax, f"{shift} ({len(scores)} replicas, {n_prompts} prompts)")
             ax.set_ylim(0, max(counts.values(), default=1) * 1.15)
             ax.yaxis.get_major_locator().set_params(integer=True, nbins=3)
         axes[0].set_xlim(-0.01, 1.01)
@@ -119,12 +120,12 @@ def against_k(panels: Mapping[str, tuple[Dot, Mapping[str, Mapping[int, Dot]]]])
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
             if single.value:
-                ax.plot(ks, [single.value / k for k in ks], color=GREY, linestyle=":", linewidth=1.5, label="1/K", zorder=1)
+                ax.plot(ks, [single.value / k for k in ks], color=GREY, linestyle=":", linewidth=1.5, label=_series("1/K"), zorder=1)
             _dots(ax, [(1, single)], 0, "single replica", horizontal=False)
             for i, name in enumerate(methods, start=1):
                 spread = 2 ** (0.09 * (i - (len(methods) + 1) / 2))  # side by side at the same K
                 _dots(ax, [(k * spread, dot) for k, dot in sorted(curves.get(name, {}).items())], i, name, horizontal=False, line=True)
-            ax.set_title(shift)
+            _title(ax, shift)
             ax.set_xticks(ks, [str(k) for k in ks])
             ax.minorticks_off()
             ax.set_xlim(ks[0] / 1.35, ks[-1] * 1.35)
@@ -153,7 +154,7 @@ def survival(curves: Mapping[str, Curve]) -> str:
             lows, highs = [0.0 if x is None else x for x in low], [1.0 if x is None else x for x in high]
             ax.fill_between([0, *token], [1, *lows], [1, *highs], step="post", color=colour, alpha=0.13, linewidth=0)
             ax.step([0, *token], [1, *share], where="post", color=colour, linewidth=1.4)
-            ax.plot([0, *token], [1, *share], linestyle="none", marker=marker, markersize=3.5, color=colour, label=shift)
+            ax.plot([0, *token], [1, *share], linestyle="none", marker=marker, markersize=3.5, color=colour, label=_series(shift))
         ax.set_ylim(0, 1.02)
         ax.set_xlim(left=0)
         ax.yaxis.set_major_formatter(_percent)
@@ -184,7 +185,7 @@ def against_setting(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Dot,
                 ax.set_xscale("log")
                 ax.minorticks_off()
             ax.set_xticks(list(runs), [f"{at:g}\nN = {n:,}" for at, n in runs.items()])
-            ax.set_title(setting)
+            _title(ax, setting)
             ax.grid(axis="y")
         for ax in grid[len(panels) :]:
             ax.set_visible(False)
@@ -210,11 +211,8 @@ def by_source(panels: Mapping[str, Mapping[str, Mapping[str, Dot]]]) -> str:
                 offset = (i - (len(shifts) - 1) / 2) * 0.22
                 points = [(row + offset, dots[shift]) for row, dots in enumerate(rows.values()) if shift in dots]
                 _dots(ax, points, i + 1, shift, horizontal=True)
-            ax.set_title(design)
-            ax.set_yticks(range(len(rows)), list(rows))
-            ax.set_ylim(len(rows) - 0.45, -0.55)
-            ax.tick_params(axis="y", length=0)
-            ax.grid(axis="x")
+            _title(ax, design)
+            _rows(ax, list(rows))
         axes[-1].xaxis.set_major_formatter(_percent)
         axes[-1].set_xlabel("part of the share of prompts on which two fresh runs differ; about nothing may fall below 0")
         _legend(figure, axes[0], len(shifts))
@@ -230,21 +228,34 @@ def against_baseline(rows: Mapping[str, tuple[Dot, str]], baseline: str, shift: 
         ax = figure.subplots()
         ax.axvline(1, color=GREY, linestyle=":", linewidth=1.5, zorder=1)
         _dots(ax, [(row, dot) for row, (dot, _) in enumerate(rows.values())], 1, "ratio", horizontal=True)
-        ax.set_yticks(range(len(rows)), list(rows))
-        ax.set_ylim(len(rows) - 0.45, -0.55)
-        ax.tick_params(axis="y", length=0)
+        _rows(ax, list(rows))
         ax.set_xlim(left=0, right=1.05 * max([1.2, *(dot.high or dot.value or 0 for dot, _ in rows.values())]))
-        ax.grid(axis="x")
         for row, (_, note) in enumerate(rows.values()):
-            ax.annotate(
-                note, (1, row), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points", va="center", color=GREY
-            )
-        ax.set_xlabel(f"disagreement on {shift} prompts, relative to {baseline}; below 1 is steadier")
+            at = {"xycoords": ("axes fraction", "data"), "xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            ax.annotate(escape.line(note), (1, row), **at, color=GREY)
+        ax.set_xlabel(f"disagreement on {escape.line(shift)} prompts, relative to {escape.line(baseline)}; below 1 is steadier")
 
     return _svg(draw, 900, 70 + 26 * len(rows), f"Conditions by their ratio of disagreement to {baseline}, with intervals")
 
 
 # -- shared ------------------------------------------------------------------------------------------------------------
+
+
+def _title(ax: "Axes", text: str) -> None:
+    ax.set_title(escape.line(text))
+
+
+def _rows(ax: "Axes", names: Sequence[str]) -> None:
+    """One row a name, the first on top."""
+    ax.set_yticks(range(len(names)), [escape.line(name) for name in names])
+    ax.set_ylim(len(names) - 0.45, -0.55)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+
+
+def _series(name: str) -> str:
+    """The label of a series: never empty nor with `_` at its front, which would keep it from the legend. `_legend` takes the head off."""
+    return f"series {escape.line(name)}"
 
 
 def _dots(
@@ -276,7 +287,7 @@ def _dots(
         if horizontal:
             xs, ys = ys, xs
         style = "-" if line and filled else "none"
-        face, label = (colour, name) if filled else ("white", None)
+        face, label = (colour, _series(name)) if filled else ("white", None)
         ax.plot(
             xs, ys, marker=marker, markersize=5.5, linestyle=style, linewidth=0.9, color=colour, markerfacecolor=face, label=label, zorder=3
         )
@@ -292,7 +303,8 @@ def _log_limits(panels: Mapping[str, tuple[Dot, Mapping[str, Mapping[int, Dot]]]
 
 def _legend(figure: "Figure", ax: "Axes", columns: int) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(columns, 7), handlelength=1.6, handletextpad=0.5, columnspacing=1.8)
+    names = [label.removeprefix(_series("")) for label in labels]
+    figure.legend(handles, names, loc="outside upper left", ncols=min(columns, 7), handlelength=1.6, handletextpad=0.5, columnspacing=1.8)
 
 
 def _percent(value: float, _position: float | None = None) -> str:
@@ -304,7 +316,10 @@ def _svg(draw, width: float, height: float, description: str) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of signs that the font has not, which the reader's font draws
+        matplotlib.rcdefaults()  # and not what a matplotlibrc in the working directory says
+        matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(width / INCH, height / INCH), layout="constrained")
         draw(figure)
         buffer = io.StringIO()
@@ -312,9 +327,5 @@ def _svg(draw, width: float, height: float, description: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML head: it names an external DTD
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return re.sub(
-        r'width="[^"]*pt" height="[^"]*pt"|height="[^"]*pt" width="[^"]*pt"',
-        "",
-        svg.replace("<svg", f'<svg role="img" aria-label="{description}"', 1),
-        count=1,
-    )
+    svg = re.sub(r'width="[^"]*pt" height="[^"]*pt"|height="[^"]*pt" width="[^"]*pt"', "", svg, count=1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape.markup(description)}"', 1)

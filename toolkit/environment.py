@@ -86,6 +86,14 @@ def resolve_device(asked: str) -> str:
     return "cpu"
 
 
+def keep_cwd_off_the_path() -> None:
+    """Python processes that are started from here on do not import modules from the folder in which ftk was started.
+
+    A worker is `python -c ...`, which looks there first: a `random.py` of the user's would be run as the standard library's.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
 def make_deterministic(device: str) -> None:
     """Switch on everything that makes one machine repeat its bits: one thread on the CPU, deterministic kernels on a GPU."""
     import torch

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from toolkit import escape
 from toolkit.analyse import Arm, OutcomeTable, PredictionTable, Table
 from toolkit.gate import Limits, Verdict, judge, learn, load_limits
 from toolkit.measure import DESIGN, MeasureError, read_design, read_prompts
@@ -103,4 +104,4 @@ def verdict_text(verdict: Verdict) -> str:
         lines.append(f" {row.metric + run:<34} {row.test:<6} {row.value:>9.4g}  {limits}{'  OUTSIDE' if row.outside else ''}")
     if verdict.t2_limit is not None:
         lines.append(f" {'all together (T2)':<34} {'run':<6} {max(verdict.t2):>9.4g}  limit {verdict.t2_limit:.4g}")
-    return "\n".join([*lines, *(f"note: {note}" for note in verdict.notes)])
+    return escape.lines([*lines, *(f"note: {note}" for note in verdict.notes)])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from toolkit import escape
 from toolkit import statistics as st
 from toolkit.adapters import Adapter
 from toolkit.grams import module_gram, module_names
@@ -134,7 +135,7 @@ def _text(found: Modules) -> str:
     if found.baseline:
         clear = sum(row.p_adjusted is not None and row.p_adjusted < 1 - found.total.spread.level for row in found.modules)
         lines.append(f" {clear} of {len(found.modules)} modules have another spread than in {found.baseline}, adjusted for their number")
-    return "\n".join(lines)
+    return escape.lines(lines)
 
 
 def _figure(estimate: st.Estimate) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit import escape
 from toolkit.analyse import OutcomeTable
 from toolkit.measure import DESIGN, Design, read_prompts
 from toolkit.outcomes import MEASURED, read_outcomes
@@ -283,7 +284,7 @@ def plan_text(found: Plan) -> str:
         lines += ["", "on P prompts: no number of replicas is enough on those there are"]
     if any(c.assumed for shift in shifts for c in shift.comparisons):
         lines += ["*: the pilot has too few groups of it, or none; how its runs will differ is assumed, and the size is rough"]
-    return "\n".join(lines)
+    return escape.lines(lines)
 
 
 def _goals(shift: ShiftPlan) -> list[Goal]:

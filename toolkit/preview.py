@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from toolkit import data, environment, pipeline
+from toolkit import data, environment, escape, pipeline
 from toolkit.adapters import read_adapter
 from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, layer_shapes, same_weights
 from toolkit.base import Base, load_base
@@ -212,38 +212,44 @@ def _memory(base: Base, plan: TrainingPlan, trained: int, dropout: float) -> int
     return sum(p.nbytes for p in base.model.parameters()) + plan.stack * trained * TRAINED_BYTES + activations + logits
 
 
+def _say(console: Console, *parts: str | tuple[str, str]) -> None:
+    """One line of text, and of (text, style): nothing in it is read as markup."""
+    styled = ((part, "") if isinstance(part, str) else part for part in parts)
+    console.print(Text.assemble(*((escape.line(text), style) for text, style in styled)))
+
+
 def show(found: dict[str, Any]) -> None:
     """`check` for people."""
     console = Console(highlight=False, soft_wrap=True)
     base, rows = found["base"], found["data"]
     size = f"{base['parameters']:,} parameters, {base['dtype']} on {found['device']}"
-    console.print(f"[bold]{escape(found['recipe'])}[/]: {base['architecture']}, {size}")
+    _say(console, (found["recipe"], "bold"), f": {base['architecture']}, {size}")
     if rows:
         lengths = f"longest {rows['longest']} tokens, mean {rows['mean_length']:.1f}"
-        console.print(f"data: {rows['rows']:,} rows, read as [bold]{rows['format']}[/], {lengths}")
-    console.print("suites: " + (", ".join(f"{escape(name)} ({n:,} prompts)" for name, n in found["suites"].items()) or "none"))
+        _say(console, f"data: {rows['rows']:,} rows, read as ", (rows["format"], "bold"), f", {lengths}")
+    _say(console, "suites: " + (", ".join(f"{name} ({n:,} prompts)" for name, n in found["suites"].items()) or "none"))
     if rows:
-        console.print("two rows as the model sees them, what counts in the loss between ⟦ and ⟧:")
+        _say(console, "two rows as the model sees them, what counts in the loss between ⟦ and ⟧:")
         for example in rows["examples"]:
-            console.print(f"  {escape(_shortened(example))}")
+            for i, line in enumerate(_shortened(example).split("\n")):
+                _say(console, "  " * (i == 0) + line)
     for name, entry in found["conditions"].items():
         if "adapters" in entry:
             _show_given(console, name, entry)
             continue
         plan = entry["plan"]
         stacks = f"{entry['stacks']} stack{'s' * (entry['stacks'] > 1)} of {plan['stack']}"
-        console.print(f"[bold]{escape(name)}[/]: {_design(entry)} in {stacks}")
+        _say(console, (name, "bold"), f": {_design(entry)} in {stacks}")
         if entry["teaching"]:
-            console.print(f"  {escape(_taught(entry['teaching']))}")
-        console.print(f"  {plan['steps']} steps of {plan['micro_batch'] * plan['accumulation']} rows, padded to {plan['length']} tokens")
+            _say(console, f"  {_taught(entry['teaching'])}")
+        _say(console, f"  {plan['steps']} steps of {plan['micro_batch'] * plan['accumulation']} rows, padded to {plan['length']} tokens")
         pace = f"; {entry['seconds_per_step'] * 1000:.0f} ms a step of a stack (measured now)" if "seconds_per_step" in entry else ""
         needed = f"a stack needs about {_size(entry['memory_bytes'])} by its shapes{', compiled' if plan.get('compiled') else ''}"
-        console.print(
-            f"  {entry['trained_parameters']:,} {'parameters' if entry['method'] == 'full' else 'adapter parameters'}; {needed}{pace}"
-        )
+        kind = "parameters" if entry["method"] == "full" else "adapter parameters"
+        _say(console, f"  {entry['trained_parameters']:,} {kind}; {needed}{pace}")
     _show_forecast(console, found["forecast"])
     for warning in found["warnings"]:
-        console.print(f"[yellow]note[/]: {escape(warning)}")
+        _say(console, ("note", "yellow"), f": {warning}")
 
 
 def _show_forecast(console: Console, ahead: dict[str, Any]) -> None:
@@ -251,18 +257,18 @@ def _show_forecast(console: Console, ahead: dict[str, Any]) -> None:
     workers = f"{ahead['workers']} worker{'s' * (ahead['workers'] > 1)}"
     if ahead["seconds"] is None:
         sizes = (f"{name} {_size(stage['disk_bytes'])}" for name, stage in ahead["stages"].items())
-        console.print(f"on disk, by shapes: {', '.join(sizes)}")
+        _say(console, f"on disk, by shapes: {', '.join(sizes)}")
         return
-    console.print(f"[bold]what a run would take[/] with {workers}, from a probe on this machine:")
-    console.print("  stage       wall time    memory of a worker    on disk")
+    _say(console, ("what a run would take", "bold"), f" with {workers}, from a probe on this machine:")
+    _say(console, "  stage       wall time    memory of a worker    on disk")
 
     def row(name: str, seconds: float, memory: str, size: int) -> None:
-        console.print(f"  {name:<10} {_time(seconds):>10} {memory:>21} {_size(size) if size else '':>10}")
+        _say(console, f"  {name:<10} {_time(seconds):>10} {memory:>21} {_size(size) if size else '':>10}")
 
     for name, stage in ahead["stages"].items():
         row(name, stage["seconds"], _size(stage["worker_bytes"]) if stage["worker_bytes"] else "", stage["disk_bytes"])
     row("in all", ahead["seconds"], _size(ahead["worker_bytes"]), ahead["disk_bytes"])
-    console.print(f"  {workers} and the process that leads them: {_size(ahead['memory_bytes'])} of memory")
+    _say(console, f"  {workers} and the process that leads them: {_size(ahead['memory_bytes'])} of memory")
 
 
 def _time(seconds: float) -> str:
@@ -273,9 +279,9 @@ def _show_given(console: Console, name: str, entry: dict[str, Any]) -> None:
     ranks, paths = entry["ranks"], entry["adapters"]
     span = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     hashed = f"base known by hash for {entry['base_known_by_hash']}, by names and shapes of the layers for all"
-    console.print(f"[bold]{escape(name)}[/]: {pipeline.given_note(len(paths))}")
-    console.print(f"  {span}, on {', '.join(entry['targets'])}; {hashed}")
-    console.print(f"  {escape(paths[0])}" + (f" to {escape(paths[-1])}" if len(paths) > 1 else ""))
+    _say(console, (name, "bold"), f": {pipeline.given_note(len(paths))}")
+    _say(console, f"  {span}, on {', '.join(entry['targets'])}; {hashed}")
+    _say(console, f"  {paths[0]}" + (f" to {paths[-1]}" if len(paths) > 1 else ""))
 
 
 def _taught(teaching: dict[str, Any]) -> str:
@@ -327,8 +333,8 @@ def doctor() -> dict[str, Any]:
 def show_doctor(found: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     numerics = found["numerics"]
-    console.print(f"ftk {found['ftk']}, Python {found['python']}, {found['system']}")
-    console.print(f"{numerics['gpu'] or numerics['cpu']}, {found['cores']} cores, {(found['memory_bytes'] or 0) / 2**30:.0f} GiB")
-    console.print(", ".join(f"{name} {version or 'missing'}" for name, version in found["versions"].items()))
+    _say(console, f"ftk {found['ftk']}, Python {found['python']}, {found['system']}")
+    _say(console, f"{numerics['gpu'] or numerics['cpu']}, {found['cores']} cores, {(found['memory_bytes'] or 0) / 2**30:.0f} GiB")
+    _say(console, ", ".join(f"{name} {version or 'missing'}" for name, version in found["versions"].items()))
     for note in found["notes"]:
-        console.print(f"- {escape(note)}")
+        _say(console, f"- {note}")

@@ -4,7 +4,7 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit import charts
+from toolkit import charts, escape
 from toolkit.population import sha256_file, write_text
 from toolkit.results import (
     Cell,
@@ -50,7 +50,12 @@ def render(results: Results, claims: Claims | None = None) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("toolkit"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("toolkit"),
+        autoescape=True,
+        finalize=escape.seen,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.globals |= {"number": number, "interval": interval, "remedy": remedy, "name": _name, "price": _price, "too_few": _too_few}
     environment.globals |= {"procedure_name": _procedure_name, "criteria_rows": _criteria_rows, "metric_rows": _metric_rows}
@@ -299,7 +304,7 @@ def table_text(results: Results) -> str:
     level = f"{100 * results.level:g} % intervals in brackets"
     lines.append(f"{level}; '?' inconclusive, with the replicas it needs; accuracy: change on {target} prompts in points;")
     lines.append(f"kept: of the fine-tuning on {home} prompts (answers that it changed, accuracy that it gained: the lower); '!' below 0.9")
-    return "\n".join(lines)
+    return escape.lines(lines)
 
 
 def _source_lines(results: Results) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from textwrap import wrap
 
+from toolkit import escape
 from toolkit.results import ZONES, Claims, Outlook, Tested, claimed_range, floor_text, interval, number, tested_unit
 from toolkit.statistics import Estimate
 
@@ -27,7 +28,7 @@ def claims_text(found: Claims) -> str:
     level = f"{100 * found.level:g} % intervals in brackets; a verdict only where the whole interval gives it"
     zones = ", ".join(f"{SIGNS[zone]} {zone}" for zone in ZONES)
     answers = "'answers a prompt': different ones of all runs; '>' rather a lower bound"
-    return "\n".join([*lines, "", f"{level};", f"{zones};", answers])
+    return escape.lines([*lines, "", f"{level};", f"{zones};", answers])
 
 
 def _row(row: Tested) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli.terminal import GATE_SAID_NO, as_json, errors, print_json, without_network
+from toolkit import escape
+from toolkit.cli.terminal import GATE_SAID_NO, as_json, errors, print_json, say, show, without_network
 
 
 @click.command()
@@ -33,7 +34,7 @@ def basin(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None, ba
         if as_json:
             print_json({"populations": [{"population": str(folder), **one.to_dict()} for folder, one in found]})
         else:
-            click.echo("\n\n".join(f"{folder}: {basin_text(one)}" for folder, one in found))
+            show("\n\n".join(f"{escape.line(folder)}: {basin_text(one)}" for folder, one in found))
     if strict and any(one.verdict == "warn" for _, one in found):
         sys.exit(GATE_SAID_NO)
 
@@ -53,7 +54,7 @@ def modules(sources: tuple[Path, ...], as_json: bool) -> None:
         from toolkit.results import to_plain
 
         found = external.module_spreads(sources)
-        print_json({"conditions": to_plain(found)}) if as_json else click.echo(modules_text(found))
+        print_json({"conditions": to_plain(found)}) if as_json else show(modules_text(found))
 
 
 @click.command("check-adapter")
@@ -75,7 +76,7 @@ def check_adapter(folder: Path, targets: tuple[str, ...], as_json: bool) -> None
             print_json({"adapter": str(folder), "targets": compatibility.to_plain(found)})
         else:
             for one in found:
-                click.echo(f"{one.target:<10}" + (f"OK       {one.command}" if one.ok else f"refused  {one.because}; {one.fix}"))
+                say(f"{one.target:<10}" + (f"OK       {one.command}" if one.ok else f"refused  {one.because}; {one.fix}"))
     if not all(one.ok for one in found):
         sys.exit(GATE_SAID_NO)
 
@@ -89,4 +90,4 @@ def card(folders: tuple[Path, ...], as_json: bool) -> None:
         from toolkit.card import write_card
 
         paths = [str(write_card(folder)) for folder in folders]
-        print_json({"cards": paths}) if as_json else click.echo("\n".join(paths))
+        print_json({"cards": paths}) if as_json else show(escape.lines(paths))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import toolkit
-from toolkit.cli.terminal import as_json, errors, load_recipe, print_json, workers_option
+from toolkit.cli.terminal import as_json, errors, load_recipe, print_json, say, workers_option
 
 
 @click.command()
@@ -22,7 +22,7 @@ def init(name: Path, force: bool, as_json: bool) -> None:
             raise click.UsageError(f"{path} is there already; choose another name, or --force")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((Path(toolkit.__file__).parent / "starter.yaml").read_bytes())
-        print_json({"recipe": str(path)}) if as_json else click.echo(f"{path}: edit it, then `ftk check {path}` and `ftk run {path}`")
+        print_json({"recipe": str(path)}) if as_json else say(f"{path}: edit it, then `ftk check {path}` and `ftk run {path}`")
 
 
 @click.command()

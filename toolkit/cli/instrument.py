@@ -8,7 +8,18 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli.terminal import GATE_SAID_NO, Between, as_json, console, errors, load_recipe, print_json, workers_option
+from toolkit.cli.terminal import (
+    GATE_SAID_NO,
+    Between,
+    as_json,
+    console,
+    errors,
+    load_recipe,
+    print_json,
+    say,
+    show,
+    workers_option,
+)
 from toolkit.plain import read_json
 
 
@@ -67,10 +78,10 @@ def measure(
         if as_json:
             print_json({"out": str(folder), "results": read_json(folder / "results.json")})
             return
-        click.echo(table_text(results))
+        show(table_text(results))
         for sentence in results.verdict:
-            click.echo(f"- {sentence}")
-        click.echo(f"report: {(folder / 'report.html').resolve()}")
+            say(f"- {sentence}")
+        say(f"report: {(folder / 'report.html').resolve()}")
 
 
 @click.command()
@@ -91,8 +102,8 @@ def claims(run: Path, file: Path | None, as_json: bool) -> None:
         if as_json:
             print_json({"out": str(path), "claims": read_json(path)})
             return
-        click.echo(stage.claims_text(found))
-        click.echo(f"claims: {path.resolve()}")
+        show(stage.claims_text(found))
+        say(f"claims: {path.resolve()}")
 
 
 @click.command()
@@ -141,7 +152,7 @@ def plan(
         targets = planning.Targets(half_widths or usual.half_widths, ratios or usual.ratios, k, power)
         guessed = None if guess is None else planning.Guess(guess, prompts, replicas)
         found = planning.plan(pilot, guess=guessed, targets=targets)
-        print_json(found.to_dict()) if as_json else click.echo(planning.plan_text(found))
+        print_json(found.to_dict()) if as_json else show(planning.plan_text(found))
 
 
 @click.command()
@@ -186,11 +197,11 @@ def gate(
             save_limits(save, limits)
         if candidate is None:
             found = {"limits": str(save), "runs": limits.n, "metrics": [metric.name for metric in limits.metrics]}
-            print_json(found) if as_json else click.echo(f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs")
+            print_json(found) if as_json else say(f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs")
             return
         judged = _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers) if candidate.is_dir() else candidate
         verdict = gating.judge_candidate(limits, judged, same=same)
-        print_json(asdict(verdict)) if as_json else click.echo(gating.verdict_text(verdict))
+        print_json(asdict(verdict)) if as_json else show(gating.verdict_text(verdict))
     if verdict.status == "fail":
         sys.exit(GATE_SAID_NO)
 

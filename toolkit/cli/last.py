@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from toolkit.cli.terminal import BAD_INPUT, FAILED, stop
+from toolkit.cli.terminal import BAD_INPUT, FAILED, say, stop
 
 PREFIX = "ftk-error-"
 """how the names of files with tracebacks begin"""
@@ -59,4 +59,4 @@ def _tell(error: BaseException) -> None:
         where = f"the traceback is in {path}; please report it"
     except OSError as refused:
         where = f"and the traceback could not be written ({refused.strerror})"
-    click.echo(f"ftk: this should not have happened: {what} ({where})", err=True)
+    say(f"ftk: this should not have happened: {what} ({where})", err=True)

@@ -22,6 +22,8 @@ from toolkit.cli.terminal import (
     load_recipe,
     out_option,
     print_json,
+    say,
+    show,
     without_network,
     workers_option,
 )
@@ -74,17 +76,17 @@ def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_js
         with console() as screen:
             results = pipeline.run(recipe, out, workers=workers, engine=engine, console=screen)
         if fresh and (line := compared(out, screen.seconds)):
-            click.echo(line, err=True)
+            say(line, err=True)
         report = (out / "report.html").resolve()
         if as_json:
             found = {"run": str(out), "results": str(out / "results.json"), "report": str(report)}
             print_json(found | {"seconds": screen.seconds, "verdict": list(results.verdict)})
             return
-        click.echo(table_text(results))
+        show(table_text(results))
         for sentence in results.verdict:
-            click.echo(f"- {sentence}")
-        click.echo("seconds: " + ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in screen.seconds.items()))
-        click.echo(f"report: {report}")
+            say(f"- {sentence}")
+        say("seconds: " + ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in screen.seconds.items()))
+        say(f"report: {report}")
 
 
 # -- the arrows --------------------------------------------------------------------------------------------------------
@@ -131,7 +133,7 @@ def train_replicas(
             return
         for name, population in found.items():
             failed = f", {len(population['failed'])} of them failed" if population["failed"] else ""
-            click.echo(f"{name}: {population['replicas']} replicas{failed} in {population['folder']}")
+            say(f"{name}: {population['replicas']} replicas{failed} in {population['folder']}")
 
 
 @click.command()
@@ -194,12 +196,12 @@ def merge(
         from toolkit import external
 
         options = {"base": base, "buffer": buffer, "dense": dense, "prompts": prompts, "score": score, "guard": guard, "strict": strict}
-        options["note"] = partial(click.echo, err=True)
+        options["note"] = partial(say, err=True)
         try:
             with _usage():
                 reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters, **options)
         except external.GuardError as error:
-            click.echo(error, err=True)
+            say(error, err=True)
             sys.exit(GATE_SAID_NO)
         _show_merges(reports, as_json)
 
@@ -253,9 +255,9 @@ def evaluate(
         if as_json:
             print_json({"out": str(folder), "results": read_json(folder / "results.json")})
             return
-        click.echo(table_text(results))
-        click.echo(f"outcomes: {folder / 'outcomes'}")
-        click.echo(f"report: {(folder / 'report.html').resolve()}")
+        show(table_text(results))
+        say(f"outcomes: {folder / 'outcomes'}")
+        say(f"report: {(folder / 'report.html').resolve()}")
 
 
 @click.command()
@@ -269,7 +271,7 @@ def report(folder: Path, as_json: bool) -> None:
         if not (folder / "results.json").is_file():
             raise click.UsageError(f"{folder}: no results.json; `ftk run RECIPE --out {folder}` makes one")
         path = write_report(folder)
-        print_json({"report": str(path)}) if as_json else click.echo(path)
+        print_json({"report": str(path)}) if as_json else say(path)
 
 
 @click.command()
@@ -293,11 +295,11 @@ def verify(folder: Path, replica: tuple[int, ...], condition: tuple[str, ...], w
             print_json(found)
         else:
             for one in wrong:
-                click.echo(_what_differs(one))
-            click.echo(f"{len(found['replicas']) - len(wrong)} of {len(found['replicas'])} replicas came out with the same bits")
+                say(_what_differs(one))
+            say(f"{len(found['replicas']) - len(wrong)} of {len(found['replicas'])} replicas came out with the same bits")
             if wrong:
                 for name, (then, now) in found["environment"].items():
-                    click.echo(f"not as it was: {name} {then} then, {now} now")
+                    say(f"not as it was: {name} {then} then, {now} now")
         if wrong:
             raise SystemExit(GATE_SAID_NO)
 
@@ -321,7 +323,7 @@ def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
         kind = "models" if whole else "adapters"
         size = "whole" if whole else f"rank {report['rank']}" if "rank" in report else dense
         bound = f", error at most {report['error_bound']:.1e}" if "error_bound" in report else ""
-        click.echo(f"{report['out']}: {report['method']} of {report['k']} {kind}, {size}, energy kept {report['energy']:.4f}{bound}")
+        say(f"{report['out']}: {report['method']} of {report['k']} {kind}, {size}, energy kept {report['energy']:.4f}{bound}")
 
 
 def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: str, out: Path | None) -> dict[str, Any]:
@@ -331,7 +333,7 @@ def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: 
 
     report, notes = external.merge_request(config, rank=rank, out=out or config.with_name("merged"))
     for note in notes:
-        click.echo(note, err=True)
+        say(note, err=True)
     return report
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shlex
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
+
+from toolkit import escape
 
 if TYPE_CHECKING:
     from toolkit.pipeline import Console
@@ -70,13 +71,24 @@ class Between(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{value} is no number", param, ctx)
 
 
+def say(line: object, err: bool = False) -> None:
+    """Print one line; names in it cannot make it two, nor move the cursor."""
+    click.echo(escape.line(line), err=err)
+
+
+def show(text: str) -> None:
+    """Print a text of several lines, such as a table that `escape.lines` made."""
+    click.echo(escape.block(text))
+
+
 def print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(escape.json(value))
 
 
 @contextmanager
 def errors() -> Iterator[None]:
     """One clear line instead of a traceback, and the exit code that scripts rely on."""
+    escape.in_logs()
     try:
         yield
     except KeyboardInterrupt:
@@ -98,10 +110,9 @@ def errors() -> Iterator[None]:
 
 def stop(message: str, code: int) -> NoReturn:
     """One line on stderr, however long or broken up the message is; then the exit code."""
-    line = " ".join(message.split())
-    if len(line) > LONGEST:  # a value of the user's is in it
-        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
-    click.echo(f"ftk: {line}", err=True)
+    if len(message) > LONGEST:  # a value of the user's is in it
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+    say(f"ftk: {message}", err=True)
     sys.exit(code)
 
 
@@ -110,11 +121,8 @@ def console() -> Iterator[Console]:
     """Progress and notes on stderr: a bar on a terminal, which ends with the block however that ends; plain lines elsewhere."""
     from toolkit.pipeline import Console
 
-    def note(text: str) -> None:
-        click.echo(text, err=True)
-
     with ExitStack() as bars:
-        yield Console(note=note, progress=partial(_bar, bars) if sys.stderr.isatty() else _lines)
+        yield Console(note=partial(say, err=True), progress=partial(_bar, bars) if sys.stderr.isatty() else _lines)
 
 
 def _lines(title: str, count: int) -> Callable[[float], None]:
@@ -129,7 +137,7 @@ def _lines(title: str, count: int) -> Callable[[float], None]:
             seconds = time.monotonic() - start
             pace = share * count / seconds if seconds else 0.0
             time_ = f"{seconds * (1 - share) / share:.0f} s left" if share < 1 else f"{seconds:.0f} s"
-            click.echo(f"{title}: {share * count:.0f}/{count}, {pace:.2f}/s, {time_}", err=True)
+            say(f"{title}: {share * count:.0f}/{count}, {pace:.2f}/s, {time_}", err=True)
 
     return update
 
@@ -138,10 +146,11 @@ def _bar(bars: ExitStack, title: str, count: int) -> Callable[[float], None]:
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[pace]}"), TimeElapsedColumn(), TimeRemainingColumn()]
+    title_, pace_ = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[pace]}"))
+    columns = [title_, BarColumn(), pace_, TimeElapsedColumn(), TimeRemainingColumn()]
     bar = Progress(*columns, console=RichConsole(stderr=True), redirect_stdout=False)
     bars.callback(bar.stop)
-    task = bar.add_task(title, total=1.0, pace="")
+    task = bar.add_task(escape.line(title), total=1.0, pace="")
 
     def update(share: float) -> None:
         if not bar.live.is_started:

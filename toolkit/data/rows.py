@@ -162,7 +162,8 @@ def _read_hub(source: str) -> Iterator[Row]:
     except ImportError:
         raise DataError(f"{source}: no such file, and a hub data set needs `pip install datasets`") from None
     try:
-        loaded: Any = datasets.load_dataset(name, name=rest[0] if len(rest) == 2 else None, split=rest[-1] if rest else "train")
+        what = {"name": rest[0] if len(rest) == 2 else None, "split": rest[-1] if rest else "train"}
+        loaded: Any = datasets.load_dataset(name, **what, trust_remote_code=False)
     except Exception as error:  # the hub client raises a dozen unrelated types for "offline", "unknown", "no such split"
         raise DataError(f"{source}: neither a file here nor a hub data set that can be loaded: {_one_line(error)}") from None
     for number, fields in enumerate(loaded, 1):

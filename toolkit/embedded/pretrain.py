@@ -106,7 +106,7 @@ def save(out: Path, tokenizer: Tokenizer, model: Qwen2ForCausalLM, **record: obj
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id)
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(out)  # it must load as a user will load it
+    AutoTokenizer.from_pretrained(out, trust_remote_code=False)  # it must load as a user will load it
     digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "tokenizers": tokenizers.__version__}
     found = {**record, "sha256": digest, "parameters": sum(p.numel() for p in model.parameters()), "versions": versions}

@@ -17,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from toolkit import environment
+from toolkit import environment, escape
 
 Unit = TypeVar("Unit")
 Done = TypeVar("Done")
@@ -58,6 +58,7 @@ def _start_worker(ticks: Any, device: str) -> None:
     global _ticks
     _ticks = ticks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    escape.in_logs()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     environment.make_deterministic(device)
 
@@ -81,6 +82,7 @@ class LocalEngine:
     """
 
     def __init__(self, device: str = "cpu", workers: int | None = None):
+        environment.keep_cwd_off_the_path()
         self.workers = workers or (environment.cores() if device == "cpu" else 1)
         self.machines = {environment.cpu_model()}
         context = multiprocessing.get_context("spawn")

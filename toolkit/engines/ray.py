@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir
 from functools import cache
 from typing import Any, TypeVar
 
@@ -53,7 +54,8 @@ class RayEngine:
             address = os.environ.get("RAY_ADDRESS")
             alone = {} if address else {"num_cpus": workers or environment.cores(), "include_dashboard": False}
             try:
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **alone)
+                with chdir(os.sep):  # Ray's workers import modules from where it is started: not from the user's folder
+                    ray.init(log_to_driver=False, logging_level=logging.ERROR, **alone)
             except Exception as error:  # Ray raises no narrower one when a part of it dies while it starts
                 where = f" at RAY_ADDRESS={address}" if address else ""
                 raise WorkerDied(f"Ray did not start{where} ({_first_line(error)}); {GO_ON}") from None

@@ -5,6 +5,7 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from toolkit.data import DataError, parse_answer, parse_reference
 from toolkit.files import home
 from toolkit.meaning.forms import json_form, normalised, number
-from toolkit.plain import read_record
+from toolkit.plain import read_json, read_record
 
 COSINE = 0.9
 ROUNDING = 1e-6  # of a cosine in float32: equal embeddings have a cosine of 1 give or take this
@@ -130,6 +131,17 @@ def _fraction(argument: str, rule: str, low: float, high: float) -> float:
     return value
 
 
+def _check_parts(file: Path, folder: str) -> None:
+    """Raises DataError where a part is a class that comes with the folder: the library would run its code without asking."""
+    try:
+        parts = [part["type"] for part in read_json(file)]
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"meaning: {file} is no list of the parts of an embedding model") from None
+    for part in parts:
+        if not str(part).startswith("sentence_transformers."):
+            raise DataError(f"meaning: the embedding in {folder} needs code of its own ({part}), which is never run; name another")
+
+
 @functools.cache
 def load_model(folder: str) -> Any:
     """A model2vec or sentence-transformers model from a folder: an object with encode(texts) -> [texts, dimensions]."""
@@ -141,7 +153,8 @@ def load_model(folder: str) -> Any:
     try:
         if static or not (path / "modules.json").is_file():
             return importlib.import_module("model2vec").StaticModel.from_pretrained(str(path))
-        return importlib.import_module("sentence_transformers").SentenceTransformer(str(path))
+        _check_parts(path / "modules.json", folder)
+        return importlib.import_module("sentence_transformers").SentenceTransformer(str(path), trust_remote_code=False)
     except ImportError as error:
         raise DataError(f"meaning: the embedding in {folder} needs {error.name}; pip install 'ftk[meaning]'") from None
 

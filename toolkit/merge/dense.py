@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -93,17 +94,21 @@ def merge_into_base(
 
 def load_model(base: str, revision: str | None) -> tuple[Any, Any]:
     """A base with its weights as they are stored, and its tokenizer. Raises AdapterError in one line."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
+
+    from toolkit.base import BaseError, check_kernels, why_not
 
     logging.disable_progress_bar()  # every merge would draw one
     options = {"revision": revision} if revision else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", **options)
-        tokenizer = AutoTokenizer.from_pretrained(base, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0]
-        raise AdapterError(f"base {base!r} cannot be loaded ({reason}); name it with `base`") from None
+        check_kernels(base, AutoConfig.from_pretrained(base, trust_remote_code=False, **options))
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False, weights_only=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, **options)
+    except BaseError as error:
+        raise AdapterError(str(error)) from None
+    except (OSError, ValueError, KeyError, ImportError, UnpicklingError) as error:
+        raise AdapterError(f"base {base!r} cannot be loaded: it {why_not(error)}; name it with `base`") from None
     if getattr(model.config, "quantization_config", None):
         raise AdapterError(
             f"base {base!r} is quantised, so that a change cannot be added to its weights; name the unquantised one with `base`"

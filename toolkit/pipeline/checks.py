@@ -93,9 +93,9 @@ def check_evaluation(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]
     if asked.top_k > size:
         raise RunError(f"evaluation.top_k: base {recipe.base!r} has {size:,} tokens, not {asked.top_k:,}")
     first = next((suite[0] for suite in prompts.values() if suite), None)
-    for choice in asked.choices if first else ():
+    for choice in asked.choices:
         with _told(f"evaluation.choices, {choice!r}"):
-            if not choice or not encode_reference(first.prompt, choice, base.tokenizer):
+            if not choice or first and not encode_reference(first.prompt, choice, base.tokenizer):
                 raise ValueError("the tokenizer makes no token of it")
 
 
@@ -108,7 +108,7 @@ def check_trajectories(recipe: Recipe, device: str) -> None:
         lasts = {f"mitigation {m.label}": m.parameters.get("last") for m in asked if m.merge in ("swa", "lawa")}
         lasts |= {f"conditions.{name}.lawa_last": condition.lawa_last} if "lawa" in condition.averages else {}
         for where, last in lasts.items():
-            if last and last > there:
+            if isinstance(last, int) and last > there:
                 held = f"{plan.steps} steps of {name} make {there} snapshots"
                 raise RunError(f"{where}: {held}, fewer than the last {last}; train longer, or take fewer")
 
