@@ -571,40 +571,33 @@ def adapter_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:
     )
 
 
-RUN_FILES = [
-    "results.json",
-    "design.json",
-    "environment.json",
-    "base.json",
-    "lora/population.json",
-    "lora/replicas/00000/replica.json",
-    "recipe.yaml",
-    "claims.json",
-    "lora/merged/mean-k2/g000/merge.json",
+MERGED = "lora/merged/mean-k2/g000"
+OF_OUTCOMES = ["design.json", "recipe.yaml", "environment.json", "base.json", "outcomes"]
+RUN_COMMANDS: list[tuple[list[str], list[str]]] = [
+    (["measure", "run"], OF_OUTCOMES),
+    (["report", "run"], ["results.json", "claims.json"]),
+    (["plan", "run"], ["design.json", "recipe.yaml", "outcomes", "results.json"]),
+    (["plan", "run/results.json"], ["results.json"]),
+    (["claims", "run"], [*OF_OUTCOMES, "results.json", "lora/population.json", "lora/replicas/00000/replica.json"]),
+    (["card", "run"], ["results.json"]),
+    (["card", f"run/{MERGED}"], [f"{MERGED}/merge.json", "results.json", f"{MERGED}/adapter_config.json"]),
+    (["gate", "run", "--save", "l.json"], OF_OUTCOMES),
+    (["modules", "run/lora"], ["lora/replicas/00000/replica.json", "lora/replicas/00000/adapter_config.json", "lora/population.json"]),
+    (["measure", "run", "run2"], [*OF_OUTCOMES, "lora/replicas/00000/replica.json"]),
+    (["train-replicas", "run/recipe.yaml", "--out", "run", "--workers", "1"], ["recipe.yaml", "lora/population.json"]),
 ]
-RUN_COMMANDS = [
-    ["measure", "run"],
-    ["report", "run"],
-    ["plan", "run"],
-    ["claims", "run"],
-    ["card", "run"],
-    ["gate", "run", "--save", "l.json"],
-    ["plan", "run/results.json"],
-    ["card", "run/lora/merged/mean-k2/g000"],
-    ["modules", "run/lora"],
-    ["measure", "run", "run2"],
-]
+"""a command, and the files of a run that it reads"""
 
 
 def run_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:
     run = link_run(whole, folder)
     for name in ("train.jsonl", "suite.jsonl"):
         os.link(whole / name, folder / name)
-    command = rng.choice(RUN_COMMANDS)
+    command, read = rng.choice(RUN_COMMANDS)
     if "run2" in command:
         shutil.copytree(whole / "run", folder / "run2", copy_function=os.link, symlinks=True)
-    if rng.random() < 0.75:
-        path = run / rng.choice(RUN_FILES)
+    path = run / rng.choice(read)
+    if not path.is_dir():
         if path.suffix == ".yaml":
             break_any(path, path.read_bytes(), rng)
         else:
@@ -712,8 +705,7 @@ def serve() -> None:
     from toolkit.claims import hold_claims  # noqa: F401
 
     load_base("embedded", "float32", "cpu")
-    own = _resident()
-    print(json.dumps({"ready": own}), flush=True)
+    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         folder = Path(asked["folder"])
@@ -729,12 +721,7 @@ def serve() -> None:
                 os.kill(child, signal.SIGKILL)
             time.sleep(0.005)
         code = os.waitstatus_to_exitcode(status)
-        peak = max(0, usage.ru_maxrss * 1024 - own)
-        print(json.dumps({"code": code, "seconds": usage.ru_utime + usage.ru_stime, "bytes": peak}), flush=True)
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        print(json.dumps({"code": code, "seconds": usage.ru_utime + usage.ru_stime, "bytes": usage.ru_maxrss * 1024}), flush=True)
 
 
 def _work(main: Any, folder: Path, arguments: list[str]) -> None:

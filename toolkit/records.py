@@ -1,7 +1,5 @@
 """What ftk reads again of the JSON files that it and others wrote, for `plain.read_record`: a file that lacks it is told in one line."""
 
-from __future__ import annotations
-
 from typing import Any, NotRequired, TypedDict
 
 
