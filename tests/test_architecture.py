@@ -35,6 +35,7 @@ TORCH_FREE = {
     "precision",
     "until",
     "claims",
+    "run_table",
 }
 
 

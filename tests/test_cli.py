@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from rich.progress import Progress
@@ -132,6 +133,49 @@ def test_check_and_doctor_print_one_json_object():
     assert found["data"]["rows"] == 16 and found["conditions"]["lora"]["plan"]["steps"] == 2
     found = json.loads(ftk("doctor", "--json").stdout)
     assert found["versions"]["torch"] and found["numerics"]["torch"] in ftk("doctor").stdout
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+SINGLE = [
+    (name, option)
+    for name, command in cli.main.commands.items()
+    for option in command.params
+    if isinstance(option, click.Option) and not option.multiple
+]
+
+
+@pytest.mark.parametrize(("command", "option"), SINGLE, ids=lambda one: one if isinstance(one, str) else one.name)
+def test_an_option_that_is_taken_once_is_not_given_twice(command, option, monkeypatch):
+    monkeypatch.setattr(cli.main.commands[command], "invoke", lambda ctx: pytest.fail("it went to work"))
+    values = [] if option.is_flag else ["1"]
+    for spelling in option.opts:
+        twice = [option.opts[0], *values, spelling, *values]
+        assert_one_line(ftk(command, "a", *twice), f"{option.opts[0]} stands 2 times, and is used once; keep one")
+        assert_one_line(ftk(command, *twice, "a"), f"{option.opts[0]} stands 2 times")
+
+
+def test_an_option_that_may_be_repeated_is_taken_as_often_as_it_is_given(monkeypatch):
+    from toolkit import external
+
+    asked = []
+    monkeypatch.setattr(external, "basins", lambda sources, *, prompts, **_: asked.append(prompts) or [])
+    assert ftk("basin", "a", "--prompts", "embedded:typical", "--prompts=embedded:far").exit_code == cli.DONE
+    assert asked == [("embedded:typical", "embedded:far")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["evaluate", "a", "--promts", "b"], "No such option '--promts'. (Did you mean one of: '--groups', '--out', '--prompts'?)"),
+        (["run", "a", "--replicas", "few"], "Invalid value for '--replicas': 'few' is not a valid integer range"),
+        (["evaluate"], "Missing argument 'SUBJECTS...'"),
+        (["measur"], "No such command 'measur'"),
+        (["gate", "a", "--save"], "Option '--save' requires an argument"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, told):
+    assert_one_line(ftk(*arguments), told)
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

@@ -365,7 +365,7 @@ BAD_FILES = {
     "latin.csv": ("text\né\n".encode("latin-1"), r"latin\.csv: not UTF-8"),
     "header.csv": (b"text\n", r"header\.csv: no rows"),
     "not.parquet": (b"hello", r"not\.parquet: not a Parquet file"),
-    "data.xlsx": (b"hello", r"data\.xlsx: unknown kind of file; use one of \.jsonl, \.json, \.csv, \.parquet"),
+    "data.xlsx": (b"hello", r"data\.xlsx: unknown kind of file; use one of \.jsonl, \.json, \.csv, \.tsv, \.parquet, \.arrow"),
 }
 
 
@@ -381,7 +381,7 @@ def test_a_broken_file_names_the_line(tmp_path, name):
 def test_missing_files_and_empty_folders_are_named(tmp_path):
     with pytest.raises(DataError, match=r"missing\.jsonl: no such file or folder"):
         read_rows("missing.jsonl")
-    with pytest.raises(DataError, match=r"\.jsonl, \.json, \.csv, \.parquet file in this folder"):
+    with pytest.raises(DataError, match=r"\.jsonl, \.json, \.csv, \.tsv, \.parquet, \.arrow file in this folder"):
         read_rows(str(tmp_path))
 
 
@@ -408,7 +408,7 @@ BAD_ROWS = [
     (turns(("user", "a"), ("assistant", "")), r"last assistant turn of 'messages' is empty"),
     (turns(("human", "a"), ("assistant", "b")), r"turn 1: unknown role 'human'; use one of system"),
     (turns(("user", ["a"]), ("assistant", "b")), r"turn 1: 'content' must be text, not list"),
-    ({"messages": [USER, ASSISTANT | {"tool_calls": [1]}]}, r"turn 2: tool calls are not supported"),
+    ({"messages": [USER, ASSISTANT | {"tool_calls": [1]}]}, r"turn 2: tool call 1 must be"),
     ({"messages": [USER, "hello"]}, r'turn 2: a turn is \{"role": \.\.\., "content": \.\.\.\}'),
     ({"conversations": [{"from": "robot", "value": "a"}]}, r"unknown from 'robot'; use one of human, gpt"),
 ]
@@ -466,7 +466,7 @@ def test_a_suite_row_has_its_fields_and_defaults(tmp_path):
     full = {"id": "7", "prompt": "a =>", "category": "c", "shift": "far", "cluster": "k", "reference": "r"}
     for name in ("a.jsonl", "a.csv", "a.parquet"):
         (prompt,) = read_suite(write(tmp_path / name, [full]), name="mine")
-        assert vars(prompt) == full
+        assert prompt.to_dict() == full
     path = write(tmp_path / "b.jsonl", [{"prompt": "a", "reference": 42}, {"prompt": "a", "id": 3}])
     first, second = read_suite(path, name="near")
     assert (first.category, first.shift, first.cluster, first.reference) == ("near", "near", first.id, "42")

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from toolkit import cli
 from toolkit import statistics as st
+from toolkit.gate import MIN_BASELINE
 from toolkit.measure import measure_predictions
 from toolkit.recipe import load_criteria
 from toolkit.results import load_results
@@ -138,6 +139,157 @@ def test_prompts_on_which_two_conditions_differ(tmp_path):
     assert load_results(tmp_path / "out" / "results.json") == results
     assert "disagreement by prompt: 3 of 60 prompts differ" in ftk("measure", path, "--out", tmp_path / "out").stdout
     assert "prompt by prompt: disagreement" in (tmp_path / "out" / "report.html").read_text()
+
+
+# -- the base, failed runs, scores and single runs -----------------------------------------------------------------------
+
+
+def test_the_base_is_a_reference_and_no_population(tmp_path):
+    """What is kept of the fine-tuning, and what it gained, are those of the statistics; a column says the same as a condition."""
+    lora, less, base_P = answers(0)[:12], answers(1, spread=0.1)[:10].copy(), np.random.default_rng(3).integers(0, 2, PROMPTS)
+    less[:, ::2] = base_P[::2]  # half of the prompts fall back to the base
+    cells = rows(lora, "lora") + rows(less, "less")
+    path = write(tmp_path / "p.jsonl", cells + rows(base_P[None], "base"))
+    results = measure_predictions(path, tmp_path / "out", base="base")
+    assert [c.name for c in results.conditions] == ["lora", "less"] and results.base is not None
+    at = slice(PROMPTS // 2, None)
+    right, wrong = (lora[:, at] == 0).astype(float), (less[:, at] == 0).astype(float)
+    base_mark = (base_P[at] == 0).astype(float)
+    assert results.base.cell("far").accuracy.value == pytest.approx(base_mark.mean())
+    contrast = next(c for c in results.contrasts if c.shift == "far")
+    kept = (less[:, at] != base_P[at]).mean() / (lora[:, at] != base_P[at]).mean()
+    assert contrast.effect_size.value == pytest.approx(kept) and contrast.effect_size.low < kept < contrast.effect_size.high < 0.9
+    gained = (wrong - base_mark).mean() / (right - base_mark).mean()
+    assert contrast.gain_kept.value == pytest.approx(gained)
+    gain = {m.name: m.estimate for m in results.conditions[0].single.cell("far").metrics}["accuracy gained over the base"]
+    assert gain.value == pytest.approx((right - base_mark).mean()) and gain.low < gain.value < gain.high
+    column = [cell | {"base_answer": f"answer {base_P[int(cell['prompt'][1:])]}"} for cell in cells]
+    again = measure_predictions(write(tmp_path / "c.jsonl", column), tmp_path / "column")
+    assert again.contrasts == results.contrasts and again.base == results.base
+    assert [c.procedures for c in again.conditions] == [c.procedures for c in results.conditions]
+
+
+def test_a_base_that_is_no_model_is_refused(tmp_path):
+    path = write(tmp_path / "p.jsonl", rows(answers(0)[:3], "lora") + rows(answers(1)[:2], "base"))
+    one_line(ftk("measure", path, "--base", "base"), "the base 'base' has 2 rows for a prompt", "keep one run of it")
+    one_line(ftk("measure", path, "--base", "bas"), "no condition 'bas' for the base", "did you mean 'base'?")
+    path = write(tmp_path / "one.jsonl", rows(answers(0)[:1], "base"))
+    one_line(ftk("measure", path, "--base", "base"), "'base' is the only condition")
+
+
+def test_failed_runs_are_named_by_the_users_names(tmp_path):
+    """As an option or a column, long or wide: the figures are those of a file without these runs."""
+    cells = rows(answers(0)[:12], "lora")
+    without = [cell for cell in cells if cell["replica"] != "seed-7"]
+    plain = measure_predictions(write(tmp_path / "without.jsonl", without), tmp_path / "a").conditions[0]
+    path = write(tmp_path / "p.jsonl", cells)
+    named = measure_predictions(path, tmp_path / "b", failed=["seed-7"])
+    told = [cell | {"status": "crashed" if cell["replica"] == "seed-7" else "finished"} for cell in cells]
+    column = measure_predictions(write(tmp_path / "told.jsonl", told), tmp_path / "c")
+    wide: dict[str, dict] = {}
+    for cell in cells:
+        about = {key: cell[key] for key in ("prompt", "reference", "category", "shift")}
+        wide.setdefault(cell["prompt"], about)[cell["replica"]] = cell["output"]
+    broad = measure_predictions(write(tmp_path / "wide.jsonl", list(wide.values())), tmp_path / "d", failed=["seed-7"])
+    for results in (named, column, broad):
+        condition = results.conditions[0]
+        assert [c.disagreement for c in condition.single.cells] == [c.disagreement for c in plain.single.cells]
+        assert (condition.n_replicas, condition.n_failed, condition.failed) == (11, 1, ("seed-7",)) and "seed-7" not in condition.runs
+        assert len(condition.runs) == 11 and any("counted as failed" in note and "seed-7" in note for note in results.notes)
+    one_line(ftk("measure", path, "--failed", "seed-77"), "--failed seed-77: no run has this name", "did you mean 'seed-7'?")
+    both = write(tmp_path / "both.jsonl", cells + rows(answers(1)[:12], "dora"))
+    one_line(ftk("measure", both, "--failed", "seed-7"), "runs of lora, dora have this name", "write lora/seed-7")
+    assert measure_predictions(both, tmp_path / "e", failed=["dora/seed-7"]).conditions[1].failed == ("seed-7",)
+    odd = write(tmp_path / "odd.jsonl", [cell | {"status": "200"} for cell in cells])
+    one_line(ftk("measure", odd), "field 'status' of replica 'seed-0' is '200'", "--column failed=")
+    assert ftk("measure", odd, "--column", "failed=", "--out", tmp_path / "f").exit_code == 0
+    everyone = [word for r in range(12) for word in ("--failed", f"seed-{r}")]
+    one_line(ftk("measure", path, *everyone), "all 12 runs of lora have failed")
+
+
+def test_runs_that_stand_off_are_told_by_name_with_figures_without_them(tmp_path):
+    garbage = answers(0)[:20].copy()
+    garbage[[4, 11]] = 3
+    cells = rows(garbage)
+    for cell in cells:
+        cell["replica"] = "wild run " + cell["replica"] if cell["replica"] in ("seed-4", "seed-11") else cell["replica"]
+    results = measure_predictions(write(tmp_path / "p.jsonl", cells), tmp_path / "out")
+    assert {s.what for s in results.suspects} == {"disagreement", "accuracy"}
+    at, kept = slice(PROMPTS // 2, None), np.setdiff1d(np.arange(20), [4, 11])
+    for suspect in results.suspects:
+        assert suspect.runs == ("wild run seed-4", "wild run seed-11") and "accuracy" in suspect.seen_in
+        if (suspect.what, suspect.shift) == ("disagreement", "far"):
+            assert suspect.figure_with.value == pytest.approx(st.disagreement(garbage[:, at]).value)
+            assert suspect.figure_without.value == pytest.approx(st.disagreement(garbage[kept][:, at]).value)
+    assert load_results(tmp_path / "out" / "results.json") == results
+    assert not measure_predictions(write(tmp_path / "q.jsonl", rows(answers(0)[:20])), tmp_path / "none").suspects
+
+
+def test_means_of_scores_and_their_change(tmp_path):
+    rng = np.random.default_rng(0)
+    score = {name: rng.normal(size=(1, PROMPTS)) + rng.normal(size=(12, 1)) / 4 + shift for name, shift in (("a", 0), ("b", 3))}
+    cells = [cell | {"score": float(score[name].ravel()[n])} for name in score for n, cell in enumerate(rows(answers(0)[:12], name))]
+    results = measure_predictions(write(tmp_path / "p.jsonl", cells), tmp_path / "out")
+    at = slice(PROMPTS // 2, None)
+    mean = {m.name: m.estimate for m in results.conditions[1].single.cell("far").metrics}["score: mean"]
+    assert mean.value == pytest.approx(score["b"][:, at].mean(), rel=1e-6) and mean.low < mean.value < mean.high
+    change = next(c for c in results.contrasts if c.shift == "far").score_change
+    assert change.value == pytest.approx(score["b"][:, at].mean() - score["a"][:, at].mean(), rel=1e-5)
+    assert change.conclusive and 2 < change.low < change.value < change.high < 4
+    assert change.value == pytest.approx(st.population_score_change(score["b"][:, at], score["a"][:, at]).value, rel=1e-5)
+
+
+def test_a_baseline_of_one_run_is_said_with_the_distance_of_the_others(tmp_path):
+    alone, many = answers(0)[:1], answers(1)[:6]
+    path = write(tmp_path / "p.jsonl", rows(alone, "alone") + rows(many, "many"))
+    results = measure_predictions(path, tmp_path / "out")
+    assert not results.contrasts
+    far = next(d for d in results.distances if d.shift == "far")
+    at = slice(PROMPTS // 2, None)
+    assert far.single == "alone" and far.differs.value == pytest.approx((many[:, at] != alone[:, at]).mean())
+    assert far.accuracy_change.value == pytest.approx((many[:, at] == 0).mean() - (alone[:, at] == 0).mean())
+    assert [share for _, share in far.runs] == pytest.approx((many[:, at] != alone[:, at]).mean(axis=1).tolist())
+    assert [name for name, _ in far.runs] == [f"seed-{r}" for r in range(6)]
+    assert sum("alone is one run" in note for note in results.notes) == 2
+    assert "note: alone is one run" in ftk("measure", path, "--out", tmp_path / "out").stdout
+    turned = measure_predictions(path, tmp_path / "turned", baseline="many")
+    assert next(d for d in turned.distances if d.shift == "far").accuracy_change.value == pytest.approx(-far.accuracy_change.value)
+    assert load_results(tmp_path / "turned" / "results.json") == turned
+
+
+def test_columns_are_named_on_the_shell(tmp_path):
+    """A table under names of its own gives the figures of the same one under the usual names."""
+    cells = rows(answers(0)[:8])
+    names = {"replica": "model", "prompt": "question", "output": "gen", "reference": "right", "category": "topic", "shift": "split"}
+    renamed = write(tmp_path / "own.jsonl", [{names[key]: value for key, value in cell.items()} for cell in cells])
+    options = [word for role, name in names.items() for word in ("--column", f"{role}={name}")]
+    assert ftk("measure", renamed, *options, "--out", tmp_path / "own").exit_code == 0
+    usual = measure_predictions(write(tmp_path / "usual.jsonl", cells), tmp_path / "usual")
+    assert load_results(tmp_path / "own" / "results.json").conditions[0].procedures == usual.conditions[0].procedures
+    one_line(ftk("measure", renamed, "--column", "output"), "write ROLE=NAME")
+    one_line(ftk("measure", renamed, "--column", "output=a", "--column", "output=b"), "--column output= is given twice")
+
+
+def test_a_list_of_one_text_is_the_text(tmp_path):
+    plain = [
+        {"run": f"s{s}", "id": i, "reference": str(i), "output": str(i + (s == 3 and i % 4 == 0))} for s in range(4) for i in range(40)
+    ]
+    listed = [row | {"output": [row["output"]]} for row in plain]
+    found = [measure_predictions(write(tmp_path / f"{n}.jsonl", cells), tmp_path / str(n)) for n, cells in enumerate((plain, listed))]
+    assert found[0].conditions[0].procedures == found[1].conditions[0].procedures
+    assert found[1].conditions[0].single.cells[0].accuracy.value == pytest.approx(150 / 160)
+
+
+def test_the_gate_names_its_columns_and_how_many_runs_it_needs(tmp_path):
+    cells = rows(answers(0, replicas=32))
+    own = [{"gen" if key == "output" else key: value for key, value in cell.items()} for cell in cells]
+    limits = [tmp_path / "usual.json", tmp_path / "own.json"]
+    assert ftk("gate", write(tmp_path / "usual.jsonl", cells), "--save", limits[0]).exit_code == cli.DONE
+    renamed = write(tmp_path / "own.jsonl", own)
+    assert ftk("gate", renamed, "--save", limits[1], "--column", "output=gen").exit_code == cli.DONE
+    assert limits[0].read_text() == limits[1].read_text()
+    one_line(ftk("gate", limits[0], "--save", limits[1], "--column", "output=gen"), "are for files of predictions")
+    assert f"at least {MIN_BASELINE} runs" in " ".join(ftk("gate", "--help").stdout.split())
 
 
 # -- crossed designs ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
-from toolkit.predictions import Predictions, PredictionsError, cells, files, read_predictions
+from toolkit.predictions import ROLES, Predictions, PredictionsError, cells, files, read_predictions
 
 REPLICAS, PROMPTS = [f"replica_{r}" for r in range(12)], [f"p{p}" for p in range(30)]
 ABOUT = ("category", "shift", "cluster", "reference")
@@ -173,10 +173,10 @@ def test_types_of_data_frames(tmp_path):
     found = read_predictions(tmp_path / "preds.parquet")
     assert found.arms["preds"].replicas == ("0", "1", "2", "3") and len(found.notes) == 2
     assert [found.texts[c] if c >= 0 else None for c in found.arms["preds"].text_RP.T.ravel()] == [
-        "1", '["x"]', "2020-01-01", None, None, None, "2020-01-01", None,
+        "1", "x", "2020-01-01", None, None, None, "2020-01-01", None,
     ]  # fmt: skip
     (tmp_path / "half.jsonl").write_text(r'{"replica": 1, "prompt": "p", "output": "\ud83d!"}')
-    assert read_predictions(tmp_path / "half.jsonl").texts == ["?!"]
+    assert read_predictions(tmp_path / "half.jsonl").texts == ["\ufdd0\\ud83d!"]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -239,16 +239,121 @@ def test_unknown_shifts_are_kept_and_labels_may_come_late(tmp_path):
 
 
 def test_which_columns_are_replicas(tmp_path):
-    def replicas(header: str, **options: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def replicas(header: str, **options) -> tuple[tuple[str, ...], tuple[str, ...]]:
         (tmp_path / "preds.csv").write_text(f"{header}\n" + ",".join("abcdefgh"[: header.count(",") + 1]) + "\n")
         found = read_predictions(tmp_path / "preds.csv", **options)
         return found.arms["preds"].replicas, found.notes[1:]
 
-    assert replicas("prompt,mia,tom") == (("mia", "tom"), ())
+    with pytest.raises(PredictionsError, match=r"columns mia, tom cannot be told to be replicas .*--replica-columns mia,tom "):
+        replicas("prompt,mia,tom")
+    assert replicas("prompt,mia,tom", replica_columns=["mia,tom"]) == (("mia", "tom"), ())
     assert replicas("prompt,seed1,seed2,loss") == (("seed1", "seed2"), ("columns not used: loss",))
     assert replicas("id,prompt,0,1,answer") == (("0", "1"), ("columns not used: answer",))
     assert replicas("prompt,m_1,m_2,other", replica="m_") == (("m_1", "m_2"), ("columns not used: other",))
-    assert replicas("Unnamed: 0,prompt,mia") == (("mia",), ())
+    assert replicas("Unnamed: 0,prompt,r1") == (("r1",), ())
+    assert replicas("prompt,llama_a,llama_b,latency", replica_columns=["llama_*"]) == (
+        ("llama_a", "llama_b"),
+        ("columns not used: latency",),
+    )
+    assert replicas("prompt,[a: 1] x,[a: 2] y", replica_columns=["[a: 1] x", "[a: 2] y"])[0] == ("[a: 1] x", "[a: 2] y")
+
+
+REFUSED = {
+    "prompt,expected,llama_a,llama_b": "--replica-columns llama_a,llama_b ",
+    "prompt,run_1,run_2,latency_1,run_1_latency,output_1": "columns of several kinds may be the replicas",
+    "prompt,a,b,latency": "--replica-columns a,b,latency ",
+    "prompt,gold,label,run_1": "columns 'gold' and 'label' may each be the reference",
+    "prompt,__expected,[openai:a] Answer: {{prompt}}": "results of promptfoo",
+    "provider,prompt,vars,response,testIdx": "results of promptfoo",
+    "provider,vars,response,testIdx": "results of promptfoo",
+    "doc_id,target,filtered_resps,doc_hash": "a log of lm-eval is one run",
+}
+
+
+@pytest.mark.parametrize("header", REFUSED)
+def test_a_column_that_may_be_anything_is_no_replica(tmp_path, header):
+    (tmp_path / "preds.csv").write_text(f"{header}\n" + ",".join("abcdefgh"[: header.count(",") + 1]) + "\n")
+    with pytest.raises(PredictionsError) as told:
+        read_predictions(tmp_path / "preds.csv")
+    assert REFUSED[header] in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "extra", ["expected", "__expected", "target", "gold", "label", "Ground Truth", "latency", "cost", "loss", "model", "run_time"]
+)
+def test_a_further_column_never_becomes_a_replica(tmp_path, extra):
+    rows = [{"prompt": f"q{i}", extra: f"gold {i}", **{f"seed-{r}": str(i) for r in (7, 42, 1)}} for i in range(10)]
+    found = read_predictions(write(tmp_path / "preds.csv", rows))
+    assert found.arms["preds"].replicas == ("seed-1", "seed-7", "seed-42")
+    references = {prompt.reference for prompt in found.prompts}
+    assert references == ({None} if extra in ("latency", "cost", "loss", "model", "run_time") else {f"gold {i}" for i in range(10)})
+    assert any(extra in note for note in found.notes)
+
+
+def test_every_role_can_be_named(tmp_path):
+    names = {role: f"my {role}" for role in ROLES if role not in ("init", "order", "dropout")}
+    value = dict.fromkeys(names, "x") | {"score": "0.5", "failed": "ok", "shift": "far", "prompt": "p"}
+    found = read_predictions(write(tmp_path / "preds.csv", [{names[role]: value[role] for role in names}]), columns=names)
+    (prompt,), arm = found.prompts, found.arms["x"]
+    assert (prompt.id, prompt.category, prompt.shift, prompt.cluster, prompt.reference) == ("p", "x", "far", "x", "x")
+    assert arm.replicas == ("x",) and arm.score_RP is not None and arm.score_RP[0, 0] == 0.5 and not arm.failed
+    assert found.base is not None and found.texts[found.base.text_RP[0, 0]] == "x"
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"outputs": "text"}, "no role 'outputs'"),
+        ({"output": "txt"}, "no column 'txt'"),
+        ({"output": "text", "reference": "text"}, "one column is named for two roles"),
+    ],
+)
+def test_a_role_or_column_that_is_not_there(tmp_path, columns, told):
+    (tmp_path / "preds.csv").write_text("run,id,text\n1,p,x\n")
+    with pytest.raises(PredictionsError, match=told):
+        read_predictions(tmp_path / "preds.csv", columns=columns)
+
+
+def test_likelihoods_and_grades_are_no_answers(tmp_path):
+    """lm-eval logs the likelihoods of the choices, promptfoo the grade before the answer: every digit would count as a difference."""
+    rows = [{"run": r, "doc_id": 1, "filtered_resps": [[f"-{r}.5", "False"], ["-3.25", "False"]], "target": "0"} for r in range(2)]
+    with pytest.raises(PredictionsError, match="holds log-likelihoods"):
+        read_predictions(write(tmp_path / "samples.jsonl", rows))
+    rows = [{"prompt": "p", "[a] x": "[PASS] 1", "[b] x": "[FAIL] expected\n---\n2"}]
+    with pytest.raises(PredictionsError, match="results of promptfoo"):
+        read_predictions(write(tmp_path / "preds.csv", rows), replica_columns=["[a] x", "[b] x"])
+    (tmp_path / "out.json").write_text('{"evalId": "eval-1", "results": {"version": 3, "results": []}}')
+    with pytest.raises(PredictionsError, match="out.json: results of promptfoo"):
+        read_predictions(tmp_path / "out.json")
+    rows = [{"run": r, "doc_id": 1, "filter": f, "filtered_resps": ["7"], "target": "7"} for r in range(2) for f in ("strict", "flexible")]
+    with pytest.raises(PredictionsError, match="keep the rows of one filter"):
+        read_predictions(write(tmp_path / "samples.jsonl", rows))
+    found = read_predictions(write(tmp_path / "samples.jsonl", rows[::2]))
+    assert found.texts == ["7"] and found.prompts[0].reference == "7"
+
+
+@pytest.mark.parametrize("name", ["preds.jsonl", "preds.json"])
+def test_one_rule_for_mixed_types(tmp_path, name):
+    """A list of one text is the text; 7 and 7.0 are "7", true is "true"; other texts stay what they are, whatever order they come in."""
+    values = ["7", 7, 7.0, ["7"], True, "true", "True", "7.0", [7], ["7", "8"], [None]]
+    expected = ["7", "7", "7", "7", "true", "true", "True", "7.0", "[7]", '["7", "8"]', "[null]"]
+    for order in (1, -1):
+        rows = [{"replica": r, "prompt": "p", "output": value} for r, value in list(enumerate(values))[::order]]
+        found = texts(read_predictions(write(tmp_path / name, rows)))
+        assert [found[f"{r}", "p"] for r in range(len(values))] == expected
+
+
+def test_different_bytes_never_become_equal(tmp_path):
+    halves = [r'"\ud83d"', r'"\ud83e"', r'"\udc00"', r'"?"', r'"\\ud83d"', '"\N{REPLACEMENT CHARACTER}"']
+    for name, frame in (("half.jsonl", "{}\n"), ("half.json", "{},")):
+        text = "".join(frame.format(f'{{"replica": {r}, "prompt": "p", "output": {half}}}') for r, half in enumerate(halves))
+        (tmp_path / name).write_text(f"[{text[:-1]}]" if name.endswith(".json") else text)
+        assert len(read_predictions(tmp_path / name).texts) == len(halves), name
+    (tmp_path / "name.jsonl").write_text(r'{"replica": 1, "prompt": "p", "output": "x", "\udc00": "y"}')
+    assert read_predictions(tmp_path / "name.jsonl").notes[1] == "columns not used: \ufdd0\\udc00"
+    values = pa.array([b"\xff", b"\xfe", b"\\xff", "\N{REPLACEMENT CHARACTER}".encode()])
+    pq.write_table(pa.table({"replica": range(4), "prompt": ["p"] * 4, "output": values}), tmp_path / "preds.parquet")
+    assert len(read_predictions(tmp_path / "preds.parquet").texts) == 4
 
 
 def test_columns_of_other_names(tmp_path):

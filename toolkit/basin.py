@@ -292,8 +292,8 @@ def barriers(
 
 def losses(adapters: Sequence[Adapter | None], base: Base, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
     """-log p(reference | prompt) in nats, [adapter, prompt], None being the base; and the tokens of every reference, [prompt]."""
-    ids = [encode_prompt(prompt.prompt, base.tokenizer) for prompt in prompts]
-    references = [encode_reference(prompt.prompt, prompt.reference or "", base.tokenizer) for prompt in prompts]
+    ids = [encode_prompt(prompt, base.tokenizer) for prompt in prompts]
+    references = [encode_reference(prompt, prompt.reference or "", base.tokenizer) for prompt in prompts]
     rows: list[list[float]] = []
     with stacked(base.model) as stack:
         for start in range(0, len(adapters), WIDTH):

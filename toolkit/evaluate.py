@@ -93,14 +93,12 @@ def evaluate_unit(
     groups: list[list[Weights | None]] = [
         [cache.setdefault(path, read_weights(path)) for path in subject.adapters] or [None] * unit.members for subject in unit.subjects
     ]
-    ids = [encode_prompt(p.prompt, base.tokenizer) for p in prompts]
+    ids = [encode_prompt(p, base.tokenizer) for p in prompts]
     asked = [
         [*([(None, p.reference)] if p.reference is not None else []), *((choice, choice) for choice in choices if token_scores)]
         for p in prompts
     ]
-    continuations = [
-        [encode_reference(p.prompt, text, base.tokenizer) for _, text in texts] for p, texts in zip(prompts, asked, strict=True)
-    ]
+    continuations = [[encode_reference(p, text, base.tokenizer) for _, text in texts] for p, texts in zip(prompts, asked, strict=True)]
     weight_UK = torch.ones(unit.width, unit.members)
     for u, subject in enumerate(unit.subjects):
         if subject.weights:

@@ -117,7 +117,7 @@ class GuardError(RunError):
 def validation_score(prompts: str, folder: Path, adapters: Sequence[Path], base: str | None, statistic: str) -> Callable[[Path], float]:
     """What a greedy soup goes by: share of right answers, or mean log-probability of the references (nats), of an adapter folder."""
     known, base, evaluation = _setting([folder, *adapters[:1]], adapters[0], base)
-    recipe = _one_suite("validation", prompts, base, evaluation, {"candidate": adapters})
+    recipe = _one_suite("validation", prompts, base, evaluation, {"candidate": adapters}, known)
     asked = [prompt for prompt in read_prompts(recipe)[next(iter(recipe.data.suites))] if prompt.reference is not None]
     if not asked:
         raise RunError(f"{prompts}: no prompt has a reference, so nothing is right or wrong; a greedy soup needs some")
@@ -192,7 +192,8 @@ def basins(
     known, base, _ = _setting(sources, collections[0][1][0], base)
     loaded = load_base(base, known.dtype if known else "float32")
     chat = known is not None and bool(known.data.train) and is_chat(read_rows(known.data.train), known.data.format)
-    asked = [prompt for source in prompts for prompt in read_suite(source, name=_suite_name(source), chat=chat)]
+    date = known.data.date if known else None
+    asked = [prompt for source in prompts for prompt in read_suite(source, name=_suite_name(source), chat=chat, date=date)]
     shape_of = layer_shapes(loaded)
     found = []
     for folder, paths in collections:
@@ -274,7 +275,7 @@ def evaluate_subjects(
     evaluation = Evaluation.model_validate(evaluation.model_dump() | {key: value for key, value in changes.items() if value})
     names = [folder.name if len(collections) > 1 else "adapters" for folder, _ in collections]
     paths_of = {name: paths for name, (_, paths) in zip(names, collections, strict=True)}
-    recipe = _one_suite("evaluate", prompts, base, evaluation, paths_of)
+    recipe = _one_suite("evaluate", prompts, base, evaluation, paths_of, known)
     suite = next(iter(recipe.data.suites))
     folder = out or Path("runs") / "evaluate"
     if ensemble:
@@ -285,7 +286,7 @@ def evaluate_subjects(
             evaluate(job)
             return folder, measure(job)
     with open_run(recipe, folder, workers=workers, console=console) as job:
-        asked = read_prompts(recipe)
+        asked = read_prompts(job.recipe)
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
             families.append([Subject(name, "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)])
@@ -328,12 +329,19 @@ def _setting(sources: Sequence[Path], adapter: Path, base: str | None) -> tuple[
     return known, "embedded" if base == str(EMBEDDED) else base, known.evaluation if known else Evaluation()
 
 
-def _one_suite(name: str, prompts: str, base: str, evaluation: Evaluation, adapters: Mapping[str, Sequence[Path]]) -> Recipe:
-    """A recipe that asks one suite and trains nothing."""
+def _one_suite(
+    name: str,
+    prompts: str,
+    base: str,
+    evaluation: Evaluation,
+    adapters: Mapping[str, Sequence[Path]],
+    known: Recipe | None,
+) -> Recipe:
+    """A recipe that asks one suite and trains nothing. known: of the run that the adapters are from."""
     return Recipe(
         name=name,
         base=base,
-        data=Data(train="", suites={_suite_name(prompts): prompts}),
+        data=Data(train="", suites={_suite_name(prompts): prompts}, date=known.data.date if known else None),
         conditions={condition: Given(adapters=[str(path) for path in paths]) for condition, paths in adapters.items()},
         evaluation=evaluation,
     )
@@ -345,7 +353,7 @@ def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, worker
     given = {"candidate": Given(adapters=[str(path) for path in paths])}
     alone = recipe.model_copy(update={"name": "candidate", "conditions": given, "mitigations": [], "criteria": [], "replicas": 2})
     with open_run(alone, out, workers=workers, console=console) as job:
-        asked = read_prompts(alone)
+        asked = read_prompts(job.recipe)
         family = [Subject("candidate", "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)]
         with console.stage("evaluate"):
             answer(job, [family], asked)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,17 +19,31 @@ from toolkit.predictions import SUFFIXES, read_predictions
 from toolkit.recipe import read_recipe
 
 
-def limits_of(source: Path, *, condition: str | None = None, same: str = "exact", alpha: float | None = None) -> Limits:
+class Named(NamedTuple):
+    """Columns of predictions that the user named; see `read_predictions`."""
+
+    columns: Mapping[str, str] = MappingProxyType({})
+    replica_columns: Sequence[str] = ()
+
+
+def limits_of(
+    source: Path,
+    *,
+    condition: str | None = None,
+    same: str = "exact",
+    alpha: float | None = None,
+    named: Named = Named(),  # noqa: B008
+) -> Limits:
     """Limits from a run folder, from a file of predictions, or as they were saved (a .json with a version).
 
     condition: of several, the baseline (default: the first). Raises MeasureError, PredictionsError or ValueError in one line.
     """
-    if source.suffix == ".json" and _is_limits(source):
+    if is_limits(source):
         try:
             return load_limits(source)
         except ValueError as error:
             raise MeasureError(str(error)) from None
-    table, arm, name = _runs(source, condition, same)
+    table, arm, name = _runs(source, condition, same, named)
     if len(arm.answer_RP) < 2:
         raise MeasureError(f"{source}: {name} has {len(arm.answer_RP)} run; a baseline needs dozens")
     marks_RP = _marks(arm)
@@ -35,13 +52,20 @@ def limits_of(source: Path, *, condition: str | None = None, same: str = "exact"
     return learn(arm.answer_RP, table.answers, marks_RP, shift_P, _ids(table), extra=_scores(table, arm), **options)
 
 
-def judge_candidate(limits: Limits, candidate: Path, *, condition: str | None = None, same: str = "exact") -> Verdict:
+def judge_candidate(
+    limits: Limits,
+    candidate: Path,
+    *,
+    condition: str | None = None,
+    same: str = "exact",
+    named: Named = Named(),  # noqa: B008
+) -> Verdict:
     """The runs of a file of predictions, or of a folder of outcomes (a run, or what `ftk evaluate` wrote), in their order."""
-    table, arm, _ = _runs(candidate, condition, same)
+    table, arm, _ = _runs(candidate, condition, same, named)
     return judge(limits, arm.answer_RP, table.answers, _marks(arm), _ids(table), extra=_scores(table, arm))
 
 
-def _runs(source: Path, condition: str | None, same: str) -> tuple[Table, Arm, str]:
+def _runs(source: Path, condition: str | None, same: str, named: Named) -> tuple[Table, Arm, str]:
     if source.is_dir():
         if not (source / DESIGN).is_file():
             raise MeasureError(f"{source}: no outcomes there; name a run, a file of predictions, or what `ftk evaluate --out` wrote")
@@ -52,7 +76,7 @@ def _runs(source: Path, condition: str | None, same: str) -> tuple[Table, Arm, s
     else:
         if not source.name.removesuffix(".gz").endswith(SUFFIXES):
             raise MeasureError(f"{source}: neither a folder of outcomes nor a file of predictions ({', '.join(SUFFIXES)})")
-        predictions = read_predictions(source)
+        predictions = read_predictions(source, **named._asdict())
         table = PredictionTable(predictions, same)
         designs = {found.name: found for found in table.designs(list(predictions.arms))}
     if condition is not None and condition not in designs:
@@ -64,7 +88,10 @@ def _runs(source: Path, condition: str | None, same: str) -> tuple[Table, Arm, s
     return table, arm, found.name
 
 
-def _is_limits(path: Path) -> bool:
+def is_limits(path: Path) -> bool:
+    """Whether a file is limits that were saved, and no predictions."""
+    if path.suffix != ".json":
+        return False
     try:
         return "version" in read_json(path)
     except (OSError, ValueError, TypeError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from toolkit.data import Prompt, is_chat, read_rows, read_suite
 from toolkit.outcomes import MEASURED, read_outcomes
 from toolkit.plain import read_record, to_plain
 from toolkit.population import write_text
-from toolkit.predictions import read_predictions, with_factors
+from toolkit.predictions import Predictions, PredictionsError, read_predictions, with_base, with_factors, with_failed
 from toolkit.recipe import Criteria, Recipe, read_recipe
 from toolkit.report import write_report
 from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds, load_results, save_results
@@ -107,14 +108,24 @@ def measure_predictions(
     paired: bool = False,
     factors: Path | None = None,
     criteria: Criteria | None = None,
+    base: str | None = None,
+    failed: Sequence[str] = (),
+    columns: Mapping[str, str] | None = None,
+    replica_columns: Sequence[str] = (),
 ) -> Results:
     """A table of predictions that any tool made -> results.json and report.html in `out`.
 
     same: when two outputs mean the same, a rule of `toolkit.meaning`. baseline: the condition that the others are held against
     (default: the first). paired: replicas of the same name share their seeds. factors: a table that says which level each replica
-    has in each source, where the file does not. Raises PredictionsError or MeasureError in one line.
+    has in each source, where the file does not. base: the condition that is the base model's answers: a reference, and no population.
+    failed: runs that are in no figure but the failure rate, by the user's names. columns, replica_columns: see `read_predictions`.
+    Raises PredictionsError or MeasureError in one line.
     """
-    predictions = read_predictions(path)
+    predictions = read_predictions(path, columns=columns, replica_columns=replica_columns)
+    if base is not None:
+        predictions = with_base(predictions, base, path)
+    if failed:
+        predictions = with_failed(predictions, failed, path)
     if factors is not None:
         predictions = with_factors(predictions, factors)
     names = list(predictions.arms)
@@ -126,8 +137,14 @@ def measure_predictions(
         raise MeasureError(f"{path}: {len(names):,} conditions, and {CONDITIONS} are measured together; name fewer in one file")
     asked, table = criteria or Criteria(), PredictionTable(predictions, same)
     designs = table.designs(names)
-    command = f"ftk measure {path} --same {same}" + (f" --baseline {baseline}" if baseline else "") + (" --paired" if paired else "")
-    command += f" --factors {factors}" if factors else ""
+    if nobody := next((design for design in designs if not design.replicas), None):
+        raise PredictionsError(f"{path}: all {nobody.failed} runs of {nobody.name} have failed; there is nothing to measure")
+    options: list[tuple[str, object]] = [("--same", same), ("--baseline", baseline), ("--base", base), ("--factors", factors)]
+    options += [("--failed", name) for name in failed]
+    options += [("--column", f"{role}={name}") for role, name in (columns or {}).items()]
+    options += [("--replica-columns", names) for names in replica_columns]
+    words = [word for option, value in options if value is not None for word in (option, str(value))]
+    command = shlex.join(["ftk", "measure", str(path), *words, *(["--paired"] if paired else [])])
     results = analyse_table(
         table,
         designs,
@@ -136,16 +153,24 @@ def measure_predictions(
         thresholds=thresholds_of(asked),
         criteria=asked.criteria,
         paired=paired,
-        notes=predictions.notes,
+        notes=(*predictions.notes, *_excluded(designs, predictions)),
     )
     return finish(out, results)
+
+
+def _excluded(designs: Sequence[ConditionDesign], predictions: Predictions) -> Iterator[str]:
+    """The runs that the user counts as failed, by name."""
+    for design in designs:
+        arm = predictions.arms[design.name]
+        if names := [name for name in arm.replicas if name in arm.failed]:
+            yield f"{design.name}: counted as failed, and in no other figure: {', '.join(names)}"
 
 
 def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
     """Suite name -> prompts; where training saw conversations, a plain prompt becomes a user turn. Raises DataError in one line."""
     data = recipe.data
     chat = is_chat(read_rows(data.train), data.format) if data.train else data.format in ("messages", "sharegpt")
-    return {name: read_suite(source, name=name, chat=chat) for name, source in recipe.data.suites.items()}
+    return {name: read_suite(source, name=name, chat=chat, date=data.date) for name, source in recipe.data.suites.items()}
 
 
 def _settings(recipe: Recipe, name: str) -> dict[str, str | int | float]:

@@ -30,9 +30,10 @@ Record_ = typing.TypeVar("Record_")
 class JsonError(ValueError):
     """No JSON, or not what is expected there: one line. line and column are where `msg` was found, from 1."""
 
-    def __init__(self, msg: str, line: int = 1, column: int = 1):
+    def __init__(self, msg: str, line: int = 1, column: int = 1, *, grammar: bool = False):
+        """grammar: it is not what JSON looks like, rather than beyond a limit."""
         super().__init__(msg)
-        self.msg, self.lineno, self.colno = msg, line, column
+        self.msg, self.lineno, self.colno, self.grammar = msg, line, column, grammar
 
 
 def shortened(value: object) -> str:
@@ -52,16 +53,16 @@ def parse(data: bytes | str, *, any_number: bool = False) -> typing.Any:
     except UnicodeDecodeError:
         raise JsonError("not UTF-8; save it as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise JsonError(error.msg, error.lineno, error.colno) from None
+        raise JsonError(error.msg, error.lineno, error.colno, grammar=True) from None
     except RecursionError:
-        raise JsonError(f"more than {DEEPEST} levels of lists and objects inside each other") from None
+        raise JsonError(f"nested too deeply: more than {DEEPEST} levels of lists and objects") from None
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(DEEPEST + 1):
         if not level:
             return value
         items = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
         level = [item for item in items if isinstance(item, dict | list)]
-    raise JsonError(f"more than {DEEPEST} levels of lists and objects inside each other")
+    raise JsonError(f"nested too deeply: more than {DEEPEST} levels of lists and objects")
 
 
 def read_json(path: Path) -> typing.Any:

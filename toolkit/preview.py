@@ -37,8 +37,8 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
     except ValueError as error:
         raise RecipeError(str(error)) from None
     environment.make_deterministic(device)
-    prompts = read_prompts(recipe)
     recipe = pipeline.settle(recipe, device)
+    prompts = read_prompts(recipe)
     base = load_base(recipe.base, recipe.dtype, device)
     pipeline.check_all(recipe, base, prompts, device)
     warnings: list[str] = []
@@ -51,6 +51,7 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
         "conditions": {},
         "warnings": warnings,
     }
+    warnings += pipeline.data_notes(recipe, prompts, device)
     parts, passes, held = [], {}, {}
     for name, condition in recipe.given.items():
         found["conditions"][name] = entry = _population(condition, base, warnings)
@@ -119,6 +120,7 @@ def _rows(recipe: Recipe, base: Base, device: str, warnings: list[str]) -> dict[
     return {
         "rows": len(examples),
         "format": data.detect_format(rows) if recipe.data.format == "auto" else recipe.data.format,
+        "truncated": sum(e.truncated for e in examples),
         "longest": max(len(e.ids) for e in examples),
         "mean_length": sum(len(e.ids) for e in examples) / len(examples),
         "examples": [data.render(example, base.tokenizer) for example in examples[:2]],

@@ -285,6 +285,54 @@ class Claims:
 
 
 @dataclass(frozen=True)
+class RunMetric:
+    """A number that every run of a condition has: MCC, F1, perplexity, in the order of `runs`; None where a run has none.
+
+    lowest, highest: the range that was seen. gain_over_base: of the mean. suspects: runs far off the others, as failed ones are.
+    """
+
+    condition: str
+    metric: str
+    runs: tuple[str, ...]
+    scores: tuple[float | None, ...]
+    n_failed: int
+    mean: Estimate
+    sd: Estimate
+    lowest: float | None = None
+    highest: float | None = None
+    gain_over_base: Estimate | None = None
+    suspects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunMetricContrast:
+    """A metric of two conditions: change of its mean and of its SD between runs, in its unit, and the ratio of the variances.
+
+    p_adjusted: of the change of the mean, by Holm over all contrasts of the table. sd_change: None where an arm is one run.
+    """
+
+    condition: str
+    baseline: str
+    metric: str
+    paired: bool
+    mean_change: Estimate
+    sd_change: Estimate | None = None
+    variance_ratio: Estimate | None = None
+    p_adjusted: float | None = None
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """metrics.json: what a table of one row a run says."""
+
+    about: "About"
+    level: float
+    metrics: tuple[RunMetric, ...]
+    contrasts: tuple[RunMetricContrast, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Judgement:
     """A criterion of the user held against one procedure. verdict: one of VERDICTS, from a one-sided limit; estimate.level is two-sided."""
 
@@ -309,6 +357,8 @@ class Contrast:
 
     Of `Results.mitigated` and `same_compute` condition is a mitigation in words (`mitigation_of`); baseline is there a condition that takes
     as many tokens in one training.
+    score_change: of the mean of the number that answers come with. effect_size, gain_kept: of what the baseline's fine-tuning changed
+    against the base (answers, accuracy), the share that the condition's changes; None where the base's answers are not known.
     """
 
     condition: str
@@ -321,6 +371,43 @@ class Contrast:
     score_variance_ratio: Estimate | None = None
     p_adjusted: float | None = None
     pair_differs: Estimate | None = None
+    score_change: Estimate | None = None
+    effect_size: Estimate | None = None
+    gain_kept: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Two conditions on one shift of which one, or both, has a single run: how far each run of the other is from it.
+
+    single: the condition of the single run; differs: share of prompts that a run of the other answers otherwise, accuracy_change: of a run
+    of `condition` less one of `baseline`. runs: of the other condition, name and share of prompts answered otherwise, one by one.
+    """
+
+    condition: str
+    baseline: str
+    shift: str
+    single: str
+    differs: Estimate
+    accuracy_change: Estimate | None = None
+    runs: tuple[tuple[str, float | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Runs of a condition that stand far off the others on a shift, as failed ones do, by the user's names.
+
+    seen_in: in which of "disagreement", "accuracy" and "score" they do. what: one of these figures; figure_with, figure_without: it
+    with all runs, and without these.
+    """
+
+    condition: str
+    shift: str
+    runs: tuple[str, ...]
+    what: str
+    figure_with: Estimate
+    figure_without: Estimate
+    seen_in: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -417,7 +504,10 @@ class Trade:
 
 @dataclass(frozen=True)
 class ConditionResult:
-    """settings: how its replicas were trained, single values by their name in the recipe; empty where that is not known."""
+    """settings: how its replicas were trained, single values by their name in the recipe; empty where that is not known.
+
+    runs: what the user calls the replicas, in the order of `Cell.scores`; failed: those that are in no figure, as far as they have names.
+    """
 
     name: str
     n_replicas: int
@@ -429,6 +519,8 @@ class ConditionResult:
     sources: tuple[Sources, ...] = ()
     settings: dict[str, typing.Any] = field(default_factory=dict)
     trade: Trade | None = None
+    runs: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
 
     @property
     def single(self) -> Procedure:
@@ -473,6 +565,8 @@ class Results:
     by_prompt: tuple[PromptContrast, ...] = ()
     same_compute: tuple[Contrast, ...] = ()
     modules: tuple[Modules, ...] = ()
+    distances: tuple[Distance, ...] = ()
+    suspects: tuple[Suspects, ...] = ()
 
     @property
     def shifts(self) -> list[str]:
@@ -547,8 +641,8 @@ class ResultsError(ValueError):
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
-def save_results(path: Path | str, results: Results | Claims) -> None:
-    """Write results.json or claims.json: beside, fsynced, renamed, so that a reader never sees half a file."""
+def save_results(path: Path | str, results: Results | Claims | RunMetrics) -> None:
+    """Write results.json, claims.json or metrics.json: beside, fsynced, renamed, so that a reader never sees half a file."""
     text = json.dumps({"version": VERSION, **to_plain(results)}, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(Path(path), text + "\n")
 
@@ -561,6 +655,11 @@ def load_results(path: Path | str) -> Results:
 def load_claims(path: Path | str) -> Claims:
     """Read claims.json. ResultsError as in `load_results`."""
     return _load(path, Claims, "`ftk claims RUN` makes them anew")
+
+
+def load_run_metrics(path: Path | str) -> RunMetrics:
+    """Read metrics.json. ResultsError as in `load_results`."""
+    return _load(path, RunMetrics, "`ftk measure FILE` makes them anew")
 
 
 def _load(path: Path | str, kind: type[Record_], remedy: str) -> Record_:

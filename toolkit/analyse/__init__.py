@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from toolkit.analyse.cells import base_procedure, condition_result, run_accuracies, zone
 from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, mitigated, same_compute, scaling
 from toolkit.analyse.criteria import judge
+from toolkit.analyse.distances import distances, in_notes
 from toolkit.analyse.sources import crossing, sources
+from toolkit.analyse.suspects import suspects
 from toolkit.analyse.table import CATEGORIES, Arm, OutcomeTable, PredictionTable, PromptLike, Table
 from toolkit.analyse.trades import trade
 from toolkit.analyse.verdict import verdict
@@ -51,6 +53,8 @@ def analyse_table(
             scaling=scaling(table, design, level, thresholds),
             sources=sources(table, design, level),
             trade=trade(table, design, level),
+            runs=table.run_names(design),
+            failed=table.failed_names(design),
         )
         for found, design in zip(adjusted(results), conditions, strict=True)
     ]
@@ -63,6 +67,7 @@ def analyse_table(
     if table.unlisted:
         unmeasured.append(f"{CATEGORIES} categories have figures of their own, those with the most prompts; {table.unlisted:,} more do not")
     uncrossed = [f"{design.name}: {note}" for design in conditions if (note := crossing(design.factors).note)]
+    apart = distances(table, conditions, level)
     found = Results(
         about=about or About(),
         level=level,
@@ -70,13 +75,15 @@ def analyse_table(
         base=base_procedure(table, level),
         conditions=tuple(results),
         verdict=(),
-        notes=(*notes, *uncrossed, *unmeasured),
+        notes=(*notes, *uncrossed, *unmeasured, *in_notes(apart)),
         thresholds=thresholds,
         contrasts=contrasts(table, conditions, level, paired),
         mitigated=mitigated(table, conditions, level, paired),
         judgements=judge(table, conditions, criteria),
         by_prompt=by_prompt(table, conditions, level, paired),
         same_compute=same_compute(table, conditions, level),
+        distances=apart,
+        suspects=tuple(suspect for design in conditions for suspect in suspects(table, design, level)),
     )
     return replace(found, verdict=verdict(found))
 

@@ -115,7 +115,8 @@ def _against_first(table: Table, designs: Sequence[ConditionDesign], paired: boo
 def _on_every_shift(table: Table, condition: str, baseline: str, b: Arm, a: Arm, level: float, by_pairs: bool) -> Iterator[Contrast]:
     for shift, at in table.shifts.items():
         options = {"cluster_P": table.cluster_P[at], "paired": by_pairs, "level": level}
-        yield Contrast(condition, baseline, shift, by_pairs, **_contrast(b, a, at, options))
+        base = table.arm("", "base", [0])
+        yield Contrast(condition, baseline, shift, by_pairs, **_contrast(b, a, at, options, base.on(at) if base else None))
 
 
 def _holm(found: Sequence[Contrast]) -> tuple[Contrast, ...]:
@@ -136,7 +137,7 @@ def known(p: np.ndarray) -> list[float | None]:
     return [None if np.isnan(x) else float(x) for x in p]
 
 
-def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict) -> dict:
+def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict, base: Arm | None) -> dict:
     """On the prompts `at`. Answers first, then marks: two tables fill the memory."""
     place = together(at)
     pair = b.answer_RP[:, place], a.answer_RP[:, place]
@@ -146,12 +147,19 @@ def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict) -> dict:
         differs_RP = np.where((b_RP < 0) | (a_RP < 0), np.nan, b_RP != a_RP)
         found["pair_differs"] = st.accuracy(differs_RP, cluster_P=options["cluster_P"], level=options["level"])
         del b_RP, a_RP, differs_RP
+    if base is not None:
+        found["effect_size"] = st.population_effect_size(*pair, base.answer_RP[0], **options)
     del pair
     marks = b.correct_RP[:, place], a.correct_RP[:, place]
     if all(map(marked, marks)):
         found["accuracy_change"] = st.population_accuracy_change(*marks, **options)
         scores = [np.array([np.nan if s is None else s for s in run_accuracies(mark_RP)]) for mark_RP in marks]
         found["score_variance_ratio"] = st.variance_ratio(*scores, paired=options["paired"], level=options["level"])
+        if base is not None and base.marked:
+            found["gain_kept"] = st.population_gain_kept(*marks, base.correct_RP[0], **options)
+    del marks
+    if all(arm.score_RP is not None and np.isfinite(arm.score_RP[:, place]).any() for arm in (b, a)):
+        found["score_change"] = st.population_score_change(b.score_RP[:, place], a.score_RP[:, place], **options)  # type: ignore[index]
     return found
 
 

@@ -34,6 +34,9 @@ def further(
         if arm.marked:
             flips = st.negative_flips(arm.correct_RP, base.correct_RP[0], **options)
             found.append(Metric("negative flips: the base right, the run wrong", "%", flips))
+            if base.marked:
+                gain = st.accuracy_gain(arm.correct_RP, base.correct_RP[0], **options)
+                found.append(Metric("accuracy gained over the base", "%", gain))
     scores, survival = _scores(arm, scored, options), None
     tokens = _tokens(arm.text_RP[: max(3 * TOGETHER, READ // len(cluster_P))], texts)
     if any(len(text) > 1 for row in tokens for text in row if text):  # a bare label has no inside
@@ -54,6 +57,7 @@ def _scores(arm: Arm, scored: str, options: dict) -> list[Metric]:
         return []
     spread = st.score_sd(arm.score_RP, **options)
     return [
+        Metric(f"{scored}: mean", "", st.score_mean(arm.score_RP, **options)),
         Metric(f"{scored}: SD between runs of the mean", "", spread.sd),
         Metric(f"{scored}: SD between runs on one prompt", "", spread.within_prompt_sd),
         Metric(f"{scored}: share of its variance that is the prompt's, ICC(A,1)", "", st.icc(arm.score_RP, **options)),

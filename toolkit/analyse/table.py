@@ -96,6 +96,14 @@ class Table(ABC):
         numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self.cluster_P = np.array([numbers[name] for name in names], dtype=np.int64)
 
+    def run_names(self, design: ConditionDesign) -> tuple[str, ...]:
+        """What the user calls the replicas of a condition, in their order."""
+        return tuple(map(str, design.replicas))
+
+    def failed_names(self, design: ConditionDesign) -> tuple[str, ...]:
+        """What the user calls the runs of a condition that failed, as far as they have names."""
+        return ()
+
     @abstractmethod
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:
         """Runs `indexes` of a procedure; None where there is nothing of it at all."""
@@ -163,7 +171,8 @@ class PredictionTable(Table):
 
     def __init__(self, predictions: Predictions, rule: str) -> None:
         arms = predictions.arms
-        tables = [arm.text_RP for arm in arms.values()]
+        base = predictions.base
+        tables = [arm.text_RP for arm in (*arms.values(), *([base] if base else []))]
         text_RP = tables[0] if len(tables) == 1 else np.concatenate(tables)  # codes of all conditions must mean the same
         answer_RP, answers = code_answers(text_RP, predictions.texts, rule)
         correct_RP = mark_answers(text_RP, predictions.texts, [prompt.reference for prompt in predictions.prompts], rule)
@@ -172,24 +181,37 @@ class PredictionTable(Table):
         self.predictions = predictions
         self.coded = {
             name: Arm(answer_RP[start:end], correct_RP[start:end], arm.text_RP, arm.score_RP)
-            for (name, arm), start, end in zip(arms.items(), ends[:-1], ends[1:], strict=True)
+            for (name, arm), start, end in zip(arms.items(), ends[:-1], ends[1:], strict=False)
         }
+        self.base = Arm(answer_RP[ends[-2] :], correct_RP[ends[-2] :], base.text_RP, base.score_RP) if base else None
         everybody = dict.fromkeys(name for arm in predictions.arms.values() for name in arm.replicas)
         self.number = {name: number for number, name in enumerate(everybody)}
 
     def designs(self, conditions: Sequence[str]) -> list[ConditionDesign]:
-        """Replicas of each condition; those that answered nothing count as failed."""
+        """Replicas of each condition; those that answered nothing, or are said to have failed, count as failed."""
         found = []
         for condition in conditions:
             arm = self.predictions.arms[condition]
-            alive_R = np.array([bool((text_P >= 0).any()) for text_P in arm.text_RP])  # row by row: a table may fill the memory
+            alive_R = np.array(  # row by row: a table may fill the memory
+                [bool((text_P >= 0).any()) and name not in arm.failed for name, text_P in zip(arm.replicas, arm.text_RP, strict=True)]
+            )
             alive = np.flatnonzero(alive_R)
             replicas = [self.number[arm.replicas[row]] for row in alive]
             factors = {name: np.unique(levels, return_inverse=True)[1][alive].tolist() for name, levels in arm.factors.items()}
             found.append(ConditionDesign(condition, replicas, int((~alive_R).sum()), factors=factors))
         return found
 
+    def run_names(self, design: ConditionDesign) -> tuple[str, ...]:
+        names = list(self.number)
+        return tuple(names[number] for number in design.replicas)
+
+    def failed_names(self, design: ConditionDesign) -> tuple[str, ...]:
+        alive = set(design.replicas)
+        return tuple(name for name in self.predictions.arms[design.name].replicas if self.number[name] not in alive)
+
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:
+        if procedure == "base":
+            return self.base
         found = self.predictions.arms.get(condition)
         if found is None or procedure != "replica":
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,34 @@ from toolkit.cli.terminal import (
 from toolkit.plain import read_json
 
 
+def columns_options(command: Callable) -> Callable:
+    """Options that name the columns of predictions."""
+    column = click.option(
+        "--column",
+        "columns",
+        multiple=True,
+        metavar="ROLE=NAME",
+        help="Column of a role: replica, prompt, output, reference, category, shift, cluster, condition, score, ...; ROLE= for none.",
+    )
+    replicas = click.option(
+        "--replica-columns", multiple=True, metavar="NAMES", help="Columns of a wide file that are replicas: a,b,c or a pattern, 'llama_*'."
+    )
+    return column(replicas(command))
+
+
+def roles_of(columns: tuple[str, ...]) -> dict[str, str]:
+    """`role=NAME` of every option --column. Raises UsageError."""
+    roles: dict[str, str] = {}
+    for entry in columns:
+        role, sign, name = entry.partition("=")
+        if not sign:
+            raise click.UsageError(f"--column {entry}: write ROLE=NAME, such as --column reference={entry}")
+        if role in roles:
+            raise click.UsageError(f"--column {role}= is given twice; give it once")
+        roles[role] = name
+    return roles
+
+
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("others", nargs=-1, type=click.Path(path_type=Path))
@@ -32,6 +61,11 @@ from toolkit.plain import read_json
 @click.option("--baseline", help="Condition that the others are held against (default: the first).")
 @click.option("--paired", is_flag=True, help="Replicas of the same name share their seeds in all conditions.")
 @click.option("--factors", type=click.Path(path_type=Path), help="Table of a crossed design: replica, and its level of init, order, ...")
+@click.option("--base", help="Condition that is the base model's answers, of which fine-tuned runs keep some or none.")
+@click.option(
+    "--failed", multiple=True, metavar="NAME", help="A run that failed (RUN or CONDITION/RUN): in no figure but the failure rate."
+)
+@columns_options
 @as_json
 def measure(
     source: Path,
@@ -42,23 +76,42 @@ def measure(
     baseline: str | None,
     paired: bool,
     factors: Path | None,
+    base: str | None,
+    failed: tuple[str, ...],
+    columns: tuple[str, ...],
+    replica_columns: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Statistics alone: of a run, or of anybody's predictions.
 
     SOURCE is a run folder, or a .jsonl, .csv or .parquet file: long (replica, prompt, output, and as far as there are reference,
-    category, shift, cluster, condition, score, and init, order, dropout of a crossed design) or wide (one column per replica).
+    category, shift, cluster, condition, score, failed, base_answer, and init, order, dropout of a crossed design) or wide (one column
+    per replica: run_1, run_2, ...). Columns of other names: --column reference=gold, --replica-columns 'llama_*'.
+    A file of one row a run (run, maybe condition, and numbers such as F1) is measured by its means and standard deviations.
     Several run folders of one procedure are measured together: repeatability within a machine, reproducibility between machines.
     """
     with errors():
         from toolkit import measure as stage
+        from toolkit import run_table
+        from toolkit.predictions import read_run_table
         from toolkit.recipe import load_criteria
         from toolkit.report import table_text
 
         asked = load_criteria(criteria) if criteria else None
+        of_files = {
+            "--same": same != "exact",
+            "--baseline": baseline,
+            "--paired": paired,
+            "--factors": factors,
+            "--base": base,
+            "--failed": failed,
+            "--column": columns,
+            "--replica-columns": replica_columns,
+        }
+        given = ", ".join(option for option, value in of_files.items() if value)
         if others:
-            if same != "exact" or baseline or paired or factors:
-                raise click.UsageError("several runs are measured as they are: --same, --baseline, --paired and --factors are for files")
+            if given:
+                raise click.UsageError(f"several runs are measured as they are: {given} is for files")
             if loose := [path for path in (source, *others) if not path.is_dir()]:
                 raise click.UsageError(f"{loose[0]}: no run folder; several sources are runs")
             from toolkit.precision import measure_runs
@@ -66,19 +119,33 @@ def measure(
             folder = out or source.with_name(f"{source.name}-together")
             results = measure_runs([source, *others], folder, asked)
         elif source.is_dir():
-            if same != "exact" or baseline or paired or factors or out:
-                raise click.UsageError(
-                    f"{source}: a run says itself what its answers mean; --out, --same, --baseline, --paired and --factors are for files"
-                )
+            if given or out:
+                given = ", ".join(filter(None, ["--out" if out else "", given]))
+                raise click.UsageError(f"{source}: a run says itself what its answers mean; {given} is for files")
             folder, results = source, stage.measure_run(source, asked)
         else:
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
-            options = {"same": same, "baseline": baseline, "paired": paired, "factors": factors}
+            table = None if replica_columns else read_run_table(source, roles_of(columns))
+            if table is not None:
+                if lost := ", ".join(o for o in ("--same", "--factors", "--criteria") if (of_files | {"--criteria": criteria})[o]):
+                    raise click.UsageError(f"{source}: a row is a run, without prompts; {lost} is for predictions")
+                found = run_table.measure_run_table(table, source, folder, baseline=baseline, base=base, failed=failed, paired=paired)
+                path = folder / run_table.METRICS
+                if as_json:
+                    print_json({"out": str(folder), "metrics": read_json(path)})
+                    return
+                show(run_table.metrics_text(found))
+                say(f"metrics: {path.resolve()}")
+                return
+            options = {"same": same, "baseline": baseline, "paired": paired, "factors": factors, "base": base, "failed": failed}
+            options |= {"columns": roles_of(columns), "replica_columns": replica_columns}
             results = stage.measure_predictions(source, folder, **options, criteria=asked)
         if as_json:
             print_json({"out": str(folder), "results": read_json(folder / "results.json")})
             return
         show(table_text(results))
+        for note in results.notes if source.is_file() else ():
+            say(f"note: {note}")
         for sentence in results.verdict:
             say(f"- {sentence}")
         say(f"report: {(folder / 'report.html').resolve()}")
@@ -155,7 +222,17 @@ def plan(
         print_json(found.to_dict()) if as_json else show(planning.plan_text(found))
 
 
-@click.command()
+class GateCommand(click.Command):
+    """Its help says how many runs a baseline needs, which is asked of the gate only when help is shown."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from toolkit.gate import MIN_BASELINE
+
+        self.help = (self.help or "").replace("MIN_BASELINE", str(MIN_BASELINE))
+        super().format_help_text(ctx, formatter)
+
+
+@click.command(cls=GateCommand)
 @click.argument("baseline", type=click.Path(path_type=Path))
 @click.option(
     "--candidate", type=click.Path(path_type=Path), help="Adapter(s), predictions, or a folder of outcomes: what is to be judged."
@@ -167,6 +244,7 @@ def plan(
 @click.option("--save", type=click.Path(path_type=Path), help="Write the limits to this small file, with which another machine can judge.")
 @click.option("--same", default="exact", show_default=True, help="For predictions: when two outputs mean the same.")
 @click.option("--alpha", type=Between(0, 0.5, min_open=True), help="False alarms that you accept, as a share (default 0.0027).")
+@columns_options
 @workers_option
 @as_json
 def gate(
@@ -177,12 +255,14 @@ def gate(
     save: Path | None,
     same: str,
     alpha: float | None,
+    columns: tuple[str, ...],
+    replica_columns: tuple[str, ...],
     workers: int | None,
     as_json: bool,
 ) -> None:
     """Is a new fine-tune still of the same process? Exit code 3: no.
 
-    BASELINE is a run, a file of predictions of at least 25 runs, or limits that --save wrote.
+    BASELINE is a run, a file of predictions of at least MIN_BASELINE runs, or limits that --save wrote.
     """
     with errors():
         from toolkit import gating
@@ -192,7 +272,11 @@ def gate(
             raise click.UsageError("--candidate names what is to be judged; --save FILE only writes the limits")
         if candidate is not None and not candidate.exists():
             raise click.UsageError(f"{candidate}: no such file or folder")
-        limits = gating.limits_of(baseline, condition=condition, same=same, alpha=alpha)
+        files = [path for path in (baseline, candidate) if path and path.is_file() and not gating.is_limits(path)]
+        if (columns or replica_columns) and not files:
+            raise click.UsageError("--column and --replica-columns are for files of predictions")
+        named = gating.Named(roles_of(columns), replica_columns)
+        limits = gating.limits_of(baseline, condition=condition, same=same, alpha=alpha, named=named)
         if save is not None:
             save_limits(save, limits)
         if candidate is None:
@@ -200,7 +284,7 @@ def gate(
             print_json(found) if as_json else say(f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs")
             return
         judged = _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers) if candidate.is_dir() else candidate
-        verdict = gating.judge_candidate(limits, judged, same=same)
+        verdict = gating.judge_candidate(limits, judged, same=same, named=named)
         print_json(asdict(verdict)) if as_json else show(gating.verdict_text(verdict))
     if verdict.status == "fail":
         sys.exit(GATE_SAID_NO)

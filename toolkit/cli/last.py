@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from toolkit.cli.terminal import BAD_INPUT, FAILED, say, stop
+from toolkit.cli.terminal import BAD_INPUT, FAILED, Commands, say, stop
 
 PREFIX = "ftk-error-"
 """how the names of files with tracebacks begin"""
 
 
-class Commands(click.Group):
+class Guarded(Commands):
     """The group of all commands; whatever they raise that is not for click is told in one line."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

@@ -124,6 +124,8 @@ def train_replicas(
 
         found: dict[str, Any] = {}
         with console() as screen, pipeline.open_run(loaded, folder, workers=workers, engine=engine, console=screen) as job:
+            for note in pipeline.data_notes(job.recipe, {}, job.device):
+                screen.note(note)
             for name in sorted(names, key=loaded.training_order.index):  # teachers first
                 population = pipeline.train(job, name, replicas=replicas, only=chosen)
                 failed = [r for r, record in population.items() if record.status == "failed"]

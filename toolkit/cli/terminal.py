@@ -39,6 +39,25 @@ engine_option = click.option(
 out_option = click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
 
 
+class Commands(click.Group):
+    """Commands that take every option as often as they use it, and say in one line what is wrong on the command line.
+
+    click keeps the last of two values and drops the first without a word.
+    """
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        with errors():
+            name, command, rest = super().resolve_command(ctx, args)
+            if command is not None:
+                parser = command.make_parser(click.Context(command, info_name=name, parent=ctx))
+                _, _, order = parser.parse_args(args=list(rest))
+                for option in order:
+                    if isinstance(option, click.Option) and not (option.multiple or option.count) and order.count(option) > 1:
+                        raise click.UsageError(f"{option.opts[0]} stands {order.count(option)} times, and is used once; keep one")
+                command.make_context(name, list(rest), parent=ctx).close()  # what click would tell in several lines
+        return name, command, rest
+
+
 def load_recipe(path: Path, replicas: int | None) -> Any:
     from toolkit import recipe as recipes
 

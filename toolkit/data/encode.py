@@ -1,16 +1,26 @@
 """Rows to token ids with a loss mask, and prompts to the same ids that training used."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from toolkit.data.formats import Fields, Message, detect_format, place, split_row
+from toolkit.data.formats import Fields, detect_format, place, split_row
 from toolkit.data.rows import DataError
+from toolkit.data.suites import Prompt
+from toolkit.data.turns import Message
 
 TEMPLATE_OPTIONS = {"enable_thinking": False}
 """Templates of reasoning models then put their empty thought into the prompt, where it is no part of what is learned.
 Other templates ignore it."""
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a turn under which templates look for what was thought before a reply."""
 
 HEADINGS = {"system": "System", "developer": "System", "user": "Instruction", "assistant": "Response", "tool": "Tool"}
 """A conversation without a chat template is plain text: `### Instruction:`, the text on its own line, a blank line."""
@@ -38,12 +48,13 @@ class Example:
         return self.ids[: self.n_prompt]
 
 
-def encode_rows(rows: Sequence[Fields], tokenizer: Any, *, max_length: int, fmt: str = "auto") -> list[Example]:
-    """One example per row, in order. `fmt` is one of FORMATS; `auto` detects it.
+def encode_rows(rows: Sequence[Fields], tokenizer: Any, *, max_length: int, fmt: str = "auto", date: str | None = None) -> list[Example]:
+    """One example per row, in order. `fmt` is one of FORMATS; `auto` detects it. date: the day (YYYY-MM-DD) that a chat template
+    is told when it asks for today's; None: today.
 
     Prompt and completion are tokenised apart, because a token across their border would not be there at generation.
-    An end-of-sequence token closes every completion. The loss is on the completion; in `messages` and `sharegpt` on every
-    assistant turn, in `text` on everything.
+    An end-of-sequence token closes every completion. The loss is on the completion; in `messages`, `sharegpt` and `alpaca` on every
+    assistant turn that does not say otherwise (`weight: 0`), in `text` on everything.
 
     Longer rows keep their completion: the prompt loses its beginning (not the begin-of-sequence token); a completion that
     is too long alone loses its end and leaves the prompt one token. Count them by `sum(e.truncated for e in examples)`.
@@ -53,61 +64,135 @@ def encode_rows(rows: Sequence[Fields], tokenizer: Any, *, max_length: int, fmt:
     if max_length < 2:
         raise DataError(f"max_length: {max_length} leaves no room for a prompt and a completion; use 2 or more")
     fmt = detect_format(rows) if fmt == "auto" else fmt
-    return [_encode_row(row, fmt, tokenizer, max_length) for row in rows]
+    given = {"date": date} if date else {}
+    return [_encode_row(row, fmt, tokenizer, max_length, given) for row in rows]
 
 
-def encode_prompt(prompt: str | list[Message], tokenizer: Any) -> list[int]:
+def encode_prompt(prompt: Prompt | str | list[Message], tokenizer: Any) -> list[int]:
     """The ids of a prompt, exactly those of training: a string as plain text, messages through the chat template.
 
-    Raises DataError when the template refuses the messages, or when no token is left to start from.
+    Raises DataError when the template refuses the messages, or drops tools or tool calls, or when no token is left to start from.
     """
-    text = prompt if isinstance(prompt, str) else render_messages(prompt, tokenizer, reply=True)
-    ids = _prompt_ids(text, tokenizer, templated=not isinstance(prompt, str) and has_template(tokenizer))
+    text = prompt_text(prompt, tokenizer)
+    messages, _ = _parts(prompt)
+    ids = _prompt_ids(text, tokenizer, templated=not isinstance(messages, str) and has_template(tokenizer))
     if not ids:
         raise DataError(f"prompt {text!r}: the tokenizer makes no token of it")
     return ids
 
 
-def encode_reference(prompt: str | list[Message], reference: str, tokenizer: Any) -> list[int]:
+def prompt_text(prompt: Prompt | str | list[Message], tokenizer: Any) -> str:
+    """A prompt as the model reads it. Raises DataError as `encode_prompt`."""
+    messages, given = _parts(prompt)
+    if isinstance(messages, str):
+        return messages
+    where = f"prompt {prompt.id!r}" if isinstance(prompt, Prompt) else "prompt"
+    _check_tools(messages, tokenizer, given, where)
+    return render_messages(messages, tokenizer, reply=True, where=where, given=given)
+
+
+def _parts(prompt: Prompt | str | list[Message]) -> tuple[str | list[Message], Mapping[str, Any]]:
+    return (prompt.prompt, prompt.given) if isinstance(prompt, Prompt) else (prompt, NOTHING)
+
+
+def encode_reference(prompt: Prompt | str | list[Message], reference: str, tokenizer: Any) -> list[int]:
     """The ids that training would have put behind this prompt for this reply, end of sequence included.
 
     Raises DataError when the template refuses the messages, or writes the prompt differently once a reply follows.
     """
-    if isinstance(prompt, str):
+    messages, given = _parts(prompt)
+    if isinstance(messages, str):
         text, chat = reference, False
     else:
-        _, text = _split_text([*prompt, {"role": "assistant", "content": reference}], tokenizer, "reference")
+        _, text = _split_text([*messages, {"role": "assistant", "content": reference}], tokenizer, "reference", given)
         chat = True
     return _completion_ids(text, tokenizer, chat=chat)
 
 
-def render_messages(messages: list[Message], tokenizer: Any, *, reply: bool, where: str = "prompt") -> str:
+def render_messages(
+    messages: list[Message], tokenizer: Any, *, reply: bool, where: str = "prompt", given: Mapping[str, Any] = NOTHING
+) -> str:
     """A conversation as text, by the tokenizer's chat template or, without one, under plain headings.
 
-    reply: end where the assistant's next turn begins. Raises DataError when the template refuses the messages.
+    reply: end where the assistant's next turn begins. given: as in `Prompt`. Raises DataError when the template refuses the messages.
     """
     if not has_template(tokenizer):
         turns = [f"### {HEADINGS[message['role']]}:\n{message['content']}" for message in messages]
         return "\n\n".join([*turns, "### Response:\n"] if reply else turns)
+    options = {key: value for key, value in given.items() if key != "date"}
+    if "date" in given and asks_for_the_date(tokenizer):
+        template = tokenizer.get_chat_template(tools=given.get("tools"))
+        options["chat_template"] = _told(given["date"]) + template
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply, **TEMPLATE_OPTIONS)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply, **{**TEMPLATE_OPTIONS, **options})
     except Exception as error:  # a template raises whatever its author chose: TemplateError, TypeError, ...
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{where}: the chat template refuses these turns: {reason}") from None
+
+
+def asks_for_the_date(tokenizer: Any) -> bool:
+    """Whether the chat template writes today's date into what the model reads, which would then differ from day to day."""
+    return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
+
+
+@lru_cache
+def _told(day: str) -> str:
+    """The beginning of a template for which it is always the first minute of a day. No function passes into a template from outside."""
+    now = datetime.fromisoformat(day)
+    codes = [f"%{flag}{letter}" for letter in "aAbBcCdDeFgGhHIjklmMpPrRsStTuUVwWxXyYzZfn" for flag in ("", "-")]
+    said = "".join(f" | replace('{code}', '{now.strftime(code)}')" for code in codes).replace("\n", "\\n").replace("\t", "\\t")
+    # The line end belongs to the tag: these templates drop the first one behind a tag.
+    return f"{{% macro strftime_now(form) %}}{{{{ form | replace('%%', '\\0'){said} | replace('\\0', '%') }}}}{{% endmacro %}}\n"
+
+
+def _check_tools(messages: list[Message], tokenizer: Any, given: Mapping[str, Any], where: str) -> None:
+    """Refuse tools and tool calls that no token would come from."""
+    told = [("field 'tools'", messages, {key: value for key, value in given.items() if key != "tools"})] if given.get("tools") else []
+    for n, message in enumerate(messages):
+        if message.get("tool_calls"):
+            bare = {key: value for key, value in message.items() if key != "tool_calls"}
+            told.append((f"turn {n + 1}: its tool calls", [*messages[:n], bare, *messages[n + 1 :]], dict(given)))
+    for what, less, options in told:
+        if reads_the_same(messages, less, tokenizer, given, options, reply=False, where=where):
+            raise DataError(
+                f"{where}: {what} would reach no token: the base has "
+                + ("a chat template that leaves them out" if has_template(tokenizer) else "no chat template")
+                + "; take a base whose template writes tools, or write them as text"
+            )
+
+
+def reads_the_same(
+    messages: list[Message],
+    less: list[Message],
+    tokenizer: Any,
+    given: Mapping[str, Any],
+    fewer: Mapping[str, Any],
+    *,
+    reply: bool,
+    where: str = "prompt",
+) -> bool:
+    """Whether a conversation reads the same with less in it."""
+    whole = render_messages(messages, tokenizer, reply=reply, where=where, given=given)
+    try:
+        return whole == render_messages(less, tokenizer, reply=reply, where=where, given=fewer)
+    except DataError:  # the template needs what was left out
+        return False
 
 
 def has_template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
 
 
-def _encode_row(row: Fields, fmt: str, tokenizer: Any, max_length: int) -> Example:
-    before, last = split_row(row, fmt)
+def _encode_row(row: Fields, fmt: str, tokenizer: Any, max_length: int, given: Mapping[str, Any]) -> Example:
+    pair = split_row(row, fmt)
     where = place(row)
-    chat = not isinstance(before, str)
-    if isinstance(before, str) or isinstance(last, str):
-        prompt, completion = str(before), str(last)
+    chat = not isinstance(pair.prompt, str)
+    given = {**given, **pair.given}
+    if isinstance(pair.prompt, str) or isinstance(pair.completion, str):
+        prompt, completion = str(pair.prompt), str(pair.completion)
     else:
-        prompt, completion = _split_text([*before, last], tokenizer, where)
+        _check_tools([*pair.prompt, pair.completion], tokenizer, given, where)
+        prompt, completion = _split_text([*pair.prompt, pair.completion], tokenizer, where, given)
     if fmt == "text":
         prompt_ids, completion_ids = [], _closed(_prompt_ids(completion, tokenizer, templated=False), tokenizer)
     else:
@@ -117,9 +202,10 @@ def _encode_row(row: Fields, fmt: str, tokenizer: Any, max_length: int) -> Examp
             raise DataError(f"{where}: the tokenizer makes no token of the prompt {prompt!r}")
 
     mask = [False] * len(prompt_ids)
-    if isinstance(before, list) and fmt in ("messages", "sharegpt"):
-        mask = _earlier_turns(before, prompt, prompt_ids, tokenizer, where)
-    ids, mask = prompt_ids + completion_ids, mask + [True] * len(completion_ids)
+    if isinstance(pair.prompt, list):
+        mask = _earlier_turns(pair.prompt, pair.learned, prompt, prompt_ids, tokenizer, where, given)
+    last = pair.learned[-1] if chat else True
+    ids, mask = prompt_ids + completion_ids, mask + [last] * len(completion_ids)
 
     excess = len(ids) - max_length
     n_prompt = len(prompt_ids)
@@ -131,7 +217,8 @@ def _encode_row(row: Fields, fmt: str, tokenizer: Any, max_length: int) -> Examp
         ids, mask = ids[:max_length], mask[:max_length]
     mask[:1] = [False]
     if not any(mask):
-        raise DataError(f"{where}: no token to learn; the row needs two tokens or more")
+        cut = f"; of {len(prompt_ids) + len(completion_ids)} tokens `data.max_length: {max_length}` keeps none that counts"
+        raise DataError(f"{where}: no token to learn" + (cut if excess > 0 else "; the row needs two tokens or more"))
     return Example(ids, mask, n_prompt, prompt, completion, truncated=excess > 0)
 
 
@@ -161,23 +248,35 @@ def _closed(ids: list[int], tokenizer: Any) -> list[int]:
     return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
-def _split_text(messages: list[Message], tokenizer: Any, where: str) -> tuple[str, str]:
+def _split_text(messages: list[Message], tokenizer: Any, where: str, given: Mapping[str, Any]) -> tuple[str, str]:
     """The conversation up to the last reply, and that reply."""
-    prompt = render_messages(messages[:-1], tokenizer, reply=True, where=where)
-    whole = render_messages(messages, tokenizer, reply=False, where=where)
+    prompt = render_messages(messages[:-1], tokenizer, reply=True, where=where, given=given)
+    whole = render_messages(messages, tokenizer, reply=False, where=where, given=given)
     if not whole.startswith(prompt):
+        thought = next((key for key in THOUGHTS if messages[-1].get(key)), None)
+        way = "use another chat template, or prompt-completion rows of plain text"
+        if thought and not given.get("enable_thinking"):
+            way = f'for {thought!r} give rows and suites the field "chat_template_kwargs": {{"enable_thinking": true}}'
         raise DataError(
             f"{where}: the chat template writes the turns before a reply differently once the reply is there, so training "
-            "would not see the prompt of generation; use another chat template, or prompt-completion rows of plain text"
+            f"would not see the prompt of generation; {way}"
         )
     return prompt, whole[len(prompt) :]
 
 
-def _earlier_turns(messages: list[Message], prompt: str, ids: list[int], tokenizer: Any, where: str) -> list[bool]:
-    """The mask of a prompt: True on the assistant turns in it."""
+def _earlier_turns(
+    messages: list[Message],
+    learned: Sequence[bool],
+    prompt: str,
+    ids: list[int],
+    tokenizer: Any,
+    where: str,
+    given: Mapping[str, Any],
+) -> list[bool]:
+    """The mask of a prompt: True on the turns in it that are learned."""
     mask = [False] * len(ids)
     # A greeting by the assistant answers nothing: turn 0 is never learned.
-    replies = [n for n, message in enumerate(messages) if message["role"] == "assistant" and n > 0]
+    replies = [n for n in range(1, len(messages)) if learned[n]]
     if not replies:
         return mask
     if not getattr(tokenizer, "is_fast", False):
@@ -187,8 +286,8 @@ def _earlier_turns(messages: list[Message], prompt: str, ids: list[int], tokeniz
     shift = next(n for n in range(3) if encoded["input_ids"][n : n + len(ids)] == ids)
     offsets = encoded["offset_mapping"][shift : shift + len(ids)]
     for n in replies:
-        start, _ = _split_text(messages[: n + 1], tokenizer, where)
-        end = render_messages(messages[: n + 1], tokenizer, reply=False, where=where)
+        start, _ = _split_text(messages[: n + 1], tokenizer, where, given)
+        end = render_messages(messages[: n + 1], tokenizer, reply=False, where=where, given=given)
         if not prompt.startswith(end):
             raise DataError(
                 f"{where}: the chat template rewrites assistant turn {n + 1} once later turns follow, so it cannot be "

@@ -1,15 +1,14 @@
 """The five formats of training rows, each read as a prompt and its completion."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.data.rows import DataError
+from toolkit.data.turns import Message, Turn, missing, read_tools, read_turns, unpacked
 
 Fields = Mapping[str, Any]
 """A row: usually a `Row`; a plain dict of the caller's own works too, its errors then name no place."""
-
-Message = dict[str, str]
-"""One turn, {"role", "content"}."""
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -20,13 +19,38 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 """Name -> the columns that a row must have."""
 
+CHAT = ("system", "tools", "chat_template_kwargs")
+"""Columns that conversations may have beside their turns."""
+
+USED: dict[str, tuple[str, ...]] = {
+    "messages": ("messages", *CHAT),
+    "sharegpt": ("conversations", *CHAT),
+    "prompt-completion": ("prompt", "completion", *CHAT),
+    "alpaca": ("instruction", "input", "output", "history", *CHAT),
+    "text": ("text",),
+}
+"""Name -> the columns that are read; `unused_columns` names all others."""
+
+WEIGHTS = ("weight", "sample_weight", "example_weight", "loss_weight")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
 SHAPES = (
     'text {"text"}; messages {"messages": [{"role", "content"}]}; prompt-completion {"prompt", "completion"}; '
     'alpaca {"instruction", "input", "output"}; sharegpt {"conversations": [{"from", "value"}]}'
 )
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"} | {role: role for role in ROLES}
+
+@dataclass(frozen=True)
+class Pair:
+    """A training row as a prompt and its completion: two texts, or the turns before the last assistant turn and that turn.
+
+    learned: of every turn, the completion last, whether it counts in the loss. given: what the chat template gets beside the turns.
+    """
+
+    prompt: str | list[Message]
+    completion: str | Message
+    learned: tuple[bool, ...] = ()
+    given: dict[str, Any] = field(default_factory=dict)
 
 
 def detect_format(rows: Sequence[Fields]) -> str:
@@ -56,64 +80,121 @@ def _format_of(row: Fields) -> str:
     raise DataError(f"{place(row)}: the columns {', '.join(row)} {problem}; the formats are {SHAPES}")
 
 
-def split_row(row: Fields, fmt: str) -> tuple[str | list[Message], str | Message]:
-    """(prompt, completion) of a training row: two strings, or the messages before the last assistant turn and that turn.
+def unused_columns(rows: Sequence[Fields], used: Sequence[str]) -> dict[str, int]:
+    """Columns that are not among the used ones -> rows that have something in them."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in used and not missing(value):
+                counts[name] = counts.get(name, 0) + 1
+    return counts
 
-    The prompt of `text` is empty. Alpaca is a conversation of one user turn, its `input` below the instruction.
-    Raises DataError when a field is missing, empty or of the wrong type.
+
+def split_row(row: Fields, fmt: str) -> Pair:
+    """A training row as prompt and completion. The prompt of `text` is empty.
+
+    Alpaca is a conversation: `system`, the pairs of `history`, whose replies are learned too, and a user turn with `input` below
+    the instruction. Turns are learned where an assistant speaks, unless the turn says otherwise; of prompt-completion rows the
+    completion alone.
+
+    Raises DataError when a field is missing, empty or of the wrong type, or asks for what training does not do.
     """
     for column in FORMATS[fmt]:
         if column not in row:
             raise DataError(f"{place(row)}: field {column!r} is missing; the format {fmt} needs {', '.join(FORMATS[fmt])}")
+    _check_whole(row)
     if fmt == "text":
-        return "", filled(row, "text")
-    if fmt == "alpaca":
-        return alpaca_prompt(row), {"role": "assistant", "content": filled(row, "output")}
+        return Pair("", filled(row, "text"))
     if fmt == "prompt-completion":
         return _split_prompt_completion(row)
-    return _split_conversation(conversation(row, FORMATS[fmt][0]), FORMATS[fmt][0], place(row))
+    if fmt == "alpaca":
+        answer: Turn = {"role": "assistant", "content": filled(row, "output")}, True
+        return _split_conversation(row, [*alpaca_prompt(row), answer], "output")
+    column = FORMATS[fmt][0]
+    return _split_conversation(row, conversation(row, column), column)
 
 
 def is_chat(rows: Sequence[Fields], fmt: str = "auto") -> bool:
     """True where the prompts of training are conversations; then a plain prompt of a suite must become a user turn."""
-    prompt, _ = split_row(rows[0], detect_format(rows) if fmt == "auto" else fmt)
-    return not isinstance(prompt, str)
+    return not isinstance(split_row(rows[0], detect_format(rows) if fmt == "auto" else fmt).prompt, str)
 
 
-def alpaca_prompt(row: Fields) -> list[Message]:
-    """The instruction and, below it, the `input` where there is one, as one user turn."""
-    extra = row.get("input")
-    if extra is not None and not isinstance(extra, str):
-        raise DataError(f"{place(row)}: field 'input' must be text, not {type(extra).__name__}")
-    instruction = filled(row, "instruction")
-    return [{"role": "user", "content": f"{instruction}\n\n{extra}" if extra and extra.strip() else instruction}]
+def alpaca_prompt(row: Fields) -> list[Turn]:
+    """System text, earlier questions with their answers, and the instruction with the `input`, where there is one, below it."""
+    instruction, extra = filled(row, "instruction"), _optional(row, "input")
+    history = unpacked(row, "history", place(row))
+    if not isinstance(history, list | tuple | None):
+        raise DataError(f"{place(row)}: field 'history' must be a list of [question, answer], not {_kind(history)}")
+    turns: list[Turn] = []
+    for number, pair in enumerate(history or [], 1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise DataError(f"{place(row)}: field 'history', entry {number}: must be [question, answer], two texts")
+        turns += [({"role": "user", "content": pair[0]}, False), ({"role": "assistant", "content": pair[1]}, True)]
+    question = f"{instruction}\n\n{extra}" if extra else instruction
+    return with_system(row, [*turns, ({"role": "user", "content": question}, False)])
 
 
-def conversation(row: Fields, column: str) -> list[Message]:
-    """The turns in a column as [{"role", "content"}], read from either spelling of their keys.
+def conversation(row: Fields, column: str) -> list[Turn]:
+    """The turns in a column, whole, behind the row's `system` text where there is one. Raises DataError as `read_turns`."""
+    return with_system(row, read_turns(row, column, place(row)))
 
-    Raises DataError for an unknown role, a turn without text, or tool calls, which no field here can hold.
-    """
-    turns = row[column]
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"{place(row)}: field {column!r} must be a list of turns and not empty")
-    role_key, text_key = ("from", "value") if column == "conversations" else ("role", "content")
-    if column == "conversations" and isinstance(turns[0], dict) and "role" in turns[0]:
-        role_key, text_key = "role", "content"  # sharegpt by the name of its column only
-    roles = SHAREGPT_ROLES if column == "conversations" else {role: role for role in ROLES}
-    messages = []
-    for number, turn in enumerate(turns, 1):
-        at = f"{place(row)}: field {column!r}, turn {number}"
-        if not isinstance(turn, dict) or role_key not in turn or text_key not in turn:
-            raise DataError(f'{at}: a turn is {{"{role_key}": ..., "{text_key}": ...}}')
-        if turn[role_key] not in roles:
-            raise DataError(f"{at}: unknown {role_key} {turn[role_key]!r}; use one of {', '.join(roles)}")
-        if turn.get("tool_calls"):
-            raise DataError(f"{at}: tool calls are not supported; write them as text into {text_key!r}")
-        if not isinstance(turn[text_key], str):
-            raise DataError(f"{at}: {text_key!r} must be text, not {type(turn[text_key]).__name__}")
-        messages.append({"role": roles[turn[role_key]], "content": turn[text_key]})
-    return messages
+
+def with_system(row: Fields, turns: list[Turn]) -> list[Turn]:
+    """Turns behind the row's `system` text. Raises DataError where they begin with a system turn of their own."""
+    system = _optional(row, "system")
+    if not system or turns[0][0] == {"role": "system", "content": system}:
+        return turns
+    if turns[0][0]["role"] in ("system", "developer"):
+        raise DataError(f"{place(row)}: has a field 'system' and a first turn of that role, which differ; keep one of the two")
+    return [({"role": "system", "content": system}, False), *turns]
+
+
+def given_of(row: Fields) -> dict[str, Any]:
+    """What the chat template gets beside the turns of a row: `tools`, and the row's `chat_template_kwargs`."""
+    tools = read_tools(row, place(row))
+    options = unpacked(row, "chat_template_kwargs", place(row)) or {}
+    if not isinstance(options, dict):
+        raise DataError(f"{place(row)}: field 'chat_template_kwargs' must be an object, not {_kind(options)}")
+    if reserved := sorted({"messages", "conversation", "tools", "date", "add_generation_prompt", "tokenize"} & set(options)):
+        raise DataError(f"{place(row)}: field 'chat_template_kwargs': {reserved[0]!r} is not for a row to say; leave it out")
+    return {**options, **({"tools": tools} if tools else {})}
+
+
+def _check_whole(row: Fields) -> None:
+    """Refuse what says how to learn from a row, and is not done: to leave it out would be another training."""
+    for name in WEIGHTS:
+        if name in row and (weight := _number(row[name])) is not None and weight != 1:
+            raise DataError(
+                f"{place(row)}: field {name!r} is {row[name]}, and all rows weigh the same here; repeat the row or drop it, or rename "
+                "the column if it is no weight"
+            )
+    for name in ("train", "training"):
+        if name in row and _number(row[name]) == 0:
+            raise DataError(f"{place(row)}: field {name!r} is {row[name]}: drop the row, or rename the column if it says something else")
+    if row.get("label") is False or row.get("kto_tag") is False:
+        raise DataError(f"{place(row)}: is labelled as an answer that is not wanted, and every row is learned here; drop it")
+    if media := [name for name in MEDIA if name in row and not missing(row[name]) and row[name] != []]:
+        raise DataError(f"{place(row)}: field {media[0]!r}: training is on text alone; drop the column or the row")
+
+
+def _number(value: Any) -> float | None:
+    """A weight, or a yes or no, as a number; None where it is something else."""
+    words = {"true": 1.0, "false": 0.0}
+    try:
+        number = words.get(value.lower()) if isinstance(value, str) and value.lower() in words else float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number == number else None
+
+
+def _optional(row: Fields, column: str) -> str:
+    """The text of a field that may be missing or empty, and is "" then."""
+    value = row.get(column)
+    if missing(value):
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{place(row)}: field {column!r} must be text, not {_kind(value)}")
+    return value if value.strip() else ""
 
 
 def filled(row: Fields, column: str) -> str:
@@ -131,31 +212,43 @@ def place(row: Fields) -> str:
     return getattr(row, "where", "a row in memory")
 
 
-def _split_prompt_completion(row: Fields) -> tuple[str | list[Message], str | Message]:
+def _split_prompt_completion(row: Fields) -> Pair:
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         if not prompt.strip():
             raise DataError(f"{place(row)}: field 'prompt' is empty; rows without a prompt are {{\"text\": ...}}")
-        return prompt, filled(row, "completion")
+        check_plain(row)
+        return Pair(prompt, filled(row, "completion"))
     if isinstance(prompt, list) and isinstance(completion, list):
         if len(completion) != 1:
             raise DataError(f"{place(row)}: field 'completion' must be one assistant turn, found {len(completion)}")
-        messages = conversation(row, "prompt") + conversation(row, "completion")
-        return _split_conversation(messages, "completion", place(row))
+        before = [(message, False) for message, _ in conversation(row, "prompt")]
+        return _split_conversation(row, before + read_turns(row, "completion", place(row)), "completion")
     raise DataError(
         f"{place(row)}: 'prompt' and 'completion' must be two texts or two lists of turns, not {_kind(prompt)} and {_kind(completion)}"
     )
 
 
-def _split_conversation(messages: list[Message], column: str, where: str) -> tuple[list[Message], Message]:
-    *prompt, last = messages
+def check_plain(row: Fields) -> None:
+    """Refuse what a chat template would need, beside a prompt that is plain text."""
+    for name in CHAT:
+        if name in row and not missing(row[name]) and row[name] not in ("", [], {}):
+            raise DataError(f"{place(row)}: field {name!r} is for conversations, and 'prompt' is plain text; write it into the prompt")
+
+
+def _split_conversation(row: Fields, turns: list[Turn], column: str) -> Pair:
+    where = place(row)
+    *prompt, last = (message for message, _ in turns)
     if last["role"] != "assistant":
         raise DataError(f"{where}: field {column!r} must end with an assistant turn, not {last['role']!r}")
     if not prompt:
         raise DataError(f"{where}: field {column!r} has no turn before the assistant's; add the user's turn")
-    if not last["content"].strip():
+    if not last["content"].strip() and not last.get("tool_calls"):
         raise DataError(f"{where}: the last assistant turn of {column!r} is empty; fill it or drop the row")
-    return prompt, last
+    learned = tuple(counts and message["role"] == "assistant" for message, counts in turns)
+    if not any(learned[1:]):
+        raise DataError(f"{where}: no turn of {column!r} counts in the loss, so there is nothing to learn; drop the row")
+    return Pair(prompt, last, learned, given_of(row))
 
 
 def _kind(value: Any) -> str:

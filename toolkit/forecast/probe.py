@@ -186,8 +186,8 @@ def _answering(base: Base, prompts: Sequence[Prompt], recipe: Recipe, shapes: Sh
     references: as long as is allowed.
     """
     width, longest = pipeline.EVALUATION_WIDTH, recipe.evaluation.max_new_tokens
-    ids = [encode_prompt(p.prompt, base.tokenizer) for p in prompts]
-    references = [None if p.reference is None else encode_reference(p.prompt, p.reference, base.tokenizer) for p in prompts]
+    ids = [encode_prompt(p, base.tokenizer) for p in prompts]
+    references = [None if p.reference is None else encode_reference(p, p.reference, base.tokenizer) for p in prompts]
     known = [len(one) for one in references if one is not None] or [longest]
     usual, last = min(longest, round(sum(known) / len(known))), min(longest, max(known))
     batches = _some(ids, width, longest, usual, base)
@@ -197,7 +197,7 @@ def _answering(base: Base, prompts: Sequence[Prompt], recipe: Recipe, shapes: Sh
 
     def asked(i: int) -> list[list[int]]:
         texts = [text for text in (prompts[i].reference, *choices) if text is not None]
-        return [encode_reference(prompts[i].prompt, text, base.tokenizer) for text in texts]
+        return [encode_reference(prompts[i], text, base.tokenizer) for text in texts]
 
     device = next(base.model.parameters()).device
     options: dict[str, Any] = {"voices": width, "eos_ids": (-1,), "top_k": recipe.evaluation.top_k}

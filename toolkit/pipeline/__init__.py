@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit.card import write_card
+from toolkit.measure import read_prompts
 from toolkit.pipeline.answering import EVALUATION_WIDTH as EVALUATION_WIDTH
 from toolkit.pipeline.answering import accuracies as accuracies
 from toolkit.pipeline.answering import all_subjects as all_subjects
@@ -37,6 +38,7 @@ from toolkit.pipeline.populations import take as take
 from toolkit.pipeline.populations import teacher_groups as teacher_groups
 from toolkit.pipeline.populations import train as train
 from toolkit.pipeline.training import TrainingUnit as TrainingUnit
+from toolkit.pipeline.training import data_notes as data_notes
 from toolkit.pipeline.training import examples_of as examples_of
 from toolkit.pipeline.training import replica_mark as replica_mark
 from toolkit.pipeline.training import seeds_of as seeds_of
@@ -51,6 +53,8 @@ from toolkit.results import Results
 def run(recipe: Recipe, folder: Path, *, workers: int | None = None, engine: str = "local", console: Console | None = None) -> Results:
     """Everything, from a recipe to a report. Run it again: only what is missing is done."""
     with open_run(recipe, folder, workers=workers, engine=engine, console=console) as job:
+        for note in data_notes(job.recipe, read_prompts(job.recipe), job.device):
+            job.console.note(note)
         for name in recipe.training_order:
             train(job, name)
         merge(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +130,7 @@ def answer_units(job: Run, family: Sequence[Subject], suite: str, prompts: Seque
         at_once = min(at_once, whole_width(load_base(recipe.base, recipe.dtype, job.device).parameters, WEIGHT_BYTES, job.device))
     width = max(1, at_once // members)
     evaluation = recipe.evaluation.model_dump(exclude_none=True)
-    settings = fingerprint({"prompts": [asdict(p) for p in prompts], "evaluation": evaluation, "dtype": recipe.dtype})
+    settings = fingerprint({"prompts": [p.to_dict() for p in prompts], "evaluation": evaluation, "dtype": recipe.dtype})
     rule = threshold = None
     if members > 1:
         rule, threshold = next((m.ensemble, m.threshold) for m in recipe.mitigations if m.label == family[0].procedure)

@@ -189,8 +189,8 @@ def check_lengths(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], 
         )
     for suite, asked in prompts.items():
         for prompt in asked:
-            known = encode_prompt(prompt.prompt, base.tokenizer)
-            reference = encode_reference(prompt.prompt, prompt.reference, base.tokenizer) if prompt.reference is not None else []
+            known = encode_prompt(prompt, base.tokenizer)
+            reference = encode_reference(prompt, prompt.reference, base.tokenizer) if prompt.reference is not None else []
             answer = max(recipe.evaluation.max_new_tokens, len(reference))
             if len(known) + answer > limit:
                 raise RunError(

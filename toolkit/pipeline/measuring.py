@@ -9,6 +9,8 @@ from typing import Any
 
 from toolkit import records
 from toolkit.adapters import read_adapter
+from toolkit.base import load_base
+from toolkit.data import known_prompts
 from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
 from toolkit.evaluate import token_probability, vote_outcomes
 from toolkit.measure import measure_run, read_prompts, save_design
@@ -17,6 +19,7 @@ from toolkit.pipeline.answering import accuracies, all_subjects, answer_units
 from toolkit.pipeline.job import Run, RunError, successful
 from toolkit.pipeline.merging import merged_folder
 from toolkit.pipeline.populations import given_note
+from toolkit.pipeline.training import training_examples
 from toolkit.plain import read_record
 from toolkit.population import groups, read_population, replica_folder
 from toolkit.recipe import Mitigation
@@ -52,6 +55,9 @@ def measure(job: Run) -> Results:
             for note in student_notes(own, design, recipe.vary_of(design.name)) if own else ():
                 job.console.note(note)
                 notes.append(note)
+        if recipe.data.train:
+            examples = training_examples(recipe, job.device)
+            notes += known_prompts(prompts, examples, load_base(recipe.base, recipe.dtype, job.device).tokenizer)
         command = f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}"
         return conclude(job, shards, designs, command=command, notes=notes)
 

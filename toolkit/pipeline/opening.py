@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 from toolkit import environment
 from toolkit.base import fastest_dtype, load_base, load_config
 from toolkit.compiled import TESTED
+from toolkit.data import asks_for_the_date
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
 from toolkit.measure import read_prompts
 from toolkit.pipeline.checks import check_all
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
-from toolkit.population import write_text
+from toolkit.population import RECORD, write_text
 from toolkit.recipe import Recipe, dump_recipe
 
 
@@ -51,7 +54,8 @@ def open_run(
 
 
 def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
-    """What `auto`, and on a GPU an open `stack`, mean here; in a run folder, what they meant when its first replica was trained.
+    """What `auto`, an open date, and on a GPU an open `stack`, mean here; in a run folder, what they meant when its first replica was
+    trained.
 
     Raises BaseError where there is no such base, RunError as `fit_stacks`.
     """
@@ -65,12 +69,28 @@ def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
             if one.stack is None and recipe.stack is None and stacks.get(name)
         }
         recipe = recipe.model_copy(update={**kept, "conditions": {**recipe.conditions, **fitted}})
+        recipe = _on(recipe, then.data.date)
     config = load_config(recipe.base)
     if recipe.dtype == "auto":
         recipe = recipe.model_copy(update={"dtype": fastest_dtype(config.get_text_config().hidden_size, device)})
     if recipe.compile == "auto" and not (device == "cpu" and environment.compiler() and config.model_type in TESTED):
         recipe = recipe.model_copy(update={"compile": "never"})
+    if recipe.data.date is None and asks_for_the_date(load_base(recipe.base, recipe.dtype, device).tokenizer):
+        recipe = _on(recipe, _first_day(folder).isoformat())
     return fit_stacks(recipe, device) if device == "cuda" else recipe
+
+
+def _on(recipe: Recipe, day: str | None) -> Recipe:
+    """The recipe with the date that its chat template is told, unless it says one itself."""
+    if recipe.data.date or day is None:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"date": day})})
+
+
+def _first_day(folder: Path | None) -> date:
+    """Today; of a run whose recipe does not say it yet, the day on which its first replica was trained."""
+    records = folder.glob(f"*/replicas/*/{RECORD}") if folder else ()
+    return date.fromtimestamp(min((path.stat().st_mtime for path in records), default=time.time()))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import OutOfMemoryError
 from toolkit import distill, environment, records, seeds
 from toolkit.adapters import read_adapter
 from toolkit.base import load_base
-from toolkit.data import Example, encode_rows, read_rows
+from toolkit.data import Example, Prompt, encode_rows, read_rows, survey
 from toolkit.engines import Progress
 from toolkit.ensemble import ENSEMBLES
 from toolkit.pipeline.job import Run, RunError, as_json
@@ -227,7 +227,14 @@ def train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
 def training_examples(recipe: Recipe, device: str) -> tuple[Example, ...]:
     """The training rows as tokens. Raises DataError in one line."""
     data = recipe.data
-    return _examples(data.train, data.format, data.max_length, recipe.base, recipe.dtype, device)
+    return _examples(data.train, data.format, data.max_length, data.date, recipe.base, recipe.dtype, device)
+
+
+def data_notes(recipe: Recipe, prompts: dict[str, list[Prompt]], device: str) -> list[str]:
+    """What of the data is not used, or not as one may think. See `toolkit.data.survey`."""
+    examples = training_examples(recipe, device) if recipe.data.train else ()
+    tokenizer = load_base(recipe.base, recipe.dtype, device).tokenizer
+    return survey(recipe.data.train, recipe.data.format, recipe.data.suites, prompts, examples, tokenizer)
 
 
 def examples_of(recipe: Recipe, name: str, device: str) -> tuple[Example, ...]:
@@ -242,9 +249,9 @@ def examples_of(recipe: Recipe, name: str, device: str) -> tuple[Example, ...]:
 
 
 @lru_cache(maxsize=4)  # a worker trains many stacks on the same rows
-def _examples(train: str, form: str, max_length: int, base: str, dtype: str, device: str) -> tuple[Example, ...]:
+def _examples(train: str, form: str, max_length: int, date: str | None, base: str, dtype: str, device: str) -> tuple[Example, ...]:
     tokenizer = load_base(base, dtype, device).tokenizer
-    return tuple(encode_rows(read_rows(train), tokenizer, max_length=max_length, fmt=form))
+    return tuple(encode_rows(read_rows(train), tokenizer, max_length=max_length, fmt=form, date=date))
 
 
 def _teachers(teacher: Teacher, adapters_R: Sequence[tuple[str, ...]]) -> list[distill.Teacher]:

@@ -4,25 +4,54 @@ Long: one row for each condition, replica and prompt. Wide: one row for each pro
 batches and kept as codes, so that 10,000 replicas x 10,000 prompts fit into memory; no loop runs over cells.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit.predictions.cells import Arm, Cells, PredictedPrompt, Predictions
 from toolkit.predictions.factors import with_factors
 from toolkit.predictions.files import SUFFIXES, PredictionsError, batches
+from toolkit.predictions.layout import ROLES, Asked
+from toolkit.predictions.metrics import RunScores, RunTable, read_run_table
+from toolkit.predictions.runs import with_base, with_failed
 
-__all__ = ["SUFFIXES", "Arm", "PredictedPrompt", "Predictions", "PredictionsError", "read_predictions", "with_factors"]
+__all__ = [
+    "ROLES",
+    "SUFFIXES",
+    "Arm",
+    "PredictedPrompt",
+    "Predictions",
+    "PredictionsError",
+    "RunScores",
+    "RunTable",
+    "read_predictions",
+    "read_run_table",
+    "with_base",
+    "with_factors",
+    "with_failed",
+]
 
 
-def read_predictions(path: Path, *, replica: str | None = None, prompt: str | None = None, output: str | None = None) -> Predictions:
+def read_predictions(
+    path: Path,
+    *,
+    replica: str | None = None,
+    prompt: str | None = None,
+    output: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    replica_columns: Sequence[str] = (),
+) -> Predictions:
     """The answers of a JSONL, JSON, CSV (JSONL and CSV also as .gz) or Parquet file, whose layout is told from its columns.
 
     Long: `replica`, `prompt` (or `prompt_id`, `id`) and `output` (or `answer`, `text`, `prediction`). Wide: a prompt, and the
-    replicas are the columns called replica_..., seed..., run... or by a number, or else all that are not known by name. Both may
-    have `condition`, `suite`, `category`, `shift`, `cluster` and `reference`, long files also `score`, and `init`, `order` and `dropout`:
-    the level (a seed, say) that a replica has in this source of variation, the same on all its rows. Numbers, booleans and
-    objects become their JSON. Missing is a cell without a row, null, nan, and a field of a CSV file that is empty and not quoted.
+    replicas are the columns of one stem and a number, such as run_1, seed-42 or 0, or those in `replica_columns`; a file in which
+    neither tells is refused. Both may have `condition`, `suite`, `category`, `shift`, `cluster`, `reference` (or `expected`, `target`,
+    `gold`, `label`, ...) and `base_answer`, what the base model answers; long files also `score`, `failed` or `status`, and `init`,
+    `order` and `dropout`: the level (a seed, say) that a replica has in this source of variation, the same on all its rows. What a value
+    is as text, see `toolkit.predictions.files.text`. Missing is a cell without a row, null, nan, and a field of a CSV file that is empty
+    and not quoted.
 
     replica, prompt, output: names of the columns where they have others; for a wide file `replica` is what its columns begin with.
+    columns: the same for any of ROLES; "" for a column that is to be left aside. replica_columns: names or patterns (`llama_*`).
 
     Without a column `condition` the one condition is called after the file. Raises PredictionsError, a ValueError of one line, for
     what cannot be understood, for two rows of one condition, replica and prompt, and for a prompt of two references, categories,
@@ -31,7 +60,8 @@ def read_predictions(path: Path, *, replica: str | None = None, prompt: str | No
     path = Path(path)
     if not path.is_file():
         raise PredictionsError(f"{path}: no such file")
-    cells = Cells(path, {"replica": replica, "prompt": prompt, "output": output})
+    named = {part: name for part, name in (("replica", replica), ("prompt", prompt), ("output", output)) if name}
+    cells = Cells(path, Asked(named | dict(columns or {}), tuple(replica_columns)))
     for batch in batches(path, cells.see):
         cells.add(batch)
     return cells.predictions()

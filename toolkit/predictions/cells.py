@@ -12,13 +12,31 @@ import numpy as np
 
 from toolkit.data import SHIFTS
 from toolkit.predictions.files import CELLS, Batch, distinct, keeps_values, place, stem
-from toolkit.predictions.layout import FACTORS, LABELS, SHAPES, Layout, PredictionsError, layout_of, listed
+from toolkit.predictions.files import text as files_text
+from toolkit.predictions.layout import (
+    FACTORS,
+    LABELS,
+    PROMPTFOO,
+    ROLES,
+    RUN_LABELS,
+    SHAPES,
+    Asked,
+    Layout,
+    PredictionsError,
+    layout_of,
+    listed,
+)
 from toolkit.statistics import MISSING
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 UNSEEN = -2  # a cell that no row has claimed
+FAILED = frozenset("true 1 yes failed failure fail crashed crash error killed diverged nan".split())
+FINISHED = frozenset("false 0 no ok finished success succeeded successful complete completed done passed".split())
+# log-likelihoods of choices as lm-eval logs them: [["-1.5", "False"], ["-2.25", "False"]]
+LIKELIHOODS = re.compile(r'\[{1,2}"?-?\d[\d.e+-]*"?, "?(true|false)"?\]', re.IGNORECASE)
+GRADES = ("[PASS]", "[FAIL]", "[ERROR]")
 
 
 @dataclass(frozen=True)
@@ -41,13 +59,15 @@ class PredictedPrompt:
 class Arm:
     """The replicas of one condition. text_RP: int32 codes into `Predictions.texts`, -1 missing; score_RP: float32, nan missing.
 
-    factors: for each source that the file names, such as `init`, the level of every replica.
+    factors: for each source that the file names, such as `init`, the level of every replica. failed: replicas of this arm that the user,
+    or a column of the file, says have failed.
     """
 
     replicas: tuple[str, ...]
     text_RP: np.ndarray
     score_RP: np.ndarray | None
     factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    failed: frozenset[str] = frozenset()
 
     @property
     def missing(self) -> int:
@@ -57,12 +77,16 @@ class Arm:
 
 @dataclass(frozen=True)
 class Predictions:
-    """arms: condition -> its replicas, all on the same prompts; notes: how the file was understood, a sentence each."""
+    """arms: condition -> its replicas, all on the same prompts; notes: how the file was understood, a sentence each.
+
+    base: what the base model answers, one row, where the file says so.
+    """
 
     prompts: tuple[PredictedPrompt, ...]
     arms: dict[str, Arm]
     texts: list[str]
     notes: tuple[str, ...]
+    base: Arm | None = None
 
 
 class Codes(dict[Any, int]):
@@ -116,18 +140,18 @@ def narrow(code_N: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Cells:
-    """What a file says, while it is read. given: columns that the user named, by role."""
+    """What a file says, while it is read. asked: what the user says about its columns."""
 
     path: Path
-    given: Mapping[str, str | None]
+    asked: Asked = Asked()
     layout: Layout = Layout({}, (), ())
     names: dict[str, None] = field(default_factory=dict)
     runs: Codes = field(default_factory=Codes)  # of (condition, replica)
     prompts: Codes = field(default_factory=Codes)  # of (suite, id)
     texts: Codes = field(default_factory=Codes)
-    labels: dict[str, Codes] = field(default_factory=lambda: {name: Codes() for name in (*LABELS, *FACTORS)})
+    labels: dict[str, Codes] = field(default_factory=lambda: {name: Codes() for name in (*LABELS, *RUN_LABELS)})
     told: dict[str, np.ndarray] = field(  # the code of each label by prompt, of each factor by run
-        default_factory=lambda: {name: np.empty(0, dtype=np.int32) for name in (*LABELS, *FACTORS)}
+        default_factory=lambda: {name: np.empty(0, dtype=np.int32) for name in (*LABELS, *RUN_LABELS)}
     )
     parts: list[Part] = field(default_factory=list)
 
@@ -139,7 +163,7 @@ class Cells:
             def where() -> str:
                 return str(self.path) if row is None else place(self.path, row)
 
-            self.layout = layout_of(self.names, self.given, where)
+            self.layout = layout_of(self.names, self.asked, where)
             if before.role and bool(before.replicas) != bool(self.layout.replicas):
                 raise PredictionsError(f"{where()}: the columns are others than before ({listed(names)}); {SHAPES}")
         return self.layout
@@ -158,7 +182,7 @@ class Cells:
         condition_N, conditions = self._key(batch, table, "condition")
         if not layout.replicas:
             run_N = self.runs.take_pairs((condition_N, conditions), self._key(batch, table, "replica"))
-            self._label(batch, table, FACTORS, run_N, self.runs, "replica")
+            self._label(batch, table, RUN_LABELS, run_N, self.runs, "replica")
             codes = narrow(run_N), narrow(prompt_N), narrow(self._text(batch, table))
             self.parts.append(Part(batch.first, rows, *codes, self._score(batch, table)))
             return
@@ -191,6 +215,10 @@ class Cells:
     def _text(self, batch: Batch, table: "pa.Table") -> np.ndarray:
         """Of JSON a null is a missing answer, and a row that lacks the field a mistake."""
         name = self.layout.role["output"]
+        if name in table.column_names and LIKELIHOODS.match(files_text(table[name][0].as_py()) or ""):
+            says = " holds log-likelihoods, which differ in every run; write the choice instead: in jq, "
+            choice = "(.filtered_resps | map(.[0] | tonumber) | index(max))"
+            raise self._error(batch, 0, name, says + choice)
         text_N = self.texts.take(*distinct([table[name]])) if name in table.column_names else np.full(table.num_rows, MISSING)
         for row in np.flatnonzero(text_N < 0).tolist() if batch.row else ():
             if batch.row and name not in batch.row(row):
@@ -238,6 +266,7 @@ class Cells:
                 owner = list(owners)[owner_N[row]]
                 whose = _id(owner) if kind == "prompt" else owner[1]
                 says = f": {kind} {whose!r} has {here} here and {other} on another row; it can have only one"
+                says += f", or --column {part}= leaves the column aside" if part in ROLES else ""
                 raise self._error(batch, row, name, says)
 
     def _error(self, batch: Batch, row: Any, name: object, says: str) -> PredictionsError:
@@ -271,8 +300,31 @@ class Cells:
             rows = slice(start, start := start + len(runs))
             name = condition if "condition" in self.layout.role else stem(self.path)
             score = score_RP[rows] if np.isfinite(score_RP[rows]).any() else None
-            found[name] = Arm(tuple(replica for replica, _ in runs), text_RP[rows], score, self._factors(name, runs))
-        return Predictions(tuple(self._prompts()), found, list(self.texts), tuple(self._notes(found)))
+            says = self._factors(name, runs), self._failed(runs)
+            found[name] = Arm(tuple(replica for replica, _ in runs), text_RP[rows], score, *says)
+        base = self._base()
+        if self.texts and all(text.startswith(GRADES) for text in self.texts):
+            raise PredictionsError(f"{self.path}: every answer begins with {GRADES[0]} or {GRADES[1]}: {PROMPTFOO}")
+        return Predictions(tuple(self._prompts()), found, list(self.texts), tuple(self._notes(found)), base)
+
+    def _base(self) -> Arm | None:
+        """What the base answers, where a column says so for every prompt."""
+        if "base" not in self.layout.role:
+            return None
+        words = [*self.labels["base"], None]
+        text_P = np.array([self.texts.of(words[code]) for code in self.told["base"]], dtype=np.int32)
+        return Arm(("base",), text_P[None], None)
+
+    def _failed(self, runs: list[tuple[str, int]]) -> frozenset[str]:
+        """Replicas that a column says have failed."""
+        name, told_O = self.layout.role.get("failed"), self.told["failed"]
+        words = [*self.labels["failed"], None]
+        says = {replica: (words[told_O[code]] or "").strip().lower() for replica, code in runs if len(told_O)}
+        for replica, word in says.items():
+            if word and word not in FAILED | FINISHED:
+                cure = "write true or false, failed or finished, or leave the column aside with --column failed="
+                raise PredictionsError(f"{self.path}: field {name!r} of replica {replica!r} is {word[:40]!r}; {cure}")
+        return frozenset(replica for replica, word in says.items() if word in FAILED)
 
     def _factors(self, condition: str, runs: list[tuple[str, int]]) -> dict[str, tuple[str, ...]]:
         """The level of every run in each factor that the condition has."""
@@ -304,6 +356,9 @@ class Cells:
             yield f"wide: a row is a prompt ({role['prompt']}), and a column a replica ({len(columns)}: {listed(columns)})"
         else:
             yield f"long: a row is the answer ({role['output']}) of a replica ({role['replica']}) to a prompt ({role['prompt']})"
+        for part in ("reference", "base", "failed"):
+            if role.get(part, part) != part:
+                yield f"{part}: column {role[part]}"
         if self.layout.unused:
             yield f"columns not used: {listed(self.layout.unused)}"
         for condition, arm in arms.items():
@@ -326,7 +381,8 @@ class Cells:
         (condition, replica), prompt = list(self.runs)[part.run_N[k]], _id(list(self.prompts)[part.prompt_N[k]])
         whose = f"replica {replica!r}" + (f" of condition {condition!r}" if condition else "")
         here, before = (place(self.path, row) for row in (rows[1], rows[0]))
-        return PredictionsError(f"{here}: {whose} has an answer to prompt {prompt!r} already, at {before}; keep one of the two")
+        filters = "; keep the rows of one filter" if "filter" in self.names else ""
+        return PredictionsError(f"{here}: {whose} has an answer to prompt {prompt!r} already, at {before}; keep one of the two{filters}")
 
 
 def _id(prompt: tuple[str, str]) -> str:

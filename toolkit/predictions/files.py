@@ -1,5 +1,6 @@
 """Files of predictions in batches of rows: fast where nothing is wrong, and exact about the line where something is."""
 
+import codecs
 import csv
 import functools
 import io
@@ -15,7 +16,7 @@ import numpy as np
 
 from toolkit.data.rows import READERS, DataError
 from toolkit.plain import JsonError, parse
-from toolkit.predictions.layout import Layout, PredictionsError
+from toolkit.predictions.layout import PROMPTFOO, Layout, PredictionsError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,6 +82,28 @@ def place(path: Path, row: int) -> str:
     return f"{path}, row {row + 1}" if line is None else f"{path}:{line}"
 
 
+MARKED = "ftk-marked"
+"""Half of a surrogate pair, or a byte that is no UTF-8, as `\\ud83d` or `\\xff` behind U+FDD0, which no text holds.
+
+So different answers stay different, and all can be written as UTF-8.
+"""
+
+
+def _marked(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeDecodeError):
+        return "".join(f"\ufdd0\\x{byte:02x}" for byte in error.object[error.start : error.end]), error.end
+    if isinstance(error, UnicodeEncodeError):
+        return "".join(f"\ufdd0\\u{ord(sign):04x}" for sign in error.object[error.start : error.end]).encode(), error.end
+    raise error
+
+
+codecs.register_error(MARKED, _marked)
+
+
+def marked(text: str) -> str:
+    return text.encode(errors=MARKED).decode()
+
+
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
@@ -101,13 +124,19 @@ def distinct(columns: Sequence["pa.ChunkedArray"]) -> tuple[np.ndarray, list[str
 
 
 def text(value: Any) -> str | None:
-    """A value as text; what is no text as its JSON, with 1.0 as 1. nan is how data frames write a missing cell."""
+    """A value as text; what is no text as its JSON, and a list of one text as that text.
+
+    So "7", 7, 7.0 and ["7"] are equal, and true is "true"; the text "7.0" and [7] are not. nan is how data frames write a missing
+    cell; the text "nan" is an answer.
+    """
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0]
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float):
         return None if math.isnan(value) else repr(value).removesuffix(".0")
     if isinstance(value, bytes):
-        return value.decode(errors="backslashreplace")
+        return value.decode(errors=MARKED)
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str) if isinstance(value, (bool, int, list, dict)) else str(value)
 
 
@@ -215,12 +244,22 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _json(path: Path) -> Iterator[Batch]:
-    rows = READERS[".json"](path)
+    rows = _rows(path)
     for first in itertools.count(0, ROWS):
         some = list(itertools.islice(rows, ROWS))
         if not some:
             return
         yield Batch(first, _table(some), some.__getitem__)
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    try:
+        yield from map(_with_names, READERS[".json"](path))
+    except DataError:
+        with path.open("rb") as file:
+            if b'"evalId"' in file.read(1 << 12):
+                raise PredictionsError(f"{path}: {PROMPTFOO}") from None
+        raise
 
 
 def _jsonl(path: Path) -> Iterator[Batch]:
@@ -273,6 +312,15 @@ def _fields(path: Path, line: bytes, row: int) -> dict[str, Any]:
         raise PredictionsError(f"{place(path, row)}: broken JSON at column {error.colno}: {error.msg}") from None
     if not isinstance(fields, dict):
         raise PredictionsError(f"{place(path, row)}: a row is an object with named fields, not {json.dumps(fields)[:40]}")
+    return _with_names(fields)
+
+
+def _with_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same fields, under names that can be written."""
+    try:
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        return {marked(name): value for name, value in fields.items()}
     return fields
 
 
@@ -285,6 +333,6 @@ def _table(rows: Sequence[dict]) -> "pa.Table":
         try:
             return pa.array(values, pa.string())
         except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
-            return pa.array([value and value.encode(errors="replace").decode() for value in values], pa.string())
+            return pa.array([value and marked(value) for value in values], pa.string())
 
     return pa.table({name: column(name) for name in dict.fromkeys(itertools.chain.from_iterable(rows))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -66,6 +67,15 @@ def answer_rule(rule: str) -> str:
     except PatternError as error:
         raise ValueError(str(error)) from None
     return rule
+
+
+def day(text: str) -> str:
+    try:
+        if date.fromisoformat(text).isoformat() == text:
+            return text
+    except ValueError:
+        pass
+    raise ValueError("should be a day as YYYY-MM-DD")
 
 
 def at(path: Path_, text: str) -> PydanticCustomError:

@@ -16,7 +16,7 @@ from pydantic import (
 
 from toolkit.recipe.conditions import UNKNOWN, AnyCondition, Condition, Given, kind_of, trajectory
 from toolkit.recipe.criteria import Criteria
-from toolkit.recipe.fields import Candidates, Compile, Dtype, Model, Replicas, Seed, Share, Source, Tokens, Width, answer_rule, at
+from toolkit.recipe.fields import Candidates, Compile, Dtype, Model, Replicas, Seed, Share, Source, Tokens, Width, answer_rule, at, day
 from toolkit.recipe.mitigations import Mitigation
 from toolkit.recipe.words import nearest
 
@@ -47,7 +47,8 @@ class Data(Model):
     """The training rows and the prompts for measurement."""
 
     train: str
-    """`embedded` (or `embedded:10000`: as many rows), a .jsonl / .json / .csv / .parquet file, a folder of them, or a hub data set (`id` or
+    """`embedded` (or `embedded:10000`: as many rows), a .jsonl / .json / .csv / .tsv / .parquet / .arrow file, text also packed
+    (.gz, .bz2, .xz, .zst), a folder of them (of splits the training split) or of `save_to_disk`, or a hub data set (`id` or
     `id:split`); not needed where no condition is trained."""
     suites: dict[str, str] = {}
     """name -> `embedded`, or a .jsonl / .csv / .parquet file of prompts."""
@@ -56,6 +57,9 @@ class Data(Model):
     a suite is a user turn."""
     max_length: Tokens = 512
     """tokens of a training row; longer prompts lose their beginning."""
+    date: Annotated[str, AfterValidator(day)] | None = None
+    """YYYY-MM-DD: what a chat template is told that asks for today's date, so that a run reads the same on all its days; by default
+    the day on which the run begins, which is written into its recipe."""
 
 
 class Target(Model):

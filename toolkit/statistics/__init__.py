@@ -9,6 +9,20 @@ from toolkit.statistics.agreement import ambiguity, discrepancy, fleiss_kappa, n
 from toolkit.statistics.answer_components import AnswerComponents, behaviour_components, missing_pairs
 from toolkit.statistics.arms import MIN_GROUPS, SAME_RATIO, SAME_SHARE
 from toolkit.statistics.arrays import MISSING, encode
+from toolkit.statistics.averages import (
+    accuracy_gain,
+    negated,
+    odd_answers,
+    odd_marks,
+    odd_runs,
+    population_effect_size,
+    population_gain_kept,
+    population_score_change,
+    run_mean,
+    run_mean_change,
+    run_sd,
+    score_mean,
+)
 from toolkit.statistics.by_prompt import PromptTests, accuracy_by_prompt, disagreement_by_prompt
 from toolkit.statistics.compare import (
     EFFECT_KEPT,
@@ -29,7 +43,7 @@ from toolkit.statistics.failures import failure_rate
 from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, zero_event_bound
 from toolkit.statistics.many_runs import accuracy_floor, deviation, distinct_answers
 from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
-from toolkit.statistics.outliers import MIN_REPLICAS_ODD
+from toolkit.statistics.outliers import MIN_REPLICAS_ODD, far_from_median
 from toolkit.statistics.precision import Precision, iso_5725, root
 from toolkit.statistics.scaling import ScalingFit, SmallestK, fit_disagreement, fit_floor, smallest_k
 from toolkit.statistics.scores import icc, score_sd
@@ -62,6 +76,18 @@ __all__ = [
     "AnswerComponents",
     "behaviour_components",
     "missing_pairs",
+    "accuracy_gain",
+    "negated",
+    "odd_answers",
+    "odd_marks",
+    "odd_runs",
+    "population_effect_size",
+    "population_gain_kept",
+    "population_score_change",
+    "run_mean",
+    "run_mean_change",
+    "run_sd",
+    "score_mean",
     "PromptTests",
     "accuracy_by_prompt",
     "disagreement_by_prompt",
@@ -86,6 +112,7 @@ __all__ = [
     "MIN_CLUSTERS",
     "MIN_REPLICAS",
     "MIN_REPLICAS_ODD",
+    "far_from_median",
     "disagreement",
     "prompt_disagreement",
     "flip_calibration",

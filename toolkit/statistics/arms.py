@@ -232,6 +232,24 @@ def difference(arms: Arms | None, n_rows: int, level: float) -> Estimate:
     return verdict(arms, value, ends, 0.0, value, parts, same, level, method, p)
 
 
+def score_difference(arms: Arms | None, n_rows: int, level: float) -> Estimate:
+    """b - a of a number in a unit of its own: nothing is cut to what shares can be, and no change is small by itself."""
+    if arms is None:
+        return unknown(arms, n_rows, level, "")
+    value, parts = arms.b - arms.a, arms.parts(1.0, -1.0)
+
+    def ends_at(level: float) -> Ends:
+        half = parts.half_width(level)
+        return value - half, value + half
+
+    low, high = ends_at(level)
+    if high - low < NO_WIDTH * max(1.0, abs(arms.a), abs(arms.b)):
+        nothing = "nothing varies, so there is no spread to put an interval around"
+        return replace(unknown(arms, n_rows, level, nothing), value=value)
+    p = p_value(lambda level: excludes(ends_at(level), 0.0)) if math.isfinite(low) else None
+    return verdict(arms, value, (low, high), 0.0, value, parts, False, level, f"{arms.resampled} jackknife-t with prompt term", p)
+
+
 def _log_ends(value: float, parts: Parts) -> Callable[[float], Ends]:
     def ends_at(level: float) -> Ends:
         half = parts.half_width(level)

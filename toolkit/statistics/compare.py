@@ -154,7 +154,7 @@ def effect_size(
         return np.where((answer_RP[:, at] >= 0) & (base_P[at] >= 0), (answer_RP[:, at] != base_P[at]).astype(np.float64), np.nan)
 
     arms = _means(mitigated_GP, baseline_RP, differs, members, cluster_P)
-    return _kept(arms, len(mitigated_GP), level, "the replicas answer as the base does: there is no effect to keep")
+    return kept_share(arms, len(mitigated_GP), level, "the replicas answer as the base does: there is no effect to keep")
 
 
 def collapsed(effect: Estimate, kept: float = EFFECT_KEPT) -> Literal["kept", "collapsed", "cannot be told"]:
@@ -193,7 +193,7 @@ def accuracy_effect_size(
     base_P = as_correct(np.asarray(base_P)[None], "base_P", at_least=1)[0]
     same_prompts(mitigated_GP, baseline_RP, base_P)
     arms = _means(mitigated_GP, baseline_RP, lambda table_RP, at: marks(table_RP[:, at]) - base_P[at], members, cluster_P)
-    return _kept(arms, len(mitigated_GP), level, "the replicas are as accurate as the base: there is no gain to keep")
+    return kept_share(arms, len(mitigated_GP), level, "the replicas are as accurate as the base: there is no gain to keep")
 
 
 def _disagreements(mitigated_GP: np.ndarray, baseline_RP: np.ndarray, members: Members, cluster_P: Clusters) -> Arms | None:
@@ -260,11 +260,11 @@ def _only_members(
     return alive_G, row_R, [np.arange(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)], np.flatnonzero(used_P)
 
 
-def _kept(arms: Arms | None, n_rows: int, level: float, nothing: str) -> Estimate:
+def kept_share(arms: Arms | None, n_rows: int, level: float, nothing: str) -> Estimate:
     """Fieller's interval of b / a: all ratios theta for which b - theta * a is no further from 0 than t standard errors."""
-    method = "Fieller interval, paired delete-a-group jackknife with prompt term"
     if arms is None or arms.a == 0:
         return unknown(arms, n_rows, level, nothing)
+    method = f"Fieller interval, {arms.resampled} jackknife with prompt term"
     if arms.b == 0 and not arms.sums.b_P.any():
         return zero_ratio(arms, level, EFFECT_KEPT, "no mitigated run differs from the base")
     value = arms.b / arms.a

@@ -66,7 +66,7 @@ def population_accuracy_change(
     """
     level = as_level(level)
     b_RP, a_RP = as_marks(b_RP, "b_RP"), as_marks(a_RP, "a_RP")
-    row_b_R, row_a_R, used, clusters_P = _used(b_RP, a_RP, cluster_P, paired, at_least=1)
+    row_b_R, row_a_R, used, clusters_P = used_rows(b_RP, a_RP, cluster_P, paired, at_least=1)
     if min(len(row_b_R), len(row_a_R)) < 2:
         return difference(None, len(b_RP), level)
 
@@ -76,7 +76,7 @@ def population_accuracy_change(
             a_P, left_a_RP = prompt_means(marks(cells(a_RP, row_a_R, at)))
             yield Block(b_P, a_P, left_b_RP, left_a_RP, clusters_P[at])
 
-    return difference(_arms(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), "", paired), len(b_RP), level)
+    return difference(arms_apart(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), "", paired), len(b_RP), level)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class TwoArms:
 
 def _disagreements(b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, paired: bool) -> Arms | None:
     b_RP, a_RP = as_answers(b_RP, "b_RP"), as_answers(a_RP, "a_RP")
-    row_b_R, row_a_R, used, clusters_P = _used(b_RP, a_RP, cluster_P, paired, at_least=2)
+    row_b_R, row_a_R, used, clusters_P = used_rows(b_RP, a_RP, cluster_P, paired, at_least=2)
     if min(len(row_b_R), len(row_a_R)) < 2:
         return None
     differing_b, differing_a = Differing(len(row_b_R)), Differing(len(row_a_R))
@@ -175,10 +175,10 @@ def _disagreements(b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, pair
 
     sums = summed(table_blocks(), len(row_b_R), len(row_a_R), paired)
     odd = {"b": odd_note(row_b_R[differing_b.rows()]), "a": odd_note(row_a_R[differing_a.rows()])}
-    return _arms(sums, "; ".join(f"{arm}: {note}" for arm, note in odd.items() if note), paired)
+    return arms_apart(sums, "; ".join(f"{arm}: {note}" for arm, note in odd.items() if note), paired)
 
 
-def _used(
+def used_rows(
     b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, paired: bool, at_least: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rows of b and a that answered anything (their partner too if paired); places of prompts that at_least of both answered; clusters."""
@@ -196,7 +196,7 @@ def _used(
     return row_b_R, row_a_R, np.flatnonzero(used_P), clusters_P
 
 
-def _arms(sums: Sums | None, remark: str, paired: bool) -> Arms | None:
+def arms_apart(sums: Sums | None, remark: str, paired: bool) -> Arms | None:
     if sums is None:
         return None
     least = MIN_REPLICAS_ODD if remark else MIN_GROUPS

@@ -1,0 +1,150 @@
+"""Tables of one row a run: its name, maybe its condition, and numbers such as MCC, F1 or perplexity."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.data import DataError
+from toolkit.predictions.cells import FAILED, FINISHED
+from toolkit.predictions.files import Batch, batches, distinct, place, stem
+from toolkit.predictions.layout import INDEX_COLUMN, NAMES, Layout, PredictionsError, listed
+from toolkit.recipe.words import nearest
+from toolkit.seeds import SOURCES
+
+NO_METRIC = {*NAMES["replica"], *SOURCES, "suite", "category", "shift", "cluster", "step", "epoch", "timestamp"}
+"""Numbers that say which run it is, or when, not how good."""
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """The runs of one condition. scores: metric -> a number for each run, nan = none; failed: runs that are in none of them."""
+
+    runs: tuple[str, ...]
+    scores: dict[str, np.ndarray]
+    failed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """arms: condition -> its runs; notes: how the file was understood."""
+
+    arms: dict[str, RunScores]
+    metrics: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class _Predictions(Exception):
+    """The file has prompts: it is no table of runs."""
+
+
+def read_run_table(path: Path, columns: Mapping[str, str] | None = None) -> RunTable | None:
+    """A table of one row a run, or None where a column for the prompt, or none for the run, says that it is something else.
+
+    columns: `replica`, `condition` and `failed` where they have other names. Raises PredictionsError, one line, for a run that stands
+    twice, a number that is none, and a table without numbers.
+    """
+    roles = dict(columns or {})
+    if not path.is_file() or set(roles) - {"replica", "condition", "failed"}:
+        return None
+
+    def role_of(names: list[str]) -> dict[str, str]:
+        usual = {"replica": NAMES["replica"], "condition": ("condition",), "failed": NAMES["failed"]}
+        found = {part: roles.get(part, next((name for name in usual[part] if name in names), "")) for part in usual}
+        texts = {*NAMES["prompt"], *NAMES["output"]} - set(found.values())
+        if found["replica"] not in names or texts & set(names):
+            raise _Predictions
+        return {part: name for part, name in found.items() if name}
+
+    def see(names: list[str], _: int | None = None) -> Layout:
+        role_of(names)
+        return Layout({name: name for name in names}, (), ())
+
+    rows: list[dict[str, str | None]] = []
+    try:
+        for batch in batches(path, see):
+            role = role_of(batch.table.column_names)
+            rows += _rows(batch)
+    except _Predictions:
+        return None
+    except DataError as error:
+        raise PredictionsError(str(error)) from None
+    if not rows:
+        raise PredictionsError(f"{path}: no rows")
+    return _table(path, rows, role)
+
+
+def _rows(batch: Batch) -> list[dict[str, str | None]]:
+    columns = {}
+    for name in batch.table.column_names:
+        index_N, values = distinct([batch.table[name]])
+        columns[name] = [None if index < 0 else values[index] for index in index_N.tolist()]
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _table(path: Path, rows: list[dict[str, str | None]], role: Mapping[str, str]) -> RunTable:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for part, name in role.items():
+        if name not in names:
+            raise PredictionsError(f"{path}: no column {name!r} for the {part}{nearest(name, names)}")
+    free = [name for name in names if name not in role.values() and not INDEX_COLUMN.fullmatch(name)]
+    numbers = {name: _numbers(path, name, [row.get(name) for row in rows]) for name in free if name not in NO_METRIC}
+    metrics = {name: value_N for name, value_N in numbers.items() if value_N is not None}
+    if not metrics:
+        raise PredictionsError(f"{path}: a row is a run, and no column has numbers (columns {listed(names)}); predictions need a prompt")
+    place_of: dict[tuple[str, str], int] = {}
+    lost: dict[str, list[str]] = {}
+    for number, row in enumerate(rows):
+        run, condition = (row.get(role[part]) or "" if part in role else stem(path) for part in ("replica", "condition"))
+        if not run.strip() or not condition.strip():
+            part = "condition" if run.strip() else "replica"
+            raise PredictionsError(f"{place(path, number)}: field {role[part]!r} is missing; every run needs one")
+        if (condition, run) in place_of:
+            before = place(path, place_of[condition, run])
+            raise PredictionsError(
+                f"{place(path, number)}: run {run!r} stands at {before} already; a row is a run here: keep one, or add a column "
+                "for the prompt"
+            )
+        place_of[condition, run] = number
+        lost.setdefault(condition, [])
+        if _has_failed(path, number, row, role):
+            lost[condition].append(run)
+    arms = {}
+    for condition, failed in lost.items():
+        runs = {run: number for (of, run), number in place_of.items() if of == condition and run not in failed}
+        at = list(runs.values())
+        arms[condition] = RunScores(tuple(runs), {name: value_N[at] for name, value_N in metrics.items()}, tuple(failed))
+    unused = [name for name in free if name not in metrics]
+    notes = [f"a row is a run ({role['replica']}), with {len(metrics)} numbers: {listed(metrics)}"]
+    notes += [f"columns not used: {listed(unused)}"] if unused else []
+    return RunTable(arms, tuple(metrics), tuple(notes))
+
+
+def _has_failed(path: Path, number: int, row: Mapping[str, str | None], role: Mapping[str, str]) -> bool:
+    word = (row.get(role.get("failed", "")) or "").strip().lower()
+    if word and word not in FAILED | FINISHED:
+        cure = "write true or false, failed or finished, or leave the column aside with --column failed="
+        raise PredictionsError(f"{place(path, number)}: field {role['failed']!r} is {word[:40]!r}; {cure}")
+    return word in FAILED
+
+
+def _numbers(path: Path, name: str, cells: list[str | None]) -> np.ndarray | None:
+    """A column as numbers, nan where there is none; None for a column of text."""
+
+    def number(cell: str | None) -> float:
+        try:
+            return float(cell.strip() or "nan") if cell is not None else math.nan
+        except ValueError:
+            return math.inf
+
+    value_N = np.array([number(cell) for cell in cells])
+    if not np.isfinite(value_N).any():
+        return None
+    if np.isinf(value_N).any():
+        row = int(np.isinf(value_N).argmax())
+        raise PredictionsError(
+            f"{place(path, row)}: field {name!r} must be a finite number, not {str(cells[row])[:40]!r}; leave it empty for none"
+        )
+    return value_N
