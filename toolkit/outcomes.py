@@ -55,6 +55,10 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, file, compression="zstd")
 
 
+class OutcomesError(ValueError):
+    """Outcomes that cannot be read; one line with the file and the way out."""
+
+
 def write_outcomes(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write a shard; return how many rows it has. Rows may come one by one: few of them are in memory as they come."""
     rest, tables = iter(rows), [SCHEMA.empty_table()]
@@ -67,8 +71,19 @@ def write_outcomes(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 def read_outcomes(paths: Iterable[Path], columns: Sequence[str] = SCHEMA.names) -> pa.Table:
     """All shards as one table, in the order of the paths."""
-    tables = [pq.read_table(path, schema=SCHEMA, columns=list(columns)) for path in paths]
+    tables = [_read(path, schema=SCHEMA, columns=list(columns)) for path in paths]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(list(columns))
+
+
+def _read(path: Path, **options: Any) -> pa.Table:
+    """A shard. Raises OutcomesError where it is damaged."""
+    try:
+        return pq.read_table(path, **options)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise OutcomesError(f"{path}: damaged ({reason}); delete it, and `ftk run` makes it again") from None
 
 
 def write_token_scores(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -101,7 +116,7 @@ def read_token_scores(shards: Iterable[Path], *, condition: str, procedure: str 
     """
     wanted = [("condition", "=", condition), ("procedure", "=", procedure)]
     paths = [token_shard(shard) for shard in shards]
-    rows = [row for path in paths if path.exists() for row in pq.read_table(path, schema=TOKEN_SCHEMA, filters=wanted).to_pylist()]
+    rows = [row for path in paths if path.exists() for row in _read(path, schema=TOKEN_SCHEMA, filters=wanted).to_pylist()]
     if not rows:
         raise ValueError(f"no token scores of {condition}, {procedure}: set `evaluation: {{token_scores: true}}` and run again")
     indexes = sorted({row["index"] for row in rows})

@@ -85,6 +85,10 @@ def _together(
     for design, run, table, environment in zip(designs, runs, outcomes, environments, strict=True):
         own = next(condition for condition in design.conditions if condition.name == name)
         failed += own.failed
+        if gone := sorted(set(own.everyone or own.replicas) - set(run)):
+            raise MeasureError(
+                f"{name}: replica {gone[0]} was measured and is not there, or its files were changed; `ftk run` trains it again"
+            )
         for r in own.everyone or own.replicas:
             replicas.append(start + r)
             seeds.append(json.dumps(run[r].seeds, sort_keys=True))

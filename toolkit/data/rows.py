@@ -140,7 +140,7 @@ def _object(value: Any, where: str) -> Row:
     return Row(value, where)
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: bytes | str, where: str) -> Any:
     """JSON; what is none by its grammar is a JsonError, what is beyond a limit a DataError."""
     try:
         return parse(text, any_number=True)
@@ -159,7 +159,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                value = _parse(line.decode("utf-8-sig"), where)
+                value = _parse(line, where)
             except JsonError as error:
                 raise DataError(f"{where}: broken JSON at column {error.colno}: {error.msg}") from None
             yield _object(value, where)
@@ -167,7 +167,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 def _read_json(path: Path) -> Iterator[Row]:
     with _open(path) as file:
-        text = file.read().decode("utf-8-sig")
+        text = file.read()
     try:
         value = _parse(text, str(path))
     except JsonError as error:
