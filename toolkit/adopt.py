@@ -123,7 +123,7 @@ def base_hash(adapter: Path) -> str | None:
     """sha256 of the weights it was trained on, where an ftk run around the adapter says it."""
     for parent in adapter.resolve().parents[:RUN_LEVELS]:
         if (parent / "base.json").is_file():
-            return read_record(parent / "base.json", records.Base)["sha256"]
+            return read_record(parent / "base.json", records.Base).get("sha256")
     return None
 
 

@@ -11,7 +11,7 @@ class Numerics(TypedDict):
 class Environment(TypedDict):
     """environment.json of a run."""
 
-    ftk: str
+    ftk: NotRequired[str]
     python: str
     system: str
     cores: int | None
@@ -23,7 +23,7 @@ class Base(TypedDict):
     """base.json of a run."""
 
     parameters: int
-    sha256: str
+    sha256: NotRequired[str]
 
 
 class Plan(TypedDict):

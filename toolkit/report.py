@@ -63,7 +63,7 @@ def render(results: Results, claims: Claims | None = None) -> str:
     environment.globals |= {"multiplicity": _multiplicity, "source_figures": _source_figures, "p_value": _p_value}
     pictured, others = results.conditions[:PICTURED], results.conditions[PICTURED:]
     drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in pictured]
-    untold = Markup("<p>Charts are drawn for the first %s of %s conditions.</p>") % (PICTURED, len(results.conditions))
+    untold = f"Charts are drawn for the first {PICTURED} of {len(results.conditions)} conditions."
     drawn += [(condition, {"category": untold}) for condition in others]
     return environment.get_template("report.html.j2").render(
         results=results,

@@ -29,7 +29,7 @@ def parse_answer(text: str, rule: str) -> str:
         pattern = compiled(rule.removeprefix("regex:"))
         match = pattern.search(text)
     except PatternError as error:
-        raise DataError(f"answer: {error}") from None
+        raise DataError(f"answer {rule[:60]!r}: {error}") from None
     if match is None:
         return ""
     return _normal((match[1] if pattern.groups else match[0]) or "")
