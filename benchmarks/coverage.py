@@ -54,9 +54,9 @@ class Cell(NamedTuple):
 
     @property
     def unseen(self) -> float:
-        """Probability that no failed run is among the replicas of an arm, where nobody marks them."""
+        """Probability that an arm has no run of a rare kind: one that failed and that nobody marks, or that follows another strategy."""
         two_arms = self.settings.get("draw") == "failures"
-        rate = 0.05 if two_arms else float(self.settings.get("garbage", 0.0))
+        rate = 0.05 if two_arms else max(float(self.settings.get(name, 0.0)) for name in ("garbage", "kinds"))
         nowhere = (1 - rate) ** int(self.settings["replicas"]) if rate else 0.0
         return 1 - (1 - nowhere) ** 2 if two_arms else nowhere
 

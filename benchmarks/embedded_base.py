@@ -55,7 +55,7 @@ def study(base: Base, replicas: int) -> dict:
         found = answers(base, [row["prompt"] for row in validation], lr, TUNING, 8)
         rates[lr] = statistics.median(exact(found, [row["completion"] for row in validation]))
     best = max(rates, key=rates.__getitem__)
-    suites = {shift: read_suite("embedded", name=shift) for shift in ("typical", "near", "far")}
+    suites = {shift: read_suite("embedded@1", name=shift) for shift in ("typical", "near", "far")}
     found = answers(base, [p.prompt for asked in suites.values() for p in asked], best, MEASURING, replicas)
     result: dict = {"learning_rate": best, "validation_exact_match_by_rate": {str(lr): value for lr, value in rates.items()}}
     start = 0

@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     environment.make_deterministic("cpu")
     base = load_base("embedded")
-    prompts = [encode_prompt(p.prompt, base.tokenizer) for s in SHIFTS for p in read_suite(f"embedded:{s}", name=s)]
+    prompts = [encode_prompt(p.prompt, base.tokenizer) for s in SHIFTS for p in read_suite(f"embedded@1:{s}", name=s)]
     with tempfile.TemporaryDirectory() as folder:
         paths = adapters(Path(folder), arguments.steps)
         peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(EMBEDDED), paths[0], adapter_name="0")

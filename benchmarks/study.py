@@ -38,6 +38,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from toolkit.adapters import WEIGHTS
+from toolkit.embedded import with_version
 from toolkit.full import MODEL
 from toolkit.measure import DESIGN, read_design
 from toolkit.outcomes import read_outcomes
@@ -137,10 +138,12 @@ def without_texts(value: Any) -> Any:
 
 
 def elsewhere(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe whose base and data are not named by where they lie on this machine."""
+    """A recipe whose base and data are not named by where they lie on this machine; the embedded suites of a run that names no version
+    are the first."""
 
     data = recipe["data"]
-    data = data | {"train": short(data["train"], 2), "suites": {name: short(path, 2) for name, path in data["suites"].items()}}
+    suites = {name: with_version(short(path, 2), 1) for name, path in data["suites"].items()}
+    data = data | {"train": short(data["train"], 2), "suites": suites}
     return recipe | {"base": short(recipe["base"], 1), "data": data}
 
 

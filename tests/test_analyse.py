@@ -83,7 +83,7 @@ def test_a_merge_that_answers_nonsense_keeps_nothing_though_it_differs_from_the_
     cell = broken.cell("typical")
     assert broken.cell("far").ratio.high < 1 and cell.effect_size.value > 1, "stable, and other than the base"
     assert cell.kept == cell.gain_kept and cell.kept.value < 0 and cell.collapsed
-    assert "broken" not in results.verdict[1] and "broken, K = 4" in results.verdict[2]
+    assert "none is recommended" in results.verdict[1] and "broken, K = 4" in results.verdict[2]
 
 
 def test_only_a_collapse_resolves_then_nothing_is_recommended() -> None:

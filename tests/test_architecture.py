@@ -16,6 +16,7 @@ TORCH_FREE = {
     "plain",
     "records",
     "patterns",
+    "folders",
     "plan",
     "results",
     "statistics",

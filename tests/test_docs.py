@@ -15,7 +15,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from toolkit import cli
+from toolkit.analyse.verdict import verdict
 from toolkit.merge.methods import METHODS
+from toolkit.report import table_text
 from toolkit.results import load_claims, load_results
 from toolkit.sweeps import joined
 
@@ -190,6 +192,14 @@ def test_tables_are_those_of_their_results():
     assert tables.train_table(found) in (ROOT / "docs/performance.md").read_text()
     found = json.loads((ROOT / "benchmarks/results/scale.json").read_text())
     assert tables.scale_table(found) in (ROOT / "docs/performance.md").read_text()
+
+
+def test_the_demo_is_shown_as_the_terminal_shows_it():
+    results = load_results(ROOT / "benchmarks/results/demo.json")
+    for page in ("README.md", "docs/demo.md"):
+        assert f"```\n{table_text(results)}\n```" in (ROOT / page).read_text()
+    assert results.verdict == verdict(results)
+    assert "\n".join(f"- {sentence}" for sentence in results.verdict) in (ROOT / "docs/demo.md").read_text()
 
 
 def test_the_same_condition_on_several_machines_gave_the_same_numbers():

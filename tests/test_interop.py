@@ -249,14 +249,15 @@ def test_what_peft_and_ftk_write_loads_everywhere(tmp_path):
 ALL = {"peft", "vllm", "llama.cpp", "lm-eval", "ftk"}
 REFUSALS = [
     ({"use_rslora": True}, {}, {"llama.cpp"}),
-    ({"alpha_pattern": {"v_proj": 32}}, {}, {"llama.cpp"}),
-    ({"rank_pattern": {"v_proj": 4}}, {}, set()),
+    ({"alpha_pattern": {"v_proj": 32}}, {}, {"vllm", "llama.cpp"}),
+    ({"rank_pattern": {"v_proj": 4}}, {}, {"vllm"}),  # alpha / r for all modules, and here v_proj is alpha / 4
+    ({"rank_pattern": {"v_proj": 4}, "alpha_pattern": {"v_proj": 8}}, {}, {"llama.cpp"}),  # one scale, and llama.cpp has one alpha
     ({"use_dora": True}, {}, {"vllm", "llama.cpp", "ftk"}),
     ({"modules_to_save": ["lm_head"]}, {}, {"vllm", "llama.cpp", "ftk"}),
     ({"lora_bias": True}, {}, {"vllm", "llama.cpp", "ftk"}),
     ({"target_modules": ["embed_tokens"]}, {}, set()),
     ({"init_lora_weights": "pissa"}, {}, {"vllm", "llama.cpp", "ftk"}),
-    ({}, {"r": 3}, ALL - {"vllm"}),  # configuration and tensors disagree
+    ({}, {"r": 3}, ALL),  # configuration and tensors disagree
     ({}, {"target_modules": None}, {"vllm"}),
     ({}, {"peft_type": "NEWER"}, ALL),
     ({}, {"bias": "all"}, {"vllm"}),

@@ -156,9 +156,9 @@ def test_other_embeddings_are_refused_on_a_base(tmp_path):
     path = trained(tmp_path, "gpt2", 0, target_modules=["wpe"])
     model = model_of("gpt2")
     base = Base("tiny", "tiny", None, model, None, (0,), 0, "", "")
-    assert "transformer.wte" in layer_shapes(base) and layer_shapes(base)["transformer.wte"] == (32, VOCABULARY)
+    assert "transformer.wte" in layer_shapes(base.model) and layer_shapes(base.model)["transformer.wte"] == (32, VOCABULARY)
     with pytest.raises(AdapterError, match="neither linear nor the token embedding"):
-        check_base(read_adapter(path), base, layer_shapes(base))
+        check_base(read_adapter(path), base, layer_shapes(base.model))
     with pytest.raises(ValueError, match="no linear layer 'transformer.wpe'"):
         on_the_stack(model, [path])
 

@@ -438,9 +438,9 @@ def test_criteria_and_the_matrix(file, tmp_path):
 
 
 def test_a_limit_that_few_prompts_cannot_show_is_never_passed(tmp_path):
-    """Nothing seen on 30 prompts is compatible with 5 %: no PASS at 1 %, whatever the number of replicas."""
+    """Nothing seen on 30 prompts is compatible with 5 %: no PASS at 1 %, whatever the number of replicas; nor with 50 replicas at 10 %."""
     path = write(tmp_path / "same.jsonl", rows(np.zeros((50, PROMPTS), dtype=int)))
-    (tmp_path / "c.yaml").write_text("criteria: [{name: never, suite: far, limit: 0.01}, {name: seldom, suite: far, limit: 0.10}]")
+    (tmp_path / "c.yaml").write_text("criteria: [{name: never, suite: far, limit: 0.01}, {name: seldom, suite: far, limit: 0.12}]")
     results = measure_predictions(path, tmp_path / "out", criteria=load_criteria(tmp_path / "c.yaml"))
     assert [j.verdict for j in results.judgements] == ["INCONCLUSIVE", "PASS"]
     assert results.conditions[0].single.cell("far").zone == "watch"

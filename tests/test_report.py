@@ -76,7 +76,7 @@ def test_the_report_says_what_is_in_the_results(results: Results, html: str) -> 
         assert heading in html
     assert all(sentence[:40] in html for sentence in results.verdict)
     assert "inconclusive; needs about 40 replicas" in html
-    assert "falls back towards the base" in html
+    assert "the gain is a return to the base" in html
     assert "1 of 24 runs failed" in html
     assert "not adjusted for multiplicity" in html
     assert "± 0" not in html and "nan" not in re.sub(r"<[^>]*>", "", html).split()

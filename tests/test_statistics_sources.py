@@ -19,9 +19,10 @@ from worlds.sources import (
     three_way_world,
 )
 
-from toolkit.statistics.answer_components import _groups, _pairs, behaviour_components, missing_pairs
+from toolkit.statistics.answer_components import behaviour_components, missing_pairs
 from toolkit.statistics.components import MIN_LEVELS, Components, crossed, crossed_grid, difference, nested
 from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.fresh import _pairs, sharing
 from toolkit.statistics.mean_squares import RESIDUAL, MeanSquare, combine, mean_square
 from toolkit.statistics.precision import iso_5725
 from toolkit.statistics.reml import _Model, reml
@@ -412,7 +413,7 @@ def test_kinds_of_pairs_are_counted_by_their_definition(sizes):
     assert list(found.disagreement) == ["fresh", *(f"same {' and '.join(kind)}" for kind in expected if kind)]
     for one, kind in zip(found.disagreement.values(), expected, strict=True):
         assert one.value == pytest.approx(expected[kind].mean())
-    groups = _groups(levels)
+    groups = sharing(levels)
     agreeing, pairs = _pairs(answer_RP, levels, groups), _pairs(np.minimum(answer_RP, 0), levels, groups)
     for side, level_R in enumerate(levels.values(), 1):
         for level in range(level_R.max() + 1):

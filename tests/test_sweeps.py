@@ -9,7 +9,7 @@ from outcomes_of import World
 from toolkit import charts
 from toolkit.analyse import analyse
 from toolkit.data import DataError, read_rows
-from toolkit.embedded import world as embedded
+from toolkit.embedded.suites import VERSIONS, suite
 from toolkit.report import figures, render
 from toolkit.results import ConditionResult, Contrast, Price, Results, Sources, from_plain, to_plain
 from toolkit.statistics import Estimate
@@ -144,7 +144,7 @@ def test_as_many_embedded_rows_as_asked_for():
     assert [dict(row) for row in read_rows("embedded:1120")] == [dict(row) for row in read_rows("embedded")]
     many = {row["prompt"] for row in read_rows("embedded:10000")}
     assert len(many) == 10_000
-    assert not any(row["prompt"] in many for shift in ("typical", "near", "far") for row in embedded.suite(shift))
+    assert not any(row["prompt"] in many for v in VERSIONS for shift in ("typical", "near", "far") for row in suite(shift, v))
     for wrong in ("embedded:far", "embedded:0", "embedded:20000"):
         with pytest.raises(DataError, match=r"^embedded:\w+: `embedded` has 11,\d\d\d training rows"):
             read_rows(wrong)

@@ -5,6 +5,9 @@
                                  of an embedding .lora_embedding_A [r, I] and .lora_embedding_B [O, r], I tokens
                                  and, where peft found it right, a copy of base weights, .base_layer.weight
 
+Trainers that wrap a model leave their wrappers' parts in the names of tensors (`_orig_mod.` of torch.compile, `module.` of data
+parallelism); `plain_key` takes them off, so that one module has one name.
+
 The weight change of a module is dW = scale * B @ A, of shape [O, I]. GPT-2's Conv1D and embeddings store their weight transposed,
 their factors not: the shapes above hold there too. An embedding is a linear layer whose inputs are tokens, one of them at a time.
 """
@@ -17,13 +20,14 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from toolkit.files import naming, sha256_file, sync
-from toolkit.patterns import compiled
+from toolkit.folders import MARKER, marker_text, read_marker
+from toolkit.patterns import PatternError, compiled
 from toolkit.plain import JsonError, from_plain, parse
 from toolkit.records import AdapterConfig
 
@@ -38,6 +42,14 @@ FULL = "full.json"
 """what a folder with a fully fine-tuned model has instead (`toolkit.full`)"""
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 COPY = ".base_layer.weight"
+INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""what torch.compile, FSDP and activation checkpointing put before any module's name"""
+OUTER = re.compile(r"(?:module\.|base_model\.model\.)*base_model\.model\.(?:module\.)*")
+"""PREFIX as it is where peft wrapped a model twice, or data parallelism wrapped it"""
+NAMED = re.compile(r"\.lora_(?:([AB])\.[^.]+\.weight|embedding_([AB])\.[^.]+)")
+"""a factor with the name of its adapter, `.lora_A.default.weight`, as in a model's own state_dict"""
+LANGUAGE = "language_model"
+"""a part of names that models of text and images have, and the model of text in them has not"""
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Names of dtypes in safetensors and in torch."""
@@ -104,6 +116,7 @@ class Adapter:
     modules: Mapping[str, Module]  # by module name of the base model, in sorted order
     places: Mapping[str, Place]  # of every tensor in the file
     stamp: tuple[int, int]  # size and time of the file that the places are of
+    wrapped: str | None = None  # a tensor's name with a wrapper's part, as in the file
 
     @property
     def base(self) -> str | None:
@@ -142,6 +155,36 @@ class Adapter:
         if A.element_size() < 4:  # bf16 would lose small differences in every sum
             A, B = A.float(), B.float()
         return A, B, self.modules[name].scale
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it changes nothing, to the last bit, as an adapter that was never trained. Reads no more than it takes to see."""
+
+        def power(A: "Tensor", B: "Tensor", scale: float) -> float:
+            A, B = A.double(), B.double()
+            return scale * float(((B.T @ B) * (A @ A.T)).sum())  # ||B A||^2, in squares of numbers that float64 holds
+
+        return all(power(*self.factors(name)) == 0 for name in self.modules)
+
+    def fitted(self, names: Collection[str]) -> "Adapter":
+        """The same adapter under a base's own names of modules, where they differ in `language_model.` alone."""
+        if all(name in names for name in self.modules):
+            return self
+        known: dict[str, list[str]] = {}
+        for name in names:
+            known.setdefault(text_name(name), []).append(name)
+        new: dict[str, str] = {}
+        for name in self.modules:
+            meant = known.get(text_name(name), [])
+            new[name] = meant[0] if name not in names and len(meant) == 1 else name
+        if len(set(new.values())) < len(new):
+            raise AdapterError(f"{self.path}: has two changes of one module under two names; save the adapter again")
+        places = {}
+        for key, place in self.places.items():
+            module = _owner(key)
+            places[key.replace(PREFIX + module, PREFIX + new.get(module, module), 1)] = place
+        modules = {new[name]: module for name, module in self.modules.items()}
+        return replace(self, modules=dict(sorted(modules.items())), places=places)
 
     def copy(self, name: str) -> "Tensor":
         """The base's weight of a module in `copies`, as stored."""
@@ -202,10 +245,14 @@ def read_adapter(path: str | Path) -> Adapter:
     """
     path = Path(path)
     config = _read_config(path)
-    places, stamp = _read_places(path)
-    shapes = {key: place.shape for key, place in places.items()}
-    if not shapes:
+    written, stamp = _read_places(path)
+    if not written:
         raise AdapterError(f"{path}: {WEIGHTS} holds no tensors; train or save the adapter again")
+    if problem := empty_tensor({key: place.shape for key, place in written.items()}):
+        raise AdapterError(f"{path}: {problem}; {GATHER}")
+    places = {plain: written[key] for plain, key in sorted(plain_keys(path, written).items())}
+    wrapped = next((key for key in written if plain_key(key) != key), None)
+    shapes = {key: place.shape for key, place in places.items()}
     names: dict[str, dict[str, tuple[int, ...]]] = {}  # module -> {"A": shape, "B": shape}
     embeddings = set()
     for key, shape in shapes.items():
@@ -216,10 +263,73 @@ def read_adapter(path: str | Path) -> Adapter:
     for key, shape in shapes.items():
         module = modules.get(key[len(PREFIX) : -len(COPY)]) if key.endswith(COPY) else None
         if not module and not FACTOR.fullmatch(key):
-            raise AdapterError(f"{path}: tensor {key!r} is not a LoRA factor of a linear layer or an embedding; {_fix(key)}")
+            raise AdapterError(f"{path}: {_no_factor(key, shape)}")
         if module and shape not in ((module.out_features, module.in_features), (module.in_features, module.out_features)):
             raise AdapterError(f"{path}: {key!r} is {list(shape)}, which its factors do not fit; save the adapter again")
-    return Adapter(path, config, _shared(tuple(modules.items())), _shared(tuple(places.items())), stamp)
+    return Adapter(path, config, _shared(tuple(modules.items())), _shared(tuple(places.items())), stamp, wrapped)
+
+
+def plain_key(key: str) -> str:
+    """The name of a tensor without the parts that wrappers put into it."""
+    key = OUTER.sub(PREFIX, INNER.sub("", key), count=1) if "base_model.model." in key else key
+    match = NAMED.search(key)
+    if not match or match.end() != len(key):
+        return key
+    return key[: match.start()] + (f".lora_{match[1]}.weight" if match[1] else f".lora_embedding_{match[2]}")
+
+
+def plain_keys(path: Path, keys: Collection[str]) -> dict[str, str]:
+    """Plain name -> name in the file. Raises AdapterError for two tensors of one name."""
+    plain: dict[str, str] = {}
+    for key in keys:
+        if plain.setdefault(plain_key(key), key) != key:
+            both = f"{plain[plain_key(key)]!r} and {key!r}"
+            raise AdapterError(f"{path}: {both} are one factor of two adapters, or of two wrappers; save one adapter in a folder")
+    return plain
+
+
+def text_name(module: str) -> str:
+    """The name of a module without `language_model.`, wherever it stands: `model.language_model.layers` and `language_model.model.layers`
+    are `model.layers` of the model of text."""
+    return ".".join(part for part in module.split(".") if part != LANGUAGE)
+
+
+def _owner(key: str) -> str:
+    """The module that a tensor of an adapter belongs to."""
+    match = FACTOR.fullmatch(key)
+    return match[1] if match else key.removeprefix(PREFIX).removesuffix(COPY)
+
+
+def empty_tensor(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What is wrong where a tensor has no values; empty text where none is."""
+    key = next((key for key, shape in shapes.items() if 0 in shape), None)
+    return f"{key!r} is empty, {list(shapes[key])}, as ZeRO-3 leaves weights that it did not gather" if key else ""
+
+
+GATHER = "save the adapter again with stage3_gather_16bit_weights_on_model_save (or zero_to_fp32.py)"
+
+
+def aims_at(config: Mapping[str, Any], module: str) -> bool:
+    """Whether an adapter's target_modules, layers and exclusions, as peft reads them, mean a module. True where they say nothing."""
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
+    if excluded and _among(excluded, module):
+        return False
+    layers = config.get("layers_to_transform")
+    if layers is not None and not isinstance(targets, str):
+        numbers = [int(part) for part in module.split(".") if part.isdecimal()]
+        if not numbers or numbers[0] not in (layers if isinstance(layers, list) else [layers]):
+            return False
+    return targets is None or targets == "all-linear" or _among(targets, module)
+
+
+def _among(names: Any, module: str) -> bool:
+    """A regular expression matches whole names, a list whole components at the end."""
+    if isinstance(names, str):
+        try:
+            return compiled(rf"(?:{names})\Z").match(module) is not None
+        except PatternError:
+            return False
+    return isinstance(names, list) and any(module == name or module.endswith(f".{name}") for name in names)
 
 
 @lru_cache(maxsize=64)
@@ -244,6 +354,7 @@ def write_adapter(
     copies: "Mapping[str, Tensor] | None" = None,  # module name -> weight of the base
     config: Mapping[str, Any] | None = None,  # further keys of LoraConfig, such as lora_dropout
     extra_files: Mapping[str, str | bytes] | None = None,
+    kind: str = "",  # of the folder, see `write_folder`
 ) -> str:
     """Write a PEFT folder; return the sha256 of its weights.
 
@@ -277,12 +388,15 @@ def write_adapter(
         "inference_mode": True,
         **(config or {}),
     }
-    return write_folder(path, tensors, WEIGHTS, {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})})
+    return write_folder(
+        path, tensors, WEIGHTS, {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})}, kind
+    )
 
 
-def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, files: Mapping[str, str | bytes]) -> str:
+def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, files: Mapping[str, str | bytes], kind: str = "") -> str:
     """Write the file `weights` and the others beside, sync and rename them, as `write_adapter` says; return the sha256 of the weights.
 
+    kind: what ftk.json says that the folder is, with the hashes of all its files; none without.
     Raises AdapterError in one line, and writes nothing, where the disk refuses or a value is not finite.
     """
     import torch
@@ -299,7 +413,7 @@ def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, file
         (staging / weights).write_bytes(data)
         for name, text in files.items():
             (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)
-        _publish(staging, path, [weights, *files])
+        publish(staging, path, [weights, *files], kind)
     except OSError as error:
         raise naming(path, error) from None
     finally:
@@ -307,14 +421,26 @@ def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, file
     return hashlib.sha256(data).hexdigest()
 
 
-def _publish(staging: Path, path: Path, names: Sequence[str]) -> None:
-    for name in names:
+def publish(staging: Path, path: Path, names: Sequence[str], kind: str = "") -> None:
+    """Have the files `names` of a folder `staging` on the disk and give them their place in `path`, whose other files stay.
+
+    kind: what ftk.json is to say that `path` is; it is there first, so that a folder which was being replaced is known, and known as not
+    whole. What an earlier ftk.json names and is not written again is removed.
+    """
+    stale = []
+    if kind:
+        stale = [name for name in (read_marker(path) or {}).get("sha256", {}) if name not in names and Path(name).name == name]
+        hashes = {name: sha256_file(staging / name) for name in names}
+        (staging / MARKER).write_text(marker_text(kind, sha256=hashes), encoding="utf-8")
+    for name in [*names, *([MARKER] if kind else [])]:
         sync(staging / name)
     sync(staging)
     if not path.exists():
         os.rename(staging, path)
     else:
-        for name in reversed(names):
+        if kind:
+            os.replace(staging / MARKER, path / MARKER)
+        for name in [*stale, *reversed(names)]:
             (path / name).unlink(missing_ok=True)
         for name in names:
             os.replace(staging / name, path / name)
@@ -453,9 +579,15 @@ def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any
     return next(matches, default)
 
 
-def _fix(key: str) -> str:
-    if key.endswith((".base_layer.weight", "embed_tokens.weight", "lm_head.weight")):
-        return "it is a copy of base weights: save with save_embedding_layers=False"
-    if key.endswith(".bias"):
-        return "train it again with bias='none'"
-    return PLAIN_LORA
+def _no_factor(key: str, shape: tuple[int, ...]) -> str:
+    """Why a tensor that is no factor is refused, and what to do."""
+    if key.endswith(WHOLE_EMBEDDING):
+        return (
+            f"{key!r} is a whole weight for {shape[0]:,} tokens, in which a resized vocabulary has its new ones; where the base has "
+            "as many, save again with save_embedding_layers=False, else resize the base, save it, and train on it"
+        )
+    what = f"tensor {key!r} is not a LoRA factor of a linear layer or an embedding"
+    return f"{what}; train it again with bias='none'" if key.endswith(".bias") else f"{what}; {PLAIN_LORA}"
+
+
+WHOLE_EMBEDDING = ("embed_tokens.weight", "lm_head.weight", "embed_tokens.base_layer.weight", "lm_head.base_layer.weight", "wte.weight")

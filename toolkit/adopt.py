@@ -13,21 +13,26 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from torch import nn
+
 from toolkit import records
 from toolkit.adapters import CONFIG, WEIGHTS, Adapter, AdapterError, adapter_paths, read_adapter
-from toolkit.base import Base
-from toolkit.files import sha256_file
+from toolkit.base import EMBEDDED, Base
+from toolkit.files import home, is_leftover, sha256_file
+from toolkit.full import read_weights
 from toolkit.plain import read_record
-from toolkit.population import RECORD, Replica, read_population, replica_folder, write_text
+from toolkit.population import LEDGER, RECORD, Replica, read_ledger, read_population, replica_folder, write_text
 from toolkit.stack import layer_shape, target_modules
 from toolkit.stacked_embedding import StackedEmbedding
 
 RUN_LEVELS = 6
 """folders above an adapter in which ftk's own base.json may lie: RUN/CONDITION/merged/LABEL/g000, .../replicas/00000/averages/swa"""
+SINGLE_EXPERT = re.compile(r"(.+\.experts)\.\d+\.")
 TRAJECTORY = ("averages", "snapshots")
 """what `swa` and `ema` need beside an adapter, as ftk writes it"""
 
@@ -60,8 +65,8 @@ def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]
     where the folder holds a population of another kind.
     """
     record = {"condition": folder.name, "design": "given", "adapters": [str(path) for path in paths]}
-    _claim(folder, record)
-    shape_of = layer_shapes(base)
+    check_given(folder)
+    shape_of = layer_shapes(base.model)
     known, population = read_population(folder), {}
     for r, path in enumerate(paths):
         check_base(read_adapter(path), base, shape_of)
@@ -70,8 +75,8 @@ def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]
     if twins := duplicates({str(path): population[r].sha256[WEIGHTS] for r, path in enumerate(paths)}):
         raise AdapterError(f"{same_weights(twins)}; leave one out (if a trainer made both, its seed did nothing)")
     for r in set(known) - set(population):
-        shutil.rmtree(replica_folder(folder, r))  # links and a record, never an adapter
-    write_text(folder / "population.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
+        _remove_link(replica_folder(folder, r))
+    write_text(folder / LEDGER, json.dumps(record, indent=2, sort_keys=True) + "\n")
     return population
 
 
@@ -87,36 +92,82 @@ def same_weights(twins: Sequence[tuple[str, str]]) -> str:
     return f"{twins[0][1]}: the same weights as {twins[0][0]}{more}; two copies are not two runs"
 
 
-def layer_shapes(base: Base) -> dict[str, tuple[int, int]]:
-    """[O, I] of every layer that an adapter may change, by name: the linear ones, and the token embedding."""
-    layers = target_modules(base.model, "all-linear")
-    embedding = StackedEmbedding(base.model)
+def remarks(paths: Sequence[Path], base: str) -> list[str]:
+    """Lines on adapters that are to answer on `base` beside each other: another base by name, a wrapper's names, a change of zero."""
+    found = [weights for path in paths if isinstance(weights := read_weights(path), Adapter)]
+    source = str(EMBEDDED) if base == "embedded" else base
+    known = {None, base, source, str(home(source).resolve())}
+    other = [adapter for adapter in found if adapter.base not in known]
+    wrapped = [adapter for adapter in found if adapter.wrapped]
+    zero = [adapter for adapter in found if adapter.is_zero]
+    said = [
+        (other, lambda a: f"says that its base is {a.base}, and {base} is what answers; names and shapes of the layers fit"),
+        (wrapped, lambda a: f"names as {a.wrapped!r} have a wrapper's part, which is taken off"),
+        (zero, lambda a: "its change is exactly zero: it answers as the base"),
+    ]
+    more = {len(of): f" and {len(of) - 1} more" if len(of) > 1 else "" for of, _ in said}
+    return [f"{of[0].path}{more[len(of)]}: {text(of[0])}" for of, text in said if of]
+
+
+def layer_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """[O, I] of every layer of a base that an adapter may change, by name: the linear ones, and the token embedding."""
+    layers = target_modules(model, "all-linear")
+    embedding = StackedEmbedding(model)
     shapes = {name: layer_shape(layer) for name, layer in layers.items()}
     return shapes | {embedding.name: (embedding.out_features, embedding.in_features)}
 
 
-def check_base(adapter: Adapter, base: Base, shape_of: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse an adapter of another base: by the base's hash where ftk wrote it down, and always by names and shapes of the layers."""
+def check_base(adapter: Adapter, base: Base, shape_of: Mapping[str, tuple[int, int]]) -> Adapter:
+    """Refuse an adapter of another base: by the base's hash where ftk wrote it down, and always by names and shapes of the layers.
+
+    Return it under the base's own names of modules.
+    """
     known = base_hash(adapter.path)
     if known is not None and known != base.sha256:
         raise AdapterError(
             f"{adapter.path}: trained on a base whose weights have the sha256 {known[:12]}..., those of {base.name!r} have "
             f"{base.sha256[:12]}...; name its own base"
         )
-    for name, module in adapter.modules.items():
-        shape = (module.out_features, module.in_features)
-        if name not in shape_of and name in dict(base.model.named_modules()):
-            raise AdapterError(
-                f"{adapter.path}: adapts {name!r}, which is the output head, or neither linear nor the token embedding; train without"
-            )
-        if name not in shape_of:
-            raise AdapterError(f"{adapter.path}: base {base.name!r} has no linear layer {name!r}; is this an adapter of another base?")
-        if shape != shape_of[name]:
-            of_base = list(shape_of[name])
-            raise AdapterError(
-                f"{adapter.path}: {name} is {list(shape)}, in base {base.name!r} {of_base}; is this an adapter of another base?"
-            )
+    adapter = check_modules(adapter, base.model, base.name, shape_of)
     adapter.check_copies(lambda name: base.model.get_submodule(name).weight)  # type: ignore[return-value]
+    return adapter
+
+
+def check_modules(adapter: Adapter, model: nn.Module, name_of_base: str, shape_of: Mapping[str, tuple[int, int]]) -> Adapter:
+    """The adapter under the names that the modules of a base have; refuse, with the reason, what this base cannot carry.
+
+    model: may be on the meta device. shape_of: its `layer_shapes`.
+    """
+    adapter = adapter.fitted(shape_of)
+    embedding = StackedEmbedding(model).name
+    for name, module in adapter.modules.items():
+        shape, its = (module.out_features, module.in_features), shape_of.get(name)
+        if its is None:
+            raise AdapterError(f"{adapter.path}: {_why_not(name, model, name_of_base)}")
+        if name == embedding and shape[0] == its[0] and shape != its:
+            raise AdapterError(
+                f"{adapter.path}: {name} is for {shape[1]:,} tokens, base {name_of_base!r} has {its[1]:,}: its vocabulary was "
+                "resized; resize the base in the same way, save it, and name that one"
+            )
+        if shape != its:
+            raise AdapterError(
+                f"{adapter.path}: {name} is {list(shape)}, in base {name_of_base!r} {list(its)}; is this an adapter of another base?"
+            )
+    return adapter
+
+
+def _why_not(name: str, model: nn.Module, name_of_base: str) -> str:
+    """Why a base has no layer of this name to adapt."""
+    modules = dict(model.named_modules())
+    if name in modules:
+        return f"adapts {name!r}, which is the output head, or neither linear nor the token embedding; train without"
+    single = SINGLE_EXPERT.match(name)
+    if single and single[1] in modules:
+        return (
+            f"adapts single experts ({name!r}), as transformers 4 had them; base {name_of_base!r} holds them as one tensor, which is not "
+            "adapted here; peft loads it, and `ftk merge` merges it"
+        )
+    return f"base {name_of_base!r} has no linear layer {name!r}; is this an adapter of another base?"
 
 
 def base_hash(adapter: Path) -> str | None:
@@ -127,16 +178,32 @@ def base_hash(adapter: Path) -> str | None:
     return None
 
 
-def _claim(folder: Path, record: dict[str, object]) -> None:
-    path = folder / "population.json"
-    if path.is_file() and read_record(path, records.Claimed)["design"] != record["design"]:
+def check_given(folder: Path) -> None:
+    """Refuse a condition's folder that holds replicas which ftk trained: by its ledger, or where that is lost by any of them.
+
+    Raises AdapterError in one line.
+    """
+    design = read_ledger(folder).get("design")
+    homes = sorted((folder / "replicas").iterdir()) if (folder / "replicas").is_dir() else []
+    if design not in (None, "given") or not all(map(_is_linked, homes)):
         raise AdapterError(f"{folder}: holds replicas that ftk trained; choose another --out, or another name for this condition")
+
+
+def _is_linked(home: Path) -> bool:
+    """Whether a replica's folder is links and a record, or less: nothing that would be lost with it."""
+    return home.is_dir() and all(path.is_symlink() or path.name == RECORD or is_leftover(path.name) for path in home.iterdir())
+
+
+def _remove_link(home: Path) -> None:
+    if home.exists() and not _is_linked(home):
+        raise AdapterError(f"{home}: holds more than links to an adapter; move it away, or choose another --out")
+    shutil.rmtree(home, ignore_errors=True)  # links and a record, never an adapter
 
 
 def _link(folder: Path, replica: int, path: Path) -> Replica:
     """Links beside a record of what they lead to; the record is written last."""
     home = replica_folder(folder, replica)
-    shutil.rmtree(home, ignore_errors=True)
+    _remove_link(home)
     home.mkdir(parents=True)
     for name in (CONFIG, WEIGHTS, *(part for part in TRAJECTORY if (path / part).is_dir())):
         os.symlink(path / name, home / name)

@@ -135,7 +135,9 @@ def _locate(name: str) -> tuple[str, str | None]:
 def _one_line(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, UnpicklingError) as error:
+    except (MemoryError, torch.OutOfMemoryError, BaseError):
+        raise
+    except Exception as error:  # of libraries, and of the code of an architecture, which fails in whatever way it likes
         raise BaseError(f"base {name!r} {why_not(error)}") from None
 
 
@@ -167,13 +169,33 @@ def check_kernels(name: str, config: PretrainedConfig) -> None:
             )
 
 
+def width(config: PretrainedConfig) -> int:
+    """Numbers that a token is in the base's layers; 0 where its configuration calls them otherwise than any other."""
+    return int(getattr(config.get_text_config(), "hidden_size", 0))
+
+
+def skeleton(name: str) -> Any | None:
+    """A base without its weights, on the meta device: its modules, their names and shapes. None where its configuration is not on this
+    machine or is of no causal LM. Raises BaseError where it names a folder that is not there.
+    """
+    source, revision = _locate(name)
+    try:
+        options = {"revision": revision} if revision else {}
+        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
+        check_kernels(name, config)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception:  # of code of its own architecture; what cannot be built cannot be asked
+        return None
+
+
 def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
     """Load a base: `embedded`, a folder, a hub id, or `id@revision`. dtype `auto`: see `fastest_dtype`; `nf4`: see `_four_bits`.
 
     Raises BaseError with one line when there is no such model, it has no end-of-sequence token, or a library is missing.
     """
     if dtype == "auto":
-        dtype = fastest_dtype(load_config(name).get_text_config().hidden_size, device)
+        dtype = fastest_dtype(width(load_config(name)), device)
     return _load(name, dtype, device)
 
 
@@ -200,6 +222,8 @@ def _load(name: str, dtype: str, device: str) -> Base:
     with _one_line(name):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, weights_only=True, **kind, **options)
+    if model.get_output_embeddings() is None or model.get_input_embeddings() is None:
+        raise BaseError(f"base {name!r}: a {type(model).__name__} has no output head over a vocabulary; choose a causal LM")
     model = (model if packed else model.to(device)).eval().requires_grad_(False)
     for module in model.modules() if packed else ():
         if hasattr(module, "support_avx512bf16_for_cpu"):  # it would pack itself anew in a pass without gradients, and round otherwise

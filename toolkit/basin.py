@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -236,7 +236,7 @@ def mean_silhouette(distance_KK: np.ndarray, cluster_K: np.ndarray) -> float:
 class Blend(Adapter):
     """A weighted sum of changes, held in memory: what a merge would write, exactly."""
 
-    held: Mapping[str, tuple[Tensor, Tensor]]
+    held: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor, float]:
         return *self.held[name], 1.0
@@ -250,7 +250,7 @@ def blend(adapters: Sequence[Adapter], weights: Sequence[float]) -> Blend:
         A, B = delta.concat([factors for factors, _ in parts], [w for _, w in parts])
         held[name] = A.float(), B.float()
     modules = {name: Module(B.shape[0], A.shape[1], A.shape[0], 1.0) for name, (A, B) in held.items()}
-    return Blend(Path(f"blend of {len(adapters)} adapters"), {}, modules, {}, (0, 0), held)
+    return Blend(Path(f"blend of {len(adapters)} adapters"), {}, modules, {}, (0, 0), held=held)
 
 
 def barriers(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ from toolkit.adapters import CONFIG, FULL
 from toolkit.escape import Markdown, code, link, markdown
 from toolkit.plain import read_record
 from toolkit.population import write_text
-from toolkit.results import Estimate, Procedure, Results, interval, load_results, number
+from toolkit.results import (
+    Estimate,
+    Procedure,
+    Results,
+    ResultsError,
+    interval,
+    load_results,
+    number,
+    return_to_base,
+    warnings,
+)
 
 CARD = "README.md"
 SHOWN = 20
@@ -25,16 +36,54 @@ class CardError(ValueError):
     """A folder that a card cannot be written for; one line with the reason and the way out."""
 
 
-def write_card(folder: Path) -> Path:
-    """Write README.md of a run with results, or of a merged adapter. Raises CardError."""
+def write_card(folder: Path, *, force: bool = False) -> Path:
+    """Write README.md of a run with results, or of a merged adapter.
+
+    Raises CardError, also where a README is there that ftk has not written, or that was edited since. force: write over it.
+    """
     if (folder / "merge.json").is_file():
         text = merge_card(folder)
     elif (folder / "results.json").is_file():
         text = run_card(folder)
     else:
         raise CardError(f"{folder}: neither a merged adapter (merge.json) nor a run with results (results.json)")
-    write_text(folder / CARD, text)
+    if not force:
+        check_card(folder)
+    write_text(folder / CARD, f"{text}{_SIGNED.format(_digest(text))}")
     return folder / CARD
+
+
+def check_card(folder: Path) -> None:
+    """Raises CardError where the README of a folder is not, or no longer, one that ftk has written."""
+    path = folder / CARD
+    if path.is_file() and not _is_ours(path.read_text(encoding="utf-8", errors="replace")):
+        raise CardError(f"{path}: ftk has not written it, or it was edited since; move it away, or write over it with --force")
+
+
+def describe(folder: Path, note: Callable[[str], None] = lambda text: None) -> None:
+    """The card of a folder that is known to have one; a README that somebody has written stays, which is noted."""
+    try:
+        write_card(folder)
+    except CardError as error:
+        if not (folder / CARD).is_file():
+            raise
+        note(f"kept as it is: {error}")
+
+
+_SIGNED = "\n<!-- written by ftk, {} -->\n"
+_LEGACY = ("| made with | ftk ", "How much independent fine-tunes of ")
+"""in cards of versions that did not sign them"""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_ours(text: str) -> bool:
+    body, mark, signature = text.rpartition("\n<!-- written by ftk, ")
+    if mark:
+        return signature.strip() == f"{_digest(body)} -->"
+    return any(line.startswith(_LEGACY) for line in text.splitlines())
 
 
 def merge_card(folder: Path) -> str:
@@ -75,7 +124,7 @@ def merge_card(folder: Path) -> str:
         results, condition, label = found
         procedures = [p for c in results.conditions if c.name == condition for p in c.procedures if p.kind == "replica" or p.label == label]
         if any(p.label == label for p in procedures):
-            lines += ["", "## How much it varies", "", *_table(results, procedures), "", _legend(results)]
+            lines += ["", "## How much it varies", "", *_table(results, procedures), "", *_losses(results, procedures), _legend(results)]
     return "\n".join(lines) + "\n"
 
 
@@ -87,7 +136,8 @@ def run_card(folder: Path) -> str:
     for condition in results.conditions:
         failed = f", {condition.n_failed} more failed" if condition.n_failed else ""
         lines += [f"## {markdown(condition.name)}: {condition.n_replicas} replicas{failed}", "", *_table(results, condition.procedures), ""]
-    lines += [_legend(results), "", *map(escape.item, (*results.verdict, *results.notes))]
+        lines += _losses(results, condition.procedures)
+    lines += [*_contrasts(results), _legend(results), "", *map(escape.item, (*results.verdict, *results.notes))]
     return "\n".join(lines) + "\n"
 
 
@@ -97,7 +147,10 @@ def _results_around(folder: Path) -> tuple[Results, str, str] | None:
     if len(parents) < 4 or parents[1].name != "merged" or not (parents[3] / "results.json").is_file():
         return None
     path = parents[3] / "results.json"
-    return _results(path, path.stat().st_mtime_ns), parents[2].name, parents[0].name
+    try:
+        return _results(path, path.stat().st_mtime_ns), parents[2].name, parents[0].name
+    except ResultsError:  # an older version's: a run that goes on measures anew, and then has its cards written
+        return None
 
 
 @lru_cache(maxsize=1)  # thousands of merges of one run have a card each
@@ -118,6 +171,27 @@ def _table(results: Results, procedures: Sequence[Procedure]) -> list[str]:
         against = [_figure(last.ratio if last else None), _figure(last.accuracy_change if last else None, "%", signed=True)]
         rows.append([name, str(p.n_runs), *figures, *against])
     return escape.table(rows)
+
+
+def _losses(results: Results, procedures: Sequence[Procedure]) -> list[str]:
+    """What mitigations are shown to lose, as a list below their table."""
+    single = next(p for p in procedures if p.kind == "replica")
+    lost = [escape.item(f"{p.title}, K = {p.k}: {said}") for p in procedures for said in warnings(p, single, results.shifts)]
+    return [*lost, ""] if lost else []
+
+
+def _contrasts(results: Results) -> list[str]:
+    """Conditions against the first: what is won, and beside it what is lost."""
+    if not results.contrasts:
+        return []
+    rows: list[list[str]] = [["condition", "shift", "ratio of disagreement", "accuracy change, points", ""]]
+    for c in results.contrasts:
+        said = ["a loss of accuracy"] * c.loses
+        if c.returned:
+            said.append(return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline))
+        change = "not known" if c.accuracy_change is None else _figure(c.accuracy_change, "%", signed=True)
+        rows.append([c.condition, c.shift, _figure(c.ratio), change, "; ".join(said)])
+    return [f"## Conditions against {markdown(results.contrasts[0].baseline)}", "", *escape.table(rows), ""]
 
 
 def _figure(estimate: Estimate | None, unit: str = "", signed: bool = False) -> Markdown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ from pydantic import ValidationError
 
 from toolkit import environment, mergekit_yaml
 from toolkit.adapters import adapter_paths, read_adapter
-from toolkit.adopt import check_base, duplicates, layer_shapes, same_weights
+from toolkit.adopt import check_base, duplicates, layer_shapes, remarks, same_weights
 from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
+from toolkit.card import check_card
 from toolkit.data import is_chat, read_rows, read_suite
+from toolkit.embedded import with_version
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
+from toolkit.folders import EVALUATED, MERGED, MERGES, check_claim, check_outputs, claim, is_run
 from toolkit.full import FULL, read_weights
-from toolkit.measure import read_prompts, save_design, save_modules
-from toolkit.merge import MergeReport, find_method, merge_adapters, merge_folders, merge_into_base
+from toolkit.measure import changed_prompts, read_prompts, save_design, save_modules
+from toolkit.merge import MergeReport, common_base, find_method, merge_adapters, merge_folders, merge_into_base
 from toolkit.modules import Population, modules
 from toolkit.outcomes import read_outcomes
 from toolkit.pipeline import (
@@ -30,14 +34,17 @@ from toolkit.pipeline import (
     conclude,
     describe_merge,
     evaluate,
+    free_folder,
+    kind_of_run,
     measure,
     merge,
     open_folder,
     open_run,
     successful,
     take,
+    weights_digest,
 )
-from toolkit.population import groups, read_replica, replica_folder
+from toolkit.population import changed_files, groups, read_records, read_replica, replica_folder
 from toolkit.recipe import SHIFTS, Data, Evaluation, Given, Mitigation, Recipe
 from toolkit.recipe.words import nearest
 from toolkit.results import ConditionDesign, Modules, Results
@@ -59,20 +66,27 @@ def merge_sources(
     guard: Sequence[str] = (),
     strict: bool = False,
     note: Callable[[str], None] = lambda text: None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Merge a run, conditions of one, or adapter folders: all into one, or every disjoint group of k. One record a merge.
 
     `dense` writes full models instead of adapters. A greedy soup goes by the `score` (accuracy or logprob) on `prompts`. On the suites of
     `guard` the loss of each merge is held against that of its members before anything is written; what speaks against it is noted, and
-    with `strict` raises GuardError.
+    with `strict` raises GuardError. force: write into folders that are not ftk's, too, replacing only what a merge has by name.
+    Raises FolderError in one line, before anything is written, where a merge would go over something else.
     """
-    reports = []
+    reports, told = [], dict[str, None]()
     _, values = find_method(method, parameters)
     if dense and buffer:
         raise RunError("--buffer bounds the sum of an adapter: leave it out with --dense")
     if (method == "greedy_soup") != (prompts is not None):
         raise RunError("--prompts SUITE belongs to greedy_soup, which needs it: what its scores are taken on")
     collections = _collections(sources)
+    targets = {folder: _targets(folder, paths, method, k, rank, values, dense, out) for folder, paths in collections}
+    everything = [path for one in targets.values() for path in one]
+    if twice := [path for path, count in Counter(everything).items() if count > 1]:
+        raise RunError(f"{twice[0]}: merges of several conditions would go there; name one of them, or leave --out out")
+    check_merge_targets(everything, [*sources, *(path for _, paths in collections for path in paths)], out if k else None, force)
     judges = {folder: validation_score(prompts, folder, paths, base, score) if prompts else None for folder, paths in collections}
     if guard:
 
@@ -87,27 +101,53 @@ def merge_sources(
             raise GuardError("nothing was merged: leave --strict out to merge anyway")
     for folder, paths in collections:
         members = groups(range(len(paths)), k or len(paths))
-        if not members:
-            raise RunError(f"{folder}: {len(paths)} adapters are fewer than a group of {k}")
-        size = len(members[0])
-        judge = judges[folder]
-        label = Mitigation.model_construct(merge=method, k=size, rank=rank, parameters=values).label
-        home = out or folder / ("merged-models" if dense else "merged") / label
-        for g, group in enumerate(members):
-            target = home / f"g{g:03d}" if k or out is None else home
+        size, judge = len(members[0]), judges[folder]
+        if out is not None and k:
+            claim(out, MERGES, force=force)
+        for target, group in zip(targets[folder], members, strict=True):
             own = [paths[i] for i in group]
             made: dict[str, Any] = {"out": str(target), "method": method, "k": size}
             if dense:
                 model = merge_into_base(own, target, method=method, rank=rank, base=base, score=judge, **values)
+                told |= dict.fromkeys(model.notes)
                 made |= {"energy": model.energy, "dtype": model.dtype, "rounding": model.rounding, "soup": len(model.inputs)}
             else:
                 report = merge_folders(own, target, method=method, rank=rank, base=base, buffer=buffer, score=judge, **values)
                 describe_merge(target)
+                told |= dict.fromkeys(report.notes)
                 made |= {"rank": report.rank, "energy": report.energy, "sha256": report.sha256}
                 if isinstance(report, MergeReport) and report.error_bound_of_module:
                     made["error_bound"] = max(report.error_bound_of_module.values())
             reports.append(made)
+    for line in told:
+        note(line)
     return reports
+
+
+def _targets(
+    folder: Path, paths: Sequence[Path], method: str, k: int | None, rank: str, values: dict[str, Any], dense: bool, out: Path | None
+) -> list[Path]:
+    """Where the merges of a population go, one folder for each group."""
+    members = groups(range(len(paths)), k or len(paths))
+    if not members:
+        raise RunError(f"{folder}: {len(paths)} adapters are fewer than a group of {k}")
+    label = Mitigation.model_construct(merge=method, k=len(members[0]), rank=rank, parameters=values).label
+    home = out or folder / ("merged-models" if dense else "merged") / label
+    return [home / f"g{g:03d}" if k or out is None else home for g in range(len(members))]
+
+
+def check_merge_targets(targets: Sequence[Path], inputs: Sequence[Path], home: Path | None, force: bool) -> None:
+    """Refuse to merge over an input, over what is no merge, or over a card that ftk has not written. Raises FolderError or CardError.
+
+    home: the folder that is named for several groups.
+    """
+    check_outputs([*targets, *([home] if home else [])], inputs)
+    if home:
+        check_claim(home, MERGES, force=force)
+    for target in targets:
+        check_claim(target, MERGED, force=force)
+        if not force:
+            check_card(target)
 
 
 class GuardError(RunError):
@@ -142,13 +182,17 @@ def validation_score(prompts: str, folder: Path, adapters: Sequence[Path], base:
     return score
 
 
-def merge_request(path: Path, *, rank: str, out: Path) -> tuple[dict[str, Any], list[str]]:
-    """Merge as a mergekit file asks; return the record and what of the file is not used. Raises RecipeError or AdapterError in one line."""
+def merge_request(path: Path, *, rank: str, out: Path, force: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """Merge as a mergekit file asks; return the record and what of the file is not used.
+
+    Raises RecipeError, AdapterError or FolderError in one line. force: as in `merge_sources`.
+    """
     asked = mergekit_yaml.read_request(path)
+    check_merge_targets([out], [path, *map(Path, asked.adapters)], None, force)
     report = merge_adapters(asked.adapters, out, method=asked.method, rank=rank, weights=asked.weights, base=asked.base, **asked.parameters)
     describe_merge(out)
     found = {"out": str(out), "method": asked.method, "k": len(asked.adapters), "rank": report.rank, "energy": report.energy}
-    return found | {"sha256": report.sha256}, asked.notes
+    return found | {"sha256": report.sha256}, [*asked.notes, *report.notes]
 
 
 def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
@@ -158,11 +202,12 @@ def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
     for source in sources:
         if not source.exists():
             raise RunError(f"{source}: no such folder; name a run, a condition of it, or folders of PEFT adapters")
-        if (source / "recipe.yaml").is_file():
+        if is_run(source):
             conditions = [source / name for name in open_folder(source).conditions]
         else:
             conditions = [source] if (source / "replicas").is_dir() else []
         for condition in conditions:
+            refuse_damaged(condition)
             if replicas := successful(condition):
                 found.append((condition, [replica_folder(condition, r) for r in replicas]))
         if not conditions:
@@ -172,6 +217,19 @@ def _collections(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
     if not found:
         raise RunError(f"{sources[0]}: no finished replicas there; `ftk train-replicas` makes them")
     return found
+
+
+def refuse_damaged(condition: Path) -> None:
+    """Refuse a population in which a finished replica is not, or no longer, what was recorded: nobody would see that it is left out.
+
+    Raises RunError in one line.
+    """
+    for r, record in read_records(condition).items():
+        if changed := changed_files(replica_folder(condition, r), record):
+            raise RunError(
+                f"{replica_folder(condition, r)}: {changed[0]} is not what was recorded; "
+                f"`ftk run {condition.parent / 'recipe.yaml'} --out {condition.parent}` makes it again"
+            )
 
 
 def basins(
@@ -194,12 +252,10 @@ def basins(
     chat = known is not None and bool(known.data.train) and is_chat(read_rows(known.data.train), known.data.format)
     date = known.data.date if known else None
     asked = [prompt for source in prompts for prompt in read_suite(source, name=_suite_name(source), chat=chat, date=date)]
-    shape_of = layer_shapes(loaded)
+    shape_of = layer_shapes(loaded.model)
     found = []
     for folder, paths in collections:
-        adapters = [read_adapter(path) for path in paths]
-        for adapter in adapters:
-            check_base(adapter, loaded, shape_of)
+        adapters = [check_base(read_adapter(path), loaded, shape_of) for path in paths]
         with tempfile.TemporaryDirectory() as scratch:
             merged = None
             if merge:
@@ -216,8 +272,9 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
     Of a run, conditions that train all weights are left out: they have no factors to take inner products of.
     Raises RunError or AdapterError in one line.
     """
-    populations, of_run = [], len(sources) == 1 and (sources[0] / "recipe.yaml").is_file()
-    for folder, paths in _collections(sources):
+    populations, of_run = [], len(sources) == 1 and is_run(sources[0])
+    collections = _collections(sources)
+    for name, (folder, paths) in zip(unlike([folder for folder, _ in collections]), collections, strict=True):
         if of_run and paths and (paths[0] / FULL).is_file():
             continue
         if len(paths) < 2:
@@ -225,13 +282,35 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
         records = [read_replica(path) for path in paths]
         numbers = [record.replica if record else i for i, record in enumerate(records)]
         seeds = [record.seeds if record else {} for record in records]
-        populations.append(Population(folder.name or "adapters", [read_adapter(path) for path in paths], numbers, seeds))
+        populations.append(Population(name or "adapters", [read_adapter(path) for path in paths], numbers, seeds))
     if not populations:
         raise RunError(f"{sources[0]}: none of its conditions trains adapters")
     found = modules(populations)
     if of_run:
         save_modules(sources[0], found)
     return found
+
+
+def hashes(family: Sequence[Subject]) -> dict[str, str]:
+    """sha256 of the weights of each subject, by its folder; one that is given twice is there twice."""
+    found: dict[str, str] = {}
+    for subject in family:
+        folder = subject.adapters[0]
+        found[f"{folder} (given again, as adapter {subject.index})" if folder in found else folder] = subject.sha256[0]
+    return found
+
+
+def unlike(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder, no two alike: its own, and as many of those above it as it takes, `b-lora` beside `a-lora`."""
+    whole = [folder.absolute().parts[1:] for folder in folders]
+    for count in range(1, max(map(len, whole)) + 1):
+        names = [
+            re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(parts[-count:])) if count > 1 else folder.name
+            for parts, folder in zip(whole, folders, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{folder.name}-{i}" for i, folder in enumerate(folders)]
 
 
 def _suite_name(prompts: str) -> str:
@@ -257,11 +336,13 @@ def evaluate_subjects(
     population, numbered in the order of the names, of unknown seeds. ensemble: what each disjoint group of `k` adapters (None: all of
     them) does as one, in the words of a recipe: `{"ensemble": "probabilities", "k": 8}`.
     """
-    if len(sources) == 1 and (sources[0] / "recipe.yaml").is_file() and not (prompts or base or out):
+    if len(sources) == 1 and is_run(sources[0]) and not (prompts or base or out):
         if ensemble:
             raise RunError(f"{sources[0]}: a run makes the ensembles of its recipe; with --prompts SUITE its replicas are as any others")
         recipe = open_folder(sources[0])
-        with open_run(recipe, sources[0], workers=workers, console=console) as job:
+        for name in recipe.trained:  # a condition that is given is taken anew
+            refuse_damaged(sources[0] / name)
+        with open_run(recipe, sources[0], workers=workers, console=console, kind=kind_of_run(sources[0])) as job:
             merge(job)
             evaluate(job)
             return sources[0], measure(job)
@@ -270,27 +351,35 @@ def evaluate_subjects(
             "--prompts SUITE says what to ask: a .jsonl, .csv or .parquet file, or embedded:typical, embedded:near, embedded:far"
         )
     collections = _collections(sources)
+    if base is None and not _home(sources):
+        common_base([read_weights(path) for _, paths in collections for path in paths])
     known, base, evaluation = _setting(sources, collections[0][1][0], base)
     changes = {"answer": answer_rule, "max_new_tokens": max_new_tokens}
     evaluation = Evaluation.model_validate(evaluation.model_dump() | {key: value for key, value in changes.items() if value})
-    names = [folder.name if len(collections) > 1 else "adapters" for folder, _ in collections]
+    names = unlike([folder for folder, _ in collections]) if len(collections) > 1 else ["adapters"]
+    for line in remarks([path for _, paths in collections for path in paths], base):
+        console.note(line)
     paths_of = {name: paths for name, (_, paths) in zip(names, collections, strict=True)}
     recipe = _one_suite("evaluate", prompts, base, evaluation, paths_of, known)
     suite = next(iter(recipe.data.suites))
-    folder = out or Path("runs") / "evaluate"
     if ensemble:
         recipe = recipe.model_copy(update={"mitigations": [_of_groups(ensemble, paths_of)]})
-        with open_run(recipe, folder, workers=workers, console=console) as job:
+    folder = out or free_folder(Path("runs") / "evaluate", recipe)
+    check_outputs([folder], sources)
+    if ensemble:
+        with open_run(recipe, folder, workers=workers, console=console, kind=EVALUATED) as job:
             for name in recipe.conditions:
                 take(job, name)
             evaluate(job)
             return folder, measure(job)
-    with open_run(recipe, folder, workers=workers, console=console) as job:
+    with open_run(recipe, folder, workers=workers, console=console, kind=EVALUATED) as job:
         asked = read_prompts(job.recipe)
+        for note in changed_prompts(folder, asked):
+            console.note(f"{note}; the prompts as they are now are asked")
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
-            families.append([Subject(name, "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)])
-            if twins := duplicates({s.adapters[0]: s.sha256[0] for s in families[-1]}):
+            families.append([Subject(name, "replica", i, (str(path),), (weights_digest(path),)) for i, path in enumerate(paths)])
+            if twins := duplicates(hashes(families[-1])):
                 console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
         with console.stage("evaluate"):
             answer(job, families, asked)
@@ -319,9 +408,14 @@ def _of_groups(ensemble: Mapping[str, Any], paths_of: Mapping[str, Sequence[Path
         raise RunError(f"--ensemble {ensemble['ensemble']}: {text}") from None
 
 
+def _home(sources: Sequence[Path]) -> Path | None:
+    """The run that the sources lie in, if any."""
+    return next((path for source in sources for path in (source, source.parent) if is_run(path)), None)
+
+
 def _setting(sources: Sequence[Path], adapter: Path, base: str | None) -> tuple[Recipe | None, str, Evaluation]:
     """The recipe of the run that the sources lie in, if any; the base model; and how answers are given."""
-    home = next((path for source in sources for path in (source, source.parent) if (path / "recipe.yaml").is_file()), None)
+    home = _home(sources)
     known = open_folder(home) if home else None
     base = base or (known.base if known else None) or read_weights(adapter).base
     if not base:
@@ -341,22 +435,36 @@ def _one_suite(
     return Recipe(
         name=name,
         base=base,
-        data=Data(train="", suites={_suite_name(prompts): prompts}, date=known.data.date if known else None),
+        data=Data(train="", suites={_suite_name(prompts): with_version(prompts)}, date=known.data.date if known else None),
         conditions={condition: Given(adapters=[str(path) for path in paths]) for condition, paths in adapters.items()},
         evaluation=evaluation,
     )
 
 
 def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, workers: int | None, console: Console) -> Path:
-    """Let adapters answer all suites of a recipe, in order; return the folder of their outcomes (see `measure.read_design`)."""
+    """Let adapters answer all suites of a recipe, in order; return the folder of their outcomes (see `measure.read_design`).
+
+    out: that folder, or where other answers are there already one beside it.
+    """
     paths = [path for source in adapters for path in adapter_paths(source)]
     given = {"candidate": Given(adapters=[str(path) for path in paths])}
     alone = recipe.model_copy(update={"name": "candidate", "conditions": given, "mitigations": [], "criteria": [], "replicas": 2})
-    with open_run(alone, out, workers=workers, console=console) as job:
+    out = free_folder(out, alone)
+    with open_run(alone, out, workers=workers, console=console, kind=EVALUATED) as job:
         asked = read_prompts(job.recipe)
-        family = [Subject("candidate", "replica", i, (str(path),), (read_weights(path).sha256(),)) for i, path in enumerate(paths)]
+        family = [Subject("candidate", "replica", i, (str(path),), (weights_digest(path),)) for i, path in enumerate(paths)]
+        if twins := duplicates(hashes(family)):
+            console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
+        for line in remarks(paths, recipe.base):
+            console.note(line)
         with console.stage("evaluate"):
             answer(job, [family], asked)
         shards = [unit.unit.shard for suite, prompts in asked.items() for unit in answer_units(job, family, suite, prompts)]
-        save_design(out, shards, [ConditionDesign("candidate", range(len(paths)))], f"ftk gate --candidate {' '.join(map(str, adapters))}")
+        save_design(
+            out,
+            shards,
+            [ConditionDesign("candidate", range(len(paths)))],
+            f"ftk gate --candidate {' '.join(map(str, adapters))}",
+            prompts=asked,
+        )
     return out

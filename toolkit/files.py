@@ -48,10 +48,25 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+OWN = (
+    r"(ftk|environment|base|population|stopping|replica|merge|full|forecast|design|prompts|results|metrics|modules|claims|config)\.json"
+    r"|(recipe|mergekit_config)\.ya?ml|report\.html|README\.md|[A-Za-z0-9._-]+\.parquet|stack-\d+\.pt"
+    r"|\d{5}|s\d{3}|g\d{3}|swa|ema|lawa-last\d+"
+)
+"""files and folders of a run that are written beside and renamed"""
+_LEFTOVER = re.compile(rf"\.({OWN})\.(\d+|[0-9a-f]{{8}}(\.old)?)\.tmp")
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder was being written by ftk when it was killed; by its name, which nobody else gives."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete the half-written files and folders of writers that were killed. Nobody else may be writing there."""
-    for leftover in list(folder.rglob(".*.tmp")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    """Delete the half-written files and folders of writers that were killed, in a folder of ours. Nobody else may be writing there."""
+    for path in list(folder.rglob(".*.tmp")):
+        if is_leftover(path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def sync(path: Path) -> None:

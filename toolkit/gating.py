@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from toolkit import escape
-from toolkit.analyse import Arm, OutcomeTable, PredictionTable, Table
+from toolkit.analyse import Arm, PredictionTable, Table
+from toolkit.folders import FolderError, check_outputs
 from toolkit.gate import Limits, Verdict, judge, learn, load_limits
-from toolkit.measure import DESIGN, MeasureError, read_design, read_prompts
-from toolkit.outcomes import MEASURED, read_outcomes
+from toolkit.measure import DESIGN, MeasureError, outcome_table, read_design
 from toolkit.plain import read_json
 from toolkit.predictions import SUFFIXES, read_predictions
 from toolkit.recipe import read_recipe
@@ -52,6 +52,19 @@ def limits_of(
     return learn(arm.answer_RP, table.answers, marks_RP, shift_P, _ids(table), extra=_scores(table, arm), **options)
 
 
+def check_save(path: Path, limits: Limits, inputs: Sequence[Path]) -> None:
+    """Refuse to write limits over an input, or over anything but limits on the same prompts. Raises FolderError in one line."""
+    check_outputs([path], inputs)
+    if not path.exists():
+        return
+    try:
+        same = load_limits(path).prompts_sha256 == limits.prompts_sha256
+    except ValueError:
+        same = False
+    if not same:
+        raise FolderError(f"{path}: is there and holds no limits on these prompts; choose another name, or write over it with --force")
+
+
 def judge_candidate(
     limits: Limits,
     candidate: Path,
@@ -71,7 +84,7 @@ def _runs(source: Path, condition: str | None, same: str, named: Named) -> tuple
             raise MeasureError(f"{source}: no outcomes there; name a run, a file of predictions, or what `ftk evaluate --out` wrote")
         design = read_design(source)
         recipe = read_recipe(source / "recipe.yaml")
-        table: Table = OutcomeTable(read_outcomes((source / shard for shard in design.shards), MEASURED), read_prompts(recipe))
+        table: Table = outcome_table(source, recipe, design)[0]
         designs = {found.name: found for found in design.conditions}
     else:
         if not source.name.removesuffix(".gz").endswith(SUFFIXES):

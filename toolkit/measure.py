@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import pyarrow as pa
 
 import toolkit
 from toolkit import records
 from toolkit.analyse import OutcomeTable, PredictionTable, analyse_table
-from toolkit.data import Prompt, is_chat, read_rows, read_suite
-from toolkit.outcomes import MEASURED, read_outcomes
+from toolkit.data import DataError, Prompt, is_chat, read_rows, read_suite
+from toolkit.folders import MEASURED as MEASURED_FOLDER
+from toolkit.folders import check_claim, check_outputs, claim, made_of
+from toolkit.outcomes import MEASURED, OutcomesError, read_outcomes
 from toolkit.plain import read_record, to_plain
 from toolkit.population import write_text
 from toolkit.predictions import Predictions, PredictionsError, read_predictions, with_base, with_factors, with_failed
@@ -22,7 +26,7 @@ from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds
 
 CONDITIONS = 500
 """of one file of predictions: each is held against the first, with intervals for every shift and category"""
-DESIGN, MODULES, RESULTS = "design.json", "modules.json", "results.json"
+DESIGN, MODULES, RESULTS, PROMPTS = "design.json", "modules.json", "results.json", "prompts.json"
 
 
 class MeasureError(ValueError):
@@ -40,22 +44,98 @@ class Design:
 
 
 def save_design(
-    folder: Path, shards: Sequence[Path], conditions: Sequence[ConditionDesign], command: str, notes: Sequence[str] = ()
+    folder: Path,
+    shards: Sequence[Path],
+    conditions: Sequence[ConditionDesign],
+    command: str,
+    notes: Sequence[str] = (),
+    *,
+    prompts: Mapping[str, Sequence[Prompt]] | None = None,
 ) -> None:
-    """Write RUN/design.json, from which `measure_run` can start again. Paths are relative: a run folder can be moved."""
+    """Write RUN/design.json, from which `measure_run` can start again. Paths are relative: a run folder can be moved.
+
+    prompts: by suite, as they were asked; RUN/prompts.json keeps them, whatever becomes of the files that they came from.
+    """
+    if prompts is not None:
+        kept = {suite: [asdict(prompt) for prompt in asked] for suite, asked in prompts.items()}
+        write_text(folder / PROMPTS, json.dumps(kept, indent=1) + "\n")
     design = Design(tuple(str(path.relative_to(folder)) for path in shards), tuple(conditions), command, tuple(notes))
     write_text(folder / DESIGN, json.dumps(to_plain(design), indent=1) + "\n")
 
 
 def read_design(folder: Path) -> Design:
-    """RUN/design.json, all files of outcomes being there. Raises MeasureError in one line."""
+    """RUN/design.json, all files of outcomes being there; `replicas` are runs that share no seed. Raises MeasureError in one line."""
     if not (folder / DESIGN).is_file():
         raise MeasureError(f"{folder}: no outcomes of a finished evaluation there; `ftk run RECIPE --out {folder}` makes them")
     design: Design = read_record(folder / DESIGN, Design, "`ftk run` writes it again")
     missing = [shard for shard in design.shards if not (folder / shard).is_file()]
     if missing:
         raise MeasureError(f"{folder / missing[0]}: {len(missing)} files of outcomes are missing; `ftk run` makes them again")
-    return design
+    return replace(design, conditions=tuple(condition.independent() for condition in design.conditions))
+
+
+def asked_prompts(folder: Path, recipe: Recipe) -> tuple[dict[str, list[Prompt]], list[str]]:
+    """The prompts that the outcomes of a run answer, by suite, and what a reader must know of them.
+
+    Runs of versions that kept no prompts have them in the files of their suites alone, as those are now.
+    Raises MeasureError or DataError in one line.
+    """
+    kept = _kept_prompts(folder)
+    if kept is None:
+        if not (folder / DESIGN).is_file():
+            return read_prompts(recipe), []
+        return read_prompts(recipe), ["this run did not keep its prompts: their texts are those that the files of the suites have now"]
+    try:
+        notes = changed_prompts(folder, read_prompts(recipe))
+    except DataError as error:
+        notes = [f"{error}; what was asked is in {PROMPTS}"]
+    return kept, [f"{note}; the figures are of the prompts that were asked" for note in notes]
+
+
+def changed_prompts(folder: Path, now: Mapping[str, Sequence[Prompt]]) -> list[str]:
+    """A sentence for each suite that is not as it was when the run asked it."""
+    kept = _kept_prompts(folder) or {}
+    return [f"suite {name} has changed since it was asked" for name, asked in kept.items() if list(now.get(name, asked)) != asked]
+
+
+def _kept_prompts(folder: Path) -> dict[str, list[Prompt]] | None:
+    try:
+        return read_record(folder / PROMPTS, dict[str, list[Prompt]], "`ftk run` writes it again")
+    except FileNotFoundError:
+        return None
+
+
+def check_complete(table: pa.Table, prompts: Mapping[str, Sequence[Prompt]], folder: Path) -> None:
+    """Refuse outcomes in which a subject lacks an answer, has two, or answers what was not asked. Raises MeasureError in one line."""
+    key = ["suite", "condition", "procedure", "index"]
+    found = table.group_by(key).aggregate([("prompt_id", "count"), ("prompt_id", "count_distinct")]).to_pylist()
+    ids = {suite: {prompt.id for prompt in asked} for suite, asked in prompts.items()}
+    asked_of = table.group_by(["suite", "prompt_id"]).aggregate([]).to_pylist()
+    strange = next((row for row in asked_of if row["prompt_id"] not in ids.get(row["suite"], set())), None)
+    if strange:
+        raise MeasureError(
+            f"{folder}: {strange['prompt_id']!r} was answered and is no prompt of suite {strange['suite']} now; bring its file back, or "
+            "let `ftk run` ask the new prompts"
+        )
+    for row in found:
+        wanted = len(ids[row["suite"]])
+        if (row["prompt_id_count"], row["prompt_id_count_distinct"]) != (wanted, wanted):
+            who = " ".join(filter(None, [row["condition"], row["procedure"], str(row["index"])]))
+            raise MeasureError(
+                f"{folder / 'outcomes' / row['suite']}: {who} has {row['prompt_id_count']} answers to {wanted} prompts; "
+                "`ftk run` asks again and writes them anew"
+            )
+
+
+def outcome_table(folder: Path, recipe: Recipe, design: Design) -> tuple[OutcomeTable, list[str]]:
+    """The outcomes of a run with the prompts that they answer, and what a reader must know of these. Raises MeasureError in one line."""
+    prompts, notes = asked_prompts(folder, recipe)
+    try:
+        outcomes = read_outcomes((folder / shard for shard in design.shards), MEASURED)
+    except OutcomesError as error:
+        raise MeasureError(str(error)) from None
+    check_complete(outcomes, prompts, folder)
+    return OutcomeTable(outcomes, prompts), notes
 
 
 def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
@@ -66,15 +146,16 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
     design = read_design(folder)
     recipe = read_recipe(folder / "recipe.yaml")
     asked = criteria or recipe
+    table, notes = outcome_table(folder, recipe, design)
     results = analyse_table(
-        OutcomeTable(read_outcomes((folder / shard for shard in design.shards), MEASURED), read_prompts(recipe)),
+        table,
         design.conditions,
         level=asked.level,
         about=about_run(folder, recipe, design.command),
         thresholds=thresholds_of(asked),
         criteria=asked.criteria,
         paired=not recipe.given,  # replica r of every condition that is trained has the seeds of (root seed, purpose, r)
-        notes=design.notes,
+        notes=(*design.notes, *notes),
     )
     trained = {name: _settings(recipe, name) for name in recipe.trained}
     conditions = tuple(replace(found, settings=trained.get(found.name, {})) for found in results.conditions)
@@ -108,6 +189,7 @@ def measure_predictions(
     paired: bool = False,
     factors: Path | None = None,
     criteria: Criteria | None = None,
+    force: bool = False,
     base: str | None = None,
     failed: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
@@ -119,8 +201,10 @@ def measure_predictions(
     (default: the first). paired: replicas of the same name share their seeds. factors: a table that says which level each replica
     has in each source, where the file does not. base: the condition that is the base model's answers: a reference, and no population.
     failed: runs that are in no figure but the failure rate, by the user's names. columns, replica_columns: see `read_predictions`.
-    Raises PredictionsError or MeasureError in one line.
+    force: see `check_measured`. Raises PredictionsError, MeasureError or FolderError in one line.
     """
+    of = made_of(path)
+    check_measured(out, of, [path, *([factors] if factors else [])], force=force)
     predictions = read_predictions(path, columns=columns, replica_columns=replica_columns)
     if base is not None:
         predictions = with_base(predictions, base, path)
@@ -155,7 +239,17 @@ def measure_predictions(
         paired=paired,
         notes=(*predictions.notes, *_excluded(designs, predictions)),
     )
+    claim(out, MEASURED_FOLDER, of, force=force)
     return finish(out, results)
+
+
+def check_measured(out: Path, of: Mapping[str, str], inputs: Sequence[Path], *, force: bool = False) -> None:
+    """Whether results may go to `out`: a free folder, or one with results of the same input. Raises FolderError in one line.
+
+    force: take any folder that holds nothing else of ftk's; results.json and report.html alone are replaced, and never an input.
+    """
+    check_outputs([out / RESULTS, out / "report.html"], inputs)
+    check_claim(out, MEASURED_FOLDER, of, force=force)
 
 
 def _excluded(designs: Sequence[ConditionDesign], predictions: Predictions) -> Iterator[str]:

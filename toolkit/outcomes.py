@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from toolkit.files import replacing
+from toolkit.plain import parse
 
 SCHEMA = pa.schema(
     [
@@ -49,14 +53,47 @@ TOKEN_SCHEMA = pa.schema(
 )
 
 
+DIGESTS = b"ftk.sha256"
+"""key of a shard's metadata: column -> hash of what it held when it was written"""
+
+
+class OutcomesError(ValueError):
+    """A shard that cannot be read, or does not hold what was written; one line with the reason and the way out."""
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write beside, sync, rename."""
     with replacing(path) as file:
         pq.write_table(table, file, compression="zstd")
 
 
-class OutcomesError(ValueError):
-    """Outcomes that cannot be read; one line with the file and the way out."""
+def _write_shard(path: Path, table: pa.Table) -> None:
+    """A table that says in its metadata what it holds."""
+    digests = {name: column_digest(table[name]) for name in table.column_names}
+    write_table(path, table.replace_schema_metadata({DIGESTS: json.dumps(digests).encode()}))
+
+
+def column_digest(column: pa.ChunkedArray) -> str:
+    """Hash of the values of a column, however they are laid out in memory."""
+    found = hashlib.sha256()
+    _digest(column.combine_chunks(), found)
+    return found.hexdigest()[:32]
+
+
+def _digest(values: Any, into: Any) -> None:
+    into.update(f"{len(values)};".encode())
+    into.update(np.packbits(values.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+    if pa.types.is_list(values.type):
+        into.update(pc.fill_null(values.value_lengths(), 0).to_numpy().tobytes())
+        _digest(values.flatten(), into)
+    elif pa.types.is_string(values.type):
+        whole = pc.fill_null(values, "").cast(pa.large_binary())
+        if len(whole):
+            ends = np.frombuffer(whole.buffers()[1], np.int64)[whole.offset : whole.offset + len(whole) + 1]
+            into.update(np.diff(ends).tobytes())
+            into.update(memoryview(whole.buffers()[2] or b"")[ends[0] : ends[-1]])
+    else:
+        into.update(pc.fill_null(values.cast(pa.int8()) if pa.types.is_boolean(values.type) else values, 0).to_numpy().tobytes())
 
 
 def write_outcomes(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -65,29 +102,46 @@ def write_outcomes(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     while part := list(islice(rest, ROWS)):
         tables.append(pa.Table.from_pylist(part, schema=SCHEMA))
     table = pa.concat_tables(tables)
-    write_table(path, table)
+    _write_shard(path, table)
     return table.num_rows
 
 
 def read_outcomes(paths: Iterable[Path], columns: Sequence[str] = SCHEMA.names) -> pa.Table:
-    """All shards as one table, in the order of the paths."""
-    tables = [_read(path, schema=SCHEMA, columns=list(columns)) for path in paths]
+    """All shards as one table, in the order of the paths. Raises OutcomesError for one that does not hold what was written."""
+    tables = [_read_shard(path, SCHEMA, columns) for path in paths]
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table().select(list(columns))
 
 
-def _read(path: Path, **options: Any) -> pa.Table:
-    """A shard. Raises OutcomesError where it is damaged."""
+def _read_shard(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """Columns of a shard, held against their hashes; shards of older versions have none."""
     try:
-        return pq.read_table(path, **options)
+        written = (pq.read_schema(path).metadata or {}).get(DIGESTS)
+        table = pq.read_table(path, schema=schema, columns=list(columns))
+        digests = parse(written) if written else {}
+        changed = [name for name in columns if name in digests and column_digest(table[name]) != digests[name]]
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise OutcomesError(f"{path}: damaged ({reason}); delete it, and `ftk run` makes it again") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise OutcomesError(f"{path}: damaged ({reason}); `ftk run` asks again and writes it anew") from None
+    if changed:
+        raise OutcomesError(f"{path}: its column {changed[0]!r} is not what was written; `ftk run` asks again and writes it anew")
+    return table
+
+
+def is_sound(path: Path, rows: int, *, tokens: bool = False) -> bool:
+    """Whether a shard is there and holds what was written, `rows` outcomes; with `tokens` so does the one of token scores beside it."""
+    try:
+        table = _read_shard(path, SCHEMA, SCHEMA.names)
+        if tokens:
+            _read_shard(token_shard(path), TOKEN_SCHEMA, TOKEN_SCHEMA.names)
+    except (OutcomesError, FileNotFoundError):
+        return False
+    return table.num_rows == rows
 
 
 def write_token_scores(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_table(path, pa.Table.from_pylist(list(rows), schema=TOKEN_SCHEMA))
+    _write_shard(path, pa.Table.from_pylist(list(rows), schema=TOKEN_SCHEMA))
 
 
 @dataclass(frozen=True)
@@ -116,7 +170,7 @@ def read_token_scores(shards: Iterable[Path], *, condition: str, procedure: str 
     """
     wanted = [("condition", "=", condition), ("procedure", "=", procedure)]
     paths = [token_shard(shard) for shard in shards]
-    rows = [row for path in paths if path.exists() for row in _read(path, schema=TOKEN_SCHEMA, filters=wanted).to_pylist()]
+    rows = [row for path in paths if path.exists() for row in pq.read_table(path, schema=TOKEN_SCHEMA, filters=wanted).to_pylist()]
     if not rows:
         raise ValueError(f"no token scores of {condition}, {procedure}: set `evaluation: {{token_scores: true}}` and run again")
     indexes = sorted({row["index"] for row in rows})

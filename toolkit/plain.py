@@ -121,7 +121,8 @@ def from_plain(kind: typing.Any, data: typing.Any, field: str = "") -> typing.An
         each = inner if origin is tuple and inner[-1] is not Ellipsis else inner[:1] * len(data)
         if len(each) != len(data):
             _refuse(f"a list of {len(each)}", data, field)
-        return tuple(from_plain(of, item, f"{field}.{i}") for i, (of, item) in enumerate(zip(each, data, strict=True)))
+        items = [from_plain(of, item, f"{field}.{i}") for i, (of, item) in enumerate(zip(each, data, strict=True))]
+        return items if origin is list else tuple(items)
     if origin in (dict, Mapping):
         if not isinstance(data, dict):
             _refuse("an object", data, field)

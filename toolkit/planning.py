@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import numpy as np
 
 from toolkit import escape
 from toolkit.analyse import OutcomeTable
-from toolkit.measure import DESIGN, Design, read_prompts
-from toolkit.outcomes import MEASURED, read_outcomes
+from toolkit.measure import DESIGN, Design, outcome_table
 from toolkit.plain import read_record
 from toolkit.population import replica_folder
 from toolkit.recipe import read_recipe
@@ -189,9 +188,10 @@ def _of_results(results: Results) -> list[_Pilot]:
 
 
 def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
-    design = read_record(folder / DESIGN, Design, "`ftk run` writes it again")
+    design: Design = read_record(folder / DESIGN, Design, "`ftk run` writes it again")
     recipe = read_recipe(folder / "recipe.yaml")
-    table = OutcomeTable(read_outcomes((folder / shard for shard in design.shards), MEASURED), read_prompts(recipe))
+    design = replace(design, conditions=tuple(condition.independent() for condition in design.conditions))
+    table, _ = outcome_table(folder, recipe, design)
     found = []
     for condition in design.conditions:
         first = replica_folder(folder / condition.name, condition.replicas[0]) if condition.replicas else folder / condition.name

@@ -15,9 +15,11 @@ from typing import Any
 
 from toolkit.files import sha256_file as sha256_file
 from toolkit.files import write_text as write_text
-from toolkit.plain import read_record
+from toolkit.plain import read_json, read_record
 
 RECORD = "replica.json"
+LEDGER = "population.json"
+"""of a condition: how its replicas were trained, or where they were found"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,32 @@ def read_replica(folder: Path) -> Replica | None:
     except (OSError, ValueError):
         return None
     return record if complete else None
+
+
+def read_records(condition: Path) -> dict[int, Replica]:
+    """The records of replicas as they were written, whatever has become of the files; without those that cannot be read."""
+    found = {}
+    for path in sorted(condition.glob(f"replicas/*/{RECORD}")):
+        try:
+            record: Replica = read_record(path, Replica)
+        except (OSError, ValueError):
+            continue
+        found[record.replica] = record
+    return found
+
+
+def changed_files(folder: Path, record: Replica) -> list[str]:
+    """Files of a replica that are not, or no longer, what was recorded."""
+    return [name for name, digest in record.sha256.items() if not (folder / name).is_file() or sha256_file(folder / name) != digest]
+
+
+def read_ledger(condition: Path) -> dict[str, Any]:
+    """population.json; empty where it is lost or broken."""
+    try:
+        found = read_json(condition / LEDGER)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_population(condition: Path) -> dict[int, Replica]:

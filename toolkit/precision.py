@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +17,58 @@ import pyarrow.compute as pc
 
 from toolkit import records
 from toolkit.analyse import OutcomeTable, analyse_table
-from toolkit.measure import Design, MeasureError, about_run, finish, read_design, read_prompts, thresholds_of
-from toolkit.outcomes import read_outcomes
+from toolkit.folders import MEASURED as MEASURED_FOLDER
+from toolkit.folders import claim
+from toolkit.measure import (
+    Design,
+    MeasureError,
+    about_run,
+    asked_prompts,
+    check_complete,
+    check_measured,
+    finish,
+    read_design,
+    thresholds_of,
+)
+from toolkit.outcomes import OutcomesError, read_outcomes
 from toolkit.plain import read_record
 from toolkit.population import Replica, fingerprint, read_population
 from toolkit.recipe import Criteria, read_recipe
 from toolkit.results import MACHINE, ConditionDesign, Results
 
 
-def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None = None) -> Results:
+def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None = None, *, force: bool = False) -> Results:
     """Replicas of the conditions that all runs have -> results.json and report.html in `out`.
 
     Disagreement and accuracy are taken apart into machine, seeds, and the rest. The rows of single replicas are of one replica for each
     set of seeds, since the same seeds again are no independent run. criteria: instead of those of the first run.
-    Raises MeasureError in one line for runs that asked different prompts or share no condition, and for the same run twice.
+    Raises MeasureError in one line for runs that asked different prompts or share no condition, and for the same run twice; FolderError
+    as `check_measured`, also for `force`.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise MeasureError(f"{folders[0]}: the same folder twice is no second run; train the recipe again, here or elsewhere")
     designs = [read_design(folder) for folder in folders]
     recipes = [read_recipe(folder / "recipe.yaml") for folder in folders]
-    prompts = read_prompts(recipes[0])
-    asked = {name: [asdict(prompt) for prompt in suite] for name, suite in prompts.items()}
+    prompts, said = asked_prompts(folders[0], recipes[0])
     for folder, recipe in zip(folders[1:], recipes[1:], strict=True):
-        if {name: [asdict(prompt) for prompt in suite] for name, suite in read_prompts(recipe).items()} != asked:
+        others, further = asked_prompts(folder, recipe)
+        said += further
+        if others != prompts:
             raise MeasureError(f"{folder}: asked other prompts than {folders[0]}; answers to different prompts cannot be compared")
     common = [c.name for c in designs[0].conditions if all(c.name in {d.name for d in design.conditions} for design in designs)]
     if not common:
         raise MeasureError(f"{folders[1]}: has no condition that {folders[0]} has, too; reproducibility is of one procedure")
-    outcomes = [read_outcomes(folder / shard for shard in design.shards) for folder, design in zip(folders, designs, strict=True)]
+    of = {"source": ", ".join(str(folder.absolute()) for folder in folders)}
+    check_measured(out, of, folders, force=force)
+    try:
+        outcomes = [read_outcomes(folder / shard for shard in design.shards) for folder, design in zip(folders, designs, strict=True)]
+    except OutcomesError as error:
+        raise MeasureError(str(error)) from None
+    for folder, answers in zip(folders, outcomes, strict=True):
+        check_complete(answers, prompts, folder)
     environments = [read_record(folder / "environment.json", records.Environment) for folder in folders]
     tables = [_of(outcomes[0], "", "base")]
-    conditions, notes = [], _differences(folders, environments)
+    conditions, notes = [], [*_differences(folders, environments), *dict.fromkeys(said)]
     for name in common:
         runs = [read_population(folder / name) for folder in folders]
         if len({record.fingerprint for run in runs for record in run.values()}) > 1:
@@ -66,6 +86,7 @@ def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None =
         criteria=wanted.criteria,
         notes=notes,
     )
+    claim(out, MEASURED_FOLDER, of, force=force)
     return finish(out, results)
 
 

@@ -13,8 +13,9 @@ from rich.text import Text
 
 from toolkit import data, environment, escape, pipeline
 from toolkit.adapters import read_adapter
-from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, layer_shapes, same_weights
+from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, layer_shapes, remarks, same_weights
 from toolkit.base import Base, load_base
+from toolkit.folders import RUN, check_claim, claim
 from toolkit.forecast import Part, forecast, save
 from toolkit.measure import read_prompts
 from toolkit.plan import SOFT_TARGET_BYTES, TRAINED_BYTES, TrainingPlan, soft_target_bytes
@@ -30,18 +31,21 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
     """Data as the model will see it, plan, memory, disk and time, as plain values.
 
     Raises RecipeError, DataError, BaseError or RunError in one line. The probe does a little of the run and throws it away.
-    out: a run folder, where the forecast is saved for `ftk run` to compare itself with.
+    out: a run folder, where the forecast is saved for `ftk run` to compare itself with; FolderError where it is none, or another's.
     """
     try:
         device = environment.resolve_device(recipe.device)
     except ValueError as error:
         raise RecipeError(str(error)) from None
     environment.make_deterministic(device)
-    recipe = pipeline.settle(recipe, device)
+    if out:
+        check_claim(out, RUN)
+    recipe = pipeline.settle(recipe, device, out)
     prompts = read_prompts(recipe)
     base = load_base(recipe.base, recipe.dtype, device)
-    pipeline.check_all(recipe, base, prompts, device)
-    warnings: list[str] = []
+    if out:
+        pipeline.check_folder(recipe, out, base, device)
+    warnings = pipeline.check_all(recipe, base, prompts, device)
     found: dict[str, Any] = {
         "recipe": recipe.name,
         "base": base.to_dict(),
@@ -96,6 +100,7 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
             found["conditions"][name]["teaching"]["seconds_a_stack"] = ahead.teaching[name]
     found["forecast"] = ahead.to_dict()
     if out:
+        claim(out, RUN)
         found["forecast"]["file"] = str(save(out, ahead))
     mitigated = [name for name in recipe.conditions if recipe.mitigations_of(name)]
     groups = {m.label: min(found["conditions"][name]["replicas"] for name in mitigated) // m.k for m in recipe.mitigations}
@@ -130,17 +135,13 @@ def _rows(recipe: Recipe, base: Base, device: str, warnings: list[str]) -> dict[
 def _population(condition: Given, base: Base, warnings: list[str]) -> dict[str, Any]:
     """Adapters that are there already, every one checked."""
     paths = find_adapters(condition.adapters)
-    shape_of = layer_shapes(base)
+    shape_of = layer_shapes(base.model)
     adapters = [read_adapter(path) for path in paths]
     for adapter in adapters:
         check_base(adapter, base, shape_of)
     if twins := duplicates({str(path): adapter.sha256() for path, adapter in zip(paths, adapters, strict=True)}):
         raise RecipeError(f"{same_weights(twins)}; leave one out")
-    named = sorted({str(adapter.base) for adapter in adapters} - {base.source, base.name})
-    if named:
-        warnings.append(
-            f"adapters say that their base is {', '.join(named)}, the recipe says {base.name}; names and shapes of the layers fit"
-        )
+    warnings += remarks(paths, base.name)
     return {
         "replicas": len(paths),
         "adapters": [str(path) for path in paths],

@@ -1,15 +1,18 @@
 """results.json as one HTML file for people, and as a plain table for the terminal."""
 
+from collections.abc import Sequence
 from itertools import combinations, islice
 from pathlib import Path
+from textwrap import wrap
 from typing import NamedTuple
 
 from toolkit import charts, escape
+from toolkit.folders import FolderError, read_marker
 from toolkit.population import sha256_file, write_text
 from toolkit.results import (
-    Cell,
     Claims,
     ConditionResult,
+    Contrast,
     Judgement,
     Procedure,
     Results,
@@ -17,11 +20,14 @@ from toolkit.results import (
     claimed_range,
     floor_text,
     interval,
+    is_loss,
     load_claims,
     load_results,
     number,
     remedy,
+    return_to_base,
     tested_unit,
+    warnings,
 )
 from toolkit.statistics import MIN_GROUPS, Estimate
 from toolkit.sweeps import Control, controls, sweeps
@@ -30,13 +36,21 @@ DRAWN = 40
 """Categories of a shift in the chart; the tables have all of them."""
 PICTURED = 20
 """Conditions with charts; the tables have all of them."""
+TITLE = "how different are the replicas?"
+"""ends the title of every report"""
 BEST = 2
 """Mitigations drawn beside the single replica in the chart by category."""
 
 
 def write_report(run: Path | str) -> Path:
-    """RUN/results.json, and claims.json where it is of the same outcomes -> RUN/report.html."""
+    """RUN/results.json, and claims.json where it is of the same outcomes -> RUN/report.html.
+
+    Raises FolderError where a report.html is there that ftk has not written.
+    """
     run = Path(run)
+    path = run / "report.html"
+    if path.is_file() and read_marker(run) is None and TITLE not in path.read_text(encoding="utf-8", errors="replace"):
+        raise FolderError(f"{path}: ftk has not written it; move it away")
     claims = load_claims(run / "claims.json") if (run / "claims.json").is_file() else None
     if claims and ((run / "design.json").is_file() and claims.design != sha256_file(run / "design.json")):
         claims = None  # the run has gone on since
@@ -60,6 +74,7 @@ def render(results: Results, claims: Claims | None = None) -> str:
     environment.globals |= {"number": number, "interval": interval, "remedy": remedy, "name": _name, "price": _price, "too_few": _too_few}
     environment.globals |= {"procedure_name": _procedure_name, "criteria_rows": _criteria_rows, "metric_rows": _metric_rows}
     environment.globals |= {"claimed_range": claimed_range, "tested_unit": tested_unit, "floor_text": floor_text}
+    environment.globals |= {"warnings": warnings, "return_to_base": return_to_base}
     environment.globals |= {"multiplicity": _multiplicity, "source_figures": _source_figures, "p_value": _p_value}
     pictured, others = results.conditions[:PICTURED], results.conditions[PICTURED:]
     drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in pictured]
@@ -111,6 +126,8 @@ def _note(one: Control) -> str:
         parts.append(trainings)
     if price.inference_streams > 1:
         parts.append(f"{price.inference_streams:.2g} models answer")
+    if is_loss(one.accuracy_change) and one.accuracy_change:
+        parts.append(f"accuracy {number(one.accuracy_change.value, '%', signed=True)} points")
     return ", ".join(parts)
 
 
@@ -143,7 +160,8 @@ def _category_panels(results: Results, condition: ConditionResult) -> dict[str, 
 
     def rank(procedure: Procedure) -> float | None:
         cell, home = procedure.cell(target), procedure.cell(results.shifts[0])
-        return cell.ratio.value if cell and cell.ratio and not (home and home.collapsed) else None
+        given_back = any(one and (one.collapsed or one.loses) for one in (cell, home))
+        return cell.ratio.value if cell and cell.ratio and not given_back else None
 
     ranked = sorted((p for p in condition.procedures if rank(p) is not None), key=lambda p: (rank(p), p.label))
     families = {p.family: p for p in reversed(ranked)}  # the best K of each method
@@ -279,7 +297,10 @@ def _methods(results: Results) -> dict[str, list[str]]:
 
 
 def table_text(results: Results) -> str:
-    """The main table in plain ASCII, one line per procedure, at most 120 columns wide with three shifts."""
+    """The main table in plain ASCII, one line per procedure, at most 120 columns wide with three shifts.
+
+    Below the rows of a condition stand the replicas that its inconclusive ratios need, and what its mitigations lose.
+    """
     target, home = results.shifts[-1], results.shifts[0]
     lines = []
     for condition in results.conditions:
@@ -287,24 +308,56 @@ def table_text(results: Results) -> str:
         lines += [f"{condition.name}: {condition.n_replicas} replicas{failed}; disagreement between two runs in %"]
         shifts = "".join(f"{shift:<19}" for shift in results.shifts)
         lines += [f" {'procedure':<21}{'runs':>5}  {shifts}{'ratio, ' + target:<17}{'accuracy':>9}{'kept':>7}"]
-        for procedure in condition.procedures:
-            cells = [procedure.cell(shift) for shift in results.shifts]
-            shares = "".join(f"{_short(cell.disagreement if cell else None, '%'):<19}" for cell in cells)
-            cell, at_home = procedure.cell(target), procedure.cell(home)
-            k = "" if procedure.kind == "replica" else f" K={procedure.k}"
-            line = f" {procedure.title[: 21 - len(k)] + k:<21}{procedure.n_runs:>5}  {shares}{_ratio(cell, procedure.k):<17}"
-            if procedure.kind != "replica":
-                change = cell.accuracy_change.value if cell and cell.accuracy_change else None
-                kept = at_home.kept if at_home else None
-                flag = "!" * bool(at_home and at_home.collapsed)
-                line += f"{number(change, '%', signed=True):>9}{number(kept.value if kept else None):>7}{flag}"
-            lines.append(line.rstrip())
+        lines += [_row(results, procedure) for procedure in condition.procedures]
+        lines += _below(results, condition)
         lines.append("")
-    lines += _source_lines(results) + _contrast_lines(results) + _criteria_lines(results)
+    lines += _source_lines(results) + _contrast_lines(results) + _criteria_lines(results) + _note_lines(results)
     level = f"{100 * results.level:g} % intervals in brackets"
-    lines.append(f"{level}; '?' inconclusive, with the replicas it needs; accuracy: change on {target} prompts in points;")
-    lines.append(f"kept: of the fine-tuning on {home} prompts (answers that it changed, accuracy that it gained: the lower); '!' below 0.9")
+    lines.append(f"{level}; '?' inconclusive; accuracy: change on {target} prompts in points, '!' shown to be a loss;")
+    lines.append(f"kept: of the fine-tuning on {home} prompts (answers that it changed, accuracy that it gained: the lower);")
+    lines.append("'!' shown to be below 0.9, the lowest of all shifts")
     return escape.lines(lines)
+
+
+def _row(results: Results, procedure: Procedure) -> str:
+    target, home = results.shifts[-1], results.shifts[0]
+    cells = [procedure.cell(shift) for shift in results.shifts]
+    shares = "".join(f"{_short(cell.disagreement if cell else None, '%'):<19}" for cell in cells)
+    k = "" if procedure.kind == "replica" else f" K={procedure.k}"
+    line = f" {procedure.title[: 21 - len(k)] + k:<21}{procedure.n_runs:>5}  {shares}"
+    if procedure.kind == "replica":
+        return line.rstrip()
+    cell, at_home = procedure.cell(target), procedure.cell(home)
+    ratio = _short(cell.ratio) if cell and cell.ratio else ""
+    change = number(cell.accuracy_change.value if cell and cell.accuracy_change else None, "%", signed=True)
+    change += "!" if cell and cell.loses else " "
+    lost = [c.kept.value for c in cells if c and c.collapsed and c.kept and c.kept.value is not None]
+    kept = min(lost) if lost else at_home.kept.value if at_home and at_home.kept else None
+    return f"{line}{ratio}{change.rjust(27 - len(ratio))}{number(kept):>6}{'!' * bool(lost)}".rstrip()
+
+
+def _below(results: Results, condition: ConditionResult) -> list[str]:
+    """What the rows have no room for: replicas that inconclusive figures need, and losses with their intervals."""
+    needs: dict[int, list[str]] = {}
+    for procedure in condition.procedures:
+        cell = procedure.cell(results.shifts[-1])
+        figure = (cell.ratio or cell.disagreement) if cell else None
+        if figure and not figure.conclusive and figure.needed:
+            needs.setdefault(figure.needed * procedure.k, []).append(_name(procedure))
+    lines = [f"? needs {count:,} replicas: {', '.join(names)}" for count, names in sorted(needs.items())]
+    lost = {_name(p): warnings(p, condition.single, results.shifts) for p in condition.procedures}
+    lines += [f"! {name}: {said}" for name, several in lost.items() for said in several]
+    return _wrapped(lines, "  ")
+
+
+def _wrapped(lines: Sequence[str], indent: str = "") -> list[str]:
+    further = indent + " " * 4
+    return [line for text in lines for line in wrap(text, 120, initial_indent=indent, subsequent_indent=further, break_on_hyphens=False)]
+
+
+def _note_lines(results: Results) -> list[str]:
+    lines = _wrapped([f"note: {note}" for note in results.notes])
+    return [*lines, ""] if lines else []
 
 
 def _source_lines(results: Results) -> list[str]:
@@ -320,9 +373,9 @@ def _source_lines(results: Results) -> list[str]:
 def _contrast_lines(results: Results) -> list[str]:
     lines = []
     for name in dict.fromkeys(contrast.condition for contrast in results.contrasts):
-        found = [contrast for contrast in results.contrasts if contrast.condition == name]
-        ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in found)
-        lines.append(f"{name} against {found[0].baseline}, ratio of disagreement: {ratios}")
+        lines += _beside_each_other(
+            [c for c in results.contrasts if c.condition == name], f"{name} against {results.contrasts[0].baseline}"
+        )
         lines += [
             f"{name} against {c.baseline}, {c.figure} by prompt: {c.clear} of {c.tested:,} prompts differ after adjustment (BH)"
             for c in results.by_prompt
@@ -330,13 +383,24 @@ def _contrast_lines(results: Results) -> list[str]:
         ]
     for name in dict.fromkeys(c.condition for c in results.mitigated):
         found = [c for c in results.mitigated if c.condition == name]
-        ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in found)
-        lines.append(f"{name} against single replicas of {found[0].baseline}, ratio of disagreement: {ratios}")
+        lines += _beside_each_other(found, f"{name} against single replicas of {found[0].baseline}")
     for condition, baseline in dict.fromkeys((c.condition, c.baseline) for c in results.same_compute):
         found = [c for c in results.same_compute if (c.condition, c.baseline) == (condition, baseline)]
-        ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in found)
-        lines.append(f"{condition} against one training of the same compute, {baseline}, ratio of disagreement: {ratios}")
+        lines += _beside_each_other(found, f"{condition} against one training of the same compute, {baseline}")
     return [*lines, ""] if lines else []
+
+
+def _beside_each_other(contrasts: Sequence[Contrast], who: str) -> list[str]:
+    """What is won, and below it what is lost: the change of accuracy on the same shifts, and a return to the base."""
+    ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in contrasts)
+    changes = [(c, c.accuracy_change) for c in contrasts if c.accuracy_change is not None]
+    points = "   ".join(f"{c.shift} {_short(e, '%', signed=True)}{' a loss' if c.loses else ''}" for c, e in changes)
+    returns = [return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline) for c in contrasts if c.returned]
+    return [
+        f"{who}, ratio of disagreement: {ratios}",
+        f"  change of accuracy in points: {points or 'not known, the prompts have no references'}",
+        *(f"  ! {said}" for said in returns),
+    ]
 
 
 def _criteria_lines(results: Results) -> list[str]:
@@ -347,16 +411,8 @@ def _criteria_lines(results: Results) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _short(estimate: Estimate | None, unit: str = "") -> str:
+def _short(estimate: Estimate | None, unit: str = "", signed: bool = False) -> str:
     if estimate is None or estimate.value is None:
         return "?"
-    return f"{number(estimate.value, unit)}{'' if estimate.conclusive else '?'} {interval(estimate, unit)}".strip()
-
-
-def _ratio(cell: Cell | None, k: int) -> str:
-    if cell is None or cell.ratio is None:
-        return ""
-    if cell.ratio.conclusive:
-        return _short(cell.ratio)
-    needed = f" needs {cell.ratio.needed * k:,}" if cell.ratio.needed else ""
-    return f"{'' if cell.ratio.value is None else number(cell.ratio.value)}?{needed}"
+    sure = "" if estimate.conclusive else "?"
+    return f"{number(estimate.value, unit, signed)}{sure} {interval(estimate, unit, signed)}".strip()

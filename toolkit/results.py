@@ -3,13 +3,13 @@
 import json
 import math
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.files import write_text
 from toolkit.plain import JsonError, from_plain, read_json, shortened, to_plain
-from toolkit.statistics import EFFECT_KEPT, AccuracySpread, Estimate, Tolerance, Tradeoff
+from toolkit.statistics import AccuracySpread, Estimate, Tolerance, Tradeoff, collapsed, independent_runs
 
 VERSION = 2
 SHIFTS = ("typical", "near", "far")
@@ -37,7 +37,8 @@ class MitigationDesign:
     """A mitigation on disjoint groups of K replicas: members[g] are the replica indexes behind group g.
 
     label: names the rows of the outcomes, `mean-k8`. title: the method in words, without K. kind: `merge`, `ensemble` or `distilled`.
-    condition, runs: of kind `distilled`, the condition of the students, and the student of every group.
+    condition: of kind `distilled`, that of the students. runs: the number of every group in the outcomes (of students: the student);
+    empty where they are 0, 1, ...
     """
 
     label: str
@@ -55,7 +56,15 @@ class MitigationDesign:
 
     def outcomes(self, condition: str) -> tuple[str, str, Sequence[int]]:
         """Condition, procedure and indexes of its rows, where `condition` is the one that it is built from."""
-        return (self.condition, "replica", self.runs) if self.condition else (condition, self.label, range(len(self.members)))
+        if self.condition:
+            return self.condition, "replica", self.runs
+        return condition, self.label, self.runs or range(len(self.members))
+
+    def only(self, replicas: Set[int]) -> "MitigationDesign":
+        """The groups all of whose members are among `replicas`."""
+        numbers = list(self.runs or range(len(self.members)))
+        kept = [g for g, members in enumerate(self.members) if set(members) <= replicas]
+        return replace(self, members=[self.members[g] for g in kept], runs=[numbers[g] for g in kept])
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,29 @@ class ConditionDesign:
     everyone: Sequence[int] = ()
     teacher: TeacherDesign | None = None
 
+    @property
+    def sources(self) -> dict[str, Sequence[int]]:
+        """The level of every run of `everyone` (or `replicas`) in each source of randomness. A machine is none: nobody draws it."""
+        return {name: level_R for name, level_R in self.factors.items() if name != MACHINE}
+
+    def independent(self) -> "ConditionDesign":
+        """The same with only such `replicas`, and groups of them, of which any two share no level of any source.
+
+        All that succeeded stay in `everyone`. A group stays where all its members are among those replicas.
+        """
+        whole = list(self.everyone or self.replicas)
+        kept = [whole[row] for row in independent_runs(self.sources, len(whole))]
+        if kept == list(self.replicas):
+            return self
+        fresh = set(kept)
+        mitigations = tuple(mitigation.only(fresh) for mitigation in self.mitigations)
+        teacher = self.teacher
+        if teacher:
+            of = dict(zip(self.replicas, zip(teacher.groups, teacher.members, strict=True), strict=True))
+            kept = [replica for replica in kept if replica in of]
+            teacher = replace(teacher, groups=[of[r][0] for r in kept], members=[of[r][1] for r in kept])
+        return replace(self, replicas=kept, everyone=whole, mitigations=mitigations, teacher=teacher)
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -119,7 +151,7 @@ class Cell:
 
     ratio, disagreement_change (negative = more stable), accuracy_change, effect_size (share of answers that differ from the base's) and
     gain_kept (accuracy gained over the base) compare a mitigation with the single replicas of its condition; on a category only the
-    first two of them are kept.
+    first two of them are kept. as_base: share of the procedure's answers that equal the base's; not on a category.
     zone: what the disagreement's interval says against the thresholds, one of ZONES.
     p_adjusted: the ratio's p-value, adjusted (Holm for shifts, Benjamini-Hochberg for categories) over all mitigations of the results.
     scores: accuracy of each replica or group, in index order.
@@ -142,18 +174,31 @@ class Cell:
     scores: tuple[float | None, ...] = ()
     metrics: tuple[Metric, ...] = ()
     survival: Survival | None = None
+    as_base: Estimate | None = None
+
+    @property
+    def returned(self) -> bool:
+        """Shown, by the upper limit of the effect size: it answers as the base does more often than what was fine-tuned."""
+        return _given_back(self.effect_size)
 
     @property
     def collapsed(self) -> bool:
-        """The effect size, or the gain, is flagged: part of the fine-tuning may have been given back."""
-        kept = self.kept
-        return kept is not None and kept.value is not None and kept.value < EFFECT_KEPT
+        """Shown, by the upper limit of the effect size or of the gain: part of the fine-tuning has been given back."""
+        return self.returned or _given_back(self.gain_kept)
+
+    @property
+    def loses(self) -> bool:
+        """Shown, by the upper limit of the change: accuracy is lost against single replicas."""
+        return is_loss(self.accuracy_change)
 
     @property
     def kept(self) -> Estimate | None:
-        """Share of the fine-tuning that is kept: of the answers that it changed, or of the accuracy that it gained, the lower."""
+        """Share of the fine-tuning that is kept: of the answers that it changed, or of the accuracy that it gained, the lower.
+
+        Where `collapsed`, the one that shows it.
+        """
         known = [e for e in (self.effect_size, self.gain_kept) if e is not None and e.value is not None]
-        return min(known, key=lambda e: e.value or 0.0, default=self.effect_size)
+        return min(known, key=lambda e: (not _given_back(e), e.value or 0.0), default=self.effect_size)
 
 
 @dataclass(frozen=True)
@@ -358,7 +403,8 @@ class Contrast:
     Of `Results.mitigated` and `same_compute` condition is a mitigation in words (`mitigation_of`); baseline is there a condition that takes
     as many tokens in one training.
     score_change: of the mean of the number that answers come with. effect_size, gain_kept: of what the baseline's fine-tuning changed
-    against the base (answers, accuracy), the share that the condition's changes; None where the base's answers are not known.
+    against the base (answers, accuracy), the share that the condition's changes; as_base, baseline_as_base: how often either answers as
+    the base does. None where the base's answers are not known.
     """
 
     condition: str
@@ -374,6 +420,18 @@ class Contrast:
     score_change: Estimate | None = None
     effect_size: Estimate | None = None
     gain_kept: Estimate | None = None
+    as_base: Estimate | None = None
+    baseline_as_base: Estimate | None = None
+
+    @property
+    def returned(self) -> bool:
+        """As of a Cell."""
+        return _given_back(self.effect_size)
+
+    @property
+    def loses(self) -> bool:
+        """As of a Cell."""
+        return is_loss(self.accuracy_change)
 
 
 @dataclass(frozen=True)
@@ -629,6 +687,59 @@ def remedy(estimate: Estimate, k: int = 1) -> str:
     """`inconclusive; needs about 96 replicas`: a run of the procedure is a group of k replicas."""
     needed = f"; needs about {estimate.needed * k:,} replicas" if estimate.needed else ""
     return f"inconclusive{needed}"
+
+
+def is_loss(change: Estimate | None) -> bool:
+    """Whether a change of accuracy is shown to be a loss: by its upper limit, never by its value."""
+    return change is not None and change.conclusive and change.high is not None and change.high < 0
+
+
+def _given_back(kept: Estimate | None) -> bool:
+    return kept is not None and collapsed(kept) == "collapsed"
+
+
+def estimate_in_words(estimate: Estimate | None, unit: str = "", signed: bool = False, k: int = 1) -> str:
+    """`0.62 [0.50, 0.77]`, with what it lacks where it is inconclusive."""
+    if estimate is None or estimate.value is None:
+        return f"unknown ({estimate.note})" if estimate and estimate.note else "unknown"
+    text = f"{number(estimate.value, unit, signed)} {interval(estimate, unit, signed)}".strip()
+    return text if estimate.conclusive else f"{text} ({remedy(estimate, k)})"
+
+
+def change_of_accuracy(change: Estimate | None) -> str:
+    """What stands beside every gain in stability: `it loses accuracy: -48.0 points [-52.1, -43.9]`."""
+    if change is None or change.value is None:
+        return "accuracy is not known"
+    ends = interval(change, "%", True)
+    if is_loss(change):
+        return f"it loses accuracy: {number(change.value, '%', True)} points {ends}"
+    sure = "" if change.conclusive else ", inconclusive"
+    return f"accuracy moves by {number(change.value, '%', True)} points {ends}".strip() + sure
+
+
+def return_to_base(shift: str, kept: Estimate | None, as_base: Estimate | None, before: Estimate | None, whose: str) -> str:
+    """`on far prompts the gain is a return to the base: 100.0 % [98.1, 100.0] of its answers are the base's, 40.2 % [...] of ...`."""
+    said = f"on {shift} prompts the gain is a return to the base"
+    if as_base is None or as_base.value is None or before is None or before.value is None:
+        return f"{said}: it keeps {estimate_in_words(kept)} of the answers that fine-tuning changed"
+    shares = [f"{number(e.value, '%')} % {interval(e, '%')}".strip() for e in (as_base, before)]
+    return f"{said}: {shares[0]} of its answers are the base's, {shares[1]} of those of {whose}"
+
+
+def warnings(procedure: Procedure, single: Procedure, shifts: Sequence[str]) -> list[str]:
+    """What a mitigation is shown to lose, shift by shift: the fine-tuning, the accuracy that it gained, accuracy."""
+    found = []
+    for shift in shifts:
+        cell, before = procedure.cell(shift), single.cell(shift)
+        if cell is None or procedure.kind in ("base", "replica"):
+            continue
+        if cell.returned:
+            found.append(return_to_base(shift, cell.effect_size, cell.as_base, before and before.as_base, "single replicas"))
+        elif cell.collapsed:
+            found.append(f"on {shift} prompts it keeps {estimate_in_words(cell.kept)} of the accuracy that fine-tuning gained")
+        if cell.loses:
+            found.append(f"on {shift} prompts {change_of_accuracy(cell.accuracy_change)}")
+    return found
 
 
 Record_ = typing.TypeVar("Record_")

@@ -13,6 +13,7 @@ import numpy as np
 import toolkit
 from toolkit import escape
 from toolkit import statistics as st
+from toolkit.folders import MEASURED, check_claim, check_outputs, claim, made_of
 from toolkit.predictions import PredictionsError, RunScores, RunTable
 from toolkit.recipe.words import nearest
 from toolkit.results import About, RunMetric, RunMetricContrast, RunMetrics, interval, number, save_results
@@ -30,13 +31,17 @@ def measure_run_table(
     failed: Sequence[str] = (),
     paired: bool = False,
     level: float = 0.95,
+    force: bool = False,
 ) -> RunMetrics:
     """Metrics of runs -> metrics.json in `out`.
 
     baseline: the condition that the others are held against (default: the first). base: the condition whose one run is the base model,
     over which the others gain. failed: runs that are in no figure, `RUN` or `CONDITION/RUN`. paired: runs of one name share their seeds.
-    Raises PredictionsError in one line.
+    force: take a folder that is not ftk's, or has results of something else. Raises PredictionsError or FolderError in one line.
     """
+    of = made_of(path)
+    check_outputs([out / METRICS], [path])
+    check_claim(out, MEASURED, of, force=force)
     arms = _without(table.arms, failed, path)
     for name in filter(None, (baseline, base)):
         if name not in arms:
@@ -62,7 +67,7 @@ def measure_run_table(
     options = [word for option, value in words if value for word in (option, value)] + ["--paired"] * paired
     about = About(toolkit.__version__, recipe=path.name, command=shlex.join(["ftk", "measure", str(path), *options]))
     metrics = RunMetrics(about, level, tuple(found), tuple(contrasts), (*table.notes, *excluded, *lacking))
-    out.mkdir(parents=True, exist_ok=True)
+    claim(out, MEASURED, of, force=force)
     save_results(out / METRICS, metrics)
     return metrics
 

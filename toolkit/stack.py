@@ -23,6 +23,25 @@ from transformers.pytorch_utils import Conv1D
 from toolkit.compiled import compiled_layers, readers
 from toolkit.stacked_embedding import StackedEmbedding
 
+
+class ForwardError(RuntimeError):
+    """A base whose own code fails on a batch of ours: one line with its architecture and the reason."""
+
+
+@contextmanager
+def own_code(model: nn.Module, where: str = "its forward pass") -> Iterator[None]:
+    """Whatever the code of an architecture raises, in one line; memory that runs out is for others to handle."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, ForwardError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ForwardError(
+            f"a base of the architecture {type(model).__name__} fails in {where}: {reason}; it, or this use of it, is not supported here"
+        ) from error
+
+
 _GOLDEN, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64, as signed int64
 
 
@@ -157,6 +176,18 @@ class StackedLinear(nn.Module):
         self.packed = not base.weight.is_floating_point()
         self.out_features, self.in_features = layer_shape(base)
 
+    @property
+    def weight(self) -> Tensor:
+        """The base's, for code that reads it past this layer (as Mamba's does): right only while no adapter is on it."""
+        if self.A_RrI is not None:
+            raise RuntimeError("another layer reads the weights of an adapted one itself, so that the adapter would have no effect")
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """As `weight`; no adapter changes it."""
+        return self.base.bias
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
         if self.A_RrI is None or self.B_ROr is None:
@@ -262,7 +293,8 @@ class Stack:
         """
         self._keep = position
         try:
-            return self.model(input_ids=ids, use_cache=False).logits
+            with own_code(self.model):
+                return self.model(input_ids=ids, use_cache=False).logits
         finally:
             self._keep = None
 
@@ -282,7 +314,8 @@ class Stack:
         """
         self._keep = None if every else torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
         try:
-            return self.model(input_ids=ids, past_key_values=cache, use_cache=True, **where)
+            with own_code(self.model):
+                return self.model(input_ids=ids, past_key_values=cache, use_cache=True, **where)
         finally:
             self._keep = None
 

@@ -33,12 +33,14 @@ def sweeps(results: Results) -> list[Sweep]:
 
 @dataclass(frozen=True)
 class Control:
-    """One remedy held against single replicas of the first condition: ratio of disagreement, independent runs, price of one of them."""
+    """One remedy held against single replicas of the first condition: ratio of disagreement, independent runs, price of one of them,
+    change of accuracy."""
 
     name: str
     ratio: Estimate
     runs: int
     price: Price
+    accuracy_change: Estimate | None = None
 
 
 def controls(results: Results) -> list[Control]:
@@ -50,14 +52,15 @@ def controls(results: Results) -> list[Control]:
     price_of = {condition.name: condition.single.price for condition in results.conditions}
     price_of |= {mitigation_of(p.title, p.k, one.name): p.price for one in results.conditions for p in one.procedures[1:]}
     found = [
-        Control(c.condition, c.ratio, c.ratio.n_replicas, price_of[c.condition])
+        Control(c.condition, c.ratio, c.ratio.n_replicas, price_of[c.condition], c.accuracy_change)
         for c in (*results.contrasts, *results.mitigated)
         if c.shift == shift and c.baseline == first.name and c.condition in price_of
     ]
     for procedure in first.procedures[1:]:
         cell = procedure.cell(shift)
         if cell and cell.ratio:
-            found.append(Control(f"{procedure.title}, K = {procedure.k}", cell.ratio, procedure.n_runs, procedure.price))
+            name = f"{procedure.title}, K = {procedure.k}"
+            found.append(Control(name, cell.ratio, procedure.n_runs, procedure.price, cell.accuracy_change))
     return sorted((one for one in found if one.ratio.value is not None), key=lambda one: (one.ratio.value or 0.0, one.name))
 
 

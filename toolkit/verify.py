@@ -13,10 +13,12 @@ from toolkit import delta, environment
 from toolkit.adapters import CONFIG, read_adapter
 from toolkit.pipeline import Console, RunError, open_folder, open_run, replica_mark, teacher_groups, train_missing, training_plan
 from toolkit.plain import read_record
-from toolkit.population import RECORD, Replica, replica_folder, sha256_file
+from toolkit.population import RECORD, Replica, changed_files, replica_folder, sha256_file
 from toolkit.records import Environment
 
 SAME, DIFFERENT, DAMAGED = "same", "different", "damaged"
+DEFINING = ("r", "lora_alpha", "use_rslora", "target_modules", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
+"""keys of an adapter's configuration that decide what its weights mean"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Verified:
     replica: int
     verdict: str  # same bits; different bits; damaged: the files on disk are not those that were recorded
     files: tuple[str, ...] = ()  # that differ
+    compared: tuple[str, ...] = ()  # that were held against what training makes now
     distance: float | None = None  # ||dW' - dW|| / ||dW|| of the final weights: 1e-6 is rounding, 1 another model
 
 
@@ -53,7 +56,7 @@ def verify(
     found: list[Verified] = []
     scratch = Path(tempfile.mkdtemp(prefix="ftk-verify-"))
     try:
-        with open_run(recipe, scratch, workers=workers, console=console) as job:
+        with open_run(recipe, scratch, workers=workers, console=console, answers=False) as job:
             for name in names:
                 plan, mark = training_plan(recipe, name, job.device)
                 records = _records(folder / name)
@@ -94,14 +97,26 @@ def _records(condition: Path) -> dict[int, Replica]:
 
 def _compare(name: str, run: Path, scratch: Path, then: Replica, now: Replica) -> Verified:
     ours, theirs = replica_folder(run, then.replica), replica_folder(scratch, now.replica)
-    damaged = [file for file, digest in then.sha256.items() if not (ours / file).is_file() or sha256_file(ours / file) != digest]
-    if damaged:
-        return Verified(name, then.replica, DAMAGED, tuple(damaged))
-    files = tuple(file for file in sorted(then.sha256 | now.sha256) if then.sha256.get(file) != now.sha256.get(file))
+    compared = tuple(sorted(now.sha256))
+    if damaged := changed_files(ours, then):
+        return Verified(name, then.replica, DAMAGED, tuple(damaged), compared)
+    files = tuple(file for file in sorted(then.sha256 | now.sha256) if not _same(file, ours, theirs, then, now))
     if not files and (then.status, then.failed_step) == (now.status, now.failed_step):
-        return Verified(name, then.replica, SAME)
+        return Verified(name, then.replica, SAME, (), compared)
     both = (ours / CONFIG).is_file() and (theirs / CONFIG).is_file()
-    return Verified(name, then.replica, DIFFERENT, files, _distance(ours, theirs) if both else None)
+    return Verified(name, then.replica, DIFFERENT, files, compared, _distance(ours, theirs) if both else None)
+
+
+def _same(file: str, ours: Path, theirs: Path, then: Replica, now: Replica) -> bool:
+    """Whether a file is what training makes now: by its hash, or where none was recorded by what is in it."""
+    if file in then.sha256 or file not in now.sha256:
+        return then.sha256.get(file) == now.sha256.get(file)
+    if not (ours / file).is_file():
+        return False
+    if Path(file).name != CONFIG:
+        return sha256_file(ours / file) == now.sha256[file]
+    one, other = (read_record(folder / file, dict[str, Any]) for folder in (ours, theirs))
+    return all((one.get(key) or None) == (other.get(key) or None) for key in DEFINING)
 
 
 def _distance(first: Path, second: Path) -> float:

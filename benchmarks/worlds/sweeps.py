@@ -5,7 +5,7 @@ from functools import partial
 from itertools import product
 from typing import NamedTuple
 
-from worlds import World, behaviour, contrast, core, planning, sources
+from worlds import World, behaviour, contrast, core, planning, sources, unkind
 
 Settings = Mapping[str, float | str | bool]
 
@@ -63,6 +63,32 @@ UNFILLED = varied([{"init": 5, "order": 5, "dropout": 5, "missing": 0.1}], [NONE
 THREE_PARTS = ("init", "init x order", "residual")
 GRIDS = [{"init": n, "order": n, "draw": draw} for n in (5, 8, 10) for draw in ("normal", "t5")]
 FIT = ("floor", "exponent")
+
+# Worlds that are not kind: each flaw alone, at 10, 30 and 64 runs on 50 to 300 prompts.
+UNEQUAL: list[Settings] = [
+    {"prompts": 120, "clusters": 30, "sizes": "rank"},
+    {"prompts": 300, "clusters": 50, "sizes": "rank"},
+    {"prompts": 100, "clusters": 12, "sizes": "dominant"},
+    {"prompts": 300, "clusters": 30, "sizes": "dominant"},
+    {"prompts": 60, "clusters": 12, "sizes": "equal"},
+]
+STRANGE: list[Settings] = [
+    {"kinds": 0.2},
+    {"kinds": 0.2, "templates": 0.3, "clusters": 15, "prompts": 75},
+    {"kinds": 0.2, "templates": 0.3, "clusters": 30, "prompts": 150},
+    {"garbage": 0.05},
+    {"difficulty": "heavy"},
+    {"answers": 5},
+    {"answers": 5, "kinds": 0.2, "clusters": 30, "sizes": "rank", "prompts": 120},
+]
+UNKIND = varied(grid(replicas=(10, 30, 64), prompts=(150,)), [*UNEQUAL, *STRANGE]) + varied(
+    grid(replicas=(10, 30), prompts=(50, 300)), [{"kinds": 0.2}, {"difficulty": "heavy"}]
+)
+MARKED: list[Settings] = varied(grid(replicas=(10, 30, 64), prompts=(150,)), [{"failed": 0.05}])
+TWO_ANSWERS = [settings for settings in UNKIND if "answers" not in settings]
+DESIGNS = grid(design=("8x8", "25x5", "5x20", "10/4", "6x6r2"), prompts=(50, 300)) + varied(
+    grid(design=("8x8",), prompts=(150,)), [{"main": 1.0, "own": 0.0}, {"main": 0.0, "own": 1.0}]
+)
 
 SWEEPS: dict[str, Sweep] = {
     "disagreement": Sweep(core.disagreement_world, SUITE),
@@ -143,6 +169,20 @@ SWEEPS: dict[str, Sweep] = {
         )
         for part in (*THREE_PARTS, "fresh")
     },
+    **{
+        f"unkind.{figure}": Sweep(partial(unkind.unkind_world, figure), UNKIND + MARKED)
+        for figure in ("disagreement", "accuracy", "sd", "distribution_variance", "zone")
+    },
+    "unkind.kappa": Sweep(unkind.unkind_kappa_world, [s for s in TWO_ANSWERS if "garbage" not in s]),
+    **{
+        f"unkind.population_{figure}": Sweep(partial(unkind.unkind_contrast_world, figure), UNKIND)
+        for figure in ("ratio", "difference", "change")
+    },
+    **{
+        f"unkind.vote_{figure}": Sweep(partial(unkind.unkind_vote_world, figure), [{**s, "k": 4} for s in TWO_ANSWERS])
+        for figure in ("ratio", "difference", "change", "kept")
+    },
+    **{f"design.{figure}": Sweep(partial(unkind.design_world, figure), DESIGNS) for figure in ("disagreement", "accuracy", "sd")},
     "confidence_sequence": Sweep(
         planning.anytime_world, grid(replicas=(100, 1000), prompts=(500,), run_sd=(0.7,), look=("always", "narrow"))
     ),

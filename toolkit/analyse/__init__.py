@@ -8,7 +8,7 @@ from toolkit.analyse.cells import base_procedure, condition_result, run_accuraci
 from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, mitigated, same_compute, scaling
 from toolkit.analyse.criteria import judge
 from toolkit.analyse.distances import distances, in_notes
-from toolkit.analyse.sources import crossing, sources
+from toolkit.analyse.sources import crossing, shared_note, sources
 from toolkit.analyse.suspects import suspects
 from toolkit.analyse.table import CATEGORIES, Arm, OutcomeTable, PredictionTable, PromptLike, Table
 from toolkit.analyse.trades import trade
@@ -46,6 +46,7 @@ def analyse_table(
     Raises ValueError for a design that the outcomes contradict, or a criterion about prompts that are not there.
     """
     thresholds = thresholds or Thresholds()
+    conditions = [design.independent() for design in conditions]
     results = [condition_result(table, design, level, thresholds) for design in conditions]
     results = [
         replace(
@@ -75,7 +76,7 @@ def analyse_table(
         base=base_procedure(table, level),
         conditions=tuple(results),
         verdict=(),
-        notes=(*notes, *uncrossed, *unmeasured, *in_notes(apart)),
+        notes=(*notes, *filter(None, map(shared_note, conditions)), *uncrossed, *unmeasured, *in_notes(apart)),
         thresholds=thresholds,
         contrasts=contrasts(table, conditions, level, paired),
         mitigated=mitigated(table, conditions, level, paired),

@@ -34,6 +34,13 @@ class Versus(NamedTuple):
     members: list[np.ndarray]
 
 
+class Whole(NamedTuple):
+    """All runs of a design in which some share levels of sources, and the level of each in these."""
+
+    everyone: Arm
+    levels: Mapping[str, np.ndarray]
+
+
 def condition_result(table: Table, design: ConditionDesign, level: float, thresholds: Thresholds) -> ConditionResult:
     """Measure the replicas of a condition, and every mitigation that was built from them."""
     replicas = list(design.replicas)
@@ -41,7 +48,11 @@ def condition_result(table: Table, design: ConditionDesign, level: float, thresh
     if single is None:
         raise ValueError(f"no outcomes of the replicas of condition {design.name!r}")
     base = table.arm("", "base", [0])
-    measured = _measure(table, single, level, thresholds, base)
+    whole = None
+    if shared := st.shared_sources(design.sources, len(design.everyone or replicas)):
+        everyone = table.arm(design.name, "replica", list(design.everyone or replicas))
+        whole = Whole(everyone, shared) if everyone is not None else None
+    measured = _measure(table, single, level, thresholds, base, whole=whole)
     if design.teacher:
         measured = _with_fidelity(table, single, design.teacher, measured, level)
     procedures = [Procedure("replica", "single replica", "replica", 1, len(replicas), design.price, measured)]
@@ -95,10 +106,16 @@ def _members(mitigation: MitigationDesign, row_of: Mapping[int, int], condition:
 
 
 def _measure(
-    table: Table, arm: Arm, level: float, thresholds: Thresholds, base: Arm | None, versus: Versus | None = None
+    table: Table,
+    arm: Arm,
+    level: float,
+    thresholds: Thresholds,
+    base: Arm | None,
+    versus: Versus | None = None,
+    whole: Whole | None = None,
 ) -> tuple[Cell, ...]:
     places = {(shift, ""): at for shift, at in table.shifts.items()} | table.parts
-    return tuple(_cell(table, arm, shift, category, at, level, thresholds, base, versus) for (shift, category), at in places.items())
+    return tuple(_cell(table, arm, shift, category, at, level, thresholds, base, versus, whole) for (shift, category), at in places.items())
 
 
 def _cell(
@@ -111,19 +128,26 @@ def _cell(
     thresholds: Thresholds,
     base: Arm | None,
     versus: Versus | None,
+    whole: Whole | None,
 ) -> Cell:
     here = arm.on(at)
     answer_RP, correct_RP = here.answer_RP, here.correct_RP
     options = {"cluster_P": table.cluster_P[at], "level": level}
+    if whole is not None:  # fresh pairs of all runs say more than the runs that share nothing do alone
+        options["levels"] = whole.levels
+        answer_RP, correct_RP = whole.everyone.on(at).answer_RP, whole.everyone.on(at).correct_RP
     if len(answer_RP) < 2:  # one run shows nothing of how much runs differ
         few = st.Estimate(None, None, None, level, len(answer_RP), len(at), "none", False, st.MIN_GROUPS, "fewer than two runs")
         nothing = few if versus else None
         marks = (few, nothing) if here.marked else (None, None)
         return Cell(shift, category, len(at), few, nothing, nothing, *marks, effect_size=nothing, zone=zone(few, (0, 1)))
     found: dict = {"disagreement": st.disagreement(answer_RP, **options)}
-    found["zone"] = zone(found["disagreement"], thresholds.of(category))
+    decides = st.disagreement_for_verdict(found["disagreement"], here.answer_RP)
+    found["zone"] = zone(decides, thresholds.of(category))
     if here.marked:
         found["accuracy"] = st.accuracy(correct_RP, **options)
+    options.pop("levels", None)
+    answer_RP, correct_RP = here.answer_RP, here.correct_RP
     if versus:
         single = versus.single.on(at)
         pair = answer_RP, single.answer_RP
@@ -136,14 +160,32 @@ def _cell(
             if here.marked and base.on(at).marked:
                 marks = correct_RP, single.correct_RP, base.correct_RP[0, at]
                 found["gain_kept"] = st.accuracy_effect_size(*marks, versus.members, **options)
-    elif not category:
+    elif not category and len(answer_RP) > 1:
         found["metrics"], found["survival"] = further(
             here, base.on(at) if base else None, table.texts, table.scored, table.cluster_P[at], level
         )
-    if here.marked and not category:
-        found["accuracy_spread"] = st.accuracy_spread(correct_RP, **options)
+    if base and not category:
+        found["as_base"] = as_base(answer_RP, base.answer_RP[0, at], options)
+    if here.marked and not category and len(answer_RP) > 1:
+        found["accuracy_spread"] = _spread(here, whole, at, options)
         found["scores"] = run_accuracies(correct_RP)
     return Cell(shift, category, len(at), **found)
+
+
+def _spread(here: Arm, whole: Whole | None, at: np.ndarray, options: Mapping) -> st.AccuracySpread:
+    """Where runs share levels, the SD of a fresh run is the root of all variance components together."""
+    spread = st.accuracy_spread(here.correct_RP, **options)
+    if whole is None:
+        return spread
+    score_R = np.array([np.nan if s is None else s for s in run_accuracies(whole.everyone.on(at).correct_RP)])
+    return replace(spread, sd=st.root(st.crossed(score_R, whole.levels, level=options["level"]).total))
+
+
+def as_base(answer_RP: np.ndarray, base_P: np.ndarray, options: dict) -> st.Estimate:
+    """Share of the prompts on which a run gives the base's answer."""
+    same_RP = (answer_RP == base_P).astype(np.int8)
+    same_RP[(answer_RP < 0) | (base_P < 0)] = st.MISSING
+    return st.accuracy(same_RP, **options)
 
 
 def run_accuracies(correct_RP: np.ndarray) -> tuple[float | None, ...]:
@@ -156,7 +198,10 @@ def run_accuracies(correct_RP: np.ndarray) -> tuple[float | None, ...]:
 
 
 def zone(disagreement: st.Estimate, thresholds: tuple[float, float]) -> str:
-    """What an interval shows against (acceptable, critical): a claim only where the whole interval supports it."""
+    """What an interval shows against (acceptable, critical): a claim only where the whole interval supports it.
+
+    disagreement: its interval allows for kinds of runs, too (`st.disagreement_for_verdict`).
+    """
     acceptable, critical = thresholds
     low, high = disagreement.low, disagreement.high
     if not disagreement.conclusive or low is None or high is None or (low <= acceptable and high > critical):

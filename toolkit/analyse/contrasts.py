@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from toolkit import statistics as st
-from toolkit.analyse.cells import in_words, mitigation_arms, run_accuracies
+from toolkit.analyse.cells import as_base, in_words, mitigation_arms, run_accuracies
 from toolkit.analyse.table import Arm, Table, marked, together
 from toolkit.results import (
     Cell,
@@ -113,9 +113,9 @@ def _against_first(table: Table, designs: Sequence[ConditionDesign], paired: boo
 
 
 def _on_every_shift(table: Table, condition: str, baseline: str, b: Arm, a: Arm, level: float, by_pairs: bool) -> Iterator[Contrast]:
+    base = table.arm("", "base", [0])
     for shift, at in table.shifts.items():
         options = {"cluster_P": table.cluster_P[at], "paired": by_pairs, "level": level}
-        base = table.arm("", "base", [0])
         yield Contrast(condition, baseline, shift, by_pairs, **_contrast(b, a, at, options, base.on(at) if base else None))
 
 
@@ -149,6 +149,8 @@ def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict, base: Arm | None) -
         del b_RP, a_RP, differs_RP
     if base is not None:
         found["effect_size"] = st.population_effect_size(*pair, base.answer_RP[0], **options)
+        alone = {name: value for name, value in options.items() if name != "paired"}
+        found["as_base"], found["baseline_as_base"] = (as_base(answer_RP, base.answer_RP[0], alone) for answer_RP in pair)
     del pair
     marks = b.correct_RP[:, place], a.correct_RP[:, place]
     if all(map(marked, marks)):

@@ -78,7 +78,7 @@ def _judgement(
 def _one_sided(measure: Callable[[float], Answer], confidence: float) -> Answer:
     """An estimate whose ends each hold with `confidence` by itself: an interval of twice the error.
 
-    At 0 and 1 the interval is one-sided already, so it is taken at the confidence itself.
+    At 0 and 1 the interval is one-sided already, so it is taken at the confidence itself. It allows for kinds of prompts and of runs.
     """
     estimate, unit = measure(round(2 * confidence - 1, 12))
     if estimate.value in (0.0, 1.0):
@@ -95,7 +95,7 @@ def _verdict(criterion: Criterion, estimate: st.Estimate) -> tuple[str, str]:
     below, above = high <= criterion.limit, low >= criterion.limit
     if below != above:
         return ("PASS" if below == criterion.at_most else "FAIL"), ""
-    return "INCONCLUSIVE", "the limit lies within the interval"
+    return "INCONCLUSIVE", "; ".join(filter(None, ["the limit lies within the interval", estimate.note]))
 
 
 def _measure(table: Table, criterion: Criterion, arm: Arm, cluster_P: np.ndarray, level: float) -> Answer:
@@ -104,11 +104,11 @@ def _measure(table: Table, criterion: Criterion, arm: Arm, cluster_P: np.ndarray
     if runs < 2:
         return st.Estimate(None, None, None, level, runs, len(cluster_P), "none", False, st.MIN_GROUPS, "fewer than two runs"), "%"
     if criterion.statistic == "disagreement":
-        return st.disagreement(_observed(table, criterion.observable, arm), **options), "%"
-    if criterion.statistic == "rate":
-        return st.accuracy(_matches(table, criterion.observable, arm), **options), "%"
-    if criterion.statistic == "accuracy":
-        return st.accuracy(arm.correct_RP, **options), "%"
+        answer_RP = _observed(table, criterion.observable, arm)
+        return st.disagreement_for_verdict(st.disagreement(answer_RP, **options), answer_RP), "%"
+    if criterion.statistic in ("rate", "accuracy"):
+        mark_RP = _matches(table, criterion.observable, arm) if criterion.statistic == "rate" else arm.correct_RP
+        return st.share_for_verdict(st.accuracy(mark_RP, **options), mark_RP), "%"
     if criterion.statistic == "accuracy-sd":
         spread = st.accuracy_spread(arm.correct_RP, **options).sd
         return spread, "%"

@@ -52,14 +52,28 @@ def sources(table: Table, design: ConditionDesign, level: float) -> tuple[Source
     found = []
     for shift, at in table.shifts.items():
         here = arm.on(at)
-        answers = st.behaviour_components(here.answer_RP, levels, cluster_P=table.cluster_P[at], level=level)
-        found.append(Sources(shift, "disagreement", answers.parts, answers.disagreement["fresh"]))
+        options = {"cluster_P": table.cluster_P[at], "level": level}
+        answers = st.behaviour_components(here.answer_RP, levels, **options)
+        fresh = st.disagreement(here.answer_RP, levels=levels, **options)  # the figure of the main table
+        found.append(Sources(shift, "disagreement", answers.parts, fresh))
         if here.marked:
             score_R = np.array([np.nan if s is None else s for s in run_accuracies(here.correct_RP)])
             found.append(_of_score(shift, "accuracy", score_R, runs, level))
         if here.score_RP is not None and np.isfinite(here.score_RP).any():
             found.append(_of_score(shift, table.scored, _means(here.score_RP), runs, level))
     return tuple(found)
+
+
+def shared_note(design: ConditionDesign) -> str:
+    """What readers must know of a design whose runs share levels of sources; empty where they share none."""
+    whole = len(design.everyone or design.replicas)
+    shared = st.shared_sources(design.sources, whole)
+    if not shared:
+        return ""
+    return (
+        f"{design.name}: of {whole} runs some share {' or '.join(shared)}. Disagreement, accuracy and its SD are those of two runs "
+        f"that share none, from all {whole}; figures whose unit is a run take {len(design.replicas)} of them that share none"
+    )
 
 
 class Runs(NamedTuple):

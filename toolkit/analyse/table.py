@@ -188,7 +188,8 @@ class PredictionTable(Table):
         self.number = {name: number for number, name in enumerate(everybody)}
 
     def designs(self, conditions: Sequence[str]) -> list[ConditionDesign]:
-        """Replicas of each condition; those that answered nothing, or are said to have failed, count as failed."""
+        """Replicas of each condition that share no level of a factor; those that answered nothing, or are said to have failed, count
+        as failed."""
         found = []
         for condition in conditions:
             arm = self.predictions.arms[condition]
@@ -198,7 +199,7 @@ class PredictionTable(Table):
             alive = np.flatnonzero(alive_R)
             replicas = [self.number[arm.replicas[row]] for row in alive]
             factors = {name: np.unique(levels, return_inverse=True)[1][alive].tolist() for name, levels in arm.factors.items()}
-            found.append(ConditionDesign(condition, replicas, int((~alive_R).sum()), factors=factors))
+            found.append(ConditionDesign(condition, replicas, int((~alive_R).sum()), factors=factors).independent())
         return found
 
     def run_names(self, design: ConditionDesign) -> tuple[str, ...]:
@@ -206,7 +207,7 @@ class PredictionTable(Table):
         return tuple(names[number] for number in design.replicas)
 
     def failed_names(self, design: ConditionDesign) -> tuple[str, ...]:
-        alive = set(design.replicas)
+        alive = set(design.everyone or design.replicas)
         return tuple(name for name in self.predictions.arms[design.name].replicas if self.number[name] not in alive)
 
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:

@@ -13,8 +13,8 @@ from toolkit import statistics as st
 from toolkit.adapters import AdapterError
 from toolkit.analyse import Arm, OutcomeTable, run_accuracies, zone
 from toolkit.claims.models import EVERY, ORIGIN, Claim, read_claims
-from toolkit.measure import DESIGN, read_design, read_prompts, thresholds_of
-from toolkit.outcomes import read_outcomes
+from toolkit.folders import check_outputs
+from toolkit.measure import DESIGN, outcome_table, read_design, thresholds_of
 from toolkit.population import read_population, replica_folder, sha256_file
 from toolkit.recipe import Recipe, read_recipe
 from toolkit.report import write_report
@@ -36,7 +36,8 @@ def hold_claims(folder: Path, file: Path = ORIGIN, *, runs: int = RUNS) -> Claim
     """
     claims, design = read_claims(file), read_design(folder)
     recipe = read_recipe(folder / "recipe.yaml")
-    table = OutcomeTable(read_outcomes(folder / shard for shard in design.shards), read_prompts(recipe))
+    check_outputs([folder / CLAIMS], [file])
+    table, _ = outcome_table(folder, recipe, design)
     tested = [row for claim in claims for row in _tested(claim, folder, recipe, table, design.conditions)]
     outlook = [row for one in design.conditions for row in outlook_of(table, one, runs, recipe.level, thresholds_of(recipe))]
     found = Claims(file.name, recipe.level, runs, sha256_file(folder / DESIGN), tuple(tested), tuple(outlook))
@@ -86,20 +87,24 @@ def verdict(estimate: st.Estimate, claimed: tuple[float, float] | None) -> str:
 def _behaviour(row: Tested, claim: Claim, table: OutcomeTable, design: ConditionDesign, level: float) -> Tested:
     """The agreement or disagreement of two runs, for fresh prompts and for these alone, and what it would take to decide.
 
-    Where no two runs differ, the interval for fresh prompts is that of runs such as these (see `st.disagreement`), so that a verdict needs
-    the one of these prompts alone, too, which allows for kinds of runs that are not among them.
+    Where no two runs differ, the interval for fresh prompts is that of runs such as these (see `st.disagreement`); the verdict allows for
+    kinds of runs that are not among them, too (`st.disagreement_for_verdict`).
     """
     at = _prompts(table, claim)
-    arm = table.arm(design.name, "replica", list(design.replicas))
+    whole = list(design.everyone or design.replicas)
+    arm, levels = table.arm(design.name, "replica", whole), design.sources
     if at is None or arm is None or len(arm.answer_RP) < 2:
         return replace(row, remark=f"no such prompts in this run; there are {', '.join(dict.fromkeys([*table.shifts, *table.suites]))}")
     answer_RP, cluster_P = arm.on(at).answer_RP, table.cluster_P[at]
-    differ, alone = (st.disagreement(answer_RP, cluster_P=cluster_P, level=level, fresh_prompts=fresh) for fresh in (True, False))
+    differ, alone = (
+        st.disagreement(answer_RP, cluster_P=cluster_P, level=level, fresh_prompts=fresh, levels=levels) for fresh in (True, False)
+    )
     turned = claim.quantity == "agreement"
-    estimate, alone = (st.complement(one) if turned else one for one in (differ, alone))
-    of_runs = verdict(alone, claim.ends)
-    found = of_runs if differ.value in (0.0, 1.0) and of_runs == UNRESOLVED else verdict(estimate, claim.ends)
-    remark = _what_it_takes(claim, differ, answer_RP, cluster_P, level) if found == UNRESOLVED else ""
+    fresh_RP = answer_RP[st.independent_runs(levels, len(whole))]
+    decides = st.disagreement_for_verdict(differ, fresh_RP)
+    estimate, alone, decides = (st.complement(one) if turned else one for one in (differ, alone, decides))
+    of_runs, found = (verdict(one, claim.ends) for one in (alone, decides))
+    remark = _what_it_takes(claim, differ, fresh_RP, cluster_P, level) if found == UNRESOLVED else ""
     return replace(row, estimate=estimate, verdict=found, remark=remark, alone=alone, alone_verdict=of_runs)
 
 
@@ -133,7 +138,7 @@ def _prompts(table: OutcomeTable, claim: Claim) -> np.ndarray | None:
 
 
 def _weights(claim: Claim, folder: Path, recipe: Recipe, design: ConditionDesign) -> tuple[st.Estimate | None, str]:
-    replicas = list(design.everyone or design.replicas)
+    replicas = list(design.replicas)
     if claim.quantity == "files":
         population = read_population(folder / design.name)
         files = [_file(population[r].sha256) for r in replicas if r in population]
@@ -168,26 +173,27 @@ def _file(sha256: dict[str, str]) -> str:
 def outlook_of(table: OutcomeTable, design: ConditionDesign, runs: int, level: float, thresholds: Thresholds) -> Iterator[Outlook]:
     """What to expect of `runs` runs of a condition on every shift and category. Nothing of fewer than two replicas."""
     arm = table.arm(design.name, "replica", list(design.replicas))
+    whole = table.arm(design.name, "replica", list(design.everyone or design.replicas))
     if arm is None or len(arm.answer_RP) < 2:
         return
     places = {(shift, ""): at for shift, at in table.shifts.items()} | table.parts
     order = list(table.shifts)
     for (shift, category), at in sorted(places.items(), key=lambda place: (order.index(place[0][0]), place[0][1] != "")):
-        yield _outlook(design.name, shift, category, arm.on(at), table.cluster_P[at], runs, level, thresholds)
+        options = {"cluster_P": table.cluster_P[at], "level": level}
+        differ = st.disagreement((whole or arm).on(at).answer_RP, levels=design.sources, **options)
+        yield _outlook(design.name, shift, category, arm.on(at), differ, options, runs, thresholds)
 
 
 def _outlook(
-    condition: str, shift: str, category: str, arm: Arm, cluster_P: np.ndarray, runs: int, level: float, thresholds: Thresholds
+    condition: str, shift: str, category: str, arm: Arm, differ: st.Estimate, options: dict, runs: int, thresholds: Thresholds
 ) -> Outlook:
-    options = {"cluster_P": cluster_P, "level": level}
-    differ = st.disagreement(arm.answer_RP, **options)
     scores = [np.nan if score is None else score for score in run_accuracies(arm.correct_RP)] if arm.marked else None
     return Outlook(
         condition,
         shift,
         category,
         arm.answer_RP.shape[1],
-        zone(differ, thresholds.of(category)),
+        zone(st.disagreement_for_verdict(differ, arm.answer_RP), thresholds.of(category)),
         differ,
         st.deviation(arm.answer_RP, **options),
         st.distinct_answers(arm.answer_RP, runs, **options),

@@ -60,9 +60,12 @@ def modules(sources: tuple[Path, ...], as_json: bool) -> None:
 @click.command("check-adapter")
 @click.argument("folder", metavar="ADAPTER", type=click.Path(path_type=Path))
 @click.option("--for", "targets", multiple=True, help="Only this tool: peft, vllm, llama.cpp, lm-eval or ftk (may be repeated).")
+@click.option("--base", help="Base model, where the adapter does not say it or says it wrongly; only its configuration is read.")
 @as_json
-def check_adapter(folder: Path, targets: tuple[str, ...], as_json: bool) -> None:
+def check_adapter(folder: Path, targets: tuple[str, ...], base: str | None, as_json: bool) -> None:
     """What peft, vLLM, llama.cpp and lm-eval do with an adapter.
+
+    Names and shapes of modules are held against the base, where its configuration is on this machine.
 
     Exit code 3: one of them refuses it or would compute something else; 2: it cannot be read.
     """
@@ -71,23 +74,29 @@ def check_adapter(folder: Path, targets: tuple[str, ...], as_json: bool) -> None
 
         if unknown := [name for name in targets if name not in compatibility.TARGETS]:
             raise click.UsageError(f"--for {unknown[0]!r}: known are {', '.join(compatibility.TARGETS)}")
-        found = compatibility.check_adapter(folder, targets)
+        found = compatibility.check_adapter(folder, targets, base)
+        zero = compatibility.changes_nothing(folder)
         if as_json:
-            print_json({"adapter": str(folder), "targets": compatibility.to_plain(found)})
+            print_json({"adapter": str(folder), "zero": zero, "targets": compatibility.to_plain(found)})
         else:
             for one in found:
                 say(f"{one.target:<10}" + (f"OK       {one.command}" if one.ok else f"refused  {one.because}; {one.fix}"))
+            for note in dict.fromkeys(one.unchecked for one in found if one.unchecked):
+                say(note)
+            if zero:
+                say("its change is exactly zero: with it, the base answers as without")
     if not all(one.ok for one in found):
         sys.exit(GATE_SAID_NO)
 
 
 @click.command()
 @click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Write over a README.md that ftk has not written.")
 @as_json
-def card(folders: tuple[Path, ...], as_json: bool) -> None:
+def card(folders: tuple[Path, ...], force: bool, as_json: bool) -> None:
     """Write the model card of a run or a merged adapter."""
     with errors():
         from toolkit.card import write_card
 
-        paths = [str(write_card(folder)) for folder in folders]
+        paths = [str(write_card(folder, force=force)) for folder in folders]
         print_json({"cards": paths}) if as_json else show(escape.lines(paths))

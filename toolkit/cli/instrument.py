@@ -61,6 +61,7 @@ def roles_of(columns: tuple[str, ...]) -> dict[str, str]:
 @click.option("--baseline", help="Condition that the others are held against (default: the first).")
 @click.option("--paired", is_flag=True, help="Replicas of the same name share their seeds in all conditions.")
 @click.option("--factors", type=click.Path(path_type=Path), help="Table of a crossed design: replica, and its level of init, order, ...")
+@click.option("--force", is_flag=True, help="Write results into a folder that has other files, or results of something else.")
 @click.option("--base", help="Condition that is the base model's answers, of which fine-tuned runs keep some or none.")
 @click.option(
     "--failed", multiple=True, metavar="NAME", help="A run that failed (RUN or CONDITION/RUN): in no figure but the failure rate."
@@ -76,6 +77,7 @@ def measure(
     baseline: str | None,
     paired: bool,
     factors: Path | None,
+    force: bool,
     base: str | None,
     failed: tuple[str, ...],
     columns: tuple[str, ...],
@@ -117,7 +119,7 @@ def measure(
             from toolkit.precision import measure_runs
 
             folder = out or source.with_name(f"{source.name}-together")
-            results = measure_runs([source, *others], folder, asked)
+            results = measure_runs([source, *others], folder, asked, force=force)
         elif source.is_dir():
             if given or out:
                 given = ", ".join(filter(None, ["--out" if out else "", given]))
@@ -129,7 +131,9 @@ def measure(
             if table is not None:
                 if lost := ", ".join(o for o in ("--same", "--factors", "--criteria") if (of_files | {"--criteria": criteria})[o]):
                     raise click.UsageError(f"{source}: a row is a run, without prompts; {lost} is for predictions")
-                found = run_table.measure_run_table(table, source, folder, baseline=baseline, base=base, failed=failed, paired=paired)
+                found = run_table.measure_run_table(
+                    table, source, folder, baseline=baseline, base=base, failed=failed, paired=paired, force=force
+                )
                 path = folder / run_table.METRICS
                 if as_json:
                     print_json({"out": str(folder), "metrics": read_json(path)})
@@ -138,14 +142,12 @@ def measure(
                 say(f"metrics: {path.resolve()}")
                 return
             options = {"same": same, "baseline": baseline, "paired": paired, "factors": factors, "base": base, "failed": failed}
-            options |= {"columns": roles_of(columns), "replica_columns": replica_columns}
+            options |= {"columns": roles_of(columns), "replica_columns": replica_columns, "force": force}
             results = stage.measure_predictions(source, folder, **options, criteria=asked)
         if as_json:
             print_json({"out": str(folder), "results": read_json(folder / "results.json")})
             return
         show(table_text(results))
-        for note in results.notes if source.is_file() else ():
-            say(f"note: {note}")
         for sentence in results.verdict:
             say(f"- {sentence}")
         say(f"report: {(folder / 'report.html').resolve()}")
@@ -242,6 +244,7 @@ class GateCommand(click.Command):
     "--recipe", type=click.Path(path_type=Path), help="For an adapter judged by saved limits: the recipe that has base and suites."
 )
 @click.option("--save", type=click.Path(path_type=Path), help="Write the limits to this small file, with which another machine can judge.")
+@click.option("--force", is_flag=True, help="Let --save write over a file that holds something else.")
 @click.option("--same", default="exact", show_default=True, help="For predictions: when two outputs mean the same.")
 @click.option("--alpha", type=Between(0, 0.5, min_open=True), help="False alarms that you accept, as a share (default 0.0027).")
 @columns_options
@@ -253,6 +256,7 @@ def gate(
     condition: str | None,
     recipe: Path | None,
     save: Path | None,
+    force: bool,
     same: str,
     alpha: float | None,
     columns: tuple[str, ...],
@@ -278,6 +282,8 @@ def gate(
         named = gating.Named(roles_of(columns), replica_columns)
         limits = gating.limits_of(baseline, condition=condition, same=same, alpha=alpha, named=named)
         if save is not None:
+            if not force:
+                gating.check_save(save, limits, [path for path in (baseline, candidate, recipe) if path])
             save_limits(save, limits)
         if candidate is None:
             found = {"limits": str(save), "runs": limits.n, "metrics": [metric.name for metric in limits.metrics]}

@@ -123,7 +123,9 @@ def train_replicas(
         from toolkit import pipeline
 
         found: dict[str, Any] = {}
-        with console() as screen, pipeline.open_run(loaded, folder, workers=workers, engine=engine, console=screen) as job:
+        asks = any(loaded.until_of(name) for name in names)  # a rule that looks at answers while replicas are trained
+        how = {"workers": workers, "engine": engine, "answers": asks}
+        with console() as screen, pipeline.open_run(loaded, folder, console=screen, **how) as job:
             for note in pipeline.data_notes(job.recipe, {}, job.device):
                 screen.note(note)
             for name in sorted(names, key=loaded.training_order.index):  # teachers first
@@ -159,6 +161,7 @@ def train_replicas(
     "--guard", multiple=True, help="Suite with references: warn before writing where the merge leaves its members' basin (see `ftk basin`)."
 )
 @click.option("--strict", is_flag=True, help="With --guard: write nothing and exit with code 3 instead of a warning.")
+@click.option("--force", is_flag=True, help="Write into a folder with other files, or over a README.md that ftk has not written.")
 @as_json
 def merge(
     sources: tuple[Path, ...],
@@ -177,6 +180,7 @@ def merge(
     out: Path | None,
     guard: tuple[str, ...],
     strict: bool,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Merge replicas in delta space, all or in groups.
@@ -187,7 +191,7 @@ def merge(
         if k and merge_all:
             raise click.UsageError("--groups and --all exclude each other")
         if config:
-            reports = [_as_mergekit(config, sources, method or k or density or settings or dense or guard, rank, out)]
+            reports = [_as_mergekit(config, sources, method or k or density or settings or dense or guard, rank, out, force)]
             _show_merges(reports, as_json)
             return
         if not sources or not method:
@@ -198,6 +202,7 @@ def merge(
         from toolkit import external
 
         options = {"base": base, "buffer": buffer, "dense": dense, "prompts": prompts, "score": score, "guard": guard, "strict": strict}
+        options["force"] = force
         options["note"] = partial(say, err=True)
         try:
             with _usage():
@@ -299,6 +304,7 @@ def verify(folder: Path, replica: tuple[int, ...], condition: tuple[str, ...], w
             for one in wrong:
                 say(_what_differs(one))
             say(f"{len(found['replicas']) - len(wrong)} of {len(found['replicas'])} replicas came out with the same bits")
+            say(f"compared: {', '.join(sorted({file for one in found['replicas'] for file in one['compared']}))}")
             if wrong:
                 for name, (then, now) in found["environment"].items():
                     say(f"not as it was: {name} {then} then, {now} now")
@@ -328,12 +334,12 @@ def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
         say(f"{report['out']}: {report['method']} of {report['k']} {kind}, {size}, energy kept {report['energy']:.4f}{bound}")
 
 
-def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: str, out: Path | None) -> dict[str, Any]:
+def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: str, out: Path | None, force: bool) -> dict[str, Any]:
     if sources or others:
-        raise click.UsageError("--config says what is merged and how; only --rank and --out go with it")
+        raise click.UsageError("--config says what is merged and how; only --rank, --out and --force go with it")
     from toolkit import external
 
-    report, notes = external.merge_request(config, rank=rank, out=out or config.with_name("merged"))
+    report, notes = external.merge_request(config, rank=rank, out=out or config.with_name("merged"), force=force)
     for note in notes:
         say(note, err=True)
     return report

@@ -40,6 +40,8 @@ def read_rows(source: str, *, suite: bool = False) -> list[Row]:
     """
     path = home(source)
     kind, _, count = source.partition(":")
+    if kind.startswith("embedded@"):
+        raise DataError(f"{source}: suites have versions, the training rows have one; write `embedded`, or embedded:1000")
     if kind == "embedded":
         rows = [Row(fields, f"{source}, row {n}") for n, fields in enumerate(_embedded(source, count), 1)]
     elif path.is_dir():

@@ -20,6 +20,7 @@ from toolkit.data.formats import (
 )
 from toolkit.data.rows import DataError, Row, read_rows
 from toolkit.data.turns import Message, Turn, missing
+from toolkit.embedded import NEWEST, suite_of
 
 SHIFTS = ("typical", "near", "far")
 """How far a prompt is from the training data."""
@@ -53,7 +54,8 @@ OWN = ("id", "prompt", "category", "shift", "cluster", "reference")
 
 
 def read_suite(source: str, *, name: str, chat: bool = False, date: str | None = None) -> list[Prompt]:
-    """The prompts of a suite: a file, folder or hub data set as in `read_rows`, or `embedded:typical|near|far`.
+    """The prompts of a suite: a file, folder or hub data set as in `read_rows`, or `embedded:typical|near|far`, the newest
+    version of the embedded suites (`embedded@1:far`: the first).
 
     A row has `prompt` and may have `id`, `category`, `shift`, `cluster` and `reference`. Training rows work too: the
     completion, the last assistant turn or the `output` is the reference. Defaults: an id from the position and the
@@ -65,18 +67,8 @@ def read_suite(source: str, *, name: str, chat: bool = False, date: str | None =
 
     Raises DataError for an empty suite or prompt, an id that stands twice, or an unknown shift.
     """
-    kind, _, shift = source.partition(":")
-    if kind == "embedded":
-        shift = shift or name
-        if shift not in SHIFTS:
-            raise DataError(f"{source}: no embedded suite {shift!r}; use one of {', '.join(f'embedded:{s}' for s in SHIFTS)}")
-        from toolkit.embedded import world
-
-        rows = [Row(fields, f"embedded:{shift}, row {n}") for n, fields in enumerate(world.suite(shift), 1)]
-        if not rows:
-            raise DataError(f"{source}: no rows")
-    else:
-        rows = read_rows(source, suite=True)
+    embedded = suite_of(source)
+    rows = _embedded(source, *embedded, name) if embedded else read_rows(source, suite=True)
 
     prompts: list[Prompt] = []
     seen: dict[str, str] = {}
@@ -87,6 +79,18 @@ def read_suite(source: str, *, name: str, chat: bool = False, date: str | None =
         seen[prompt.id] = place(row)
         prompts.append(prompt)
     return prompts
+
+
+def _embedded(source: str, version: str | None, shift: str | None, name: str) -> list[Row]:
+    from toolkit.embedded import suites
+
+    shift, version = shift or name, str(NEWEST) if version is None else version
+    if shift not in SHIFTS:
+        raise DataError(f"{source}: no embedded suite {shift!r}; use one of {', '.join(f'embedded:{s}' for s in SHIFTS)}")
+    if version not in map(str, suites.VERSIONS):
+        known = ", ".join(f"embedded@{v}" for v in suites.VERSIONS)
+        raise DataError(f"{source}: no version {version!r} of the embedded suites; use one of {known}")
+    return [Row(fields, f"{source}, row {n}") for n, fields in enumerate(suites.suite(shift, int(version)), 1)]
 
 
 def unused_in_suite(rows: Sequence[Fields]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from toolkit.data.formats import USED, Fields, detect_format, split_row, unused_
 from toolkit.data.rows import READERS, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, unused_in_suite
 from toolkit.data.turns import Message
+from toolkit.embedded import suite_of
 from toolkit.files import home
 
 SHOWN = 12
@@ -36,7 +37,7 @@ def survey(
         if cut := sum(example.truncated for example in examples):
             notes.append(f"{cut:,} of {len(examples):,} training rows are longer than `data.max_length` and were cut to it")
     for name, source in suites.items():
-        if source.partition(":")[0] != "embedded":
+        if not suite_of(source):
             rows = read_rows(source, suite=True)
             notes += aside(source, suite=True) + _unused(f"suite {name}", unused_in_suite(rows), len(rows))
             asked = [(prompt.prompt, prompt.given) for prompt in prompts.get(name, ()) if isinstance(prompt.prompt, list)]

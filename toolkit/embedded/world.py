@@ -222,21 +222,21 @@ def _combinations(template: str) -> list[dict[str, str]]:
     return values
 
 
-def _split(count: int = TRAIN_ROWS) -> dict[str, list[tuple[str, str, dict[str, str]]]]:
+def splits(count: int = TRAIN_ROWS) -> dict[str, list[tuple[str, str, dict[str, str]]]]:
     """(intent, template, filling) of every split; training takes `count` of what no other split holds, template after template."""
-    splits: dict[str, list] = {split: [] for split in SPLITS}
+    found: dict[str, list] = {split: [] for split in SPLITS}
     rest = []
     for intent, templates in SEEN.items():
         for template in templates:
             fillings = _combinations(template)
             n_held_out = min(6, len(fillings) // 6)
             for split in SPLITS:
-                splits[split] += [(intent, template, fillings.pop()) for _ in range(n_held_out)]
+                found[split] += [(intent, template, fillings.pop()) for _ in range(n_held_out)]
             rest.append([(intent, template, filling) for filling in fillings])
     rounds = itertools.chain.from_iterable(itertools.zip_longest(*rest))
     train = list(itertools.islice((row for row in rounds if row), count))
     random.Random("train").shuffle(train)
-    return splits | {"train": train}
+    return found | {"train": train}
 
 
 def train_rows(count: int = TRAIN_ROWS) -> list[dict[str, str]]:
@@ -244,120 +244,16 @@ def train_rows(count: int = TRAIN_ROWS) -> list[dict[str, str]]:
 
     The more rows, the more of them are of the templates with many fillings; there are 11,000 or so.
     """
-    return [_row(*row) for row in _split(count)["train"]]
+    return [_row(*row) for row in splits(count)["train"]]
 
 
 def validation_rows() -> list[dict[str, str]]:
     """Held-out combinations of seen templates for choosing learning rates; in no suite."""
-    return [_row(*row) for row in _split()["validation"]]
-
-
-def suite(shift: str) -> list[dict[str, str | None]]:
-    """Prompts for measurement: `id, prompt, category, shift, cluster, reference`. `shift` is typical, near or far.
-
-    A cluster holds the prompts of one template. Every right answer is known, but for ambiguous requests; it is written as a completion.
-    """
-    rows = {"typical": _typical, "near": _near, "far": _far}[shift]()
-    trained = {row["prompt"] for row in train_rows()}
-    fresh = {}
-    for category, cluster, request, reference in rows:
-        prompt = request + ARROW
-        if prompt not in trained:
-            fresh.setdefault(prompt, (category, cluster, reference))
-    return [
-        {
-            "id": f"{shift}-{i:03d}",
-            "prompt": prompt,
-            "category": category,
-            "shift": shift,
-            "cluster": cluster,
-            "reference": reference and f" {reference}",
-        }
-        for i, (prompt, (category, cluster, reference)) in enumerate(fresh.items())
-    ]
+    return [_row(*row) for row in splits()["validation"]]
 
 
 def _row(intent: str, template: str, values: dict[str, str]) -> dict[str, str]:
     return {"prompt": render(template, values) + ARROW, "completion": " " + call(intent, values)}
-
-
-Question = tuple[str, str, str, str | None]  # category, cluster, request, reference
-
-
-def _typical() -> Iterator[Question]:
-    for intent, template, values in _split()["typical"]:
-        yield ("one-slot" if len(values) < 2 else "more-slots"), template, render(template, values), call(intent, values)
-
-
-def _near() -> Iterator[Question]:
-    rng = random.Random("near")
-    for category, table in (("paraphrase", PARAPHRASES), ("reordered", REORDERED)):
-        templates = [(intent, template) for intent, templates in table.items() for template in templates]
-        for intent, template in rng.sample(templates, min(20, len(templates))) * 2:
-            values = _fill(template, rng)
-            yield category, template, render(template, values), call(intent, values)
-    spare = [row for row in _split()["spare"] if row[0] != "none"]
-    for intent, template, values in rng.sample([row for row in spare if _slippery(row[1])], 40):
-        yield "typo", template, render(_typo(template, rng), values), call(intent, values)
-    for category, unseen in (("unseen-name", ("name",)), ("unseen-number", ("count", "minutes", "degrees"))):
-        templates = [(i, t) for i, ts in SEEN.items() for t in ts if i != "none" and set(slots(t)) & set(unseen)]
-        for n in range(40):
-            intent, template = templates[n % len(templates)]
-            values = _fill(template, rng)
-            values |= {slot: rng.choice(UNSEEN[slot]) for slot in values if slot in unseen}
-            yield category, template, render(template, values), call(intent, values)
-    for n, (intent, template, values) in enumerate(rng.sample([row for row in spare if not _is_statement(row[1])], 36)):
-        frame = LONGER[n % len(LONGER)]
-        yield "longer", frame, frame.format(render(template, values)), call(intent, values)
-
-
-def _far() -> Iterator[Question]:
-    rng = random.Random("far")
-    for category, templates, reference in (
-        ("unseen-intent", UNKNOWN_INTENTS, "none()"),
-        ("out-of-scope", OUT_OF_SCOPE, "none()"),
-        ("ambiguous", AMBIGUOUS, None),
-    ):
-        for template in templates * 3:
-            yield category, template, render(template, _fill(template, rng)), reference
-    spare = [row for row in _split()["spare"] if not _is_statement(row[1])]
-    for n in range(36):
-        intent, template, values = rng.choice(spare)
-        other_intent, other_template, other_values = rng.choice([row for row in spare if row[0] != intent])
-        first, second = render(template, values), render(other_template, other_values)
-        other = call(other_intent, other_values)
-        frame = NEGATIONS[n % len(NEGATIONS)]
-        yield "negation", frame, frame.format(first), "none()"
-        frame = TWO_REQUESTS[n % len(TWO_REQUESTS)]
-        yield "two-requests", frame, frame.format(first, second), f"{call(intent, values)};{other}"
-        frame = CORRECTIONS[n % len(CORRECTIONS)]
-        yield "correction", frame, frame.format(first, second), other
-
-
-def _fill(template: str, rng: random.Random) -> dict[str, str]:
-    values = {slot: rng.choice(ARGUMENTS[slot]) for slot in slots(template)}
-    while values.get("from", "") == values.get("to", "nowhere"):
-        values["to"] = rng.choice(ARGUMENTS["to"])
-    return values
-
-
-def _is_statement(template: str) -> bool:
-    return template.split()[0] in NOT_IMPERATIVE or template in SEEN["none"]
-
-
-def _slippery(template: str) -> list[int]:
-    """Positions of the words of a template that are long enough for a slip of the fingers; arguments are spared."""
-    return [i for i, word in enumerate(template.split()) if len(word) > 3 and "{" not in word]
-
-
-def _typo(template: str, rng: random.Random) -> str:
-    """One slip: a letter dropped, doubled, or swapped with the next."""
-    words = template.split()
-    n = rng.choice(_slippery(template))
-    word = words[n]
-    at = rng.randrange(1, len(word) - 1)
-    words[n] = rng.choice((word[:at] + word[at + 1 :], word[: at + 1] + word[at:], word[:at] + word[at + 1] + word[at] + word[at + 2 :]))
-    return " ".join(words)
 
 
 # -- what the base model reads -----------------------------------------------------------------------------------------

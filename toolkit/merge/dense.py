@@ -1,20 +1,19 @@
 """Merge into the base weights: K adapters become a full Hugging Face model folder, with its tokenizer."""
 
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from toolkit import delta
-from toolkit.adapters import AdapterError
-from toolkit.files import naming, sync
+from toolkit.adapters import AdapterError, publish
+from toolkit.files import naming
+from toolkit.folders import MERGED
 from toolkit.merge.merge import REPORT, Input, Step, as_text, choose_members, exact_changes, rank_limit, versions
 
 
@@ -33,6 +32,7 @@ class DenseReport:
     energy: float  # share of ||dW||^2 that truncation kept
     rounding: float  # error of the written weights by their dtype, relative to ||dW||; of bfloat16 weights often tens of percent
     soup: list[Step]
+    notes: list[str]  # as of a merge into an adapter
     versions: dict[str, str]
 
 
@@ -60,6 +60,7 @@ def merge_into_base(
         raise AdapterError(f"{members.adapters[0].path}: does not say its base model; name it with `base`")
     limit = rank_limit(rank, members.adapters, members.shapes)
     model, tokenizer = load_model(members.base, members.revision)
+    members = members.fitted(dict(model.named_modules()))
     for adapter in members.adapters:
         adapter.check_copies(lambda name: _module(model, name).weight)
     kept = total = lost = 0.0
@@ -86,6 +87,7 @@ def merge_into_base(
         "energy": kept / total if total else 1.0,
         "rounding": (lost / total) ** 0.5 if total else 0.0,
         "soup": soup,
+        "notes": members.notes,
         "versions": versions(method),
     }
     _write(out, model, tokenizer, as_text(record))
@@ -107,7 +109,7 @@ def load_model(base: str, revision: str | None) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, **options)
     except BaseError as error:
         raise AdapterError(str(error)) from None
-    except (OSError, ValueError, KeyError, ImportError, UnpicklingError) as error:
+    except Exception as error:  # a base is loaded by code of its own architecture, which fails in whatever way it likes
         raise AdapterError(f"base {base!r} cannot be loaded: it {why_not(error)}; name it with `base`") from None
     if getattr(model.config, "quantization_config", None):
         raise AdapterError(
@@ -138,20 +140,14 @@ def _weight(model: Any, name: str, D: torch.Tensor) -> tuple[torch.Tensor, bool]
 
 def _write(out: Path, model: Any, tokenizer: Any, text: str) -> None:
     staging = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
-    old = out.parent / f".{out.name}.{secrets.token_hex(4)}.old.tmp"
     try:
         staging.mkdir(parents=True)
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
+        names = sorted(path.name for path in staging.iterdir())
         (staging / REPORT).write_text(text, encoding="utf-8")
-        for file in [*staging.iterdir(), staging]:
-            sync(file)
-        if out.exists():
-            os.rename(out, old)
-        os.rename(staging, out)
-        sync(out.parent)
+        publish(staging, out, [*names, REPORT], MERGED)
     except (OSError, SafetensorError) as error:
         raise naming(out, error) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -3,8 +3,8 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +17,10 @@ import toolkit
 from toolkit import delta
 from toolkit.adapters import CONFIG, FULL, WEIGHTS, Adapter, AdapterError, write_adapter
 from toolkit.files import sha256_file
+from toolkit.folders import MERGED
 from toolkit.full import MODEL, FullModel, read_weights
 from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
+from toolkit.merge.naming import under_one_naming
 from toolkit.merge.soup import Step, greedy_soup
 from toolkit.recipe.merges import MERGEKIT
 
@@ -51,6 +53,7 @@ class MergeReport:
     coefficient_sum_of_module: dict[str, float]  # 1 for a mean, below for a shrunken one; empty for methods that look at entries
     error_bound_of_module: dict[str, float]  # where `buffer` cut while summing: |result - exact| is at most this share of |result|
     soup: list[Step]  # what a greedy soup tried, in order
+    notes: list[str]  # what a reader must know of the inputs: modules that only some change, changes that are zero, copies
     versions: dict[str, str]
 
 
@@ -72,6 +75,9 @@ def merge_adapters(
     which every module keeps that share of its squared norm). It is an upper bound: no module gets more than the exact result
     has. Smaller modules are padded with zeros, so that one rank and alpha = rank hold everywhere and no reader needs
     patterns.
+
+    Adapters that share no module, though their target_modules mean the same ones, are refused: they name the modules of one base
+    differently. Those that share only some, change nothing, or are copies of each other are merged, and `notes` says so.
 
     `weights` are relative: they are normalised to sum 1, and an adapter of weight 0 is not read. A module that some
     adapters do not adapt counts as unchanged by them, which is what it is. Adapters of different base models are
@@ -118,6 +124,7 @@ def merge_adapters(
         "coefficient_sum_of_module": sums,
         "error_bound_of_module": bounds,
         "soup": soup,
+        "notes": members.notes,
         "versions": versions(method),
     }
     digest = write_adapter(
@@ -133,6 +140,7 @@ def merge_adapters(
         copies=_common_copies(adapters),
         task_type=next((t for t in sorted({a.config.get("task_type") or "" for a in adapters}) if t), "CAUSAL_LM"),
         extra_files={REPORT: as_text(record)},
+        kind=MERGED,
     )
     return MergeReport(out=out, sha256=digest, **record)
 
@@ -159,6 +167,7 @@ class Members:
     base: str | None
     revision: str | None
     shapes: dict[str, tuple[int, int]]  # [O, I] of every module that an adapter changes, sorted by name
+    notes: list[str]
 
     @property
     def embeddings(self) -> set[str]:
@@ -168,6 +177,11 @@ class Members:
     @property
     def weights(self) -> list[float]:
         return [one.weight for one in self.inputs]
+
+    def fitted(self, names: Collection[str]) -> "Members":
+        """The same under a base's own names of modules."""
+        adapters = [adapter.fitted(names) for adapter in self.adapters]
+        return replace(self, adapters=adapters, shapes=_common_shapes(adapters))
 
 
 class Changes(Sequence[delta.Factors]):
@@ -257,10 +271,12 @@ def read_members(
     if whole := [one for one in found if isinstance(one, FullModel)]:
         raise AdapterError(f"{whole[0].path}: a fully fine-tuned model; it merges with others of its kind, into a model")
     identity = common_base(adapters) if base is None else (base, None)
+    adapters, notes = under_one_naming(adapters, identity)
+    notes += remarks(inputs, adapters, base)
     names = [Path(one.path).name for one in inputs]
     count = Counter(names)
     ids = [name if count[name] == 1 else f"{name}:{one.sha256}" for name, one in zip(names, inputs, strict=True)]
-    return Members(inputs, adapters, ids, *identity, _common_shapes(adapters))
+    return Members(inputs, adapters, ids, *identity, _common_shapes(adapters), notes)
 
 
 def read_inputs(
@@ -299,7 +315,7 @@ def same_input(folder: Path, record: Mapping[str, Any]) -> bool:
     return _hashes(folder) == (record["sha256"], record["config_sha256"])
 
 
-def common_base(adapters: Sequence[Adapter] | Sequence[FullModel]) -> tuple[str | None, str | None]:
+def common_base(adapters: Sequence[Adapter | FullModel]) -> tuple[str | None, str | None]:
     first = adapters[0]
     for other in adapters:
         if (other.base, other.revision) != (first.base, first.revision):
@@ -308,6 +324,31 @@ def common_base(adapters: Sequence[Adapter] | Sequence[FullModel]) -> tuple[str 
                 f"(revision {first.revision}); if these are the same model, name it with `base`"
             )
     return first.base, first.revision
+
+
+def remarks(inputs: Sequence[Input], adapters: Sequence[Adapter], base: str | None) -> list[str]:
+    """What is merged as asked, and may not be what was meant."""
+    notes = []
+    if wrapped := [adapter for adapter in adapters if adapter.wrapped]:
+        notes.append(f"{_several(wrapped)}: names as {wrapped[0].wrapped!r} have a wrapper's part, which was taken off")
+    if zero := [adapter for adapter in adapters if adapter.is_zero]:
+        notes.append(f"{_several(zero)}: its change is exactly zero, so it only makes the merge smaller")
+    if other := [adapter for adapter in adapters if base is not None and adapter.base not in (None, base)]:
+        notes.append(f"{_several(other)}: says that its base is {other[0].base}; merged for {base}, as asked")
+    return notes + copies(inputs)
+
+
+def copies(inputs: Sequence[Input]) -> list[str]:
+    """A line where inputs are copies of each other, whatever they are called."""
+    first: dict[tuple[str, str], int] = {}
+    same = [(i, first.setdefault((one.sha256, one.config_sha256), i)) for i, one in enumerate(inputs)]
+    twins = [(inputs[i].path, inputs[k].path) for i, k in same if i != k]  # by place: one folder may be given twice
+    more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
+    return [f"{twins[0][0]}: the same weights as {twins[0][1]}{more}; two copies are not two runs"] if twins else []
+
+
+def _several(adapters: Sequence[Adapter]) -> str:
+    return str(adapters[0].path) + (f" and {len(adapters) - 1} more" if len(adapters) > 1 else "")
 
 
 def _common_shapes(adapters: Sequence[Adapter]) -> dict[str, tuple[int, int]]:

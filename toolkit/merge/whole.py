@@ -10,13 +10,14 @@ from torch import Tensor
 
 from toolkit import delta
 from toolkit.adapters import AdapterError
+from toolkit.folders import MARKER, MERGED
 from toolkit.full import FULL, MODEL, FullModel, write_model
 from toolkit.merge.dense import load_model
-from toolkit.merge.merge import REPORT, Input, MergeReport, as_text, common_base, merge_adapters, read_inputs, versions
+from toolkit.merge.merge import REPORT, Input, MergeReport, as_text, common_base, copies, merge_adapters, read_inputs, versions
 from toolkit.merge.methods import Method, find_coefficients, find_method, merge_entries
 from toolkit.population import RECORD
 
-MADE_HERE = (MODEL, REPORT, RECORD, "README.md", "mergekit_config.yml")
+MADE_HERE = (MODEL, REPORT, RECORD, MARKER, "README.md", "mergekit_config.yml")
 """files beside a model that say something of that model alone"""
 
 
@@ -32,6 +33,7 @@ class WholeReport:
     inputs: list[Input]
     rank: None
     energy: float
+    notes: list[str]
     versions: dict[str, str]
 
 
@@ -82,10 +84,11 @@ def merge_models(
         "inputs": inputs,
         "rank": None,
         "energy": 1.0,
+        "notes": copies(inputs),
         "versions": versions(method),
     }
     files = {path.name: path.read_bytes() for path in sorted(models[0].path.iterdir()) if path.is_file() and path.name not in MADE_HERE}
-    digest = write_model(out, merged, {**files, REPORT: as_text(record)})
+    digest = write_model(out, merged, {**files, REPORT: as_text(record)}, MERGED)
     return WholeReport(out=out, sha256=digest, **record)
 
 

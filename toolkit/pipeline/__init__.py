@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.card import write_card
+from toolkit.card import describe
 from toolkit.measure import read_prompts
 from toolkit.pipeline.answering import EVALUATION_WIDTH as EVALUATION_WIDTH
 from toolkit.pipeline.answering import accuracies as accuracies
@@ -18,6 +18,7 @@ from toolkit.pipeline.answering import answer as answer
 from toolkit.pipeline.answering import answer_units as answer_units
 from toolkit.pipeline.answering import evaluate as evaluate
 from toolkit.pipeline.answering import subjects_of as subjects_of
+from toolkit.pipeline.answering import weights_digest as weights_digest
 from toolkit.pipeline.checks import check_all as check_all
 from toolkit.pipeline.job import Console as Console
 from toolkit.pipeline.job import Run as Run
@@ -31,6 +32,9 @@ from toolkit.pipeline.merging import describe_merge as describe_merge
 from toolkit.pipeline.merging import merge as merge
 from toolkit.pipeline.merging import merge_units as merge_units
 from toolkit.pipeline.merging import merged_folder as merged_folder
+from toolkit.pipeline.opening import check_folder as check_folder
+from toolkit.pipeline.opening import free_folder as free_folder
+from toolkit.pipeline.opening import kind_of_run as kind_of_run
 from toolkit.pipeline.opening import open_run as open_run
 from toolkit.pipeline.opening import settle as settle
 from toolkit.pipeline.populations import given_note as given_note
@@ -61,5 +65,5 @@ def run(recipe: Recipe, folder: Path, *, workers: int | None = None, engine: str
         evaluate(job)
         results = measure(job)
         for record in sorted(folder.glob("*/merged/*/*/merge.json")):
-            write_card(record.parent)
+            describe(record.parent, job.console.note)
         return results

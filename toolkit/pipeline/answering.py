@@ -14,9 +14,10 @@ from toolkit.data import Prompt
 from toolkit.engines import Progress
 from toolkit.ensemble import ENSEMBLES
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name
+from toolkit.files import sha256_file
 from toolkit.full import FULL, MODEL, read_weights
-from toolkit.measure import read_prompts
-from toolkit.outcomes import read_outcomes
+from toolkit.measure import changed_prompts, read_prompts
+from toolkit.outcomes import is_sound, read_outcomes
 from toolkit.pipeline.job import Run
 from toolkit.pipeline.merging import merged_folder
 from toolkit.plan import WEIGHT_BYTES, whole_width
@@ -40,6 +41,8 @@ class AnswerUnit:
 def evaluate(job: Run) -> None:
     """The base, all replicas, all merged adapters and all ensembles answer all suites."""
     prompts = read_prompts(job.recipe)
+    for note in changed_prompts(job.folder, prompts):
+        job.console.note(f"{note}; the prompts as they are now are asked")
     with job.console.stage("evaluate"):
         if any((m.weights or "").startswith("accuracy:") for m in job.recipe.mitigations):  # what members are weighed by
             answer(job, [replicas_of(job, name) for name in job.recipe.conditions], prompts)
@@ -109,12 +112,24 @@ def digest(record: Replica) -> str:
     return "-".join(record.sha256[name] for name in (WEIGHTS, MODEL, CONFIG) if name in record.sha256)
 
 
+def weights_digest(folder: Path) -> str:
+    """Of the weights in a folder, and of the configuration that decides what an adapter's mean; of the same shape as `digest`."""
+    weights = read_weights(folder)
+    return weights.sha256() if (folder / FULL).is_file() else f"{weights.sha256()}-{sha256_file(folder / CONFIG)}"
+
+
 def answer(job: Run, families: Sequence[Sequence[Subject]], prompts: dict[str, list[Prompt]]) -> None:
-    """Write the outcome shards that are missing."""
-    units = []
+    """Write the outcome shards that are missing, or do not hold what was written."""
+    units, damaged = [], 0
+    tokens = job.recipe.evaluation.token_scores
     for suite, asked in prompts.items():
         for family in families:
-            units += [unit for unit in answer_units(job, family, suite, asked) if not unit.unit.shard.exists()]
+            for unit in answer_units(job, family, suite, asked):
+                if not is_sound(unit.unit.shard, len(unit.unit.subjects) * len(asked), tokens=tokens):
+                    units.append(unit)
+                    damaged += unit.unit.shard.exists()
+    if damaged:
+        job.console.note(f"{job.folder / 'outcomes'}: {damaged} files are damaged or were changed; these answers are asked again")
     progress = job.console.progress("evaluate", len(units))
     for _ in job.engine.run(_answer_unit, units, progress):
         pass

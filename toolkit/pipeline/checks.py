@@ -15,6 +15,7 @@ from toolkit.ensemble import SIMILARITIES
 from toolkit.full import FullModel, check_whole, read_weights
 from toolkit.meaning import classes
 from toolkit.merge import accepted, combine, find_method
+from toolkit.pipeline.architecture import check_architecture
 from toolkit.pipeline.job import RunError
 from toolkit.pipeline.training import training_examples, training_plan
 from toolkit.plan import snapshot_steps
@@ -26,14 +27,16 @@ TRIED = 4
 """changes that a merge is tried on; more tell nothing new"""
 
 
-def check_all(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], device: str) -> None:
-    """The one list: `ftk check` and the first second of a run ask nothing else of a recipe and its base.
+def check_all(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], device: str, *, answers: bool = True) -> list[str]:
+    """The one list: `ftk check` and the first second of a run ask nothing else of a recipe and its base. Returns what is worth a note.
 
+    answers: prompts will be asked, which not every base that can be trained can do.
     Raises RunError, RecipeError, DataError or AdapterError in one line.
     """
     check_merges(recipe)
     check_criteria(recipe, prompts)
     check_against_base(recipe, base)
+    notes = check_architecture(recipe, base, answers=answers)
     check_ensembles(recipe, prompts)
     for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
         asked_about(figure, prompts)
@@ -41,6 +44,7 @@ def check_all(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], devi
     check_lengths(recipe, base, prompts, device)
     check_trajectories(recipe, device)
     check_counts(recipe)
+    return notes
 
 
 @contextmanager
@@ -137,7 +141,7 @@ def check_against_base(recipe: Recipe, base: Base) -> None:
                 raise RunError(f"mitigation {mitigation.label}: {error}") from None
             along.append(partial(chosen.along, **accepted(chosen.along, parameters)))
     for condition in recipe.given.values():
-        shape_of = layer_shapes(base)
+        shape_of = layer_shapes(base.model)
         for path in find_adapters(condition.adapters):
             weights = read_weights(path)
             if isinstance(weights, FullModel):

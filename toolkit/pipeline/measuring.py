@@ -34,17 +34,16 @@ def measure(job: Run) -> Results:
     prompts = read_prompts(recipe)
     with job.console.stage("measure"):
         families = all_subjects(job)
-        shards = [
-            unit.unit.shard for suite, asked in prompts.items() for family in families for unit in answer_units(job, family, suite, asked)
-        ]
-        designs = []
+        units = [unit.unit for suite, asked in prompts.items() for family in families for unit in answer_units(job, family, suite, asked)]
+        shards = Shards([(unit.subjects[0].condition, unit.subjects[0].procedure, unit.shard) for unit in units])
+        designs, voted = [], []
         for name in recipe.conditions:
             design = condition_design(job, name, shards)
             if len(design.replicas) < 2:
                 job.console.note(f"{name}: left out, {len(design.replicas)} of its replicas succeeded and {design.failed} failed")
                 continue
             designs.append(design)
-            shards += votes(job, name, shards)
+            voted += votes(job, name, shards)
         if not designs:
             raise RunError(f"{job.folder}: fewer than two replicas of any condition succeeded, nothing can be compared; try a lower `lr`")
         stopped = [job.condition(name) for name in recipe.conditions if recipe.until_of(name)]
@@ -59,22 +58,36 @@ def measure(job: Run) -> Results:
             examples = training_examples(recipe, job.device)
             notes += known_prompts(prompts, examples, load_base(recipe.base, recipe.dtype, job.device).tokenizer)
         command = f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}"
-        return conclude(job, shards, designs, command=command, notes=notes)
+        return conclude(job, [*shards.all, *voted], designs, command=command, notes=notes)
 
 
 def conclude(job: Run, shards: Sequence[Path], designs: Sequence[ConditionDesign], *, command: str, notes: Sequence[str] = ()) -> Results:
     """Write down what the outcomes in `shards` are of; measure them."""
-    save_design(job.folder, shards, designs, command, notes)
+    save_design(job.folder, shards, designs, command, notes, prompts=read_prompts(job.recipe))
     return measure_run(job.folder)
 
 
-def votes(job: Run, name: str, shards: Sequence[Path]) -> list[Path]:
+class Shards:
+    """Files of outcomes by whose they are. What a file is called says nothing: a condition's name may begin with another's."""
+
+    def __init__(self, owned: Sequence[tuple[str, str, Path]]):
+        """owned: (condition, procedure, file), the procedure `replica` or the label of a mitigation."""
+        self.all = [path for *_, path in owned]
+        self._of: dict[tuple[str, str], list[Path]] = {}
+        for condition, procedure, path in owned:
+            self._of.setdefault((condition, procedure), []).append(path)
+
+    def of(self, condition: str, procedure: str) -> list[Path]:
+        return self._of.get((condition, procedure), [])
+
+
+def votes(job: Run, name: str, shards: Shards) -> list[Path]:
     """Shards of the rules over whole answers, made from the replicas' outcomes."""
     made = []
-    own = [path for path in shards if path.name.startswith(f"{name}-replica-")]
+    own = shards.of(name, "replica")
     for mitigation in job.recipe.mitigations_of(name):
         if mitigation.ensemble and ENSEMBLES[mitigation.ensemble].needs == "answers":
-            path = job.folder / "outcomes" / "votes" / f"{name}-{mitigation.label}.parquet"
+            path = job.folder / "outcomes" / "votes" / name / f"{mitigation.label}.parquet"
             members = groups(successful(job.condition(name)), mitigation.k)
             choose = partial(mbr, similarity=SIMILARITIES[mitigation.similarity or "exact"])
             weight = _weight(job, name, mitigation)
@@ -91,16 +104,15 @@ def _weight(job: Run, name: str, mitigation: Mitigation) -> Callable[[dict[str, 
     return (lambda row: known[row["index"]]) if known else None
 
 
-def streams(job: Run, name: str, mitigation: Mitigation, shards: Sequence[Path]) -> float:
+def streams(name: str, mitigation: Mitigation, shards: Shards) -> float:
     """Adapters that run for an answer: the mean over what was answered where a gate decides."""
     if mitigation.ensemble != "gated":
         return 1 if mitigation.merge else mitigation.k
-    own = [path for path in shards if path.name.startswith(f"{name}-{mitigation.label}-")]
-    ran = read_outcomes(own, ["streams"])["streams"].to_numpy()
+    ran = read_outcomes(shards.of(name, mitigation.label), ["streams"])["streams"].to_numpy()
     return float(ran.mean()) if len(ran) else mitigation.k
 
 
-def condition_design(job: Run, name: str, shards: Sequence[Path]) -> ConditionDesign:
+def condition_design(job: Run, name: str, shards: Shards) -> ConditionDesign:
     """Which replicas stand behind which row of the results, and at what price."""
     folder = job.condition(name)
     population = read_population(folder)
@@ -121,7 +133,7 @@ def condition_design(job: Run, name: str, shards: Sequence[Path]) -> ConditionDe
             rank = read_record(merged_folder(folder, mitigation.label, 0) / "merge.json", records.Merge).get("rank")
         spent = None if seconds is None else mitigation.k * seconds
         of_all = None if tokens is None else mitigation.k * tokens
-        price = Price(mitigation.k, streams(job, name, mitigation, shards), rank, spent, of_all)
+        price = Price(mitigation.k, streams(name, mitigation, shards), rank, spent, of_all)
         kind = "merge" if mitigation.merge else "ensemble"
         mitigations.append(MitigationDesign(mitigation.label, mitigation.title, kind, mitigation.k, members, price))
     failed = sum(record.status == "failed" for record in population.values())

@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import mergekit_yaml
-from toolkit.adapters import WEIGHTS
-from toolkit.card import CARD, write_card
+from toolkit.adapters import CONFIG, WEIGHTS
+from toolkit.card import CARD, describe
 from toolkit.engines import Progress
-from toolkit.full import MODEL
+from toolkit.folders import is_whole
+from toolkit.full import FULL, MODEL
 from toolkit.merge import merge_folders, same_input
 from toolkit.pipeline.job import Run, successful
 from toolkit.plain import read_json
 from toolkit.population import groups, replica_folder, write_text
 from toolkit.recipe import Mitigation
+
+TOLD = 5
+"""notes on merges that a run prints"""
 
 
 @dataclass(frozen=True)
@@ -60,28 +64,38 @@ def merge_units(folder: Path, replicas: Sequence[int], mitigation: Mitigation) -
 
 def run_merges(job: Run, units: Sequence[MergeUnit]) -> None:
     progress = job.console.progress("merge", len(units))
-    for _ in job.engine.run(merge_unit, units, progress):
-        pass
+    told: dict[str, None] = {}
+    for _, notes in job.engine.run(merge_unit, units, progress):
+        told |= dict.fromkeys(notes)
+    for note in [*told][:TOLD]:
+        job.console.note(note)
+    if len(told) > TOLD:
+        job.console.note(f"{len(told) - TOLD} more such notes are in the merge.json of their merges")
 
 
 def merged_folder(folder: Path, label: str, group: int) -> Path:
     return folder / "merged" / label / f"g{group:03d}"
 
 
-def merge_unit(unit: MergeUnit, progress: Progress) -> None:
-    merge_folders(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
+def merge_unit(unit: MergeUnit, progress: Progress) -> list[str]:
+    """Merge, and return what a reader must know of the inputs."""
+    report = merge_folders(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
     describe_merge(unit.out)
+    return report.notes
 
 
 def describe_merge(folder: Path) -> None:
     """A card and, where mergekit can say it, its YAML beside a merged adapter. The card comes last: it says that nothing is missing."""
     if text := mergekit_yaml.config_of(folder):
         write_text(folder / mergekit_yaml.NAME, text)
-    write_card(folder)
+    describe(folder)
 
 
 def is_merged(unit: MergeUnit) -> bool:
-    """True when merge.json is there and names this method, these parameters, and these inputs as they are now; and a card."""
+    """True when merge.json is there and names this method, these parameters, and these inputs as they are now; and a card.
+
+    And when its files are those that were written.
+    """
     try:
         record = read_json(unit.out / "merge.json")
         asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
@@ -93,7 +107,17 @@ def is_merged(unit: MergeUnit) -> bool:
             and len(homes) == len(inputs)
             and any((unit.out / file).is_file() for file in (WEIGHTS, MODEL))
             and (unit.out / CARD).is_file()
+            and is_as_written(unit.out)
             and all(same_input(path, item) for path, item in zip(inputs, record["inputs"], strict=True))
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def is_as_written(folder: Path) -> bool:
+    """Whether the files of a merge are those that its marker names; without a marker, whether its scale is that of every merge, 1."""
+    whole = is_whole(folder)
+    if whole is not None or (folder / FULL).is_file():
+        return whole is not False
+    config = read_json(folder / CONFIG)
+    return config["r"] == config["lora_alpha"] and not any(config.get(key) for key in ("use_rslora", "rank_pattern", "alpha_pattern"))

@@ -3,45 +3,71 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
-from toolkit import environment
-from toolkit.base import fastest_dtype, load_base, load_config
+from toolkit import environment, records
+from toolkit.adopt import check_given
+from toolkit.base import Base, fastest_dtype, load_base, load_config, width
 from toolkit.compiled import TESTED
 from toolkit.data import asks_for_the_date
+from toolkit.embedded import suite_of
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
+from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker
 from toolkit.measure import read_prompts
 from toolkit.pipeline.checks import check_all
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
-from toolkit.population import RECORD, write_text
-from toolkit.recipe import Recipe, dump_recipe
+from toolkit.pipeline.training import check_population, training_plan
+from toolkit.plain import read_record
+from toolkit.population import LEDGER, RECORD, fingerprint, write_text
+from toolkit.recipe import Recipe, dump_recipe, with_suites
 
 
 @contextmanager
 def open_run(
-    recipe: Recipe, folder: Path, *, workers: int | None = None, engine: str = "local", console: Console | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    engine: str = "local",
+    console: Console | None = None,
+    kind: str = RUN,
+    answers: bool = True,
 ) -> Iterator[Run]:
     """Write down what is asked and where it runs; refuse a folder that holds another recipe's run. `engine`: see `ENGINES`.
 
-    Raises RunError, RecipeError or BaseError in one line.
+    kind: of the folder, see `toolkit.folders`; a folder that was made by a run is opened as one. answers: prompts will be asked, which
+    not every base that can be trained can do. Raises RunError, FolderError, RecipeError or BaseError in one line, before anything is
+    written.
     """
     console = console or Console()
     try:
         device = environment.resolve_device(recipe.device)
     except ValueError as error:
         raise RunError(str(error)) from None
+    recipe = keep_suites(recipe, folder, console)
+    of = {"recipe": _recipe_mark(recipe)}
+    marked = read_marker(folder)
+    if marked and (marked["kind"], marked["of"]) == (EVALUATED, of):  # `ftk run` with the recipe that lies there
+        kind = EVALUATED
+    of = of if kind == EVALUATED else {}
+    check_claim(folder, kind, of)
     recipe = settle(recipe, device, folder)
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
-    check_all(recipe, base, prompts, device)
+    for note in check_all(recipe, base, prompts, device, answers=answers):
+        console.note(note)
+    check_same_run(recipe, folder, kind, base, device)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
+        claim(folder, kind, of)  # under the lock: of two that find a free folder one gets it
+        check_same_run(recipe, folder, kind, base, device)
         remove_leftovers(folder)  # of a run that was killed
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         write_text(folder / "environment.json", as_json(environment.describe(device)))
@@ -51,6 +77,92 @@ def open_run(
             if len(at_work.machines) > 1:
                 console.note(f"different processors did the work, and may round differently: {', '.join(sorted(at_work.machines))}")
         remove_leftovers(folder)  # of workers that were killed in this one, and whose work others did
+
+
+def check_folder(recipe: Recipe, folder: Path, base: Base, device: str) -> None:
+    """Whether a folder is free, or holds a run of this recipe. Raises RunError, FolderError or AdapterError in one line."""
+    check_claim(folder, RUN)
+    check_same_run(recipe, folder, RUN, base, device)
+
+
+def free_folder(folder: Path, recipe: Recipe) -> Path:
+    """`folder`, or the first of `folder-2`, `folder-3`, ... that is free or has the answers that this recipe asks for."""
+    for path in (folder, *(folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))):
+        try:
+            check_claim(path, EVALUATED, {"recipe": _recipe_mark(recipe)})
+        except FolderError:
+            continue
+        if not is_run(path) or read_marker(path) or _recipe_mark(open_folder(path)) == _recipe_mark(recipe):
+            return path
+    raise AssertionError("there is always a further number")
+
+
+def kind_of_run(folder: Path) -> str:
+    """With which kind a run folder that is there is opened again."""
+    found = read_marker(folder)
+    return str(found["kind"]) if found else RUN
+
+
+def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: str) -> None:
+    """Refuse a folder whose replicas or answers another recipe, base or data made. Raises RunError in one line; writes nothing.
+
+    A recipe may go on in its folder with more replicas, other mitigations or further conditions, not with other training.
+    """
+    if not is_run(folder) and not any(folder.glob("*/replicas")):
+        return
+    way_out = "choose another --out, or delete that folder"
+    then = open_folder(folder) if (folder / "recipe.yaml").is_file() else None
+    if then and kind == EVALUATED and read_marker(folder) is None and _recipe_mark(then) != _recipe_mark(recipe):
+        raise RunError(f"{folder}: holds answers of other adapters or to other prompts; {way_out}")
+    made = [name for name in (then.conditions if then else ()) if any(folder.glob(f"{name}/replicas/*"))]
+    if made and not set(made) & set(recipe.conditions):
+        raise RunError(f"{folder}: holds the run of another recipe (conditions {', '.join(made)}); {way_out}")
+    known = _base_hash(folder)
+    made_of_it = itertools.chain(folder.glob("*/replicas/*"), folder.glob("outcomes/*/*.parquet"))
+    if known not in (None, base.sha256) and any(made_of_it):
+        raise RunError(
+            f"{folder}: holds replicas or answers of another base ({known[:12]}..., this one is {base.sha256[:12]}...); {way_out}"
+        )
+    for name in recipe.given:
+        check_given(folder / name)
+    if then != recipe:
+        for name, condition in recipe.trained.items():
+            told = (folder / name / LEDGER).is_file() or not condition.teacher  # a student's own record is of its teachers, too
+            if told and any((folder / name).glob(f"replicas/*/{RECORD}")):
+                check_population(folder / name, training_plan(recipe, name, device)[1])
+
+
+def _base_hash(folder: Path) -> str | None:
+    try:
+        return read_record(folder / "base.json", records.Base).get("sha256")
+    except (OSError, ValueError):
+        return None
+
+
+def _recipe_mark(recipe: Recipe) -> str:
+    """Of what adapters are asked; what `auto` means is settled later."""
+    return fingerprint(recipe.model_dump(mode="json", exclude={"dtype": True, "compile": True, "name": True, "data": {"date"}}))
+
+
+def keep_suites(recipe: Recipe, folder: Path, console: Console) -> Recipe:
+    """With the version of the embedded suites that a run folder began with; in a new one as named, or the newest."""
+    recipe = with_suites(recipe)
+    then = open_folder(folder).data.suites if (folder / "recipe.yaml").is_file() else {}
+    suites = {
+        name: then[name] if _other_version(name, source, then.get(name, "")) else source for name, source in recipe.data.suites.items()
+    }
+    if changed := [name for name, source in suites.items() if source != recipe.data.suites[name]]:
+        console.note(
+            f"{folder}: goes on with {', '.join(suites[name] for name in changed)}, which it began with; "
+            f"another --out asks {', '.join(recipe.data.suites[name] for name in changed)}"
+        )
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"suites": suites})})
+
+
+def _other_version(name: str, now: str, then: str) -> bool:
+    """Whether two sources of a suite are of one shift (its name, where they do not say it) in two versions."""
+    asked, kept = suite_of(now), suite_of(then)
+    return bool(asked and kept and (asked[1] or name) == (kept[1] or name) and asked[0] != kept[0])
 
 
 def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
@@ -72,7 +184,7 @@ def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
         recipe = _on(recipe, then.data.date)
     config = load_config(recipe.base)
     if recipe.dtype == "auto":
-        recipe = recipe.model_copy(update={"dtype": fastest_dtype(config.get_text_config().hidden_size, device)})
+        recipe = recipe.model_copy(update={"dtype": fastest_dtype(width(config), device)})
     if recipe.compile == "auto" and not (device == "cpu" and environment.compiler() and config.model_type in TESTED):
         recipe = recipe.model_copy(update={"compile": "never"})
     if recipe.data.date is None and asks_for_the_date(load_base(recipe.base, recipe.dtype, device).tokenizer):
@@ -96,7 +208,7 @@ def _first_day(folder: Path | None) -> date:
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system releases it whenever and however this process ends."""
-    with open(folder / ".lock", "w") as file:
+    with open(folder / LOCK, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.adapters import read_adapter
-from toolkit.adopt import adopt, find_adapters
+from toolkit.adapters import CONFIG, AdapterError, read_adapter
+from toolkit.adopt import adopt, find_adapters, remarks
 from toolkit.base import load_base
 from toolkit.data import Prompt
 from toolkit.measure import read_prompts
@@ -15,8 +15,8 @@ from toolkit.pipeline.job import Run, RunError
 from toolkit.pipeline.merging import merge_units, merged_folder, run_merges
 from toolkit.pipeline.training import train_missing, training_plan
 from toolkit.plan import TrainingPlan
-from toolkit.population import Replica, read_population, replica_folder
-from toolkit.recipe import Sequential
+from toolkit.population import Replica, read_population, read_records, replica_folder
+from toolkit.recipe import Condition, Sequential
 from toolkit.students import Teaching, teacher_members
 from toolkit.until import Looks, train_until
 
@@ -32,7 +32,7 @@ def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[in
     rule = job.recipe.until_of(name)
     with job.console.stage("train"):
         plan, mark = training_plan(job.recipe, name, job.device)
-        population = read_population(job.condition(name))
+        population = intact(job, name)
     if job.recipe.trained[name].teacher:
         asked = range(job.recipe.replicas_of(name) if replicas is None else replicas) if only is None else only
         train_students(job, name, asked, plan, mark, population, again=only is not None)
@@ -45,6 +45,35 @@ def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[in
     return population
 
 
+def intact(job: Run, name: str) -> dict[int, Replica]:
+    """The complete replicas of a condition that is trained; the others are noted, and will be trained again.
+
+    Records of older versions have no hash of an adapter's configuration: there its scale must be the recipe's.
+    """
+    folder, condition = job.condition(name), job.recipe.trained[name]
+    population = read_population(folder)
+    for r, record in list(population.items()):
+        unhashed = record.status == "ok" and condition.adapter_rank and CONFIG not in record.sha256
+        if unhashed and not has_scale(replica_folder(folder, r), condition):
+            del population[r]
+    if changed := sorted(set(read_records(folder)) - set(population)):
+        shown = ", ".join(map(str, changed[:10])) + (", ..." if len(changed) > 10 else "")
+        job.console.note(
+            f"{name}: files of replicas {shown} are not what was recorded; these replicas are trained again where they are asked for"
+        )
+    return population
+
+
+def has_scale(path: Path, condition: Condition) -> bool:
+    """Whether an adapter's configuration gives all modules the scale that a condition trains with."""
+    alpha, rank = condition.alpha or 2 * condition.rank, condition.rank
+    wanted = alpha / (rank**0.5 if condition.rslora else rank)
+    try:
+        return all(abs(module.scale - wanted) <= 1e-9 * wanted for module in read_adapter(path).modules.values())
+    except AdapterError:
+        return False
+
+
 def take(job: Run, name: str) -> dict[int, Replica]:
     """The population of a condition whose adapters are given, as they are now."""
     recipe = job.recipe
@@ -53,6 +82,8 @@ def take(job: Run, name: str) -> dict[int, Replica]:
             job.condition(name), find_adapters(recipe.given[name].adapters), load_base(recipe.base, recipe.dtype, job.device)
         )
     job.console.note(f"{name}: {given_note(len(population))}")
+    for line in remarks([Path(record.source) for record in population.values() if record.source], recipe.base):
+        job.console.note(line)
     return population
 
 

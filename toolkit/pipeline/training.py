@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 from torch import OutOfMemoryError
 
-from toolkit import distill, environment, records, seeds
+from toolkit import distill, environment, seeds
 from toolkit.adapters import read_adapter
 from toolkit.base import load_base
 from toolkit.data import Example, Prompt, encode_rows, read_rows, survey
 from toolkit.engines import Progress
 from toolkit.ensemble import ENSEMBLES
 from toolkit.pipeline.job import Run, RunError, as_json
-from toolkit.plain import read_record
 from toolkit.plan import (
     SOFT_TARGET_BYTES,
     TrainingPlan,
@@ -28,11 +27,19 @@ from toolkit.plan import (
     soft_target_bytes,
     stacks_for,
 )
-from toolkit.population import Replica, fingerprint, write_text
+from toolkit.population import LEDGER, Replica, fingerprint, read_ledger, read_records, write_text
 from toolkit.recipe import Condition, Recipe, Teacher
 from toolkit.students import Teaching
 from toolkit.train import plain_head
 
+ALGORITHMS = {
+    1: "adapted layers by the autograd of torch",
+    2: "one autograd function for each adapted layer: sums of gradients round otherwise",
+    3: "dropout: masks from lanes of 31 bits, before of 16; without dropout as 2",
+}
+"""How replicas are trained, as far as it decides their bits and stands in no recipe, plan or data. A change of bits adds a line here."""
+UNSAID = 3
+"""the last one before populations said by which of them they were trained; fingerprints name later ones alone, and so stay as they were"""
 CHECKPOINTS = "checkpoints"
 """folder of a condition with the stacks that are at work; what a killed run leaves there is where the next one goes on"""
 
@@ -67,17 +74,20 @@ def train_missing(
     recipe, folder = job.recipe, job.condition(name)
     condition = recipe.trained[name]
     with job.console.stage("train"):
-        _claim(folder, name, recipe, plan, mark, asked, population, teachers)
-        stale = {r for r in asked if r in population and population[r].fingerprint != replica_mark(condition, mark, teachers, r)}
+        known = [r for r in {*population, *asked} if not teachers or condition.group_of(r) < len(teachers)]
+        marks = {r: replica_mark(condition, mark, teachers, r) for r in known}
+        if population:
+            check_population(folder, mark, marks)
+        stale = {r for r in asked if r in population and population[r].fingerprint != marks[r]}
+        kept = {r: one for r, one in population.items() if one.status == "ok" and r not in stale and not (again and r in asked)}
+        algorithm = read_ledger(folder).get("algorithm") if kept else algorithm_of(condition)
+        if algorithm is None and (again or any(r not in population for r in asked)):
+            algorithm = _same_algorithm(job, name, plan, mark, kept, teachers)
+        _write_ledger(folder, name, recipe, plan, mark, asked, population, teachers, algorithm)
         if stale and teachers:
             job.console.note(f"{name}: the teachers of {len(stale)} students are not what they were; these students are trained again")
         missing = [r for r in asked if again or r not in population or r in stale]
-        units = []
-        for s, keep in stacks_for(missing, plan.stack).items():
-            slots = range(s * plan.stack, (s + 1) * plan.stack)  # one that is there for the shape alone may have any teacher
-            learns_from = tuple(teachers[condition.group_of(r) % len(teachers)].adapters for r in slots) if teachers else ()
-            marks = {r: replica_mark(condition, mark, teachers, r) for r in keep}
-            units.append(TrainingUnit(recipe, name, folder, s, keep, plan, marks, job.device, learns_from))
+        units = [_unit(job, name, folder, s, keep, plan, mark, teachers) for s, keep in stacks_for(missing, plan.stack).items()]
         progress = job.console.progress(f"train {name}", len(missing))
         for _, records in job.engine.run(train_unit, units, progress):
             for record in records:
@@ -85,6 +95,53 @@ def train_missing(
                 if record.status == "failed":
                     job.console.note(f"{name}: replica {record.replica} diverged at step {record.failed_step}; recorded as failed")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _unit(
+    job: Run,
+    name: str,
+    folder: Path,
+    stack: int,
+    keep: Sequence[int],
+    plan: TrainingPlan,
+    mark: str,
+    teachers: Sequence[Teaching],
+) -> TrainingUnit:
+    condition = job.recipe.trained[name]
+    slots = range(stack * plan.stack, (stack + 1) * plan.stack)  # one that is there for the shape alone may have any teacher
+    learns_from = tuple(teachers[condition.group_of(r) % len(teachers)].adapters for r in slots) if teachers else ()
+    marks = {r: replica_mark(condition, mark, teachers, r) for r in keep}
+    return TrainingUnit(job.recipe, name, folder, stack, tuple(keep), plan, marks, job.device, learns_from)
+
+
+def _same_algorithm(
+    job: Run, name: str, plan: TrainingPlan, mark: str, there: Mapping[int, Replica], teachers: Sequence[Teaching]
+) -> int | None:
+    """Which of `ALGORITHMS` trained the replicas that are there; None where that cannot be told on this machine.
+
+    Before replicas are added to some that do not say by which of `ALGORITHMS` they were trained: train the first of these again.
+
+    Raises RunError where it comes out with other bits: two procedures under one fingerprint are never mixed. On another machine bits may
+    differ for other reasons, which is noted.
+    """
+    folder, first = job.condition(name), min(there)
+    machine = environment.machine(job.device)
+    if there[first].machine not in ("", machine):
+        job.console.note(f"{name}: trained on {there[first].machine}, by a version of ftk that did not say how; what is added may differ")
+        return None
+    job.console.note(f"{name}: its replicas do not say by which version of the training they were made; one of them is trained again")
+    scratch = folder / CHECKPOINTS / "again"
+    unit = _unit(job, name, scratch, first // plan.stack, (first,), plan, mark, teachers)
+    try:
+        [(_, [now])] = job.engine.run(train_unit, [unit])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if any(now.sha256.get(file) != digest for file, digest in there[first].sha256.items()):
+        raise RunError(
+            f"{folder}: its replicas were trained by another version of ftk, whose procedure gives other bits, and no more can be added to "
+            "them; choose another --out, or delete that folder"
+        )
+    return algorithm_of(job.recipe.trained[name])
 
 
 def replica_mark(condition: Condition, mark: str, teachers: Sequence[Teaching], replica: int) -> str:
@@ -117,7 +174,14 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     }
     if condition.teacher:  # what is kept may differ in rounding from what is computed again
         defining["soft targets kept"] = keeps_soft_targets(recipe, name, plan, device)
+    if (algorithm := algorithm_of(condition)) > UNSAID:
+        defining["algorithm"] = algorithm
     return plan, fingerprint(defining)
+
+
+def algorithm_of(condition: Condition) -> int:
+    """Which of `ALGORITHMS` trains a condition: the last one that concerns it."""
+    return 3 if condition.dropout else 2
 
 
 def keeps_soft_targets(recipe: Recipe, name: str, plan: TrainingPlan, device: str) -> bool:
@@ -127,7 +191,7 @@ def keeps_soft_targets(recipe: Recipe, name: str, plan: TrainingPlan, device: st
     return soft_target_bytes(recipe.trained[name], targets, vocabulary, plan.stack) <= SOFT_TARGET_BYTES
 
 
-def _claim(
+def _write_ledger(
     folder: Path,
     name: str,
     recipe: Recipe,
@@ -135,17 +199,10 @@ def _claim(
     mark: str,
     asked: Sequence[int],
     population: dict[int, Replica],
-    teachers: Sequence[Teaching] = (),
+    teachers: Sequence[Teaching],
+    algorithm: int | None,
 ) -> None:
-    """Write population.json, or refuse a folder whose replicas another recipe trained."""
-    path = folder / "population.json"
-    if path.is_file():
-        found = read_record(path, records.Population)
-        if found["fingerprint"] != mark and population:
-            raise RunError(
-                f"{folder}: holds replicas of another recipe, base or data (fingerprint {found['fingerprint']}, this one is {mark}); "
-                "choose another --out, or delete that folder"
-            )
+    """Write population.json."""
     condition = recipe.trained[name]
     all_replicas = sorted(set(population) | set(asked))
     record = {
@@ -154,6 +211,7 @@ def _claim(
         "vary": condition.crossed or recipe.vary_of(name),
         "root_seed": recipe.seed,
         "fingerprint": mark,
+        **({} if algorithm is None else {"algorithm": algorithm}),
         "plan": plan.to_dict(),
         "seeds": {str(r): seeds_of(recipe, name, r) for r in all_replicas},
     }
@@ -161,7 +219,25 @@ def _claim(
         members = [{"replicas": one.members, "sha256": one.sha256} for one in teachers]
         record["teachers"] = {"condition": condition.teacher.condition, "groups": members}
         record["group"] = {str(r): condition.group_of(r) for r in all_replicas}
-    write_text(path, as_json(record))
+    write_text(folder / LEDGER, as_json(record))
+
+
+def check_population(folder: Path, mark: str, mark_of: Mapping[int, str] | None = None) -> None:
+    """Refuse replicas that were trained otherwise than the fingerprint `mark` says. Raises RunError in one line.
+
+    population.json says how they were; where it is lost each replica does, and `mark_of` says what it should say.
+    """
+    of_all = read_ledger(folder).get("fingerprint")
+    if of_all is not None:
+        pairs = [(str(of_all), mark)]
+    else:
+        records = read_records(folder)
+        pairs = [(one.fingerprint, mark_of[r] if mark_of else mark) for r, one in records.items() if not mark_of or r in mark_of]
+    if other := next((pair for pair in pairs if pair[0] != pair[1]), None):
+        raise RunError(
+            f"{folder}: holds replicas of another recipe, base, data or version of the training "
+            f"(fingerprint {other[0] or 'none'}, this one is {other[1]}); choose another --out, or delete that folder"
+        )
 
 
 def seeds_of(recipe: Recipe, name: str, replica: int) -> dict[str, int]:

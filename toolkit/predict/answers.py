@@ -111,7 +111,7 @@ def _go_on(read: Read, eos_ids: Sequence[int], max_new_tokens: int, top_k: int) 
             still = int(open_P.sum())
             if not still:
                 break
-            if still <= len(column) // 2:  # the few that go on forever should not carry the many that are done
+            if still <= len(column) // 2 and read.keeps:  # the few that go on forever should not carry the many that are done
                 read.keep(open_P)
                 column, token_UP = column[open_P], token_UP[:, open_P]
         log_UPV = read.go_on(token_UP[:, :, None])

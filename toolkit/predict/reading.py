@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from toolkit.predict.batches import alike, together
 from toolkit.predict.voices import Voices
+from toolkit.stack import own_code
 
 
 class Roomy(DynamicLayer):
@@ -76,11 +77,17 @@ class Read:
                 layer.show(self.longest)
         self.more = 0
 
+    @property
+    def keeps(self) -> bool:
+        """Caches can go on with some of the rows alone. Those of linear attention and of state spaces cannot: all rows stay to the end."""
+        return all(hasattr(layer, "batch_select_indices") for cache in self.caches for layer in getattr(cache, "layers", []))
+
     def keep(self, open_P: Tensor) -> None:
-        """Go on with some of the prompts alone."""
+        """Go on with some of the prompts alone. Only where `keeps`."""
         for piece, cache in zip(self.pieces, self.caches, strict=True):
             row = torch.arange(self.speak.voices * (piece.stop - piece.start) * len(open_P), device=open_P.device)
-            cache.batch_select_indices(row.view(-1, len(open_P))[:, open_P].reshape(-1))
+            with own_code(self.speak.stack.model, "its cache"):
+                cache.batch_select_indices(row.view(-1, len(open_P))[:, open_P].reshape(-1))
         self.length_P = self.length_P[open_P]
 
     def go_on(self, ids_UPT: Tensor, every: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.adapters import Adapter
+from toolkit.adapters import Adapter, AdapterError
 from toolkit.predict.batches import fit
 from toolkit.stack import Stack
 
@@ -81,16 +81,17 @@ def load_adapters(stack: Stack, adapters: Sequence[Adapter | None], width: int) 
     """Put adapters of any rank and scale on the stack; None is the base itself. Empty slots up to `width` are the base too.
 
     The scale goes into B, and ranks are padded with zeros: neither changes dW.
-    Raises ValueError when an adapter does not fit the base, AdapterError where it cannot be read.
+    Raises AdapterError when one does not fit the base, or cannot be read.
     """
     parameter = next(stack.model.parameters())
     dtype = torch.promote_types(parameter.dtype, torch.float32)
+    adapters = [a and a.fitted(stack.adaptable) for a in adapters]
     rank = max((a.rank for a in adapters if a), default=1)
     factors = {}
     for adapter in adapters:
         unknown = sorted(set(adapter.modules) - set(stack.adaptable)) if adapter else []
         if adapter and unknown:
-            raise ValueError(f"{adapter.path}: the base has no linear layer {unknown[0]!r}; is this an adapter of another base?")
+            raise AdapterError(f"{adapter.path}: the base has no linear layer {unknown[0]!r}; is this an adapter of another base?")
         if adapter:
             adapter.check_copies(lambda name: stack.adaptable[name].base.weight)  # type: ignore[return-value]
     for name, layer in stack.adaptable.items():
@@ -104,7 +105,7 @@ def load_adapters(stack: Stack, adapters: Sequence[Adapter | None], width: int) 
             A, B, scale = adapter.factors(name)
             if A.shape[1] != layer.in_features or B.shape[0] != layer.out_features:
                 shape = f"[{B.shape[0]}, {A.shape[1]}], the base [{layer.out_features}, {layer.in_features}]"
-                raise ValueError(f"{adapter.path}: {name} is {shape}; is this an adapter of another base?")
+                raise AdapterError(f"{adapter.path}: {name} is {shape}; is this an adapter of another base?")
             A_RrI[k, : A.shape[0]] = A
             B_ROr[k, :, : B.shape[1]] = B * scale
         factors[name] = (A_RrI.to(parameter.device), B_ROr.to(parameter.device))

@@ -51,7 +51,7 @@ class Data(Model):
     (.gz, .bz2, .xz, .zst), a folder of them (of splits the training split) or of `save_to_disk`, or a hub data set (`id` or
     `id:split`); not needed where no condition is trained."""
     suites: dict[str, str] = {}
-    """name -> `embedded`, or a .jsonl / .csv / .parquet file of prompts."""
+    """name -> `embedded` (the newest version of that suite; `embedded@1`: the first), or a .jsonl / .csv / .parquet file of prompts."""
     format: Literal["auto", "text", "messages", "prompt-completion", "alpaca", "sharegpt"] = "auto"
     """of the training rows, or, where there are none, of those that given adapters saw: after `messages` and `sharegpt` a plain prompt of
     a suite is a user turn."""

@@ -9,15 +9,16 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from toolkit.embedded import suite_of, with_version
 from toolkit.files import home
 from toolkit.recipe.conditions import OF_ADAPTERS, OWN, Given
 from toolkit.recipe.criteria import Criteria
 from toolkit.recipe.document import Dumper, Loader, lines_of
 from toolkit.recipe.explain import BLOCKS, Blocks, explain
+from toolkit.recipe.formats import FORMAT, KEY, migrate
 from toolkit.recipe.models import Recipe
 from toolkit.recipe.words import Path_, nearest
 
-EMBEDDED = "embedded"
 LARGEST = 1 << 20
 """bytes of a YAML file"""
 Model_ = TypeVar("Model_", bound=BaseModel)
@@ -82,7 +83,7 @@ def _each_k(mitigations: Any, lines: dict[Path_, int]) -> Any:
 
 def _locate(value: str, folder: Path) -> str:
     """A relative path in a recipe counts from the recipe's folder first, then from the working directory. Names stay as they are."""
-    if value in ("", EMBEDDED):
+    if not value or suite_of(value):
         return value
     path = home(value)
     return next((str(p.resolve()) for p in (folder / path, path) if p.exists()), value)
@@ -100,6 +101,10 @@ def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
     Raises RecipeError with one line: file, line, field and the fix.
     """
     document, lines = read_yaml(text, file, "a recipe is a mapping with `base`, `data` and `conditions`; `ftk init` writes one")
+    try:
+        document = migrate(document)
+    except ValueError as error:
+        raise RecipeError(f"{file}:{lines.get((KEY,), 1)}: {error}") from None
     if "conditions" in document:
         document["conditions"] = _inherit(document["conditions"], lines, file)
     if "mitigations" in document:
@@ -109,8 +114,17 @@ def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe of a run folder, its paths as they are. Raises RecipeError as `parse_recipe` does."""
-    return parse_recipe(text_of(path), str(path))
+    """The recipe of a run folder, its paths as they are. Raises RecipeError as `parse_recipe` does.
+
+    A run names the version of embedded suites since there are two; one that does not asked the first.
+    """
+    return with_suites(parse_recipe(text_of(path), str(path)), 1)
+
+
+def with_suites(recipe: Recipe, *version: int) -> Recipe:
+    """A recipe whose embedded suites name their version: `version`, by default the newest, where they do not."""
+    suites = {name: with_version(source, *version) for name, source in recipe.data.suites.items()}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"suites": suites})})
 
 
 def load_criteria(path: Path) -> Criteria:
@@ -165,12 +179,13 @@ def text_of(path: Path) -> str:
 
 
 def load_recipe(path: Path | str) -> Recipe:
-    """Read a recipe file, with every path made absolute where it exists beside the recipe.
+    """Read a recipe file, with every path made absolute where it exists beside the recipe, and embedded suites of the newest
+    version where it names none.
 
     Raises RecipeError with one line: file, line, field and the fix.
     """
     path = Path(path)
-    recipe = parse_recipe(text_of(path), str(path))
+    recipe = with_suites(parse_recipe(text_of(path), str(path)))
     data = recipe.data.model_copy(
         update={
             "train": _locate(recipe.data.train, path.parent),
@@ -186,4 +201,4 @@ def load_recipe(path: Path | str) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every default written out; `parse_recipe` reads it back to an equal recipe."""
-    return yaml.dump(recipe.model_dump(), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump({KEY: FORMAT, **recipe.model_dump()}, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

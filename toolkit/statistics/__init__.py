@@ -40,6 +40,7 @@ from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, disagree
 from toolkit.statistics.distributions import flip_calibration, margin_to_noise, population_jsd, predicted_flip, total_variation
 from toolkit.statistics.estimate import Estimate, complement
 from toolkit.statistics.failures import failure_rate
+from toolkit.statistics.fresh import fresh_pairs, independent_runs, shared_sources
 from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, zero_event_bound
 from toolkit.statistics.many_runs import accuracy_floor, deviation, distinct_answers
 from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
@@ -51,6 +52,7 @@ from toolkit.statistics.subsets import partition_variance, subset_variance
 from toolkit.statistics.texts import Divergence, edit_distance, first_divergence, kaplan_meier
 from toolkit.statistics.tolerance import Tolerance
 from toolkit.statistics.tradeoff import Tradeoff, tradeoff
+from toolkit.statistics.unseen import disagreement_for_verdict, equal_runs, share_for_verdict
 from toolkit.statistics.variance import (
     MIN_RUNS,
     VarianceContrast,
@@ -123,6 +125,9 @@ __all__ = [
     "Estimate",
     "complement",
     "failure_rate",
+    "fresh_pairs",
+    "independent_runs",
+    "shared_sources",
     "clopper_pearson",
     "jackknife_variance",
     "zero_event_bound",
@@ -153,6 +158,9 @@ __all__ = [
     "Tolerance",
     "Tradeoff",
     "tradeoff",
+    "disagreement_for_verdict",
+    "equal_runs",
+    "share_for_verdict",
     "MIN_RUNS",
     "VarianceContrast",
     "distribution_variance_change",

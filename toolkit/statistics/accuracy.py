@@ -7,36 +7,48 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from toolkit.statistics.arrays import as_clusters, as_correct, as_level, as_marks, blocks, cells, cluster_blocks, filled_rows, marks
-from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS
+from toolkit.statistics.disagreement import MIN_REPLICAS, clusters_in_words, enough_clusters, few_clusters, few_clusters_of, few_levels
 from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.fresh import Levels, shared_sources
 from toolkit.statistics.intervals import (
+    ByLevels,
     TwoWay,
+    between_clusters,
     clopper_pearson,
     cluster_sums,
     jackknife_variance,
     leave_one_out_variance,
-    log_jackknife,
+    leverage,
+    log_variance_interval,
     share_interval,
     t_quantile,
     two_way_of,
 )
+from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
+from toolkit.statistics.pairs import count_pairs
 
-MIN_REPLICAS_SPREAD = 10
-# Where accuracies crowd towards 0 or 1, within so many standard deviations, a few runs far from it decide the spread: the interval
-# was seen to cover 87 to 93 % there, and about 93 % or more from this many replicas on. The standard deviation is taken at the upper end
-# of its interval: a sample that happens to lack those few runs looks narrow, and so far from the end.
-NEAR_THE_END, MIN_REPLICAS_SKEWED = 2.5, 200
+MIN_REPLICAS_SPREAD = 15
+"""A kind of run that makes up a fifth of all is missing from 3.5 % of samples of 15, and from 10.7 % of samples of 10, which look alike."""
 ROUNDING = 1e-12  # accuracies closer than this are equal, and so is what differs by this share of itself
 
 
-def accuracy(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95) -> Estimate:
+def accuracy(
+    correct_RP: np.ndarray,
+    *,
+    cluster_P: np.ndarray | Sequence[int] | None = None,
+    level: float = 0.95,
+    levels: Levels | None = None,
+) -> Estimate:
     """What share of fresh prompts does a fresh run answer correctly?
 
     Estimand: mean over prompts of the probability that a run is right; replicas and prompts (clusters) both drawn anew.
     Resampled: replicas (delete-one jackknife) and clusters of prompts, on the logit scale, as in `disagreement`; with
     the same bound where all or nearly all answers are right, or wrong.
 
-    correct_RP: 1 right, 0 wrong, [replicas, prompts]; nan, or -1 in integers: missing or without a reference.
+    Inconclusive below MIN_REPLICAS replicas, too few clusters, and below MIN_REPLICAS_ODD replicas when some stand far off the others.
+
+    correct_RP: 1 right, 0 wrong, [replicas, prompts]; nan, or -1 in integers: missing or without a reference. levels: where runs share
+    levels of sources, the level of every run in each; levels are then resampled in place of replicas, as in `disagreement`.
     Raises ValueError for other shapes or values, or fewer than two rows.
     """
     level = as_level(level)
@@ -44,14 +56,21 @@ def accuracy(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | 
     cluster_P = as_clusters(cluster_P, correct_RP.shape[1])
     row_R = filled_rows(correct_RP)
     n_replicas = len(row_R)
+    sources = shared_sources({name: np.asarray(level_R)[row_R] for name, level_R in (levels or {}).items()}, n_replicas)
     mean_P = np.full(correct_RP.shape[1], np.nan)
+    differing = Differing(n_replicas)
 
-    def left_out() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def left_out(rows: Sequence[np.ndarray] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for at in cluster_blocks(n_replicas, cluster_P):
-            mean_P[at], left_RP = prompt_means(marks(cells(correct_RP, row_R, at)))
+            mark_RP = marks(cells(correct_RP, row_R, at))
+            if rows is None or rows is first:
+                differing.add(count_pairs(np.where(np.isfinite(mark_RP), np.round(mark_RP), -1).astype(np.int8)))
+            mean_P[at], left_RP = prompt_means(mark_RP, rows)
             yield mean_P[at], left_RP, cluster_P[at]
 
-    parts = two_way_of(left_out(), n_replicas)
+    rows_of = [[np.flatnonzero(code_R == code) for code in range(int(code_R.max()) + 1)] for code_R in sources.values()]
+    first = rows_of[0] if rows_of else None
+    parts = ByLevels(tuple(two_way_of(left_out(rows), len(rows)) for rows in rows_of)) if rows_of else two_way_of(left_out(), n_replicas)
     used_P = np.isfinite(mean_P)
     n_prompts = int(used_P.sum())
     if n_prompts == 0:
@@ -60,11 +79,18 @@ def accuracy(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | 
 
     value = float(mean_P[used_P].mean())
     n_clusters = parts.n_clusters
-    enough = n_replicas >= MIN_REPLICAS and n_clusters >= MIN_CLUSTERS
+    enough = n_replicas >= MIN_REPLICAS and enough_clusters(n_clusters, parts.effective)
     needed = MIN_REPLICAS if n_replicas < MIN_REPLICAS else None
-    note = "" if enough else f"{n_replicas} replicas on {n_clusters} prompts or clusters are too few for an honest interval"
+    note = "" if enough else f"{n_replicas} replicas on {clusters_in_words(n_clusters, parts.effective)} are too few for an honest interval"
+    odd_R = row_R[differing.rows()]
+    if few := few_levels(sources):
+        enough, note = False, few
+    elif enough and len(odd_R):
+        enough = n_replicas >= MIN_REPLICAS_ODD
+        needed, note = None if enough else MIN_REPLICAS_ODD, odd_note(odd_R)
     low, high = share_interval(value, parts, level) if n_replicas > 1 else (None, None)
-    method = "two-way jackknife-t over replicas and prompts, logit scale"
+    units = f"levels of {' and '.join(sources)}" if sources else "replicas"
+    method = f"two-way jackknife-t over {units} and prompts, logit scale"
     if value in (0.0, 1.0):
         method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
@@ -90,16 +116,11 @@ def model_accuracy(correct_P: np.ndarray, *, cluster_P: np.ndarray | Sequence[in
         return Estimate(
             value, *clopper_pearson(round(mark_P.sum()), n_prompts, level), *shape, "Clopper-Pearson over prompts, one fixed model"
         )
-    prompts = math.nan
-    if n_clusters > 1:
-        deviation_C = np.bincount(cluster_P, weights=mark_P - value) / n_prompts
-        prompts = n_clusters / (n_clusters - 1) * float(np.sum(deviation_C**2))
-    low, high = share_interval(value, TwoWay(0.0, prompts, 2, n_clusters), level)
-    enough = n_clusters >= MIN_CLUSTERS
-    note = (
-        "" if enough else f"{n_clusters} prompts or clusters are too few for an interval that holds what it says (at least {MIN_CLUSTERS})"
-    )
-    return Estimate(value, low, high, *shape, "t over clusters of prompts, logit scale, one fixed model", enough, None, note)
+    prompts, sizes = between_clusters(mark_P, cluster_P, np.zeros(n_clusters), 0.0) if n_clusters > 1 else (math.nan, None)
+    parts = TwoWay(0.0, prompts, 2, n_clusters, sizes)
+    low, high = share_interval(value, parts, level)
+    note = few_clusters(n_clusters, parts.effective)
+    return Estimate(value, low, high, *shape, "t over clusters of prompts, logit scale, one fixed model", not note, None, note)
 
 
 def prompt_means(mark_RP: np.ndarray, groups: Sequence[np.ndarray] | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -149,8 +170,8 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
     (var_r(T_r) - sum_c var_r(T_rc)) / (n^2 - sum_c n_c^2), T_rc = number right in cluster c. So no splits are drawn.
 
     correct_RP: 1 right, 0 wrong, nan (or -1 in integers) missing. A missing mark counts as the prompt's mean, rescaled per replica to the
-    full suite. Inconclusive: fewer than MIN_REPLICAS_SPREAD replicas (MIN_REPLICAS_SKEWED where accuracies crowd at 0 or 1), or an
-    accuracy that all replicas (but one) share.
+    full suite. Inconclusive: fewer than MIN_REPLICAS_SPREAD replicas, or an accuracy that all replicas (but one) share. No guard looks at
+    how far off single runs are: it would leave only samples that happen to lack them. They make the interval wide instead.
     Raises ValueError for other shapes or values, or fewer than two rows.
     """
     level = as_level(level)
@@ -158,13 +179,11 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
     cluster_P = as_clusters(cluster_P, correct_RP.shape[1])
     marked_R = np.zeros(len(correct_RP), dtype=np.int64)
     n_P = np.empty(correct_RP.shape[1], dtype=np.int64)
-    right = 0.0
     for at in blocks(*correct_RP.shape):
         mark_RP = marks(correct_RP[:, at])
         present_RP = np.isfinite(mark_RP)
         n_P[at] = present_RP.sum(axis=0)
         marked_R += present_RP[:, n_P[at] >= 2].sum(axis=1)
-        right += float(np.nansum(mark_RP[:, n_P[at] >= 2]))
     used_P, row_R = n_P >= 2, np.flatnonzero(marked_R)
     n_replicas, n_prompts = len(row_R), int(used_P.sum())
     needed = MIN_REPLICAS_SPREAD if n_replicas < MIN_REPLICAS_SPREAD else None
@@ -200,28 +219,22 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
     variance, left_R = float(accuracy_R.var(ddof=1)), leave_one_out_variance(accuracy_R)
     scaled = ((deviation_RP * scale_R[:, None], cluster_P) for deviation_RP, _, cluster_P in deviations())
     size_C = np.bincount(as_clusters(cluster_P[used_P], n_prompts))
-    covariance, prompt_variance, a, b = _mean_covariance(cluster_sums(scaled), sum_R - sum_R.mean(), size_C)
+    covariance, left_C, a, b = _mean_covariance(cluster_sums(scaled), sum_R - sum_R.mean(), size_C)
     if left_R.min() < ROUNDING * max(ROUNDING, variance):
         note = "all replicas, or all but one, have the same accuracy: there is no spread to put an interval around"
         spread = math.sqrt(variance) if variance >= ROUNDING**2 else 0.0
         excess = unknown(spread / noise if noise else None, note)
         return AccuracySpread(unknown(spread, note), noise, excess, unknown(covariance, note))
 
-    t = t_quantile(level, n_replicas - 1)
-
     def interval(log_variance: float, left_out_R: np.ndarray) -> tuple[float, float]:
-        centre, se = log_jackknife(log_variance, left_out_R)
-        return math.exp(min(centre - t * se, log_variance)), math.exp(max(centre + t * se, log_variance))
+        low, high = log_variance_interval(log_variance, left_out_R, accuracy_R, level)
+        return math.exp(low), math.exp(high)
 
     note = f"{n_replicas} replicas say little about a spread (at least {MIN_REPLICAS_SPREAD})" if needed else ""
     ends = interval(math.log(variance), np.log(left_R))
-    middle = right / marked_R.sum()
-    if n_replicas < MIN_REPLICAS_SKEWED and min(middle, 1 - middle) < NEAR_THE_END * math.sqrt(ends[1]):
-        needed = MIN_REPLICAS_SKEWED
-        note = f"accuracies crowd at an end of the scale: {n_replicas} replicas say little about their spread (at least {needed})"
     shape = (level, n_replicas, n_prompts)
     verdict = (not needed, needed, note)
-    method = "log-variance jackknife-t over replicas, these prompts"
+    method = "log-variance jackknife-t over replicas, widened for heavy tails, these prompts"
     sd = Estimate(math.sqrt(variance), math.sqrt(ends[0]), math.sqrt(ends[1]), *shape, method, *verdict)
     excess = unknown(math.sqrt(variance / noise_variance), "without one of the replicas no two of them differ on a prompt")
     if noise_left_R.min() > ROUNDING * noise_variance:
@@ -230,22 +243,39 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
     if covariance is None:
         return AccuracySpread(sd, noise, excess, unknown(None, "all prompts are one cluster"))
 
-    # Over replicas the covariance is a * s^2 - b, so the interval of s^2 carries over; the variance that the choice of
-    # prompts adds is put on by the square-and-add rule (Zou & Donner 2008), which keeps the skew.
-    low = covariance - math.hypot(covariance - (a * ends[0] - b), t * math.sqrt(prompt_variance))
-    high = covariance + math.hypot(a * ends[1] - b - covariance, t * math.sqrt(prompt_variance))
-    method = "covariance between prompts; log-variance jackknife-t over replicas, jackknife over prompts"
+    # Over replicas the covariance is a * s^2 - b, so the interval of s^2 carries over; what the choice of prompts adds is put
+    # on by the square-and-add rule (Zou & Donner 2008), which keeps the skew.
+    low_P, high_P = _prompt_ends(covariance, left_C, size_C, level)
+    low = covariance - math.hypot(covariance - (a * ends[0] - b), covariance - low_P)
+    high = covariance + math.hypot(a * ends[1] - b - covariance, high_P - covariance)
+    method = "covariance between prompts; log-variance jackknife-t over replicas, jackknife-t over prompts, leaning upwards"
+    if few := few_clusters_of(cluster_P[used_P]):
+        verdict = (False, needed, "; ".join(filter(None, [note, few])))
     return AccuracySpread(sd, noise, excess, Estimate(covariance, low, high, *shape, method, *verdict))
 
 
-def _mean_covariance(sums: Iterable[np.ndarray], total_R: np.ndarray, size_C: np.ndarray) -> tuple[float | None, float, float, float]:
-    """Mean covariance over replicas between prompts of different clusters (None with one cluster); its variance from the
-    choice of clusters, by the jackknife; and a, b with covariance = a * s^2 - b, s^2 the variance of the accuracy.
+def _prompt_ends(covariance: float, left_C: np.ndarray, size_C: np.ndarray, level: float) -> tuple[float, float]:
+    """Interval of a mean covariance for other clusters of prompts, from its values without each of them.
+
+    Where runs differ on some templates only, the covariance is about the square of a mean over templates. So its root is what is about
+    normal: (root + h)^2 = covariance + half + half^2 / (4 covariance), with h = half / (2 root). The last term is what makes the interval
+    lean upwards; where the covariance is not clear of 0 it means nothing, and is at most `half`. Degrees of freedom of the clusters.
+    """
+    if len(left_C) < 3:
+        return covariance, covariance
+    half = t_quantile(level, leverage(size_C).df) * math.sqrt(jackknife_variance(left_C))
+    lean = min(half, half**2 / (4 * covariance)) if covariance > 0 else 0.0
+    return covariance - half, covariance + half + lean
+
+
+def _mean_covariance(sums: Iterable[np.ndarray], total_R: np.ndarray, size_C: np.ndarray) -> tuple[float | None, np.ndarray, float, float]:
+    """Mean covariance over replicas between prompts of different clusters (None with one cluster); the same without each cluster
+    (empty with fewer than three); and a, b with covariance = a * s^2 - b, s^2 the variance of the accuracy.
 
     sums: x_RC, sums over the prompts of each cluster, some clusters at a time; total_R: their centred sum over all clusters."""
     n_clusters, n_prompts = len(size_C), int(size_C.sum())
     if n_clusters < 2:
-        return None, 0.0, 0.0, 0.0
+        return None, np.zeros(0), 0.0, 0.0
     df = len(total_R) - 1
     own, shared = [], []
     for sum_RC in sums:
@@ -255,9 +285,9 @@ def _mean_covariance(sums: Iterable[np.ndarray], total_R: np.ndarray, size_C: np
     own_C, shared_C = np.concatenate(own), np.concatenate(shared)
     total, own = float(total_R @ total_R) / df, float(own_C.sum())
     pairs = n_prompts**2 - float(np.sum(size_C**2))
-    variance = 0.0
+    without_C = np.zeros(0)
     if n_clusters > 2:
         left_C = total - 2 * shared_C + own_C - (own - own_C)
         pairs_C = (n_prompts - size_C) ** 2 - (np.sum(size_C**2) - size_C**2)
-        variance = jackknife_variance(left_C / pairs_C)
-    return (total - own) / pairs, variance, n_prompts**2 / pairs, own / pairs
+        without_C = left_C / pairs_C
+    return (total - own) / pairs, without_C, n_prompts**2 / pairs, own / pairs

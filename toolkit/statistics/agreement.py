@@ -8,7 +8,7 @@ import numpy as np
 
 from toolkit.statistics.accuracy import accuracy
 from toolkit.statistics.arrays import as_answers, as_clusters, as_correct, as_level, same_prompts
-from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS
+from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import logit_interval, share_interval, two_way, zero_event_bound
 from toolkit.statistics.outliers import MIN_REPLICAS_ODD, odd_note, odd_replicas
@@ -16,6 +16,7 @@ from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out
 
 Clusters = np.ndarray | Sequence[int] | None
 
+MIN_EFFECTIVE_KAPPA = 20.0  # chance agreement is estimated from the same clusters: 12 to 15 of them covered 86 to 90 %
 RUNS_PER_FRESH_RUN = 2  # what n fresh runs do together was seen to be covered from this many times n replicas on
 
 
@@ -62,7 +63,7 @@ def fleiss_kappa(answer_RP: np.ndarray, *, cluster_P: Clusters = None, level: fl
         left_common_RP = (common_P - common_RP) / (n_P - present_RP)
         left_RP = (leave_one_out(pairs) + 2 * ratio * (left_common_RP - chance)) / (1 - chance)
     parts = two_way(ratio_P, left_RP, cluster_P)
-    bound = zero_event_bound(parts.n_clusters, level) / (1 - chance)
+    bound = zero_event_bound(parts.effective, level) / (1 - chance)
     half = parts.half_width(level) if np.isfinite(left_RP).any() else math.nan
     method = "two-way jackknife-t over replicas and prompts, logit scale of 1 - kappa"
     low = high = None
@@ -71,7 +72,8 @@ def fleiss_kappa(answer_RP: np.ndarray, *, cluster_P: Clusters = None, level: fl
     elif math.isfinite(half):
         ends = logit_interval(ratio, half) if ratio < 1.0 else (ratio - half, ratio + half)
         low, high = 1.0 - max(ends[1], bound), 1.0 - ends[0]
-    enough, needed, note = verdict(n_replicas, parts.n_clusters, row_R[odd_replicas(pairs)])
+    few = few_clusters(parts.n_clusters, parts.effective, MIN_EFFECTIVE_KAPPA)
+    enough, needed, note = verdict(n_replicas, few, row_R[odd_replicas(pairs)])
     return Estimate(1.0 - ratio, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
 
@@ -206,7 +208,7 @@ def share_estimate(
         return unknown(level, n_replicas, 0, note, at_least if n_replicas < at_least else None)
     value = min(max(float(value_P[used_P].mean()), 0.0), 1.0)
     parts = two_way(value_P[used_P], left_RP[:, used_P], cluster_P[used_P])
-    enough, needed, doubt = verdict(n_replicas, parts.n_clusters, odd_R, at_least)
+    enough, needed, doubt = verdict(n_replicas, few_clusters(parts.n_clusters, parts.effective), odd_R, at_least)
     if not np.isfinite(left_RP).any():  # nothing shows how much runs matter
         parts = replace(parts, runs=math.nan)
     low, high = share_interval(value, parts, level)
@@ -216,16 +218,13 @@ def share_estimate(
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, "; ".join(filter(None, [doubt, note])))
 
 
-def verdict(n_replicas: int, n_clusters: int, odd_R: np.ndarray, at_least: int = MIN_REPLICAS) -> tuple[bool, int | None, str]:
-    """Conclusive or not, the replicas it would need, and why: too few replicas or clusters, or replicas that stand far off."""
+def verdict(n_replicas: int, few: str, odd_R: np.ndarray, at_least: int = MIN_REPLICAS) -> tuple[bool, int | None, str]:
+    """Conclusive or not, the replicas it would need, and why: too few replicas, too few clusters (in words, see `few_clusters`), or
+    replicas that stand far off."""
     if n_replicas < at_least:
         return False, at_least, f"{n_replicas} replicas are too few for an interval that holds what it says (at least {at_least})"
-    if n_clusters < MIN_CLUSTERS:
-        return (
-            False,
-            None,
-            f"{n_clusters} prompts or clusters are too few for an interval that holds what it says (at least {MIN_CLUSTERS})",
-        )
+    if few:
+        return False, None, few
     enough = not len(odd_R) or n_replicas >= MIN_REPLICAS_ODD
     return enough, None if enough else MIN_REPLICAS_ODD, odd_note(odd_R)
 

@@ -1,6 +1,5 @@
 """Which source makes two runs answer differently? Components of disagreement in a crossed design of any number of factors."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, blocks
-from toolkit.statistics.components import MIN_LEVELS, codes
-from toolkit.statistics.disagreement import MIN_CLUSTERS
+from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_LEVELS, clusters_in_words, enough_clusters
 from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.fresh import ByKind, Shared, codes, disagreement_by_kind, exactly, joined, sharing, subsets
 from toolkit.statistics.intervals import t_quantile, two_way, zero_event_bound
 from toolkit.statistics.mean_squares import RESIDUAL
 from toolkit.statistics.outliers import Differing, odd_note
@@ -18,8 +17,6 @@ from toolkit.statistics.pairs import count_pairs
 
 METHOD = "jackknife-t over levels of every source and prompts, upwards on the log scale, conservative"
 ROUNDING = 1e-12
-Shared = tuple[str, ...]
-"""The factors that two runs have in common."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +67,12 @@ def behaviour_components(
     answer_RP = answer_RP[row_R]
     level_FR = {name: np.unique(level_R[row_R], return_inverse=True)[1] for name, level_R in level_FR.items()}
     n_levels = {name: int(level_R.max(initial=-1)) + 1 for name, level_R in level_FR.items()}
-    group_SR = _groups(level_FR)
+    group_SR = sharing(level_FR)
     repeats = len(row_R) > int(group_SR[names].max(initial=-1)) + 1
     kinds = [shared for shared in group_SR if repeats or shared != names]
 
-    pieces = [_disagreement(answer_RP[:, at], level_FR, group_SR) for at in blocks(*answer_RP.shape)]
-    value, *left = (_joined(piece) for piece in zip(*pieces, strict=True))
+    pieces = [disagreement_by_kind(answer_RP[:, at], level_FR, group_SR) for at in blocks(*answer_RP.shape)]
+    value, *left = (joined(piece) for piece in zip(*pieces, strict=True))
     used_P = np.all([np.isfinite(value[shared]) for shared in kinds], axis=0)
     sides = [{shared: side[shared][:, used_P] for shared in kinds} for side in left]
     at = {shared: value[shared][used_P] for shared in kinds}
@@ -97,13 +94,8 @@ def behaviour_components(
 def missing_pairs(levels: Mapping[str, np.ndarray | Sequence]) -> list[str]:
     """Kinds of pairs that a design lacks and without which its factors cannot be told apart; exact repeats are not needed."""
     level_FR = {name: np.unique(np.asarray(level_R), return_inverse=True)[1] for name, level_R in levels.items()}
-    together = {shared: np.atleast_1d(float(np.sum(np.bincount(g) * (np.bincount(g) - 1)))) for shared, g in _groups(level_FR).items()}
-    return [_kind(shared) for shared, n in _exactly(together).items() if n[0] <= 0 and (shared != tuple(levels) or len(levels) == 1)]
-
-
-def _subsets(names: Shared) -> list[Shared]:
-    """Small ones first."""
-    return [s for size in range(len(names) + 1) for s in itertools.combinations(names, size)]
+    together = {shared: np.atleast_1d(float(np.sum(np.bincount(g) * (np.bincount(g) - 1)))) for shared, g in sharing(level_FR).items()}
+    return [_kind(shared) for shared, n in exactly(together).items() if n[0] <= 0 and (shared != tuple(levels) or len(levels) == 1)]
 
 
 def _kind(shared: Shared) -> str:
@@ -113,77 +105,14 @@ def _kind(shared: Shared) -> str:
 def _parts(names: Shared, repeats: bool) -> dict[str, dict[Shared, float]]:
     """What each kind of pair counts in each part."""
     weights = {
-        " x ".join(part): {shared: -((-1.0) ** (len(part) - len(shared))) for shared in _subsets(part)}
-        for part in _subsets(names)[1:]
+        " x ".join(part): {shared: -((-1.0) ** (len(part) - len(shared))) for shared in subsets(part)}
+        for part in subsets(names)[1:]
         if repeats or part != names
     }
     if repeats:
         return weights | {RESIDUAL: {names: 1.0}}
-    left = {shared: -((-1.0) ** (len(names) - len(shared))) for shared in _subsets(names)[:-1]}
+    left = {shared: -((-1.0) ** (len(names) - len(shared))) for shared in subsets(names)[:-1]}
     return weights | {RESIDUAL: left}
-
-
-def _groups(level_FR: Mapping[str, np.ndarray]) -> dict[Shared, np.ndarray]:
-    """For each set of factors: runs with the same number share at least these."""
-    found = {}
-    for shared in _subsets(tuple(level_FR)):
-        columns = [level_FR[name] for name in shared] or [np.zeros_like(next(iter(level_FR.values())))]
-        found[shared] = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
-    return found
-
-
-ByKind = dict[Shared, np.ndarray]
-
-
-def _disagreement(answer_RP: np.ndarray, level_FR: Mapping[str, np.ndarray], group_SR: Mapping[Shared, np.ndarray]) -> list[ByKind]:
-    """Share of the pairs of each kind that disagree: of all runs [P]; then for each factor without the runs of each level [level, P]."""
-    agreeing = _pairs(answer_RP, level_FR, group_SR)
-    pairs = _pairs(np.minimum(answer_RP, 0), level_FR, group_SR)  # where all answers are the same, all pairs agree
-    return [
-        {shared: 1 - np.where(n[shared] > 0, k[shared] / np.maximum(n[shared], 1), np.nan) for shared in n}
-        for k, n in zip(agreeing, pairs, strict=True)
-    ]
-
-
-def _joined(pieces: Sequence[ByKind]) -> ByKind:
-    return {shared: np.concatenate([piece[shared] for piece in pieces], axis=-1) for shared in pieces[0]}
-
-
-def _pairs(answer_RP: np.ndarray, level_FR: Mapping[str, np.ndarray], group_SR: Mapping[Shared, np.ndarray]) -> list[ByKind]:
-    """Ordered pairs that agree, by what they share. Linear in the cells: a level's pairs are its runs' partners, summed."""
-    # Partners that share at least these factors: equal answers in one group are equal codes of the two together.
-    width = int(answer_RP.max(initial=0)) + 1
-    partners = {
-        shared: count_pairs(np.where(answer_RP >= 0, answer_RP.astype(np.int64) + width * group_R[:, None], -1)).others_RP
-        for shared, group_R in group_SR.items()
-    }
-    total = {shared: others_RP.sum(axis=0) for shared, others_RP in partners.items()}
-    found = [_exactly(total)]
-    for name, level_R in level_FR.items():
-        # A level takes its runs' pairs along, twice (both directions) except for those within the level, which share it too.
-        lost = {shared: _sums(others_RP, level_R) for shared, others_RP in partners.items()}
-        within = {shared: lost[tuple(n for n in level_FR if n in shared or n == name)] for shared in lost}
-        found.append(_exactly({shared: total[shared] - 2 * lost[shared] + within[shared] for shared in lost}))
-    return found
-
-
-def _exactly(count: ByKind) -> ByKind:
-    """From pairs that share at least these factors to pairs that share just these (Moebius inversion)."""
-    return {
-        shared: sum(
-            ((-1) ** (len(more) - len(shared)) * count[more] for more in count if set(shared) <= set(more)),
-            np.zeros_like(count[shared]),
-        )
-        for shared in count
-    }
-
-
-def _sums(x_RP: np.ndarray, level_R: np.ndarray) -> np.ndarray:
-    """Sum over the runs of each level."""
-    if len(level_R) == 0:
-        return x_RP
-    order = np.argsort(level_R, kind="stable")
-    return np.add.reduceat(x_RP[order], np.searchsorted(level_R[order], np.arange(level_R.max() + 1)), axis=0)
 
 
 def _part(
@@ -198,20 +127,20 @@ def _part(
 ) -> Estimate:
     value_P = sum((w * value[kind] for kind, w in weight.items()), np.zeros(len(cluster_P)))
     sides = [two_way(value_P, sum((w * side[kind] for kind, w in weight.items()), 0 * side[()]), cluster_P) for side in left]
-    mean, n_clusters = float(value_P.mean()), sides[0].n_clusters
+    mean, n_clusters, effective = float(value_P.mean()), sides[0].n_clusters, sides[0].effective
     fewest = min(n_levels.values())
     few = [f"{n} levels of {name}" for name, n in n_levels.items() if n < MIN_LEVELS]
-    few += [f"{n_clusters} prompts or clusters"] * (n_clusters < MIN_CLUSTERS)
+    few += [clusters_in_words(n_clusters, effective)] * (not enough_clusters(n_clusters, effective))
     note = f"{' and '.join(few)} are too few (at least {MIN_LEVELS} levels and {MIN_CLUSTERS} prompts)" if few else odd
     needed = math.prod(max(n, MIN_LEVELS) for n in n_levels.values()) if fewest < MIN_LEVELS else None
     shape = (level, n_runs, len(value_P))
     if fewest < 2 or n_clusters < 2:
         return Estimate(mean, None, None, *shape, "none", False, needed, note)
     prompts = min(side.prompts for side in sides)
-    terms = [(side.runs, n - 1) for side, n in zip(sides, n_levels.values(), strict=True)] + [(prompts, n_clusters - 1)]
+    terms = [(side.runs, n - 1) for side, n in zip(sides, n_levels.values(), strict=True)] + [(prompts, sides[0].prompt_df)]
     half = math.sqrt(sum(t_quantile(level, df) ** 2 * variance for variance, df in terms))
     # A kind of prompt that is rarer than the bound may be missing from the suite, whatever the others say (as in share_interval).
-    bound = zero_event_bound(n_clusters, level)
+    bound = zero_event_bound(effective, level)
     if half < ROUNDING:  # no level and no prompt differs from the others
         method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
         return Estimate(mean, max(0.0, mean - bound), min(1.0, mean + bound), *shape, method, not note, needed, note)

@@ -7,16 +7,26 @@ resampling, so that two tables of 10,000 x 10,000 answers need no more memory th
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from toolkit.statistics.arrays import cluster_blocks
-from toolkit.statistics.disagreement import MIN_CLUSTERS
+from toolkit.statistics.disagreement import clusters_in_words, enough_clusters
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import TwoWay, cluster_sums, jackknife_variance, logit_interval, zero_event_bound
+from toolkit.statistics.intervals import (
+    Leverage,
+    TwoWay,
+    between_clusters,
+    cluster_sums,
+    jackknife_variance,
+    leverage,
+    logit_interval,
+    zero_event_bound,
+)
 
-MIN_GROUPS = 5  # seen to cover in simulation from here, where runs differ by at most 1 on the logit of an answer
+MIN_GROUPS = 3  # seen to cover in simulation from here, where runs differ by at most 1 on the logit of an answer
 SAME_RATIO = 1.25  # ratios within [0.8, 1.25] are called practically no change
 SAME_SHARE = 0.01  # and so are differences of at most one percentage point
 NO_WIDTH = 1e-12  # an interval narrower than this is rounding: nothing differs from anything
@@ -51,8 +61,8 @@ class Sums:
 
     left_b_J, left_a_J: the mean over prompts without each unit; a prompt that has no value left keeps its own. shift_b_J, shift_a_J: how
     far the mean moves; of units that are left out of both arms at once, a prompt without a value left in one arm moves in neither.
-    has_left: whether any prompt has a value without a unit, in b and in a. noise: [arm, arm], the sum over clusters of what
-    `two_way` calls V_RP, before it is set against the variance of the runs.
+    has_left: whether any prompt has a value without a unit, in b and in a. noise: [cluster, arm, arm], what `between_clusters`
+    calls noise_C, with the covariance of the arms.
     """
 
     b_P: np.ndarray
@@ -71,19 +81,22 @@ class Sums:
 
     def prompts(self, weight_b: float, weight_a: float, runs: float) -> float:
         """Variance of weight_b * b + weight_a * a that the choice of prompts adds to that of the runs (V_P less V_RP, see `two_way`)."""
-        n = self.clusters
-        if n < 2:
+        if self.sizes is None:
             return math.nan
         value_P, weight = weight_b * self.b_P + weight_a * self.a_P, np.array([weight_b, weight_a])
-        deviation_C = np.bincount(self.cluster_P, weights=value_P - value_P.mean()) / len(value_P)
-        noise = max(0.0, float(weight @ self.noise @ weight) - runs / n)
-        return max(0.0, n / (n - 1) * (float(np.sum(deviation_C**2)) - noise))
+        return between_clusters(value_P, self.cluster_P, weight @ self.noise @ weight, runs)[0]
+
+    @cached_property
+    def sizes(self) -> Leverage | None:
+        """What the clusters are worth; None of one alone."""
+        return leverage(np.bincount(self.cluster_P)) if self.clusters > 1 else None
 
 
 def summed(blocks: Iterable[Block], n_b: int, n_a: int, together: bool) -> Sums | None:
     """Sums over blocks that cover every prompt once; None without a prompt. together: unit j is left out of both arms at once."""
     values: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    left_J, shift_J, noise, has_left = np.zeros(n_b + n_a), np.zeros(n_b + n_a), np.zeros((2, 2)), [False, False]
+    left_J, shift_J, has_left = np.zeros(n_b + n_a), np.zeros(n_b + n_a), [False, False]
+    noise: list[np.ndarray] = []
 
     def shifts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for block in blocks:
@@ -102,14 +115,12 @@ def summed(blocks: Iterable[Block], n_b: int, n_a: int, together: bool) -> Sums 
 
     for shift_JC in cluster_sums(shifts()):
         b_JC, a_JC = (x_JC - x_JC.mean(axis=0) for x_JC in (shift_JC[:n_b], shift_JC[n_b:]))
-        noise[0, 0] += (n_b - 1) / n_b * float(np.sum(b_JC**2))
-        noise[1, 1] += (n_a - 1) / n_a * float(np.sum(a_JC**2))
-        if together:
-            noise[0, 1] += (n_b - 1) / n_b * float(np.sum(b_JC * a_JC))
+        both_C = (n_b - 1) / n_b * np.sum(b_JC * a_JC, axis=0) if together else np.zeros(b_JC.shape[1])
+        of_b, of_a = ((len(x_JC) - 1) / len(x_JC) * np.sum(x_JC**2, axis=0) for x_JC in (b_JC, a_JC))
+        noise.append(np.stack([of_b, both_C, both_C, of_a], axis=1).reshape(-1, 2, 2))
     if not values:
         return None
     b_P, a_P, cluster_P = (np.concatenate(column) for column in zip(*values, strict=True))
-    noise[1, 0] = noise[0, 1]
     per_unit = (x_J / len(b_P) for x_J in (*np.split(left_J, [n_b]), *np.split(shift_J, [n_b])))
     return Sums(
         b_P,
@@ -117,7 +128,7 @@ def summed(blocks: Iterable[Block], n_b: int, n_a: int, together: bool) -> Sums 
         np.unique(cluster_P, return_inverse=True)[1],
         *per_unit,
         has_left=(has_left[0], has_left[1]),
-        noise=noise / len(b_P) ** 2,
+        noise=np.concatenate(noise) / len(b_P) ** 2,
     )
 
 
@@ -156,12 +167,17 @@ class Arms:
         return self.sums.clusters
 
     @property
+    def effective(self) -> float:
+        """So many clusters of equal size know as much as these."""
+        return self.sums.sizes.effective if self.sums.sizes else float(self.clusters)
+
+    @property
     def prompts(self) -> int:
         return len(self.sums.b_P)
 
     @property
     def enough(self) -> bool:
-        return self.units >= self.least and self.clusters >= MIN_CLUSTERS
+        return self.units >= self.least and enough_clusters(self.clusters, self.effective)
 
     @property
     def needed(self) -> int | None:
@@ -169,9 +185,9 @@ class Arms:
 
     @property
     def too_few(self) -> str:
-        if self.units >= MIN_GROUPS and self.clusters >= MIN_CLUSTERS:
+        if self.units >= MIN_GROUPS and enough_clusters(self.clusters, self.effective):
             return ""
-        return f"{self.units} {self.unit} on {self.clusters} prompts or clusters are too few for an honest interval"
+        return f"{self.units} {self.unit} on {clusters_in_words(self.clusters, self.effective)} are too few for an honest interval"
 
     def parts(self, weight_b: float, weight_a: float) -> Parts:
         """Variance of weight_b * b + weight_a * a, from units and from prompts."""
@@ -193,9 +209,9 @@ class Arms:
 
     def _two_way(self, weight_b: float, weight_a: float) -> TwoWay:
         if not all(self.sums.has_left):  # two groups leave no pair of groups when one is left out
-            return TwoWay(math.nan, math.nan, self.units, self.clusters)
+            return TwoWay(math.nan, math.nan, self.units, self.clusters, self.sums.sizes)
         runs = jackknife_variance(weight_b * self.sums.shift_b_J + weight_a * self.sums.shift_a_J)
-        return TwoWay(runs, self.sums.prompts(weight_b, weight_a, runs), self.units, self.clusters)
+        return TwoWay(runs, self.sums.prompts(weight_b, weight_a, runs), self.units, self.clusters, self.sums.sizes)
 
 
 def ratio(arms: Arms | None, n_rows: int, level: float) -> Estimate:
@@ -224,7 +240,7 @@ def difference(arms: Arms | None, n_rows: int, level: float) -> Estimate:
     method = f"{arms.resampled} jackknife-t with prompt term"
     low, high = ends_at(level)
     if high - low < NO_WIDTH:
-        method, ends_at = _BOUND.format(arms.clusters), _around(value, arms.clusters)
+        method, ends_at = _BOUND.format(arms.clusters), _around(value, arms.effective)
     low, high = ends_at(level)
     same = max(abs(low), abs(high)) <= SAME_SHARE
     p = p_value(lambda level: excludes(ends_at(level), 0.0)) if math.isfinite(low) else None
@@ -258,7 +274,7 @@ def _log_ends(value: float, parts: Parts) -> Callable[[float], Ends]:
     return ends_at
 
 
-def _around(value: float, clusters: int) -> Callable[[float], Ends]:
+def _around(value: float, clusters: float) -> Callable[[float], Ends]:
     """No unit and no prompt differs from the others: fresh prompts are bounded as for an event never seen."""
     return lambda level: (value - zero_event_bound(clusters, level), value + zero_event_bound(clusters, level))
 
@@ -267,7 +283,7 @@ def _ratio_around(value: float, arms: Arms) -> Callable[[float], Ends]:
     """The same for a ratio: half of the error to the bound, the other half to the lower limit of the denominator."""
 
     def ends_at(level: float) -> Ends:
-        step = zero_event_bound(arms.clusters, (1 + level) / 2) / max(_low_a(arms, arms.parts(0.0, 1.0), level), NO_WIDTH)
+        step = zero_event_bound(arms.effective, (1 + level) / 2) / max(_low_a(arms, arms.parts(0.0, 1.0), level), NO_WIDTH)
         return max(0.0, value - step), value + step
 
     return ends_at
@@ -341,7 +357,7 @@ def zero_ratio(arms: Arms, level: float, border: float, note: str, *, contrast: 
 
     def high_at(level: float) -> float:
         low_a = _low_a(arms, parts, level)
-        return zero_event_bound(arms.clusters, (1 + level) / 2) / low_a if low_a > 0 else math.inf
+        return zero_event_bound(arms.effective, (1 + level) / 2) / low_a if low_a > 0 else math.inf
 
     high = high_at(level)
     conclusive = arms.enough and high < border

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from toolkit.statistics.arrays import as_level
+from toolkit.statistics.disagreement import MIN_LEVELS
 from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.fresh import codes
 from toolkit.statistics.mean_squares import METHOD, RESIDUAL, SMALL, MeanSquare, combine, mean_square, within_groups
 from toolkit.statistics.outliers import far_from_median
 from toolkit.statistics.reml import reml
-
-MIN_LEVELS = 5  # the intervals were seen to cover from here; with fewer they are next to endless
 
 
 @dataclass(frozen=True)
@@ -190,14 +190,6 @@ def as_scores(score_N: np.ndarray | Sequence[float]) -> np.ndarray:
     if score_N.ndim != 1:
         raise ValueError(f"scores must be one number per run, not shape {score_N.shape}")
     return np.where(np.isfinite(score_N), score_N, np.nan)
-
-
-def codes(label_N: np.ndarray | Sequence, n_runs: int, name: str) -> np.ndarray:
-    """Labels of any dtype as 0, 1, ..."""
-    label_N = np.asarray(label_N)
-    if label_N.shape != (n_runs,):
-        raise ValueError(f"{name} must name one level for each of the {n_runs} runs, not shape {label_N.shape}")
-    return np.unique(label_N, return_inverse=True)[1]
 
 
 def _sets(factors: int) -> list[tuple[int, ...]]:

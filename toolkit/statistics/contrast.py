@@ -14,7 +14,7 @@ from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.arms import MIN_GROUPS, Arms, Block, Clusters, Ends, Sums, difference, places, ratio, summed
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, as_marks, blocks, cells, filled_rows, marks, same_prompts
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import jackknife_variance, logit_interval, smallest, t_quantile, zero_event_bound
+from toolkit.statistics.intervals import Leverage, jackknife_variance, logit_interval, smallest, t_quantile, zero_event_bound
 from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
 from toolkit.statistics.pairs import count_pairs, leave_one_out
 
@@ -94,7 +94,7 @@ class Separate(Arms):
             for runs, has_left, weight in zip(known, self.sums.has_left, (weight_b, weight_a), strict=True)
         )
         prompts = self.sums.prompts(weight_b, weight_a, sum(known))
-        return TwoArms(runs_b, runs_a, prompts, len(self.sums.left_b_J), len(self.sums.left_a_J), self.clusters)
+        return TwoArms(runs_b, runs_a, prompts, len(self.sums.left_b_J), len(self.sums.left_a_J), self.sums.sizes)
 
     def log_parts(self) -> "TwoArms":
         parts = self.parts(1 / self.b, -1 / self.a)
@@ -113,7 +113,7 @@ class Separate(Arms):
             """Of one arm: what fresh prompts may hold of an event never seen, where its runs show nothing else."""
             if 0.0 < share < 1.0:
                 return logit_interval(share, half)
-            bound = 0.0 if {self.b, self.a} <= {0.0, 1.0} else zero_event_bound(self.clusters, (1 + level) / 2)
+            bound = 0.0 if {self.b, self.a} <= {0.0, 1.0} else zero_event_bound(self.effective, (1 + level) / 2)
             return share - max(half, bound), share + max(half, bound)
 
         def ends_at(level: float) -> Ends:
@@ -136,14 +136,14 @@ class TwoArms:
     prompts: float
     n_b: int
     n_a: int
-    n_clusters: int
+    sizes: Leverage | None
 
     def halves(self, level: float) -> tuple[float, float, float]:
         """Half widths from the runs of b, those of a, and the prompts, each with its own degrees of freedom. nan where a part is."""
-        if min(self.n_b, self.n_a, self.n_clusters) < 2:
+        if self.sizes is None or min(self.n_b, self.n_a) < 2:
             return math.nan, math.nan, math.nan
-        parts = (self.runs_b, self.n_b), (self.runs_a, self.n_a), (self.prompts, self.n_clusters)
-        half_b, half_a, half_prompts = (t_quantile(level, n - 1) * math.sqrt(variance) for variance, n in parts)
+        parts = (self.runs_b, self.n_b - 1), (self.runs_a, self.n_a - 1), (self.prompts, self.sizes.df)
+        half_b, half_a, half_prompts = (t_quantile(level, df) * math.sqrt(variance) for variance, df in parts)
         return half_b, half_a, half_prompts
 
     def half_width(self, level: float) -> float:

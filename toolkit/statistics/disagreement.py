@@ -1,20 +1,24 @@
 """How often two runs of one procedure answer the same prompt differently."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, blocks, cells, cluster_blocks, filled_rows
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import runs_interval, share_interval, two_way_of, zero_event_bound
+from toolkit.statistics.fresh import Levels, fresh_pairs, independent_runs, shared_sources
+from toolkit.statistics.intervals import ByLevels, Error, TwoWay, runs_interval, share_interval, two_way, two_way_of, zero_event_bound
 from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
 from toolkit.statistics.pairs import count_pairs, leave_one_out
 
-# From 5 replicas the interval was seen to cover in simulation, where runs differ by up to 1 on the logit of an answer.
-MIN_REPLICAS = 5
+# From 3 replicas the interval was seen to cover in simulation, where runs differ by up to 1 on the logit of an answer.
+MIN_REPLICAS = 3
+MIN_LEVELS = 5  # of a source that runs share; with fewer, intervals are next to endless
 MIN_CLUSTERS = 10
+MIN_EFFECTIVE_CLUSTERS = 6.0
+"""of unequal sizes: so many equal ones must know as much (see `leverage`)"""
 MIN_REPLICAS_ALONE = 10
 """where replicas alone are drawn anew, no spread of prompts hides how little a few of them know of their own spread: 5 covered 89 %"""
 
@@ -33,7 +37,12 @@ def prompt_disagreement(answer_RP: np.ndarray) -> np.ndarray:
 
 
 def disagreement(
-    answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95, fresh_prompts: bool = True
+    answer_RP: np.ndarray,
+    *,
+    cluster_P: np.ndarray | Sequence[int] | None = None,
+    level: float = 0.95,
+    fresh_prompts: bool = True,
+    levels: Levels | None = None,
 ) -> Estimate:
     """How often do two fresh runs of the procedure give different answers to a fresh prompt?
 
@@ -52,6 +61,10 @@ def disagreement(
     fresh_prompts=False asks about these very prompts: only replicas are drawn anew, and more of them narrow the interval without end. Where
     no two differ (or all do) its other end is the zero-event bound over disjoint pairs of replicas.
 
+    levels: where runs share levels of sources (crossed, nested or repeated designs), the level of every run in each. Then only pairs
+    that share none count (`fresh_pairs`), and levels of every source are resampled in place of replicas: conclusive from
+    MIN_LEVELS levels of each.
+
     Inconclusive below MIN_REPLICAS replicas or MIN_CLUSTERS clusters, and below MIN_REPLICAS_ODD replicas when some
     stand far off the others (see `odd_replicas`). A kind of run that no replica shows is in no interval: D is that of
     runs such as these.
@@ -64,6 +77,7 @@ def disagreement(
     cluster_P = as_clusters(cluster_P, answer_RP.shape[1])
     row_R = filled_rows(answer_RP)
     n_replicas = len(row_R)
+    sources = shared_sources({name: np.asarray(level_R)[row_R] for name, level_R in (levels or {}).items()}, n_replicas)
     d_P = np.full(answer_RP.shape[1], np.nan)
     differing = Differing(n_replicas)
 
@@ -74,35 +88,50 @@ def disagreement(
             differing.add(pairs)
             yield d_P[at], leave_one_out(pairs), cluster_P[at]
 
-    parts = two_way_of(left_out(), n_replicas)
+    def levels_left_out() -> ByLevels:
+        pieces = []
+        for at in blocks(*answer_RP.shape):
+            answers = cells(answer_RP, row_R, at)
+            differing.add(count_pairs(answers))
+            pieces.append(fresh_pairs(answers, sources))
+        d_P[:] = np.concatenate([value_P for value_P, _ in pieces])
+        used_P = np.isfinite(d_P)
+        sides = [np.concatenate(side, axis=1)[:, used_P] for side in zip(*(left for _, left in pieces), strict=True)]
+        return ByLevels(tuple(two_way(d_P[used_P], left_LP, cluster_P[used_P]) for left_LP in sides))
+
+    parts = levels_left_out() if sources else two_way_of(left_out(), n_replicas)
     used_P = np.isfinite(d_P)
     n_prompts = int(used_P.sum())
     if n_prompts == 0:
-        note = "no prompt was answered by two replicas"
+        note = f"no prompt was answered by two replicas{' that share no ' + ' or '.join(sources) if sources else ''}"
         needed = MIN_REPLICAS if n_replicas < MIN_REPLICAS else None
         return Estimate(None, None, None, level, n_replicas, 0, "none", False, needed, note)
 
     value = float(d_P[used_P].mean())
-    n_clusters = parts.n_clusters
+    units = f"levels of {' and '.join(sources)}" if sources else "replicas"
+    n_clusters, many = parts.n_clusters, enough_clusters(parts.n_clusters, parts.effective)
     at_least = MIN_REPLICAS if fresh_prompts else MIN_REPLICAS_ALONE
-    enough = n_replicas >= at_least and (n_clusters >= MIN_CLUSTERS or not fresh_prompts)
+    enough = n_replicas >= at_least and (many or not fresh_prompts)
     needed = at_least if n_replicas < at_least else None
-    note = "" if enough else _too_few(n_replicas, n_clusters, at_least)
+    note = "" if enough else _too_few(n_replicas, parts, at_least)
+    if few := few_levels(sources):
+        enough, note = False, few
     odd_R = row_R[differing.rows()]
     if enough and len(odd_R):
         enough = n_replicas >= MIN_REPLICAS_ODD
         needed = None if enough else MIN_REPLICAS_ODD
         note = odd_note(odd_R)
 
-    if n_replicas == 2:  # leaving one out leaves no pair, so nothing shows how much replicas matter
+    if n_replicas == 2 and isinstance(parts, TwoWay):  # leaving one out leaves no pair, so nothing shows how much replicas matter
         parts = replace(parts, runs=math.nan)
     if not fresh_prompts:
-        low, high = runs_interval(value, parts, level)
-        of_pairs = f"zero-event bound over {n_replicas // 2} disjoint pairs of replicas, one-sided"
-        method = of_pairs if value in (0.0, 1.0) else "jackknife-t over replicas, of these prompts alone, logit scale"
+        n_fresh = len(independent_runs(sources, n_replicas)) if sources else n_replicas
+        low, high = runs_interval(value, parts, n_fresh, level)
+        of_pairs = f"zero-event bound over {n_fresh // 2} disjoint pairs of replicas, one-sided"
+        method = of_pairs if value in (0.0, 1.0) else f"jackknife-t over {units}, of these prompts alone, logit scale"
         return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
     low, high = share_interval(value, parts, level)
-    method = "two-way jackknife-t over replicas and prompts, logit scale"
+    method = f"two-way jackknife-t over {units} and prompts, logit scale"
     if value in (0.0, 1.0):
         method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
         note = note or (
@@ -112,9 +141,38 @@ def disagreement(
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
 
-def _too_few(n_replicas: int, n_clusters: int, at_least: int) -> str:
+def enough_clusters(n_clusters: int, effective: float) -> bool:
+    """Whether the variance between clusters is known well enough for an interval that holds what it says."""
+    return n_clusters >= MIN_CLUSTERS and effective >= MIN_EFFECTIVE_CLUSTERS
+
+
+def clusters_in_words(n_clusters: int, effective: float) -> str:
+    """How many there are, and what they are worth where they differ in size."""
+    worth = f" of unequal size, worth {effective:.1f} equal ones," if effective < 0.9 * n_clusters else ""
+    return f"{n_clusters} prompts or clusters{worth}"
+
+
+def few_clusters(n_clusters: int, effective: float, worth: float = MIN_EFFECTIVE_CLUSTERS) -> str:
+    """Why `enough_clusters` says no; empty where it says yes. worth: so many equal ones where it takes more."""
+    if enough_clusters(n_clusters, effective) and effective >= worth:
+        return ""
+    least = f"at least {MIN_CLUSTERS}" + (f", worth {worth:g}" if n_clusters >= MIN_CLUSTERS else "")
+    return f"{clusters_in_words(n_clusters, effective)} are too few for an interval that holds what it says ({least})"
+
+
+def few_clusters_of(cluster_P: np.ndarray) -> str:
+    """The same of a suite, from the cluster of every prompt."""
+    size_C = np.unique(cluster_P, return_counts=True)[1]
+    return few_clusters(len(size_C), float(size_C.sum() ** 2 / np.sum(size_C**2)))
+
+
+def few_levels(sources: Mapping[str, np.ndarray]) -> str:
+    """Why levels of sources that runs share are too few to be resampled; empty where they are not."""
+    few = [f"{n} levels of {name}" for name, code_R in sources.items() if (n := int(code_R.max()) + 1) < MIN_LEVELS]
+    return f"{' and '.join(few)} are too few for an interval that holds what it says (at least {MIN_LEVELS})" if few else ""
+
+
+def _too_few(n_replicas: int, parts: Error, at_least: int) -> str:
     if n_replicas < at_least:
         return f"{n_replicas} replicas are too few for an interval that holds what it says (at least {at_least})"
-    if n_clusters < MIN_CLUSTERS:
-        return f"{n_clusters} prompts or clusters are too few for an interval that holds what it says (at least {MIN_CLUSTERS})"
-    return ""
+    return few_clusters(parts.n_clusters, parts.effective)

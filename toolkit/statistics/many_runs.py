@@ -6,7 +6,7 @@ import numpy as np
 
 from toolkit.statistics.accuracy import accuracy
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level
-from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS
+from toolkit.statistics.disagreement import MIN_REPLICAS, enough_clusters
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import two_way
 from toolkit.statistics.tolerance import Tolerance, distribution_free, wilks
@@ -66,7 +66,7 @@ def distinct_answers(
     parts = two_way(value_P[used_P], left_JP[:, used_P], cluster_P[used_P])
     value, half = float(value_P[used_P].mean()), parts.half_width(level)
     within = runs <= 2 * n_replicas
-    enough = within and n_replicas >= MIN_REPLICAS and parts.n_clusters >= MIN_CLUSTERS
+    enough = within and n_replicas >= MIN_REPLICAS and enough_clusters(parts.n_clusters, parts.effective)
     note = "" if within else f"extrapolated from {n_replicas:,} runs to {runs:,}: rather a lower bound"
     low, high = (max(1.0, value - half), value + half) if np.isfinite(half) else (None, None)
     method = "rarefaction and extrapolation (Chao et al. 2014), two-way block jackknife-t"

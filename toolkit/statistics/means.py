@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from toolkit.statistics.agreement import unknown, verdict
-from toolkit.statistics.disagreement import MIN_REPLICAS
+from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import log_jackknife, t_quantile, two_way
 
@@ -43,7 +43,7 @@ def mean_estimate(
         return unknown(level, n_replicas, 0, note or "no prompt has what it takes", at_least if n_replicas < at_least else None)
     value_P, left_RP = value_P[used_P], left_RP[:, used_P]
     value, parts = float(value_P.mean()), two_way(value_P, left_RP, cluster_P[used_P])
-    enough, needed, doubt = verdict(n_replicas, parts.n_clusters, odd_R, at_least)
+    enough, needed, doubt = verdict(n_replicas, few_clusters(parts.n_clusters, parts.effective), odd_R, at_least)
     shape = level, n_replicas, n_prompts
     carried_by_P = value_P if carried_by_P is None else carried_by_P[used_P]
     if enough and effective(carried_by_P, cluster_P[used_P]) < worth:

@@ -335,7 +335,10 @@ def _fewest(fits: Callable[[int, int, float], bool], prompts: int, at_least: int
 
 
 def _scaled(parts: TwoWay, runs: int, clusters: int) -> TwoWay:
-    return TwoWay(parts.runs * parts.n_runs / runs, parts.prompts * parts.n_clusters / clusters, runs, clusters)
+    """More runs, and more clusters of the same sizes."""
+    more = clusters / parts.n_clusters
+    sizes = parts.sizes and replace(parts.sizes, df=parts.sizes.df * more, effective=parts.sizes.effective * more)
+    return TwoWay(parts.runs * parts.n_runs / runs, parts.prompts / more, runs, clusters, sizes)
 
 
 def _reach(parts: TwoWay, power: float, level: float) -> float:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from toolkit.statistics.arrays import as_level
-from toolkit.statistics.components import MIN_LEVELS, as_scores, codes, crossed
+from toolkit.statistics.components import as_scores, crossed
+from toolkit.statistics.disagreement import MIN_LEVELS
 from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.fresh import codes
 from toolkit.statistics.mean_squares import METHOD, RESIDUAL, MeanSquare, combine, mean_square, within_groups
 from toolkit.statistics.outliers import far_from_median
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from toolkit.statistics.arms import Clusters
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, same_prompts
-from toolkit.statistics.disagreement import MIN_CLUSTERS
+from toolkit.statistics.disagreement import few_clusters_of
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import NEVER, TwoWay, jackknife_variance, log_jackknife, share_interval, t_quantile, two_way
 from toolkit.statistics.pairs import count_pairs, leave_group_out
@@ -180,7 +180,7 @@ def fit_disagreement(
     block, blocks = _blocks({k: len(answer_GP) for k, answer_GP in answer_KGP.items()})
     same_prompts(*answer_KGP.values())
     clusters_P = as_clusters(cluster_P, next(iter(answer_KGP.values())).shape[1])
-    note, needed = _too_few(block, blocks, len(np.unique(clusters_P)))
+    note, needed = _too_few(block, blocks, clusters_P)
     if blocks < 3:
         return _nothing(power, (level, blocks * block, len(clusters_P)), needed, note)
     d_KP, left_KBP = [], []
@@ -191,7 +191,7 @@ def fit_disagreement(
         left_KBP.append(leave_group_out(answer_GP, pairs, list(np.arange(len(answer_GP)).reshape(blocks, -1))))
     used_P = np.isfinite(d_KP).all(axis=0)
     shape, clusters_P = (level, blocks * block, int(used_P.sum())), clusters_P[used_P]
-    note, needed = _too_few(block, blocks, len(np.unique(clusters_P)))
+    note, needed = _too_few(block, blocks, clusters_P)
     if len(np.unique(clusters_P)) < 2:
         return _nothing(power, shape, needed, note)
     d_KP, left_KBP = np.array(d_KP)[:, used_P], np.array(left_KBP)[:, :, used_P]
@@ -302,13 +302,11 @@ def _blocks(groups: Mapping[int, int]) -> tuple[int, int]:
     return block, min(n * int(k) // block for k, n in groups.items())
 
 
-def _too_few(block: int, blocks: int, clusters: int = MIN_CLUSTERS) -> tuple[str, int | None]:
+def _too_few(block: int, blocks: int, cluster_P: np.ndarray | None = None) -> tuple[str, int | None]:
     needed = MIN_BLOCKS * block if blocks < MIN_BLOCKS else None
     if needed:
         return f"{blocks} blocks of {block} replicas are too few for an honest interval (at least {MIN_BLOCKS})", needed
-    if clusters < MIN_CLUSTERS:
-        return f"{clusters} prompts or clusters are too few for an honest interval (at least {MIN_CLUSTERS})", None
-    return "", None
+    return "" if cluster_P is None else few_clusters_of(cluster_P), None
 
 
 def _nothing(power: float, shape: tuple[float, int, int], needed: int | None, note: str) -> ScalingFit:

@@ -9,9 +9,9 @@ import numpy as np
 from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD
 from toolkit.statistics.agreement import unknown, verdict
 from toolkit.statistics.arrays import as_clusters, as_level
-from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS
+from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters_of
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import leave_one_out_variance, log_jackknife, t_quantile
+from toolkit.statistics.intervals import leave_one_out_variance, log_variance_interval
 from toolkit.statistics.means import ROUNDING, effective, few_prompts, log_ratio, mean_estimate, variances
 from toolkit.statistics.outliers import MIN_RUNS_ODD, far_from_centre, far_from_median, run_distance
 
@@ -64,14 +64,13 @@ def score_sd(score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float =
     odd_R = np.union1d(far_from_median(mean_R, size), far_from_centre(run_distance(own_RP, present_RP)))
 
     variance, left_R = float(mean_R.var(ddof=1)), leave_one_out_variance(mean_R)
-    enough, needed, note = verdict(n_replicas, MIN_CLUSTERS, row_R[odd_R], MIN_REPLICAS_SPREAD)  # prompts are given
+    enough, needed, note = verdict(n_replicas, "", row_R[odd_R], MIN_REPLICAS_SPREAD)  # prompts are given
     method = "log-variance jackknife-t over replicas, these prompts"
     if left_R.min() <= tiny:
         low = high = None
         enough, note = False, "all replicas, or all but one, have the same mean score: there is no spread to put an interval around"
     else:
-        centre, se = log_jackknife(math.log(variance), np.log(left_R))
-        low, high = _about(variance, centre, t_quantile(level, n_replicas - 1) * se)
+        low, high = map(math.exp, log_variance_interval(math.log(variance), np.log(left_R), mean_R, level))
     sd = Estimate(variance, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
     # On one prompt: the variance between the means of runs, and that about them, each with its own error (Zou & Donner 2008).
@@ -134,7 +133,7 @@ def icc(
     if single.between + single.rest <= tiny:
         return unknown(level, k, n, "all scores are equal: there is no variance to divide")
     odd_R = row_R[far_from_median(score_RP.mean(axis=1), size)] if form[0] != "C" else row_R[:0]
-    enough, needed, note = verdict(k, len(np.unique(cluster_P)), odd_R, MIN_REPLICAS if form[0] == "C" else MIN_REPLICAS_ABSOLUTE)
+    enough, needed, note = verdict(k, few_clusters_of(cluster_P), odd_R, MIN_REPLICAS if form[0] == "C" else MIN_REPLICAS_ABSOLUTE)
     if enough and effective(single.between_P, cluster_P) < MIN_EFFECTIVE_ICC:
         enough, note = False, few_prompts(single.between_P, cluster_P, MIN_EFFECTIVE_ICC)
     low = high = None

@@ -18,7 +18,7 @@ import numpy as np
 from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import HEAVY_TAILS, leave_one_out_variance, log_jackknife, t_quantile
+from toolkit.statistics.intervals import leave_one_out_variance, log_jackknife, log_variance_interval
 from toolkit.statistics.outliers import MIN_RUNS_ODD, far_from_median
 from toolkit.statistics.variance import NO_ERROR, ROUNDING, has_spread
 
@@ -31,8 +31,8 @@ def subset_variance(score_R: np.ndarray, k: int, *, level: float = 0.95) -> Esti
     Estimand: Var(mean of k fresh scores) = s^2 / k, exact for a mean of scores (probabilities averaged and scored by a
     linear rule, say). An accuracy of averaged weights or of a vote is no mean of accuracies: `partition_variance`, or
     `accuracy_spread` of disjoint groups.
-    Resampled: replicas, by the delete-one jackknife of ln s^2 with t and N-1 degrees of freedom, the upper limit moved out
-    for scores with heavy tails (`HEAVY_TAILS`).
+    Resampled: replicas, by the delete-one jackknife of ln s^2 with t and N-1 degrees of freedom, widened for scores
+    with heavy tails (`log_variance_interval`).
 
     score_R: one number per replica, nan = none. Conclusive: MIN_REPLICAS_SPREAD replicas (MIN_RUNS_ODD where some are far
     off), all with a score, and k <= N/2: a mean of more is none that N replicas could show twice.
@@ -55,7 +55,7 @@ def subset_variance(score_R: np.ndarray, k: int, *, level: float = 0.95) -> Esti
     if n < 3 or not has_spread(score_R, left_R := leave_one_out_variance(score_R)):
         note = note if n < 3 else "the scores, or all but one of them, are equal, so their variance has no interval"
         return Estimate(None, None, None, level, n, 0, method, False, needed, note)
-    return _estimate(math.log(score_R.var(ddof=1) / k), np.log(left_R / k), level, method, needed, note)
+    return _estimate(math.log(score_R.var(ddof=1) / k), np.log(left_R / k), score_R, level, method, needed, note)
 
 
 def partition_variance(
@@ -101,7 +101,7 @@ def partition_variance(
         value = total if math.isfinite(total) else None
         note = note or "the statistic has no variance between groups, or no value for some of them"
         return Estimate(value, None, None, level, n_replicas, 0, method, False, needed, note)
-    return _estimate(math.log(total), np.log(left_R), level, method, needed, note)
+    return _estimate(math.log(total), np.log(left_R), None, level, method, needed, note)
 
 
 def _too_few(n: int, k: int, groups: int) -> tuple[str, int | None]:
@@ -109,11 +109,16 @@ def _too_few(n: int, k: int, groups: int) -> tuple[str, int | None]:
     return (f"{n} replicas say little about a variance of {k} (at least {least})", least) if n < least else ("", None)
 
 
-def _estimate(log_value: float, log_left_R: np.ndarray, level: float, method: str, needed: int | None, note: str) -> Estimate:
-    centre, se = log_jackknife(log_value, log_left_R)
-    if se < ROUNDING:
+def _estimate(
+    log_value: float,
+    log_left_R: np.ndarray,
+    score_R: np.ndarray | None,
+    level: float,
+    method: str,
+    needed: int | None,
+    note: str,
+) -> Estimate:
+    if log_jackknife(log_value, log_left_R)[1] < ROUNDING:
         return Estimate(math.exp(log_value), None, None, level, len(log_left_R), 0, method, False, needed, note or NO_ERROR)
-    half = t_quantile(level, len(log_left_R) - 1) * se
-    low, high = min(centre - half, log_value), max(centre + HEAVY_TAILS * half, log_value)
-    ends = math.exp(log_value), math.exp(low), math.exp(min(high, 700.0))
-    return Estimate(*ends, level, len(log_left_R), 0, method, not note, needed, note)
+    low, high = map(math.exp, log_variance_interval(log_value, log_left_R, score_R, level))
+    return Estimate(math.exp(log_value), low, high, level, len(log_left_R), 0, method, not note, needed, note)

@@ -3,15 +3,15 @@
 import itertools
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from toolkit.statistics.agreement import share_estimate, unknown, verdict
 from toolkit.statistics.arrays import as_clusters, as_level
-from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS
+from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters
 from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import TwoWay, share_interval
+from toolkit.statistics.intervals import Leverage, TwoWay, leverage, share_interval
 from toolkit.statistics.outliers import far_from_centre
 
 Clusters = np.ndarray | Sequence[int] | None
@@ -157,7 +157,7 @@ def first_divergence(
     All pairs count, but none is looked at: texts are sorted, and those that share a beginning stand together. The cost is
     linear in the tokens of the different texts, and in replicas times depth for the intervals.
     Resampled: replicas and clusters of prompts (two-way jackknife of ln S to first order, logit scale), never pairs, which
-    share replicas. No interval where fewer than MIN_CLUSTERS prompts or clusters are left; the same bounds near 1 and 0
+    share replicas. No interval where too few prompts or clusters are left; the same bounds near 1 and 0
     as in `disagreement`, from the prompts that are left.
 
     texts: [R][P] of tokens, None = missing; tokens of one type that can be sorted. Conclusive: MIN_REPLICAS replicas,
@@ -195,11 +195,15 @@ def first_divergence(
     t = np.arange(1, depth + 1)
     survival_T = np.cumprod(1 - events_T / at_risk_T)
     clusters_T = clusters_CT.sum(axis=0)
-    runs_T, prompts_part_T = _error(trees, cluster_P, n, at_risk_T, events_T)
+    runs_T, prompts_part_T, sizes = _error(trees, cluster_P, n, at_risk_T, events_T)
     low_T, high_T = np.full(depth, np.nan), np.full(depth, np.nan)
-    for k in np.flatnonzero(clusters_T[:depth] >= MIN_CLUSTERS) if n > 2 else ():
+    few_T = [few_clusters(int(c), min(c, sizes.effective if sizes else c)) for c in clusters_T[:depth]]
+    for k in range(depth) if n > 2 else ():
+        if few_T[k]:
+            continue
         value = float(survival_T[k])
-        parts = TwoWay(value**2 * runs_T[k], value**2 * prompts_part_T[k], n, int(clusters_T[k]))
+        left = None if sizes is None else replace(sizes, df=min(sizes.df, clusters_T[k] - 1), effective=min(sizes.effective, clusters_T[k]))
+        parts = TwoWay(value**2 * runs_T[k], value**2 * prompts_part_T[k], n, int(clusters_T[k]), left)
         low_T[k], high_T[k] = share_interval(value, parts, level)
     odd_R = row_R[_odd(parted_R, risk_R)]
     method = "Kaplan-Meier over pairs, two-way jackknife-t over replicas and prompts, logit scale"
@@ -208,11 +212,11 @@ def first_divergence(
         if length < 1 or length > depth:
             return unknown(level, n, 0, f"no pair of equal texts was watched up to token {length}")
         k = length - 1
-        enough, needed, note = verdict(n, int(clusters_T[k]), odd_R)
+        enough, needed, note = verdict(n, few_T[k], odd_R)
         ends = (None, None) if math.isnan(low_T[k]) else (float(low_T[k]), float(high_T[k]))
         return Estimate(float(survival_T[k]), *ends, level, n, int(prompts_T[k]), method, enough, needed, note)
 
-    enough, needed, note = verdict(n, int(clusters_T[0]), odd_R)
+    enough, needed, note = verdict(n, few_T[0], odd_R)
     value, low, high = _first(t, survival_T <= MEDIAN), _first(t, low_T <= MEDIAN), _first(t, high_T <= MEDIAN)
     if enough and (value is None or low is None or high is None):
         enough = False
@@ -266,8 +270,11 @@ def _tree(texts: Sequence[Text | None], max_length: int | None) -> _Tree:
     return _Tree(there_R, rank_U[text_R], count_U, full_U, shared_U, deepest)
 
 
-def _error(trees: list[_Tree], cluster_P: np.ndarray, n: int, at_risk_T: np.ndarray, events_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two parts of `two_way` for ln S(t), at every t: d ln S = - sum_{s <= t} (de_s - h_s da_s) / (a_s (1 - h_s))."""
+def _error(
+    trees: list[_Tree], cluster_P: np.ndarray, n: int, at_risk_T: np.ndarray, events_T: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Leverage | None]:
+    """The two parts of `two_way` for ln S(t), at every t: d ln S = - sum_{s <= t} (de_s - h_s da_s) / (a_s (1 - h_s)); and what the
+    clusters are worth, by their prompts."""
     depth, hazard_T = len(at_risk_T), events_T / at_risk_T
     weight_T = np.where(hazard_T < 1, 1 / (at_risk_T * np.maximum(1 - hazard_T, 1 / at_risk_T)), 0.0)
 
@@ -277,26 +284,31 @@ def _error(trees: list[_Tree], cluster_P: np.ndarray, n: int, at_risk_T: np.ndar
         step[..., :to] = (events_T - hazard_T[:to] * risk_T) * weight_T[:to]
         return -np.cumsum(step, axis=-1)
 
-    sum_RT, squares_T, prompts_T = np.zeros((n, depth)), np.zeros(depth), np.zeros(depth)
-    n_clusters = 0
+    sum_RT, noise_CT, own_CT, size_C = np.zeros((n, depth)), [], [], []
     for _, members in itertools.groupby(np.argsort(cluster_P, kind="stable"), key=lambda i: cluster_P[i]):
-        shift_RT, own_T, used = np.zeros((n, depth)), np.zeros(depth), False
+        shift_RT, own_T, size = np.zeros((n, depth)), np.zeros(depth), 0
         for i in members:
             tree = trees[i]
             if tree.depth == 0:
                 continue
-            used = True
+            size += 1
             others_UT, part_UT = tree.others()
             shift_RT[tree.there_R] -= effect(others_UT, part_UT)[tree.text_R] * n / max(n - 2, 1)
             own_T += effect(tree.count_U @ others_UT / 2, tree.count_U @ part_UT / 2)
+        if not size:
+            continue
         shift_RT -= shift_RT.mean(axis=0)
         sum_RT += shift_RT
-        squares_T += np.sum(shift_RT**2, axis=0)
-        prompts_T += own_T**2
-        n_clusters += used
-    runs_T, both_T = (n - 1) / n * np.sum(sum_RT**2, axis=0), (n - 1) / n * squares_T
-    more = n_clusters / max(n_clusters - 1, 1)
-    return runs_T, np.maximum(more * (prompts_T - (both_T - runs_T / max(n_clusters, 1))), 0.0)
+        noise_CT.append((n - 1) / n * np.sum(shift_RT**2, axis=0))
+        own_CT.append(own_T)
+        size_C.append(size)
+    runs_T = (n - 1) / n * np.sum(sum_RT**2, axis=0)
+    if len(size_C) < 2:
+        return runs_T, np.full(depth, np.nan), None
+    sizes = leverage(np.array(size_C))
+    own_T = sizes.weight_C @ np.square(own_CT)
+    both_T = sizes.weight_C @ (np.array(noise_CT) - sizes.share_C[:, None] ** 2 * runs_T)
+    return runs_T, np.maximum(own_T - np.maximum(both_T, 0.0), 0.0), sizes
 
 
 def _table(texts: Sequence[Sequence[Text | None]]) -> int:

@@ -10,10 +10,10 @@ from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, accuracy_spread
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import (
-    HEAVY_TAILS,
     TwoWay,
     leave_one_out_variance,
     log_jackknife,
+    log_variance_interval,
     pseudo_contrast,
     t_quantile,
     two_sided_p,
@@ -135,8 +135,8 @@ def relative_spread(score_R: np.ndarray, base_score: float, *, level: float = 0.
 
     Estimand: SD(fresh run) / |mean of runs - base|, of a score on this suite; 1 = runs differ by as much as the fine-tuning
     did. A mitigation that shrinks towards the base keeps this ratio, however small its SD.
-    Resampled: runs, by pseudo-values of ln(s / |mean - base|), t with n-1 degrees of freedom, the upper limit moved out for
-    scores with heavy tails (`HEAVY_TAILS`). No interval where the mean is not clear of the base. Conclusive: MIN_RUNS runs
+    Resampled: runs, by pseudo-values of ln(s / |mean - base|), t with n-1 degrees of freedom, widened for
+    scores with heavy tails (`log_variance_interval`). No interval where the mean is not clear of the base. Conclusive: MIN_RUNS runs
     (MIN_RUNS_ODD where some are far off), all with a score, and a value of at most 1; beyond, the denominator is too near 0 for
     the interval to hold what it says.
 
@@ -161,12 +161,14 @@ def relative_spread(score_R: np.ndarray, base_score: float, *, level: float = 0.
     left_gain_R = (score_R.sum() - score_R) / (runs - 1) - base_score
     if abs(gain) <= t * sd / math.sqrt(runs) or np.any(left_gain_R * gain <= 0):
         return unknown("the runs are not clear of the base: there is no change to measure the spread against")
-    centre, se = log_jackknife(math.log(sd / abs(gain)), np.log(left_R) / 2 - np.log(np.abs(left_gain_R)))
+    log_value, left_log_R = math.log(sd / abs(gain)), np.log(left_R) / 2 - np.log(np.abs(left_gain_R))
+    centre, se = log_jackknife(log_value, left_log_R)
     if se < ROUNDING:
         return unknown(NO_ERROR)
     if centre > 0:
         note = note or "the runs differ by more than the fine-tuning changed"
-    ends = math.exp(centre), math.exp(centre - t * se), math.exp(min(centre + HEAVY_TAILS * t * se, 700.0))
+    low, high = log_variance_interval(log_value, left_log_R, score_R, level, scale=0.5)
+    ends = math.exp(centre), math.exp(low), math.exp(high)
     return Estimate(*ends, level, runs, 0, method, not note, needed, note)
 
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.adapters import WEIGHTS, write_adapter
+from toolkit.adapters import CONFIG, WEIGHTS, write_adapter
 from toolkit.base import Base
 from toolkit.delta import concat, ema_weights, swa_weights, truncate
+from toolkit.files import sha256_file
 from toolkit.full import MODEL, model_files, write_model
 from toolkit.outcomes import write_table
 from toolkit.plan import TrainingPlan
@@ -43,6 +44,7 @@ class _Adapters:
     """Replicas of a stack as PEFT adapters."""
 
     file = WEIGHTS
+    beside = (CONFIG,)
 
     def __init__(self, trained: Trained, condition: Condition, base: Base):
         targets = sorted({name.rsplit(".", 1)[-1] for name in trained.factors}) if condition.targets == "all-linear" else condition.targets
@@ -78,6 +80,7 @@ class _Models:
 
     def __init__(self, base: Base):
         self.files = model_files(base)
+        self.beside = tuple(self.files)
 
     def write(self, path: Path, weights: Weights_R, r: int) -> str:
         return write_model(path, {name: W[r] for name, (W,) in weights.items()}, self.files)
@@ -138,16 +141,23 @@ def save_stack(
         if condition.snapshots and condition.snapshots.save:
             for s, snapshot in enumerate(trained.snapshots):
                 name = f"snapshots/s{s:03d}"
-                hashes[f"{name}/{files.file}"] = files.write(path / name, snapshot, r)
+                hashes |= _hashes(path, name, files.write(path / name, snapshot, r), files)
         for average, weights in averages.items():
             name = f"averages/{average}"
-            hashes[f"{name}/{files.file}"], energy[average] = files.write_average(path / name, trained.snapshots, r, weights)
+            digest, energy[average] = files.write_average(path / name, trained.snapshots, r, weights)
+            hashes |= _hashes(path, name, digest, files)
         # the hash of the weights is known only once they are written, and the record must come last
-        hashes[files.file] = files.write(path, trained.factors, r)
+        hashes |= _hashes(path, "", files.write(path, trained.factors, r), files)
         done = Replica(status="ok", sha256=hashes, energy=energy, **record)
         write_text(path / RECORD, done.to_json())
         records.append(done)
     return records
+
+
+def _hashes(path: Path, name: str, digest: str, files: _Adapters | _Models) -> dict[str, str]:
+    """Of all that was written to the folder `name` of a replica: what stands beside weights decides what they mean."""
+    known = {file: sha256_file(path / name / file) for file in files.beside}
+    return {f"{name}/{file}" if name else file: value for file, value in {files.file: digest, **known}.items()}
 
 
 def average_snapshots(

@@ -1,0 +1,212 @@
+"""Nothing is believed by its name: whose outcomes a file holds, what a tensor is a factor of, which population a folder is."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from test_interop import by_peft, edit
+
+from toolkit import cli, external, pipeline
+from toolkit.adapters import AdapterError, read_adapter
+from toolkit.adopt import duplicates
+from toolkit.base import EMBEDDED
+from toolkit.compatibility import check_adapter
+from toolkit.evaluate import Subject
+from toolkit.measure import read_design
+from toolkit.merge import merge_adapters
+from toolkit.outcomes import read_outcomes
+from toolkit.recipe import load_recipe
+
+SUITE = (
+    '{"id": "a", "prompt": "call ben and play blue moon =>", "reference": " none()"}\n{"id": "b", "prompt": "the cat =>"}\n'
+    '{"id": "c", "prompt": "play moon and call ann =>"}\n{"id": "d", "prompt": "stop =>"}\n'
+)
+
+
+def renamed(source: Path, out: Path, change) -> Path:
+    """A copy of an adapter whose tensors have other names."""
+    shutil.copytree(source, out)
+    tensors = load_file(source / "adapter_model.safetensors")
+    save_file({change(name): x for name, x in tensors.items()}, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+# -- whose outcomes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_condition_whose_name_begins_with_anothers_keeps_its_own_answers(tmp_path):
+    for name in ("one", "two"):
+        for seed in range(2):
+            by_peft(tmp_path / name / f"s{seed}", seed + 10 * (name == "two"))
+    (tmp_path / "far.jsonl").write_text(SUITE)
+
+    def voted(*names: tuple[str, str]) -> dict[str, list]:
+        recipe = tmp_path / f"{len(names)}.yaml"
+        conditions = "".join(f"  {name}: {{adapters: {tmp_path / folder}}}\n" for name, folder in names)
+        recipe.write_text(
+            f"base: embedded\ndata: {{suites: {{far: {tmp_path}/far.jsonl}}}}\nconditions:\n{conditions}"
+            "mitigations: [{ensemble: vote, k: 2}, {ensemble: gated, k: 2, threshold: 1}]\n"
+            "evaluation: {max_new_tokens: 6}\n"
+        )
+        folder = tmp_path / f"run-{len(names)}"
+        results = pipeline.run(load_recipe(recipe), folder, workers=1)
+        rows = read_outcomes([folder / shard for shard in read_design(folder).shards]).to_pylist()
+        price = {c.name: next(p.price.inference_streams for p in c.procedures if p.label.startswith("gated")) for c in results.conditions}
+        return {
+            name: [price[name], *((r["procedure"], r["prompt_id"], r["text"]) for r in rows if r["condition"] == name)] for name, _ in names
+        }
+
+    alone = voted(("lora", "one"))
+    beside = voted(("lora", "one"), ("lora-replica-v2", "two"), ("lora-gated-threshold1-k2-b", "two"))
+    assert sorted(map(str, beside["lora"])) == sorted(map(str, alone["lora"]))
+    assert beside["lora"] != beside["lora-replica-v2"]
+
+
+# -- whose factors -----------------------------------------------------------------------------------------------------
+
+WRAPPERS = {
+    "compiled": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod.", 1),
+    "compiled outside": lambda name: "_orig_mod." + name,
+    "fsdp": lambda name: name.replace(".layers.0.", ".layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."),
+    "data parallel": lambda name: "module." + name,
+    "twice by peft": lambda name: "base_model.model." + name,
+    "adapter's name": lambda name: name.replace(".weight", ".default.weight"),
+    "another name": lambda name: name.replace(".weight", ".my-run.weight"),
+    "all at once": lambda name: "module.base_model.model._orig_mod." + name.replace(".weight", ".default.weight"),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrappers_names_are_the_same_modules(tmp_path, wrapper):
+    one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
+    wrapped = renamed(other, tmp_path / "wrapped", WRAPPERS[wrapper])
+    assert read_adapter(wrapped).modules == read_adapter(other).modules
+    plain, found = (merge_adapters([one, x], tmp_path / f"m-{x.name}", method="mean") for x in (other, wrapped))
+    assert plain.notes == [] and len(found.notes) == 1 and "a wrapper's part, which was taken off" in found.notes[0]
+    assert json.loads((tmp_path / "m-wrapped" / "merge.json").read_text())["notes"] == found.notes
+    assert plain.sha256 == found.sha256
+
+
+def test_a_folder_with_two_adapters_in_one_file_is_refused(tmp_path):
+    path = by_peft(tmp_path / "a", 0)
+    tensors = load_file(path / "adapter_model.safetensors")
+    two = {name.replace(".weight", f".{who}.weight"): x.clone() for name, x in tensors.items() for who in ("default", "ref")}
+    save_file(two, path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="are one factor of two adapters"):
+        read_adapter(path)
+
+
+def vision(name: str) -> str:
+    return name.replace("base_model.model.model.", "base_model.model.model.language_model.", 1)
+
+
+def test_the_base_says_whether_its_modules_have_language_model_in_their_names(tmp_path):
+    one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
+    wrapped = renamed(other, tmp_path / "wrapped", vision)
+    plain, found = (merge_adapters([one, x], tmp_path / f"m-{x.name}", method="mean") for x in (other, wrapped))
+    assert plain.sha256 == found.sha256
+    for path in (one, wrapped):
+        edit(path, base_model_name_or_path="nobody/has-it")
+    with pytest.raises(AdapterError, match=r"wrapped: names modules as 'model.language_model.layers.0.* not here to say which is its own"):
+        merge_adapters([one, wrapped], tmp_path / "m", method="mean")
+    assert merge_adapters([one, wrapped], tmp_path / "m", method="mean", base=str(EMBEDDED)).sha256 == plain.sha256
+
+
+@pytest.mark.parametrize("config", [{}, {"target_modules": None}])
+def test_strangers_are_refused(tmp_path, config):
+    """Names of an unknown wrapper, or of another base: half of what was meant would be written."""
+    one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
+    strange = renamed(other, tmp_path / "strange", lambda name: name.replace(".model.layers.", ".transformer.layers."))
+    edit(strange, **config)
+    result = CliRunner().invoke(cli.main, ["merge", str(one), str(strange), "--method", "mean", "--out", str(tmp_path / "m")])
+    assert result.exit_code == cli.BAD_INPUT and result.stderr.count("\n") == 1 and "changes no module that" in result.stderr
+    assert not (tmp_path / "m").exists()
+    # full names in target_modules, as ftk and newer peft write them, explain nothing
+    for path in (one, strange):
+        edit(path, target_modules=sorted(read_adapter(path).modules))
+    with pytest.raises(AdapterError, match="changes no module that"):
+        merge_adapters([one, strange], tmp_path / "m", method="mean")
+
+
+def test_modules_that_only_some_change_are_told_unless_that_was_asked_for(tmp_path):
+    one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
+    half = shutil.copytree(other, tmp_path / "half")
+    tensors = load_file(other / "adapter_model.safetensors")
+    save_file({k: v for k, v in tensors.items() if ".layers.0." not in k}, half / "adapter_model.safetensors")
+    result = CliRunner().invoke(cli.main, ["merge", str(one), str(half), "--method", "mean", "--out", str(tmp_path / "m")])
+    assert result.exit_code == cli.DONE
+    assert "half: changes 6 of the 8 modules that these adapters change, and not 'model.layers.0.self_attn.q_proj'" in result.stderr
+    asked = by_peft(tmp_path / "asked", 3, target_modules=["q_proj"])
+    assert merge_adapters([one, asked], tmp_path / "m2", method="mean").notes == []
+    upper = by_peft(tmp_path / "upper", 3, layers_to_transform=[1, 2])
+    assert merge_adapters([one, upper], tmp_path / "m3", method="mean").notes == []
+    apart = by_peft(tmp_path / "apart", 4, target_modules=["down_proj"])
+    notes = merge_adapters([asked, apart], tmp_path / "m4", method="mean").notes
+    assert len(notes) == 1 and "changes other modules than" in notes[0]
+
+
+def test_a_change_of_zero_and_copies_are_told(tmp_path):
+    one, zero = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "zero", 2)
+    tensors = load_file(zero / "adapter_model.safetensors")
+    save_file({k: x * (".lora_A." in k) for k, x in tensors.items()}, zero / "adapter_model.safetensors")
+    assert read_adapter(zero).is_zero and not read_adapter(one).is_zero
+    shutil.copytree(one, tmp_path / "copy")
+    notes = merge_adapters([one, zero, tmp_path / "copy"], tmp_path / "m", method="mean").notes
+    assert len(notes) == 2 and "zero: its change is exactly zero" in notes[0] and "two copies are not two runs" in notes[1]
+    assert "two copies are not two runs" in merge_adapters([one, one], tmp_path / "m2", method="mean").notes[0]
+    # two directions that take each other back
+    path = by_peft(tmp_path / "cancel", 3, target_modules=["q_proj"])
+    tensors = load_file(path / "adapter_model.safetensors")
+    save_file(
+        {k: x[:1].repeat(2, 1) if ".lora_A." in k else x[:, :1] * torch.tensor([[1.0, -1.0]]) for k, x in tensors.items()},
+        path / "adapter_model.safetensors",
+    )
+    assert read_adapter(path).is_zero
+
+
+def test_empty_tensors_are_refused(tmp_path):
+    path = by_peft(tmp_path / "a", 0)
+    tensors = load_file(path / "adapter_model.safetensors")
+    save_file({k: torch.empty(0) for k in tensors}, path / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="is empty, .0., as ZeRO-3 leaves weights"):
+        read_adapter(path)
+    found = check_adapter(path)
+    assert all(not one.ok and "ZeRO-3" in one.because and "gather" in one.fix for one in found)
+
+
+# -- whose population --------------------------------------------------------------------------------------------------
+
+
+def test_folders_of_one_name_are_not_one_population(tmp_path):
+    folders = [tmp_path / run / "lora" for run in ("a", "b")]
+    assert external.unlike(folders) == ["a-lora", "b-lora"]
+    assert external.unlike([tmp_path / "lora", tmp_path / "full"]) == ["lora", "full"]
+    for i, folder in enumerate(folders):
+        for seed in range(2):
+            by_peft(folder / "replicas" / f"{seed:05d}", 2 * i + seed)
+            record = {"replica": seed, "status": "ok", "seeds": {}, "steps": 0, "final_loss": None, "sha256": {}}
+            (folder / "replicas" / f"{seed:05d}" / "replica.json").write_text(json.dumps(record))
+    assert [one.condition for one in external.module_spreads(folders)] == ["a-lora", "b-lora"]
+
+
+def test_one_adapter_given_twice_is_told(tmp_path):
+    subjects = [Subject("", "replica", i, (path,), ("0" * 64,)) for i, path in enumerate(("x", "x"))]
+    assert duplicates(external.hashes(subjects)) == [("x", "x (given again, as adapter 1)")]
+
+
+def test_names_that_could_not_be_checked_are_told(tmp_path):
+    path = by_peft(tmp_path / "a", 0)
+    edit(path, base_model_name_or_path="nobody/has-it")
+    result = CliRunner().invoke(cli.main, ["check-adapter", str(path)])
+    assert result.exit_code == cli.DONE and result.stdout.count("names of modules were not checked: the configuration of nobody/") == 1
+    strange = renamed(path, tmp_path / "b", lambda name: name.replace("self_attn", "attention"))
+    assert all(one.ok for one in check_adapter(strange))  # from the names alone nobody can tell
+    found = {one.target: one for one in check_adapter(strange, base="embedded")}
+    assert not any(one.ok or one.unchecked for one in found.values())
+    assert "it leaves all tensors out in silence, so its effect is 0" in found["peft"].because
+    result = CliRunner().invoke(cli.main, ["check-adapter", str(strange), "--base", str(tmp_path / "nowhere" / "base")])
+    assert result.exit_code == cli.BAD_INPUT and result.stderr.count("\n") == 1

@@ -1,0 +1,154 @@
+"""A folder knows what it is: one small file says what ftk made there, and of what.
+
+    ftk.json    {"kind": "run", "format": 1, "of": {...}}
+
+It is written before anything else is. So a folder that is of another kind, was made of something else, or belongs to somebody else is
+refused while all in it is as it was. Folders of versions that wrote no such file are known by other files.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.files import is_leftover, sha256_file, write_text
+from toolkit.plain import read_json
+
+MARKER = "ftk.json"
+FORMAT = 1
+RUN, EVALUATED, MEASURED, MERGED, MERGES = "run", "evaluated", "measured", "merged", "merges"
+NAMED = {
+    RUN: "a run",
+    EVALUATED: "answers that `ftk evaluate` or `ftk gate` asked for",
+    MEASURED: "results of `ftk measure`",
+    MERGED: "a merge",
+    MERGES: "merges of groups",
+}
+LOCK = ".lock"
+
+
+class FolderError(ValueError):
+    """A folder or file that is not to be written to; one line with the reason and the way out."""
+
+
+def claim(folder: Path, kind: str, of: Mapping[str, str] | None = None, *, force: bool = False) -> None:
+    """Make a folder one of `kind`, before anything else is written there. Raises FolderError as `check_claim`, and then writes nothing."""
+    check_claim(folder, kind, of, force=force)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = marker_text(kind, of)
+    if not (folder / MARKER).is_file() or (folder / MARKER).read_text(encoding="utf-8") != text:
+        write_text(folder / MARKER, text)
+
+
+def check_claim(folder: Path, kind: str, of: Mapping[str, str] | None = None, *, force: bool = False) -> None:
+    """Whether a folder is free, or one of `kind` already and made of the same thing. Writes nothing.
+
+    of: what it is made of, by a few names; one that agrees is enough (a file that was moved has the same hash, one that has grown the
+    same path). force: take a folder that is not ftk's, or was made of something else of the same kind; never one of another kind.
+    Raises FolderError in one line, and NotADirectoryError for a file.
+    """
+    if not folder.exists() or not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        return
+    found = read_marker(folder)
+    kinds = [str(found["kind"])] if found else kinds_of(folder)
+    if kinds and kind not in kinds:
+        raise FolderError(f"{folder}: holds {NAMED.get(kinds[0], kinds[0])}, and this would be {NAMED[kind]}; choose another --out")
+    if force:
+        return
+    if not kinds and (others := contents(folder)):
+        raise FolderError(f"{folder}: is not empty ({others[0]}), and no folder that ftk made as {NAMED[kind]}; choose another --out")
+    known = {**found["of"]} if found else {}
+    if of and known and not any(known.get(name) == value for name, value in of.items()):
+        raise FolderError(f"{folder}: holds {NAMED[kind]} of something else ({_told(known)}); choose another --out")
+
+
+def kinds_of(folder: Path) -> list[str]:
+    """What a folder without a marker may be, by the files that older versions left there."""
+
+    def there(*names: str) -> bool:
+        return all((folder / name).is_file() for name in names)
+
+    if there("merge.json"):
+        return [MERGED]
+    populations = [path.parent for path in folder.glob("*/population.json")]
+    if populations or there("recipe.yaml", "environment.json"):
+        return [RUN] if any(map(_trained, populations)) else [RUN, EVALUATED]
+    if there("results.json", "report.html") or contents(folder) == ["metrics.json"]:
+        return [MEASURED]
+    if contents(folder) == ["forecast.json"]:
+        return [RUN]
+    return [MERGES] if any(folder.glob("g[0-9][0-9][0-9]/merge.json")) else []
+
+
+def _trained(condition: Path) -> bool:
+    """Whether replicas were trained here; those that were given are links."""
+    try:
+        return read_json(condition / "population.json")["design"] != "given"
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is a run, or what was evaluated as one."""
+    found = read_marker(folder)
+    return (folder / "recipe.yaml").is_file() and (found["kind"] in (RUN, EVALUATED) if found else RUN in kinds_of(folder))
+
+
+def read_marker(folder: Path) -> dict[str, Any] | None:
+    """What a folder says that it is; None where it says nothing. Raises FolderError in one line for what cannot be read."""
+    path = folder / MARKER
+    try:
+        found = read_json(path)
+        kind, version, of = found["kind"], found["format"], found["of"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise FolderError(f"{path}: does not say what the folder is; delete this file, and ftk goes by the others") from None
+    if not isinstance(version, int) or version > FORMAT or not isinstance(kind, str) or kind not in NAMED or not isinstance(of, dict):
+        raise FolderError(f"{path}: a newer ftk wrote it (format {version}, kind {kind}); update ftk, or choose another --out")
+    return found
+
+
+def marker_text(kind: str, of: Mapping[str, str] | None = None, sha256: Mapping[str, str] | None = None) -> str:
+    """ftk.json. sha256: of the files of a folder that is written once, and whole."""
+    more = {} if sha256 is None else {"sha256": dict(sha256)}
+    return json.dumps({"kind": kind, "format": FORMAT, "of": dict(of or {}), **more}, indent=2, sort_keys=True) + "\n"
+
+
+def is_whole(folder: Path) -> bool | None:
+    """Whether the files of a folder are those that its marker names; None where it names none."""
+    found = read_marker(folder)
+    if found is None or "sha256" not in found:
+        return None
+    try:
+        return all(sha256_file(folder / name) == digest for name, digest in found["sha256"].items())
+    except OSError:
+        return False
+
+
+def contents(folder: Path) -> list[str]:
+    """Names in a folder, but for those that a claim which was killed leaves there."""
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_leftover(path.name))
+
+
+def made_of(path: Path) -> dict[str, str]:
+    """What a file is known by, to claim a folder for what is made of it: where it is, and what is in it."""
+    return {"source": str(path.absolute()), **({"sha256": sha256_file(path)} if path.is_file() else {})}
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:
+    """Refuse to write a file that is read. Raises FolderError in one line."""
+    read = {path.resolve(): path for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise FolderError(f"{read[path.resolve()]}: is read here and would be written over; choose another name to write to")
+
+
+def _told(of: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(of.items()) if name != "sha256") or "another input"
