@@ -573,7 +573,7 @@ def test_a_reference_is_a_text_or_the_bare_answer():
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"), [("regex:(", "the pattern of 'regex:\\('"), ("json", "unknown rule 'json'; use one of text, first-line")]
+    ("rule", "message"), [("regex:(", "'regex:\\(': the pattern is broken"), ("json", "unknown rule 'json'; use one of text, first-line")]
 )
 def test_bad_rules(rule, message):
     with pytest.raises(DataError, match=message):

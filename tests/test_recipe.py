@@ -64,7 +64,7 @@ def test_what_is_no_learning_rate(value, told):
         (HEAD + "seed: 1\nbase: x\n", "my.yaml:4: key 'base' stands on line 1 already"),
         (CONDITION + "\n    lr: 1\n    lr: 2\n", "my.yaml:6: key 'lr' stands on line 5 already"),
         (HEAD + "? [a]\n: 3\n", "my.yaml:3: a key is a word, not a list or a block"),
-        ("a: &x [*x]", "my.yaml: a block contains itself"),
+        ("a: &x [*x]", "my.yaml:1: a block contains itself"),
         ("a: b: c", "my.yaml:1: mapping values are not allowed here"),
         ("base: \0", "my.yaml: not YAML: "),
         ("", "my.yaml:1: a recipe is a mapping with `base`, `data` and `conditions`; `ftk init` writes one"),

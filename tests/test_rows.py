@@ -192,7 +192,7 @@ NO_TEXT = {
     "twice.jsonl": (b'{"text": "a", "text": "b"}\n', r"twice\.jsonl:1: key 'text' stands twice in one object"),
     "inner.json": (b'[{"messages": [{"role": "user", "content": "a", "content": "b"}]}]', r"inner\.json: key 'content' stands twice"),
     "depth.jsonl": (b'{"text": ' + b"[" * 100_000 + b"\n", r"depth\.jsonl:1: nested too deeply"),
-    "digits.jsonl": (b'{"text": ' + b"9" * 5_000 + b"}\n", r"digits\.jsonl:1: cannot be read: Exceeds the limit"),
+    "digits.jsonl": (b'{"text": ' + b"9" * 5_000 + b"}\n", r"digits\.jsonl:1: a whole number of 5,000 digits"),
 }
 
 

@@ -27,6 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from toolkit.files import naming, sha256_file, sync
 from toolkit.folders import MARKER, marker_text, read_marker
+from toolkit.patterns import PatternError, compiled
+from toolkit.plain import JsonError, from_plain, parse
+from toolkit.records import AdapterConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -323,8 +326,8 @@ def _among(names: Any, module: str) -> bool:
     """A regular expression matches whole names, a list whole components at the end."""
     if isinstance(names, str):
         try:
-            return re.fullmatch(names, module) is not None
-        except re.error:
+            return compiled(rf"(?:{names})\Z").match(module) is not None
+        except PatternError:
             return False
     return isinstance(names, list) and any(module == name or module.endswith(f".{name}") for name in names)
 
@@ -462,7 +465,7 @@ def read_files(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, .
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config = _json((path / CONFIG).read_text())
+        config = _json((path / CONFIG).read_bytes())
     except FileNotFoundError:
         found = "a fully fine-tuned model, and this is for adapters alone" if (path / FULL).is_file() else f"no {CONFIG}"
         raise AdapterError(f"{path}: {found}; name a PEFT adapter folder") from None
@@ -486,6 +489,10 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f"{path}: option {key!r} of {CONFIG} is unknown here and may change what the factors mean; "
                 f"delete it if it is a remark of another tool, else {PLAIN_LORA}"
             )
+    try:
+        from_plain(AdapterConfig, config)
+    except JsonError as error:
+        raise AdapterError(f"{path}: {CONFIG} cannot be read ({error}); save the adapter again") from None
     init = config.get("init_lora_weights", True)
     if init not in INITS:
         raise AdapterError(
@@ -496,8 +503,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)  # shared like the layout
-def _json(text: str) -> Any:
-    return json.loads(text)
+def _json(text: bytes) -> Any:
+    return parse(text)
 
 
 def _read_places(path: Path) -> tuple[dict[str, Place], tuple[int, int]]:
@@ -509,8 +516,8 @@ def _read_places(path: Path) -> tuple[dict[str, Place], tuple[int, int]]:
     try:
         with open(path / WEIGHTS, "rb") as file, safe_open(path / WEIGHTS, framework="np"):
             length = int.from_bytes(file.read(8), "little")
-            header, stamp = json.loads(file.read(length)), _stamp(file)
-    except (OSError, SafetensorError) as error:
+            header, stamp = parse(file.read(length)), _stamp(file)
+    except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"{path}: {WEIGHTS} is damaged ({error}); copy or train it again") from None
 
     header.pop("__metadata__", None)
@@ -560,7 +567,7 @@ def module_of(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[
         scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
         if not math.isfinite(scale):
             raise ValueError(f"scale {scale}")
-    except (TypeError, ValueError, ZeroDivisionError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
         raise AdapterError(f"{path}: rank and alpha of {name} cannot be read ({error}); repair {CONFIG}") from None
     if len(A) != 2 or len(B) != 2 or A[0] != r or B[1] != r or 0 in A + B:
         raise AdapterError(f"{path}: {name} has A {A} and B {B}, but {CONFIG} says rank {r}; save the adapter again")
@@ -568,7 +575,7 @@ def module_of(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[
 
 
 def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    matches = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", name))
+    matches = (value for pattern, value in (patterns or {}).items() if compiled(rf"(.*\.)?({pattern})$").match(name))
     return next(matches, default)
 
 

@@ -20,10 +20,12 @@ from pathlib import Path
 
 from torch import nn
 
+from toolkit import records
 from toolkit.adapters import CONFIG, WEIGHTS, Adapter, AdapterError, adapter_paths, read_adapter
 from toolkit.base import EMBEDDED, Base
-from toolkit.files import is_leftover, sha256_file
+from toolkit.files import home, is_leftover, sha256_file
 from toolkit.full import read_weights
+from toolkit.plain import read_record
 from toolkit.population import LEDGER, RECORD, Replica, read_ledger, read_population, replica_folder, write_text
 from toolkit.stack import layer_shape, target_modules
 from toolkit.stacked_embedding import StackedEmbedding
@@ -94,7 +96,7 @@ def remarks(paths: Sequence[Path], base: str) -> list[str]:
     """Lines on adapters that are to answer on `base` beside each other: another base by name, a wrapper's names, a change of zero."""
     found = [weights for path in paths if isinstance(weights := read_weights(path), Adapter)]
     source = str(EMBEDDED) if base == "embedded" else base
-    known = {None, base, source, str(Path(source).expanduser().resolve())}
+    known = {None, base, source, str(home(source).resolve())}
     other = [adapter for adapter in found if adapter.base not in known]
     wrapped = [adapter for adapter in found if adapter.wrapped]
     zero = [adapter for adapter in found if adapter.is_zero]
@@ -172,7 +174,7 @@ def base_hash(adapter: Path) -> str | None:
     """sha256 of the weights it was trained on, where an ftk run around the adapter says it."""
     for parent in adapter.resolve().parents[:RUN_LEVELS]:
         if (parent / "base.json").is_file():
-            return json.loads((parent / "base.json").read_text()).get("sha256")
+            return read_record(parent / "base.json", records.Base).get("sha256")
     return None
 
 

@@ -27,6 +27,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from toolkit.files import home
+
 EMBEDDED = Path(__file__).parent / "embedded" / "base"
 NARROW, FASTER = 128, 2.5
 
@@ -121,8 +123,8 @@ def _locate(name: str) -> tuple[str, str | None]:
     """Where Hugging Face finds a base, and its revision."""
     if name == "embedded":
         return str(EMBEDDED), None
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser().resolve()), None
+    if home(name).is_dir():
+        return str(home(name).resolve()), None
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise BaseError(f"base {name!r}: no such folder")
     source, _, revision = name.partition("@")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -11,9 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from toolkit import escape
+from toolkit import escape, records
 from toolkit.adapters import CONFIG, FULL
 from toolkit.escape import Markdown, code, link, markdown
+from toolkit.plain import read_record
 from toolkit.population import write_text
 from toolkit.results import (
     Estimate,
@@ -88,10 +88,10 @@ def _is_ours(text: str) -> bool:
 
 def merge_card(folder: Path) -> str:
     """Of an adapter that `ftk merge` or a run made."""
-    record = json.loads((folder / "merge.json").read_text(encoding="utf-8"))
+    record = read_record(folder / "merge.json", records.Merge)
     inputs = record["inputs"]
     whole = (folder / FULL).is_file()
-    named = json.loads((folder / (FULL if whole else CONFIG)).read_text(encoding="utf-8"))
+    named = read_record(folder / (FULL if whole else CONFIG), records.Full if whole else records.AdapterConfig)
     base = named.get("base" if whole else "base_model_name_or_path")
     kind, what, change = ("fully fine-tuned models", "A fine-tune of", "W - W of the base")
     if not whole:

@@ -34,6 +34,7 @@ from toolkit.adapters import (
 )
 from toolkit.adopt import check_modules, layer_shapes
 from toolkit.base import BaseError, skeleton
+from toolkit.files import home
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """what --max-lora-rank may be"""
@@ -228,7 +229,7 @@ def _tokens(folder: Folder) -> int | None:
     from transformers import AutoTokenizer
 
     try:
-        source = str(Path(folder.base).expanduser()) if Path(folder.base).expanduser().is_dir() else folder.base
+        source = str(home(folder.base)) if home(folder.base).is_dir() else folder.base
         return len(AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False))
     except Exception:  # there is none, or none that can be read: lm-eval would stop at it, adapter or not
         return None

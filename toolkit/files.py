@@ -78,6 +78,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def home(path: str | Path) -> Path:
+    """A path with `~` written out; `~name` of nobody here stays as it is, and is then not there."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of a file. It is read again only when its inode, size or times have changed: a population may be terabytes."""
     found = os.stat(path)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.files import is_leftover, sha256_file, write_text
+from toolkit.plain import read_json
 
 MARKER = "ftk.json"
 FORMAT = 1
@@ -88,7 +89,7 @@ def kinds_of(folder: Path) -> list[str]:
 def _trained(condition: Path) -> bool:
     """Whether replicas were trained here; those that were given are links."""
     try:
-        return json.loads((condition / "population.json").read_text(encoding="utf-8"))["design"] != "given"
+        return read_json(condition / "population.json")["design"] != "given"
     except (OSError, ValueError, KeyError, TypeError):
         return True
 
@@ -103,13 +104,13 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
     """What a folder says that it is; None where it says nothing. Raises FolderError in one line for what cannot be read."""
     path = folder / MARKER
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         kind, version, of = found["kind"], found["format"], found["of"]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise FolderError(f"{path}: does not say what the folder is; delete this file, and ftk goes by the others") from None
-    if not isinstance(version, int) or version > FORMAT or kind not in NAMED or not isinstance(of, dict):
+    if not isinstance(version, int) or version > FORMAT or not isinstance(kind, str) or kind not in NAMED or not isinstance(of, dict):
         raise FolderError(f"{path}: a newer ftk wrote it (format {version}, kind {kind}); update ftk, or choose another --out")
     return found
 

@@ -11,11 +11,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
+from toolkit.plain import from_plain, read_json, shortened
 from toolkit.population import write_text
 from toolkit.statistics.arrays import as_answers, as_correct
 from toolkit.statistics.control import ALPHA, Ewma, ewma_path, laney, moments, prediction, reaches
@@ -24,6 +25,7 @@ from toolkit.statistics.pairs import count_pairs
 from toolkit.statistics.tolerance import normal
 
 VERSION = 1
+MAX_BASELINE, LARGEST = 10**7, 1e100
 MIN_BASELINE = 30  # runs: with fewer the baseline's standard deviation is not known to 25 %
 EWMA_WEIGHT = 0.2
 OFFSET = 2.0  # added to both counts of log-odds (Agresti & Coull): with 0.5 a single wrong answer near 100 % looks like a jump
@@ -70,7 +72,7 @@ class Metric:
         """From the scale that is judged to the metric's own unit."""
         if self.kind == "value":
             return x
-        share = 1 / (1 + math.exp(-x))
+        share = 1 / (1 + math.exp(-x)) if x > -700 else 0.0  # beyond, exp is no number
         return min(1.0, max(0.0, (share * (self.prompts + 2 * OFFSET) - OFFSET) / self.prompts))
 
 
@@ -235,19 +237,49 @@ def save_limits(path: Path | str, limits: Limits) -> None:
 def load_limits(path: Path | str) -> Limits:
     """Read limits.json. ValueError where it is of another version, broken, or was edited."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        version = data.pop("version", None)
+        data = read_json(Path(path))
+        version = data.pop("version", None) if isinstance(data, dict) else None
         if version != VERSION:
-            raise ValueError(f"limits of version {version}; this ftk reads version {VERSION}: learn them again")
-        prompts = tuple(Prompt(**prompt) for prompt in data.pop("prompts"))
-        metrics = tuple(Metric(**metric) for metric in data.pop("metrics"))
-        covariance = tuple(tuple(map(float, row)) for row in data.pop("covariance"))
-        limits = Limits(prompts=prompts, metrics=metrics, covariance=covariance, **data)
-        if limits.prompts_sha256 != _digest(prompts):
+            raise ValueError(f"limits of version {shortened(version)}; this ftk reads version {VERSION}: learn them again")
+        limits: Limits = from_plain(Limits, data)
+        if unknown := sorted(data.keys() - {f.name for f in fields(Limits)}):
+            raise ValueError(f"key {shortened(unknown[0])} is unknown")
+        if limits.prompts_sha256 != _digest(limits.prompts):
             raise ValueError("its prompts are not those that the limits were learned on")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        _check(limits)
+    except ValueError as error:
         raise ValueError(f"{path}: no limits of the gate ({error})") from None
     return limits
+
+
+def _check(limits: Limits) -> None:
+    """ValueError where the numbers cannot be those of a baseline."""
+    shifts = {prompt.shift for prompt in limits.prompts}
+    referenced = {prompt.shift for prompt in limits.prompts if prompt.referenced}
+    counted = {f"accuracy, {shift}" for shift in referenced} | {f"disagreement, {shift}" for shift in shifts}
+    varying = sum(metric.low is not None for metric in limits.metrics)
+    rules = {
+        "alpha lies between 0 and 1": 0 < limits.alpha < 1,
+        "ewma_weight lies above 0, up to 1": 0 < limits.ewma_weight <= 1,
+        "n is 2 or more": 2 <= limits.n <= MAX_BASELINE,
+        "no answer was given by more than n runs": all(0 < c <= limits.n for prompt in limits.prompts for c in prompt.answers.values()),
+        "an id stands once": len({prompt.id for prompt in limits.prompts}) == len(limits.prompts),
+        "a metric is of the prompts, or a value": all(m.kind == "value" or m.name in counted for m in limits.metrics),
+        "a metric of the prompts counts them": all(m.kind == "value" or m.prompts > 0 for m in limits.metrics),
+        "a metric that varies has a standard deviation": all(m.low is None or m.sd > 0 for m in limits.metrics),
+        "the numbers of a metric are those of runs": all(
+            abs(x) < LARGEST for m in limits.metrics for x in (m.center, m.sd, m.skew, m.excess, m.low or 0.0, m.high or 0.0)
+        ),
+        "heavy is a kurtosis": 0 <= limits.heavy < LARGEST,
+        "covariance is a square of the metrics that vary": all(len(row) == len(limits.covariance) for row in limits.covariance)
+        and len(limits.covariance) in (0, varying),
+    }
+    if broken := [rule for rule, holds in rules.items() if not holds]:
+        raise ValueError(f"{broken[0]}, here not")
+    if limits.covariance:
+        within = np.linalg.eigvalsh(np.array(limits.covariance))
+        if not (np.isfinite(within).all() and within.min() > 0 and limits.n > varying):
+            raise ValueError("covariance is not one of metrics that vary")
 
 
 # -- from answers to numbers per run -----------------------------------------------------------------------------------

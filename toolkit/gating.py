@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from toolkit.analyse import Arm, PredictionTable, Table
 from toolkit.folders import FolderError, check_outputs
 from toolkit.gate import Limits, Verdict, judge, learn, load_limits
 from toolkit.measure import DESIGN, MeasureError, outcome_table, read_design
+from toolkit.plain import read_json
 from toolkit.predictions import SUFFIXES, read_predictions
 from toolkit.recipe import read_recipe
 
@@ -106,7 +106,7 @@ def is_limits(path: Path) -> bool:
     if path.suffix != ".json":
         return False
     try:
-        return "version" in json.loads(path.read_text(encoding="utf-8"))
+        return "version" in read_json(path)
     except (OSError, ValueError, TypeError):
         return False
 

@@ -11,17 +11,21 @@ from pathlib import Path
 import pyarrow as pa
 
 import toolkit
+from toolkit import records
 from toolkit.analyse import OutcomeTable, PredictionTable, analyse_table
 from toolkit.data import DataError, Prompt, is_chat, read_rows, read_suite
 from toolkit.folders import MEASURED as MEASURED_FOLDER
 from toolkit.folders import check_claim, check_outputs, claim, made_of
 from toolkit.outcomes import MEASURED, OutcomesError, read_outcomes
+from toolkit.plain import read_record, to_plain
 from toolkit.population import write_text
 from toolkit.predictions import Predictions, PredictionsError, read_predictions, with_base, with_factors, with_failed
 from toolkit.recipe import Criteria, Recipe, read_recipe
 from toolkit.report import write_report
-from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds, from_plain, load_results, save_results, to_plain
+from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds, load_results, save_results
 
+CONDITIONS = 500
+"""of one file of predictions: each is held against the first, with intervals for every shift and category"""
 DESIGN, MODULES, RESULTS, PROMPTS = "design.json", "modules.json", "results.json", "prompts.json"
 
 
@@ -63,10 +67,7 @@ def read_design(folder: Path) -> Design:
     """RUN/design.json, all files of outcomes being there; `replicas` are runs that share no seed. Raises MeasureError in one line."""
     if not (folder / DESIGN).is_file():
         raise MeasureError(f"{folder}: no outcomes of a finished evaluation there; `ftk run RECIPE --out {folder}` makes them")
-    try:
-        design = from_plain(Design, json.loads((folder / DESIGN).read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise MeasureError(f"{folder / DESIGN}: broken ({error}); `ftk run` writes it again") from None
+    design: Design = read_record(folder / DESIGN, Design, "`ftk run` writes it again")
     missing = [shard for shard in design.shards if not (folder / shard).is_file()]
     if missing:
         raise MeasureError(f"{folder / missing[0]}: {len(missing)} files of outcomes are missing; `ftk run` makes them again")
@@ -98,14 +99,10 @@ def changed_prompts(folder: Path, now: Mapping[str, Sequence[Prompt]]) -> list[s
 
 
 def _kept_prompts(folder: Path) -> dict[str, list[Prompt]] | None:
-    path = folder / PROMPTS
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {suite: [Prompt(**prompt) for prompt in asked] for suite, asked in found.items()}
+        return read_record(folder / PROMPTS, dict[str, list[Prompt]], "`ftk run` writes it again")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise MeasureError(f"{path}: broken ({error}); `ftk run` writes it again") from None
 
 
 def check_complete(table: pa.Table, prompts: Mapping[str, Sequence[Prompt]], folder: Path) -> None:
@@ -176,11 +173,9 @@ def save_modules(folder: Path, modules: Sequence[Modules]) -> None:
 def _read_modules(folder: Path, designs: Sequence[ConditionDesign]) -> tuple[Modules, ...]:
     """RUN/modules.json, as far as it is of the replicas that were measured."""
     try:
-        found = from_plain(tuple[Modules, ...], json.loads((folder / MODULES).read_text(encoding="utf-8")))
+        found = read_record(folder / MODULES, tuple[Modules, ...], f"`ftk modules {folder}` writes it again")
     except FileNotFoundError:
         return ()
-    except (ValueError, KeyError, TypeError) as error:
-        raise MeasureError(f"{folder / MODULES}: broken ({error}); `ftk modules {folder}` writes it again") from None
     known = {design.name: tuple(design.everyone or design.replicas) for design in designs}
     return tuple(one for one in found if known.get(one.condition) == one.replicas)
 
@@ -222,6 +217,8 @@ def measure_predictions(
         raise MeasureError(f"{path}: no condition {baseline!r} to hold the others against; there are: {', '.join(names)}")
     if baseline is not None:
         names = [baseline, *(name for name in names if name != baseline)]
+    if len(names) > CONDITIONS:
+        raise MeasureError(f"{path}: {len(names):,} conditions, and {CONDITIONS} are measured together; name fewer in one file")
     asked, table = criteria or Criteria(), PredictionTable(predictions, same)
     designs = table.designs(names)
     if nobody := next((design for design in designs if not design.replicas), None):
@@ -279,7 +276,7 @@ def _settings(recipe: Recipe, name: str) -> dict[str, str | int | float]:
 
 def about_run(folder: Path, recipe: Recipe, command: str) -> About:
     """Where and with what a run was made."""
-    found = json.loads((folder / "environment.json").read_text())
+    found = read_record(folder / "environment.json", records.Environment, "`ftk run` writes it again")
     numerics = found["numerics"]
     where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
     environment = {"machine": where, "system": found["system"], "python": found["python"]}
@@ -287,7 +284,7 @@ def about_run(folder: Path, recipe: Recipe, command: str) -> About:
         ftk=toolkit.__version__,
         recipe=recipe.name,
         base=recipe.base,
-        parameters=json.loads((folder / "base.json").read_text())["parameters"],
+        parameters=read_record(folder / "base.json", records.Base, "`ftk run` writes it again")["parameters"],
         environment=environment | {k: v or "" for k, v in found["versions"].items()},
         command=command,
     )

@@ -6,7 +6,6 @@ a weight for each layer, other methods) is refused in one line.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ from typing import Any
 
 import yaml
 
+from toolkit import records
 from toolkit.adapters import CONFIG, adapter_paths, read_adapter
+from toolkit.files import home
+from toolkit.plain import read_record
 from toolkit.recipe.document import Dumper
-from toolkit.recipe.reading import RecipeError, read_yaml
+from toolkit.recipe.reading import RecipeError, read_yaml, text_of
 from toolkit.recipe.words import Path_, nearest
 
 NAME = "mergekit_config.yml"
@@ -52,7 +54,7 @@ def read_request(path: Path) -> Request:
 
     Raises RecipeError in one line (file, line, field, fix), or AdapterError.
     """
-    document, lines = read_yaml(path.read_text(encoding="utf-8"), str(path), "a mapping with `merge_method` and `models` is expected")
+    document, lines = read_yaml(text_of(path), str(path), "a mapping with `merge_method` and `models` is expected")
 
     def wrong(place: Path_, text: str) -> RecipeError:
         line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), 1)
@@ -130,7 +132,7 @@ def read_request(path: Path) -> Request:
 
 
 def _adapter(text: str, folder: Path) -> Path | None:
-    for path in (folder / Path(text).expanduser(), Path(text)):
+    for path in (folder / home(text), Path(text)):
         if (path / CONFIG).is_file():
             return adapter_paths(path)[0]
     return None
@@ -138,10 +140,10 @@ def _adapter(text: str, folder: Path) -> Path | None:
 
 def config_of(merged: Path) -> str | None:
     """The YAML with which mergekit makes the same merge as a full model; None where it cannot say it."""
-    record = json.loads((merged / "merge.json").read_text(encoding="utf-8"))
+    record = read_record(merged / "merge.json", records.Merge)
     if not (merged / CONFIG).is_file():  # a merge of whole models
         return None
-    base = json.loads((merged / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_record(merged / CONFIG, records.AdapterConfig).get("base_model_name_or_path")
     method = THEIRS.get(record["method"])
     paths = [str(Path(one["path"]).absolute()) for one in record["inputs"]]
     embeds = any(module.embedding for module in read_adapter(merged).modules.values())  # mergekit would change a tied head, too

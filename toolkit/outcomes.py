@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from toolkit.files import replacing
+from toolkit.plain import parse
 
 SCHEMA = pa.schema(
     [
@@ -116,7 +117,7 @@ def _read_shard(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pa.Tab
     try:
         written = (pq.read_schema(path).metadata or {}).get(DIGESTS)
         table = pq.read_table(path, schema=schema, columns=list(columns))
-        digests = json.loads(written) if written else {}
+        digests = parse(written) if written else {}
         changed = [name for name in columns if name in digests and column_digest(table[name]) != digests[name]]
     except FileNotFoundError:
         raise

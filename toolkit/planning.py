@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ import numpy as np
 from toolkit import escape
 from toolkit.analyse import OutcomeTable
 from toolkit.measure import DESIGN, Design, outcome_table
+from toolkit.plain import read_record
 from toolkit.population import replica_folder
 from toolkit.recipe import read_recipe
-from toolkit.results import ConditionDesign, Results, from_plain, load_results
+from toolkit.results import ConditionDesign, Results, load_results
 from toolkit.statistics import MIN_RUNS
 from toolkit.statistics import power as pw
 from toolkit.statistics.intervals import TwoWay
@@ -188,10 +188,7 @@ def _of_results(results: Results) -> list[_Pilot]:
 
 
 def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
-    try:
-        design = from_plain(Design, json.loads((folder / DESIGN).read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise PlanError(f"{folder / DESIGN}: broken ({error}); `ftk run` writes it again") from None
+    design: Design = read_record(folder / DESIGN, Design, "`ftk run` writes it again")
     recipe = read_recipe(folder / "recipe.yaml")
     design = replace(design, conditions=tuple(condition.independent() for condition in design.conditions))
     table, _ = outcome_table(folder, recipe, design)

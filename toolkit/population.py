@@ -15,6 +15,7 @@ from typing import Any
 
 from toolkit.files import sha256_file as sha256_file
 from toolkit.files import write_text as write_text
+from toolkit.plain import read_json, read_record
 
 RECORD = "replica.json"
 LEDGER = "population.json"
@@ -49,9 +50,9 @@ def replica_folder(condition: Path, replica: int) -> Path:
 def read_replica(folder: Path) -> Replica | None:
     """The record of a complete replica; None when it is missing, half written, or its files were changed."""
     try:
-        record = Replica(**json.loads((folder / RECORD).read_text()))
+        record = read_record(folder / RECORD, Replica)
         complete = all(sha256_file(folder / name) == digest for name, digest in record.sha256.items())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return None
     return record if complete else None
 
@@ -61,8 +62,8 @@ def read_records(condition: Path) -> dict[int, Replica]:
     found = {}
     for path in sorted(condition.glob(f"replicas/*/{RECORD}")):
         try:
-            record = Replica(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            record: Replica = read_record(path, Replica)
+        except (OSError, ValueError):
             continue
         found[record.replica] = record
     return found
@@ -76,7 +77,7 @@ def changed_files(folder: Path, record: Replica) -> list[str]:
 def read_ledger(condition: Path) -> dict[str, Any]:
     """population.json; empty where it is lost or broken."""
     try:
-        found = json.loads((condition / LEDGER).read_text(encoding="utf-8"))
+        found = read_json(condition / LEDGER)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from toolkit import records
 from toolkit.analyse import OutcomeTable, analyse_table
 from toolkit.folders import MEASURED as MEASURED_FOLDER
 from toolkit.folders import claim
@@ -30,6 +31,7 @@ from toolkit.measure import (
     thresholds_of,
 )
 from toolkit.outcomes import OutcomesError, read_outcomes
+from toolkit.plain import read_record
 from toolkit.population import Replica, fingerprint, read_population
 from toolkit.recipe import Criteria, read_recipe
 from toolkit.results import MACHINE, ConditionDesign, Results
@@ -64,7 +66,7 @@ def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None =
         raise MeasureError(str(error)) from None
     for folder, answers in zip(folders, outcomes, strict=True):
         check_complete(answers, prompts, folder)
-    environments = [json.loads((folder / "environment.json").read_text(encoding="utf-8")) for folder in folders]
+    environments = [read_record(folder / "environment.json", records.Environment) for folder in folders]
     tables = [_of(outcomes[0], "", "base")]
     conditions, notes = [], [*_differences(folders, environments), *dict.fromkeys(said)]
     for name in common:
@@ -104,6 +106,10 @@ def _together(
     for design, run, table, environment in zip(designs, runs, outcomes, environments, strict=True):
         own = next(condition for condition in design.conditions if condition.name == name)
         failed += own.failed
+        if gone := sorted(set(own.everyone or own.replicas) - set(run)):
+            raise MeasureError(
+                f"{name}: replica {gone[0]} was measured and is not there, or its files were changed; `ftk run` trains it again"
+            )
         for r in own.everyone or own.replicas:
             replicas.append(start + r)
             seeds.append(json.dumps(run[r].seeds, sort_keys=True))

@@ -45,8 +45,7 @@ def check(recipe: Recipe, *, probe: bool = True, workers: int | None = None, out
     base = load_base(recipe.base, recipe.dtype, device)
     if out:
         pipeline.check_folder(recipe, out, base, device)
-    pipeline.check_lengths(recipe, base, prompts, device)
-    warnings = pipeline.check_architecture(recipe, base)
+    warnings = pipeline.check_all(recipe, base, prompts, device)
     found: dict[str, Any] = {
         "recipe": recipe.name,
         "base": base.to_dict(),

@@ -1,7 +1,7 @@
 """results.json as one HTML file for people, and as a plain table for the terminal."""
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from textwrap import wrap
 from typing import NamedTuple
@@ -32,6 +32,10 @@ from toolkit.results import (
 from toolkit.statistics import MIN_GROUPS, Estimate
 from toolkit.sweeps import Control, controls, sweeps
 
+DRAWN = 40
+"""Categories of a shift in the chart; the tables have all of them."""
+PICTURED = 20
+"""Conditions with charts; the tables have all of them."""
 TITLE = "how different are the replicas?"
 """ends the title of every report"""
 BEST = 2
@@ -72,7 +76,10 @@ def render(results: Results, claims: Claims | None = None) -> str:
     environment.globals |= {"claimed_range": claimed_range, "tested_unit": tested_unit, "floor_text": floor_text}
     environment.globals |= {"warnings": warnings, "return_to_base": return_to_base}
     environment.globals |= {"multiplicity": _multiplicity, "source_figures": _source_figures, "p_value": _p_value}
-    drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in results.conditions]
+    pictured, others = results.conditions[:PICTURED], results.conditions[PICTURED:]
+    drawn = [(condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()}) for condition in pictured]
+    untold = f"Charts are drawn for the first {PICTURED} of {len(results.conditions)} conditions."
+    drawn += [(condition, {"category": untold}) for condition in others]
     return environment.get_template("report.html.j2").render(
         results=results,
         conditions=drawn,
@@ -166,7 +173,9 @@ def _category_panels(results: Results, condition: ConditionResult) -> dict[str, 
             if cell.category and cell.shift == shift:
                 here = [(p, p.cell(shift, cell.category)) for p in (condition.single, *best)]
                 rows[f"{cell.category} ({cell.n_prompts})"] = {_name(p): _dot(c.disagreement) for p, c in here if c}
-        panels[shift] = rows
+        panels[shift if len(rows) <= DRAWN else f"{shift} ({DRAWN} categories; {len(rows) - DRAWN} more in the table)"] = dict(
+            islice(rows.items(), DRAWN)
+        )
     return panels
 
 

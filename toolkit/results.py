@@ -2,13 +2,13 @@
 
 import json
 import math
-import types
 import typing
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.files import write_text
+from toolkit.plain import JsonError, from_plain, read_json, shortened, to_plain
 from toolkit.statistics import AccuracySpread, Estimate, Tolerance, Tradeoff, collapsed, independent_runs
 
 VERSION = 2
@@ -774,45 +774,11 @@ def load_run_metrics(path: Path | str) -> RunMetrics:
 
 
 def _load(path: Path | str, kind: type[Record_], remedy: str) -> Record_:
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ResultsError(f"{path}: not JSON ({error})") from None
+    data = read_json(Path(path))
     version = data.pop("version", None) if isinstance(data, dict) else None
     if version != VERSION:
-        raise ResultsError(f"{path}: results of version {version}; this ftk reads version {VERSION}: {remedy}")
+        raise ResultsError(f"{path}: results of version {shortened(version)}; this ftk reads version {VERSION}: {remedy}")
     try:
         return from_plain(kind, data)
-    except (KeyError, TypeError) as error:
-        raise ResultsError(f"{path}: not a complete results file ({error})") from None
-
-
-def to_plain(record: typing.Any) -> typing.Any:
-    """A record as what JSON holds: numpy scalars as Python's; a number that is none (nan, inf) as null."""
-    if is_dataclass(record) and not isinstance(record, type):
-        return {f.name: to_plain(getattr(record, f.name)) for f in fields(record)}
-    if isinstance(record, dict):
-        return {key: to_plain(item) for key, item in record.items()}
-    if isinstance(record, list | tuple | range):
-        return [to_plain(item) for item in record]
-    value = record.item() if hasattr(record, "item") else record  # type: ignore[union-attr]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def from_plain(kind: typing.Any, data: typing.Any) -> typing.Any:
-    """JSON back to records, guided by the type hints. KeyError or TypeError where a field is missing or of another shape."""
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if data is None:
-            return None
-        return from_plain(next(option for option in inner if option is not type(None)), data)
-    if is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {f.name for f in fields(kind)}
-        return kind(**{name: from_plain(hints[name], value) for name, value in data.items() if name in known})  # type: ignore[operator]
-    if origin in (tuple, Sequence):
-        each = [inner[0]] * len(data) if origin is Sequence or inner[-1] is Ellipsis else inner
-        return tuple(from_plain(of, value) for of, value in zip(each, data, strict=True))
-    if origin in (dict, Mapping):
-        return {key: from_plain(inner[1], value) for key, value in data.items()}
-    return data
+    except JsonError as error:
+        raise ResultsError(f"{path}: not a complete results file ({error}); {remedy}") from None

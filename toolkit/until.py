@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit import records
 from toolkit.analyse import OutcomeTable
 from toolkit.data import Prompt
 from toolkit.outcomes import MEASURED, read_outcomes
+from toolkit.plain import read_record
 from toolkit.population import write_text
 from toolkit.recipe import RecipeError, Sequential
 from toolkit.results import number
@@ -103,7 +105,7 @@ def _watch(
 
 def stopping_note(folder: Path) -> str:
     """What readers of a condition's intervals must know when its number of replicas was decided by looking at them."""
-    found = json.loads((folder / "stopping.json").read_text())
+    found = read_record(folder / "stopping.json", records.Stopping, "`ftk run` writes it again")
     look = found["looks"][-1]
     ends = "; ".join(
         f"{figure} {number(f['mean'], '%')} % [{number(f['low'], '%')}, {number(f['high'], '%')}] from {f['pairs']} pairs"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +12,9 @@ from typing import Any
 from toolkit import delta, environment
 from toolkit.adapters import CONFIG, read_adapter
 from toolkit.pipeline import Console, RunError, open_folder, open_run, replica_mark, teacher_groups, train_missing, training_plan
+from toolkit.plain import read_record
 from toolkit.population import RECORD, Replica, changed_files, replica_folder, sha256_file
+from toolkit.records import Environment
 
 SAME, DIFFERENT, DAMAGED = "same", "different", "damaged"
 DEFINING = ("r", "lora_alpha", "use_rslora", "target_modules", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
@@ -87,8 +88,8 @@ def _records(condition: Path) -> dict[int, Replica]:
     found = {}
     for path in condition.glob(f"replicas/*/{RECORD}"):
         try:
-            record = Replica(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            record = read_record(path, Replica)
+        except (OSError, ValueError) as error:
             raise RunError(f"{path}: cannot be read ({error}); delete the folder, and `ftk run` trains the replica again") from None
         found[record.replica] = record
     return found
@@ -114,7 +115,7 @@ def _same(file: str, ours: Path, theirs: Path, then: Replica, now: Replica) -> b
         return False
     if Path(file).name != CONFIG:
         return sha256_file(ours / file) == now.sha256[file]
-    one, other = (json.loads((folder / file).read_text(encoding="utf-8")) for folder in (ours, theirs))
+    one, other = (read_record(folder / file, dict[str, Any]) for folder in (ours, theirs))
     return all((one.get(key) or None) == (other.get(key) or None) for key in DEFINING)
 
 
@@ -132,7 +133,7 @@ def _distance(first: Path, second: Path) -> float:
 def _changes(folder: Path, now: dict[str, Any]) -> dict[str, list[Any]]:
     """What can change bits and is not as it was when the run was last at work."""
     try:
-        then = json.loads((folder / "environment.json").read_text())
+        then = read_record(folder / "environment.json", Environment)
     except (OSError, ValueError):
         return {"environment.json": ["unknown", "known"]}
     flat_then, flat_now = ({"ftk": e.get("ftk"), **e.get("versions", {}), **e.get("numerics", {})} for e in (then, now))

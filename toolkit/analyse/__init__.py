@@ -10,7 +10,7 @@ from toolkit.analyse.criteria import judge
 from toolkit.analyse.distances import distances, in_notes
 from toolkit.analyse.sources import crossing, shared_note, sources
 from toolkit.analyse.suspects import suspects
-from toolkit.analyse.table import Arm, OutcomeTable, PredictionTable, PromptLike, Table
+from toolkit.analyse.table import CATEGORIES, Arm, OutcomeTable, PredictionTable, PromptLike, Table
 from toolkit.analyse.trades import trade
 from toolkit.analyse.verdict import verdict
 from toolkit.recipe import Criterion
@@ -65,6 +65,8 @@ def analyse_table(
         for m in design.mitigations
         if m.label not in {p.label for p in result.procedures}
     ]
+    if table.unlisted:
+        unmeasured.append(f"{CATEGORIES} categories have figures of their own, those with the most prompts; {table.unlisted:,} more do not")
     uncrossed = [f"{design.name}: {note}" for design in conditions if (note := crossing(design.factors).note)]
     apart = distances(table, conditions, level)
     found = Results(

@@ -12,6 +12,8 @@ TOGETHER = 10
 """Runs in "all of n agree" and "one of n differs": figures that depend on n, so n is fixed."""
 LOOKED_AT, READ = 5_000_000, 200_000
 """Answers, and texts, behind a figure: of a larger table the first replicas count, and the figure says how many."""
+LONGEST = 2_000
+"""Tokens of a text that edit distances look at: they take the square of it, and a run that diverged writes without end."""
 TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
@@ -39,7 +41,10 @@ def further(
     tokens = _tokens(arm.text_RP[: max(3 * TOGETHER, READ // len(cluster_P))], texts)
     if any(len(text) > 1 for row in tokens for text in row if text):  # a bare label has no inside
         rng = np.random.default_rng(0)  # which pairs are compared where there are too many; the figure is unbiased whichever they are
-        found.append(Metric("edit distance of two texts, share of the longer", "%", st.edit_distance(tokens, rng=rng, **options)))
+        cut = any(len(text) > LONGEST for row in tokens for text in row if text)
+        beginnings = [[text and text[:LONGEST] for text in row] for row in tokens] if cut else tokens
+        name = f"edit distance of two texts{f', their first {LONGEST:,} tokens' if cut else ''}, share of the longer"
+        found.append(Metric(name, "%", st.edit_distance(beginnings, rng=rng, **options)))
         divergence = st.first_divergence(tokens, **options)
         found.append(Metric("tokens until half of the pairs have parted", "", divergence.median))
         survival = _survival(divergence)

@@ -1,6 +1,7 @@
 """What runs answered, as arrays [run, prompt]: the one form that is measured, from outcomes or from somebody's predictions."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -65,11 +66,16 @@ def together(at: np.ndarray) -> slice | np.ndarray:
     return slice(int(at[0]), int(at[-1]) + 1) if len(at) and at[-1] - at[0] == len(at) - 1 else at
 
 
+CATEGORIES = 200
+"""categories, over all shifts, with figures of their own: each takes an interval for every procedure"""
+
+
 class Table(ABC):
     """Prompts of all suites in one row, and the arms that answered them.
 
     answers, texts: what the codes of answer_RP and text_RP stand for. shifts, parts: positions of the prompts of a shift, and of a
-    category of it. cluster_P: prompts that are no independent sample share a number. scored: what score_RP is.
+    category of it, for the CATEGORIES with the most prompts; unlisted: how many more there are. cluster_P: prompts that are no
+    independent sample share a number. scored: what score_RP is.
     """
 
     scored = "score"
@@ -82,10 +88,10 @@ class Table(ABC):
         category_P = np.array([prompt.category for _, prompt in self.prompts])
         self.suites = {suite: np.flatnonzero(suite_P == suite) for suite in dict.fromkeys(suite_P.tolist())}
         self.shifts = {shift: np.flatnonzero(shift_P == shift) for shift in dict.fromkeys(shift_P.tolist())}
-        self.parts = {
-            (shift, category): np.flatnonzero((shift_P == shift) & (category_P == category))
-            for shift, category in dict.fromkeys(zip(shift_P.tolist(), category_P.tolist(), strict=True))
-        }
+        counted = Counter(zip(shift_P.tolist(), category_P.tolist(), strict=True))
+        listed = {place for place, _ in counted.most_common(CATEGORIES)}
+        self.parts = {place: np.flatnonzero((shift_P == place[0]) & (category_P == place[1])) for place in counted if place in listed}
+        self.unlisted = len(counted) - len(self.parts)
         names = [("", i) if p.cluster is None else (p.cluster, -1) for i, (_, p) in enumerate(self.prompts)]
         numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self.cluster_P = np.array([numbers[name] for name in names], dtype=np.int64)

@@ -4,12 +4,13 @@ import click
 
 import toolkit
 from toolkit.cli import adapters, before, instrument, runs
-from toolkit.cli.terminal import BAD_INPUT, DONE, FAILED, GATE_SAID_NO, Commands
+from toolkit.cli.last import Guarded
+from toolkit.cli.terminal import BAD_INPUT, DONE, FAILED, GATE_SAID_NO
 
 __all__ = ["BAD_INPUT", "DONE", "FAILED", "GATE_SAID_NO", "main"]
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Guarded, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(toolkit.__version__, prog_name="ftk")
 def main() -> None:
     """How different are two fine-tunes of one model on one data set, where does it matter, and what does a remedy buy?

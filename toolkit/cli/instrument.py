@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,7 +9,19 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli.terminal import GATE_SAID_NO, as_json, console, errors, load_recipe, print_json, say, show, workers_option
+from toolkit.cli.terminal import (
+    GATE_SAID_NO,
+    Between,
+    as_json,
+    console,
+    errors,
+    load_recipe,
+    print_json,
+    say,
+    show,
+    workers_option,
+)
+from toolkit.plain import read_json
 
 
 def columns_options(command: Callable) -> Callable:
@@ -125,7 +136,7 @@ def measure(
                 )
                 path = folder / run_table.METRICS
                 if as_json:
-                    print_json({"out": str(folder), "metrics": json.loads(path.read_text(encoding="utf-8"))})
+                    print_json({"out": str(folder), "metrics": read_json(path)})
                     return
                 show(run_table.metrics_text(found))
                 say(f"metrics: {path.resolve()}")
@@ -134,7 +145,7 @@ def measure(
             options |= {"columns": roles_of(columns), "replica_columns": replica_columns, "force": force}
             results = stage.measure_predictions(source, folder, **options, criteria=asked)
         if as_json:
-            print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text(encoding="utf-8"))})
+            print_json({"out": str(folder), "results": read_json(folder / "results.json")})
             return
         show(table_text(results))
         for sentence in results.verdict:
@@ -158,7 +169,7 @@ def claims(run: Path, file: Path | None, as_json: bool) -> None:
         found = stage.hold_claims(run, file or stage.ORIGIN)
         path = run / stage.CLAIMS
         if as_json:
-            print_json({"out": str(path), "claims": json.loads(path.read_text(encoding="utf-8"))})
+            print_json({"out": str(path), "claims": read_json(path)})
             return
         show(stage.claims_text(found))
         say(f"claims: {path.resolve()}")
@@ -166,29 +177,27 @@ def claims(run: Path, file: Path | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("pilot", required=False, type=click.Path(path_type=Path))
+@click.option("--guess", type=Between(0, 1, min_open=True, max_open=True), help="Without a pilot: disagreement to reckon with, 0 to 1.")
+@click.option("--prompts", type=click.IntRange(2, 10**7), default=500, show_default=True, help="With --guess: independent prompts.")
 @click.option(
-    "--guess", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Without a pilot: disagreement to reckon with, 0 to 1."
+    "--replicas", type=click.IntRange(2, 10**5), default=16, show_default=True, help="With --guess: replicas that you can afford now."
 )
-@click.option("--prompts", type=click.IntRange(2), default=500, show_default=True, help="With --guess: independent prompts.")
-@click.option("--replicas", type=click.IntRange(2), default=16, show_default=True, help="With --guess: replicas that you can afford now.")
-@click.option("--k", type=click.IntRange(1), help="Replicas of one merge or ensemble (default: the pilot's, or 8).")
+@click.option("--k", type=click.IntRange(1, 10**5), help="Replicas of one merge or ensemble (default: the pilot's, or 8).")
 @click.option(
     "--half-width",
     "half_widths",
     multiple=True,
-    type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+    type=Between(0, 0.5, min_open=True, max_open=True),
     help="Wanted, 0.01 = one point.",
 )
 @click.option(
     "--ratio",
     "ratios",
     multiple=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Between(0, 1, min_open=True, max_open=True),
     help="Effect of a mitigation to be found.",
 )
-@click.option(
-    "--power", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.8, show_default=True, help="Chance to find it."
-)
+@click.option("--power", type=Between(0, 1, min_open=True, max_open=True), default=0.8, show_default=True, help="Chance to find it.")
 @as_json
 def plan(
     pilot: Path | None,
@@ -237,7 +246,7 @@ class GateCommand(click.Command):
 @click.option("--save", type=click.Path(path_type=Path), help="Write the limits to this small file, with which another machine can judge.")
 @click.option("--force", is_flag=True, help="Let --save write over a file that holds something else.")
 @click.option("--same", default="exact", show_default=True, help="For predictions: when two outputs mean the same.")
-@click.option("--alpha", type=click.FloatRange(0, 0.5, min_open=True), help="False alarms that you accept, as a share (default 0.0027).")
+@click.option("--alpha", type=Between(0, 0.5, min_open=True), help="False alarms that you accept, as a share (default 0.0027).")
 @columns_options
 @workers_option
 @as_json

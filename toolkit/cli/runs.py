@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from toolkit.cli.terminal import (
     without_network,
     workers_option,
 )
+from toolkit.plain import read_json
 from toolkit.recipe import EnsembleMethod
 from toolkit.recipe.merges import MERGES, merge_parameters, parse_setting
 
@@ -260,7 +260,7 @@ def evaluate(
         with console() as screen:
             folder, results = external.evaluate_subjects(subjects, out=out, workers=workers, console=screen, **how)
         if as_json:
-            print_json({"out": str(folder), "results": json.loads((folder / "results.json").read_text())})
+            print_json({"out": str(folder), "results": read_json(folder / "results.json")})
             return
         show(table_text(results))
         say(f"outcomes: {folder / 'outcomes'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shlex
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from toolkit.pipeline import Console
 
 DONE, FAILED, BAD_INPUT, GATE_SAID_NO = 0, 1, 2, 3
+LONGEST = 1000
+"""characters of an error"""
 DISK_SAID_NO = {
     errno.ENOSPC: "the disk is full: free some and run again; finished work is kept",
     errno.EDQUOT: "your quota of the disk is used up: free some and run again; finished work is kept",
@@ -79,6 +82,14 @@ def without_network(*sources: str | None) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+class Between(click.FloatRange):
+    """A number within limits; `nan` is within none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is no number", param, ctx)
+
+
 def say(line: object, err: bool = False) -> None:
     """Print one line; names in it cannot make it two, nor move the cursor."""
     click.echo(escape.line(line), err=err)
@@ -100,23 +111,26 @@ def errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _stop(f"stopped; finished work is kept. Go on with: {shlex.join(['ftk', *sys.argv[1:]])}", 130)
+        stop(f"stopped; finished work is kept. Go on with: {shlex.join(['ftk', *sys.argv[1:]])}", 130)
     except click.ClickException as error:
-        _stop(error.format_message(), BAD_INPUT)
+        stop(error.format_message(), BAD_INPUT)
     except OSError as error:
         if error.errno == errno.EPIPE:  # `ftk ... | head`: click's to handle
             raise
         reason = DISK_SAID_NO.get(error.errno or 0, error.strerror)
-        _stop(f"{error.filename}: {reason}" if error.filename else reason or str(error), FAILED)
+        stop(f"{error.filename}: {reason}" if error.filename else reason or str(error), FAILED)
     except (ValueError, RuntimeError) as error:
         if not type(error).__module__.startswith("toolkit."):
             raise
         from toolkit.engines import WorkerDied  # every other error of ours is about what was asked
 
-        _stop(str(error), FAILED if isinstance(error, WorkerDied) else BAD_INPUT)
+        stop(str(error), FAILED if isinstance(error, WorkerDied) else BAD_INPUT)
 
 
-def _stop(message: str, code: int) -> None:
+def stop(message: str, code: int) -> NoReturn:
+    """One line on stderr, however long or broken up the message is; then the exit code."""
+    if len(message) > LONGEST:  # a value of the user's is in it
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
     say(f"ftk: {message}", err=True)
     sys.exit(code)
 

@@ -1,8 +1,7 @@
 """What of a generated text is the answer."""
 
-import re
-
 from toolkit.data.rows import DataError
+from toolkit.patterns import PatternError, compiled
 
 RULES = "text, first-line, embedded, regex:PATTERN"
 
@@ -14,7 +13,7 @@ def parse_answer(text: str, rule: str) -> str:
     canonical form. `regex:PATTERN`: the first group of the first match, or the match where there is no group; a text that
     does not match has the answer "", so two texts without an answer agree, and neither is ever correct.
 
-    Raises DataError for an unknown rule or a broken pattern.
+    Raises DataError for an unknown rule, and for a pattern that is broken or takes too long.
     """
     if rule == "text":
         return _normal(text)
@@ -27,12 +26,13 @@ def parse_answer(text: str, rule: str) -> str:
     if not rule.startswith("regex:"):
         raise DataError(f"answer: unknown rule {rule!r}; use one of {RULES}")
     try:
-        match = re.search(rule.removeprefix("regex:"), text)
-    except re.error as error:
-        raise DataError(f"answer: the pattern of {rule!r} is broken: {error}") from None
+        pattern = compiled(rule.removeprefix("regex:"))
+        match = pattern.search(text)
+    except PatternError as error:
+        raise DataError(f"answer {rule[:60]!r}: {error}") from None
     if match is None:
         return ""
-    return _normal((match[1] if match.re.groups else match[0]) or "")
+    return _normal((match[1] if pattern.groups else match[0]) or "")
 
 
 def parse_reference(reference: str | None, rule: str) -> str | None:

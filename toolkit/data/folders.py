@@ -1,9 +1,10 @@
 """Which files of a folder are the rows that were asked for, and what beside them is left aside."""
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
+
+from toolkit.plain import read_json
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 """Suffixes behind that of a text file"""
@@ -97,7 +98,7 @@ def _first(of: dict[Path, str | None], told: set[str]) -> str:
 def _saved(folder: Path) -> list[Path]:
     """The files of a data set that `save_to_disk` wrote, in the order in which it is read."""
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
         files = [folder / Path(one["filename"]).name for one in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{folder / 'state.json'}: not as `save_to_disk` writes it; save the data set again") from None

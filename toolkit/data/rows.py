@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from toolkit.data.folders import PACKED, DataError, files_of, kind_of
+from toolkit.files import home
+from toolkit.plain import JsonError, parse
 
 CELL = 2**31 - 1
 """characters of a CSV cell; Python's own limit is 131,072, less than a long document"""
@@ -36,7 +38,7 @@ def read_rows(source: str, *, suite: bool = False) -> list[Row]:
     Raises DataError when the source is missing, empty or broken, or a text holds what is no character; the message
     names the file and the line.
     """
-    path = Path(source).expanduser()
+    path = home(source)
     kind, _, count = source.partition(":")
     if kind.startswith("embedded@"):
         raise DataError(f"{source}: suites have versions, the training rows have one; write `embedded`, or embedded:1000")
@@ -140,30 +142,14 @@ def _object(value: Any, where: str) -> Row:
     return Row(value, where)
 
 
-class _Repeated(ValueError):
-    """A key that stands twice in one object: which value was meant, nobody can tell."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Repeated(next(name for name in names if names.count(name) > 1))
-    return fields
-
-
-def _parse(text: str, where: str) -> Any:
-    """JSON, other errors than of its grammar as DataError."""
+def _parse(text: bytes | str, where: str) -> Any:
+    """JSON; what is none by its grammar is a JsonError, what is beyond a limit a DataError."""
     try:
-        return json.loads(text, object_pairs_hook=_once)
-    except json.JSONDecodeError:
-        raise
-    except _Repeated as error:
-        raise DataError(f"{where}: key {str(error)!r} stands twice in one object; keep one") from None
-    except RecursionError:
-        raise DataError(f"{where}: nested too deeply to be read; flatten the row") from None
-    except ValueError as error:  # whole numbers of more than 4,300 digits
-        raise DataError(f"{where}: cannot be read: {_one_line(error)}") from None
+        return parse(text, any_number=True)
+    except JsonError as error:
+        if error.grammar:
+            raise
+        raise DataError(f"{where}: {error}; mend the row") from None
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -175,20 +161,18 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                value = _parse(line.decode("utf-8-sig"), where)
-            except json.JSONDecodeError as error:
+                value = _parse(line, where)
+            except JsonError as error:
                 raise DataError(f"{where}: broken JSON at column {error.colno}: {error.msg}") from None
-            except UnicodeDecodeError:
-                raise DataError(f"{where}: not UTF-8; save the file as UTF-8") from None
             yield _object(value, where)
 
 
 def _read_json(path: Path) -> Iterator[Row]:
     with _open(path) as file:
-        text = file.read().decode("utf-8-sig")
+        text = file.read()
     try:
         value = _parse(text, str(path))
-    except json.JSONDecodeError as error:
+    except JsonError as error:
         if error.msg == "Extra data":  # many .json files on the hub hold one object per line
             yield from _read_jsonl(path)
             return
@@ -232,7 +216,7 @@ def _cell(name: str, cell: str, where: str) -> Any:
         return cell
     try:
         return _parse(cell, where)
-    except json.JSONDecodeError as error:
+    except JsonError as error:
         raise DataError(f"{where}: field {name!r} must be a JSON list: {error.msg}") from None
 
 

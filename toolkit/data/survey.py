@@ -2,7 +2,6 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from toolkit.data.encode import Example, prompt_text, reads_the_same
@@ -12,6 +11,7 @@ from toolkit.data.rows import READERS, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, unused_in_suite
 from toolkit.data.turns import Message
 from toolkit.embedded import suite_of
+from toolkit.files import home
 
 SHOWN = 12
 """names in a note"""
@@ -47,7 +47,7 @@ def survey(
 
 def aside(source: str, *, suite: bool = False) -> list[str]:
     """What of a folder is not read; nothing of any other source."""
-    folder = Path(source).expanduser()
+    folder = home(source)
     return files_of(folder, READERS, suite=suite)[1] if folder.is_dir() else []
 
 

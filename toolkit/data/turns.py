@@ -1,10 +1,10 @@
 """Conversations in a row: turns and tools, whole, as a chat template takes them."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from toolkit.data.folders import DataError
+from toolkit.plain import parse
 
 Message = dict[str, Any]
 """One turn: {"role", "content"} and whatever else the row gives it, such as `tool_calls`; the chat template sees all of it."""
@@ -145,6 +145,6 @@ def _from_json(value: Any, at: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return parse(value)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{at} is text that is no JSON: {' '.join(str(error).split())[:100]}") from None

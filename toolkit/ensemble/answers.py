@@ -21,8 +21,8 @@ def exact(texts_U: Sequence[str]) -> np.ndarray:
 
 
 def edit(texts_U: Sequence[str]) -> np.ndarray:
-    """1 - Levenshtein distance in characters / length of the longer text."""
-    code_U = [np.array([ord(c) for c in text], dtype=np.int32) for text in texts_U]
+    """1 - Levenshtein distance in characters / length of the longer text; of the first LONGEST characters, for it takes their square."""
+    code_U = [np.array([ord(c) for c in text[:LONGEST]], dtype=np.int32) for text in texts_U]
     pairs = list(combinations(range(len(texts_U)), 2))
     alike_UU = np.eye(len(texts_U))
     for (a, b), distance in zip(pairs, levenshtein([(code_U[a], code_U[b]) for a, b in pairs]), strict=True):
@@ -42,6 +42,8 @@ def chrf(texts_U: Sequence[str]) -> np.ndarray:
     return alike_UU
 
 
+LONGEST = 4_000
+"""characters of an answer that `edit` compares"""
 SIMILARITIES: dict[str, Similarity] = {"exact": exact, "edit": edit, "chrf": chrf}
 
 

@@ -21,6 +21,7 @@ from toolkit.engines import LocalEngine
 from toolkit.files import write_text
 from toolkit.forecast.probe import Probe, Probed, peak_bytes, probe
 from toolkit.forecast.work import Family, Part, blocks, disk, shard_bytes
+from toolkit.plain import read_json
 from toolkit.population import groups
 from toolkit.recipe import Recipe
 from toolkit.report import render
@@ -200,7 +201,7 @@ def compared(folder: Path, stages: Mapping[str, float]) -> str | None:
     stages: seconds by stage, as `Console` has them.
     """
     try:
-        ahead = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        ahead = read_json(folder / NAME)
         wanted = {name: stage["seconds"] for name, stage in ahead["stages"].items()}
         seconds, size = float(ahead["seconds"]), int(ahead["disk_bytes"])
     except (OSError, ValueError, KeyError, TypeError):

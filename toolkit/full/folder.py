@@ -25,6 +25,8 @@ from torch import Tensor
 from toolkit.adapters import FULL, Adapter, AdapterError, read_adapter, write_folder
 from toolkit.base import Base
 from toolkit.files import sha256_file
+from toolkit.plain import read_record
+from toolkit.records import Full
 
 MODEL = "model.safetensors"
 
@@ -62,11 +64,11 @@ def read_model(path: str | Path) -> FullModel:
     """Check a folder; read no tensor yet. Raises AdapterError in one line."""
     path = Path(path)
     try:
-        known = json.loads((path / FULL).read_text(encoding="utf-8"))
+        known = read_record(path / FULL, Full)
         with safe_open(path / MODEL, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return FullModel(path, known["base"], known["revision"], shapes)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"{path}: is no model that ftk has written, or damaged ({error}); train it again") from None
 
 

@@ -8,6 +8,10 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 NUMBER_AHEAD = re.compile(r"-?\.?\d|-[$€£¥]")
+PIECE = 1024
+"""characters that are normalised at a time"""
+LOOKED_AT = 10_000_000
+"""characters that a search for JSON in one text reads; beyond, a text is as it is"""
 THOUSANDS = "[,\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}]"
 NUMBER = re.compile(  # a sign behind a word or a bracket is an operator
     rf"((?<![\w)\]])[-+])?((\d{{1,3}}({THOUSANDS}\d{{3}})+(?!\d)|\d+)(\.\d+)?|(?<!\d)\.\d+)([eE][-+]?\d{{1,6}}(?!\d))?"
@@ -19,17 +23,23 @@ def normalised(text: str) -> str:
 
     Kept is what carries meaning: a minus or a point before a digit, and the signs # % & @ / \\. Punctuation alone stays as it is.
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).replace("\N{MINUS SIGN}", "-")
+    folded = _nfkc(_nfkc(text).casefold()).replace("\N{MINUS SIGN}", "-")
     words = folded.split()
     return " ".join(filter(None, map(_bare, words))) or " ".join(words)
 
 
+def _nfkc(text: str) -> str:
+    """In pieces: Unicode sorts the marks of one letter, and a text can be one letter with 100,000 marks."""
+    return "".join(unicodedata.normalize("NFKC", text[at : at + PIECE]) for at in range(0, len(text), PIECE))
+
+
 def _bare(word: str) -> str:
-    while word and _punctuation(word[-1]):
-        word = word[:-1]
-    while word and _punctuation(word[0]) and not NUMBER_AHEAD.match(word):
-        word = word[1:]
-    return word
+    start, end = 0, len(word)
+    while end and _punctuation(word[end - 1]):
+        end -= 1
+    while start < end and _punctuation(word[start]) and not NUMBER_AHEAD.match(word, start, end):
+        start += 1
+    return word[start:end]
 
 
 @functools.cache
@@ -63,13 +73,17 @@ def json_form(text: str) -> str:
     """The JSON that the text is, else the first object or array in it, in the one way of writing it; a text without JSON as it is."""
     text = text.strip()
     reader = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_refuse)
-    starts = (match.start() for match in re.finditer(r"[\[{]", text))
-    for read in (lambda: reader.decode(text), *((lambda at=at: reader.raw_decode(text, at)[0]) for at in starts)):
+    looked_at = 0
+    for at in (None, *(match.start() for match in re.finditer(r"[\[{]", text))):
         try:
-            return _written(read())
-        except ValueError:
-            continue
-        except RecursionError:  # nested deeper than any answer; to try each of its brackets would take minutes
+            return _written(reader.decode(text) if at is None else reader.raw_decode(text, at)[0])
+        except json.JSONDecodeError as error:
+            looked_at += error.pos  # to name the line, the error counts from the start of the text
+        except ValueError:  # a constant that is no JSON
+            looked_at += len(text)
+        except RecursionError:  # nested deeper than any answer
+            break
+        if looked_at > LOOKED_AT:  # a text of opening brackets is read again from each of them
             break
     return text
 

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from toolkit.data import DataError, parse_answer, parse_reference
+from toolkit.files import home
 from toolkit.meaning.forms import json_form, normalised, number
+from toolkit.plain import read_json, read_record
 
 COSINE = 0.9
 ROUNDING = 1e-6  # of a cosine in float32: equal embeddings have a cosine of 1 give or take this
@@ -133,7 +134,7 @@ def _fraction(argument: str, rule: str, low: float, high: float) -> float:
 def _check_parts(file: Path, folder: str) -> None:
     """Raises DataError where a part is a class that comes with the folder: the library would run its code without asking."""
     try:
-        parts = [part["type"] for part in json.loads(file.read_text(encoding="utf-8"))]
+        parts = [part["type"] for part in read_json(file)]
     except (ValueError, TypeError, KeyError):
         raise DataError(f"meaning: {file} is no list of the parts of an embedding model") from None
     for part in parts:
@@ -144,11 +145,11 @@ def _check_parts(file: Path, folder: str) -> None:
 @functools.cache
 def load_model(folder: str) -> Any:
     """A model2vec or sentence-transformers model from a folder: an object with encode(texts) -> [texts, dimensions]."""
-    path = Path(folder).expanduser()
+    path = home(folder)
     if not path.is_dir():
         raise DataError(f"meaning: no folder {folder!r}; an embedding model is read from disk, never downloaded")
     config = path / "config.json"
-    static = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "model2vec"
+    static = config.is_file() and read_record(config, dict[str, Any]).get("model_type") == "model2vec"
     try:
         if static or not (path / "modules.json").is_file():
             return importlib.import_module("model2vec").StaticModel.from_pretrained(str(path))

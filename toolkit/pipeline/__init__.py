@@ -19,8 +19,7 @@ from toolkit.pipeline.answering import answer_units as answer_units
 from toolkit.pipeline.answering import evaluate as evaluate
 from toolkit.pipeline.answering import subjects_of as subjects_of
 from toolkit.pipeline.answering import weights_digest as weights_digest
-from toolkit.pipeline.architecture import check_architecture as check_architecture
-from toolkit.pipeline.checks import check_lengths as check_lengths
+from toolkit.pipeline.checks import check_all as check_all
 from toolkit.pipeline.job import Console as Console
 from toolkit.pipeline.job import Run as Run
 from toolkit.pipeline.job import RunError as RunError

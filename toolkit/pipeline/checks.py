@@ -2,18 +2,132 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+
+import torch
 
 from toolkit.adopt import check_base, find_adapters, layer_shapes
 from toolkit.base import Base
 from toolkit.data import Prompt, encode_prompt, encode_reference
 from toolkit.ensemble import SIMILARITIES
 from toolkit.full import FullModel, check_whole, read_weights
-from toolkit.merge import accepted, find_method
+from toolkit.meaning import classes
+from toolkit.merge import accepted, combine, find_method
+from toolkit.pipeline.architecture import check_architecture
 from toolkit.pipeline.job import RunError
-from toolkit.pipeline.training import training_examples
-from toolkit.recipe import Recipe
+from toolkit.pipeline.training import training_examples, training_plan
+from toolkit.plan import snapshot_steps
+from toolkit.recipe import Mitigation, Recipe, Sequential
 from toolkit.stack import layer_shape, target_modules
+from toolkit.until import asked_about
+
+TRIED = 4
+"""changes that a merge is tried on; more tell nothing new"""
+
+
+def check_all(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], device: str, *, answers: bool = True) -> list[str]:
+    """The one list: `ftk check` and the first second of a run ask nothing else of a recipe and its base. Returns what is worth a note.
+
+    answers: prompts will be asked, which not every base that can be trained can do.
+    Raises RunError, RecipeError, DataError or AdapterError in one line.
+    """
+    check_merges(recipe)
+    check_criteria(recipe, prompts)
+    check_against_base(recipe, base)
+    notes = check_architecture(recipe, base, answers=answers)
+    check_ensembles(recipe, prompts)
+    for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
+        asked_about(figure, prompts)
+    check_evaluation(recipe, base, prompts)
+    check_lengths(recipe, base, prompts, device)
+    check_trajectories(recipe, device)
+    check_counts(recipe)
+    return notes
+
+
+@contextmanager
+def _told(where: str) -> Iterator[None]:
+    """What a part of ftk refuses, told where it is asked for."""
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(f"{where}: {error}") from None
+
+
+def check_merges(recipe: Recipe) -> None:
+    """Try every merge on a few small changes: methods refuse some parameters only at work."""
+    teachers = [condition.teacher for condition in recipe.trained.values() if condition.teacher]
+    for mitigation in [*recipe.mitigations, *teachers]:
+        if not mitigation.merge:
+            continue
+        draw = torch.Generator().manual_seed(0)
+        changes = [(torch.randn(1, 8, generator=draw), torch.randn(8, 1, generator=draw), 1.0) for _ in range(min(mitigation.k, TRIED))]
+        with _told(f"mitigation {mitigation.label}"):
+            combine(mitigation.merge, changes, **mitigation.parameters)
+
+
+def check_criteria(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
+    """Refuse criteria and thresholds of prompts that there are not, and what cannot be read in an answer."""
+    for criterion in recipe.criteria:
+        where = f"criterion {criterion.name!r}"
+        asked = prompts.get(criterion.suite) or [p for suite in prompts.values() for p in suite if p.shift == criterion.suite]
+        if not asked:
+            known = ", ".join(dict.fromkeys([*prompts, *(p.shift for suite in prompts.values() for p in suite)]))
+            raise RunError(f"{where}: no prompts in {criterion.suite!r}; there are: {known or 'none'}")
+        names = list(dict.fromkeys(prompt.category for prompt in asked))
+        if criterion.category is not None and criterion.category not in names:
+            raise RunError(f"{where}: no category {criterion.category!r} in {criterion.suite}; there are: {', '.join(names)}")
+        marked = criterion.observable == "correct" or criterion.statistic in ("accuracy", "accuracy-sd", "tail")
+        if marked and all(prompt.reference is None for prompt in asked):
+            raise RunError(f"{where}: the prompts of {criterion.suite} have no `reference`, so that no answer is right or wrong")
+        if criterion.observable not in ("answer", "text", "correct"):
+            with _told(where):
+                classes(["1", "2"], criterion.observable)
+    known = {prompt.category for suite in prompts.values() for prompt in suite}
+    for name in recipe.thresholds.categories:
+        if name not in known:
+            raise RunError(f"thresholds.categories: no prompt has the category {name!r}; there are: {', '.join(sorted(known)) or 'none'}")
+
+
+def check_evaluation(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]]) -> None:
+    """Refuse what the base's tokens cannot answer: more candidates than it has, and choices that are no token."""
+    asked, size = recipe.evaluation, base.model.config.get_text_config().vocab_size
+    if asked.top_k > size:
+        raise RunError(f"evaluation.top_k: base {recipe.base!r} has {size:,} tokens, not {asked.top_k:,}")
+    first = next((suite[0] for suite in prompts.values() if suite), None)
+    for choice in asked.choices:
+        with _told(f"evaluation.choices, {choice!r}"):
+            if not choice or first and not encode_reference(first.prompt, choice, base.tokenizer):
+                raise ValueError("the tokenizer makes no token of it")
+
+
+def check_trajectories(recipe: Recipe, device: str) -> None:
+    """Refuse a merge of more snapshots than the steps of a training hold; raises where rows are no training rows, too."""
+    for name, condition in recipe.trained.items():
+        plan, points = training_plan(recipe, name, device)[0], condition.snapshots
+        there = len(snapshot_steps(plan, points.count, points.start)) if points else 0
+        asked: list[Mitigation] = [] if condition.teacher else recipe.mitigations
+        lasts = {f"mitigation {m.label}": m.parameters.get("last") for m in asked if m.merge in ("swa", "lawa")}
+        lasts |= {f"conditions.{name}.lawa_last": condition.lawa_last} if "lawa" in condition.averages else {}
+        for where, last in lasts.items():
+            if isinstance(last, int) and last > there:
+                held = f"{plan.steps} steps of {name} make {there} snapshots"
+                raise RunError(f"{where}: {held}, fewer than the last {last}; train longer, or take fewer")
+
+
+def check_counts(recipe: Recipe) -> None:
+    """Refuse groups of more replicas than any condition has."""
+    count = {name: recipe.replicas_of(name) for name in recipe.trained}
+    count |= {name: len(find_adapters(given.adapters)) for name, given in recipe.given.items()}
+    for mitigation in recipe.mitigations:
+        most = max((n for name, n in count.items() if recipe.mitigations_of(name)), default=mitigation.k)
+        if mitigation.k > most:
+            raise RunError(
+                f"mitigation {mitigation.label}: takes {mitigation.k:,} replicas, and no condition has more than {most:,}; "
+                "set a smaller `k`, or more `replicas`"
+            )
 
 
 def check_against_base(recipe: Recipe, base: Base) -> None:
@@ -49,6 +163,8 @@ def check_against_base(recipe: Recipe, base: Base) -> None:
         if own and own.threads > 1 and base.model.device.type != "cpu":
             raise RunError(f"conditions.{name}.threads: are those of a CPU, and this run is on {base.model.device.type}; leave it out")
         largest = max(min(layer_shape(layer)) for layer in layers.values())
+        if own and own.method != "full" and own.rank > largest:
+            raise RunError(f"conditions.{name}.rank: the widest layer that is adapted takes rank {largest}, not {own.rank:,}")
         for mitigation in [*recipe.mitigations, *([own.teacher] if own and own.teacher else [])]:
             if isinstance(mitigation.rank, int) and mitigation.rank > largest:
                 raise RunError(f"mitigation {mitigation.label}: the changes of this base have ranks 1 to {largest}")
@@ -69,9 +185,7 @@ def check_ensembles(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
 
 def check_lengths(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], device: str) -> None:
     """Refuse rows and prompts that are longer than the base: it would fail on them, or answer nonsense."""
-    limit = base.max_positions
-    if limit is None:
-        return
+    limit = base.max_positions or 10**9  # even so, every row and prompt is read here: its template or tokens may refuse it
     longest = max((len(example.ids) for example in training_examples(recipe, device)), default=0) if recipe.data.train else 0
     if longest > limit:
         raise RunError(

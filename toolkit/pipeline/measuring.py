@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from toolkit import records
 from toolkit.adapters import read_adapter
 from toolkit.base import load_base
 from toolkit.data import known_prompts
@@ -20,6 +20,7 @@ from toolkit.pipeline.job import Run, RunError, successful
 from toolkit.pipeline.merging import merged_folder
 from toolkit.pipeline.populations import given_note
 from toolkit.pipeline.training import training_examples
+from toolkit.plain import read_record
 from toolkit.population import groups, read_population, replica_folder
 from toolkit.recipe import Mitigation
 from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
@@ -122,14 +123,14 @@ def condition_design(job: Run, name: str, shards: Shards) -> ConditionDesign:
     seconds = sum(measured) / len(measured) if measured else None
     tokens = None
     if own:
-        plan = json.loads((folder / "population.json").read_text())["plan"]
+        plan = read_record(folder / "population.json", records.Population)["plan"]
         tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
     mitigations = []
     for mitigation in job.recipe.mitigations_of(name):
         members = groups(replicas, mitigation.k)
         rank = rank_of_one
         if mitigation.merge and members:
-            rank = json.loads((merged_folder(folder, mitigation.label, 0) / "merge.json").read_text())["rank"]
+            rank = read_record(merged_folder(folder, mitigation.label, 0) / "merge.json", records.Merge).get("rank")
         spent = None if seconds is None else mitigation.k * seconds
         of_all = None if tokens is None else mitigation.k * tokens
         price = Price(mitigation.k, streams(name, mitigation, shards), rank, spent, of_all)

@@ -16,6 +16,7 @@ from toolkit.folders import is_whole
 from toolkit.full import FULL, MODEL
 from toolkit.merge import merge_folders, same_input
 from toolkit.pipeline.job import Run, successful
+from toolkit.plain import read_json
 from toolkit.population import groups, replica_folder, write_text
 from toolkit.recipe import Mitigation
 
@@ -96,7 +97,7 @@ def is_merged(unit: MergeUnit) -> bool:
     And when its files are those that were written.
     """
     try:
-        record = json.loads((unit.out / "merge.json").read_text())
+        record = read_json(unit.out / "merge.json")
         asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
         inputs = [Path(item["path"]) for item in record["inputs"]]
         homes = [source for path in inputs for source in {path, *path.parents}.intersection(unit.sources)]
@@ -118,5 +119,5 @@ def is_as_written(folder: Path) -> bool:
     whole = is_whole(folder)
     if whole is not None or (folder / FULL).is_file():
         return whole is not False
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(folder / CONFIG)
     return config["r"] == config["lora_alpha"] and not any(config.get(key) for key in ("use_rslora", "rank_pattern", "alpha_pattern"))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
-from toolkit import environment
+from toolkit import environment, records
 from toolkit.adopt import check_given
 from toolkit.base import Base, fastest_dtype, load_base, load_config, width
 from toolkit.compiled import TESTED
@@ -21,14 +20,13 @@ from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
 from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker
 from toolkit.measure import read_prompts
-from toolkit.pipeline.architecture import check_architecture
-from toolkit.pipeline.checks import check_against_base, check_ensembles, check_lengths
+from toolkit.pipeline.checks import check_all
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
 from toolkit.pipeline.training import check_population, training_plan
+from toolkit.plain import read_record
 from toolkit.population import LEDGER, RECORD, fingerprint, write_text
-from toolkit.recipe import Recipe, Sequential, dump_recipe, with_suites
-from toolkit.until import asked_about
+from toolkit.recipe import Recipe, dump_recipe, with_suites
 
 
 @contextmanager
@@ -63,13 +61,8 @@ def open_run(
     recipe = settle(recipe, device, folder)
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
-    check_against_base(recipe, base)
-    for note in check_architecture(recipe, base, answers=answers):
+    for note in check_all(recipe, base, prompts, device, answers=answers):
         console.note(note)
-    check_ensembles(recipe, prompts)
-    for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
-        asked_about(figure, prompts)
-    check_lengths(recipe, base, prompts, device)
     check_same_run(recipe, folder, kind, base, device)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
@@ -141,8 +134,8 @@ def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: 
 
 def _base_hash(folder: Path) -> str | None:
     try:
-        return json.loads((folder / "base.json").read_text(encoding="utf-8")).get("sha256")
-    except (OSError, ValueError, AttributeError):
+        return read_record(folder / "base.json", records.Base).get("sha256")
+    except (OSError, ValueError):
         return None
 
 

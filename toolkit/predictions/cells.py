@@ -390,5 +390,6 @@ def _id(prompt: tuple[str, str]) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that puts replica_2 before replica_10."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
+    """A key that puts replica_2 before replica_10: numbers by their length first, for a name may have thousands of digits."""
+    pieces = re.split(r"(\d+)", name)
+    return [(len(piece.lstrip("0")), piece.lstrip("0")) if piece.isdecimal() else (-1, piece) for piece in pieces]

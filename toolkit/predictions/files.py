@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data.rows import READERS, DataError
+from toolkit.plain import JsonError, parse
 from toolkit.predictions.layout import PROMPTFOO, Layout, PredictionsError
 
 if TYPE_CHECKING:
@@ -306,13 +307,9 @@ def _lines(path: Path, chunk: bytes, first: int) -> Batch:
 
 def _fields(path: Path, line: bytes, row: int) -> dict[str, Any]:
     try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
+        fields = parse(line, any_number=True)
+    except JsonError as error:
         raise PredictionsError(f"{place(path, row)}: broken JSON at column {error.colno}: {error.msg}") from None
-    except UnicodeDecodeError:
-        raise PredictionsError(f"{place(path, row)}: not UTF-8; save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:  # integers of thousands of digits, brackets thousands deep
-        raise PredictionsError(f"{place(path, row)}: broken JSON: {' '.join(str(error).split())[:100]}") from None
     if not isinstance(fields, dict):
         raise PredictionsError(f"{place(path, row)}: a row is an object with named fields, not {json.dumps(fields)[:40]}")
     return _with_names(fields)

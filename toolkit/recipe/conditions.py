@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,7 +15,23 @@ from pydantic import (
     model_validator,
 )
 
-from toolkit.recipe.fields import Compile, Dtype, Model, NonNegative, Positive, Share, Source, Width
+from toolkit.recipe.fields import (
+    MOST,
+    Batch,
+    Compile,
+    Dtype,
+    Epochs,
+    Model,
+    NonNegative,
+    Points,
+    Rank,
+    Replicas,
+    Rows,
+    Share,
+    Source,
+    Steps,
+    Width,
+)
 from toolkit.recipe.mitigations import Mitigation, Teacher
 
 
@@ -35,7 +52,7 @@ def trajectory(mitigation: Mitigation, condition: Condition) -> str | None:
 class Snapshots(Model):
     """Adapters recorded along the trajectory, at equal distances, the last one at the end of training."""
 
-    count: Positive = 8
+    count: Points = 8
     start: Share = 0.5
     """share of the training after which recording begins."""
     save: bool = False
@@ -45,7 +62,7 @@ class Snapshots(Model):
 class Lookahead(Model):
     """Slow weights that follow the optimiser: every k steps by a share alpha of the way, from where it then starts again."""
 
-    k: Positive = 5
+    k: Steps = 5
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
@@ -56,13 +73,13 @@ class Condition(Model):
     """lora: adapters, on the labels. full: all weights of the base, on the labels. distill: adapters, on what a teacher says of the
     training rows; what is not said is as in the teacher's condition."""
     teacher: Teacher | None = None
-    students: Positive = 1
+    students: Replicas = 1
     """per fresh teacher group; 2 or more part the variance between teacher groups from that between students of one group."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """of the teacher's and the student's distribution in the loss."""
     mix: Share = 1.0
     """share of the loss that is the teacher's; the rest is cross-entropy on the labels."""
-    rank: Positive = 8
+    rank: Rank = 8
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """LoRA scale is alpha / rank (alpha / sqrt(rank) with rslora); default 2 * rank."""
     rslora: bool = False
@@ -72,11 +89,11 @@ class Condition(Model):
     """how adapters begin, in PEFT's words; always without any change of the base."""
     freeze: list[Literal["A"]] = []
     """`[A]`: only B is trained. With `vary` without init all replicas have the same A."""
-    rows: Positive | None = None
+    rows: Rows | None = None
     """of the training data: the first of a shuffle that is the same for all conditions; default: all."""
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2
-    batch_size: Positive = 16
-    gradient_accumulation: Positive = 1
+    epochs: Epochs = 2
+    batch_size: Batch = 16
+    gradient_accumulation: Batch = 1
     lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-4
     """default: 2e-4, of `method: full` 2e-5."""
     lr_ratio_B: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -100,17 +117,17 @@ class Condition(Model):
     snapshots: Snapshots | None = None
     averages: list[Literal["swa", "ema", "lawa"]] = []
     """running averages of the snapshots, each written as an adapter (of `method: full` a model) of its own; needs `snapshots`."""
-    lawa_last: Positive = 5
+    lawa_last: Points = 5
     """number of snapshots, the latest ones."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """weight of the past at each snapshot."""
-    replicas: Positive | None = None
+    replicas: Replicas | None = None
     """default: the recipe's."""
     vary: list[Source] | None = None
     """default: the recipe's."""
-    crossed: dict[Source, Annotated[int, Field(ge=2)]] = {}
+    crossed: dict[Source, Annotated[Replicas, Field(ge=2)]] = {}
     """levels of each source: `{init: 8, order: 8}` trains all 64 combinations; sources that are not named are held."""
-    repeats: Positive = 1
+    repeats: Replicas = 1
     """of every combination, with the same seeds: what differs then is the numerics."""
     dtype: Dtype | None = None
     """of the base while this condition trains; default: the recipe's, in which all answer."""
@@ -135,6 +152,12 @@ class Condition(Model):
             raise ValueError("a crossed design says itself what varies and how many replicas there are: leave 'replicas' and 'vary' out")
         if self.repeats > 1 and not self.crossed:
             raise ValueError("'repeats' belongs to a crossed design: add `crossed: {init: 8, order: 8}`")
+        return self
+
+    @model_validator(mode="after")
+    def _crossed_can_be_trained(self) -> Condition:
+        if math.prod(self.crossed.values()) * self.repeats > MOST:
+            raise ValueError(f"a crossed design of {math.prod(self.crossed.values()) * self.repeats:,} replicas; {MOST:,} is the most")
         return self
 
     @model_validator(mode="after")

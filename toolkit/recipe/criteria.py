@@ -10,7 +10,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolkit.recipe.fields import Model, Share, answer_rule, at
+from toolkit.recipe.fields import Label, Model, Share, answer_rule, at
 
 
 def _observable(observable: str) -> str:
@@ -46,7 +46,7 @@ class Thresholds(Zone):
 class Criterion(Model):
     """What the user will not accept, decided by a one-sided confidence limit: PASS, FAIL or INCONCLUSIVE."""
 
-    name: str
+    name: Label
     suite: str
     """name of a suite, or a shift"""
     category: str | None = None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from toolkit.plain import shortened
 from toolkit.recipe.conditions import Condition, Lookahead, Snapshots
 from toolkit.recipe.criteria import Criterion, Thresholds, Zone
 from toolkit.recipe.merges import PARAMETERS
@@ -79,7 +80,7 @@ def _wrong_value(errors: list[ErrorDetails]) -> str:
     else:
         text = "should be " + " or ".join(dict.fromkeys(text.removeprefix("Input should be ") for text in texts))
     value = errors[0]["input"]
-    return text + ("" if isinstance(value, dict | BaseModel) else " (got nothing)" if value is None else f" (got {value!r})")
+    return text + ("" if isinstance(value, dict | BaseModel) else " (got nothing)" if value is None else f" (got {shortened(value)})")
 
 
 def _place(error: ErrorDetails) -> Path_:

@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-import re
 from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
 )
 from pydantic_core import PydanticCustomError
 
+from toolkit.patterns import PatternError, compiled
+from toolkit.plain import shortened
 from toolkit.recipe.words import Path_
 
-Positive = Annotated[int, Field(ge=1)]
+
+def at_most(limit: float, reason: str) -> AfterValidator:
+    """A ceiling: what is asked for beyond it is a slip of the pen, and would only be told when memory or patience is used up."""
+
+    def check(value: float) -> float:
+        if value > limit:
+            raise ValueError(f"should be at most {limit:,}: {reason} (got {shortened(value)})")
+        return value
+
+    return AfterValidator(check)
+
+
+MOST = 100_000
+"""replicas of a run"""
+Replicas = Annotated[int, Field(ge=1), at_most(MOST, "a run has no more replicas")]
+WIDEST = 65_536
+"""a rank"""
+Rank = Annotated[int, Field(ge=1), at_most(WIDEST, "no layer is that wide")]
+Rows = Annotated[int, Field(ge=1), at_most(10**9, "no machine holds more rows")]
+Batch = Annotated[int, Field(ge=1), at_most(65_536, "no machine holds a larger batch")]
+Epochs = Annotated[float, Field(gt=0, allow_inf_nan=False), at_most(100_000, "no run would end")]
+Steps = Annotated[int, Field(ge=1), at_most(1_000_000, "no training has more steps")]
+Points = Annotated[int, Field(ge=1), at_most(10_000, "each of them is kept")]
+Tokens = Annotated[int, Field(ge=1), at_most(10_000_000, "no base reads or writes more tokens")]
+Candidates = Annotated[int, Field(ge=1), at_most(1_000, "they are stored with every answer")]
+Seed = Annotated[int, Field(ge=0), at_most(2**63 - 1, "a seed has 63 bits")]
+Label = Annotated[str, Field(max_length=200)]
+"""a name that stands in tables and charts"""
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Source = Literal["init", "order", "dropout"]
@@ -34,9 +63,9 @@ def answer_rule(rule: str) -> str:
     if not rule.startswith("regex:") or rule == "regex:":
         raise ValueError("should be text, first-line, embedded or regex:PATTERN")
     try:
-        re.compile(rule.removeprefix("regex:"))
-    except re.error as error:
-        raise ValueError(f"the pattern is broken: {error}") from None
+        compiled(rule.removeprefix("regex:"))
+    except PatternError as error:
+        raise ValueError(str(error)) from None
     return rule
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from toolkit.plain import shortened
 from toolkit.recipe.words import nearest
 
 MERGEKIT = "mergekit:"
@@ -27,8 +28,8 @@ SHARE = Kind("a share above 0 and at most 1", float, lambda x: 0 < x <= 1)
 BELOW_HALF = Kind("a share from 0 to below 0.5", float, lambda x: 0 <= x < 0.5)
 BELOW_ONE = Kind("a share from 0 to below 1", float, lambda x: 0 <= x < 1)
 NUMBER = Kind("a finite number", float, math.isfinite)
-COUNT = Kind("a whole number from 1", int, lambda x: x >= 1)
-SEED = Kind("a whole number from 0", int, lambda x: x >= 0)
+COUNT = Kind("a whole number from 1 to 10,000", int, lambda x: 1 <= x <= 10_000)
+SEED = Kind("a whole number from 0, of 63 bits", int, lambda x: 0 <= x < 2**63)
 
 
 class Parameter(NamedTuple):
@@ -95,10 +96,10 @@ def merge_parameters(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any, kind: Kind) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     whole = number and (kind.type is float or isinstance(value, int))
     if not whole or not math.isfinite(value) or not kind.holds(value):
-        raise ValueError(f"{name} {value!r} is impossible: {kind.words}")
+        raise ValueError(f"{name} {shortened(value)} is impossible: {kind.words}")
     return kind.type(value)
 
 

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolkit.recipe.fields import Model, NonNegative, Positive
+from toolkit.recipe.fields import WIDEST, Model, NonNegative, Replicas
 from toolkit.recipe.merges import MERGEKIT, MERGES, PARAMETERS, check_method, merge_parameters
 
 MergeMethod = Annotated[str, AfterValidator(check_method)]
@@ -25,6 +25,8 @@ Similarity = Literal["exact", "edit", "chrf"]
 
 
 def _merge_rank(rank: Any) -> Any:
+    if type(rank) is int and rank > WIDEST:
+        raise ValueError(f"should be at most {WIDEST:,}: no layer is that wide")
     share = float(rank[7:]) if isinstance(rank, str) and re.fullmatch(r"energy=\d*\.?\d+", rank) else 0
     if rank in ("full", "same") or type(rank) is int and rank >= 1 or 0 < share <= 1:
         return rank
@@ -43,7 +45,7 @@ class Mitigation(Model):
 
     merge: MergeMethod | None = None
     ensemble: EnsembleMethod | None = None
-    k: Positive
+    k: Replicas
     rank: Annotated[int | str, BeforeValidator(_merge_rank)] = "full"
     """rank of a merged adapter: exact, that of the inputs, a number, or the least that keeps a share of the energy."""
     parameters: Annotated[dict[str, bool | int | float | str | None], Field(validate_default=True)] = {}

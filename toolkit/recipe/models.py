@@ -16,13 +16,31 @@ from pydantic import (
 
 from toolkit.recipe.conditions import UNKNOWN, AnyCondition, Condition, Given, kind_of, trajectory
 from toolkit.recipe.criteria import Criteria
-from toolkit.recipe.fields import Compile, Dtype, Model, Positive, Share, Source, Width, answer_rule, at, day
+from toolkit.recipe.fields import Candidates, Compile, Dtype, Model, Replicas, Seed, Share, Source, Tokens, Width, answer_rule, at, day
 from toolkit.recipe.mitigations import Mitigation
 from toolkit.recipe.words import nearest
 
 SHIFTS = ("typical", "near", "far")
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-TAKEN = ("outcomes", "base")
+TAKEN = (
+    *("outcomes", "base", "training", "checkpoints", "replicas", "merged", "votes"),
+    *("recipe.yaml", "forecast.json", "environment.json", "base.json", "population.json", "modules.json", "design.json"),
+    *("results.json", "claims.json", "report.html", "readme.md", "stopping.json", "mergekit.yaml"),
+)
+"""names that files and folders of a run have"""
+DEVICE_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""what Windows keeps for itself"""
+LONGEST_NAME = 100
+"""characters: names of files are made of two of them, and have at most 255 bytes"""
+
+
+def folder_name(name: str) -> str:
+    """Why a name cannot be that of a folder in a run, on any disk; empty where it can."""
+    if not FOLDER_NAME.fullmatch(name) or name.endswith("."):
+        return "letters, digits, '.', '_' and '-', the first a letter or a digit, the last no '.'"
+    if name.lower() in TAKEN or DEVICE_NAMES.fullmatch(name):
+        return f"{name!r} is taken; take another name"
+    return f"{len(name)} characters, and {LONGEST_NAME} is the most" if len(name) > LONGEST_NAME else ""
 
 
 class Data(Model):
@@ -37,7 +55,7 @@ class Data(Model):
     format: Literal["auto", "text", "messages", "prompt-completion", "alpaca", "sharegpt"] = "auto"
     """of the training rows, or, where there are none, of those that given adapters saw: after `messages` and `sharegpt` a plain prompt of
     a suite is a user turn."""
-    max_length: Positive = 512
+    max_length: Tokens = 512
     """tokens of a training row; longer prompts lose their beginning."""
     date: Annotated[str, AfterValidator(day)] | None = None
     """YYYY-MM-DD: what a chat template is told that asks for today's date, so that a run reads the same on all its days; by default
@@ -65,9 +83,9 @@ class Sequential(Model):
     """As many replicas as it takes: training stops when the figures in `until` are known, by intervals that allow for the looking."""
 
     max: Annotated[int, Field(ge=2, le=100_000)]
-    min: Annotated[int, Field(ge=2)] = 16
+    min: Annotated[Replicas, Field(ge=2)] = 16
     """replicas before the first look; this and `batch` are rounded up to whole stacks."""
-    batch: Positive = 32
+    batch: Replicas = 32
     """replicas between two looks."""
     until: Annotated[dict[str, Target], Field(min_length=1)]
     """`disagreement.NAME` -> what must be known of it; NAME is a shift or a suite. All of them must be met."""
@@ -92,10 +110,10 @@ def _form(replicas: Any) -> str:
 class Evaluation(Model):
     """How subjects answer, and what of a text is the answer."""
 
-    max_new_tokens: Positive = 64
+    max_new_tokens: Tokens = 64
     stop: Annotated[str, Field(min_length=1)] | None = None
     """an answer ends before this text, such as a new line: for bases that never learnt to end by themselves."""
-    top_k: Positive = 5
+    top_k: Candidates = 5
     """first-token candidates that are stored with their log-probabilities."""
     answer: Annotated[str, AfterValidator(answer_rule)] = "text"
     """`text` (the whole text), `first-line`, `regex:PATTERN` (first group), or `embedded` (the embedded task's parser)."""
@@ -124,7 +142,7 @@ class Recipe(Criteria):
     """decoder layers as compiled code in training; auto: on a CPU with a C++ compiler, where a stack has work enough to pay for it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: Data
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     replicas: Annotated[
         Annotated[int, Field(ge=2, le=100_000), Tag("number")] | Annotated[Sequential, Tag("block")], Discriminator(_form)
     ] = 16
@@ -146,9 +164,12 @@ class Recipe(Criteria):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         for kind, path, names in (("condition", ("conditions",), self.conditions), ("suite", ("data", "suites"), self.data.suites)):
+            taken: dict[str, str] = {}
             for name in names:
-                if not FOLDER_NAME.fullmatch(name) or name in TAKEN:
-                    raise at((*path, name), f"a {kind} names a folder: letters, digits, '.', '_' and '-', not {' or '.join(TAKEN)}")
+                if wrong := folder_name(name):
+                    raise at((*path, name), f"a {kind} names a folder: {wrong}")
+                if (other := taken.setdefault(name.lower(), name)) != name:
+                    raise at((*path, name), f"is {other!r} but for capitals: some disks would keep both in one folder")
         for i, criterion in enumerate(self.criteria):
             if criterion.suite not in (*self.data.suites, *SHIFTS):
                 raise at(("criteria", i, "suite"), f"names no suite{nearest(criterion.suite, [*self.data.suites])}")
@@ -158,6 +179,11 @@ class Recipe(Criteria):
                 raise at(("replicas", "until", figure), f"names no suite or shift{nearest(figure, known)}")
         labels: list[str] = []
         for i, mitigation in enumerate(self.mitigations):
+            if len(mitigation.label) > LONGEST_NAME:
+                raise at(
+                    ("mitigations", i),
+                    f"its name, {mitigation.label[:30]}..., has {len(mitigation.label)} characters, {LONGEST_NAME} at most",
+                )
             if mitigation.label in labels:
                 raise at(("mitigations", i), f"{mitigation.label} is listed twice")
             labels.append(mitigation.label)

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from toolkit.embedded import suite_of, with_version
+from toolkit.files import home
 from toolkit.recipe.conditions import OF_ADAPTERS, OWN, Given
 from toolkit.recipe.criteria import Criteria
 from toolkit.recipe.document import Dumper, Loader, lines_of
@@ -18,6 +19,8 @@ from toolkit.recipe.formats import FORMAT, KEY, migrate
 from toolkit.recipe.models import Recipe
 from toolkit.recipe.words import Path_, nearest
 
+LARGEST = 1 << 20
+"""bytes of a YAML file"""
 Model_ = TypeVar("Model_", bound=BaseModel)
 
 
@@ -82,14 +85,14 @@ def _locate(value: str, folder: Path) -> str:
     """A relative path in a recipe counts from the recipe's folder first, then from the working directory. Names stay as they are."""
     if not value or suite_of(value):
         return value
-    path = Path(value).expanduser()
+    path = home(value)
     return next((str(p.resolve()) for p in (folder / path, path) if p.exists()), value)
 
 
 def _locate_pattern(value: str, folder: Path) -> str:
     """`_locate` for a pattern: it counts from the recipe's folder where it matches something there."""
-    own = str(folder.resolve() / Path(value).expanduser())
-    return own if glob.glob(own) else str(Path(value).expanduser().absolute())
+    own = str(folder.resolve() / home(value))
+    return own if glob.glob(own) else str(home(value).absolute())
 
 
 def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
@@ -115,7 +118,7 @@ def read_recipe(path: Path) -> Recipe:
 
     A run names the version of embedded suites since there are two; one that does not asked the first.
     """
-    return with_suites(parse_recipe(_text(path), str(path)), 1)
+    return with_suites(parse_recipe(text_of(path), str(path)), 1)
 
 
 def with_suites(recipe: Recipe, *version: int) -> Recipe:
@@ -131,7 +134,7 @@ def load_criteria(path: Path) -> Criteria:
 
 def read_document(path: Path, model: type[Model_], expected: str, blocks: Blocks = BLOCKS) -> Model_:
     """Any YAML file with a strict model. expected: said of a file that is no mapping; blocks: see `explain`. Raises RecipeError."""
-    document, lines = read_yaml(_text(path), str(path), expected)
+    document, lines = read_yaml(text_of(path), str(path), expected)
     return _validate(model, document, lines, str(path), blocks)
 
 
@@ -154,20 +157,25 @@ def read_yaml(text: str, file: str, expected: str) -> tuple[dict[str, Any], dict
         raise RecipeError(f"{file}:{mark.line + 1 if mark else 1}: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise RecipeError(f"{file}: a block contains itself (an alias `*x` inside its anchor `&x`)") from None
     if not isinstance(document, dict):
         raise RecipeError(f"{file}:1: {expected}")
     return document, lines
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a YAML file. Raises RecipeError where there is none, or more than a person writes."""
     try:
-        return path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise RecipeError(f"{path}: larger than {LARGEST >> 20} MiB; a recipe names its data, it does not hold them")
+        return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file; `ftk init` writes a starter recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: cannot be read: not UTF-8; save it as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def load_recipe(path: Path | str) -> Recipe:
@@ -177,7 +185,7 @@ def load_recipe(path: Path | str) -> Recipe:
     Raises RecipeError with one line: file, line, field and the fix.
     """
     path = Path(path)
-    recipe = with_suites(parse_recipe(_text(path), str(path)))
+    recipe = with_suites(parse_recipe(text_of(path), str(path)))
     data = recipe.data.model_copy(
         update={
             "train": _locate(recipe.data.train, path.parent),

@@ -24,5 +24,7 @@ OTHER_NAMES = {
 
 
 def nearest(word: str, known: list[str]) -> str:
+    if len(word) > 60:
+        return ""
     near = [OTHER_NAMES[word]] if OTHER_NAMES.get(word) in known else difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"

@@ -1,0 +1,102 @@
+"""What ftk reads again of the JSON files that it and others wrote, for `plain.read_record`: a file that lacks it is told in one line."""
+
+from typing import Any, NotRequired, TypedDict
+
+
+class Numerics(TypedDict):
+    cpu: str | None
+    gpu: str | None
+
+
+class Environment(TypedDict):
+    """environment.json of a run."""
+
+    ftk: NotRequired[str]
+    python: str
+    system: str
+    cores: int | None
+    versions: dict[str, str | None]
+    numerics: Numerics
+
+
+class Base(TypedDict):
+    """base.json of a run."""
+
+    parameters: int
+    sha256: NotRequired[str]
+
+
+class Plan(TypedDict):
+    steps: int
+    micro_batch: int
+    accumulation: int
+    length: int
+
+
+class Population(TypedDict):
+    """population.json of a condition that was trained."""
+
+    fingerprint: str
+    plan: Plan
+
+
+class Claimed(TypedDict):
+    """population.json of any condition."""
+
+    design: str
+
+
+class Input(TypedDict):
+    path: str
+    weight: float
+    sha256: str
+
+
+class Merge(TypedDict):
+    """merge.json of a merged adapter or model."""
+
+    method: str
+    paper: str
+    parameters: dict[str, Any]
+    inputs: list[Input]
+    versions: dict[str, Any]
+    rank: NotRequired[int | None]
+    energy: NotRequired[float | None]
+
+
+class AdapterConfig(TypedDict):
+    """adapter_config.json; rank and alpha are read module by module."""
+
+    base_model_name_or_path: NotRequired[str | None]
+    revision: NotRequired[str | None]
+    task_type: NotRequired[str | None]
+    target_modules: NotRequired[list[str] | str | None]
+    use_rslora: NotRequired[bool | None]
+    fan_in_fan_out: NotRequired[bool | None]
+
+
+class Full(TypedDict):
+    """full.json of a fully fine-tuned model."""
+
+    base: str
+    revision: str | None
+
+
+class Figure(TypedDict):
+    mean: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+class Look(TypedDict):
+    replicas: int
+    decision: str
+    figures: dict[str, Figure]
+
+
+class Stopping(TypedDict):
+    """stopping.json of a condition whose number of replicas a rule decided."""
+
+    level: float
+    looks: list[Look]
