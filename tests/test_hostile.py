@@ -19,7 +19,7 @@ from toolkit.base import load_base
 from toolkit.cli import last
 from toolkit.meaning.forms import json_form, normalised, number
 from toolkit.measure import Design, read_prompts
-from toolkit.patterns import Pattern, PatternError, compiled
+from toolkit.patterns import Pattern, PatternError, compiled, on_the_clock
 from toolkit.pipeline.checks import check_all
 from toolkit.plain import DEEPEST, JsonError, from_plain, parse, read_record, to_plain
 from toolkit.population import Replica
@@ -186,6 +186,28 @@ def test_texts_that_take_a_pattern_too_long_together_are_stopped(monkeypatch):
     assert compiled("a") is compiled("a")
 
 
+def test_a_pattern_that_did_not_end_is_not_tried_again():
+    endless = Pattern("(.*)*(.*)*;x")
+    start = time.process_time()
+    for _ in range(20):
+        with pytest.raises(PatternError, match="takes more than"):
+            endless.search("y" * 60)
+    assert time.process_time() - start < 5
+
+
+def test_patterns_of_an_adapter_are_on_the_clock_in_peft():
+    import peft.tuners.tuners_utils as theirs
+    from peft import LoraConfig
+
+    config = LoraConfig(target_modules=r"(?:(\w+\.?)+)+;")
+    with on_the_clock("peft"), pytest.raises(PatternError):
+        theirs.check_target_module_exists(config, "model.layers.0.self_attn.q_proj" * 3 + "!")
+    assert theirs.re is re
+    with on_the_clock("peft"):
+        assert theirs.check_target_module_exists(LoraConfig(target_modules=r".*\.q_proj"), "layers.0.q_proj")
+        assert not theirs.check_target_module_exists(LoraConfig(target_modules=r".*\.q_proj"), "layers.0.q_proj_2")
+
+
 # -- YAML ---------------------------------------------------------------------------------------------------------------
 
 LAUGHS = "\n".join([f"l0: &l0 [{', '.join('x' * 10)}]", *(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 10))])
@@ -333,7 +355,7 @@ def test_check_and_run_ask_the_same_list(tmp_path, monkeypatch):
     asked = []
     (tmp_path / "r.yaml").write_text(RECIPE)
 
-    def stop(*arguments):
+    def stop(*arguments, **_):
         asked.append(arguments)
         raise pipeline.RunError("the list")
 
