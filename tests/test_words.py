@@ -42,7 +42,7 @@ def wrong_now_and_then(members: list[list[str]]) -> list[str]:
 
 
 def as_text(results: Results, tmp_path: Path) -> dict[str, str]:
-    """All that a user reads: terminal, report, card; white space, tags and what keeps Markdown from reading a sign as its own as nothing."""
+    """All that a user reads: terminal, report, card; white space, tags and escapes of Markdown as nothing."""
     save_results(tmp_path / "results.json", results)
     shown = {
         "terminal": table_text(results) + "\n" + "\n".join(results.verdict),
