@@ -245,7 +245,7 @@ def vote_truths(kind: Kind, k: int) -> dict[str, float]:
     for affected, share in ((0.0, 1 - kind.templates), (1.0, kind.templates)):
         right_KSC, weight_KS = right_in_kind(logit_C, np.full(len(logit_C), affected), kind)
         one_C = (1 - kind.garbage) * np.einsum("ks,ksc->c", weight_KS, right_KSC) + kind.garbage / 2
-        group_C = binom.sf(k // 2, k, one_C)
+        group_C = binom.sf(k // 2, k, np.minimum(one_C, 1.0))  # weights that sum to 1 may do so with an error in the last digit
         sums += share * np.array([weight_C @ x_C for x_C in (2 * one_C * (1 - one_C), 2 * group_C * (1 - group_C), one_C, group_C)])
     d_a, d_b, right_a, right_b = sums.tolist()
     return {"ratio": d_b / d_a, "difference": d_b - d_a, "change": right_b - right_a, "kept": right_b / right_a}
