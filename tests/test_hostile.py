@@ -19,7 +19,7 @@ from toolkit.base import load_base
 from toolkit.cli import last
 from toolkit.meaning.forms import json_form, normalised, number
 from toolkit.measure import Design, read_prompts
-from toolkit.patterns import Pattern, PatternError, compiled
+from toolkit.patterns import Pattern, PatternError, compiled, on_the_clock
 from toolkit.pipeline.checks import check_all
 from toolkit.plain import DEEPEST, JsonError, from_plain, parse, read_record, to_plain
 from toolkit.population import Replica
@@ -166,12 +166,13 @@ def test_a_broken_pattern_is_told(pattern):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "text"), [("(x+x+)+y", "x" * 40), ("(.*,)*;", "a,b" * 40), ("(a|aa)+$", "a" * 60 + "b"), ("(.*)*(.*)*x", "y" * 50)]
+    ("pattern", "text"),
+    [(r"(?:(\w+,?)+)+\Z", "y" * 60 + "!"), ("(x+x+)+y", "x" * 60 + "zy"), ("(a|aa)+$", "a" * 60 + "b"), ("(.*)*(.*)*;x", "y" * 60 + ";")],
 )
 def test_a_pattern_that_never_ends_is_stopped(pattern, text):
     start = time.process_time()
     try:
-        Pattern(pattern).search(text)
+        assert Pattern(pattern).search(text) is None
     except PatternError as error:
         assert "takes more than" in str(error)
     assert time.process_time() - start < 5
@@ -184,6 +185,28 @@ def test_texts_that_take_a_pattern_too_long_together_are_stopped(monkeypatch):
     with pytest.raises(PatternError, match="s for 1 texts"):
         slow.search("xx")
     assert compiled("a") is compiled("a")
+
+
+def test_a_pattern_that_did_not_end_is_not_tried_again():
+    endless = Pattern(r"(?:(\w+,?)+)+\Z")
+    start = time.process_time()
+    for _ in range(20):
+        with pytest.raises(PatternError, match="takes more than"):
+            endless.match("y" * 60 + "!")
+    assert time.process_time() - start < 5
+
+
+def test_patterns_of_an_adapter_are_on_the_clock_in_peft():
+    import peft.tuners.tuners_utils as theirs
+    from peft import LoraConfig
+
+    config = LoraConfig(target_modules=r"(?:(\w+\.?)+)+")
+    with on_the_clock("peft"), pytest.raises(PatternError):
+        theirs.check_target_module_exists(config, "model.layers.0.self_attn.q_proj" * 3 + "!")
+    assert theirs.re is re
+    with on_the_clock("peft"):
+        assert theirs.check_target_module_exists(LoraConfig(target_modules=r".*\.q_proj"), "layers.0.q_proj")
+        assert not theirs.check_target_module_exists(LoraConfig(target_modules=r".*\.q_proj"), "layers.0.q_proj_2")
 
 
 # -- YAML ---------------------------------------------------------------------------------------------------------------
@@ -333,7 +356,7 @@ def test_check_and_run_ask_the_same_list(tmp_path, monkeypatch):
     asked = []
     (tmp_path / "r.yaml").write_text(RECIPE)
 
-    def stop(*arguments):
+    def stop(*arguments, **_):
         asked.append(arguments)
         raise pipeline.RunError("the list")
 

@@ -35,6 +35,7 @@ from toolkit.adapters import (
 from toolkit.adopt import check_modules, layer_shapes
 from toolkit.base import BaseError, skeleton
 from toolkit.files import home
+from toolkit.patterns import on_the_clock
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """what --max-lora-rank may be"""
@@ -168,7 +169,7 @@ def _as_peft_says(folder: Folder, model: Any) -> Iterator[Problem]:
     import peft
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), on_the_clock("peft"):
             warnings.simplefilter("ignore")  # that nothing is copied to modules without weights
             config: Any = peft.PeftConfig.from_pretrained(str(folder.path))
             if folder.config.get("init_lora_weights", True) not in INITS:

@@ -339,7 +339,8 @@ def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: 
         raise click.UsageError("--config says what is merged and how; only --rank, --out and --force go with it")
     from toolkit import external
 
-    report, notes = external.merge_request(config, rank=rank, out=out or config.with_name("merged"), force=force)
+    with _usage():
+        report, notes = external.merge_request(config, rank=rank, out=out or config.with_name("merged"), force=force)
     for note in notes:
         say(note, err=True)
     return report
