@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from worlds import CLASSES, Tally, World, simulate
+from worlds import CLASSES, Tally, World, simulate, unkind
 from worlds.core import (
     combine,
     disagreement_world,
@@ -266,3 +266,98 @@ def test_a_group_of_one_is_its_replica():
     truths = group_truth(2.0, 4.0, 0.7, 1, "mean")
     assert truths == pytest.approx({"ratio": 1.0, "difference": 0.0, "change": 0.0, "kept": 1.0}, abs=1e-12)
     assert simulate(group_world("difference", 8, prompts=50, k=1), 20, seed=0).held == 20
+
+
+# -- the truths of worlds that are not kind ----------------------------------------------------------------------------
+
+KINDS = {
+    "kind": {},
+    "runs of two kinds": {"kinds": 0.2},
+    "that differ on some templates": {"kinds": 0.3, "templates": 0.3},
+    "garbage": {"garbage": 0.1},
+    "heavy tails": {"difficulty": "heavy"},
+    "five answers": {"answers": 5},
+    "everything": {"difficulty": "heavy", "answers": 5, "kinds": 0.2, "templates": 0.5, "garbage": 0.1},
+}
+
+
+@pytest.mark.parametrize("title", KINDS)
+def test_truths_of_unkind_worlds_are_those_of_a_large_population(title):
+    """2,500 runs that answer 2,500 prompts, each its own template: of the answers drawn, with the error of both samples."""
+    kind = unkind.Kind(**KINDS[title])
+    rng = np.random.default_rng(8)
+    templates = unkind.draw_templates(rng, np.ones(2500, dtype=np.int64), kind)
+    population = unkind.draw(rng, 2500, templates, kind)
+    share_VP = np.array([(population.answer_RP == code).mean(axis=0) for code in range(kind.answers)])
+    differ_P = (1 - np.sum(share_VP**2, axis=0)) * 2500 / 2499
+    right_RP = population.answer_RP == 0
+    accuracy_R, truths = right_RP.mean(axis=1), unkind.truths(kind)
+    own = np.mean(right_RP.mean(axis=0) * (1 - right_RP.mean(axis=0))) / 2500  # the luck of answers, at most
+
+    def error(x_P: np.ndarray, of_runs: float) -> float:
+        return 4 * math.hypot(x_P.std() / 50, of_runs)
+
+    run_error = accuracy_R.std() / 50
+    assert truths["accuracy"] == pytest.approx(accuracy_R.mean(), abs=error(right_RP.mean(axis=0), run_error))
+    assert truths["disagreement"] == pytest.approx(differ_P.mean(), abs=error(differ_P, 2 * run_error))
+    assert truths["distribution_variance"] == pytest.approx(accuracy_R.var(), rel=0.25, abs=2 * own)
+    assert population.answer_RP.max() == kind.answers - 1 and len(set(population.answer_RP[:, 0].tolist())) <= kind.answers
+
+
+@pytest.mark.parametrize("title", ["kind", "runs of two kinds", "garbage"])
+def test_the_spread_on_an_unkind_suite_is_that_of_many_runs_on_it(title):
+    kind, rng = unkind.Kind(**KINDS[title]), np.random.default_rng(9)
+    templates = unkind.draw_templates(rng, unkind.sizes_of(60, 12, "rank"), kind)
+    population = unkind.draw(rng, 40_000, templates, kind)
+    assert unkind.sd_on_suite(population, kind) == pytest.approx((population.answer_RP == 0).mean(axis=1).std(), rel=0.02)
+
+
+@pytest.mark.parametrize("title", ["kind", "runs of two kinds", "garbage"])
+@pytest.mark.parametrize("k", [1, 4, 5])
+def test_truths_of_votes_are_those_of_fresh_votes(title, k):
+    """Few prompts with each pair of groups, so that runs are drawn often."""
+    kind, rng = unkind.Kind(**KINDS[title]), np.random.default_rng(10)
+    pairs, votes = [], []
+    for _ in range(1500):
+        templates = unkind.draw_templates(rng, np.ones(40, dtype=np.int64), kind)
+        right_GKP = (unkind.draw(rng, 2 * k, templates, kind).answer_RP == 0).reshape(2, k, 40)
+        vote_GP = right_GKP.sum(axis=1) > k // 2
+        pairs.append((np.mean(right_GKP[0, 0] != right_GKP[1, 0]), right_GKP.mean()))
+        votes.append((np.mean(vote_GP[0] != vote_GP[1]), vote_GP.mean()))
+    (d_a, right_a), (d_b, right_b) = np.mean(pairs, axis=0), np.mean(votes, axis=0)
+    truths = unkind.vote_truths(kind, k)
+    assert truths["ratio"] == pytest.approx(d_b / d_a, abs=0.04)
+    assert truths["difference"] == pytest.approx(d_b - d_a, abs=0.01)
+    assert truths["change"] == pytest.approx(right_b - right_a, abs=0.01)
+    assert truths["kept"] == pytest.approx(right_b / right_a, abs=0.015)
+
+
+@pytest.mark.parametrize("design", ["8x8", "10/4"])
+@pytest.mark.parametrize(("main", "own"), [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)])
+def test_truths_of_designs_are_those_of_runs_with_fresh_levels(design, main, own):
+    """Two runs of one draw, with levels of their own in every source, many times."""
+    rng = np.random.default_rng(11)
+    sources = len(unkind.levels_of(design))
+    differ, right = [], []
+    for _ in range(1500):
+        shift_RP = sum(main * rng.standard_normal((2, 1)) + own * rng.standard_normal((2, 100)) for _ in range(sources))
+        logit_RP = unkind.draw_logits(rng, "beta", 100) + shift_RP + 0.2 * rng.standard_normal((2, 1))
+        answer_RP = rng.random((2, 100)) < 1 / (1 + np.exp(-logit_RP))
+        differ.append(np.mean(answer_RP[0] != answer_RP[1]))
+        right.append(answer_RP.mean())
+    for figure, found in (("disagreement", np.array(differ)), ("accuracy", np.array(right))):
+        truth = unkind.design_world(figure, design, 10, main=main, own=own)(rng)[1]
+        assert truth == pytest.approx(found.mean(), abs=4 * found.std() / math.sqrt(1500))
+
+
+@pytest.mark.parametrize(("sizes", "largest"), [("equal", 10), ("rank", 75), ("dominant", 90)])
+def test_templates_have_the_sizes_that_are_asked_for(sizes, largest):
+    size_C = unkind.sizes_of(300, 30, sizes)
+    assert len(size_C) == 30 and size_C.min() >= 1 and size_C.max() == largest and abs(size_C.sum() - 300) <= 15
+
+
+@pytest.mark.parametrize("name", [name for name in study.SWEEPS if name.startswith(("unkind", "design"))])
+def test_every_unkind_world_can_be_drawn(name):
+    for settings in study.SWEEPS[name].settings:
+        estimate, truth = study.SWEEPS[name].factory(**settings)(np.random.default_rng(0))
+        assert isinstance(estimate, Estimate) and math.isfinite(truth), settings

@@ -75,7 +75,7 @@ def test_the_report_says_what_is_in_the_results(results: Results, html: str) -> 
     for heading in ("What each mitigation buys", "Where replicas disagree", "one by one", "against K", "least stable", "Environment"):
         assert heading in html
     assert all(sentence[:40] in html for sentence in results.verdict)
-    assert "inconclusive; needs about 40 replicas" in html
+    assert "inconclusive; needs about 24 replicas" in html
     assert "the gain is a return to the base" in html
     assert "1 of 24 runs failed" in html
     assert "not adjusted for multiplicity" in html
@@ -104,7 +104,7 @@ def test_little_data_still_makes_a_report(n_replicas: int) -> None:
 def test_table_fits_a_terminal(results: Results) -> None:
     text = table_text(results)
     assert text.isascii() and max(map(len, text.splitlines())) <= 120
-    assert "needs 40" in text and "0.00!" in text
+    assert "needs 24" in text and "0.00!" in text
 
 
 def test_importing_the_report_is_cheap() -> None:

@@ -580,6 +580,8 @@ def everything(answer_RP: np.ndarray, prob_RPV: np.ndarray, texts: list[list]) -
     }
 
 
+SPREADS = ("agreement of all", "agreement of 2", "discrepancy", "sd", "icc 1,1", "icc A,1", "log loss variance", "brier variance")
+SPREADS += ("total variation", "jsd", "flips")
 LITTLE = {
     "all runs equal": lambda a, p, t: (np.tile(a[:1], (8, 1)), np.tile(p[:1], (8, 1, 1)), t[:1] * 8),
     "all prompts equal": lambda a, p, t: (np.tile(a[:, :1], 40), np.tile(p[:, :1], (1, 40, 1)), [row[:1] * 40 for row in t]),
@@ -616,8 +618,10 @@ def test_no_warning_no_traceback_and_no_made_up_interval(title):
         elif name != "discrepancy":
             assert not estimate.conclusive, name
         assert estimate.conclusive or estimate.note, name
-        if title not in ("all runs equal", "all cells equal", "all prompts equal", "every other cell is missing"):
+        if title in ("one prompt", "two prompts", "two runs", "one run is left", "nothing is left"):
             assert not estimate.conclusive, name
+        if title == "three runs":  # enough for a mean over prompts, but for nothing that is a spread between runs
+            assert not (estimate.conclusive and name in SPREADS), name
 
 
 def test_missing_cells_and_failed_runs_change_no_expectation():
@@ -737,15 +741,15 @@ def test_nominal_95_percent_intervals_cover_93_to_97_percent(title):
 @pytest.mark.parametrize(
     "world",
     [
-        score(9, 100, 0.7),
-        score(4, 100, 0.7, field="within_prompt_sd"),
+        score(14, 100, 0.7),
+        score(2, 100, 0.7, field="within_prompt_sd"),
         behaviour.icc_world(19, 300, 0.5),
         behaviour.icc_world(30, 100, 0.5),
         parts(29, 200, 0.7),
         apart(19, 200, 0.7),
         apart(29, 200, 0.7, figure="population_jsd"),
         agreement(9, 200, 0.7, of=5),
-        text(4, 50, 0.7),
+        text(2, 50, 0.7),
         text(10, 9, 0.7),
     ],
 )

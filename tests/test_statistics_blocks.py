@@ -120,13 +120,18 @@ def test_two_way_is_its_definition(monkeypatch, clusters):
     n = len(names)
     runs = st.jackknife_variance(whole_JP.mean(axis=1))
     sum_CJ = np.array([whole_JP[:, name_P == name].sum(axis=1) / 60 for name in names])
-    between = n / (n - 1) * sum(((value_P[name_P == name] - value_P.mean()).sum() / 60) ** 2 for name in names)
-    noise = n / (n - 1) * (sum(map(st.jackknife_variance, sum_CJ)) - runs / n)
+    share_C = np.array([np.mean(name_P == name) for name in names])
+    deviation_C = np.array([(value_P[name_P == name] - value_P.mean()).sum() / 60 for name in names])
+    between = (n - 1) / n * np.sum((deviation_C / (1 - share_C)) ** 2)
+    own_C = np.array([st.jackknife_variance(sum_J) for sum_J in sum_CJ]) - share_C**2 * runs
+    noise = (n - 1) / n * np.sum(own_C / (1 - share_C) ** 2)
+    without_C = [value_P[name_P != name].mean() for name in names]  # the weights are those of the mean without each cluster
+    assert between == pytest.approx((n - 1) / n * np.sum((np.array(without_C) - value_P.mean()) ** 2))
     for cells in (13 * 4, 1 << 18):
         monkeypatch.setattr(arrays, "BLOCK", cells)
         parts = two_way(value_P, left_JP, name_P)
         assert (parts.runs, parts.n_runs, parts.n_clusters) == (pytest.approx(runs), 13, n)
-        assert parts.prompts == pytest.approx(between - noise)
+        assert parts.prompts == pytest.approx(max(0.0, between - max(0.0, noise)))
 
 
 @pytest.mark.parametrize("clusters", CLUSTERS)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from toolkit.statistics.arrays import as_clusters, as_correct, as_level, as_marks, blocks, cells, cluster_blocks, filled_rows, marks
-from toolkit.statistics.disagreement import MIN_REPLICAS, clusters_in_words, enough_clusters, few_clusters, few_clusters_of, few_levels
+from toolkit.statistics.disagreement import few_clusters, few_clusters_of, few_levels, verdict
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.fresh import Levels, shared_sources
 from toolkit.statistics.intervals import (
@@ -24,7 +24,7 @@ from toolkit.statistics.intervals import (
     t_quantile,
     two_way_of,
 )
-from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
+from toolkit.statistics.outliers import Differing
 from toolkit.statistics.pairs import count_pairs
 
 MIN_REPLICAS_SPREAD = 15
@@ -78,21 +78,13 @@ def accuracy(
         return Estimate(None, None, None, level, n_replicas, 0, "none", False, None, note)
 
     value = float(mean_P[used_P].mean())
-    n_clusters = parts.n_clusters
-    enough = n_replicas >= MIN_REPLICAS and enough_clusters(n_clusters, parts.effective)
-    needed = MIN_REPLICAS if n_replicas < MIN_REPLICAS else None
-    note = "" if enough else f"{n_replicas} replicas on {clusters_in_words(n_clusters, parts.effective)} are too few for an honest interval"
-    odd_R = row_R[differing.rows()]
-    if few := few_levels(sources):
-        enough, note = False, few
-    elif enough and len(odd_R):
-        enough = n_replicas >= MIN_REPLICAS_ODD
-        needed, note = None if enough else MIN_REPLICAS_ODD, odd_note(odd_R)
+    few = few_levels(sources) or few_clusters(parts.n_clusters, parts.effective)
+    enough, needed, note = verdict(n_replicas, few, row_R[differing.rows()])
     low, high = share_interval(value, parts, level) if n_replicas > 1 else (None, None)
     units = f"levels of {' and '.join(sources)}" if sources else "replicas"
     method = f"two-way jackknife-t over {units} and prompts, logit scale"
     if value in (0.0, 1.0):
-        method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
+        method = f"zero-event bound over {parts.n_clusters} prompts or clusters, one-sided"
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from toolkit.statistics.accuracy import accuracy
 from toolkit.statistics.arrays import as_answers, as_clusters, as_correct, as_level, same_prompts
-from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters
+from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters, verdict
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import logit_interval, share_interval, two_way, zero_event_bound
-from toolkit.statistics.outliers import MIN_REPLICAS_ODD, odd_note, odd_replicas
+from toolkit.statistics.outliers import odd_replicas
 from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out
 
 Clusters = np.ndarray | Sequence[int] | None
@@ -216,17 +216,6 @@ def share_estimate(
     if value in (0.0, 1.0):
         method = f"zero-event bound over {parts.n_clusters} prompts or clusters, one-sided"
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, "; ".join(filter(None, [doubt, note])))
-
-
-def verdict(n_replicas: int, few: str, odd_R: np.ndarray, at_least: int = MIN_REPLICAS) -> tuple[bool, int | None, str]:
-    """Conclusive or not, the replicas it would need, and why: too few replicas, too few clusters (in words, see `few_clusters`), or
-    replicas that stand far off."""
-    if n_replicas < at_least:
-        return False, at_least, f"{n_replicas} replicas are too few for an interval that holds what it says (at least {at_least})"
-    if few:
-        return False, None, few
-    enough = not len(odd_R) or n_replicas >= MIN_REPLICAS_ODD
-    return enough, None if enough else MIN_REPLICAS_ODD, odd_note(odd_R)
 
 
 def unknown(level: float, n_replicas: int, n_prompts: int, note: str, needed: int | None = None) -> Estimate:

@@ -9,7 +9,7 @@ import numpy as np
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, blocks, cells, cluster_blocks, filled_rows
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.fresh import Levels, fresh_pairs, independent_runs, shared_sources
-from toolkit.statistics.intervals import ByLevels, Error, TwoWay, runs_interval, share_interval, two_way, two_way_of, zero_event_bound
+from toolkit.statistics.intervals import ByLevels, TwoWay, runs_interval, share_interval, two_way, two_way_of, zero_event_bound
 from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
 from toolkit.statistics.pairs import count_pairs, leave_one_out
 
@@ -109,18 +109,9 @@ def disagreement(
 
     value = float(d_P[used_P].mean())
     units = f"levels of {' and '.join(sources)}" if sources else "replicas"
-    n_clusters, many = parts.n_clusters, enough_clusters(parts.n_clusters, parts.effective)
+    few = few_levels(sources) or (few_clusters(parts.n_clusters, parts.effective) if fresh_prompts else "")
     at_least = MIN_REPLICAS if fresh_prompts else MIN_REPLICAS_ALONE
-    enough = n_replicas >= at_least and (many or not fresh_prompts)
-    needed = at_least if n_replicas < at_least else None
-    note = "" if enough else _too_few(n_replicas, parts, at_least)
-    if few := few_levels(sources):
-        enough, note = False, few
-    odd_R = row_R[differing.rows()]
-    if enough and len(odd_R):
-        enough = n_replicas >= MIN_REPLICAS_ODD
-        needed = None if enough else MIN_REPLICAS_ODD
-        note = odd_note(odd_R)
+    enough, needed, note = verdict(n_replicas, few, row_R[differing.rows()], at_least)
 
     if n_replicas == 2 and isinstance(parts, TwoWay):  # leaving one out leaves no pair, so nothing shows how much replicas matter
         parts = replace(parts, runs=math.nan)
@@ -133,12 +124,26 @@ def disagreement(
     low, high = share_interval(value, parts, level)
     method = f"two-way jackknife-t over {units} and prompts, logit scale"
     if value in (0.0, 1.0):
-        method = f"zero-event bound over {n_clusters} prompts or clusters, one-sided"
+        method = f"zero-event bound over {parts.n_clusters} prompts or clusters, one-sided"
         note = note or (
             f"no two replicas {'differed' if value == 0.0 else 'agreed'}: one-sided bound for these {n_replicas} replicas on "
             f"fresh prompts; a kind of run rarer than {zero_event_bound(n_replicas, level):.2g} may not be among them"
         )
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
+
+
+def verdict(n_replicas: int, few: str, odd_R: np.ndarray, at_least: int = MIN_REPLICAS) -> tuple[bool, int | None, str]:
+    """Conclusive or not, the replicas it would need (None where more of them are not enough), and why.
+
+    few: too few clusters or levels, in words. odd_R: rows that stand far off. They are named whatever else is short of: with the next
+    runs they would stand in the way.
+    """
+    odd = len(odd_R) > 0 and n_replicas < MIN_REPLICAS_ODD
+    short = n_replicas < at_least
+    needed = MIN_REPLICAS_ODD if odd else at_least
+    replicas = f"{n_replicas} replicas are too few for an interval that holds what it says (at least {at_least})" if short else ""
+    note = "; ".join(filter(None, [replicas or few, odd_note(odd_R)]))
+    return not (odd or short or few), needed if short or (odd and not few) else None, note
 
 
 def enough_clusters(n_clusters: int, effective: float) -> bool:
@@ -170,9 +175,3 @@ def few_levels(sources: Mapping[str, np.ndarray]) -> str:
     """Why levels of sources that runs share are too few to be resampled; empty where they are not."""
     few = [f"{n} levels of {name}" for name, code_R in sources.items() if (n := int(code_R.max()) + 1) < MIN_LEVELS]
     return f"{' and '.join(few)} are too few for an interval that holds what it says (at least {MIN_LEVELS})" if few else ""
-
-
-def _too_few(n_replicas: int, parts: Error, at_least: int) -> str:
-    if n_replicas < at_least:
-        return f"{n_replicas} replicas are too few for an interval that holds what it says (at least {at_least})"
-    return few_clusters(parts.n_clusters, parts.effective)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from toolkit.statistics.agreement import unknown, verdict
-from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters
+from toolkit.statistics.agreement import unknown
+from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters, verdict
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import effective, log_jackknife, t_quantile, two_way
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD
-from toolkit.statistics.agreement import unknown, verdict
+from toolkit.statistics.agreement import unknown
 from toolkit.statistics.arrays import as_clusters, as_level
-from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters_of
+from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters_of, verdict
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import leave_one_out_variance, log_variance_interval
 from toolkit.statistics.means import ROUNDING, effective, few_prompts, log_ratio, mean_estimate, variances

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toolkit.statistics.agreement import share_estimate, unknown, verdict
+from toolkit.statistics.agreement import share_estimate, unknown
 from toolkit.statistics.arrays import as_clusters, as_level
-from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters
+from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters, verdict
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import Leverage, TwoWay, leverage, share_interval
 from toolkit.statistics.outliers import far_from_centre
