@@ -32,6 +32,9 @@ from toolkit.results import (
 from toolkit.statistics import MIN_GROUPS, Estimate
 from toolkit.sweeps import Control, controls, sweeps
 
+WIDTH = 120
+"""columns of a line of text below a table"""
+
 DRAWN = 40
 """Categories of a shift in the chart; the tables have all of them."""
 PICTURED = 20
@@ -352,7 +355,7 @@ def _below(results: Results, condition: ConditionResult) -> list[str]:
 
 def _wrapped(lines: Sequence[str], indent: str = "") -> list[str]:
     further = indent + " " * 4
-    return [line for text in lines for line in wrap(text, 120, initial_indent=indent, subsequent_indent=further, break_on_hyphens=False)]
+    return [line for text in lines for line in wrap(text, WIDTH, initial_indent=indent, subsequent_indent=further, break_on_hyphens=False)]
 
 
 def _note_lines(results: Results) -> list[str]:
