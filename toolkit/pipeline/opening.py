@@ -87,7 +87,8 @@ def check_folder(recipe: Recipe, folder: Path, base: Base, device: str) -> None:
 
 def free_folder(folder: Path, recipe: Recipe) -> Path:
     """`folder`, or the first of `folder-2`, `folder-3`, ... that is free or has the answers that this recipe asks for."""
-    for path in (folder, *(folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))):
+    further = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+    for path in itertools.chain([folder], further):
         try:
             check_claim(path, EVALUATED, {"recipe": _recipe_mark(recipe)})
         except FolderError:

@@ -179,10 +179,8 @@ class Arms:
 
     @property
     def carried(self) -> float:
-        """So many clusters of equal weight make up what is compared: what both arms show, or the change, whichever lies in fewer."""
-        sums = self.sums
-        of_both, of_change = np.abs(sums.a_P) + np.abs(sums.b_P), np.abs(sums.b_P - sums.a_P)
-        return min(effective(of_both, sums.cluster_P), effective(of_change, sums.cluster_P))
+        """So many clusters of equal weight make up what both arms show."""
+        return effective(np.abs(self.sums.a_P) + np.abs(self.sums.b_P), self.sums.cluster_P)
 
     @property
     def enough(self) -> bool:
