@@ -119,7 +119,7 @@ def test_init_writes_a_recipe_that_check_accepts(tmp_path, monkeypatch):
     assert result.stdout.count("⟦") == result.stdout.count("⟧") == 3  # two rows, and what the brackets mean
     for part in (
         "1,120 rows",
-        "typical (193 prompts)",
+        "typical (192 prompts)",
         "24 replicas in 3 stacks of 8",
         "140 steps of 16 rows",
         "memory of a worker",

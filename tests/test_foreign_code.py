@@ -19,8 +19,8 @@ from toolkit.merge.dense import load_model as load_dense
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
 LOADERS = ("from_pretrained", "from_config", "load_dataset", "SentenceTransformer")
-WITHOUT_CODE = {"StaticModel"}
-"""model2vec reads safetensors and a tokenizer.json, and knows no such option"""
+WITHOUT_CODE = {"StaticModel", "PeftConfig", "PeftModel"}
+"""model2vec reads safetensors and a tokenizer.json, peft a configuration and tensors; they know no such option"""
 
 
 def calls(tree: ast.AST) -> list[tuple[str, str, ast.Call]]:

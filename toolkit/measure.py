@@ -284,7 +284,7 @@ def about_run(folder: Path, recipe: Recipe, command: str) -> About:
         ftk=toolkit.__version__,
         recipe=recipe.name,
         base=recipe.base,
-        parameters=read_record(folder / "base.json", records.Base, "`ftk run` writes it again")["parameters"],
+        parameters=read_record(folder / "base.json", records.Base, "`ftk run` writes it again").get("parameters"),
         environment=environment | {k: v or "" for k, v in found["versions"].items()},
         command=command,
     )

@@ -35,6 +35,11 @@ class JsonError(ValueError):
         super().__init__(msg)
         self.msg, self.lineno, self.colno, self.grammar = msg, line, column, grammar
 
+    @property
+    def told(self) -> str:
+        """What is wrong with a line that the reader knows already: the column only where it means one."""
+        return f"broken JSON at column {self.colno}: {self.msg}" if self.grammar else self.msg
+
 
 def shortened(value: object) -> str:
     """A value for a message: one line, however much it is."""

@@ -22,7 +22,7 @@ class Environment(TypedDict):
 class Base(TypedDict):
     """base.json of a run."""
 
-    parameters: int
+    parameters: NotRequired[int]
     sha256: NotRequired[str]
 
 

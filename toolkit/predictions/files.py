@@ -309,7 +309,7 @@ def _fields(path: Path, line: bytes, row: int) -> dict[str, Any]:
     try:
         fields = parse(line, any_number=True)
     except JsonError as error:
-        raise PredictionsError(f"{place(path, row)}: broken JSON at column {error.colno}: {error.msg}") from None
+        raise PredictionsError(f"{place(path, row)}: {error.told}") from None
     if not isinstance(fields, dict):
         raise PredictionsError(f"{place(path, row)}: a row is an object with named fields, not {json.dumps(fields)[:40]}")
     return _with_names(fields)
