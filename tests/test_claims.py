@@ -271,7 +271,7 @@ def test_what_is_kept_names_no_place_and_no_text_of_a_prompt():
     kept = elsewhere({"base": "/home/me/model", "data": data, "seed": 0})
     assert kept == {
         "base": "model",
-        "data": {"train": "data/train.jsonl", "suites": {"far": "data/far.jsonl", "near": "embedded"}},
+        "data": {"train": "data/train.jsonl", "suites": {"far": "data/far.jsonl", "near": "embedded@1"}},  # it names no version
         "seed": 0,
     }
     assert elsewhere({"base": "Qwen/Qwen2.5-0.5B", "data": data})["base"] == "Qwen/Qwen2.5-0.5B"

@@ -14,8 +14,9 @@ from toolkit import statistics as st
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.cli import BAD_INPUT, main
 from toolkit.delta import dense
-from toolkit.measure import MeasureError, _read_modules, save_modules
+from toolkit.measure import _read_modules, save_modules
 from toolkit.modules import Population, modules, modules_text, place
+from toolkit.plain import JsonError
 from toolkit.report import render
 from toolkit.results import About, ConditionDesign, Results
 from toolkit.statistics import weight_spread, weight_spread_ratio
@@ -215,7 +216,7 @@ def test_only_figures_of_the_replicas_that_were_measured_reach_the_report(tmp_pa
     html = render(empty)
     assert "Which modules replicas change alike" in html and "layers.10.mlp.up_proj" in html
     (tmp_path / "modules.json").write_text("[{}]")
-    with pytest.raises(MeasureError, match="ftk modules"):
+    with pytest.raises(JsonError, match="ftk modules"):
         _read_modules(tmp_path, [])
 
 
@@ -231,7 +232,8 @@ def test_the_command_takes_any_folder_of_adapters(tmp_path):
 
 def test_of_a_run_whole_models_are_left_out(tmp_path, monkeypatch):
     """They have no factors; a run that has adapters too is still told, and one that has none says so."""
-    (tmp_path / "recipe.yaml").touch()
+    for name in ("recipe.yaml", "base.json", "environment.json"):
+        (tmp_path / name).touch()
     whole = tmp_path / "full" / "replicas" / "00000"
     whole.mkdir(parents=True)
     (whole / "full.json").touch()
