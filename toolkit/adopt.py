@@ -185,7 +185,7 @@ def check_given(folder: Path) -> None:
     """
     design = read_ledger(folder).get("design")
     homes = sorted((folder / "replicas").iterdir()) if (folder / "replicas").is_dir() else []
-    if design not in (None, "given") or not all(map(_is_linked, homes)):
+    if design != "given" and (design is not None or not all(map(_is_linked, homes))):  # copies of a run hold copies of what was linked
         raise AdapterError(f"{folder}: holds replicas that ftk trained; choose another --out, or another name for this condition")
 
 

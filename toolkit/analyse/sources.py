@@ -68,7 +68,7 @@ def shared_note(design: ConditionDesign) -> str:
     """What readers must know of a design whose runs share levels of sources; empty where they share none."""
     whole = len(design.everyone or design.replicas)
     shared = st.shared_sources(design.sources, whole)
-    if not shared:
+    if not shared or design.teacher:  # of students their teachers' notes tell
         return ""
     return (
         f"{design.name}: of {whole} runs some share {' or '.join(shared)}. Disagreement, accuracy and its SD are those of two runs "
