@@ -37,7 +37,7 @@ def test_a_stack_on_packed_weights_equals_peft(folder):
     assert packed.sha256 == before != load_base(str(folder)).sha256
     losses, _, _ = peft_alone(packed.model, examples, condition, plan, seeds_R[2], plan.steps)
     np.testing.assert_allclose(trained.loss_SR[:20, 2], losses[:20], rtol=1e-4)
-    # Four bits are another base: far beyond rounding (1e-6), by how much depends on the processor's kernels (2e-4 seen, and more than 1e-3).
+    # Four bits are another base, far beyond rounding (1e-6). By how much depends on the processor: 2e-4 seen, and above 1e-3.
     assert np.abs(trained.loss_SR[0] / whole.loss_SR[0] - 1).max() > 1e-4
 
 
