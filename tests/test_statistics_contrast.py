@@ -254,7 +254,8 @@ def test_paired_arms_with_missing_cells_are_their_definition(cluster_P):
     left_RP = leave_one_out(pairs_b) - leave_one_out(pairs_a)
     assert np.isnan(left_RP).any() and not np.isnan(left_RP).all()
     clusters = np.arange(40) if cluster_P is None else cluster_P
-    half = two_way(pairs_b.d_P - pairs_a.d_P, left_RP, clusters[used_P]).half_width(0.95)
+    parts = two_way(pairs_b.d_P - pairs_a.d_P, left_RP, clusters[used_P])
+    half = parts.carried_by(pairs_b.d_P + pairs_a.d_P, clusters[used_P]).half_width(0.95)
     value = np.mean(pairs_b.d_P - pairs_a.d_P)
     assert ends(population_difference(b_RP, a_RP, paired=True, cluster_P=cluster_P)) == pytest.approx((value, value - half, value + half))
 

@@ -62,7 +62,7 @@ def fleiss_kappa(answer_RP: np.ndarray, *, cluster_P: Clusters = None, level: fl
     with np.errstate(invalid="ignore", divide="ignore"):
         left_common_RP = (common_P - common_RP) / (n_P - present_RP)
         left_RP = (leave_one_out(pairs) + 2 * ratio * (left_common_RP - chance)) / (1 - chance)
-    parts = two_way(ratio_P, left_RP, cluster_P)
+    parts = two_way(ratio_P, left_RP, cluster_P).carried_by(d_P, cluster_P)
     bound = zero_event_bound(parts.effective, level) / (1 - chance)
     half = parts.half_width(level) if np.isfinite(left_RP).any() else math.nan
     method = "two-way jackknife-t over replicas and prompts, logit scale of 1 - kappa"

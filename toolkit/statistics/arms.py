@@ -31,6 +31,7 @@ MIN_GROUPS = 3  # seen to cover in simulation from here, where runs differ by at
 SAME_RATIO = 1.25  # ratios within [0.8, 1.25] are called practically no change
 SAME_SHARE = 0.01  # and so are differences of at most one percentage point
 MIN_CARRIED = 10.0  # where fewer clusters make up a contrast, it was seen to be covered by 78 to 92 %
+MIN_CARRIED_MEANS = 15.0  # the same of shares of right answers, which a few prompts change and nearly all make up
 NO_WIDTH = 1e-12  # an interval narrower than this is rounding: nothing differs from anything
 SMALLEST_P = 1e-15  # closer to 0 a level has no floating-point number of its own
 
@@ -143,7 +144,7 @@ def places(used: np.ndarray, cluster_P: np.ndarray, n_rows: int) -> Iterator[np.
 class Arms:
     """Arms whose units are left out of both at once: a group with its members, or a pair of runs that share their seeds.
 
-    least: units from which the interval is known to hold what it says.
+    least, least_carried: units and clusters (see `carried`) from which the interval is known to hold what it says.
     """
 
     sums: Sums
@@ -151,6 +152,7 @@ class Arms:
     unit: str = "groups"
     resampled: str = "paired delete-a-group"
     least: int = MIN_GROUPS
+    least_carried: float = MIN_CARRIED
 
     @property
     def b(self) -> float:
@@ -174,17 +176,22 @@ class Arms:
         return self.sums.sizes.effective if self.sums.sizes else float(self.clusters)
 
     @property
+    def sizes(self) -> Leverage | None:
+        """What the clusters are worth to this contrast."""
+        return self.sums.sizes.carried_by(self.carried) if self.sums.sizes else None
+
+    @property
     def prompts(self) -> int:
         return len(self.sums.b_P)
 
-    @property
+    @cached_property
     def carried(self) -> float:
         """So many clusters of equal weight make up what both arms show."""
         return effective(np.abs(self.sums.a_P) + np.abs(self.sums.b_P), self.sums.cluster_P)
 
     @property
     def enough(self) -> bool:
-        return self.units >= self.least and enough_clusters(self.clusters, self.effective) and self.carried >= MIN_CARRIED
+        return self.units >= self.least and enough_clusters(self.clusters, self.effective) and self.carried >= self.least_carried
 
     @property
     def needed(self) -> int | None:
@@ -193,8 +200,10 @@ class Arms:
     @property
     def too_few(self) -> str:
         if self.units >= MIN_GROUPS and enough_clusters(self.clusters, self.effective):
-            few = f"few prompts make up most of it: they tell no more than {self.carried:.0f} equal ones would (at least {MIN_CARRIED:g})"
-            return few if self.carried < MIN_CARRIED else ""
+            if self.carried >= self.least_carried:
+                return ""
+            worth = f"{self.carried:.0f} equal ones would (at least {self.least_carried:g})"
+            return f"few prompts make up most of it: they tell no more than {worth}"
         return f"{self.units} {self.unit} on {clusters_in_words(self.clusters, self.effective)} are too few for an honest interval"
 
     def parts(self, weight_b: float, weight_a: float) -> Parts:
@@ -217,9 +226,9 @@ class Arms:
 
     def _two_way(self, weight_b: float, weight_a: float) -> TwoWay:
         if not all(self.sums.has_left):  # two groups leave no pair of groups when one is left out
-            return TwoWay(math.nan, math.nan, self.units, self.clusters, self.sums.sizes)
+            return TwoWay(math.nan, math.nan, self.units, self.clusters, self.sizes)
         runs = jackknife_variance(weight_b * self.sums.shift_b_J + weight_a * self.sums.shift_a_J)
-        return TwoWay(runs, self.sums.prompts(weight_b, weight_a, runs), self.units, self.clusters, self.sums.sizes)
+        return TwoWay(runs, self.sums.prompts(weight_b, weight_a, runs), self.units, self.clusters, self.sizes)
 
 
 def ratio(arms: Arms | None, n_rows: int, level: float) -> Estimate:

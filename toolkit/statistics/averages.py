@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from toolkit.statistics.accuracy import prompt_means
-from toolkit.statistics.arms import Arms, Block, Clusters, places, score_difference, summed
+from toolkit.statistics.arms import MIN_CARRIED_MEANS, Arms, Block, Clusters, places, score_difference, summed
 from toolkit.statistics.arrays import (
     as_answers,
     as_clusters,
@@ -262,7 +262,7 @@ def _means(
             a_P, left_a_RP = prompt_means(values(a_RP, at)[row_a_R])
             yield Block(b_P, a_P, left_b_RP, left_a_RP, clusters_P[at])
 
-    return arms_apart(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), remark, paired)
+    return arms_apart(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), remark, paired, MIN_CARRIED_MEANS)
 
 
 def _table(score_RP: np.ndarray) -> np.ndarray:

