@@ -14,7 +14,7 @@ from statsmodels.duration.survfunc import SurvfuncRight
 from statsmodels.stats.inter_rater import fleiss_kappa as statsmodels_kappa
 from worlds import World, behaviour, simulate
 
-from toolkit.statistics import MIN_REPLICAS_ODD, Estimate, disagreement
+from toolkit.statistics import MIN_REPLICAS_ODD, Estimate, disagreement, run_sd
 from toolkit.statistics.agreement import alike_sets, ambiguity, discrepancy, fleiss_kappa, negative_flips, total_agreement
 from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
 from toolkit.statistics.distributions import (
@@ -26,9 +26,9 @@ from toolkit.statistics.distributions import (
 )
 from toolkit.statistics.intervals import jackknife_variance
 from toolkit.statistics.means import MIN_REPLICAS_VARIANCE, unbiased, variances
-from toolkit.statistics.outliers import MIN_RUNS_ODD
 from toolkit.statistics.pairs import count_pairs
 from toolkit.statistics.scores import FORMS, icc, score_sd
+from toolkit.statistics.subsets import subset_variance
 from toolkit.statistics.texts import edit_distance, first_divergence, kaplan_meier, levenshtein
 
 # Fleiss 1971, the textbook table: 14 raters (replicas), 10 subjects (prompts), 5 categories.
@@ -655,11 +655,24 @@ def test_a_run_that_fails_unmarked_makes_few_runs_inconclusive(replicas):
     found = [
         edit_distance(texts),
         first_divergence(texts, at=(5,)).at[5],
-        *vars(score_sd(score_RP)).values(),
+        score_sd(score_RP).within_prompt_sd,
         *((total_variation(prob_RPV), population_jsd(prob_RPV)) if replicas >= MIN_REPLICAS_VARIANCE else ()),
     ]
     for estimate in found:
-        assert not estimate.conclusive and estimate.needed in (MIN_REPLICAS_ODD, MIN_RUNS_ODD) and "rows 3" in estimate.note
+        assert not estimate.conclusive and estimate.needed == MIN_REPLICAS_ODD and "rows 3" in estimate.note
+
+
+def test_an_sd_says_which_runs_stand_far_off_and_holds_with_them():
+    """A guard that withholds the samples with such a run would keep only those that lack it."""
+    rng = np.random.default_rng(0)
+    score_RP = rng.normal(size=200) + rng.normal(size=(30, 200))
+    calm = score_sd(score_RP).sd
+    score_RP[3] -= 3
+    spread, numbers = score_sd(score_RP).sd, score_RP.mean(axis=1)
+    assert spread.conclusive and "rows 3" in spread.note and spread.high / spread.value > 1.5 * calm.high / calm.value
+    assert run_sd(numbers).conclusive and "stand far off" in run_sd(numbers).note
+    assert ends(run_sd(numbers)) == pytest.approx(ends(spread), rel=1e-9)
+    assert subset_variance(numbers, 1).conclusive and ends(subset_variance(numbers, 1)) == pytest.approx([x**2 for x in ends(spread)])
 
 
 # --- intervals cover -------------------------------------------------------------------------------------------------------------

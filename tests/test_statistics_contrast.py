@@ -260,6 +260,36 @@ def test_paired_arms_with_missing_cells_are_their_definition(cluster_P):
     assert ends(population_difference(b_RP, a_RP, paired=True, cluster_P=cluster_P)) == pytest.approx((value, value - half, value + half))
 
 
+def clustered(clusters: int, split: int, groups: int = 16, seed: int = 0) -> tuple:
+    """Votes of three against single replicas on five prompts a cluster; runs differ on the first `split` clusters only."""
+    rng = np.random.default_rng(seed)
+    right_P = np.repeat(np.where(np.arange(clusters) < split, 0.8, 1.0), 5)
+    single_RP = (rng.random((3 * groups, 5 * clusters)) < right_P).astype(np.int64)
+    vote_GP = (single_RP.reshape(groups, 3, -1).sum(axis=1) > 1).astype(np.int64)
+    return vote_GP, single_RP, list(np.arange(3 * groups).reshape(groups, 3)), np.repeat(np.arange(clusters), 5)
+
+
+def test_a_contrast_knows_no_more_than_the_clusters_that_make_it_up():
+    vote_GP, single_RP, members, cluster_P = clustered(clusters=100, split=12)
+    few = st.disagreement_ratio(vote_GP, single_RP, members, cluster_P=cluster_P)
+    among = cluster_P < 12
+    alone = st.disagreement_ratio(vote_GP[:, among], single_RP[:, among], members, cluster_P=cluster_P[among])
+    assert few.value == pytest.approx(alone.value) and few.conclusive and alone.conclusive
+    # 88 clusters on which nothing differs bring no knowledge of what a ratio is: the same width but for C/(C-1)
+    widths = [math.log(e.high / e.low) for e in (few, alone)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.08)
+    vote_GP, single_RP, members, cluster_P = clustered(clusters=100, split=8)
+    estimate = st.disagreement_ratio(vote_GP, single_RP, members, cluster_P=cluster_P)
+    assert not estimate.conclusive and "few prompts make up most of it" in estimate.note and estimate.high < 1
+
+
+@pytest.mark.parametrize(("clusters", "decides"), [(12, False), (40, True)])
+def test_a_change_of_accuracy_needs_fifteen_clusters(clusters, decides):
+    vote_GP, single_RP, members, cluster_P = clustered(clusters, split=clusters)
+    estimate = st.accuracy_change(vote_GP, single_RP, members, cluster_P=cluster_P)
+    assert estimate.low > 0 and estimate.conclusive == decides and ("at least 15" in estimate.note) != decides
+
+
 def test_one_flip_in_one_arm_is_no_change():
     """Both arms flip as seldom as that: an arm that shows nothing is not known to be perfect. Of such claims 45 % were false."""
     rng, claims = np.random.default_rng(0), []

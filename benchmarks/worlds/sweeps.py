@@ -91,6 +91,10 @@ DESIGNS = grid(design=("8x8", "25x5", "5x20", "10/4", "6x6r2"), prompts=(50, 300
     grid(design=("8x8",), prompts=(150,)), [{"main": 1.0, "own": 0.0}, {"main": 0.0, "own": 1.0}]
 )
 
+RUN_TABLES = varied(
+    grid(replicas=(10, 15, 30, 64, 100)), [{"draw": "normal"}, {"draw": "t5"}, {"draw": "exponential"}, {"kinds": 0.2}, {"garbage": 0.05}]
+)
+
 SWEEPS: dict[str, Sweep] = {
     "disagreement": Sweep(core.disagreement_world, SUITE),
     "disagreement.these_prompts": Sweep(core.these_prompts_world, SUITE),
@@ -184,6 +188,7 @@ SWEEPS: dict[str, Sweep] = {
         for figure in ("ratio", "difference", "change", "kept")
     },
     **{f"design.{figure}": Sweep(partial(unkind.design_world, figure), DESIGNS) for figure in ("disagreement", "accuracy", "sd")},
+    **{f"run_table.{figure}": Sweep(partial(unkind.run_table_world, figure), RUN_TABLES, most=4000) for figure in ("mean", "sd", "change")},
     "confidence_sequence": Sweep(
         planning.anytime_world, grid(replicas=(100, 1000), prompts=(500,), run_sd=(0.7,), look=("always", "narrow"))
     ),

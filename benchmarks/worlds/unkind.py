@@ -31,6 +31,9 @@ from toolkit.statistics import (
     population_difference,
     population_ratio,
     root,
+    run_mean,
+    run_mean_change,
+    run_sd,
 )
 from worlds import Sampled, World
 from worlds.core import NODE_S, WEIGHT_S, beta_grid, logits, marks
@@ -335,5 +338,32 @@ def unkind_kappa_world(replicas: int, prompts: int, clusters: int = 0, sizes: st
     def world(rng: np.random.Generator) -> Sampled:
         population = draw(rng, replicas, draw_templates(rng, size_C, kind), kind)
         return fleiss_kappa(population.answer_RP, cluster_P=population.template_P), kappa
+
+    return world
+
+
+# -- one number a run --------------------------------------------------------------------------------------------------
+
+KINDS_BELOW, GARBAGE_BELOW = 5.0, 6.0  # standard deviations
+
+
+def draw_numbers(rng: np.random.Generator, runs: int, draw: str, kinds: float, garbage: float) -> np.ndarray:
+    if draw == "exponential":
+        return rng.exponential(size=runs)
+    score_R = rng.standard_t(5, runs) if draw == "t5" else rng.standard_normal(runs)
+    return score_R - KINDS_BELOW * (rng.random(runs) < kinds) - GARBAGE_BELOW * (rng.random(runs) < garbage)
+
+
+def run_table_world(figure: str, replicas: int, draw: str = "normal", kinds: float = 0.0, garbage: float = 0.0) -> World:
+    """One number a run. figure: mean, sd; change: of the mean, against runs that are normal."""
+    mean, variance = {"normal": (0.0, 1.0), "t5": (0.0, 5 / 3), "exponential": (1.0, 1.0)}[draw]
+    for share, below in ((kinds, KINDS_BELOW), (garbage, GARBAGE_BELOW)):
+        mean, variance = mean - below * share, variance + below**2 * share * (1 - share)
+
+    def world(rng: np.random.Generator) -> Sampled:
+        score_R = draw_numbers(rng, replicas, draw, kinds, garbage)
+        if figure == "change":
+            return run_mean_change(rng.standard_normal(replicas), score_R), -mean
+        return (run_mean(score_R), mean) if figure == "mean" else (run_sd(score_R), math.sqrt(variance))
 
     return world

@@ -345,6 +345,13 @@ def sample_kurtosis(x_N: np.ndarray) -> float:
     return 3.0 + float(kurtosis(x_N, bias=False)) if len(x_N) > 3 and np.ptp(x_N) > 0 else 3.0
 
 
+def sample_skewness(x_N: np.ndarray) -> float:
+    """0 of symmetric numbers; bias-corrected (G1 of Joanes & Gill 1998), which needs three. 0 where there is no spread."""
+    from scipy.stats import skew
+
+    return float(skew(x_N, bias=False)) if len(x_N) > 2 and np.ptp(x_N) > 0 else 0.0
+
+
 def pseudo_contrast(
     full_b: float, left_b_J: np.ndarray, full_a: float, left_a_J: np.ndarray, *, paired: bool
 ) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters_of, verdi
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import leave_one_out_variance, log_variance_interval
 from toolkit.statistics.means import ROUNDING, effective, few_prompts, log_ratio, mean_estimate, variances
-from toolkit.statistics.outliers import MIN_RUNS_ODD, far_from_centre, far_from_median, run_distance
+from toolkit.statistics.outliers import far_from_centre, far_from_median, run_distance
 
 Clusters = np.ndarray | Sequence[int] | None
 
@@ -45,8 +45,9 @@ def score_sd(score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float =
     `within_prompt_sd` speaks of fresh prompts. Its square is the variance between the means of runs, with the interval of
     `sd`, and that about them, for which replicas and clusters of prompts are resampled (two-way jackknife, log scale).
 
-    score_RP: [replicas, prompts], nan = missing. Conclusive: MIN_REPLICAS_SPREAD replicas for `sd`, MIN_REPLICAS and
-    clusters worth MIN_EFFECTIVE equal ones for `within_prompt_sd`; MIN_RUNS_ODD where runs stand far off the others.
+    score_RP: [replicas, prompts], nan = missing. Conclusive: MIN_REPLICAS_SPREAD replicas for `sd`, however far off single
+    runs stand (see `accuracy_spread`); MIN_REPLICAS, MIN_REPLICAS_ODD where some do, and clusters worth MIN_EFFECTIVE equal
+    ones for `within_prompt_sd`.
     Equal scores have no spread to put an interval around. Raises ValueError for other shapes, infinite scores, or fewer than two rows.
     """
     level = as_level(level)
@@ -64,7 +65,9 @@ def score_sd(score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float =
     odd_R = np.union1d(far_from_median(mean_R, size), far_from_centre(run_distance(own_RP, present_RP)))
 
     variance, left_R = float(mean_R.var(ddof=1)), leave_one_out_variance(mean_R)
-    enough, needed, note = verdict(n_replicas, "", row_R[odd_R], MIN_REPLICAS_SPREAD)  # prompts are given
+    enough = n_replicas >= MIN_REPLICAS_SPREAD
+    needed = None if enough else MIN_REPLICAS_SPREAD
+    note = verdict(n_replicas, "", row_R[odd_R], MIN_REPLICAS_SPREAD)[2]
     method = "log-variance jackknife-t over replicas, these prompts"
     if left_R.min() <= tiny:
         low = high = None
@@ -80,8 +83,6 @@ def score_sd(score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float =
     if own.low is not None and own.high is not None and low is not None and high is not None:
         down, up = math.hypot(own_value - own.low, variance - low), math.hypot(own.high - own_value, high - variance)
         within = replace(within, low=max(own_value + variance - down, 0.0), high=own_value + variance + up)
-    if len(odd_R) and n_replicas < MIN_RUNS_ODD:
-        sd, within = (replace(x, conclusive=False, needed=MIN_RUNS_ODD) for x in (sd, within))
     return ScoreSpread(_root(sd), _root(within))
 
 

@@ -12,6 +12,7 @@ any statistic, and the same as N/(N-K) for a mean.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import leave_one_out_variance, log_jackknife, log_variance_interval
-from toolkit.statistics.outliers import MIN_RUNS_ODD, far_from_median
+from toolkit.statistics.outliers import far_from_median
 from toolkit.statistics.variance import NO_ERROR, ROUNDING, has_spread
 
 PARTITIONS = 16  # times K^2: from there the draw of the divisions adds little to the error of the variance
@@ -34,8 +35,8 @@ def subset_variance(score_R: np.ndarray, k: int, *, level: float = 0.95) -> Esti
     Resampled: replicas, by the delete-one jackknife of ln s^2 with t and N-1 degrees of freedom, widened for scores
     with heavy tails (`log_variance_interval`).
 
-    score_R: one number per replica, nan = none. Conclusive: MIN_REPLICAS_SPREAD replicas (MIN_RUNS_ODD where some are far
-    off), all with a score, and k <= N/2: a mean of more is none that N replicas could show twice.
+    score_R: one number per replica, nan = none. Conclusive: MIN_REPLICAS_SPREAD replicas, all with a score, however far off
+    single ones stand (see `accuracy_spread`), and k <= N/2: a mean of more is none that N replicas could show twice.
     Raises ValueError for other shapes or k < 1.
     """
     level, score_R = as_level(level), np.asarray(score_R, dtype=np.float64)
@@ -48,14 +49,13 @@ def subset_variance(score_R: np.ndarray, k: int, *, level: float = 0.95) -> Esti
     n, method = len(score_R), "s^2 / k, log-variance jackknife-t over replicas"
     odd = len(far_from_median(score_R)) if n else 0
     note, needed = _too_few(n, k, 2)
-    if not note and odd and n < MIN_RUNS_ODD:
-        note, needed = f"{odd} replicas stand far off the others: did they fail?", MIN_RUNS_ODD
     if not note and missing:
         note = f"{missing} replicas have no score, and the variance speaks of the others only"
     if n < 3 or not has_spread(score_R, left_R := leave_one_out_variance(score_R)):
         note = note if n < 3 else "the scores, or all but one of them, are equal, so their variance has no interval"
         return Estimate(None, None, None, level, n, 0, method, False, needed, note)
-    return _estimate(math.log(score_R.var(ddof=1) / k), np.log(left_R / k), score_R, level, method, needed, note)
+    estimate = _estimate(math.log(score_R.var(ddof=1) / k), np.log(left_R / k), score_R, level, method, needed, note)
+    return replace(estimate, note=f"{odd} replicas stand far off the others: did they fail?") if odd and not note else estimate
 
 
 def partition_variance(
