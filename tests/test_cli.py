@@ -273,7 +273,15 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(work):
     write_recipe(work / "long.yaml", replicas=12, epochs=12)
     arguments = ["train-replicas", "long.yaml", "--out", "stopped", "--workers", "1"]
     command = [sys.executable, "-m", "toolkit.cli", *arguments]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=work)
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=work,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background is started deaf to it
+    )
     deadline = time.monotonic() + 120
     while not list(work.glob("stopped/lora/replicas/0*/replica.json")):
         assert process.poll() is None and time.monotonic() < deadline
