@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from worlds import CLASSES, simulate
 from worlds.sweeps import SWEEPS, Settings
+from worlds.unkind import sizes_of
 
 MOST_ANSWERS = 1_000_000  # replicas x prompts of one population: beyond, a cell takes a minute for twenty samples, and is of the corner
 ANSWERS, FEWEST = 30_000_000, 200  # answers simulated for a cell of the full study; its fewest repetitions
@@ -60,6 +61,17 @@ class Cell(NamedTuple):
         nowhere = (1 - rate) ** int(self.settings["replicas"]) if rate else 0.0
         return 1 - (1 - nowhere) ** 2 if two_arms else nowhere
 
+    @property
+    def enough(self) -> bool:
+        """Whether its sizes are those from which the estimator promises to be conclusive, and no runs stand far off unmarked."""
+        least, settings = SWEEPS[self.statistic].enough, self.settings
+        if not least or self.unseen or int(settings.get("replicas", least["runs"])) // int(settings.get("k", 1)) < least["runs"]:
+            return False
+        prompts = int(settings.get("prompts", least.get("clusters", 1)))
+        clusters = int(settings.get("clusters", prompts // int(settings.get("per_cluster", 1))))
+        size_C = sizes_of(prompts, clusters, str(settings.get("sizes", "equal")))
+        return float(size_C.sum() ** 2 / np.sum(size_C**2)) >= least.get("clusters", 0)
+
 
 def words(settings: Settings) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
@@ -92,7 +104,8 @@ def repetitions_of(cell: Cell, study: str) -> int:
 
 def measure(cell: Cell, repetitions: int) -> dict:
     """One row of the results."""
-    tally = simulate(SWEEPS[cell.statistic].factory(**cell.settings), repetitions, cell.seed)
+    sweep = SWEEPS[cell.statistic]
+    tally = simulate(sweep.factory(**cell.settings), repetitions, cell.seed, sweep.border)
 
     def short(x: float | None) -> float | None:
         return None if x is None or not np.isfinite(x) else float(f"{x:.4g}")
@@ -101,13 +114,14 @@ def measure(cell: Cell, repetitions: int) -> dict:
     return {
         "statistic": cell.statistic,
         "world": cell.settings,
-        "class": tally.kind(cell.unseen),
+        "class": tally.kind(cell.unseen, enough=cell.enough),
         "coverage": short(tally.coverage),
         "low": short(low),
         "high": short(high),
         "conclusive": short(tally.conclusive / repetitions),
         "coverage_conclusive": short(tally.coverage_conclusive),
         "printed": short(tally.printed / repetitions),
+        "withheld": short(tally.withheld / repetitions),
         "width": short(tally.width),
         "repetitions": repetitions,
     }
@@ -190,7 +204,7 @@ def summary(study: str, rows: list[dict], seconds: float) -> dict:
             name: dict(Counter(row["class"] for row in rows if row["statistic"] == name))
             for name in dict.fromkeys(r["statistic"] for r in rows)
         },
-        "fail": [Cell(row["statistic"], row["world"]).title for row in rows if row["class"] == "FAIL"],
+        "fail": [Cell(row["statistic"], row["world"]).title for row in rows if row["class"] in ("FAIL", "SILENT")],
         "samples": sum(row["repetitions"] for row in rows),
         "seconds": round(seconds),
         "environment": {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine()},

@@ -17,6 +17,7 @@ World = Callable[[np.random.Generator], Sampled]
 """Draws one population; gives the estimate that ftk would print for it, and the truth."""
 
 LOW, HIGH = 0.93, 0.97  # what a nominal 95 % interval must cover
+CEILING = 0.10  # of samples, whose interval holds and decides, that may be called INCONCLUSIVE
 RARELY = 0.05  # "nearly never": a share of samples that does not count as claiming
 
 CLASSES = {
@@ -25,6 +26,7 @@ CLASSES = {
     "guarded": "covers less than 93 %, but says INCONCLUSIVE where it misses (or prints no interval)",
     "unseen": "claims and misses, but no more often than a sample holds none of the failed runs that nobody marked: nothing in it can tell",
     "FAIL": "covers less than 93 %, also of the samples that it calls conclusive",
+    "SILENT": "covers, and says INCONCLUSIVE all the same of over 10 % of samples whose interval decides, at sizes that are enough",
 }
 
 
@@ -32,6 +34,7 @@ CLASSES = {
 class Tally:
     """Samples of one world: those with an interval at all, with one that holds the truth, called conclusive, and both.
 
+    withheld: whose interval decides (see `decides`) and that are not called conclusive.
     width: median of the intervals with two ends (a mean would be that of the few samples whose interval is next to endless).
     """
 
@@ -41,6 +44,7 @@ class Tally:
     conclusive: int
     held_conclusive: int
     width: float | None
+    withheld: int = 0
 
     @property
     def coverage(self) -> float:
@@ -56,8 +60,11 @@ class Tally:
         """Exact 95 % Monte Carlo interval of the coverage."""
         return clopper_pearson(self.held, self.printed) if self.printed else (0.0, 1.0)
 
-    def kind(self, unseen: float = 0.0) -> str:
-        """Which of CLASSES. unseen: the probability that a sample shows nothing of what makes the interval wrong."""
+    def kind(self, unseen: float = 0.0, *, enough: bool = False) -> str:
+        """Which of CLASSES. unseen: the probability that a sample shows nothing of what makes the interval wrong; enough: whether the
+        sizes are those from which the estimator promises to be conclusive."""
+        if enough and clopper_pearson(self.withheld, self.samples)[0] > CEILING:
+            return "SILENT"
         low, high = self.error
         if self.printed <= RARELY * self.samples:
             return "guarded"
@@ -69,10 +76,22 @@ class Tally:
         return "unseen" if unseen and false_claims[0] <= unseen + (1 - LOW) else "FAIL"
 
 
-def simulate(world: World, repetitions: int, seed: int) -> Tally:
-    """The first repetitions of a longer simulation are those of a shorter one with the same seed."""
+def decides(estimate: Estimate, border: float | None = None) -> bool:
+    """Whether the interval answers the question: it leaves the border outside. Of a figure that is no contrast, any interval does.
+
+    border: of a contrast that carries no p.
+    """
+    if estimate.low is None or estimate.high is None:
+        return False
+    if border is not None:
+        return not estimate.low <= border <= estimate.high
+    return estimate.p is None or estimate.p < 1 - estimate.level
+
+
+def simulate(world: World, repetitions: int, seed: int, border: float | None = None) -> Tally:
+    """The first repetitions of a longer simulation are those of a shorter one with the same seed. border: see `decides`."""
     rng = np.random.default_rng(seed)
-    printed = held = conclusive = held_conclusive = 0
+    printed = held = conclusive = held_conclusive = withheld = 0
     widths = []
     for _ in range(repetitions):
         estimate, truth = world(rng)
@@ -83,7 +102,9 @@ def simulate(world: World, repetitions: int, seed: int) -> Tally:
         printed += has_interval
         held += has_interval and holds
         conclusive += estimate.conclusive
+        withheld += not estimate.conclusive and decides(estimate, border)
         held_conclusive += estimate.conclusive and holds
         if math.isfinite(high - low):
             widths.append(high - low)
-    return Tally(repetitions, printed, held, conclusive, held_conclusive, float(np.median(widths)) if widths else None)
+    width = float(np.median(widths)) if widths else None
+    return Tally(repetitions, printed, held, conclusive, held_conclusive, width, withheld)

@@ -14,11 +14,16 @@ class Sweep(NamedTuple):
     """A statistic's worlds: `factory(**settings)` for each of the settings.
 
     most: samples of a cell of the full study at most; fewer where one takes long.
+    border: of a contrast that carries no p (see `worlds.decides`).
+    enough: sizes from which docs/statistics.md promises a conclusive figure: `runs`, or groups of k, and `clusters` of equal size;
+    none for figures with rules of their own.
     """
 
     factory: Callable[..., World]
     settings: list[Settings]
     most: int = 1000
+    border: float | None = None
+    enough: Mapping[str, float] = {}
 
 
 def grid(**axes) -> list[Settings]:
@@ -91,22 +96,24 @@ DESIGNS = grid(design=("8x8", "25x5", "5x20", "10/4", "6x6r2"), prompts=(50, 300
     grid(design=("8x8",), prompts=(150,)), [{"main": 1.0, "own": 0.0}, {"main": 0.0, "own": 1.0}]
 )
 
+# From these sizes on docs/statistics.md promises figures; contrasts also need the clusters that make them up, some of those asked.
+MEANS, SPREADS, CONTRASTS = {"runs": 3, "clusters": 10}, {"runs": 15}, {"runs": 3, "clusters": 30}
 RUN_TABLES = varied(
     grid(replicas=(10, 15, 30, 64, 100)), [{"draw": "normal"}, {"draw": "t5"}, {"draw": "exponential"}, {"kinds": 0.2}, {"garbage": 0.05}]
 )
 
 SWEEPS: dict[str, Sweep] = {
-    "disagreement": Sweep(core.disagreement_world, SUITE),
+    "disagreement": Sweep(core.disagreement_world, SUITE, enough=MEANS),
     "disagreement.these_prompts": Sweep(core.these_prompts_world, SUITE),
-    "accuracy": Sweep(core.accuracy_world, SUITE),
-    "accuracy_spread.sd": Sweep(partial(core.spread_world, "sd"), SUITE),
+    "accuracy": Sweep(core.accuracy_world, SUITE, enough=MEANS),
+    "accuracy_spread.sd": Sweep(partial(core.spread_world, "sd"), SUITE, enough=SPREADS),
     "accuracy_spread.excess": Sweep(partial(core.spread_world, "excess"), SUITE),
     "accuracy_spread.distribution_variance": Sweep(partial(core.spread_world, "distribution_variance"), SUITE),
-    "disagreement_ratio": Sweep(partial(core.contrast_world, "ratio"), CONTRAST),
-    "disagreement_difference": Sweep(partial(core.contrast_world, "difference"), CONTRAST),
+    "disagreement_ratio": Sweep(partial(core.contrast_world, "ratio"), CONTRAST, enough=CONTRASTS),
+    "disagreement_difference": Sweep(partial(core.contrast_world, "difference"), CONTRAST, enough=CONTRASTS),
     "accuracy_change": Sweep(partial(core.contrast_world, "change"), CONTRAST),
-    "effect_size": Sweep(partial(core.contrast_world, "kept"), CONTRAST),
-    "accuracy_effect_size": Sweep(partial(core.contrast_world, "accuracy kept"), CONTRAST),
+    "effect_size": Sweep(partial(core.contrast_world, "kept"), CONTRAST, border=0.9),
+    "accuracy_effect_size": Sweep(partial(core.contrast_world, "accuracy kept"), CONTRAST, border=0.9),
     "variance_ratio": Sweep(core.variance_world, SCORES),
     "failure_rate": Sweep(core.failure_world, grid(replicas=N, rate=(0.01, 0.05, 0.2))),
     "base accuracy": Sweep(core.base_world, grid(prompts=PROMPTS, per_cluster=(1, 5)) + grid(prompts=PROMPTS, a=(0.5,), b=(0.005,))),
@@ -125,8 +132,8 @@ SWEEPS: dict[str, Sweep] = {
     "first_divergence, S(10)": Sweep(behaviour.text_world, TEXTS),
     "first_divergence, median": Sweep(partial(behaviour.text_world, figure="median"), TEXTS),
     "edit_distance": Sweep(partial(behaviour.text_world, figure="edit_distance"), TEXTS),
-    "population_ratio": Sweep(partial(contrast.population_world, "ratio"), ARMS),
-    "population_difference": Sweep(partial(contrast.population_world, "difference"), ARMS),
+    "population_ratio": Sweep(partial(contrast.population_world, "ratio"), ARMS, enough=CONTRASTS),
+    "population_difference": Sweep(partial(contrast.population_world, "difference"), ARMS, enough=CONTRASTS),
     "population_accuracy_change": Sweep(partial(contrast.population_world, "change"), ARMS),
     **{
         f"by_prompt.{figure}": Sweep(
@@ -175,20 +182,28 @@ SWEEPS: dict[str, Sweep] = {
         for part in (*THREE_PARTS, "fresh")
     },
     **{
-        f"unkind.{figure}": Sweep(partial(unkind.unkind_world, figure), UNKIND + MARKED)
-        for figure in ("disagreement", "accuracy", "sd", "distribution_variance", "zone")
+        f"unkind.{figure}": Sweep(partial(unkind.unkind_world, figure), UNKIND + MARKED, enough=enough)
+        for figure, enough in (("disagreement", MEANS), ("accuracy", MEANS), ("sd", SPREADS), ("distribution_variance", SPREADS))
     },
+    "unkind.zone": Sweep(partial(unkind.unkind_world, "zone"), UNKIND + MARKED, border=1.0),
     "unkind.kappa": Sweep(unkind.unkind_kappa_world, [s for s in TWO_ANSWERS if "garbage" not in s]),
     **{
-        f"unkind.population_{figure}": Sweep(partial(unkind.unkind_contrast_world, figure), UNKIND)
+        f"unkind.population_{figure}": Sweep(partial(unkind.unkind_contrast_world, figure), UNKIND, enough=CONTRASTS)
         for figure in ("ratio", "difference", "change")
     },
     **{
-        f"unkind.vote_{figure}": Sweep(partial(unkind.unkind_vote_world, figure), VOTES)
-        for figure in ("ratio", "difference", "change", "kept")
+        f"unkind.vote_{figure}": Sweep(partial(unkind.unkind_vote_world, figure), VOTES, enough=CONTRASTS)
+        for figure in ("ratio", "difference", "change")
     },
-    **{f"design.{figure}": Sweep(partial(unkind.design_world, figure), DESIGNS) for figure in ("disagreement", "accuracy", "sd")},
-    **{f"run_table.{figure}": Sweep(partial(unkind.run_table_world, figure), RUN_TABLES, most=4000) for figure in ("mean", "sd", "change")},
+    "unkind.vote_kept": Sweep(partial(unkind.unkind_vote_world, "kept"), VOTES, border=0.9),
+    **{
+        f"design.{figure}": Sweep(partial(unkind.design_world, figure), DESIGNS, enough=MEANS)
+        for figure in ("disagreement", "accuracy", "sd")
+    },
+    **{
+        f"run_table.{figure}": Sweep(partial(unkind.run_table_world, figure), RUN_TABLES, most=4000, enough=SPREADS)
+        for figure in ("mean", "sd", "change")
+    },
     "confidence_sequence": Sweep(
         planning.anytime_world, grid(replicas=(100, 1000), prompts=(500,), run_sd=(0.7,), look=("always", "narrow"))
     ),
