@@ -14,7 +14,7 @@ from statsmodels.duration.survfunc import SurvfuncRight
 from statsmodels.stats.inter_rater import fleiss_kappa as statsmodels_kappa
 from worlds import World, behaviour, simulate
 
-from toolkit.statistics import MIN_REPLICAS_ODD, Estimate, disagreement, run_sd
+from toolkit.statistics import Estimate, disagreement, run_sd
 from toolkit.statistics.agreement import alike_sets, ambiguity, discrepancy, fleiss_kappa, negative_flips, total_agreement
 from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
 from toolkit.statistics.distributions import (

@@ -20,7 +20,7 @@ from worlds.core import (
     variance_world,
 )
 
-from toolkit.statistics import MIN_REPLICAS_ODD, disagreement
+from toolkit.statistics import disagreement
 
 
 def covered(world: World, repetitions: int, seed: int) -> tuple[float, float]:

@@ -44,7 +44,7 @@ from toolkit.statistics.fresh import fresh_pairs, independent_runs, shared_sourc
 from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, zero_event_bound
 from toolkit.statistics.many_runs import accuracy_floor, deviation, distinct_answers
 from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
-from toolkit.statistics.outliers import MIN_REPLICAS_ODD, far_from_median
+from toolkit.statistics.outliers import far_from_median
 from toolkit.statistics.precision import Precision, iso_5725, root
 from toolkit.statistics.scaling import ScalingFit, SmallestK, fit_disagreement, fit_floor, smallest_k
 from toolkit.statistics.scores import icc, score_sd
@@ -113,7 +113,6 @@ __all__ = [
     "population_ratio",
     "MIN_CLUSTERS",
     "MIN_REPLICAS",
-    "MIN_REPLICAS_ODD",
     "far_from_median",
     "disagreement",
     "prompt_disagreement",

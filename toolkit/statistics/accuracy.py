@@ -45,7 +45,7 @@ def accuracy(
     Resampled: replicas (delete-one jackknife) and clusters of prompts, on the logit scale, as in `disagreement`; with
     the same bound where all or nearly all answers are right, or wrong.
 
-    Inconclusive below MIN_REPLICAS replicas, too few clusters, and below MIN_REPLICAS_ODD replicas when some stand far off the others.
+    Inconclusive below MIN_REPLICAS replicas and with too few clusters. Replicas that stand far off are named.
 
     correct_RP: 1 right, 0 wrong, [replicas, prompts]; nan, or -1 in integers: missing or without a reference. levels: where runs share
     levels of sources, the level of every run in each; levels are then resampled in place of replicas, as in `disagreement`.

@@ -12,7 +12,7 @@ from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters, verdict
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import logit_interval, share_interval, two_way, zero_event_bound
 from toolkit.statistics.outliers import odd_replicas
-from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out
+from toolkit.statistics.pairs import Pairs, PairShares, count_pairs, leave_one_out
 
 Clusters = np.ndarray | Sequence[int] | None
 
@@ -62,7 +62,9 @@ def fleiss_kappa(answer_RP: np.ndarray, *, cluster_P: Clusters = None, level: fl
     with np.errstate(invalid="ignore", divide="ignore"):
         left_common_RP = (common_P - common_RP) / (n_P - present_RP)
         left_RP = (leave_one_out(pairs) + 2 * ratio * (left_common_RP - chance)) / (1 - chance)
-    parts = two_way(ratio_P, left_RP, cluster_P).carried_by(d_P, cluster_P)
+    shares = PairShares(n_replicas)
+    shares.add(answer_RP)
+    parts = two_way(ratio_P, left_RP, cluster_P).carried_by(d_P, cluster_P).and_pairs(shares.variance(n_replicas) / (1 - chance) ** 2)
     bound = zero_event_bound(parts.effective, level) / (1 - chance)
     half = parts.half_width(level) if np.isfinite(left_RP).any() else math.nan
     method = "two-way jackknife-t over replicas and prompts, logit scale of 1 - kappa"

@@ -32,7 +32,7 @@ from toolkit.statistics.intervals import (
     two_sided_p,
 )
 from toolkit.statistics.means import mean_estimate
-from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, far_from_median
+from toolkit.statistics.outliers import Differing, far_from_median
 from toolkit.statistics.pairs import count_pairs
 
 
@@ -41,7 +41,7 @@ def score_mean(score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float
 
     Resampled: replicas and clusters of prompts (two-way jackknife-t), as in `accuracy`, on the plain scale.
     score_RP: [replicas, prompts], nan = missing. Conclusive: MIN_REPLICAS replicas and prompts whose distances from the mean are worth
-    MIN_EFFECTIVE equal ones; MIN_REPLICAS_ODD where runs stand far off. Raises ValueError for other shapes or fewer than two rows.
+    MIN_EFFECTIVE equal ones. Raises ValueError for other shapes or fewer than two rows.
     """
     level = as_level(level)
     score_RP = _table(score_RP)
@@ -72,8 +72,8 @@ def population_score_change(
     """By how much is the mean score of a run of b above that of a run of a?
 
     Estimand: mean score of fresh runs of b - that of fresh runs of a, on fresh prompts, in the unit of the score. Resampled as in
-    `population_accuracy_change`, on the plain scale. Conclusive: MIN_GROUPS runs in each arm (MIN_REPLICAS_ODD where some stand far
-    off), MIN_CLUSTERS clusters, and an interval on one side of 0. nan = missing. Raises ValueError for shapes that do not fit.
+    `population_accuracy_change`, on the plain scale. Conclusive: MIN_GROUPS runs in each arm, MIN_CLUSTERS clusters
+    that make it up, and an interval on one side of 0. nan = missing. Raises ValueError for shapes that do not fit.
     """
     level = as_level(level)
     b_RP, a_RP = _table(b_RP), _table(a_RP)
@@ -126,7 +126,7 @@ def run_mean(score_R: np.ndarray, *, level: float = 0.95) -> Estimate:
     Resampled: runs (t with N-1 degrees of freedom). Where single runs lie far off on one side, the mean of the others is off to the
     other side, so the interval is drawn out to that side by s * skewness * (1 + 2 t^2) / 6N (Hall 1992, first order). Without it
     skewed numbers (exponential, or a fifth of the runs of another kind) were covered by 92 to 93 % from 15 runs on, with it by 95.
-    Conclusive: MIN_REPLICAS_SPREAD runs, MIN_REPLICAS_ODD where some stand far off.
+    Conclusive: MIN_REPLICAS_SPREAD runs.
     """
     level, score_R = as_level(level), _numbers(score_R)
     n = len(score_R)
@@ -167,7 +167,7 @@ def run_mean_change(score_b: np.ndarray, score_a: np.ndarray, *, paired: bool = 
     """By how much is the mean of a number over runs of b above that over runs of a? In its unit.
 
     Welch's t; paired=True: run j of both arms shares its seeds, t over the differences. Conclusive: MIN_REPLICAS_SPREAD runs in each
-    arm (MIN_REPLICAS_ODD where some stand far off) and an interval on one side of 0.
+    arm and an interval on one side of 0.
     """
     level, b, a = as_level(level), np.asarray(score_b, dtype=np.float64), np.asarray(score_a, dtype=np.float64)
     if paired:
@@ -237,8 +237,7 @@ def _guard(arms: Sequence[np.ndarray]) -> tuple[bool, int | None, str]:
         return False, MIN_REPLICAS_SPREAD, f"{n} runs are too few for an interval that holds what it says (at least {MIN_REPLICAS_SPREAD})"
     odd = sum(len(far_from_median(arm)) for arm in arms)
     note = f"{odd} runs stand far off the others: did they fail?" if odd else ""
-    short = bool(odd) and n < MIN_REPLICAS_ODD
-    return not short, MIN_REPLICAS_ODD if short else None, note
+    return True, None, note
 
 
 def _means(

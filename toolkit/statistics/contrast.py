@@ -14,7 +14,6 @@ from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.arms import (
     MIN_CARRIED,
     MIN_CARRIED_MEANS,
-    MIN_GROUPS,
     Arms,
     Block,
     Clusters,
@@ -28,8 +27,8 @@ from toolkit.statistics.arms import (
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level, as_marks, blocks, cells, filled_rows, marks, same_prompts
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import Leverage, jackknife_variance, logit_interval, smallest, t_quantile, zero_event_bound
-from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
-from toolkit.statistics.pairs import count_pairs, leave_one_out
+from toolkit.statistics.outliers import Differing, odd_note
+from toolkit.statistics.pairs import PairShares, count_pairs, leave_one_out
 
 CONSERVATIVE_RUNS = 10  # with fewer in an arm, separate degrees of freedom for two arms are on the safe side
 
@@ -45,9 +44,9 @@ def population_ratio(
     enters with the t quantile of its own N-1 or C-1 degrees of freedom, on the log scale. (One quantile for both arms with
     Welch's degrees of freedom covers less where the arms differ in size and runs shift all prompts.)
 
-    Zeros, `conclusive`, `needed` (runs in each arm, pairs if paired) and practically no change as in `disagreement_ratio`;
-    inconclusive too below MIN_REPLICAS_ODD runs in an arm when some stand far off (see `odd_replicas`): the other arm may
-    lack such runs by chance. With fewer than CONSERVATIVE_RUNS the interval covers some 98 %, and says so.
+    Zeros, `conclusive`, `needed` (runs in each arm, pairs if paired) and practically no change as in `disagreement_ratio`.
+    Runs that stand far off are named (see `odd_replicas`): the other arm may lack such runs by chance.
+    With fewer than CONSERVATIVE_RUNS the interval covers some 98 %, and says so.
 
     b_RP, a_RP: codes of answers (encoded together), -1 = missing; the arms may differ in runs unless paired. Runs without
     any answer count as none; with paired=True their partner goes too. Raises ValueError for shapes that do not fit.
@@ -96,14 +95,23 @@ def population_accuracy_change(
 
 @dataclass(frozen=True)
 class Separate(Arms):
-    """Arms whose runs have nothing to do with each other: each run is left out of its own arm."""
+    """Arms whose runs have nothing to do with each other: each run is left out of its own arm.
+
+    pairs_b, pairs_a: second-order variance of the mean over pairs of runs of an arm (see `PairShares`).
+    """
 
     @property
     def units(self) -> int:
         return min(len(self.sums.left_b_J), len(self.sums.left_a_J))
 
+    pairs_b: float = 0.0
+    pairs_a: float = 0.0
+
     def parts(self, weight_b: float, weight_a: float) -> "TwoArms":
-        known = jackknife_variance(weight_b * self.sums.shift_b_J), jackknife_variance(weight_a * self.sums.shift_a_J)
+        known = (
+            jackknife_variance(weight_b * self.sums.shift_b_J) + weight_b**2 * self.pairs_b,
+            jackknife_variance(weight_a * self.sums.shift_a_J) + weight_a**2 * self.pairs_a,
+        )
         runs_b, runs_a = (
             runs if has_left or not weight else math.nan  # two runs leave no pair when one is left out
             for runs, has_left, weight in zip(known, self.sums.has_left, (weight_b, weight_a), strict=True)
@@ -116,9 +124,9 @@ class Separate(Arms):
         with np.errstate(divide="ignore", invalid="ignore"):
             left_b_J, left_a_J = np.log(self.sums.left_b_J), np.log(self.sums.left_a_J)
         if np.isfinite(left_b_J).all() and len(left_b_J) > 2:
-            parts = replace(parts, runs_b=jackknife_variance(left_b_J))
+            parts = replace(parts, runs_b=jackknife_variance(left_b_J) + self.pairs_b / self.b**2)
         if np.isfinite(left_a_J).all() and len(left_a_J) > 2:
-            parts = replace(parts, runs_a=jackknife_variance(left_a_J))
+            parts = replace(parts, runs_a=jackknife_variance(left_a_J) + self.pairs_a / self.a**2)
         return parts
 
     def difference_ends(self) -> Callable[[float], Ends]:
@@ -180,17 +188,24 @@ def _disagreements(b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, pair
     if min(len(row_b_R), len(row_a_R)) < 2:
         return None
     differing_b, differing_a = Differing(len(row_b_R)), Differing(len(row_a_R))
+    shares_b, shares_a = PairShares(len(row_b_R)), PairShares(len(row_a_R))
 
     def table_blocks() -> Iterator[Block]:
         for at in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
-            pairs_b, pairs_a = count_pairs(cells(b_RP, row_b_R, at)), count_pairs(cells(a_RP, row_a_R, at))
+            answers_b, answers_a = cells(b_RP, row_b_R, at), cells(a_RP, row_a_R, at)
+            shares_b.add(answers_b)
+            shares_a.add(answers_a)
+            pairs_b, pairs_a = count_pairs(answers_b), count_pairs(answers_a)
             differing_b.add(pairs_b)
             differing_a.add(pairs_a)
             yield Block(pairs_b.d_P, pairs_a.d_P, leave_one_out(pairs_b), leave_one_out(pairs_a), clusters_P[at])
 
     sums = summed(table_blocks(), len(row_b_R), len(row_a_R), paired)
     odd = {"b": odd_note(row_b_R[differing_b.rows()]), "a": odd_note(row_a_R[differing_a.rows()])}
-    return arms_apart(sums, "; ".join(f"{arm}: {note}" for arm, note in odd.items() if note), paired)
+    arms = arms_apart(sums, "; ".join(f"{arm}: {note}" for arm, note in odd.items() if note), paired)
+    if not isinstance(arms, Separate):
+        return arms
+    return replace(arms, pairs_b=shares_b.variance(len(row_b_R)), pairs_a=shares_a.variance(len(row_a_R)))
 
 
 def used_rows(
@@ -214,10 +229,9 @@ def used_rows(
 def arms_apart(sums: Sums | None, remark: str, paired: bool, least_carried: float = MIN_CARRIED) -> Arms | None:
     if sums is None:
         return None
-    least = MIN_REPLICAS_ODD if remark else MIN_GROUPS
     if paired:
-        return Arms(sums, remark, "pairs", "paired delete-a-pair", least, least_carried)
+        return Arms(sums, remark, "pairs", "paired delete-a-pair", least_carried=least_carried)
     resampled = "two-sample delete-one"
     if min(len(sums.left_b_J), len(sums.left_a_J)) < CONSERVATIVE_RUNS:
         resampled = f"conservative {resampled}"
-    return Separate(sums, remark, "runs in each arm", resampled, least, least_carried)
+    return Separate(sums, remark, "runs in each arm", resampled, least_carried=least_carried)

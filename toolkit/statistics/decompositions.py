@@ -39,7 +39,7 @@ def log_loss_decomposition(
 
     logprob_RPV: ln of probabilities that sum to 1 over V, a cell of nan = missing. truth_P: the right value, -1 = not
     known: such prompts do not count. Conclusive: MIN_REPLICAS replicas (for the variance MIN_REPLICAS_VARIANCE) and clusters
-    worth MIN_EFFECTIVE_LOSS equal ones (MIN_EFFECTIVE); MIN_REPLICAS_ODD replicas where some stand far off. Raises ValueError
+    worth MIN_EFFECTIVE_LOSS equal ones (MIN_EFFECTIVE). Raises ValueError
     for other shapes, for sums other than 1, and for a probability of 0: its loss has no end.
     """
     level = as_level(level)

@@ -10,8 +10,8 @@ from toolkit.statistics.arrays import as_answers, as_clusters, as_level, blocks,
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.fresh import Levels, fresh_pairs, independent_runs, shared_sources
 from toolkit.statistics.intervals import ByLevels, TwoWay, runs_interval, share_interval, two_way, two_way_of, zero_event_bound
-from toolkit.statistics.outliers import MIN_REPLICAS_ODD, Differing, odd_note
-from toolkit.statistics.pairs import count_pairs, leave_one_out
+from toolkit.statistics.outliers import Differing, odd_note
+from toolkit.statistics.pairs import PairShares, count_pairs, leave_one_out
 
 # From 3 replicas the interval was seen to cover in simulation, where runs differ by up to 1 on the logit of an answer.
 MIN_REPLICAS = 3
@@ -65,9 +65,9 @@ def disagreement(
     that share none count (`fresh_pairs`), and levels of every source are resampled in place of replicas: conclusive from
     MIN_LEVELS levels of each.
 
-    Inconclusive below MIN_REPLICAS replicas or MIN_CLUSTERS clusters, and below MIN_REPLICAS_ODD replicas when some
-    stand far off the others (see `odd_replicas`). A kind of run that no replica shows is in no interval: D is that of
-    runs such as these.
+    Inconclusive below MIN_REPLICAS replicas or MIN_CLUSTERS clusters. Replicas that stand far off the others (see
+    `odd_replicas`) are named and withhold nothing: they make the interval wide, and without the samples that show such runs
+    those would be left that lack them. A kind of run that no replica shows is in no interval: D is that of runs such as these.
 
     answer_RP: int codes [replicas, prompts], -1 = missing. A run without any answer counts neither as replica nor as
     disagreement: report it by `failure_rate`. Raises ValueError for other shapes, dtypes, or fewer than two rows.
@@ -79,13 +79,15 @@ def disagreement(
     n_replicas = len(row_R)
     sources = shared_sources({name: np.asarray(level_R)[row_R] for name, level_R in (levels or {}).items()}, n_replicas)
     d_P = np.full(answer_RP.shape[1], np.nan)
-    differing = Differing(n_replicas)
+    differing, shares = Differing(n_replicas), PairShares(n_replicas)
 
     def left_out() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for at in cluster_blocks(n_replicas, cluster_P):
-            pairs = count_pairs(cells(answer_RP, row_R, at))
+            answers = cells(answer_RP, row_R, at)
+            pairs = count_pairs(answers)
             d_P[at] = pairs.d_P
             differing.add(pairs)
+            shares.add(answers)
             yield d_P[at], leave_one_out(pairs), cluster_P[at]
 
     def levels_left_out() -> ByLevels:
@@ -93,13 +95,15 @@ def disagreement(
         for at in blocks(*answer_RP.shape):
             answers = cells(answer_RP, row_R, at)
             differing.add(count_pairs(answers))
+            shares.add(answers)
             pieces.append(fresh_pairs(answers, sources))
         d_P[:] = np.concatenate([value_P for value_P, _ in pieces])
         used_P = np.isfinite(d_P)
         sides = [np.concatenate(side, axis=1)[:, used_P] for side in zip(*(left for _, left in pieces), strict=True)]
-        return ByLevels(tuple(two_way(d_P[used_P], left_LP, cluster_P[used_P]) for left_LP in sides))
+        parts = (two_way(d_P[used_P], left_LP, cluster_P[used_P]) for left_LP in sides)
+        return ByLevels(tuple(part.and_pairs(shares.variance(part.n_runs, sources)) for part in parts))
 
-    parts = levels_left_out() if sources else two_way_of(left_out(), n_replicas)
+    parts = levels_left_out() if sources else two_way_of(left_out(), n_replicas).and_pairs(shares.variance(n_replicas))
     used_P = np.isfinite(d_P)
     n_prompts = int(used_P.sum())
     if n_prompts == 0:
@@ -133,17 +137,14 @@ def disagreement(
 
 
 def verdict(n_replicas: int, few: str, odd_R: np.ndarray, at_least: int = MIN_REPLICAS) -> tuple[bool, int | None, str]:
-    """Conclusive or not, the replicas it would need (None where more of them are not enough), and why.
+    """Conclusive or not, the replicas it would need (None where more of them are not enough), and why, or what to look at.
 
-    few: too few clusters or levels, in words. odd_R: rows that stand far off. They are named whatever else is short of: with the next
-    runs they would stand in the way.
+    few: too few clusters or levels, in words. odd_R: rows that stand far off; they are named, and withhold nothing.
     """
-    odd = len(odd_R) > 0 and n_replicas < MIN_REPLICAS_ODD
     short = n_replicas < at_least
-    needed = MIN_REPLICAS_ODD if odd else at_least
     replicas = f"{n_replicas} replicas are too few for an interval that holds what it says (at least {at_least})" if short else ""
     note = "; ".join(filter(None, [replicas or few, odd_note(odd_R)]))
-    return not (odd or short or few), needed if short or (odd and not few) else None, note
+    return not (short or few), at_least if short else None, note
 
 
 def enough_clusters(n_clusters: int, effective: float) -> bool:

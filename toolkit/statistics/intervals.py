@@ -91,6 +91,10 @@ class TwoWay:
     def prompt_df(self) -> float:
         return self.sizes.df if self.sizes else self.n_clusters - 1.0
 
+    def and_pairs(self, variance: float) -> "TwoWay":
+        """With the second-order variance of pairs of runs beside that of leaving out runs (see `PairShares`)."""
+        return replace(self, runs=self.runs + variance)
+
     def carried_by(self, value_P: np.ndarray, cluster_P: np.ndarray) -> "TwoWay":
         """With no more degrees of freedom than the clusters that make up this positive figure (see `Leverage.carried_by`)."""
         return replace(self, sizes=self.sizes.carried_by(effective(value_P, cluster_P))) if self.sizes else self

@@ -1,7 +1,8 @@
 """Runs that stand far off the others, as runs do that failed and were not recognised as failed.
 
-A few of them hide how many there are, so an estimate that meets some is conclusive only from many runs on. Three things are looked at, each
-with one rule; spread = 1.4826 times the median absolute deviation, the standard deviation where values are normal:
+They are named, so that a person can say whether they failed. Means, shares and standard deviations are not withheld because of them:
+only samples that happen to lack such runs would be left, and those know least. Ratios of variances are, below MIN_RUNS_ODD runs. Three
+things are looked at, each with one rule; spread = 1.4826 times the median absolute deviation, the standard deviation of normal values:
 
     a number on either side  `far_from_median`   more than 6 spreads off the median; nothing can be told of fewer than 8 numbers
     a distance, 0 at best    `far_from_centre`   more than 2.5 medians, and 8 spreads (12 for rates of single events) above the median
@@ -14,8 +15,6 @@ import numpy as np
 
 from toolkit.statistics.pairs import Pairs
 
-# Of answers: 59 runs show a kind of run that makes up 5 % of all with 95 % probability (0.95^59 < 0.05).
-MIN_REPLICAS_ODD = 59
 # Of standard deviations, where such a run weighs by its square: seen to be covered from here.
 MIN_RUNS_ODD = 100
 FEWEST = 8

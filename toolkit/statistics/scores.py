@@ -46,8 +46,7 @@ def score_sd(score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float =
     `sd`, and that about them, for which replicas and clusters of prompts are resampled (two-way jackknife, log scale).
 
     score_RP: [replicas, prompts], nan = missing. Conclusive: MIN_REPLICAS_SPREAD replicas for `sd`, however far off single
-    runs stand (see `accuracy_spread`); MIN_REPLICAS, MIN_REPLICAS_ODD where some do, and clusters worth MIN_EFFECTIVE equal
-    ones for `within_prompt_sd`.
+    runs stand (see `accuracy_spread`); MIN_REPLICAS and clusters worth MIN_EFFECTIVE equal ones for `within_prompt_sd`.
     Equal scores have no spread to put an interval around. Raises ValueError for other shapes, infinite scores, or fewer than two rows.
     """
     level = as_level(level)
@@ -111,7 +110,7 @@ def icc(
     they are never conclusive, and they know no clusters.
 
     score_RP: [replicas, prompts]; prompts that a replica lacks are left out. Conclusive: clusters worth
-    MIN_EFFECTIVE_ICC equal ones, and MIN_REPLICAS_ABSOLUTE replicas (MIN_REPLICAS for "C"), MIN_REPLICAS_ODD where runs stand far off.
+    MIN_EFFECTIVE_ICC equal ones, and MIN_REPLICAS_ABSOLUTE replicas (MIN_REPLICAS for "C").
     Raises ValueError for an unknown form or interval, other shapes, infinite scores, or fewer than two rows.
     """
     level = as_level(level)
