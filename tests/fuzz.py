@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -387,13 +388,18 @@ def template(folder: Path) -> Path:
     (folder / "suite.jsonl").write_bytes(lines(SUITE))
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
     (folder / "preds.jsonl").write_bytes(lines(predictions(31)))
+    from click.testing import CliRunner
+
+    from toolkit import cli
+
     for arguments in (
         ["run", "recipe.yaml", "--out", "run", "--workers", "1"],
         ["claims", "run"],
         ["gate", "preds.jsonl", "--condition", "a", "--save", "limits.json"],
     ):
-        done = subprocess.run([sys.executable, "-m", "toolkit.cli", *arguments], cwd=folder, capture_output=True, text=True)
-        if done.returncode:
+        with chdir(folder):
+            done = CliRunner().invoke(cli.main, arguments)
+        if done.exit_code:
             raise RuntimeError(f"ftk {' '.join(arguments)}: {done.stderr}")
     return folder
 

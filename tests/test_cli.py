@@ -19,6 +19,8 @@ from toolkit import cli
 from toolkit.cli import terminal
 from toolkit.data import read_rows
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 RECIPE = """
 base: {base}
 data:
@@ -114,7 +116,7 @@ def test_init_writes_a_recipe_that_check_accepts(tmp_path, monkeypatch):
     assert json.loads(ftk("init", "v1.5", "--json").stdout) == {"recipe": "v1.5.yaml"}
     assert_one_line(ftk("init", "v1.5"), "is there already")
     assert ftk("init", "v1.5", "--force").exit_code == 0
-    result = ftk("check", "v1.5.yaml")
+    result = ftk("check", "v1.5.yaml", "--workers", 1)
     assert result.exit_code == 0 and result.stderr == ""
     assert result.stdout.count("⟦") == result.stdout.count("⟧") == 3  # two rows, and what the brackets mean
     for part in (

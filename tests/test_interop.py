@@ -24,6 +24,8 @@ from toolkit.merge import METHODS, merge_adapters
 from toolkit.population import read_population, replica_folder
 from toolkit.recipe import RecipeError, dump_recipe, load_recipe, parse_recipe
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 GIVEN = """
 base: embedded
 data: {{suites: {{far: {suite}}}}}
