@@ -15,6 +15,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if loaded is not None:
     multiprocessing.get_context = context
 
+LONG = "fuzz ray pipeline cli distill_run measure ensemble distill train escape sequential verify folders".split()
+"""files that begin before all others: one that begins last is waited for"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would begin with the files that have many tests, and those are short
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 @pytest.fixture(scope="module")
 def undrawn():

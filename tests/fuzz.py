@@ -437,9 +437,10 @@ def rows_of(rows: list[dict[str, Any]], path: Path, rng: random.Random) -> Path:
         import pyarrow
         import pyarrow.parquet
 
-        flat = (
-            [row for row in (mutated(rows, rng) if rng.random() < 0.5 else rows) if isinstance(row, dict)] if rng.random() < 0.9 else rows
-        )
+        flat = rows
+        if rng.random() < 0.9:
+            changed = mutated(rows, rng) if rng.random() < 0.5 else rows
+            flat = [row for row in changed if isinstance(row, dict)] if isinstance(changed, list) else []
         try:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), path)
         except (pyarrow.ArrowException, OverflowError, UnicodeError, TypeError):
@@ -706,11 +707,16 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from toolkit import cli, compatibility, external, gating, measure, planning, precision, preview, report  # noqa: F401
+    import pyarrow
+    import pyarrow.json
+
+    from toolkit import charts, cli, compatibility, external, gating, measure, planning, precision, preview, report, run_table  # noqa: F401
     from toolkit.base import load_base
     from toolkit.claims import hold_claims  # noqa: F401
 
     load_base("embedded", "float32", "cpu")
+    pyarrow.array(["what it loads at the first use"])
+    charts._svg(lambda figure: figure.subplots().set_title("fonts"), 100, 100, "a chart")
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
