@@ -8,7 +8,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 context_of = multiprocessing.get_context
-loaded = context_of("forkserver") if "forkserver" in multiprocessing.get_all_start_methods() else None
+loaded = context_of("forkserver") if sys.platform == "linux" else None  # elsewhere the libraries do not bear a fork
 if loaded is not None:
     loaded.set_forkserver_preload(["toolkit.pipeline"])
 
