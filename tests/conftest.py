@@ -5,6 +5,7 @@ and transformers anew, which takes longer than most of these runs: where a worke
 that tests start as programs spawn theirs.
 """
 
+import gc
 import multiprocessing
 import os
 
@@ -22,6 +23,10 @@ LONG = "fuzz ray pipeline cli distill_run measure ensemble distill train escape 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False  # pytest-xdist would begin with the files that have many tests, and those are short
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules are no garbage: what looks for some need not look at them
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

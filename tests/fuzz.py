@@ -8,6 +8,7 @@ a clock of the processor and under a ceiling of memory. Right is an exit code fr
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -717,6 +718,7 @@ def serve() -> None:
     load_base("embedded", "float32", "cpu")
     pyarrow.array(["what it loads at the first use"])
     charts._svg(lambda figure: figure.subplots().set_title("fonts"), 100, 100, "a chart")
+    gc.freeze()  # a child that looks for garbage need not look at, and copy, all that is loaded here
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
