@@ -13,6 +13,7 @@ from units import always_die, refuse, report_and_die_once
 from toolkit import pipeline
 from toolkit.data import read_rows
 from toolkit.engines import LocalEngine, RayEngine, WorkerDied
+from toolkit.engines.ray import RayMissing
 from toolkit.population import read_population, sha256_file
 from toolkit.recipe import parse_recipe
 
@@ -68,7 +69,7 @@ def test_a_unit_whose_worker_is_killed_is_started_again(cluster, tmp_path):
 
 
 def test_errors_of_a_unit_arrive_as_they_were_raised(cluster):
-    with RayEngine() as engine, pytest.raises(pipeline.RunError, match="^one clear line$"):
+    with RayEngine() as engine, pytest.raises(RayMissing, match="^one clear line$"):
         list(engine.run(refuse, [0]))
 
 

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+from toolkit.engines.ray import RayMissing
+
 
 def report_and_die_once(unit, progress):
     """Says who runs it; the first time, it is killed while at work."""
@@ -22,6 +24,4 @@ def always_die(unit, progress):
 
 
 def refuse(unit, progress):
-    from toolkit.pipeline import RunError
-
-    raise RunError("one clear line")
+    raise RayMissing("one clear line")
