@@ -8,6 +8,7 @@ a clock of the processor and under a ceiling of memory. Right is an exit code fr
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import chdir
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -387,13 +389,18 @@ def template(folder: Path) -> Path:
     (folder / "suite.jsonl").write_bytes(lines(SUITE))
     (folder / "recipe.yaml").write_text(json.dumps(RECIPE))
     (folder / "preds.jsonl").write_bytes(lines(predictions(31)))
+    from click.testing import CliRunner
+
+    from toolkit import cli
+
     for arguments in (
         ["run", "recipe.yaml", "--out", "run", "--workers", "1"],
         ["claims", "run"],
         ["gate", "preds.jsonl", "--condition", "a", "--save", "limits.json"],
     ):
-        done = subprocess.run([sys.executable, "-m", "toolkit.cli", *arguments], cwd=folder, capture_output=True, text=True)
-        if done.returncode:
+        with chdir(folder):
+            done = CliRunner().invoke(cli.main, arguments)
+        if done.exit_code:
             raise RuntimeError(f"ftk {' '.join(arguments)}: {done.stderr}")
     return folder
 
@@ -431,9 +438,10 @@ def rows_of(rows: list[dict[str, Any]], path: Path, rng: random.Random) -> Path:
         import pyarrow
         import pyarrow.parquet
 
-        flat = (
-            [row for row in (mutated(rows, rng) if rng.random() < 0.5 else rows) if isinstance(row, dict)] if rng.random() < 0.9 else rows
-        )
+        flat = rows
+        if rng.random() < 0.9:
+            changed = mutated(rows, rng) if rng.random() < 0.5 else rows
+            flat = [row for row in changed if isinstance(row, dict)] if isinstance(changed, list) else []
         try:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), path)
         except (pyarrow.ArrowException, OverflowError, UnicodeError, TypeError):
@@ -700,11 +708,17 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from toolkit import cli, compatibility, external, gating, measure, planning, precision, preview, report  # noqa: F401
+    import pyarrow
+    import pyarrow.json
+
+    from toolkit import charts, cli, compatibility, external, gating, measure, planning, precision, preview, report, run_table  # noqa: F401
     from toolkit.base import load_base
     from toolkit.claims import hold_claims  # noqa: F401
 
     load_base("embedded", "float32", "cpu")
+    pyarrow.array(["what it loads at the first use"])
+    charts._svg(lambda figure: figure.subplots().set_title("fonts"), 100, 100, "a chart")
+    gc.freeze()  # a child that looks for garbage need not look at, and copy, all that is loaded here
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

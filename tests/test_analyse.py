@@ -13,6 +13,8 @@ from toolkit.report import render, table_text
 from toolkit.results import About, ConditionDesign, Price, Results, load_results, save_results
 from toolkit.sweeps import controls
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 
 def results_of(world: World, **options) -> Results:
     return analyse(world.table, world.prompts, world.designs, **options)

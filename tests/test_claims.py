@@ -26,6 +26,8 @@ from toolkit.results import Results, load_claims, save_results
 from toolkit.statistics.intervals import TwoWay, share_interval
 from toolkit.statistics.power import Spread, replicas_for_range
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 RECIPE = """
 base: embedded
 data: {{train: {folder}/train.jsonl, suites: {{typical: {folder}/typical.jsonl, near: {folder}/near.jsonl, far: {folder}/far.jsonl}}}}

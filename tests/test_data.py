@@ -30,6 +30,8 @@ from toolkit.data import (
     render,
 )
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

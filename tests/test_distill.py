@@ -24,6 +24,8 @@ from toolkit.train import token_losses, train_stack
 MEAN = {"probabilities": lambda p_KTV: p_KTV.mean(0), "logits": lambda p_KTV: p_KTV.log().mean(0).exp(), None: lambda p_KTV: p_KTV[0]}
 RULE = {"probabilities": arithmetic, "logits": geometric, None: None}
 TEACHER = TeacherBlock(condition="lora", ensemble="probabilities", k=2)
+SHORT = {"epochs": 2}
+"""where every step is held against the same step of another training, and a few are as good as many"""
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_a_stacked_student_equals_peft_float64(adapters, rule, changes):
 
 
 def test_what_is_kept_is_what_is_computed_at_every_step(adapters):
-    condition, examples = distilled(temperature=1.5), rows(seed=1)
+    condition, examples = distilled(temperature=1.5, **SHORT), rows(seed=1)
     plan, model = plan_of(condition, examples), tiny_model(dtype=torch.float64)
     teachers_R = [teacher(adapters[:2])] * 2 + [teacher(adapters[2:4])] * 2
     kept, anew = (
@@ -121,7 +123,7 @@ def test_what_is_kept_is_what_is_computed_at_every_step(adapters):
 @pytest.mark.skipif(environment.compiler() is None, reason="no C++ compiler here")
 def test_a_student_in_compiled_layers_hears_the_same_teacher(adapters):
     """The teacher's adapters take the places of the student's in the layers that are compiled."""
-    condition, examples = distilled(dropout=0.1), rows(seed=1)
+    condition, examples = distilled(dropout=0.1, **SHORT), rows(seed=1)
     plan, model = plan_of(condition, examples), tiny_model(dtype=torch.float64)
     teachers_R = [teacher(adapters[:2])] * 2 + [teacher(adapters[2:4])] * 2
 
@@ -135,7 +137,7 @@ def test_a_student_in_compiled_layers_hears_the_same_teacher(adapters):
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_neighbours_and_their_teachers_do_not_matter_to_the_bit(adapters, keep):
-    condition, examples = distilled(dropout=0.1), rows(seed=2)
+    condition, examples = distilled(dropout=0.1, **SHORT), rows(seed=2)
     plan = plan_of(condition, examples)
 
     def bits(replicas, groups):
@@ -161,7 +163,7 @@ def test_neighbours_and_their_teachers_do_not_matter_to_the_bit(adapters, keep):
 
 def test_a_teacher_that_is_the_start_teaches_nothing(adapters):
     """The last adapter changes nothing, as a fresh student: the loss and its gradient are 0, and Adam stands still."""
-    condition, examples = distilled(weight_decay=0.0), rows(seed=3)
+    condition, examples = distilled(weight_decay=0.0, **SHORT), rows(seed=3)
     plan, model = plan_of(condition, examples), tiny_model(dtype=torch.float64)
     for members in (adapters[5:], [adapters[5]] * 3):
         trained = train_stack(model, examples, condition, plan, seeds_of(range(4)), teachers_R=[teacher(members)] * 4)
@@ -171,10 +173,10 @@ def test_a_teacher_that_is_the_start_teaches_nothing(adapters):
 
 
 def test_without_the_teachers_share_it_is_plain_training_bit_for_bit(adapters):
-    examples, plain = rows(seed=4), Condition(**REAL, dropout=0.1)
+    examples, plain = rows(seed=4), Condition(**{**REAL, **SHORT}, dropout=0.1)
     plan, seeds_R = plan_of(plain, examples), seeds_of(range(4))
     lora = train_stack(tiny_model(), examples, plain, plan, seeds_R)
-    student = distilled(dropout=0.1, mix=0.0)
+    student = distilled(dropout=0.1, mix=0.0, **SHORT)
     same = train_stack(tiny_model(), examples, student, plan, seeds_R, teachers_R=[teacher(adapters[:2])] * 4)
     assert np.array_equal(lora.loss_SR, same.loss_SR) and same_bits(lora.factors, same.factors)
 
@@ -212,7 +214,7 @@ def test_gradient_of_the_loss_in_closed_form():
 
 
 def test_the_base_comes_back_unchanged(adapters):
-    model, examples, condition = tiny_model(), rows(), distilled()
+    model, examples, condition = tiny_model(), rows(), distilled(**SHORT)
     before = {name: p.clone() for name, p in model.state_dict().items()}
     for keep in (True, False):
         train_stack(

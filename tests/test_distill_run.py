@@ -20,6 +20,8 @@ from toolkit.recipe import Condition, RecipeError, dump_recipe, parse_recipe
 from toolkit.results import ConditionDesign, MitigationDesign, Price, TeacherDesign
 from toolkit.students import StudentsError, student_notes
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 RECIPE = """
 base: embedded
 data:

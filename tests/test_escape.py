@@ -294,11 +294,22 @@ def plain_report() -> str:
     return render(renamed(planted(), name), renamed(put_to_the_test(), name))
 
 
-@few
+@settings(few, max_examples=2)
 @given(before=texts)
 @example(before=ALL)
 @example(before="_")
 def test_the_report_has_the_structure_of_its_plain_self(before):
+    structure_holds(before)
+
+
+@pytest.mark.slow
+@settings(few, max_examples=40)
+@given(before=texts)
+def test_the_report_has_the_structure_of_its_plain_self_with_many_names(before):
+    structure_holds(before)
+
+
+def structure_holds(before: str) -> None:
     name = naming(before)
     report, drawn = parts_of(render(renamed(planted(), name), renamed(put_to_the_test(), name)))
     plain, plainly_drawn = parts_of(plain_report())

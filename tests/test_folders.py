@@ -25,6 +25,8 @@ from toolkit.population import read_population, replica_folder
 from toolkit.recipe import RecipeError, dump_recipe, parse_recipe
 from toolkit.verify import verify
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 RECIPE = """
 base: embedded
 data:

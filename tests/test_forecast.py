@@ -15,6 +15,8 @@ from toolkit.forecast.work import Family, Part, adapter_bytes, blocks
 from toolkit.measure import read_prompts
 from toolkit.recipe import parse_recipe
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 RECIPE = """
 base: {folder}/base
 data:

@@ -11,9 +11,12 @@ from tiny import tiny_base
 from toolkit import base as bases
 from toolkit.base import BaseError, load_base
 from toolkit.cli import main
+from toolkit.data import read_rows
 from toolkit.pipeline.training import training_plan
 from toolkit.recipe import Condition, load_recipe
 from toolkit.train import train_stack
+
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
 needs_bitsandbytes = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="the extra ftk[4bit] is not installed")
 
@@ -44,9 +47,12 @@ def test_a_stack_on_packed_weights_equals_peft(folder):
 @needs_bitsandbytes
 def test_a_run_from_recipe_to_results(folder, tmp_path):
     recipe = tmp_path / "recipe.yaml"
+    for name, start, end in (("train", 0, 24), ("typical", 24, 34)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in read_rows("embedded")[start:end]))
     recipe.write_text(
-        f"base: {folder}\ndtype: nf4\ncompile: always\ndata: {{train: embedded, suites: {{typical: embedded}}}}\nreplicas: 4\nstack: 4\n"
-        "conditions:\n  lora: {rank: 2, epochs: 0.1, batch_size: 8}\nmitigations: [{merge: mean, k: 2}]\nevaluation: {max_new_tokens: 2}\n"
+        f"base: {folder}\ndtype: nf4\ncompile: always\n"
+        f"data: {{train: {tmp_path}/train.jsonl, suites: {{typical: {tmp_path}/typical.jsonl}}}}\nreplicas: 4\nstack: 4\n"
+        "conditions:\n  lora: {rank: 2, epochs: 1, batch_size: 8}\nmitigations: [{merge: mean, k: 2}]\nevaluation: {max_new_tokens: 2}\n"
     )
     run = tmp_path / "run"
     assert main(["run", str(recipe), "--out", str(run), "--workers", "1"], standalone_mode=False) in (None, 0)

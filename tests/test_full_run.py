@@ -22,6 +22,8 @@ from toolkit.outcomes import read_outcomes
 from toolkit.population import read_population, replica_folder, sha256_file
 from toolkit.recipe import parse_recipe
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 RECIPE = """
 base: embedded
 data: {{train: {train}, suites: {{typical: {typical}}}}}

@@ -8,6 +8,8 @@ import pytest
 
 from toolkit.gate import MIN_BASELINE, Limits, Verdict, judge, learn, load_limits, save_limits
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 TEXTS = ["right", "wrong", "worse", "odd"]
 PER = 100  # prompts of each shift
 

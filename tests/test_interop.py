@@ -24,6 +24,8 @@ from toolkit.merge import METHODS, merge_adapters
 from toolkit.population import read_population, replica_folder
 from toolkit.recipe import RecipeError, dump_recipe, load_recipe, parse_recipe
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 GIVEN = """
 base: embedded
 data: {{suites: {{far: {suite}}}}}
@@ -187,7 +189,7 @@ def test_averages_need_a_trajectory(population, tmp_path):
 
 
 def test_check_shows_the_population(foreign, tmp_path, capsys):
-    found = preview.check(recipe_of(tmp_path, f"{foreign}/seed-*"))
+    found = preview.check(recipe_of(tmp_path, f"{foreign}/seed-*"), workers=1)
     assert found["conditions"]["mine"]["ranks"] == [2, 3, 4] and found["conditions"]["mine"]["replicas"] == 4
     preview.show(found)
     shown = capsys.readouterr().out

@@ -13,6 +13,8 @@ from hypothesis import example, given, settings
 from toolkit.data import DataError
 from toolkit.meaning import RULES, canonical, classes, code_answers, mark_answers, rule_of, rules, same_as_reference
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 SAME = {
     "exact": [("a", "a")],
     "text": [("a  b\n", " a b")],

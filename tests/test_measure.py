@@ -17,6 +17,8 @@ from toolkit.measure import measure_predictions
 from toolkit.recipe import load_criteria
 from toolkit.results import load_results
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 REPLICAS, PROMPTS = 40, 60
 
 

@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft.utils.merge_utils import ties as peft_ties
+from processes import ran
 from tiny import tiny_model
 
 from toolkit import delta
@@ -704,15 +705,11 @@ merge_adapters(sys.argv[3:], sys.argv[2], method="mean")
 @pytest.mark.parametrize("after", [-1, 1, 2, 3])  # the first file to move is ftk.json, and until then nothing has changed
 def test_a_merge_that_is_killed_does_not_look_finished(tmp_path, after):
     """A new folder appears as a whole; in one that is there, merge.json goes first and comes last."""
-    import subprocess
-    import sys
-
     paths = population(tmp_path / "in", 2)
     out = tmp_path / "merged" / "out"
     if after >= 0:
         merge_adapters(paths, out, method="mean", rank=1)
-    code = subprocess.run([sys.executable, "-c", KILLED, str(after), str(out), *map(str, paths)], timeout=120).returncode
-    assert code == 9
+    assert ran(KILLED, after, out, *paths) == 9
     assert not (out / "merge.json").exists()
     if after >= 0:  # what is left can be merged into again
         for leftover in out.parent.glob(".*.tmp"):

@@ -21,6 +21,8 @@ from toolkit.report import render
 from toolkit.results import About, ConditionDesign, Results
 from toolkit.statistics import weight_spread, weight_spread_ratio
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 SHAPES = {f"layers.{layer}.{kind}": (24, 20) for layer in (0, 1, 10) for kind in ("self_attn.q_proj", "mlp.up_proj")}
 
 

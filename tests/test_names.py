@@ -21,6 +21,8 @@ from toolkit.merge import merge_adapters
 from toolkit.outcomes import read_outcomes
 from toolkit.recipe import load_recipe
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 SUITE = (
     '{"id": "a", "prompt": "call ben and play blue moon =>", "reference": " none()"}\n{"id": "b", "prompt": "the cat =>"}\n'
     '{"id": "c", "prompt": "play moon and call ann =>"}\n{"id": "d", "prompt": "stop =>"}\n'

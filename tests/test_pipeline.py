@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from processes import started
 
 from toolkit import pipeline
 from toolkit.data import read_rows
 from toolkit.measure import read_design
 from toolkit.outcomes import read_outcomes, read_token_scores
 from toolkit.population import groups, read_population, replica_folder, sha256_file
-from toolkit.recipe import dump_recipe, parse_recipe
+from toolkit.recipe import parse_recipe
+
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
 RECIPE = """
 base: embedded
@@ -139,27 +142,17 @@ def test_one_worker_makes_the_same_bits_as_two(finished, recipe, tmp_path):
 
 def test_a_killed_run_goes_on_to_the_same_bits(finished, recipe, tmp_path):
     folder = tmp_path / "c"
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    command = [
-        sys.executable,
-        "-c",
-        "from toolkit.cli import main; main()",
-        "run",
-        str(tmp_path / "recipe.yaml"),
-        "--out",
-        str(folder),
-        "--workers",
-        "1",
-    ]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = started(pipeline.run, recipe, folder, workers=1)
     deadline = time.monotonic() + 120
     while not list(folder.glob("lora/replicas/*/replica.json")):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     assert len(replicas(folder)) < 8
-    pipeline.run(recipe, folder, workers=2)
+    with pipeline.open_run(recipe, folder, workers=2) as job:
+        pipeline.train(job, "lora")
+        pipeline.merge(job)
     assert weights(folder) == weights(finished)
 
 

@@ -13,6 +13,8 @@ from toolkit.population import RECORD, Replica, replica_folder, write_text
 from toolkit.precision import measure_runs
 from toolkit.results import ConditionDesign
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 PROMPTS = 60
 ENVIRONMENT = {
     "ftk": "0",

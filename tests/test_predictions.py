@@ -17,6 +17,8 @@ import pytest
 
 from toolkit.predictions import ROLES, Predictions, PredictionsError, cells, files, read_predictions
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 REPLICAS, PROMPTS = [f"replica_{r}" for r in range(12)], [f"p{p}" for p in range(30)]
 ABOUT = ("category", "shift", "cluster", "reference")
 Answers = dict[tuple[str, str], str | None]

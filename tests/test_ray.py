@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from units import always_die, refuse, report_and_die_once
 
 from toolkit import pipeline
 from toolkit.data import read_rows
 from toolkit.engines import LocalEngine, RayEngine, WorkerDied
+from toolkit.engines.ray import RayMissing
 from toolkit.population import read_population, sha256_file
 from toolkit.recipe import parse_recipe
 
@@ -22,7 +24,7 @@ base: embedded
 data:
   train: {train}
   suites: {{typical: {typical}}}
-replicas: 12
+replicas: 8
 stack: 2
 conditions:
   lora: {{epochs: 2, batch_size: 8, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2, start: 0.5}}, averages: [swa]}}
@@ -55,25 +57,6 @@ def recipe(tmp_path_factory):
     return parse_recipe(RECIPE.format(train=folder / "train.jsonl", typical=folder / "typical.jsonl"), "test.yaml")
 
 
-def report_and_die_once(unit, progress):
-    """Says who runs it; the first time, it is killed while at work."""
-    folder, number = unit
-    Path(folder, f"{number}-{os.getpid()}").touch()
-    progress(0.5)
-    if number == 1 and len(list(Path(folder).glob("1-*"))) == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number * 10
-
-
-def always_die(unit, progress):
-    Path(unit, f"{time.monotonic_ns()}").touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def refuse(unit, progress):
-    raise pipeline.RunError("one clear line")
-
-
 def test_a_unit_whose_worker_is_killed_is_started_again(cluster, tmp_path):
     shares = []
     with RayEngine() as engine:
@@ -86,7 +69,7 @@ def test_a_unit_whose_worker_is_killed_is_started_again(cluster, tmp_path):
 
 
 def test_errors_of_a_unit_arrive_as_they_were_raised(cluster):
-    with RayEngine() as engine, pytest.raises(pipeline.RunError, match="^one clear line$"):
+    with RayEngine() as engine, pytest.raises(RayMissing, match="^one clear line$"):
         list(engine.run(refuse, [0]))
 
 
@@ -134,7 +117,7 @@ def test_a_run_with_a_killed_worker_has_the_bits_of_the_local_engine(cluster, re
         return {str(path.relative_to(run)): sha256_file(path) for path in sorted(run.rglob("*.safetensors"))}
 
     assert weights(tmp_path / "ray") == weights(tmp_path / "local")
-    assert len(read_population(tmp_path / "ray" / "lora")) == 12
+    assert len(read_population(tmp_path / "ray" / "lora")) == 8
     assert not list((tmp_path / "ray").rglob("*.tmp"))
     first, second = (json.loads((tmp_path / run / "results.json").read_text())["conditions"] for run in ("ray", "local"))
     for condition in (*first, *second):

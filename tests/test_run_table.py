@@ -13,6 +13,8 @@ from toolkit.predictions import PredictionsError, read_run_table
 from toolkit.results import load_run_metrics
 from toolkit.run_table import measure_run_table
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 SCORES = {"lora": np.random.default_rng(0).normal(0.5, 0.02, 40), "dora": np.random.default_rng(1).normal(0.6, 0.05, 35)}
 
 

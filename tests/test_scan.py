@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("prepare_scan", ROOT / "recipes/scan/prepare.py")
 assert spec and spec.loader

@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
+from processes import started
 from scipy.optimize import brentq
 from tiny import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -26,6 +25,8 @@ from toolkit.population import Replica, read_population
 from toolkit.recipe import RecipeError, dump_recipe, parse_recipe
 from toolkit.statistics import sequential
 from toolkit.statistics.sequential import ConfidenceSequence, Stopping, confidence_sequence, pair_disagreement
+
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
 # -- the interval ------------------------------------------------------------------------------------------------------
 
@@ -377,18 +378,13 @@ def test_a_run_that_has_stopped_trains_no_more(stopped, recipe):
 
 def test_a_killed_run_comes_to_the_same_decision(stopped, recipe, tmp_path):
     folder = tmp_path / "b"
-    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    code = "from pathlib import Path; from toolkit import pipeline; from toolkit.recipe import load_recipe; import sys\n"
-    code += "if __name__ == '__main__': pipeline.run(load_recipe(sys.argv[1]), Path(sys.argv[2]), workers=1)"
-    (tmp_path / "go.py").write_text(code)
-    command = [sys.executable, str(tmp_path / "go.py"), str(tmp_path / "recipe.yaml"), str(folder)]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = started(pipeline.run, recipe, folder, workers=1)
     deadline = time.monotonic() + 120
     while len(list(folder.glob("lora/replicas/*/replica.json"))) < 10:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     with pipeline.open_run(recipe, folder, workers=1) as job:
         pipeline.train(job, "lora")
     assert stopping(folder) == stopping(stopped[0])

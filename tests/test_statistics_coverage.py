@@ -106,7 +106,15 @@ def check(title: str, repetitions: int, low: float, high: float, errors: float) 
     assert title in CONSERVATIVE or held <= high + allowance, f"{title}: covered {held:.3f} of {repetitions}, too wide"
 
 
-@pytest.mark.parametrize("title", WORLDS)
+BETWEEN = {
+    *("disagreement N=10 M=200", "disagreement N=30 M=200", "disagreement N=60 M=200, 5 % runs answer garbage", "accuracy N=10 M=200"),
+    *(f"{name} G={g}, mean of 4" for name in ("ratio", "difference") for g in (6, 12)),
+    *("ratio G=8, vote of 5", "ratio G=12, vote of 5", "accuracy change G=8", "effect size G=8", "excess ratio N=30 M=200"),
+}
+"""whose sizes lie between those of two others here: left to the proofs, where all worlds are"""
+
+
+@pytest.mark.parametrize("title", [title for title in WORLDS if title not in BETWEEN])
 def test_nominal_95_percent_intervals_cover(title):
     check(title, 200, 0.94, 0.97, errors=3)  # a standard error is 1.5 points
 

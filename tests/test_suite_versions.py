@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
+from test_ensemble import random_adapters
+from tiny import tiny_base
 
-from tests.test_ensemble import random_adapters
 from toolkit import pipeline
 from toolkit.base import load_base
 from toolkit.data import DataError, read_rows, read_suite
@@ -17,11 +18,13 @@ from toolkit.pipeline import Console
 from toolkit.pipeline.opening import keep_suites
 from toolkit.recipe import load_recipe, parse_recipe, read_recipe
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 RECIPE = """
-base: embedded
+base: {base}
 data: {{suites: {{typical: {source}}}}}
 conditions: {{mine: {{adapters: "{adapters}/*"}}}}
-evaluation: {{max_new_tokens: 3, answer: embedded}}
+evaluation: {{max_new_tokens: 2, answer: embedded}}
 """
 
 
@@ -56,25 +59,30 @@ def test_a_name_takes_a_version_once():
 
 def test_a_recipe_that_is_loaded_names_the_version(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(RECIPE.format(source="embedded", adapters=tmp_path))
+    path.write_text(RECIPE.format(base="embedded", source="embedded", adapters=tmp_path))
     assert load_recipe(path).data.suites == {"typical": f"embedded@{NEWEST}"}
     assert read_recipe(path).data.suites == {"typical": "embedded@1"}  # where a run wrote it, there was one version
-    path.write_text(RECIPE.format(source="embedded@1:far", adapters=tmp_path))
+    path.write_text(RECIPE.format(base="embedded", source="embedded@1:far", adapters=tmp_path))
     assert load_recipe(path) == read_recipe(path)
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory):
+def base(tmp_path_factory):
+    return tiny_base(tmp_path_factory.mktemp("base") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapters(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
-    random_adapters(load_base("embedded").model, folder, 2, spread=0.05)
+    random_adapters(load_base(str(base)).model, folder, 2, spread=0.05)
     return folder
 
 
 @pytest.fixture(scope="module")
-def first(adapters, tmp_path_factory):
+def first(base, adapters, tmp_path_factory):
     """A run of the time when there was one version: its recipe names none."""
     folder = tmp_path_factory.mktemp("runs") / "old"
-    pipeline.run(parse_recipe(RECIPE.format(source="embedded@1", adapters=adapters), "old.yaml"), folder, workers=1)
+    pipeline.run(parse_recipe(RECIPE.format(base=base, source="embedded@1", adapters=adapters), "old.yaml"), folder, workers=1)
     text = (folder / "recipe.yaml").read_text()
     assert "embedded@1" in text
     (folder / "recipe.yaml").write_text(text.replace("embedded@1", "embedded"))
@@ -96,10 +104,10 @@ FIRST = {row["id"] for row in suites.suite("typical", 1)}
 SECOND = {row["id"] for row in suites.suite("typical", 2)}
 
 
-def test_an_old_run_goes_on_with_the_prompts_that_it_had(old, adapters, tmp_path):
+def test_an_old_run_goes_on_with_the_prompts_that_it_had(old, base, adapters, tmp_path):
     before = asked(old)
     path = tmp_path / "mine.yaml"
-    path.write_text(RECIPE.format(source="embedded", adapters=adapters))
+    path.write_text(RECIPE.format(base=base, source="embedded", adapters=adapters))
     notes = []
     pipeline.run(load_recipe(path), old, workers=1, console=Console(notes.append))
     assert asked(old) == before and before[0] == FIRST  # nothing was asked again
@@ -140,21 +148,21 @@ def test_an_old_run_is_measured_on_the_prompts_that_it_had(old):
     assert ids == FIRST
 
 
-def test_a_new_run_names_the_version_and_asks_the_newest(adapters, tmp_path):
+def test_a_new_run_names_the_version_and_asks_the_newest(base, adapters, tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(RECIPE.format(source="embedded", adapters=adapters))
+    path.write_text(RECIPE.format(base=base, source="embedded", adapters=adapters))
     pipeline.run(load_recipe(path), tmp_path / "new", workers=1)
     assert "typical: embedded@2\n" in (tmp_path / "new/recipe.yaml").read_text()
     assert asked(tmp_path / "new")[0] == SECOND
     notes = []  # and keeps it where a recipe asks the first
-    path.write_text(RECIPE.format(source="embedded@1", adapters=adapters))
+    path.write_text(RECIPE.format(base=base, source="embedded@1", adapters=adapters))
     pipeline.run(load_recipe(path), tmp_path / "new", workers=1, console=Console(notes.append))
     assert asked(tmp_path / "new")[0] == SECOND
     assert any("goes on with embedded@2, which it began with; another --out asks embedded@1" in note for note in notes)
 
 
-def test_loose_adapters_answer_the_newest_and_the_folder_says_so(adapters, tmp_path):
-    common = {"base": "embedded", "answer_rule": "embedded", "max_new_tokens": 3, "workers": 1, "console": Console()}
+def test_loose_adapters_answer_the_newest_and_the_folder_says_so(base, adapters, tmp_path):
+    common = {"base": str(base), "answer_rule": "embedded", "max_new_tokens": 2, "workers": 1, "console": Console()}
     out, _ = evaluate_subjects(sorted(adapters.iterdir()), prompts="embedded:typical", out=tmp_path / "out", **common)
     assert read_recipe(out / "recipe.yaml").data.suites == {"typical": "embedded@2:typical"}
     assert asked(out)[0] == SECOND

@@ -126,8 +126,14 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("kind", list(MODELS))
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize(
+    ("kind", "dropout"),
+    [
+        *((kind, 0.2) for kind in MODELS),
+        *((kind, 0.0) for kind in ("qwen2", "gpt2")),
+        *(pytest.param(kind, 0.0, marks=pytest.mark.slow) for kind in MODELS if kind not in ("qwen2", "gpt2")),
+    ],
+)
 def test_stacked_equals_peft_float64(kind, dropout):
     condition = Condition(**REAL, dropout=dropout)
     examples = rows()

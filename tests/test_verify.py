@@ -15,6 +15,8 @@ from toolkit.population import replica_folder, sha256_file
 from toolkit.recipe import parse_recipe
 from toolkit.verify import verify
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 RECIPE = """
 base: embedded
 data: {{train: {train}}}

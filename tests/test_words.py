@@ -21,6 +21,8 @@ from toolkit.recipe import load_criteria
 from toolkit.report import render, table_text
 from toolkit.results import Cell, ConditionDesign, Results, Suspects, save_results
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
+
 
 def results_of(world: World) -> Results:
     return analyse(world.table, world.prompts, world.designs)

@@ -1,0 +1,46 @@
+"""Processes that need not load the libraries: a server that has loaded them forks each one."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+
+context_of = multiprocessing.get_context
+loaded = context_of("forkserver") if sys.platform == "linux" else None  # elsewhere the libraries do not bear a fork
+if loaded is not None:
+    loaded.set_forkserver_preload(["toolkit.pipeline"])
+
+
+def context(method: str | None = None) -> BaseContext:
+    """What `multiprocessing.get_context` gives, with forks of the server in place of spawned processes."""
+    return loaded if method == "spawn" and loaded is not None else context_of(method)
+
+
+def _alone(function: Callable, arguments: tuple, options: dict) -> None:
+    os.setsid()  # a group of its own, which a test can kill as a whole
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if loaded is not None:
+        multiprocessing.get_context = lambda method=None: context_of("fork" if method == "spawn" else method)
+    function(*arguments, **options)
+
+
+def started(function: Callable, *arguments: object, **options: object) -> BaseProcess:
+    """A process in a session of its own that calls the function; its own workers are forks of it."""
+    process = (loaded or context_of("spawn")).Process(target=_alone, args=(function, arguments, options))
+    process.start()
+    return process
+
+
+def ran(code: str, *arguments: object) -> int:
+    """The exit code of a program with these arguments."""
+    process = started(_program, code, ["-c", *map(str, arguments)])
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _program(code: str, argv: list[str]) -> None:
+    sys.argv = argv
+    exec(compile(code, "<program>", "exec"), {"__name__": "__main__"})
