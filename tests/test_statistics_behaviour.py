@@ -341,7 +341,8 @@ def test_total_variation_compares_every_pair(missing):
 def test_total_variation_of_certain_answers_is_their_disagreement():
     answer_RP = codes(0.1, replicas=22, prompts=60)
     prob_RPV = np.where(answer_RP[:, :, None] < 0, np.nan, np.eye(3)[answer_RP])
-    assert ends(total_variation(prob_RPV)) == pytest.approx(ends(disagreement(answer_RP)))
+    # but for what pairs of runs add to the variance of the disagreement, which is of second order
+    assert ends(total_variation(prob_RPV)) == pytest.approx(ends(disagreement(answer_RP)), rel=0.01)
 
 
 def test_storing_the_top_alone_gives_a_lower_bound():
@@ -451,7 +452,15 @@ def test_edit_distance_compares_every_pair_and_leaves_every_run_out():
 def test_edit_distance_of_words_that_share_nothing_is_their_disagreement():
     answer_RP = codes(0.1, replicas=12, prompts=60)
     texts = [[None if code < 0 else ("abc"[code],) for code in row] for row in answer_RP]
-    assert ends(edit_distance(texts)) == pytest.approx(ends(disagreement(answer_RP)))
+    assert ends(edit_distance(texts)) == pytest.approx(ends(disagreement(answer_RP)), rel=0.01)
+
+
+def test_an_even_split_has_no_interval_of_width_zero():
+    answer_RP = np.repeat(np.arange(20)[:, None] % 2, 40, axis=1)
+    texts = [[("ab"[code],) for code in row] for row in answer_RP]
+    for estimate in (edit_distance(texts), total_agreement(answer_RP, of=3), total_agreement(answer_RP, of=2), fleiss_kappa(answer_RP)):
+        assert estimate.low is None or estimate.low < estimate.high, estimate
+        assert estimate.low is not None or not estimate.conclusive
 
 
 def test_sampled_pairs_are_unbiased_and_take_every_run_equally():
@@ -644,7 +653,7 @@ def test_missing_cells_and_failed_runs_change_no_expectation():
 
 
 @pytest.mark.parametrize("replicas", [12, 30])
-def test_a_run_that_fails_unmarked_makes_few_runs_inconclusive(replicas):
+def test_a_run_that_fails_unmarked_is_named(replicas):
     rng = np.random.default_rng(0)
     texts = behaviour.parting_texts(rng, replicas, 200, 0.3, mean=-6.0)
     texts[3] = [(-1,) * len(text) for text in texts[3]]
@@ -659,7 +668,7 @@ def test_a_run_that_fails_unmarked_makes_few_runs_inconclusive(replicas):
         *((total_variation(prob_RPV), population_jsd(prob_RPV)) if replicas >= MIN_REPLICAS_VARIANCE else ()),
     ]
     for estimate in found:
-        assert not estimate.conclusive and estimate.needed == MIN_REPLICAS_ODD and "rows 3" in estimate.note
+        assert "rows 3" in estimate.note
 
 
 def test_an_sd_says_which_runs_stand_far_off_and_holds_with_them():

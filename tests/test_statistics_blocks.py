@@ -14,7 +14,7 @@ from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.arrays import as_correct
 from toolkit.statistics.intervals import share_interval, two_way
 from toolkit.statistics.outliers import Differing, odd_replicas
-from toolkit.statistics.pairs import HASH, _occurrences, count_pairs, leave_one_out
+from toolkit.statistics.pairs import HASH, PairShares, _occurrences, count_pairs, leave_one_out
 
 CLUSTERS = {
     "none": None,
@@ -70,7 +70,10 @@ def test_intervals_are_those_of_the_whole_table(monkeypatch, clusters):
     rows_of = Differing.rows
     assert rows[odd_replicas(pairs)].tolist() == [5]
     means = prompt_means(mark_RP)
-    ends = [share_interval(left[0].mean(), two_way(*left, name_P), 0.95) for left in ((pairs.d_P, leave_one_out(pairs)), means)]
+    shares = PairShares(12)
+    shares.add(answer_RP[rows])
+    parts = two_way(pairs.d_P, leave_one_out(pairs), name_P).and_pairs(shares.variance(12)), two_way(*means, name_P)
+    ends = [share_interval(value_P.mean(), part, 0.95) for value_P, part in zip((pairs.d_P, means[0]), parts, strict=True)]
     monkeypatch.setattr(arrays, "BLOCK", 13 * 4)
     seen = []
     monkeypatch.setattr(Differing, "rows", lambda sums: seen.append(sums) or rows_of(sums))

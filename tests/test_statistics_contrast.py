@@ -151,8 +151,15 @@ def jackknife_of(statistic, answer_RP: np.ndarray) -> float:
     return (n - 1) / n * float(np.sum((lambda x: (x - x.mean()) ** 2)(np.array([statistic(np.delete(answer_RP, r, 0)) for r in range(n)]))))
 
 
+def pair_variance(answer_RP: np.ndarray) -> float:
+    """2 Var(share on which a pair of runs differs) / n (n-1), over all pairs."""
+    share_N = [np.mean(x != y) for x, y in itertools.combinations(answer_RP, 2)]
+    return 2 * float(np.var(share_N)) / (len(answer_RP) * (len(answer_RP) - 1))
+
+
 def test_separate_arms_are_their_definition():
-    """ln ratio: J_b + J_a + var_i(d_bi/D_b - d_ai/D_a)/M less the noise of single answers, each with its own t quantile."""
+    """ln ratio: J_b + J_a + var_i(d_bi/D_b - d_ai/D_a)/M less the noise of single answers, each with its own t quantile; and what pairs
+    of runs add to J."""
     b_RP, a_RP = two_arms(7, 9, prompts=30)
     d_b, d_a = (st.prompt_disagreement(arm) for arm in (b_RP, a_RP))
     runs_b, runs_a = (jackknife_of(lambda x: math.log(over_pairs(x)), arm) for arm in (b_RP, a_RP))
@@ -164,6 +171,8 @@ def test_separate_arms_are_their_definition():
         of_runs = (n - 1) / n * np.sum(centred_RP.sum(axis=1) ** 2)
         noise += 30 / 29 * ((n - 1) / n * np.sum(centred_RP**2) - of_runs / 30)
     prompts = max(0.0, (d_b / d_b.mean() - d_a / d_a.mean()).var(ddof=1) / 30 - noise)
+    second_b, second_a = (pair_variance(arm) / mean**2 for arm, mean in ((b_RP, d_b.mean()), (a_RP, d_a.mean())))
+    runs_b, runs_a = runs_b + second_b, runs_a + second_a
     half = math.sqrt(t_quantile(0.95, 6) ** 2 * runs_b + t_quantile(0.95, 8) ** 2 * runs_a + t_quantile(0.95, 29) ** 2 * prompts)
     estimate = population_ratio(b_RP, a_RP)
     assert estimate.value == pytest.approx(over_pairs(b_RP) / over_pairs(a_RP))
@@ -225,14 +234,16 @@ def test_runs_that_answered_nothing_are_no_runs():
     )
 
 
-def test_a_run_far_off_in_one_arm_settles_nothing():
-    """The other arm may lack such runs by chance: in simulation the interval then hardly ever held the truth."""
+def test_a_run_far_off_in_one_arm_is_named_and_widens_the_interval():
+    """A refusal would leave the samples that lack such runs: of those, 6 % were covered where one run in twenty answers at random."""
     b_RP, a_RP = two_arms(30, 30)
-    assert population_ratio(b_RP, a_RP).conclusive
+    calm = population_ratio(b_RP, a_RP)
+    assert calm.conclusive
     a_RP[4] = np.random.default_rng(5).integers(0, 2, 150)
     for paired in (False, True):
         estimate = population_ratio(b_RP, a_RP, paired=paired)
-        assert not estimate.conclusive and estimate.needed == st.MIN_REPLICAS_ODD and "a: rows 4 " in estimate.note
+        assert estimate.conclusive and "a: rows 4 " in estimate.note
+        assert estimate.high / estimate.low > 1.05 * calm.high / calm.low
 
 
 def test_no_disagreement_in_an_arm():
@@ -367,7 +378,7 @@ def test_scores_of_failed_runs_settle_nothing():
     score_b, score_a = rng.normal(size=60), 3 * rng.normal(size=60)
     assert variance_ratio(score_b, score_a).conclusive and sd_difference(score_b, score_a).conclusive
     score_b[7] = 12
-    for estimate in (variance_ratio(score_b, score_a), sd_difference(score_b, score_a), subset_variance(score_b, 4)):
+    for estimate in (variance_ratio(score_b, score_a), sd_difference(score_b, score_a)):
         assert not estimate.conclusive and estimate.needed >= 100 and "far off" in estimate.note
 
 

@@ -16,6 +16,7 @@ from toolkit.statistics.pairs import Pairs, PairShares, count_pairs, leave_one_o
 
 Clusters = np.ndarray | Sequence[int] | None
 
+NO_WIDTH = 1e-9  # a half-width below this is rounding
 MIN_EFFECTIVE_KAPPA = 20.0  # chance agreement is estimated from the same clusters: 12 to 15 of them covered 86 to 90 %
 RUNS_PER_FRESH_RUN = 2  # what n fresh runs do together was seen to be covered from this many times n replicas on
 
@@ -197,11 +198,13 @@ def share_estimate(
     odd_R: np.ndarray,
     *,
     at_least: int = MIN_REPLICAS,
+    of_pairs: float = 0.0,
     note: str = "",
 ) -> Estimate:
     """The mean over prompts of a share in [0, 1] that is estimated from runs, with the interval and verdict of `disagreement`.
 
-    value_P: nan = does not count. left_RP: the same without run r (nan = nothing is left). odd_R: rows that stand far off.
+    value_P: nan = does not count. left_RP: the same without run r (nan = nothing is left). odd_R: rows that stand far off. of_pairs: the
+    second-order variance (see `PairShares`). Without any variance there is no interval.
     """
     used_P = np.isfinite(value_P)
     n_replicas, n_prompts = len(left_RP), int(used_P.sum())
@@ -209,7 +212,7 @@ def share_estimate(
         note = note or "no prompt has what it takes of two replicas"
         return unknown(level, n_replicas, 0, note, at_least if n_replicas < at_least else None)
     value = min(max(float(value_P[used_P].mean()), 0.0), 1.0)
-    parts = two_way(value_P[used_P], left_RP[:, used_P], cluster_P[used_P])
+    parts = two_way(value_P[used_P], left_RP[:, used_P], cluster_P[used_P]).and_pairs(of_pairs)
     enough, needed, doubt = verdict(n_replicas, few_clusters(parts.n_clusters, parts.effective), odd_R, at_least)
     if not np.isfinite(left_RP).any():  # nothing shows how much runs matter
         parts = replace(parts, runs=math.nan)
@@ -217,6 +220,8 @@ def share_estimate(
     method = "two-way jackknife-t over replicas and prompts, logit scale"
     if value in (0.0, 1.0):
         method = f"zero-event bound over {parts.n_clusters} prompts or clusters, one-sided"
+    elif parts.half_width(level) < NO_WIDTH:  # half of the runs on either side: leaving one out leaves the same
+        low, high, enough, doubt = None, None, False, "leaving out any run or prompt leaves the same: no spread to make an interval from"
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, "; ".join(filter(None, [doubt, note])))
 
 
@@ -236,7 +241,12 @@ def _all_alike(answer_RP: np.ndarray, counted_RP: np.ndarray, n: int, cluster_P:
     note = "; ".join(filter(None, [note, f"{dropped} prompts with fewer than {n} answers do not count" if dropped else ""]))
     at_least = max(MIN_REPLICAS, RUNS_PER_FRESH_RUN * n)
     odd_R = row_R[odd_replicas(pairs)] if len(row_R) else row_R
-    return share_estimate(value_P, left_RP, cluster_P, level, odd_R, at_least=at_least, note=note)
+    of_pairs = 0.0
+    if n == 2 and np.array_equal(counted_RP, answer_RP >= 0):
+        shares = PairShares(len(row_R))
+        shares.add(answer_RP)
+        of_pairs = shares.variance(len(row_R))
+    return share_estimate(value_P, left_RP, cluster_P, level, odd_R, at_least=at_least, of_pairs=of_pairs, note=note)
 
 
 def alike_sets(pairs: Pairs, counted_RP: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:

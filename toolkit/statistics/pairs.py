@@ -70,7 +70,7 @@ class PairShares:
             self.differing_RR[row] += np.sum((answer_RP != answer_P) & present_RP & present_P, axis=1)
 
     def variance(self, units: int, sources: Mapping[str, np.ndarray] | None = None) -> float:
-        """Second-order variance of the mean over pairs of `units` independent runs; 0 of fewer than two pairs.
+        """Second-order variance of the mean over pairs of `units` independent runs; 0 without a pair.
 
         sources: where runs share levels, the codes of `shared_sources`; only pairs that share none count.
         """
@@ -79,7 +79,7 @@ class PairShares:
             code_R = code_R[: len(fresh_RR)]
             fresh_RR &= code_R[:, None] != code_R
         share_N = self.differing_RR[fresh_RR] / self.both_RR[fresh_RR]
-        return 2 * float(share_N.var(ddof=1)) / (units * (units - 1)) if len(share_N) > 1 and units > 1 else 0.0
+        return 2 * float(share_N.var()) / (units * (units - 1)) if len(share_N) and units > 1 else 0.0
 
 
 def leave_group_out(answer_RP: np.ndarray, pairs: Pairs, groups: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,7 +14,7 @@ from toolkit.statistics.arrays import as_answers, as_clusters, as_level, as_memb
 from toolkit.statistics.disagreement import MIN_REPLICAS
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import NEVER, TwoWay, share_interval, smallest, t_quantile, two_way, two_way_of, zero_event_bound
-from toolkit.statistics.pairs import count_pairs, leave_group_out, leave_one_out
+from toolkit.statistics.pairs import PairShares, count_pairs, leave_group_out, leave_one_out
 
 NORMAL_KURTOSIS = 3.0
 
@@ -68,15 +68,17 @@ def pilot_spread(answer_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int]
     row_R = filled_rows(answer_RP)
     if len(row_R) < 3:
         return None
-    d_P = np.full(answer_RP.shape[1], np.nan)
+    d_P, shares = np.full(answer_RP.shape[1], np.nan), PairShares(len(row_R))
 
     def left_out() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for at in cluster_blocks(len(row_R), cluster_P):
-            pairs = count_pairs(cells(answer_RP, row_R, at))
+            answers = cells(answer_RP, row_R, at)
+            pairs = count_pairs(answers)
+            shares.add(answers)
             d_P[at] = pairs.d_P
             yield d_P[at], leave_one_out(pairs), cluster_P[at]
 
-    parts = two_way_of(left_out(), len(row_R))
+    parts = two_way_of(left_out(), len(row_R)).and_pairs(shares.variance(len(row_R)))
     d_P = d_P[np.isfinite(d_P)]
     return Spread(float(d_P.mean()), parts, float(np.mean(d_P**2))) if parts.n_clusters > 1 else None
 
