@@ -81,6 +81,8 @@ STRANGE: list[Settings] = [
     {"kinds": 0.2},
     {"kinds": 0.2, "templates": 0.3, "clusters": 15, "prompts": 75},
     {"kinds": 0.2, "templates": 0.3, "clusters": 30, "prompts": 150},
+    {"kinds": 0.2, "templates": 0.5, "drop": 8.0},  # on half of the prompts the other kind is nearly always wrong
+    {"kinds": 0.5, "templates": 0.5, "drop": 8.0},
     {"garbage": 0.05},
     {"difficulty": "heavy"},
     {"answers": 5},

@@ -43,7 +43,7 @@ from toolkit.statistics.arrays import (
 from toolkit.statistics.disagreement import MIN_CLUSTERS
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.outliers import Differing, odd_note
-from toolkit.statistics.pairs import count_pairs, leave_group_out, leave_one_out
+from toolkit.statistics.pairs import PairShares, between_groups, count_pairs, leave_group_out, leave_one_out
 
 EFFECT_KEPT = 0.9  # an effect size below this may be a collapse towards the base
 
@@ -208,18 +208,25 @@ def _disagreements(mitigated_GP: np.ndarray, baseline_RP: np.ndarray, members: M
     alive_G, row_R, groups, used = _only_members(members, mitigated_GP, baseline_RP, answered, at_least=2)
     if len(alive_G) < 2:
         return None
-    differing = Differing(len(row_R))
+    differing, shares_b, shares_a = Differing(len(row_R)), PairShares(len(alive_G)), PairShares(len(row_R))
 
     def table_blocks() -> Iterator[Block]:
         for at in places(used, clusters_P, len(alive_G) + len(row_R)):
             answer_GP, answer_RP = mitigated_GP[alive_G[:, None], at], baseline_RP[row_R[:, None], at]
             pairs_b, pairs_a = count_pairs(answer_GP), count_pairs(answer_RP)
             differing.add(pairs_a)
+            shares_b.add(answer_GP)
+            shares_a.add(answer_RP)
             left = leave_one_out(pairs_b), leave_group_out(answer_RP, pairs_a, groups)
             yield Block(pairs_b.d_P, pairs_a.d_P, *left, clusters_P[at])
 
     sums = summed(table_blocks(), len(groups), len(groups), together=True)
-    return None if sums is None else Arms(sums, odd_note(row_R[differing.rows()]))
+    if sums is None:
+        return None
+    share_GG, share_RR = shares_b.shares(), shares_a.shares()
+    seen = [group for g, group in enumerate(groups) if g < len(share_GG) and group[-1] < len(share_RR)]  # the first so many
+    of_pairs = between_groups(share_GG, [np.array([g]) for g in range(len(seen))]), between_groups(share_RR, seen)
+    return Arms(sums, odd_note(row_R[differing.rows()]), of_pairs=of_pairs)
 
 
 def _means(mitigated_GP: np.ndarray, baseline_RP: np.ndarray, marks_of: Marks, members: Members, cluster_P: Clusters) -> Arms | None:

@@ -109,8 +109,8 @@ class Separate(Arms):
 
     def parts(self, weight_b: float, weight_a: float) -> "TwoArms":
         known = (
-            jackknife_variance(weight_b * self.sums.shift_b_J) + weight_b**2 * self.pairs_b,
-            jackknife_variance(weight_a * self.sums.shift_a_J) + weight_a**2 * self.pairs_a,
+            max(jackknife_variance(weight_b * self.sums.shift_b_J), weight_b**2 * self.pairs_b),
+            max(jackknife_variance(weight_a * self.sums.shift_a_J), weight_a**2 * self.pairs_a),
         )
         runs_b, runs_a = (
             runs if has_left or not weight else math.nan  # two runs leave no pair when one is left out
@@ -124,9 +124,9 @@ class Separate(Arms):
         with np.errstate(divide="ignore", invalid="ignore"):
             left_b_J, left_a_J = np.log(self.sums.left_b_J), np.log(self.sums.left_a_J)
         if np.isfinite(left_b_J).all() and len(left_b_J) > 2:
-            parts = replace(parts, runs_b=jackknife_variance(left_b_J) + self.pairs_b / self.b**2)
+            parts = replace(parts, runs_b=max(jackknife_variance(left_b_J), self.pairs_b / self.b**2))
         if np.isfinite(left_a_J).all() and len(left_a_J) > 2:
-            parts = replace(parts, runs_a=jackknife_variance(left_a_J) + self.pairs_a / self.a**2)
+            parts = replace(parts, runs_a=max(jackknife_variance(left_a_J), self.pairs_a / self.a**2))
         return parts
 
     def difference_ends(self) -> Callable[[float], Ends]:
@@ -203,8 +203,11 @@ def _disagreements(b_RP: np.ndarray, a_RP: np.ndarray, cluster_P: Clusters, pair
     sums = summed(table_blocks(), len(row_b_R), len(row_a_R), paired)
     odd = {"b": odd_note(row_b_R[differing_b.rows()]), "a": odd_note(row_a_R[differing_a.rows()])}
     arms = arms_apart(sums, "; ".join(f"{arm}: {note}" for arm, note in odd.items() if note), paired)
+    if arms is None:
+        return None
     if not isinstance(arms, Separate):
-        return arms
+        upper = np.triu_indices(len(shares_b.both_RR), 1)
+        return replace(arms, of_pairs=(shares_b.shares()[upper], shares_a.shares()[upper]))
     return replace(arms, pairs_b=shares_b.variance(len(row_b_R)), pairs_a=shares_a.variance(len(row_a_R)))
 
 

@@ -1,5 +1,6 @@
 """Agreeing pairs of replicas, counted from how many replicas gave each answer: linear in the cells, and how far single pairs lie apart."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,8 +45,10 @@ def leave_one_out(pairs: Pairs) -> np.ndarray:
     return _share(pairs.agreeing_P - 2 * pairs.others_RP, left_RP * (left_RP - 1))
 
 
-PAIRS_OF = 256
+PAIRS_OF = 100
 """Runs of which every pair is looked at; of more the first so many tell how much pairs vary."""
+FEW_ANSWERS = 32
+"""Different answers up to which equal ones are counted by products of matrices."""
 
 
 class PairShares:
@@ -66,20 +69,41 @@ class PairShares:
         present_RP = answer_RP >= 0
         counted_RP = present_RP.astype(np.float32)
         self.both_RR += counted_RP @ counted_RP.T
-        for row, (answer_P, present_P) in enumerate(zip(answer_RP, present_RP, strict=True)):
-            self.differing_RR[row] += np.sum((answer_RP != answer_P) & present_RP & present_P, axis=1)
+        self.differing_RR += counted_RP @ counted_RP.T
+        if answer_RP.max(initial=-1) < FEW_ANSWERS:
+            for code in range(int(answer_RP.max(initial=-1)) + 1):
+                gave_RP = (answer_RP == code).astype(np.float32)
+                self.differing_RR -= gave_RP @ gave_RP.T
+            return
+        for row, answer_P in enumerate(answer_RP):
+            self.differing_RR[row] -= np.sum((answer_RP == answer_P) & present_RP, axis=1)
+
+    def shares(self) -> np.ndarray:
+        """Share of prompts on which runs r and s differ, of those that both answered [r, s]; nan where there are none."""
+        with np.errstate(invalid="ignore"):
+            return np.where(self.both_RR > 0, self.differing_RR / self.both_RR, np.nan)
 
     def variance(self, units: int, sources: Mapping[str, np.ndarray] | None = None) -> float:
         """Second-order variance of the mean over pairs of `units` independent runs; 0 without a pair.
 
         sources: where runs share levels, the codes of `shared_sources`; only pairs that share none count.
         """
-        fresh_RR = np.triu(self.both_RR > 0, 1)
+        share_RR = self.shares()
+        fresh_RR = np.triu(np.isfinite(share_RR), 1)
         for code_R in (sources or {}).values():
             code_R = code_R[: len(fresh_RR)]
             fresh_RR &= code_R[:, None] != code_R
-        share_N = self.differing_RR[fresh_RR] / self.both_RR[fresh_RR]
-        return 2 * float(share_N.var()) / (units * (units - 1)) if len(share_N) and units > 1 else 0.0
+        return second_order(share_RR[fresh_RR], units)
+
+
+def second_order(pair_N: np.ndarray, units: int) -> float:
+    """2 Var(pair) / n (n-1) of n units, from values of their pairs; 0 without a pair. See `PairShares`."""
+    return 2 * float(pair_N.var()) / (units * (units - 1)) if len(pair_N) and units > 1 else 0.0
+
+
+def between_groups(share_RR: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean share of the pairs of runs of which one is of group g, the other of h, for all g < h."""
+    return np.array([share_RR[np.ix_(g, h)].mean() for g, h in itertools.combinations(groups, 2)])
 
 
 def leave_group_out(answer_RP: np.ndarray, pairs: Pairs, groups: Sequence[np.ndarray]) -> np.ndarray:
