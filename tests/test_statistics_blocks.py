@@ -261,3 +261,14 @@ def test_an_accuracy_that_all_but_one_share_to_rounding_has_no_interval():
     correct_RP[0, :36] = correct_RP[1, :18] = correct_RP[2, 18:36] = correct_RP[3, 36:] = 1.0
     for estimate in (st.accuracy_spread(correct_RP).sd, st.accuracy_spread(correct_RP).excess):
         assert estimate.low is None and not estimate.conclusive
+
+
+@pytest.mark.parametrize("answers", [3, 500])
+def test_shares_of_pairs_are_counted_pair_by_pair(answers):
+    """With products of matrices where answers are few, else one by one; in blocks as at once."""
+    answer_RP = np.random.default_rng(0).integers(-1, answers, (30, 70))
+    shares = PairShares(30)
+    shares.add(answer_RP[:, :20])
+    shares.add(answer_RP[:, 20:])
+    counted = [[np.mean((x != y)[(x >= 0) & (y >= 0)]) for y in answer_RP] for x in answer_RP]
+    np.testing.assert_allclose(shares.shares(), counted)
