@@ -541,6 +541,32 @@ def test_a_gate_without_enough_to_go_by_is_inconclusive(file, tmp_path):
     assert "30 of 60 prompts are missing" in ftk("gate", file, "--candidate", half).stdout
 
 
+def test_the_gate_judges_the_condition_that_is_named_and_says_what_it_left_out(file, tmp_path):
+    """A broken run is not passed because another condition stands before it in the file."""
+    good, broken = rows(_fresh(0.3), "good"), rows(_fresh(1.0), "lora")
+    baseline = write(tmp_path / "baseline.jsonl", rows(answers(), "lora"))
+    for cells in (good + broken, broken + good):
+        both = write(tmp_path / "both.jsonl", cells)
+        one_line(ftk("gate", baseline, "--candidate", both), "both.jsonl", "--condition", "good", "lora")
+        one_line(ftk("gate", both, "--save", tmp_path / "no.json"), "both.jsonl", "--condition")
+        judged = ftk("gate", baseline, "--candidate", both, "--condition", "lora")
+        assert judged.exit_code == cli.GATE_SAID_NO and "judged: 1 run of lora (seed-0)" in judged.stdout
+        assert "not judged: other conditions of both.jsonl (good)" in judged.stdout
+        one_line(ftk("gate", baseline, "--candidate", both, "--condition", "typo"), "no condition 'typo'")
+    alone = write(tmp_path / "alone.jsonl", good)  # of one condition, whatever it is called
+    assert "judged: 1 run of good (seed-0)" in ftk("gate", baseline, "--candidate", alone, "--condition", "lora").stdout
+
+
+def test_failed_runs_of_a_candidate_are_told_and_all_others_are_judged(file, tmp_path):
+    """Also those that share a seed with each other: every run is judged by itself."""
+    finished, crashed = ({**cell, "failed": False, "init": 1} for cell in rows(_fresh(0.3))), rows(_fresh(1.0), failed=True, init=1)
+    more = [{**cell, "replica": "again", "failed": False, "init": 1} for cell in rows(_fresh(0.3))]
+    crashed = [{**cell, "replica": "crashed"} for cell in crashed]
+    one_line(ftk("gate", file, "--candidate", write(tmp_path / "lost.jsonl", crashed)), "lost.jsonl", "all runs of lost have failed")
+    mixed = ftk("gate", file, "--candidate", write(tmp_path / "mixed.jsonl", [*finished, *crashed, *more]))
+    assert "judged: 2 runs of mixed (again, seed-0)" in mixed.stdout and "not judged: 1 failed run (crashed)" in mixed.stdout
+
+
 def test_what_the_gate_cannot_read_is_one_line(file, tmp_path):
     one_line(ftk("gate", file), "--candidate")
     one_line(ftk("gate", file, "--candidate", tmp_path / "nothing"), "no such file")

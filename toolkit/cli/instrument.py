@@ -239,7 +239,7 @@ class GateCommand(click.Command):
 @click.option(
     "--candidate", type=click.Path(path_type=Path), help="Adapter(s), predictions, or a folder of outcomes: what is to be judged."
 )
-@click.option("--condition", help="Baseline condition, where there are several (default: the first).")
+@click.option("--condition", help="The condition that is meant, of several in the baseline or the candidate.")
 @click.option(
     "--recipe", type=click.Path(path_type=Path), help="For an adapter judged by saved limits: the recipe that has base and suites."
 )
@@ -290,7 +290,7 @@ def gate(
             print_json(found) if as_json else say(f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs")
             return
         judged = _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers) if candidate.is_dir() else candidate
-        verdict = gating.judge_candidate(limits, judged, same=same, named=named)
+        verdict = gating.judge_candidate(limits, judged, condition=condition, same=same, named=named)
         print_json(asdict(verdict)) if as_json else show(gating.verdict_text(verdict))
     if verdict.status == "fail":
         sys.exit(GATE_SAID_NO)
