@@ -498,6 +498,51 @@ def test_little_data_gives_no_made_up_interval(tmp_path):
     assert odd and odd.n_prompts == 1 and not odd.disagreement.conclusive and odd.zone == "not enough data"
 
 
+def loss(tmp_path, shares: tuple[float, ...], base: bool = True) -> Path:
+    """A base that is always right, and conditions whose runs are right that often."""
+    rng, found = np.random.default_rng(0), rows(np.zeros((1, 3 * PROMPTS), int), "untuned") if base else []
+    for number, share in enumerate(shares):
+        right_P = rng.random(3 * PROMPTS) < share
+        found += rows(np.where(rng.random((12, 3 * PROMPTS)) < 0.02, 3, np.where(right_P, 0, 1)), f"lora-{number}")
+    return write(tmp_path / "loss.jsonl", found)
+
+
+@pytest.mark.parametrize("conditions", [1, 2])
+def test_what_a_fine_tune_lost_against_its_base_is_told_everywhere(tmp_path, conditions):
+    """Stable runs that are worse than the base are no success, whether a condition or a column has the base's answers."""
+    path = loss(tmp_path, (0.4, 0.9)[:conditions])
+    cells = [json.loads(line) for line in path.read_text().splitlines()]
+    column = write(tmp_path / "column.jsonl", [{**c, "base_answer": "answer 0"} for c in cells if c["condition"] != "untuned"])
+    for arguments in ((path, "--base", "untuned"), (column,)):
+        done = ftk("measure", *arguments, "--out", tmp_path / "out")
+        single = load_results(tmp_path / "out" / "results.json").conditions[0].single.cell("far")
+        gained = f"far {100 * single.gained.value:.1f} [{100 * single.gained.low:.1f}, {100 * single.gained.high:.1f}]!"
+        told = " ".join(done.stdout.split())
+        assert "base model, accuracy in %: typical 100.0" in told and gained in told
+        assert f"lora-0, accuracy in %: typical {100 * load_share(tmp_path, 'typical'):.1f}" in told
+        assert "lora-0, answers kept from the base in %: typical" in told
+        assert "Right answers: lora-0 is less accurate than the base: on typical prompts" in told
+        report = (tmp_path / "out" / "report.html").read_text()
+        assert "lora-0 is less accurate than the base" in report and "on far prompts the base is more accurate" in report
+
+
+def load_share(tmp_path: Path, shift: str) -> float:
+    return load_results(tmp_path / "out" / "results.json").conditions[0].single.cell(shift).accuracy.value
+
+
+def test_accuracy_is_told_wherever_there_are_references(tmp_path):
+    """Also of one condition, and of a condition of a single run, which may be the base."""
+    alone = ftk("measure", loss(tmp_path, (0.4,), base=False), "--out", tmp_path / "out").stdout
+    assert f"lora-0, accuracy in %: typical {100 * load_share(tmp_path, 'typical'):.1f} [" in alone and "gained over" not in alone
+    lone = " ".join(ftk("measure", loss(tmp_path, (0.4,)), "--out", tmp_path / "out").stdout.split())
+    assert "untuned, accuracy in %: typical 100.0? [" in lone and "lora-0, accuracy in %: typical" in lone
+    assert "lora-0 against untuned: it loses accuracy: -" in lone and "--base untuned" in lone and "--baseline NAME" in lone
+    assert "on typical prompts 100.0 %" in lone
+    bare = [json.loads(line) for line in (tmp_path / "loss.jsonl").read_text().splitlines()]
+    bare = write(tmp_path / "bare.jsonl", [{k: v for k, v in c.items() if k != "reference"} for c in bare])
+    assert "accuracy in %" not in ftk("measure", bare).stdout
+
+
 def test_missing_cells_are_counted_and_a_silent_replica_has_failed(tmp_path):
     cells = [cell for n, cell in enumerate(rows(answers())) if n % 7]
     cells += [{"replica": "silent", "prompt": "p1", "output": None}]

@@ -126,6 +126,10 @@ class ConditionDesign:
         return replace(self, replicas=kept, everyone=whole, mitigations=mitigations, teacher=teacher)
 
 
+GAINED = "accuracy gained over the base"
+"""the metric of that name"""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A further figure of a procedure on a shift. unit: "%" for a share, else ""."""
@@ -175,6 +179,11 @@ class Cell:
     metrics: tuple[Metric, ...] = ()
     survival: Survival | None = None
     as_base: Estimate | None = None
+
+    @property
+    def gained(self) -> Estimate | None:
+        """Accuracy of single replicas less that of the base, where both are known."""
+        return next((metric.estimate for metric in self.metrics if metric.name == GAINED), None)
 
     @property
     def returned(self) -> bool:
@@ -727,10 +736,13 @@ def return_to_base(shift: str, kept: Estimate | None, as_base: Estimate | None, 
 
 
 def warnings(procedure: Procedure, single: Procedure, shifts: Sequence[str]) -> list[str]:
-    """What a mitigation is shown to lose, shift by shift: the fine-tuning, the accuracy that it gained, accuracy."""
+    """What is shown to be lost, shift by shift: of single replicas accuracy against the base; of a mitigation the fine-tuning, the accuracy
+    that it gained, accuracy."""
     found = []
     for shift in shifts:
         cell, before = procedure.cell(shift), single.cell(shift)
+        if cell is not None and procedure.kind == "replica" and is_loss(cell.gained):
+            found.append(f"on {shift} prompts the base is more accurate: {estimate_in_words(cell.gained, '%', signed=True)} points")
         if cell is None or procedure.kind in ("base", "replica"):
             continue
         if cell.returned:
