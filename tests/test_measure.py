@@ -514,7 +514,7 @@ def test_what_a_fine_tune_lost_against_its_base_is_told_everywhere(tmp_path, con
     cells = [json.loads(line) for line in path.read_text().splitlines()]
     column = write(tmp_path / "column.jsonl", [{**c, "base_answer": "answer 0"} for c in cells if c["condition"] != "untuned"])
     for arguments in ((path, "--base", "untuned"), (column,)):
-        done = ftk("measure", *arguments, "--out", tmp_path / "out")
+        done = ftk("measure", *arguments, "--out", tmp_path / "out", "--force")
         single = load_results(tmp_path / "out" / "results.json").conditions[0].single.cell("far")
         gained = f"far {100 * single.gained.value:.1f} [{100 * single.gained.low:.1f}, {100 * single.gained.high:.1f}]!"
         told = " ".join(done.stdout.split())

@@ -223,8 +223,12 @@ def measure_predictions(
     designs = table.designs(names)
     if nobody := next((design for design in designs if not design.replicas), None):
         raise PredictionsError(f"{path}: all {nobody.failed} runs of {nobody.name} have failed; there is nothing to measure")
-    lone = next((design.name for design in designs if len(design.everyone or design.replicas) == 1 and len(designs) > 1), None)
-    hint = f"{lone} has one run: if it is the base model, say --base {shlex.quote(lone)}; --baseline NAME is what others are held against"
+    lone = [design.name for design in designs if len(design.everyone or design.replicas) == 1 and len(designs) > 1]
+    hints = [
+        f"{name} has one run: if it is the base model, say --base {shlex.quote(name)}; --baseline NAME is what others are held against"
+        for name in lone[:1]
+        if predictions.base is None
+    ]
     options: list[tuple[str, object]] = [("--same", same), ("--baseline", baseline), ("--base", base), ("--factors", factors)]
     options += [("--failed", name) for name in failed]
     options += [("--column", f"{role}={name}") for role, name in (columns or {}).items()]
@@ -239,7 +243,7 @@ def measure_predictions(
         thresholds=thresholds_of(asked),
         criteria=asked.criteria,
         paired=paired,
-        notes=(*predictions.notes, *_excluded(designs, predictions), *([hint] if lone and predictions.base is None else [])),
+        notes=(*predictions.notes, *_excluded(designs, predictions), *hints),
     )
     claim(out, MEASURED_FOLDER, of, force=force)
     return finish(out, results)

@@ -39,8 +39,8 @@ IN_WORDS: Mapping[str, tuple[str, str]] = {
 def verdict(results: Results) -> tuple[str, ...]:
     """Three sentences: how different runs are, the mitigation that the data support best, and what to bear in mind.
 
-    Then how accurate runs are, where no mitigation's sentence tells it, or the base is better; and one for each group of runs that stand far
-    off the others.
+    Then how accurate runs are, where no mitigation's sentence tells it, or the base is better; and one for each group of runs that
+    stand far off the others.
     """
     best = _best(results)
     return _instability(results), best, _caveats(results, best), *_accuracy(results), *suspicions(results)
