@@ -555,6 +555,23 @@ def test_missing_cells_are_counted_and_a_silent_replica_has_failed(tmp_path):
     assert condition.single.cell("far").disagreement.value == pytest.approx(st.disagreement(answer_RP[:, PROMPTS // 2 :]).value)
 
 
+def test_a_seed_beside_the_run_is_a_source_where_runs_share_it(tmp_path):
+    """Six seeds with five repetitions are six independent runs; a seed of its own in every run is one more name of it."""
+    answer_RP = np.repeat(answers(replicas=6), 5, axis=0)
+    cells = [{**cell, "seed": int(cell["replica"].removeprefix("seed-")) // 5} for cell in rows(answer_RP)]
+    shared = measure_predictions(write(tmp_path / "shared.jsonl", cells), tmp_path / "shared")
+    as_init = [{("init" if k == "seed" else k): v for k, v in cell.items()} for cell in cells]
+    same = measure_predictions(write(tmp_path / "init.jsonl", as_init), tmp_path / "init")
+    (a,), (b,) = shared.conditions, same.conditions
+    assert a.n_replicas == b.n_replicas == 6
+    assert shared.verdict[0].endswith("(30 runs, of which 6 share no seed); 95 % intervals in brackets.")
+    assert "0 of 30 training runs failed" in shared.verdict[2]
+    assert a.single.cell("far").disagreement.value == pytest.approx(b.single.cell("far").disagreement.value)
+    own = [{**cell, "seed": cell["replica"]} for cell in rows(answers(replicas=6))]
+    found = measure_predictions(write(tmp_path / "own.jsonl", own), tmp_path / "own")
+    assert found.conditions[0].n_replicas == 6 and not any("seed" in note for note in found.notes[1:])
+
+
 # -- the gate ----------------------------------------------------------------------------------------------------------
 
 

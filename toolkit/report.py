@@ -96,7 +96,7 @@ def render(results: Results, claims: Claims | None = None) -> str:
 def figures(results: Results) -> dict[str, str]:
     """Figures over all conditions, as SVG, those that there is something for: `controls`, `dependence`, `sources`."""
     found = {}
-    crossed = {f"{one.name} ({one.n_replicas} replicas)": _parts(one) for one in results.conditions if one.sources}
+    crossed = {f"{one.name} ({one.in_words})": _parts(one) for one in results.conditions if one.sources}
     if any(crossed.values()):
         found["sources"] = charts.by_source({name: rows for name, rows in crossed.items() if rows})
     if results.contrasts and len(rows := controls(results)) > 1:
@@ -308,7 +308,7 @@ def table_text(results: Results) -> str:
     lines = []
     for condition in results.conditions:
         failed = f", {condition.n_failed} failed" if condition.n_failed else ""
-        lines += [f"{condition.name}: {condition.n_replicas} replicas{failed}; disagreement between two runs in %"]
+        lines += [f"{condition.name}: {condition.in_words}{failed}; disagreement between two runs in %"]
         shifts = "".join(f"{shift:<19}" for shift in results.shifts)
         lines += [f" {'procedure':<21}{'runs':>5}  {shifts}{'ratio, ' + target:<17}{'accuracy':>9}{'kept':>7}"]
         lines += [_row(results, procedure) for procedure in condition.procedures]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from toolkit.files import write_text
 from toolkit.plain import JsonError, from_plain, read_json, shortened, to_plain
+from toolkit.recipe.words import counted
 from toolkit.statistics import AccuracySpread, Estimate, Tolerance, Tradeoff, collapsed, independent_runs
 
 VERSION = 2
@@ -592,6 +593,19 @@ class ConditionResult:
     @property
     def single(self) -> Procedure:
         return self.procedures[0]
+
+    @property
+    def n_trained(self) -> int:
+        """All runs, those that failed and those that share a seed with others, too."""
+        return max(self.failure_rate.n_replicas, self.n_replicas + self.n_failed)
+
+    @property
+    def in_words(self) -> str:
+        """`64 replicas`; where some share a seed, `36 runs, of which 6 share no seed`."""
+        succeeded = self.n_trained - self.n_failed
+        if succeeded == self.n_replicas:
+            return counted(self.n_replicas, "replica")
+        return f"{counted(succeeded, 'run')}, of which {self.n_replicas} share no seed"
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def _instability(results: Results) -> str:
     for condition in results.conditions:
         cells = [(shift, condition.single.cell(shift)) for shift in ends]
         shares = " and ".join(f"on {_share(cell.disagreement)} of {shift} prompts" for shift, cell in cells if cell)
-        parts.append(f"with {condition.name} {shares} ({condition.n_replicas} replicas)")
+        parts.append(f"with {condition.name} {shares} ({condition.in_words})")
     return f"Two independent runs give different answers: {'; '.join(parts)}; {100 * results.level:g} % intervals in brackets."
 
 
@@ -233,7 +233,7 @@ def _caveats(results: Results, told: str) -> str:
 
 def _failed(results: Results) -> str:
     """Never that none failed straight after some were noticed that look like it."""
-    runs = sum(c.n_replicas + c.n_failed for c in results.conditions)
+    runs = sum(c.n_trained for c in results.conditions)
     failed = sum(c.n_failed for c in results.conditions)
     odd = len({(s.condition, run) for s in results.suspects for run in s.runs})
     recorded = f"{failed} of {runs} training runs" if failed else f"none of {runs} training runs"

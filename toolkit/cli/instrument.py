@@ -87,8 +87,8 @@ def measure(
     """Statistics alone: of a run, or of anybody's predictions.
 
     SOURCE is a run folder, or a .jsonl, .csv or .parquet file: long (replica, prompt, output, and as far as there are reference,
-    category, shift, cluster, condition, score, failed, base_answer, and init, order, dropout of a crossed design) or wide (one column
-    per replica: run_1, run_2, ...). Columns of other names: --column reference=gold, --replica-columns 'llama_*'.
+    category, shift, cluster, condition, score, failed, base_answer, and init, order, dropout, seed where runs share them) or wide
+    (one column per replica: run_1, run_2, ...). Columns of other names: --column reference=gold, --replica-columns 'llama_*'.
     A file of one row a run (run, maybe condition, and numbers such as F1) is measured by its means and standard deviations.
     Several run folders of one procedure are measured together: repeatability within a machine, reproducibility between machines.
     """
@@ -129,10 +129,10 @@ def measure(
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
             table = None if replica_columns else read_run_table(source, roles_of(columns))
             if table is not None:
-                if lost := ", ".join(o for o in ("--same", "--factors", "--criteria") if (of_files | {"--criteria": criteria})[o]):
+                if lost := ", ".join(o for o in ("--same", "--criteria") if (of_files | {"--criteria": criteria})[o]):
                     raise click.UsageError(f"{source}: a row is a run, without prompts; {lost} is for predictions")
                 found = run_table.measure_run_table(
-                    table, source, folder, baseline=baseline, base=base, failed=failed, paired=paired, force=force
+                    table, source, folder, baseline=baseline, base=base, failed=failed, paired=paired, factors=factors, force=force
                 )
                 path = folder / run_table.METRICS
                 if as_json:

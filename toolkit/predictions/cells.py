@@ -19,6 +19,7 @@ from toolkit.predictions.layout import (
     PROMPTFOO,
     ROLES,
     RUN_LABELS,
+    SEED,
     SHAPES,
     Asked,
     Layout,
@@ -333,8 +334,11 @@ class Cells:
             words, told_O = [*self.labels[factor]], self.told[factor]
             level = {replica: words[told_O[code]] for replica, code in runs if len(told_O) and told_O[code] >= 0}
             if level and (lacking := next((replica for replica, _ in runs if replica not in level), None)) is not None:
-                raise PredictionsError(f"{self.path}: field {factor!r} of replica {lacking!r} ({condition}) is missing; others have one")
-            if level:
+                raise PredictionsError(
+                    f"{self.path}: field {factor!r} of replica {lacking!r} ({condition}) is missing; others have one "
+                    f"(--column {factor}= leaves the column aside)"
+                )
+            if level and not (factor == SEED and len(set(level.values())) == len(runs)):  # then it is one more name of the run
                 found[factor] = tuple(level[replica] for replica, _ in runs)
         return found
 
