@@ -555,6 +555,35 @@ def test_missing_cells_are_counted_and_a_silent_replica_has_failed(tmp_path):
     assert condition.single.cell("far").disagreement.value == pytest.approx(st.disagreement(answer_RP[:, PROMPTS // 2 :]).value)
 
 
+def test_shifts_of_ones_own_names_stand_in_the_order_of_the_file(tmp_path):
+    """Not by the alphabet, which made `hans` home and `mnli` the farthest; known shifts are known in capitals, too."""
+    told = {"typical": "mnli", "far": "hans"}
+    cells = [{**cell, "shift": told[cell["shift"]]} for cell in rows(answers(replicas=6))]
+    results = measure_predictions(write(tmp_path / "own.jsonl", cells), tmp_path / "own")
+    assert results.shifts == ["mnli", "hans"]
+    assert "shifts, in the order of the file: mnli, hans; mnli is taken as home, hans as the farthest" in results.notes
+    cells = [{**cell, "shift": cell["shift"].upper()} for cell in rows(answers(replicas=6))]
+    results = measure_predictions(write(tmp_path / "capitals.jsonl", cells[::-1]), tmp_path / "capitals")
+    assert results.shifts == ["typical", "far"] and not any("shifts" in note for note in results.notes)
+
+
+def test_answers_of_the_base_to_some_prompts_are_told(tmp_path):
+    cells = [{**cell, "base_answer": "answer 1" if int(cell["prompt"][1:]) < 12 else None} for cell in rows(answers(replicas=6))]
+    results = measure_predictions(write(tmp_path / "some.jsonl", cells), tmp_path / "some")
+    assert "the base's answers are missing for 48 of 60 prompts; what is said of it is of the others" in results.notes
+    cells = rows(answers(replicas=6), "lora") + rows(answers(1, replicas=1), "untuned")[:40]
+    results = measure_predictions(write(tmp_path / "part.jsonl", cells), tmp_path / "part", base="untuned")
+    assert any("base's answers are missing for 20 of 60 prompts" in note for note in results.notes)
+
+
+def test_thresholds_of_a_category_that_is_not_there_are_refused(file, tmp_path):
+    (tmp_path / "c.yaml").write_text("thresholds: {categories: {zzz: {acceptable: 0.1, critical: 0.2}}}")
+    one_line(
+        ftk("measure", file, "--criteria", tmp_path / "c.yaml", "--out", tmp_path / "out"), "no prompt has the category 'zzz'", "easy, hard"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_seed_beside_the_run_is_a_source_where_runs_share_it(tmp_path):
     """Six seeds with five repetitions are six independent runs; a seed of its own in every run is one more name of it."""
     answer_RP = np.repeat(answers(replicas=6), 5, axis=0)

@@ -3,7 +3,7 @@
 import json
 import math
 import typing
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -651,8 +651,13 @@ class Results:
 
     @property
     def shifts(self) -> list[str]:
-        """The shifts that the suites hold: typical, near, far, then others by name."""
-        return sorted({s.shift for s in self.suites}, key=lambda s: (SHIFTS.index(s) if s in SHIFTS else len(SHIFTS), s))
+        """The shifts that the suites hold, from home to the farthest."""
+        return in_order(s.shift for s in self.suites)
+
+
+def in_order(shifts: Iterable[str]) -> list[str]:
+    """From home to the farthest: typical, near, far, then others as they came."""
+    return sorted(dict.fromkeys(shifts), key=lambda shift: SHIFTS.index(shift) if shift in SHIFTS else len(SHIFTS))
 
 
 # -- numbers in words --------------------------------------------------------------------------------------------------

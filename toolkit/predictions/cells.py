@@ -350,7 +350,7 @@ class Cells:
         words = {part: [*codes, None] for part, codes in self.labels.items()}
         for code, (suite, id) in enumerate(self.prompts):
             says = {part: words[part][self.told[part][code]] for part in LABELS}
-            shift = says["shift"] or (suite if suite in SHIFTS else SHIFTS[0])
+            shift = _shift(says["shift"] or "") or (_shift(suite) if _shift(suite) in SHIFTS else SHIFTS[0])
             about = says["category"] or suite or "all", shift, says["cluster"], says["reference"]
             yield PredictedPrompt(_id((suite, id)) if several else id, says["words"] or id, *about)
 
@@ -387,6 +387,12 @@ class Cells:
         here, before = (place(self.path, row) for row in (rows[1], rows[0]))
         filters = "; keep the rows of one filter" if "filter" in self.names else ""
         return PredictionsError(f"{here}: {whose} has an answer to prompt {prompt!r} already, at {before}; keep one of the two{filters}")
+
+
+def _shift(name: str) -> str:
+    """A known shift, however it is written; else the name."""
+    word = name.strip().lower()
+    return word if word in SHIFTS else name
 
 
 def _id(prompt: tuple[str, str]) -> str:
