@@ -620,7 +620,7 @@ def limits_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:
     for name in ("limits.json", "preds.jsonl"):
         os.link(whole / name, folder / name)
     break_json(folder / "limits.json", rng)
-    return ["gate", "limits.json", "--candidate", "preds.jsonl"]
+    return ["gate", "limits.json", "--candidate", "preds.jsonl", "--condition", "a"]
 
 
 def claims_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:

@@ -194,6 +194,24 @@ def test_tables_are_those_of_their_results():
     assert tables.scale_table(found) in (ROOT / "docs/performance.md").read_text()
 
 
+def test_the_coverage_study_is_told_as_it_came_out():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("coverage_study_of_docs", ROOT / "benchmarks/coverage.py")
+    assert spec and spec.loader
+    study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study)
+    found, told = json.loads((ROOT / "benchmarks/results/coverage.json").read_text()), (ROOT / "docs/statistics.md").read_text()
+    cells, counts = found["cells"], found["summary"]["counts"]
+    assert found["summary"]["fail"] == [] and counts == {kind: sum(row["class"] == kind for row in cells) for kind in study.CLASSES}
+    assert study.markdown(cells) in told
+    assert all(f"*{kind}* ({count:,})" in told for kind, count in counts.items())
+    many = sum(row["repetitions"] >= 200 for row in cells)
+    assert f"in {many:,} of {len(cells):,} cells" in told
+    swept = {study.Cell(name, settings).title for name, sweep in study.SWEEPS.items() for settings in sweep.settings}
+    assert {study.Cell(row["statistic"], row["world"]).title for row in cells} <= swept
+
+
 def test_the_demo_is_shown_as_the_terminal_shows_it():
     results = load_results(ROOT / "benchmarks/results/demo.json")
     for page in ("README.md", "docs/demo.md"):

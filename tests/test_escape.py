@@ -512,6 +512,9 @@ def test_a_file_of_hostile_predictions_is_measured_and_gated(predictions, tmp_pa
         done = invoke(*arguments)
         assert done.exit_code == 0 and safe_on_a_terminal(done.stdout) and done.stdout.count("\n") == 1 and json.loads(done.stdout)
     done = invoke("gate", predictions, "--candidate", predictions)
+    assert done.exit_code == 2 and safe_on_a_terminal(done.stderr) and done.stderr.count("\n") == 1, done.output
+    condition = json.loads(predictions.read_text().splitlines()[0])["condition"]
+    done = invoke("gate", predictions, "--candidate", predictions, "--condition", condition)
     assert done.exit_code in (0, 3) and safe_on_a_terminal(done.stdout), done.output
     for command in (["card", tmp_path / "j"], ["plan", tmp_path / "j"], ["report", tmp_path / "j"]):
         done = invoke(*command)

@@ -216,7 +216,7 @@ def test_prompts_that_the_baseline_does_not_know_are_left_out(process, limits):
     more = judge(
         limits, np.hstack([new["answer"], [[0]]]), TEXTS, np.hstack([new["correct"], [[1]]]), [*process.ids, "new"], extra=new["extra"]
     )
-    assert more == replace(process.judge(limits, new), notes=("1 prompts are not in the baseline and were left out",))
+    assert more == replace(process.judge(limits, new), notes=("left out: 1 prompt that the baseline does not have",))
 
 
 def test_incomplete_baseline_runs_are_left_out_and_counted(process):

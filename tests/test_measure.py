@@ -498,6 +498,51 @@ def test_little_data_gives_no_made_up_interval(tmp_path):
     assert odd and odd.n_prompts == 1 and not odd.disagreement.conclusive and odd.zone == "not enough data"
 
 
+def loss(tmp_path, shares: tuple[float, ...], base: bool = True) -> Path:
+    """A base that is always right, and conditions whose runs are right that often."""
+    rng, found = np.random.default_rng(0), rows(np.zeros((1, 3 * PROMPTS), int), "untuned") if base else []
+    for number, share in enumerate(shares):
+        right_P = rng.random(3 * PROMPTS) < share
+        found += rows(np.where(rng.random((12, 3 * PROMPTS)) < 0.02, 3, np.where(right_P, 0, 1)), f"lora-{number}")
+    return write(tmp_path / "loss.jsonl", found)
+
+
+@pytest.mark.parametrize("conditions", [1, 2])
+def test_what_a_fine_tune_lost_against_its_base_is_told_everywhere(tmp_path, conditions):
+    """Stable runs that are worse than the base are no success, whether a condition or a column has the base's answers."""
+    path = loss(tmp_path, (0.4, 0.9)[:conditions])
+    cells = [json.loads(line) for line in path.read_text().splitlines()]
+    column = write(tmp_path / "column.jsonl", [{**c, "base_answer": "answer 0"} for c in cells if c["condition"] != "untuned"])
+    for arguments in ((path, "--base", "untuned"), (column,)):
+        done = ftk("measure", *arguments, "--out", tmp_path / "out", "--force")
+        single = load_results(tmp_path / "out" / "results.json").conditions[0].single.cell("far")
+        gained = f"far {100 * single.gained.value:.1f} [{100 * single.gained.low:.1f}, {100 * single.gained.high:.1f}]!"
+        told = " ".join(done.stdout.split())
+        assert "base model, accuracy in %: typical 100.0" in told and gained in told
+        assert f"lora-0, accuracy in %: typical {100 * load_share(tmp_path, 'typical'):.1f}" in told
+        assert "lora-0, answers kept from the base in %: typical" in told
+        assert "Right answers: lora-0 is less accurate than the base: on typical prompts" in told
+        report = (tmp_path / "out" / "report.html").read_text()
+        assert "lora-0 is less accurate than the base" in report and "on far prompts the base is more accurate" in report
+
+
+def load_share(tmp_path: Path, shift: str) -> float:
+    return load_results(tmp_path / "out" / "results.json").conditions[0].single.cell(shift).accuracy.value
+
+
+def test_accuracy_is_told_wherever_there_are_references(tmp_path):
+    """Also of one condition, and of a condition of a single run, which may be the base."""
+    alone = ftk("measure", loss(tmp_path, (0.4,), base=False), "--out", tmp_path / "out").stdout
+    assert f"lora-0, accuracy in %: typical {100 * load_share(tmp_path, 'typical'):.1f} [" in alone and "gained over" not in alone
+    lone = " ".join(ftk("measure", loss(tmp_path, (0.4,)), "--out", tmp_path / "out").stdout.split())
+    assert "untuned, accuracy in %: typical 100.0? [" in lone and "lora-0, accuracy in %: typical" in lone
+    assert "lora-0 against untuned: it loses accuracy: -" in lone and "--base untuned" in lone and "--baseline NAME" in lone
+    assert "on typical prompts 100.0 %" in lone
+    bare = [json.loads(line) for line in (tmp_path / "loss.jsonl").read_text().splitlines()]
+    bare = write(tmp_path / "bare.jsonl", [{k: v for k, v in c.items() if k != "reference"} for c in bare])
+    assert "accuracy in %" not in ftk("measure", bare).stdout
+
+
 def test_missing_cells_are_counted_and_a_silent_replica_has_failed(tmp_path):
     cells = [cell for n, cell in enumerate(rows(answers())) if n % 7]
     cells += [{"replica": "silent", "prompt": "p1", "output": None}]
@@ -508,6 +553,52 @@ def test_missing_cells_are_counted_and_a_silent_replica_has_failed(tmp_path):
     answer_RP = answers()
     answer_RP.ravel()[::7] = -1
     assert condition.single.cell("far").disagreement.value == pytest.approx(st.disagreement(answer_RP[:, PROMPTS // 2 :]).value)
+
+
+def test_shifts_of_ones_own_names_stand_in_the_order_of_the_file(tmp_path):
+    """Not by the alphabet, which made `hans` home and `mnli` the farthest; known shifts are known in capitals, too."""
+    told = {"typical": "mnli", "far": "hans"}
+    cells = [{**cell, "shift": told[cell["shift"]]} for cell in rows(answers(replicas=6))]
+    results = measure_predictions(write(tmp_path / "own.jsonl", cells), tmp_path / "own")
+    assert results.shifts == ["mnli", "hans"]
+    assert "shifts, in the order of the file: mnli, hans; mnli is taken as home, hans as the farthest" in results.notes
+    cells = [{**cell, "shift": cell["shift"].upper()} for cell in rows(answers(replicas=6))]
+    results = measure_predictions(write(tmp_path / "capitals.jsonl", cells[::-1]), tmp_path / "capitals")
+    assert results.shifts == ["typical", "far"] and not any("shifts" in note for note in results.notes)
+
+
+def test_answers_of_the_base_to_some_prompts_are_told(tmp_path):
+    cells = [{**cell, "base_answer": "answer 1" if int(cell["prompt"][1:]) < 12 else None} for cell in rows(answers(replicas=6))]
+    results = measure_predictions(write(tmp_path / "some.jsonl", cells), tmp_path / "some")
+    assert "the base's answers are missing for 48 of 60 prompts; what is said of it is of the others" in results.notes
+    cells = rows(answers(replicas=6), "lora") + rows(answers(1, replicas=1), "untuned")[:40]
+    results = measure_predictions(write(tmp_path / "part.jsonl", cells), tmp_path / "part", base="untuned")
+    assert any("base's answers are missing for 20 of 60 prompts" in note for note in results.notes)
+
+
+def test_thresholds_of_a_category_that_is_not_there_are_refused(file, tmp_path):
+    (tmp_path / "c.yaml").write_text("thresholds: {categories: {zzz: {acceptable: 0.1, critical: 0.2}}}")
+    one_line(
+        ftk("measure", file, "--criteria", tmp_path / "c.yaml", "--out", tmp_path / "out"), "no prompt has the category 'zzz'", "easy, hard"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_beside_the_run_is_a_source_where_runs_share_it(tmp_path):
+    """Six seeds with five repetitions are six independent runs; a seed of its own in every run is one more name of it."""
+    answer_RP = np.repeat(answers(replicas=6), 5, axis=0)
+    cells = [{**cell, "seed": int(cell["replica"].removeprefix("seed-")) // 5} for cell in rows(answer_RP)]
+    shared = measure_predictions(write(tmp_path / "shared.jsonl", cells), tmp_path / "shared")
+    as_init = [{("init" if k == "seed" else k): v for k, v in cell.items()} for cell in cells]
+    same = measure_predictions(write(tmp_path / "init.jsonl", as_init), tmp_path / "init")
+    (a,), (b,) = shared.conditions, same.conditions
+    assert a.n_replicas == b.n_replicas == 6
+    assert shared.verdict[0].endswith("(30 runs, of which 6 share no seed); 95 % intervals in brackets.")
+    assert "0 of 30 training runs failed" in shared.verdict[2]
+    assert a.single.cell("far").disagreement.value == pytest.approx(b.single.cell("far").disagreement.value)
+    own = [{**cell, "seed": cell["replica"]} for cell in rows(answers(replicas=6))]
+    found = measure_predictions(write(tmp_path / "own.jsonl", own), tmp_path / "own")
+    assert found.conditions[0].n_replicas == 6 and not any("seed" in note for note in found.notes[1:])
 
 
 # -- the gate ----------------------------------------------------------------------------------------------------------
@@ -539,6 +630,32 @@ def test_a_gate_without_enough_to_go_by_is_inconclusive(file, tmp_path):
     assert result.exit_code == cli.DONE and "INCONCLUSIVE" in result.stdout
     half = write(tmp_path / "half.jsonl", rows(_fresh(0.3))[: PROMPTS // 2])
     assert "30 of 60 prompts are missing" in ftk("gate", file, "--candidate", half).stdout
+
+
+def test_the_gate_judges_the_condition_that_is_named_and_says_what_it_left_out(file, tmp_path):
+    """A broken run is not passed because another condition stands before it in the file."""
+    good, broken = rows(_fresh(0.3), "good"), rows(_fresh(1.0), "lora")
+    baseline = write(tmp_path / "baseline.jsonl", rows(answers(), "lora"))
+    for cells in (good + broken, broken + good):
+        both = write(tmp_path / "both.jsonl", cells)
+        one_line(ftk("gate", baseline, "--candidate", both), "both.jsonl", "--condition", "good", "lora")
+        one_line(ftk("gate", both, "--save", tmp_path / "no.json"), "both.jsonl", "--condition")
+        judged = ftk("gate", baseline, "--candidate", both, "--condition", "lora")
+        assert judged.exit_code == cli.GATE_SAID_NO and "judged: 1 run of lora (seed-0)" in judged.stdout
+        assert "not judged: other conditions of both.jsonl (good)" in judged.stdout
+        one_line(ftk("gate", baseline, "--candidate", both, "--condition", "typo"), "no condition 'typo'")
+    alone = write(tmp_path / "alone.jsonl", good)  # of one condition, whatever it is called
+    assert "judged: 1 run of good (seed-0)" in ftk("gate", baseline, "--candidate", alone, "--condition", "lora").stdout
+
+
+def test_failed_runs_of_a_candidate_are_told_and_all_others_are_judged(file, tmp_path):
+    """Also those that share a seed with each other: every run is judged by itself."""
+    finished, crashed = ({**cell, "failed": False, "init": 1} for cell in rows(_fresh(0.3))), rows(_fresh(1.0), failed=True, init=1)
+    more = [{**cell, "replica": "again", "failed": False, "init": 1} for cell in rows(_fresh(0.3))]
+    crashed = [{**cell, "replica": "crashed"} for cell in crashed]
+    one_line(ftk("gate", file, "--candidate", write(tmp_path / "lost.jsonl", crashed)), "lost.jsonl", "all runs of lost have failed")
+    mixed = ftk("gate", file, "--candidate", write(tmp_path / "mixed.jsonl", [*finished, *crashed, *more]))
+    assert "judged: 2 runs of mixed (again, seed-0)" in mixed.stdout and "not judged: 1 failed run (crashed)" in mixed.stdout
 
 
 def test_what_the_gate_cannot_read_is_one_line(file, tmp_path):

@@ -45,6 +45,39 @@ def measured(path: Path, **options):
     return measure_run_table(table, path, path.parent / "out", **options)
 
 
+CROSSED = [{"run": f"r{i}-{j}", "init": f"i{i}", "order": j, "f1": 0.8 + i / 50 + j / 90 + i * j / 999} for i in range(8) for j in range(8)]
+
+
+@pytest.mark.parametrize("sources", [("init", "order"), ("seed",), ("data_seed", "order"), ("init", "order", "seed")])
+def test_runs_that_share_a_seed_are_fewer_independent_runs(tmp_path, sources):
+    """Of 8 x 8 runs 8 share nothing, whatever the columns of their seeds are called, in the table or beside it."""
+    cells = []
+    for row in CROSSED:
+        level = {"init": row["init"], "order": row["order"], "seed": row["init"], "data_seed": row["init"]}
+        cells.append({"run": row["run"], **{name: level[name] for name in sources}, "f1": row["f1"]})
+    inside = measured(write(tmp_path / "runs.csv", cells))
+    bare = write(tmp_path / "bare.csv", [{"run": c["run"], "f1": c["f1"]} for c in cells])
+    table = write(tmp_path / "factors.csv", [{k: v for k, v in c.items() if k != "f1"} for c in cells])
+    (told,) = inside.metrics
+    independent = st.independent_runs({name: [str(c[name]) for c in cells] for name in sources}, len(cells))
+    assert len(told.runs) == 8 == len(independent) and told.runs == tuple(cells[row]["run"] for row in independent)
+    assert told.sd.value == pytest.approx(np.std([cells[row]["f1"] for row in independent], ddof=1))
+    assert any("of 64 runs some share" in note and sources[0] in note and "8 of them" in note for note in inside.notes)
+    beside = ftk("measure", bare, "--factors", table, "--json")
+    assert json.loads(beside.stdout)["metrics"]["metrics"][0]["runs"] == list(told.runs)
+    assert len(measured(bare, force=True).metrics[0].runs) == 64
+
+
+def test_a_seed_of_its_own_is_one_more_name_of_a_run_and_can_be_left_aside(tmp_path):
+    own = write(tmp_path / "own.csv", [{"run": c["run"], "seed": n, "f1": c["f1"]} for n, c in enumerate(CROSSED)])
+    assert len(measured(own).metrics[0].runs) == 64
+    shared = write(tmp_path / "shared.csv", [{"run": c["run"], "seed": c["init"], "f1": c["f1"]} for c in CROSSED])
+    found = measure_run_table(read_run_table(shared, {"seed": ""}), shared, tmp_path / "aside")
+    assert len(found.metrics[0].runs) == 64
+    with pytest.raises(PredictionsError, match="csv:5: field 'seed' is missing"):
+        read_run_table(write(tmp_path / "holes.csv", [{"run": n, "seed": "" if n == 3 else n // 2, "f1": n} for n in range(8)]))
+
+
 @pytest.mark.parametrize("name", ["runs.csv", "runs.jsonl"])
 def test_the_figures_are_those_of_the_statistics(tmp_path, name):
     found = measured(write(tmp_path / name, rows()))

@@ -135,7 +135,7 @@ def run_card(folder: Path) -> str:
     lines += [f"How much independent fine-tunes of {_named(results.about.base or None)} differ, and what remedies buy.", ""]
     for condition in results.conditions:
         failed = f", {condition.n_failed} more failed" if condition.n_failed else ""
-        lines += [f"## {markdown(condition.name)}: {condition.n_replicas} replicas{failed}", "", *_table(results, condition.procedures), ""]
+        lines += [f"## {markdown(condition.name)}: {condition.in_words}{failed}", "", *_table(results, condition.procedures), ""]
         lines += _losses(results, condition.procedures)
     lines += [*_contrasts(results), _legend(results), "", *map(escape.item, (*results.verdict, *results.notes))]
     return "\n".join(lines) + "\n"

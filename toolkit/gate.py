@@ -18,6 +18,7 @@ import numpy as np
 
 from toolkit.plain import from_plain, read_json, shortened
 from toolkit.population import write_text
+from toolkit.recipe.words import counted
 from toolkit.statistics.arrays import as_answers, as_correct
 from toolkit.statistics.control import ALPHA, Ewma, ewma_path, laney, moments, prediction, reaches
 from toolkit.statistics.hotelling import from_covariance, hotelling, mardia, t_squared
@@ -201,9 +202,9 @@ def judge(
     known = tuple(prompt for prompt in limits.prompts if prompt.id in at)
     notes = []
     if limits.n_incomplete:
-        notes.append(f"{limits.n_incomplete} baseline runs with something missing are not in the limits")
+        notes.append(f"not in the limits: {counted(limits.n_incomplete, 'baseline run')} with something missing")
     if len(at) > len(known):
-        notes.append(f"{len(at) - len(known)} prompts are not in the baseline and were left out")
+        notes.append(f"left out: {counted(len(at) - len(known), 'prompt')} that the baseline does not have")
 
     column = [at[prompt.id] for prompt in known]
     answer_CP, correct_CP = answer_CP[:, column], correct_CP[:, column]

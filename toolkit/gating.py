@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -16,7 +17,10 @@ from toolkit.gate import Limits, Verdict, judge, learn, load_limits
 from toolkit.measure import DESIGN, MeasureError, outcome_table, read_design
 from toolkit.plain import read_json
 from toolkit.predictions import SUFFIXES, read_predictions
+from toolkit.predictions.layout import listed
 from toolkit.recipe import read_recipe
+from toolkit.recipe.words import counted
+from toolkit.results import ConditionDesign
 
 
 class Named(NamedTuple):
@@ -36,16 +40,17 @@ def limits_of(
 ) -> Limits:
     """Limits from a run folder, from a file of predictions, or as they were saved (a .json with a version).
 
-    condition: of several, the baseline (default: the first). Raises MeasureError, PredictionsError or ValueError in one line.
+    condition: of several, the baseline. Raises MeasureError, PredictionsError or ValueError in one line.
     """
     if is_limits(source):
         try:
             return load_limits(source)
         except ValueError as error:
             raise MeasureError(str(error)) from None
-    table, arm, name = _runs(source, condition, same, named)
-    if len(arm.answer_RP) < 2:
-        raise MeasureError(f"{source}: {name} has {len(arm.answer_RP)} run; a baseline needs dozens")
+    table, design, _ = _runs(source, condition, same, named)
+    if len(design.replicas) < 2:
+        raise MeasureError(f"{source}: {design.name} has {counted(len(design.replicas), 'run')}; a baseline needs dozens")
+    arm = _arm(source, table, design)
     marks_RP = _marks(arm)
     options = {} if alpha is None else {"alpha": alpha}
     shift_P = [prompt.shift for _, prompt in table.prompts]
@@ -73,12 +78,30 @@ def judge_candidate(
     same: str = "exact",
     named: Named = Named(),  # noqa: B008
 ) -> Verdict:
-    """The runs of a file of predictions, or of a folder of outcomes (a run, or what `ftk evaluate` wrote), in their order."""
-    table, arm, _ = _runs(candidate, condition, same, named)
-    return judge(limits, arm.answer_RP, table.answers, _marks(arm), _ids(table), extra=_scores(table, arm))
+    """All runs of a file of predictions, or of a folder of outcomes (a run, or what `ftk evaluate` wrote), in their order.
+
+    condition: of several, the one that is judged. Notes say which runs were judged, and what was left out. Raises as `limits_of`.
+    """
+    table, design, others = _runs(candidate, condition, same, named, strict=False)
+    design = replace(design, replicas=design.everyone or design.replicas, everyone=())  # each is judged by itself, whatever it shares
+    if not design.replicas:
+        raise MeasureError(f"{candidate}: all runs of {design.name} have failed ({counted(design.failed, 'run')}); none is left to judge")
+    arm = _arm(candidate, table, design)
+    verdict = judge(limits, arm.answer_RP, table.answers, _marks(arm), _ids(table), extra=_scores(table, arm))
+    runs, failed = table.run_names(design), table.failed_names(design)
+    notes = [f"judged: {counted(len(runs), 'run')} of {design.name} ({listed(runs)})"]
+    if design.failed:
+        notes.append(f"not judged: {counted(design.failed, 'failed run')}" + f" ({listed(failed)})" * bool(failed))
+    if others:
+        notes.append(f"not judged: other conditions of {candidate.name} ({listed(others)})")
+    return replace(verdict, notes=(*notes, *verdict.notes))
 
 
-def _runs(source: Path, condition: str | None, same: str, named: Named) -> tuple[Table, Arm, str]:
+def _runs(source: Path, condition: str | None, same: str, named: Named, strict: bool = True) -> tuple[Table, ConditionDesign, list[str]]:
+    """What the source holds, the one condition that is meant, and the names of the others.
+
+    strict: the condition must be there, also where the source has but one.
+    """
     if source.is_dir():
         if not (source / DESIGN).is_file():
             raise MeasureError(f"{source}: no outcomes there; name a run, a file of predictions, or what `ftk evaluate --out` wrote")
@@ -92,13 +115,20 @@ def _runs(source: Path, condition: str | None, same: str, named: Named) -> tuple
         predictions = read_predictions(source, **named._asdict())
         table = PredictionTable(predictions, same)
         designs = {found.name: found for found in table.designs(list(predictions.arms))}
-    if condition is not None and condition not in designs:
-        raise MeasureError(f"{source}: no condition {condition!r}; there are: {', '.join(designs)}")
-    found = designs[condition or next(iter(designs))]
-    arm = table.arm(found.name, "replica", list(found.replicas))
+    names = list(designs)
+    if condition is None and len(names) > 1:
+        raise MeasureError(f"{source}: {len(names)} conditions; say which is meant, --condition NAME of: {listed(names)}")
+    if condition is not None and condition not in names and (len(names) > 1 or strict):
+        raise MeasureError(f"{source}: no condition {condition!r}; there are: {listed(names)}")
+    found = designs.get(condition or "", designs[names[0]])
+    return table, found, [name for name in names if name != found.name]
+
+
+def _arm(source: Path, table: Table, design: ConditionDesign) -> Arm:
+    arm = table.arm(design.name, "replica", list(design.replicas))
     if arm is None:
-        raise MeasureError(f"{source}: no outcomes of {found.name}")
-    return table, arm, found.name
+        raise MeasureError(f"{source}: no outcomes of {design.name}")
+    return arm
 
 
 def is_limits(path: Path) -> bool:

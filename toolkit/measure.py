@@ -20,9 +20,11 @@ from toolkit.outcomes import MEASURED, OutcomesError, read_outcomes
 from toolkit.plain import read_record, to_plain
 from toolkit.population import write_text
 from toolkit.predictions import Predictions, PredictionsError, read_predictions, with_base, with_factors, with_failed
+from toolkit.predictions.layout import listed
 from toolkit.recipe import Criteria, Recipe, read_recipe
+from toolkit.recipe.words import counted
 from toolkit.report import write_report
-from toolkit.results import About, ConditionDesign, Modules, Results, Thresholds, load_results, save_results
+from toolkit.results import SHIFTS, About, ConditionDesign, Modules, Results, Thresholds, in_order, load_results, save_results
 
 CONDITIONS = 500
 """of one file of predictions: each is held against the first, with intervals for every shift and category"""
@@ -223,6 +225,12 @@ def measure_predictions(
     designs = table.designs(names)
     if nobody := next((design for design in designs if not design.replicas), None):
         raise PredictionsError(f"{path}: all {nobody.failed} runs of {nobody.name} have failed; there is nothing to measure")
+    lone = [design.name for design in designs if len(design.everyone or design.replicas) == 1 and len(designs) > 1]
+    hints = [
+        f"{name} has one run: if it is the base model, say --base {shlex.quote(name)}; --baseline NAME is what others are held against"
+        for name in lone[:1]
+        if predictions.base is None
+    ]
     options: list[tuple[str, object]] = [("--same", same), ("--baseline", baseline), ("--base", base), ("--factors", factors)]
     options += [("--failed", name) for name in failed]
     options += [("--column", f"{role}={name}") for role, name in (columns or {}).items()]
@@ -237,7 +245,7 @@ def measure_predictions(
         thresholds=thresholds_of(asked),
         criteria=asked.criteria,
         paired=paired,
-        notes=(*predictions.notes, *_excluded(designs, predictions)),
+        notes=(*predictions.notes, *_told(table, predictions), *_excluded(designs, predictions), *hints),
     )
     claim(out, MEASURED_FOLDER, of, force=force)
     return finish(out, results)
@@ -250,6 +258,16 @@ def check_measured(out: Path, of: Mapping[str, str], inputs: Sequence[Path], *, 
     """
     check_outputs([out / RESULTS, out / "report.html"], inputs)
     check_claim(out, MEASURED_FOLDER, of, force=force)
+
+
+def _told(table: PredictionTable, predictions: Predictions) -> Iterator[str]:
+    """How shifts were taken that have names of one's own, and of how many prompts what is said of the base is."""
+    shifts = in_order(table.shifts)
+    if len(shifts) > 1 and not set(shifts) <= set(SHIFTS):
+        yield f"shifts, in the order of the file: {listed(shifts)}; {shifts[0]} is taken as home, {shifts[-1]} as the farthest"
+    if predictions.base is not None and (missing := predictions.base.missing):
+        prompts = counted(len(predictions.prompts), "prompt")
+        yield f"the base's answers are missing for {missing:,} of {prompts}; what is said of it is of the others"
 
 
 def _excluded(designs: Sequence[ConditionDesign], predictions: Predictions) -> Iterator[str]:

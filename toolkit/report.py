@@ -96,7 +96,7 @@ def render(results: Results, claims: Claims | None = None) -> str:
 def figures(results: Results) -> dict[str, str]:
     """Figures over all conditions, as SVG, those that there is something for: `controls`, `dependence`, `sources`."""
     found = {}
-    crossed = {f"{one.name} ({one.n_replicas} replicas)": _parts(one) for one in results.conditions if one.sources}
+    crossed = {f"{one.name} ({one.in_words})": _parts(one) for one in results.conditions if one.sources}
     if any(crossed.values()):
         found["sources"] = charts.by_source({name: rows for name, rows in crossed.items() if rows})
     if results.contrasts and len(rows := controls(results)) > 1:
@@ -308,13 +308,13 @@ def table_text(results: Results) -> str:
     lines = []
     for condition in results.conditions:
         failed = f", {condition.n_failed} failed" if condition.n_failed else ""
-        lines += [f"{condition.name}: {condition.n_replicas} replicas{failed}; disagreement between two runs in %"]
+        lines += [f"{condition.name}: {condition.in_words}{failed}; disagreement between two runs in %"]
         shifts = "".join(f"{shift:<19}" for shift in results.shifts)
         lines += [f" {'procedure':<21}{'runs':>5}  {shifts}{'ratio, ' + target:<17}{'accuracy':>9}{'kept':>7}"]
         lines += [_row(results, procedure) for procedure in condition.procedures]
         lines += _below(results, condition)
         lines.append("")
-    lines += _source_lines(results) + _contrast_lines(results) + _criteria_lines(results) + _note_lines(results)
+    lines += _accuracy_lines(results) + _source_lines(results) + _contrast_lines(results) + _criteria_lines(results) + _note_lines(results)
     level = f"{100 * results.level:g} % intervals in brackets"
     lines.append(f"{level}; '?' inconclusive; accuracy: change on {target} prompts in points, '!' shown to be a loss;")
     lines.append(f"kept: of the fine-tuning on {home} prompts (answers that it changed, accuracy that it gained: the lower);")
@@ -361,6 +361,29 @@ def _wrapped(lines: Sequence[str], indent: str = "") -> list[str]:
 def _note_lines(results: Results) -> list[str]:
     lines = _wrapped([f"note: {note}" for note in results.notes])
     return [*lines, ""] if lines else []
+
+
+def _accuracy_lines(results: Results) -> list[str]:
+    """How good runs are, of conditions without mitigations, whose rows have no place for it; and what became of the base in them."""
+    lines = []
+    for condition in results.conditions:
+        cells = [cell for shift in results.shifts if (cell := condition.single.cell(shift))] if len(condition.procedures) == 1 else []
+        rows = {
+            "accuracy in %": [(c.shift, _short(c.accuracy, "%")) for c in cells if c.accuracy],
+            "gained over the base in points": [
+                (c.shift, _short(c.gained, "%", signed=True) + "!" * is_loss(c.gained)) for c in cells if c.gained
+            ],
+            "answers kept from the base in %": [(c.shift, _short(c.as_base, "%")) for c in cells if c.as_base],
+        }
+        lines += [f"{condition.name}, {what}: {_of_shifts(row)}" for what, row in rows.items() if row]
+    base = [(c.shift, _short(c.accuracy, "%")) for c in results.base.cells if c.accuracy and not c.category] if results.base else []
+    if lines and base:
+        lines.insert(0, f"base model, accuracy in %: {_of_shifts(base)}")
+    return [*_wrapped(lines), ""] if lines else []
+
+
+def _of_shifts(row: Sequence[tuple[str, str]]) -> str:
+    return "   ".join(f"{shift} {figure}" for shift, figure in row)
 
 
 def _source_lines(results: Results) -> list[str]:

@@ -3,12 +3,13 @@
 import json
 import math
 import typing
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from toolkit.files import write_text
 from toolkit.plain import JsonError, from_plain, read_json, shortened, to_plain
+from toolkit.recipe.words import counted
 from toolkit.statistics import AccuracySpread, Estimate, Tolerance, Tradeoff, collapsed, independent_runs
 
 VERSION = 2
@@ -126,6 +127,10 @@ class ConditionDesign:
         return replace(self, replicas=kept, everyone=whole, mitigations=mitigations, teacher=teacher)
 
 
+GAINED = "accuracy gained over the base"
+"""the metric of that name"""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A further figure of a procedure on a shift. unit: "%" for a share, else ""."""
@@ -175,6 +180,11 @@ class Cell:
     metrics: tuple[Metric, ...] = ()
     survival: Survival | None = None
     as_base: Estimate | None = None
+
+    @property
+    def gained(self) -> Estimate | None:
+        """Accuracy of single replicas less that of the base, where both are known."""
+        return next((metric.estimate for metric in self.metrics if metric.name == GAINED), None)
 
     @property
     def returned(self) -> bool:
@@ -584,6 +594,19 @@ class ConditionResult:
     def single(self) -> Procedure:
         return self.procedures[0]
 
+    @property
+    def n_trained(self) -> int:
+        """All runs, those that failed and those that share a seed with others, too."""
+        return max(self.failure_rate.n_replicas, self.n_replicas + self.n_failed)
+
+    @property
+    def in_words(self) -> str:
+        """`64 replicas`; where some share a seed, `36 runs, of which 6 share no seed`."""
+        succeeded = self.n_trained - self.n_failed
+        if succeeded == self.n_replicas:
+            return counted(self.n_replicas, "replica")
+        return f"{counted(succeeded, 'run')}, of which {self.n_replicas} share no seed"
+
 
 @dataclass(frozen=True)
 class SuiteCount:
@@ -628,8 +651,13 @@ class Results:
 
     @property
     def shifts(self) -> list[str]:
-        """The shifts that the suites hold: typical, near, far, then others by name."""
-        return sorted({s.shift for s in self.suites}, key=lambda s: (SHIFTS.index(s) if s in SHIFTS else len(SHIFTS), s))
+        """The shifts that the suites hold, from home to the farthest."""
+        return in_order(s.shift for s in self.suites)
+
+
+def in_order(shifts: Iterable[str]) -> list[str]:
+    """From home to the farthest: typical, near, far, then others as they came."""
+    return sorted(dict.fromkeys(shifts), key=lambda shift: SHIFTS.index(shift) if shift in SHIFTS else len(SHIFTS))
 
 
 # -- numbers in words --------------------------------------------------------------------------------------------------
@@ -727,10 +755,13 @@ def return_to_base(shift: str, kept: Estimate | None, as_base: Estimate | None, 
 
 
 def warnings(procedure: Procedure, single: Procedure, shifts: Sequence[str]) -> list[str]:
-    """What a mitigation is shown to lose, shift by shift: the fine-tuning, the accuracy that it gained, accuracy."""
+    """What is shown to be lost, shift by shift: of single replicas accuracy against the base; of a mitigation the fine-tuning, the accuracy
+    that it gained, accuracy."""
     found = []
     for shift in shifts:
         cell, before = procedure.cell(shift), single.cell(shift)
+        if cell is not None and procedure.kind == "replica" and is_loss(cell.gained):
+            found.append(f"on {shift} prompts the base is more accurate: {estimate_in_words(cell.gained, '%', signed=True)} points")
         if cell is None or procedure.kind in ("base", "replica"):
             continue
         if cell.returned:

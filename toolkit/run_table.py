@@ -14,8 +14,9 @@ import toolkit
 from toolkit import escape
 from toolkit import statistics as st
 from toolkit.folders import MEASURED, check_claim, check_outputs, claim, made_of
-from toolkit.predictions import PredictionsError, RunScores, RunTable
-from toolkit.recipe.words import nearest
+from toolkit.predictions import PredictionsError, RunScores, RunTable, with_factors
+from toolkit.predictions.layout import listed
+from toolkit.recipe.words import counted, nearest
 from toolkit.results import About, RunMetric, RunMetricContrast, RunMetrics, interval, number, save_results
 
 METRICS = "metrics.json"
@@ -30,6 +31,7 @@ def measure_run_table(
     base: str | None = None,
     failed: Sequence[str] = (),
     paired: bool = False,
+    factors: Path | None = None,
     level: float = 0.95,
     force: bool = False,
 ) -> RunMetrics:
@@ -37,11 +39,14 @@ def measure_run_table(
 
     baseline: the condition that the others are held against (default: the first). base: the condition whose one run is the base model,
     over which the others gain. failed: runs that are in no figure, `RUN` or `CONDITION/RUN`. paired: runs of one name share their seeds.
+    factors: a table that says which level each run has in each source; of runs that share one only some that share none are measured.
     force: take a folder that is not ftk's, or has results of something else. Raises PredictionsError or FolderError in one line.
     """
     of = made_of(path)
-    check_outputs([out / METRICS], [path])
+    check_outputs([out / METRICS], [path, *([factors] if factors else [])])
     check_claim(out, MEASURED, of, force=force)
+    if factors is not None:
+        table = with_factors(table, factors)
     arms = _without(table.arms, failed, path)
     for name in filter(None, (baseline, base)):
         if name not in arms:
@@ -51,6 +56,14 @@ def measure_run_table(
         raise PredictionsError(f"{path}: the base {base!r} has {len(fixed.runs)} runs; it is one model: keep one run of it")
     if empty := next((name for name, arm in arms.items() if not arm.runs), None) or ("" if arms else base):
         raise PredictionsError(f"{path}: no run beside the failed ones and the base is left of {empty}; there is nothing to measure")
+    sources = {name: st.shared_sources(arm.factors, len(arm.runs)) for name, arm in arms.items()}
+    whole, arms = arms, {name: _independent(arm) for name, arm in arms.items()}
+    sharing = [
+        f"{name}: of {len(whole[name].runs)} runs some share {' or '.join(sources[name])}; its figures are of {len(arm.runs)} of them that "
+        f"share none ({listed(arm.runs)})"
+        for name, arm in arms.items()
+        if len(arm.runs) < len(whole[name].runs)
+    ]
     names = sorted(arms, key=lambda name: name != (baseline or next(iter(arms))))
     first = arms[names[0]]
     found = [_metric(name, arms[name], metric, fixed, level) for name in names for metric in table.metrics]
@@ -63,10 +76,10 @@ def measure_run_table(
         for row in found
         if (lack := sum(score is None or not math.isfinite(score) for score in row.scores))
     ]
-    words = [("--baseline", baseline), ("--base", base), *(("--failed", name) for name in failed)]
-    options = [word for option, value in words if value for word in (option, value)] + ["--paired"] * paired
+    words = [("--baseline", baseline), ("--base", base), ("--factors", factors), *(("--failed", name) for name in failed)]
+    options = [word for option, value in words if value for word in (option, str(value))] + ["--paired"] * paired
     about = About(toolkit.__version__, recipe=path.name, command=shlex.join(["ftk", "measure", str(path), *options]))
-    metrics = RunMetrics(about, level, tuple(found), tuple(contrasts), (*table.notes, *excluded, *lacking))
+    metrics = RunMetrics(about, level, tuple(found), tuple(contrasts), (*table.notes, *excluded, *sharing, *lacking))
     claim(out, MEASURED, of, force=force)
     save_results(out / METRICS, metrics)
     return metrics
@@ -88,9 +101,13 @@ def _without(arms: Mapping[str, RunScores], failed: Sequence[str], path: Path) -
         arm = left[owners[0]]
         run = name if name in arm.runs else name.removeprefix(f"{owners[0]}/")
         keep = [row for row, other in enumerate(arm.runs) if other != run]
-        scores = {metric: score_R[keep] for metric, score_R in arm.scores.items()}
-        left[owners[0]] = RunScores(tuple(arm.runs[row] for row in keep), scores, (*arm.failed, run))
+        left[owners[0]] = replace(arm.only(keep), failed=(*arm.failed, run))
     return left
+
+
+def _independent(arm: RunScores) -> RunScores:
+    """Of runs that share levels of sources a set that shares none: what is measured here has a run as its unit."""
+    return arm.only(st.independent_runs(arm.factors, len(arm.runs)).tolist())
 
 
 def _metric(condition: str, arm: RunScores, metric: str, fixed: RunScores | None, level: float) -> RunMetric:
@@ -120,7 +137,7 @@ def metrics_text(found: RunMetrics) -> str:
     for condition in dict.fromkeys(row.condition for row in found.metrics):
         rows = [row for row in found.metrics if row.condition == condition]
         failed = f", {rows[0].n_failed} failed" if rows[0].n_failed else ""
-        lines.append(f"{condition}: {len(rows[0].runs)} runs{failed}")
+        lines.append(f"{condition}: {counted(len(rows[0].runs), 'run')}{failed}")
         lines.append(f" {'metric':<20} {'mean':<30} {'SD between runs':<30} range")
         for row in rows:
             low, high = number(row.lowest, "e"), number(row.highest, "e")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.analyse.cells import base_procedure, condition_result, run_accuracies, zone
 from toolkit.analyse.contrasts import adjusted, by_prompt, contrasts, mitigated, same_compute, scaling
-from toolkit.analyse.criteria import judge
+from toolkit.analyse.criteria import CriterionError, judge
 from toolkit.analyse.distances import distances, in_notes
 from toolkit.analyse.sources import crossing, shared_note, sources
 from toolkit.analyse.suspects import suspects
@@ -43,9 +43,12 @@ def analyse_table(
     """Measure every procedure on every shift and category, compare the conditions with the first, judge the criteria.
 
     paired: replica j of every condition shares its seeds with replica j of the others.
-    Raises ValueError for a design that the outcomes contradict, or a criterion about prompts that are not there.
+    Raises ValueError for a design that the outcomes contradict, or a criterion or threshold about prompts that are not there.
     """
     thresholds = thresholds or Thresholds()
+    known = dict.fromkeys(prompt.category for _, prompt in table.prompts)
+    if unknown := next((name for name in thresholds.categories or {} if name not in known), None):
+        raise CriterionError(f"thresholds.categories: no prompt has the category {unknown!r}; there are: {', '.join(sorted(known))}")
     conditions = [design.independent() for design in conditions]
     results = [condition_result(table, design, level, thresholds) for design in conditions]
     results = [

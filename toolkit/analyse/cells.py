@@ -140,7 +140,11 @@ def _cell(
         few = st.Estimate(None, None, None, level, len(answer_RP), len(at), "none", False, st.MIN_GROUPS, "fewer than two runs")
         nothing = few if versus else None
         marks = (few, nothing) if here.marked else (None, None)
-        return Cell(shift, category, len(at), few, nothing, nothing, *marks, effect_size=nothing, zone=zone(few, (0, 1)))
+        kept = None
+        if versus is None and not category and len(answer_RP):  # what this one run is like can be told all the same
+            marks = (_of_one(correct_RP[0], options) if here.marked else None, None)
+            kept = _of_one(_same(answer_RP[0], base.answer_RP[0, at]), options) if base else None
+        return Cell(shift, category, len(at), few, nothing, nothing, *marks, effect_size=nothing, zone=zone(few, (0, 1)), as_base=kept)
     found: dict = {"disagreement": st.disagreement(answer_RP, **options)}
     decides = st.disagreement_for_verdict(found["disagreement"], here.answer_RP)
     found["zone"] = zone(decides, thresholds.of(category))
@@ -183,9 +187,19 @@ def _spread(here: Arm, whole: Whole | None, at: np.ndarray, options: Mapping) ->
 
 def as_base(answer_RP: np.ndarray, base_P: np.ndarray, options: dict) -> st.Estimate:
     """Share of the prompts on which a run gives the base's answer."""
+    return st.accuracy(_same(answer_RP, base_P), **options)
+
+
+def _same(answer_RP: np.ndarray, base_P: np.ndarray) -> np.ndarray:
     same_RP = (answer_RP == base_P).astype(np.int8)
     same_RP[(answer_RP < 0) | (base_P < 0)] = st.MISSING
-    return st.accuracy(same_RP, **options)
+    return same_RP
+
+
+def _of_one(mark_P: np.ndarray, options: Mapping) -> st.Estimate:
+    """Of one run, whose interval is over prompts: what the next run would be like is not known."""
+    one = st.model_accuracy(mark_P, cluster_P=options["cluster_P"], level=options["level"])
+    return replace(one, conclusive=False, needed=st.MIN_GROUPS, note="of this one run; how much runs differ is not known")
 
 
 def run_accuracies(correct_RP: np.ndarray) -> tuple[float | None, ...]:

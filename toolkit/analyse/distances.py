@@ -6,7 +6,7 @@ import numpy as np
 
 from toolkit import statistics as st
 from toolkit.analyse.table import Arm, Table
-from toolkit.results import ConditionDesign, Distance, interval, number
+from toolkit.results import ConditionDesign, Distance, change_of_accuracy, interval, number
 
 
 def distances(table: Table, designs: Sequence[ConditionDesign], level: float) -> tuple[Distance, ...]:
@@ -51,4 +51,9 @@ def in_notes(found: Sequence[Distance]) -> Iterator[str]:
         shares = [share for _, share in x.runs if share is not None]
         ends = f", run by run {number(min(shares), '%')} to {number(max(shares), '%')} %" if len(shares) > 1 else ""
         says = f"runs of {other} answer {number(x.differs.value, '%')} % {interval(x.differs, '%')}".rstrip()
-        yield f"{x.single} is one run, whose spread is not known: on {x.shift} prompts {says} of prompts otherwise{ends}"
+        yield f"{x.single} is one run, whose spread is not known: on {x.shift} prompts {says} of prompts otherwise{ends}{_gain(x)}"
+
+
+def _gain(x: Distance) -> str:
+    change = x.accuracy_change
+    return f"; {x.condition} against {x.baseline}: {change_of_accuracy(change)}" if change else ""

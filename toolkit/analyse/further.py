@@ -6,7 +6,7 @@ import numpy as np
 
 from toolkit import statistics as st
 from toolkit.analyse.table import Arm
-from toolkit.results import Metric, Survival
+from toolkit.results import GAINED, Metric, Survival
 
 TOGETHER = 10
 """Runs in "all of n agree" and "one of n differs": figures that depend on n, so n is fixed."""
@@ -36,7 +36,7 @@ def further(
             found.append(Metric("negative flips: the base right, the run wrong", "%", flips))
             if base.marked:
                 gain = st.accuracy_gain(arm.correct_RP, base.correct_RP[0], **options)
-                found.append(Metric("accuracy gained over the base", "%", gain))
+                found.append(Metric(GAINED, "%", gain))
     scores, survival = _scores(arm, scored, options), None
     tokens = _tokens(arm.text_RP[: max(3 * TOGETHER, READ // len(cluster_P))], texts)
     if any(len(text) > 1 for row in tokens for text in row if text):  # a bare label has no inside

@@ -5,7 +5,7 @@ is decided by the limits of its interval, never by its value.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from toolkit import statistics as st
@@ -39,10 +39,11 @@ IN_WORDS: Mapping[str, tuple[str, str]] = {
 def verdict(results: Results) -> tuple[str, ...]:
     """Three sentences: how different runs are, the mitigation that the data support best, and what to bear in mind.
 
-    Then one for each group of runs that stand far off the others.
+    Then how accurate runs are, where no mitigation's sentence tells it, or the base is better; and one for each group of runs that
+    stand far off the others.
     """
     best = _best(results)
-    return _instability(results), best, _caveats(results, best), *suspicions(results)
+    return _instability(results), best, _caveats(results, best), *_accuracy(results), *suspicions(results)
 
 
 def _share(estimate: st.Estimate | None) -> str:
@@ -58,8 +59,29 @@ def _instability(results: Results) -> str:
     for condition in results.conditions:
         cells = [(shift, condition.single.cell(shift)) for shift in ends]
         shares = " and ".join(f"on {_share(cell.disagreement)} of {shift} prompts" for shift, cell in cells if cell)
-        parts.append(f"with {condition.name} {shares} ({condition.n_replicas} replicas)")
+        parts.append(f"with {condition.name} {shares} ({condition.in_words})")
     return f"Two independent runs give different answers: {'; '.join(parts)}; {100 * results.level:g} % intervals in brackets."
+
+
+def _accuracy(results: Results) -> Iterator[str]:
+    """Of conditions without mitigations, and of those that are shown to be worse than the base, which is said first."""
+    told = []
+    for condition in results.conditions:
+        cells = [cell for shift in results.shifts if (cell := condition.single.cell(shift)) and cell.accuracy]
+        lost = warnings(condition.single, condition.single, results.shifts)
+        if not cells or not (lost or len(condition.procedures) == 1):
+            continue
+        shares = ", ".join(f"on {cell.shift} prompts {_accurate(cell)}" for cell in cells)
+        told.append((not lost, f"{condition.name} {'is less accurate than the base: ' * bool(lost)}{shares}"))
+    if told:
+        yield f"Right answers: {'; '.join(_few([text for _, text in sorted(told, key=lambda one: one[0])]))}."
+
+
+def _accurate(cell: Cell) -> str:
+    share = f"{number(cell.accuracy.value if cell.accuracy else None, '%')} %"
+    if cell.gained is None or cell.gained.value is None:
+        return share
+    return f"{share}, {estimate_in_words(cell.gained, '%', signed=True)} points against the base"
 
 
 class _Candidate(NamedTuple):
@@ -211,7 +233,7 @@ def _caveats(results: Results, told: str) -> str:
 
 def _failed(results: Results) -> str:
     """Never that none failed straight after some were noticed that look like it."""
-    runs = sum(c.n_replicas + c.n_failed for c in results.conditions)
+    runs = sum(c.n_trained for c in results.conditions)
     failed = sum(c.n_failed for c in results.conditions)
     odd = len({(s.condition, run) for s in results.suspects for run in s.runs})
     recorded = f"{failed} of {runs} training runs" if failed else f"none of {runs} training runs"

@@ -87,8 +87,8 @@ def measure(
     """Statistics alone: of a run, or of anybody's predictions.
 
     SOURCE is a run folder, or a .jsonl, .csv or .parquet file: long (replica, prompt, output, and as far as there are reference,
-    category, shift, cluster, condition, score, failed, base_answer, and init, order, dropout of a crossed design) or wide (one column
-    per replica: run_1, run_2, ...). Columns of other names: --column reference=gold, --replica-columns 'llama_*'.
+    category, shift, cluster, condition, score, failed, base_answer, and init, order, dropout, seed where runs share them) or wide
+    (one column per replica: run_1, run_2, ...). Columns of other names: --column reference=gold, --replica-columns 'llama_*'.
     A file of one row a run (run, maybe condition, and numbers such as F1) is measured by its means and standard deviations.
     Several run folders of one procedure are measured together: repeatability within a machine, reproducibility between machines.
     """
@@ -129,10 +129,10 @@ def measure(
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
             table = None if replica_columns else read_run_table(source, roles_of(columns))
             if table is not None:
-                if lost := ", ".join(o for o in ("--same", "--factors", "--criteria") if (of_files | {"--criteria": criteria})[o]):
+                if lost := ", ".join(o for o in ("--same", "--criteria") if (of_files | {"--criteria": criteria})[o]):
                     raise click.UsageError(f"{source}: a row is a run, without prompts; {lost} is for predictions")
                 found = run_table.measure_run_table(
-                    table, source, folder, baseline=baseline, base=base, failed=failed, paired=paired, force=force
+                    table, source, folder, baseline=baseline, base=base, failed=failed, paired=paired, factors=factors, force=force
                 )
                 path = folder / run_table.METRICS
                 if as_json:
@@ -239,7 +239,7 @@ class GateCommand(click.Command):
 @click.option(
     "--candidate", type=click.Path(path_type=Path), help="Adapter(s), predictions, or a folder of outcomes: what is to be judged."
 )
-@click.option("--condition", help="Baseline condition, where there are several (default: the first).")
+@click.option("--condition", help="The condition that is meant, of several in the baseline or the candidate.")
 @click.option(
     "--recipe", type=click.Path(path_type=Path), help="For an adapter judged by saved limits: the recipe that has base and suites."
 )
@@ -290,7 +290,7 @@ def gate(
             print_json(found) if as_json else say(f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs")
             return
         judged = _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers) if candidate.is_dir() else candidate
-        verdict = gating.judge_candidate(limits, judged, same=same, named=named)
+        verdict = gating.judge_candidate(limits, judged, condition=condition, same=same, named=named)
         print_json(asdict(verdict)) if as_json else show(gating.verdict_text(verdict))
     if verdict.status == "fail":
         sys.exit(GATE_SAID_NO)

@@ -46,7 +46,8 @@ def read_predictions(
     replicas are the columns of one stem and a number, such as run_1, seed-42 or 0, or those in `replica_columns`; a file in which
     neither tells is refused. Both may have `condition`, `suite`, `category`, `shift`, `cluster`, `reference` (or `expected`, `target`,
     `gold`, `label`, ...) and `base_answer`, what the base model answers; long files also `score`, `failed` or `status`, and `init`,
-    `order` and `dropout`: the level (a seed, say) that a replica has in this source of variation, the same on all its rows. What a value
+    `order`, `dropout` and, beside a column for the run, `seed`: the level that a replica has in this source of variation, the same on all
+    its rows. What a value
     is as text, see `toolkit.predictions.files.text`. Missing is a cell without a row, null, nan, and a field of a CSV file that is empty
     and not quoted.
 

@@ -19,6 +19,7 @@ from toolkit.predictions.layout import (
     PROMPTFOO,
     ROLES,
     RUN_LABELS,
+    SEED,
     SHAPES,
     Asked,
     Layout,
@@ -333,8 +334,11 @@ class Cells:
             words, told_O = [*self.labels[factor]], self.told[factor]
             level = {replica: words[told_O[code]] for replica, code in runs if len(told_O) and told_O[code] >= 0}
             if level and (lacking := next((replica for replica, _ in runs if replica not in level), None)) is not None:
-                raise PredictionsError(f"{self.path}: field {factor!r} of replica {lacking!r} ({condition}) is missing; others have one")
-            if level:
+                raise PredictionsError(
+                    f"{self.path}: field {factor!r} of replica {lacking!r} ({condition}) is missing; others have one "
+                    f"(--column {factor}= leaves the column aside)"
+                )
+            if level and not (factor == SEED and len(set(level.values())) == len(runs)):  # then it is one more name of the run
                 found[factor] = tuple(level[replica] for replica, _ in runs)
         return found
 
@@ -346,7 +350,7 @@ class Cells:
         words = {part: [*codes, None] for part, codes in self.labels.items()}
         for code, (suite, id) in enumerate(self.prompts):
             says = {part: words[part][self.told[part][code]] for part in LABELS}
-            shift = says["shift"] or (suite if suite in SHIFTS else SHIFTS[0])
+            shift = _shift(says["shift"] or "") or (_shift(suite) if _shift(suite) in SHIFTS else SHIFTS[0])
             about = says["category"] or suite or "all", shift, says["cluster"], says["reference"]
             yield PredictedPrompt(_id((suite, id)) if several else id, says["words"] or id, *about)
 
@@ -383,6 +387,12 @@ class Cells:
         here, before = (place(self.path, row) for row in (rows[1], rows[0]))
         filters = "; keep the rows of one filter" if "filter" in self.names else ""
         return PredictionsError(f"{here}: {whose} has an answer to prompt {prompt!r} already, at {before}; keep one of the two{filters}")
+
+
+def _shift(name: str) -> str:
+    """A known shift, however it is written; else the name."""
+    word = name.strip().lower()
+    return word if word in SHIFTS else name
 
 
 def _id(prompt: tuple[str, str]) -> str:

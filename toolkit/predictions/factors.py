@@ -2,15 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from toolkit.data import DataError, Row, read_rows
 from toolkit.predictions.cells import Predictions
 from toolkit.predictions.files import text
 from toolkit.predictions.layout import NAMES, PredictionsError, listed
+from toolkit.predictions.metrics import RunTable
+
+Told = TypeVar("Told", Predictions, RunTable)
 
 
-def with_factors(predictions: Predictions, path: Path) -> Predictions:
-    """The same predictions, with the columns of a table (a row a replica: `replica`, maybe `condition`) as factors of the replicas.
+def with_factors(predictions: Told, path: Path) -> Told:
+    """The same predictions, or runs, with the columns of a table (a row a replica: `replica`, maybe `condition`) as their factors.
 
     Raises PredictionsError, one line, for a replica that the table lacks or has twice, a level that is missing, or a factor that the
     predictions name themselves.

@@ -36,8 +36,12 @@ NAMES = {
 }
 """Role -> the names that it goes by; the first that a file has counts."""
 
-FACTORS = SOURCES
+SEED = "seed"
+"""beside a column for the run: what a run has in common with its repetitions; by itself it names the run"""
+FACTORS = (*SOURCES, SEED)
 """What a long file may say about a replica: the level, such as the seed, of each source that makes it differ from others."""
+SEEDED = re.compile(r"(.*[\W_])?seed([\W_].*)?", re.IGNORECASE | re.DOTALL)
+"""columns of a table of runs that are a source, too: `data_seed`"""
 
 RUN_LABELS = (*FACTORS, "failed")
 LABELS = ("words", "category", "shift", "cluster", "reference", "base")

@@ -1,8 +1,8 @@
 """Tables of one row a run: its name, maybe its condition, and numbers such as MCC, F1 or perplexity."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +10,38 @@ import numpy as np
 from toolkit.data import DataError
 from toolkit.predictions.cells import FAILED, FINISHED
 from toolkit.predictions.files import Batch, batches, distinct, place, stem
-from toolkit.predictions.layout import INDEX_COLUMN, NAMES, Layout, PredictionsError, listed
-from toolkit.recipe.words import nearest
-from toolkit.seeds import SOURCES
+from toolkit.predictions.layout import FACTORS, INDEX_COLUMN, NAMES, SEEDED, Layout, PredictionsError, listed
+from toolkit.recipe.words import counted, nearest
+from toolkit.statistics import shared_sources
 
-NO_METRIC = {*NAMES["replica"], *SOURCES, "suite", "category", "shift", "cluster", "step", "epoch", "timestamp"}
+NO_METRIC = {*NAMES["replica"], *FACTORS, "suite", "category", "shift", "cluster", "step", "epoch", "timestamp"}
 """Numbers that say which run it is, or when, not how good."""
 
 
 @dataclass(frozen=True)
 class RunScores:
-    """The runs of one condition. scores: metric -> a number for each run, nan = none; failed: runs that are in none of them."""
+    """The runs of one condition. scores: metric -> a number for each run, nan = none; failed: runs that are in none of them.
+
+    factors: for each source of which some runs share a level, such as `init`, the level of every run.
+    """
 
     runs: tuple[str, ...]
     scores: dict[str, np.ndarray]
     failed: tuple[str, ...] = ()
+    factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        return self.runs
+
+    def only(self, rows: Sequence[int]) -> "RunScores":
+        """The same with these of its runs."""
+        return replace(
+            self,
+            runs=tuple(self.runs[row] for row in rows),
+            scores={metric: score_R[list(rows)] for metric, score_R in self.scores.items()},
+            factors={name: tuple(level_R[row] for row in rows) for name, level_R in self.factors.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -43,15 +60,15 @@ class _Predictions(Exception):
 def read_run_table(path: Path, columns: Mapping[str, str] | None = None) -> RunTable | None:
     """A table of one row a run, or None where a column for the prompt, or none for the run, says that it is something else.
 
-    columns: `replica`, `condition` and `failed` where they have other names. Raises PredictionsError, one line, for a run that stands
-    twice, a number that is none, and a table without numbers.
+    columns: `replica`, `condition`, `failed` and the sources of variation where they have other names. Raises PredictionsError, one line,
+    for a run that stands twice, a number that is none, a level that is missing, and a table without numbers.
     """
     roles = dict(columns or {})
-    if not path.is_file() or set(roles) - {"replica", "condition", "failed"}:
+    if not path.is_file() or set(roles) - {"replica", "condition", "failed", *FACTORS}:
         return None
 
     def role_of(names: list[str]) -> dict[str, str]:
-        usual = {"replica": NAMES["replica"], "condition": ("condition",), "failed": NAMES["failed"]}
+        usual = {"replica": NAMES["replica"], "condition": ("condition",), "failed": NAMES["failed"]} | dict.fromkeys(roles, ())
         found = {part: roles.get(part, next((name for name in usual[part] if name in names), "")) for part in usual}
         texts = {*NAMES["prompt"], *NAMES["output"]} - set(found.values())
         if found["replica"] not in names or texts & set(names):
@@ -73,7 +90,7 @@ def read_run_table(path: Path, columns: Mapping[str, str] | None = None) -> RunT
         raise PredictionsError(str(error)) from None
     if not rows:
         raise PredictionsError(f"{path}: no rows")
-    return _table(path, rows, role)
+    return _table(path, rows, role, {part for part, name in roles.items() if not name})
 
 
 def _rows(batch: Batch) -> list[dict[str, str | None]]:
@@ -84,13 +101,18 @@ def _rows(batch: Batch) -> list[dict[str, str | None]]:
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-def _table(path: Path, rows: list[dict[str, str | None]], role: Mapping[str, str]) -> RunTable:
+def _table(path: Path, rows: list[dict[str, str | None]], role: Mapping[str, str], aside: Container[str]) -> RunTable:
+    """aside: sources that the user wants left aside."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     for part, name in role.items():
         if name not in names:
             raise PredictionsError(f"{path}: no column {name!r} for the {part}{nearest(name, names)}")
     free = [name for name in names if name not in role.values() and not INDEX_COLUMN.fullmatch(name)]
-    numbers = {name: _numbers(path, name, [row.get(name) for row in rows]) for name in free if name not in NO_METRIC}
+    named = [role[name] for name in FACTORS if name in role]
+    seeds = [name for name in free if name in FACTORS or SEEDED.fullmatch(name)]
+    sources = named + [name for name in seeds if name not in aside]
+    measured = [name for name in free if name not in NO_METRIC and name not in seeds]
+    numbers = {name: _numbers(path, name, [row.get(name) for row in rows]) for name in measured}
     metrics = {name: value_N for name, value_N in numbers.items() if value_N is not None}
     if not metrics:
         raise PredictionsError(f"{path}: a row is a run, and no column has numbers (columns {listed(names)}); predictions need a prompt")
@@ -115,9 +137,15 @@ def _table(path: Path, rows: list[dict[str, str | None]], role: Mapping[str, str
     for condition, failed in lost.items():
         runs = {run: number for (of, run), number in place_of.items() if of == condition and run not in failed}
         at = list(runs.values())
-        arms[condition] = RunScores(tuple(runs), {name: value_N[at] for name, value_N in metrics.items()}, tuple(failed))
-    unused = [name for name in free if name not in metrics]
-    notes = [f"a row is a run ({role['replica']}), with {len(metrics)} numbers: {listed(metrics)}"]
+        scores = {name: value_N[at] for name, value_N in metrics.items()}
+        levels = {name: [(rows[number].get(name) or "").strip() for number in at] for name in sources}
+        shared = {name: tuple(levels[name]) for name in shared_sources(levels, len(at))}
+        if lacking := next(((name, level_R.index("")) for name, level_R in shared.items() if "" in level_R), None):
+            name, row = lacking
+            raise PredictionsError(f"{place(path, at[row])}: field {name!r} is missing; other runs have one, and some share it")
+        arms[condition] = RunScores(tuple(runs), scores, tuple(failed), shared)
+    unused = [name for name in free if name not in metrics and not any(name in arm.factors for arm in arms.values())]
+    notes = [f"a row is a run ({role['replica']}), with {counted(len(metrics), 'number')}: {listed(metrics)}"]
     notes += [f"columns not used: {listed(unused)}"] if unused else []
     return RunTable(arms, tuple(metrics), tuple(notes))
 

@@ -1,4 +1,4 @@
-"""Names that were meant: the nearest known one, and what other tools call a field."""
+"""Names that were meant: the nearest known one, and what other tools call a field; and counts in words."""
 
 import difflib
 from typing import Any
@@ -21,6 +21,11 @@ OTHER_NAMES = {
     "<<": "from",
 }
 """what other tools call a field"""
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def nearest(word: str, known: list[str]) -> str:
