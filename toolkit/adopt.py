@@ -13,7 +13,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from pathlib import Path
 from torch import nn
 
 from toolkit import records
-from toolkit.adapters import CONFIG, WEIGHTS, Adapter, AdapterError, adapter_paths, read_adapter
-from toolkit.base import EMBEDDED, Base
+from toolkit.adapters import CONFIG, SINGLE_EXPERT, WEIGHTS, Adapter, AdapterError, adapter_paths, no_such_layer, read_adapter
+from toolkit.base import EMBEDDED, Base, named_modules
 from toolkit.files import home, is_leftover, sha256_file
 from toolkit.full import read_weights
 from toolkit.plain import read_record
@@ -32,7 +31,6 @@ from toolkit.stacked_embedding import StackedEmbedding
 
 RUN_LEVELS = 6
 """folders above an adapter in which ftk's own base.json may lie: RUN/CONDITION/merged/LABEL/g000, .../replicas/00000/averages/swa"""
-SINGLE_EXPERT = re.compile(r"(.+\.experts)\.\d+\.")
 TRAJECTORY = ("averages", "snapshots")
 """what `swa` and `ema` need beside an adapter, as ftk writes it"""
 
@@ -94,7 +92,8 @@ def same_weights(twins: Sequence[tuple[str, str]]) -> str:
 
 def remarks(paths: Sequence[Path], base: str) -> list[str]:
     """Lines on adapters that are to answer on `base` beside each other: another base by name, a wrapper's names, a change of zero."""
-    found = [weights for path in paths if isinstance(weights := read_weights(path), Adapter)]
+    names = named_modules(base) or ()
+    found = [weights.fitted(names) for path in paths if isinstance(weights := read_weights(path), Adapter)]
     source = str(EMBEDDED) if base == "embedded" else base
     known = {None, base, source, str(home(source).resolve())}
     other = [adapter for adapter in found if adapter.base not in known]
@@ -102,7 +101,7 @@ def remarks(paths: Sequence[Path], base: str) -> list[str]:
     zero = [adapter for adapter in found if adapter.is_zero]
     said = [
         (other, lambda a: f"says that its base is {a.base}, and {base} is what answers; names and shapes of the layers fit"),
-        (wrapped, lambda a: f"names as {a.wrapped!r} have a wrapper's part, which is taken off"),
+        (wrapped, lambda a: a.wrapped),
         (zero, lambda a: "its change is exactly zero: it answers as the base"),
     ]
     more = {len(of): f" and {len(of) - 1} more" if len(of) > 1 else "" for of, _ in said}
@@ -167,7 +166,7 @@ def _why_not(name: str, model: nn.Module, name_of_base: str) -> str:
             f"adapts single experts ({name!r}), as transformers 4 had them; base {name_of_base!r} holds them as one tensor, which is not "
             "adapted here; peft loads it, and `ftk merge` merges it"
         )
-    return f"base {name_of_base!r} has no linear layer {name!r}; is this an adapter of another base?"
+    return no_such_layer(name, name_of_base)
 
 
 def base_hash(adapter: Path) -> str | None:

@@ -20,7 +20,6 @@ from toolkit.adapters import (
     FACTOR,
     GATHER,
     INITS,
-    LANGUAGE,
     NAMED,
     PREFIX,
     WEIGHTS,
@@ -204,7 +203,7 @@ def _refusal(folder: Folder, error: Exception) -> Problem:
 
 def _rename(folder: Folder) -> str:
     """How names that the base has not become its own."""
-    if any(plain_key(key) != key for key in folder.shapes) or any(LANGUAGE in key for key in folder.shapes):
+    if any(plain_key(key) != key for key in folder.shapes) or next(_ftk(folder), None) is None:
         return REWRITE
     return "name its own base with --base, or save it again from the unwrapped model"
 

@@ -23,7 +23,7 @@ from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.folders import EVALUATED, MERGED, MERGES, check_claim, check_outputs, claim, is_run
 from toolkit.full import FULL, read_weights
 from toolkit.measure import changed_prompts, read_prompts, save_design, save_modules
-from toolkit.merge import MergeReport, common_base, find_method, merge_adapters, merge_folders, merge_into_base
+from toolkit.merge import MergeReport, common_base, find_method, merge_adapters, merge_folders, merge_into_base, under_one_naming
 from toolkit.modules import Population, modules
 from toolkit.outcomes import read_outcomes
 from toolkit.pipeline import (
@@ -282,7 +282,9 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
         records = [read_replica(path) for path in paths]
         numbers = [record.replica if record else i for i, record in enumerate(records)]
         seeds = [record.seeds if record else {} for record in records]
-        populations.append(Population(name or "adapters", [read_adapter(path) for path in paths], numbers, seeds))
+        adapters = [read_adapter(path) for path in paths]
+        adapters, _ = under_one_naming(adapters, (adapters[0].base, adapters[0].revision))
+        populations.append(Population(name or "adapters", adapters, numbers, seeds))
     if not populations:
         raise RunError(f"{sources[0]}: none of its conditions trains adapters")
     found = modules(populations)

@@ -330,7 +330,7 @@ def remarks(inputs: Sequence[Input], adapters: Sequence[Adapter], base: str | No
     """What is merged as asked, and may not be what was meant."""
     notes = []
     if wrapped := [adapter for adapter in adapters if adapter.wrapped]:
-        notes.append(f"{_several(wrapped)}: names as {wrapped[0].wrapped!r} have a wrapper's part, which was taken off")
+        notes.append(f"{_several(wrapped)}: {wrapped[0].wrapped}")
     if zero := [adapter for adapter in adapters if adapter.is_zero]:
         notes.append(f"{_several(zero)}: its change is exactly zero, so it only makes the merge smaller")
     if other := [adapter for adapter in adapters if base is not None and adapter.base not in (None, base)]:
