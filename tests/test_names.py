@@ -13,10 +13,10 @@ from test_interop import by_peft, edit
 
 from toolkit import cli, external, pipeline
 from toolkit.adapters import AdapterError, read_adapter, write_adapter
-from toolkit.adopt import check_modules, duplicates, layer_shapes, remarks
-from toolkit.base import EMBEDDED, named_modules, skeleton
+from toolkit.adopt import adopt, check_modules, layer_shapes, read_all, remarks
+from toolkit.base import EMBEDDED, load_base, named_modules, skeleton
 from toolkit.compatibility import check_adapter
-from toolkit.evaluate import Subject
+from toolkit.full import copies
 from toolkit.measure import read_design
 from toolkit.merge import merge_adapters
 from toolkit.outcomes import read_outcomes
@@ -263,9 +263,54 @@ def test_folders_of_one_name_are_not_one_population(tmp_path):
     assert [one.condition for one in external.module_spreads(folders)] == ["a-lora", "b-lora"]
 
 
-def test_one_adapter_given_twice_is_told(tmp_path):
-    subjects = [Subject("", "replica", i, (path,), ("0" * 64,)) for i, path in enumerate(("x", "x"))]
-    assert duplicates(external.hashes(subjects)) == [("x", "x (given again, as adapter 1)")]
+def rewritten(source: Path, out: Path, change, **config) -> Path:
+    """A copy of an adapter with other tensors and settings."""
+    shutil.copytree(source, out)
+    tensors = load_file(source / "adapter_model.safetensors")
+    save_file({name: change(name, x).contiguous() for name, x in tensors.items()}, out / "adapter_model.safetensors", metadata={"by": "me"})
+    edit(out, **config)
+    return out
+
+
+COPIES = {
+    "metadata": lambda source, out: rewritten(source, out, lambda name, x: x),
+    "names": lambda source, out: renamed(source, out, WRAPPERS["adapter's name"]),
+    "names of the base": lambda source, out: renamed(source, out, WRAPPERS["a wrapper of blocks that nobody knows"]),
+    "dtype": lambda source, out: rewritten(source, out, lambda name, x: x.bfloat16()),
+    "wider": lambda source, out: rewritten(source, out, lambda name, x: x.double()),
+    "sign": lambda source, out: rewritten(source, out, lambda name, x: -x),
+    "scale": lambda source, out: rewritten(source, out, lambda name, x: x / 2 if ".lora_B." in name else x, lora_alpha=2 * alpha(source)),
+    "remark": lambda source, out: rewritten(source, out, lambda name, x: x, peft_version="0.0.1"),
+    "more rank": lambda source, out: rewritten(
+        source, out, lambda name, x: torch.cat([x, 0 * x], int(".lora_B." in name)), r=4, lora_alpha=2 * alpha(source)
+    ),
+}
+
+
+def alpha(path: Path) -> float:
+    return json.loads((path / "adapter_config.json").read_text())["lora_alpha"]
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_is_known_by_what_it_computes(tmp_path, how):
+    one, other = by_peft(tmp_path / "p" / "one", 1), by_peft(tmp_path / "p" / "other", 2)
+    assert copies(read_all([one, other], "embedded")) == ""
+    twin = COPIES[how](one, tmp_path / "p" / "twin")
+    said = f"{twin}: the same weights as {one}; two copies are not two runs"
+    assert copies(read_all([one, other, twin], "embedded")) == said
+    assert said in merge_adapters([one, other, twin], tmp_path / "m", method="mean").notes
+    with pytest.raises(external.RunError, match="two copies are not two runs; leave one out"):
+        external.module_spreads([tmp_path / "p"])
+    with pytest.raises(AdapterError, match="two copies are not two runs; leave one out"):
+        adopt(tmp_path / "run" / "mine", [one, other, twin], load_base("embedded"))
+
+
+def test_a_change_a_little_different_and_another_untrained_adapter_are_no_copies(tmp_path):
+    one = by_peft(tmp_path / "one", 1)
+    near = rewritten(one, tmp_path / "near", lambda name, x: x * (1 + 1e-6) if ".layers.0." in name and ".lora_B." in name else x)
+    zero = [rewritten(by_peft(tmp_path / f"s{i}", i), tmp_path / f"z{i}", lambda name, x: x * (".lora_A." in name)) for i in (3, 4)]
+    assert copies(read_all([one, near, *zero], "embedded")) == ""
+    assert "(given again): the same weights" in copies(read_all([one, one], "embedded"))
 
 
 def test_names_that_could_not_be_checked_are_told(tmp_path):

@@ -32,6 +32,7 @@ from toolkit.plain import JsonError, from_plain, parse
 from toolkit.records import AdapterConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CONFIG = "adapter_config.json"
@@ -167,6 +168,33 @@ class Adapter:
             return scale * float(((B.T @ B) * (A @ A.T)).sum())  # ||B A||^2, in squares of numbers that float64 holds
 
         return all(power(*self.factors(name)) == 0 for name in self.modules)
+
+    @property
+    def dtypes(self) -> set[str]:
+        """Of the factors, as stored."""
+        return {DTYPES[place.dtype] for key, place in self.places.items() if FACTOR.fullmatch(key)}
+
+    def change_digest(self, dtype: "torch.dtype | None" = None) -> str:
+        """Of what it does, by the modules' names: the same for two adapters whose changes are the same, however they are written.
+
+        Every module's dW is applied to a fixed input. dtype: factors are rounded to it before. One that changes nothing counts by its
+        factors.
+        """
+        import torch
+
+        changes, factors = hashlib.sha256(), hashlib.sha256()
+        changed = False
+        for name, (A, B, scale) in self.items():
+            if dtype is not None:
+                A, B = A.to(dtype), B.to(dtype)
+            A, B = A.double(), B.double()
+            x = torch.randn(A.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            y = (scale * (B @ (A @ x))).float() + 0.0  # the order of sums is forgotten, and the sign of zero
+            factors.update(f"{name} {scale}".encode() + A.numpy().tobytes() + B.numpy().tobytes())
+            if y.any():
+                changes.update(name.encode() + y.numpy().tobytes())
+                changed = True
+        return (changes if changed else factors).hexdigest()
 
     def fitted(self, names: Collection[str]) -> "Adapter":
         """The same adapter under a base's own names of modules, where they differ in `language_model.` and parts of wrappers alone.
