@@ -525,8 +525,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def wrong_type(config: Mapping[str, Any]) -> str:
+    """What in the configuration of LoRA is of another type than peft writes, so that tools would fail at it, or read it each in its way."""
+    try:
+        if config.get("peft_type") == "LORA":
+            from_plain(AdapterConfig, config)
+    except JsonError as error:
+        return f"{CONFIG} cannot be read ({error})"
+    return ""
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     config = _read_json(path)
+    if wrong := wrong_type(config):
+        raise AdapterError(f"{path}: {wrong}; repair {CONFIG}, or save the adapter again")
     tuner = config.get("peft_type")
     if tuner != "LORA":
         raise AdapterError(f"{path}: peft_type is {tuner}, only LORA can be treated exactly; train it again with LoRA")
@@ -538,10 +550,6 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f"{path}: option {key!r} of {CONFIG} is unknown here and may change what the factors mean; "
                 f"delete it if it is a remark of another tool, else {PLAIN_LORA}"
             )
-    try:
-        from_plain(AdapterConfig, config)
-    except JsonError as error:
-        raise AdapterError(f"{path}: {CONFIG} cannot be read ({error}); save the adapter again") from None
     init = config.get("init_lora_weights", True)
     if init not in INITS:
         raise AdapterError(
