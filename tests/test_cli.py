@@ -311,3 +311,32 @@ def test_a_bar_ends_with_its_block(monkeypatch):
         assert started[0].live.is_started
         raise KeyboardInterrupt
     assert not started[0].live.is_started
+
+
+NUMBERS = [
+    pytest.param(name, option, id=f"{name} {option.opts[0]}")
+    for name, command in cli.main.commands.items()
+    for option in command.params
+    if isinstance(option, click.Option) and isinstance(option.type, click.types.IntParamType | click.types.FloatParamType)
+]
+
+
+@pytest.mark.parametrize(("command", "option"), NUMBERS)
+def test_every_number_of_a_command_has_a_least_and_a_largest_value(command, option):
+    assert isinstance(option.type, click.IntRange | terminal.Between) and None not in (option.type.min, option.type.max)
+    impossible = ["nan", "inf", "-inf", "-1", "1e300", str(10**30), "1e-300", "x"]
+    for value in impossible:
+        result = CliRunner().invoke(cli.main, [command, option.opts[0], value])
+        assert result.exit_code == cli.BAD_INPUT and result.stderr.count("\n") == 1
+        assert f"{option.opts[0]}'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [("--guess", "1e-6"), ("--guess", "0.999999"), ("--half-width", "1e-6"), ("--ratio", "1e-6"), ("--ratio", "0.999999")]
+    + [("--power", "1e-6"), ("--power", "0.999999"), ("--k", "100000"), ("--prompts", "10000000"), ("--replicas", "100000")],
+)
+def test_a_plan_takes_the_ends_of_every_range(ends):
+    given = ["plan", *(() if ends[0] == "--guess" else ("--guess", "1e-6")), *ends]
+    result = CliRunner().invoke(cli.main, given)
+    assert result.exit_code == cli.DONE and not {"nan", "inf"} & set(result.stdout.replace(",", " ").split())

@@ -507,3 +507,22 @@ def test_the_card_of_a_merge_names_what_went_in(foreign, tmp_path):
 def test_a_folder_without_results_has_no_card(tmp_path):
     with pytest.raises(CardError, match="neither a merged adapter"):
         write_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("lora_alpha", "8"), ("lora_alpha", True), ("lora_alpha", [8]), ("r", "2"), ("r", 2.0), ("use_rslora", "false"), ("use_rslora", 1)]
+    + [("rank_pattern", {"q_proj": "2"}), ("rank_pattern", []), ("alpha_pattern", {"q_proj": "8"}), ("target_modules", [1])]
+    + [("modules_to_save", "lm_head"), ("bias", False), ("use_dora", "no"), ("layers_to_transform", "0"), ("lora_dropout", "0")],
+)
+def test_a_setting_of_another_type_is_refused_for_every_tool(tmp_path, key, value):
+    path = by_peft(tmp_path / "a", 0)
+    assert all(one.ok for one in check_adapter(path))
+    edit(path, **{key: value})
+    found = check_adapter(path)
+    assert len(found) == 5 and not any(one.ok for one in found)
+    assert {one.because.partition(" should be ")[0] for one in found} == {f"adapter_config.json cannot be read ({key}"} or isinstance(
+        value, dict | list
+    )
+    with pytest.raises(AdapterError, match=f"adapter_config.json cannot be read .{key}.* should be .*; repair adapter_config.json"):
+        read_adapter(path)

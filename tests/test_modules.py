@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,7 +246,9 @@ def test_of_a_run_whole_models_are_left_out(tmp_path, monkeypatch):
         external.module_spreads([tmp_path])
     monkeypatch.setattr(external, "modules", lambda populations: found.append([one.name for one in populations]))
     monkeypatch.setattr(external, "save_modules", lambda folder, modules: None)
-    monkeypatch.setattr(external, "read_adapter", lambda path: path)
+    monkeypatch.setattr(external, "read_adapter", lambda path: SimpleNamespace(base=None, revision=None))
+    monkeypatch.setattr(external, "under_one_naming", lambda adapters, identity: (adapters, []))
+    monkeypatch.setattr(external, "copies", lambda adapters: "")
     adapters = [(tmp_path / "lora", [tmp_path / "a", tmp_path / "b"]), (tmp_path / "full", [whole])]
     monkeypatch.setattr(external, "_collections", lambda sources: adapters)
     external.module_spreads([tmp_path])

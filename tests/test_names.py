@@ -1,6 +1,7 @@
 """Nothing is believed by its name: whose outcomes a file holds, what a tensor is a factor of, which population a folder is."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from test_interop import by_peft, edit
 
 from toolkit import cli, external, pipeline
-from toolkit.adapters import AdapterError, read_adapter
-from toolkit.adopt import duplicates
-from toolkit.base import EMBEDDED
+from toolkit.adapters import AdapterError, read_adapter, write_adapter
+from toolkit.adopt import adopt, check_modules, layer_shapes, read_all, remarks
+from toolkit.base import EMBEDDED, load_base, named_modules, skeleton
 from toolkit.compatibility import check_adapter
-from toolkit.evaluate import Subject
+from toolkit.full import copies
 from toolkit.measure import read_design
 from toolkit.merge import merge_adapters
 from toolkit.outcomes import read_outcomes
@@ -74,6 +75,11 @@ WRAPPERS = {
     "compiled": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod.", 1),
     "compiled outside": lambda name: "_orig_mod." + name,
     "fsdp": lambda name: name.replace(".layers.0.", ".layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."),
+    "fabric": lambda name: name.replace("base_model.model.", "base_model.model._forward_module.", 1),
+    "fabric, one layer": lambda name: name.replace(".layers.1.", ".layers.1._forward_module."),
+    "a wrapper of blocks that nobody knows": lambda name: name.replace(".layers.2.", ".layers.2._layer."),
+    "data parallel blocks": lambda name: name.replace(".layers.3.", ".layers.3.module."),
+    "language model": lambda name: name.replace("base_model.model.model.", "base_model.model.model.language_model.", 1),
     "data parallel": lambda name: "module." + name,
     "twice by peft": lambda name: "base_model.model." + name,
     "adapter's name": lambda name: name.replace(".weight", ".default.weight"),
@@ -86,11 +92,72 @@ WRAPPERS = {
 def test_a_wrappers_names_are_the_same_modules(tmp_path, wrapper):
     one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
     wrapped = renamed(other, tmp_path / "wrapped", WRAPPERS[wrapper])
-    assert read_adapter(wrapped).modules == read_adapter(other).modules
+    model = skeleton("embedded")
+    assert model is not None
+    fitted = check_modules(read_adapter(wrapped), model, "embedded", layer_shapes(model))
+    assert fitted.modules == read_adapter(other).modules
     plain, found = (merge_adapters([one, x], tmp_path / f"m-{x.name}", method="mean") for x in (other, wrapped))
-    assert plain.notes == [] and len(found.notes) == 1 and "a wrapper's part, which was taken off" in found.notes[0]
+    assert len(remarks([wrapped], "embedded")) == 1 and remarks([other], "embedded") == []
+    assert plain.notes == [] and len(found.notes) == 1 and "a wrapper's part, which is taken off" in found.notes[0]
     assert json.loads((tmp_path / "m-wrapped" / "merge.json").read_text())["notes"] == found.notes
     assert plain.sha256 == found.sha256
+
+
+STRANGE = {
+    "another case": lambda name: name.replace("q_proj", "Q_proj"),
+    "layers shifted": lambda name: re.sub(r"\.layers\.(\d+)\.", lambda m: f".layers.{int(m[1]) + 1}.", name),
+    "nothing before": lambda name: name.replace(".model.model.", ".model."),
+    "a part that may mean anything": lambda name: name.replace("base_model.model.", "base_model.model.vision_tower.", 1),
+    "in the middle": lambda name: name.replace(".self_attn.", ".self_attn.draft."),
+    "a container": lambda name: name.replace(".self_attn.q_proj", ".self_attn._q_proj"),
+    "one layer": lambda name: name.replace(".layers.1.", ".thinker.layers.1."),
+}
+
+
+@pytest.mark.parametrize("change", STRANGE)
+def test_a_name_that_the_base_has_not_is_refused_before_anything_is_written(tmp_path, change):
+    one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
+    strange = renamed(other, tmp_path / "strange", STRANGE[change])
+    for sources in ([strange], [one, strange]):
+        result = CliRunner().invoke(cli.main, ["merge", *map(str, sources), "--method", "mean", "--out", str(tmp_path / "m")])
+        assert result.exit_code == cli.BAD_INPUT and result.stderr.count("\n") == 1
+        assert re.search(r"strange: base '.*' has no linear layer '.*'; is this an adapter of another base\?", result.stderr)
+        assert not (tmp_path / "m").exists()
+    edit(strange, base_model_name_or_path="nobody/has-it")
+    result = CliRunner().invoke(cli.main, ["merge", str(strange), "--method", "mean", "--out", str(tmp_path / "m")])
+    assert result.exit_code == cli.DONE
+    notes = json.loads((tmp_path / "m" / "merge.json").read_text())["notes"]
+    assert len(notes) == 1 and notes[0] in result.stderr
+    assert notes[0].startswith("names of modules were not checked: the configuration of nobody/has-it is not on this machine")
+
+
+def test_the_spread_by_module_is_of_the_bases_modules(tmp_path):
+    one, other = by_peft(tmp_path / "p" / "one", 1), by_peft(tmp_path / "p" / "other", 2)
+    plain = external.module_spreads([tmp_path / "p"])
+    renamed(other, tmp_path / "q" / "other", WRAPPERS["a wrapper of blocks that nobody knows"])
+    shutil.copytree(one, tmp_path / "q" / "one")
+    found = external.module_spreads([tmp_path / "q"])
+    assert found[0].modules == plain[0].modules
+
+
+def test_a_change_of_what_sees_images_is_merged_for_the_model_that_has_it(tmp_path):
+    """The model of text has no such modules, and the one that the base's configuration names has."""
+    import transformers as tf
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16, "num_position_embeddings": 16}
+    config = tf.Qwen3_5Config(
+        text_config={**small, "num_key_value_heads": 1, "head_dim": 8, "layer_types": ["full_attention"]},
+        vision_config=vision,
+        architectures=["Qwen3_5ForConditionalGeneration"],
+    )
+    config.save_pretrained(tmp_path / "base")
+    names = [name for name, matrix in (named_modules(str(tmp_path / "base"), whole=True) or {}).items() if matrix]
+    language, image = (next(n for n in names if part in n) for part in ("language_model.layers.0.mlp", "visual.blocks.0.mlp"))
+    factors = {name: (torch.ones(1, 16), torch.ones(16, 1)) for name in (language, image)}
+    write = {"r": 1, "alpha": 1, "target_modules": [language, image], "base": str(tmp_path / "base")}
+    write_adapter(tmp_path / "a", factors, **write)
+    assert list(read_adapter(merge_adapters([tmp_path / "a"], tmp_path / "m", method="mean").out).modules) == sorted([language, image])
 
 
 def test_a_folder_with_two_adapters_in_one_file_is_refused(tmp_path):
@@ -123,7 +190,8 @@ def test_strangers_are_refused(tmp_path, config):
     """Names of an unknown wrapper, or of another base: half of what was meant would be written."""
     one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
     strange = renamed(other, tmp_path / "strange", lambda name: name.replace(".model.layers.", ".transformer.layers."))
-    edit(strange, **config)
+    edit(one, base_model_name_or_path="nobody/has-it")
+    edit(strange, base_model_name_or_path="nobody/has-it", **config)
     result = CliRunner().invoke(cli.main, ["merge", str(one), str(strange), "--method", "mean", "--out", str(tmp_path / "m")])
     assert result.exit_code == cli.BAD_INPUT and result.stderr.count("\n") == 1 and "changes no module that" in result.stderr
     assert not (tmp_path / "m").exists()
@@ -195,9 +263,54 @@ def test_folders_of_one_name_are_not_one_population(tmp_path):
     assert [one.condition for one in external.module_spreads(folders)] == ["a-lora", "b-lora"]
 
 
-def test_one_adapter_given_twice_is_told(tmp_path):
-    subjects = [Subject("", "replica", i, (path,), ("0" * 64,)) for i, path in enumerate(("x", "x"))]
-    assert duplicates(external.hashes(subjects)) == [("x", "x (given again, as adapter 1)")]
+def rewritten(source: Path, out: Path, change, **config) -> Path:
+    """A copy of an adapter with other tensors and settings."""
+    shutil.copytree(source, out)
+    tensors = load_file(source / "adapter_model.safetensors")
+    save_file({name: change(name, x).contiguous() for name, x in tensors.items()}, out / "adapter_model.safetensors", metadata={"by": "me"})
+    edit(out, **config)
+    return out
+
+
+COPIES = {
+    "metadata": lambda source, out: rewritten(source, out, lambda name, x: x),
+    "names": lambda source, out: renamed(source, out, WRAPPERS["adapter's name"]),
+    "names of the base": lambda source, out: renamed(source, out, WRAPPERS["a wrapper of blocks that nobody knows"]),
+    "dtype": lambda source, out: rewritten(source, out, lambda name, x: x.bfloat16()),
+    "wider": lambda source, out: rewritten(source, out, lambda name, x: x.double()),
+    "sign": lambda source, out: rewritten(source, out, lambda name, x: -x),
+    "scale": lambda source, out: rewritten(source, out, lambda name, x: x / 2 if ".lora_B." in name else x, lora_alpha=2 * alpha(source)),
+    "remark": lambda source, out: rewritten(source, out, lambda name, x: x, peft_version="0.0.1"),
+    "more rank": lambda source, out: rewritten(
+        source, out, lambda name, x: torch.cat([x, 0 * x], int(".lora_B." in name)), r=4, lora_alpha=2 * alpha(source)
+    ),
+}
+
+
+def alpha(path: Path) -> float:
+    return json.loads((path / "adapter_config.json").read_text())["lora_alpha"]
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_is_known_by_what_it_computes(tmp_path, how):
+    one, other = by_peft(tmp_path / "p" / "one", 1), by_peft(tmp_path / "p" / "other", 2)
+    assert copies(read_all([one, other], "embedded")) == ""
+    twin = COPIES[how](one, tmp_path / "p" / "twin")
+    said = f"{twin}: the same weights as {one}; two copies are not two runs"
+    assert copies(read_all([one, other, twin], "embedded")) == said
+    assert said in merge_adapters([one, other, twin], tmp_path / "m", method="mean").notes
+    with pytest.raises(external.RunError, match="two copies are not two runs; leave one out"):
+        external.module_spreads([tmp_path / "p"])
+    with pytest.raises(AdapterError, match="two copies are not two runs; leave one out"):
+        adopt(tmp_path / "run" / "mine", [one, other, twin], load_base("embedded"))
+
+
+def test_a_change_a_little_different_and_another_untrained_adapter_are_no_copies(tmp_path):
+    one = by_peft(tmp_path / "one", 1)
+    near = rewritten(one, tmp_path / "near", lambda name, x: x * (1 + 1e-6) if ".layers.0." in name and ".lora_B." in name else x)
+    zero = [rewritten(by_peft(tmp_path / f"s{i}", i), tmp_path / f"z{i}", lambda name, x: x * (".lora_A." in name)) for i in (3, 4)]
+    assert copies(read_all([one, near, *zero], "embedded")) == ""
+    assert "(given again): the same weights" in copies(read_all([one, one], "embedded"))
 
 
 def test_names_that_could_not_be_checked_are_told(tmp_path):

@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import toolkit
 from toolkit.recipe import RecipeError, dump_recipe, load_recipe, parse_recipe
 from toolkit.recipe.models import FOLDER_NAME
+from toolkit.train.optimise import Optimiser
 
 HEAD = "base: embedded\ndata: {train: embedded}\n"
 CONDITION = HEAD + "conditions:\n  lora: "
@@ -54,6 +56,42 @@ def test_keys_and_words_are_text_as_written(word):
 )
 def test_what_is_no_learning_rate(value, told):
     assert error_of(CONDITION + f"{{lr: {value}}}") == f"my.yaml:4: 'conditions.lora.lr': {told}"
+
+
+OUT_OF_RANGE = {
+    **dict.fromkeys(("alpha", "lr", "lr_ratio_B", "eps", "temperature", "weight_decay", "clip"), (".inf", ".nan", "-1", "1e300", "1e-300")),
+    **dict.fromkeys(("dropout", "label_smoothing"), (".inf", ".nan", "-1", "1.0", "1e300")),
+    **dict.fromkeys(("layer_lr_decay", "ema_decay"), (".inf", ".nan", "0", "1.5")),
+    **dict.fromkeys(("rank", "batch_size", "gradient_accumulation", "replicas", "lawa_last"), (".inf", "0", "-1", "1000000000")),
+    "rows": ("0", "1000000000000"),
+    "epochs": (".inf", ".nan", "0", "-1", "1e300"),
+    "warmup": (".inf", ".nan", "-0.1", "1e300"),
+    "mix": (".nan", "-0.1", "1.1"),
+    "betas": ("[1, 1]", "[0.9, 1.0]", "[-0.1, 0.9]", "[.nan, 0.9]", "[0.9]", "[0.9, 0.99, 0.999]"),
+    "lookahead": ("{k: 0}", "{k: 1000000000}", "{alpha: 0}", "{alpha: 1.5}", "{alpha: .nan}"),
+    "snapshots": ("{count: 0}", "{count: 1000000000}", "{start: 1.5}", "{start: .nan}"),
+    "stack": ("0", "1000000000"),
+    "threads": ("0", "1000000000"),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OUT_OF_RANGE.items() for value in values])
+def test_a_number_that_training_cannot_take_is_told_at_its_key(key, value):
+    told = error_of(CONDITION + f"{{{key}: {value}}}")
+    assert told.startswith(f"my.yaml:4: 'conditions.lora.{key}") and "should be " in told and told.count("(got ") <= 1
+
+
+@pytest.mark.parametrize(
+    "extreme", ["{betas: [0, 0], eps: 1e-30, lr: 1e-30, clip: 1e-30}", "{eps: 1e6, lr: 1e6, clip: 1e+30, weight_decay: 1e4}"]
+)
+def test_the_optimiser_takes_the_ends_of_every_range(extreme):
+    condition = parse_recipe(CONDITION + extreme).conditions["lora"]
+    weights = {"0": (torch.ones(1, 2, 2, requires_grad=True), torch.zeros(1, 2, 2, requires_grad=True))}
+    optimiser = Optimiser(torch.nn.Sequential(torch.nn.Linear(2, 2)), weights, condition)
+    for x in weights["0"]:
+        x.grad = torch.tensor([[[0.0, 1.0], [1e-9, -1.0]]])
+    optimiser.step(condition.lr, 1, True)
+    assert all(x.isfinite().all() for x in weights["0"])
 
 
 @pytest.mark.parametrize(

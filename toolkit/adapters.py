@@ -32,6 +32,7 @@ from toolkit.plain import JsonError, from_plain, parse
 from toolkit.records import AdapterConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CONFIG = "adapter_config.json"
@@ -42,12 +43,14 @@ FULL = "full.json"
 """what a folder with a fully fine-tuned model has instead (`toolkit.full`)"""
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 COPY = ".base_layer.weight"
-INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""what torch.compile, FSDP and activation checkpointing put before any module's name"""
+INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+"""what torch.compile, FSDP, activation checkpointing and Lightning Fabric put before any module's name"""
 OUTER = re.compile(r"(?:module\.|base_model\.model\.)*base_model\.model\.(?:module\.)*")
 """PREFIX as it is where peft wrapped a model twice, or data parallelism wrapped it"""
 NAMED = re.compile(r"\.lora_(?:([AB])\.[^.]+\.weight|embedding_([AB])\.[^.]+)")
 """a factor with the name of its adapter, `.lora_A.default.weight`, as in a model's own state_dict"""
+SINGLE_EXPERT = re.compile(r"(.+\.experts)\.\d+\.")
+"""one of the experts that transformers 5 holds as one tensor"""
 LANGUAGE = "language_model"
 """a part of names that models of text and images have, and the model of text in them has not"""
 
@@ -116,7 +119,7 @@ class Adapter:
     modules: Mapping[str, Module]  # by module name of the base model, in sorted order
     places: Mapping[str, Place]  # of every tensor in the file
     stamp: tuple[int, int]  # size and time of the file that the places are of
-    wrapped: str | None = None  # a tensor's name with a wrapper's part, as in the file
+    wrapped: str | None = None  # what is said of names that are not the base's own
 
     @property
     def base(self) -> str | None:
@@ -166,16 +169,48 @@ class Adapter:
 
         return all(power(*self.factors(name)) == 0 for name in self.modules)
 
+    @property
+    def dtypes(self) -> set[str]:
+        """Of the factors, as stored."""
+        return {DTYPES[place.dtype] for key, place in self.places.items() if FACTOR.fullmatch(key)}
+
+    def change_digest(self, dtype: "torch.dtype | None" = None) -> str:
+        """Of what it does, by the modules' names: the same for two adapters whose changes are the same, however they are written.
+
+        Every module's dW is applied to a fixed input. dtype: factors are rounded to it before. One that changes nothing counts by its
+        factors.
+        """
+        import torch
+
+        changes, factors = hashlib.sha256(), hashlib.sha256()
+        changed = False
+        for name, (A, B, scale) in self.items():
+            if dtype is not None:
+                A, B = A.to(dtype), B.to(dtype)
+            A, B = A.double(), B.double()
+            x = torch.randn(A.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+            y = (scale * (B @ (A @ x))).float() + 0.0  # the order of sums is forgotten, and the sign of zero
+            factors.update(f"{name} {scale}".encode() + A.numpy().tobytes() + B.numpy().tobytes())
+            if y.any():
+                changes.update(name.encode() + y.numpy().tobytes())
+                changed = True
+        return (changes if changed else factors).hexdigest()
+
     def fitted(self, names: Collection[str]) -> "Adapter":
-        """The same adapter under a base's own names of modules, where they differ in `language_model.` alone."""
+        """The same adapter under a base's own names of modules, where they differ in `language_model.` and parts of wrappers alone.
+
+        A wrapper's part is called `module`, or begins with `_`, and no module of the base has it in its name.
+        """
         if all(name in names for name in self.modules):
             return self
         known: dict[str, list[str]] = {}
         for name in names:
             known.setdefault(text_name(name), []).append(name)
+        own = {part for name in names for part in name.split(".")}
         new: dict[str, str] = {}
         for name in self.modules:
-            meant = known.get(text_name(name), [])
+            parts = (part for part in name.split(".") if part in own or not (part == "module" or part.startswith("_")))
+            meant = known.get(text_name(".".join(parts)), [])
             new[name] = meant[0] if name not in names and len(meant) == 1 else name
         if len(set(new.values())) < len(new):
             raise AdapterError(f"{self.path}: has two changes of one module under two names; save the adapter again")
@@ -184,7 +219,9 @@ class Adapter:
             module = _owner(key)
             places[key.replace(PREFIX + module, PREFIX + new.get(module, module), 1)] = place
         modules = {new[name]: module for name, module in self.modules.items()}
-        return replace(self, modules=dict(sorted(modules.items())), places=places)
+        changed = next((name for name in new if new[name] != name), None)
+        wrapped = self.wrapped or (changed and _wrapped(PREFIX + changed, PREFIX + new[changed]))
+        return replace(self, modules=dict(sorted(modules.items())), places=places, wrapped=wrapped)
 
     def copy(self, name: str) -> "Tensor":
         """The base's weight of a module in `copies`, as stored."""
@@ -251,7 +288,7 @@ def read_adapter(path: str | Path) -> Adapter:
     if problem := empty_tensor({key: place.shape for key, place in written.items()}):
         raise AdapterError(f"{path}: {problem}; {GATHER}")
     places = {plain: written[key] for plain, key in sorted(plain_keys(path, written).items())}
-    wrapped = next((key for key in written if plain_key(key) != key), None)
+    wrapped = next((_wrapped(key, plain_key(key)) for key in written if plain_key(key) != key), None)
     shapes = {key: place.shape for key, place in places.items()}
     names: dict[str, dict[str, tuple[int, ...]]] = {}  # module -> {"A": shape, "B": shape}
     embeddings = set()
@@ -286,6 +323,18 @@ def plain_keys(path: Path, keys: Collection[str]) -> dict[str, str]:
             both = f"{plain[plain_key(key)]!r} and {key!r}"
             raise AdapterError(f"{path}: {both} are one factor of two adapters, or of two wrappers; save one adapter in a folder")
     return plain
+
+
+def _wrapped(name: str, own: str) -> str:
+    """What is said of a name that was changed into the base's own."""
+    if len(own) > len(name):
+        return f"names as {name!r} lack the base's `{LANGUAGE}.`, which is put in"
+    return f"names as {name!r} have a wrapper's part, which is taken off"
+
+
+def no_such_layer(name: str, base: str) -> str:
+    """Why an adapter cannot be of a base, with what to do."""
+    return f"base {base!r} has no linear layer {name!r}; is this an adapter of another base?"
 
 
 def text_name(module: str) -> str:
@@ -476,8 +525,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return config
 
 
+def wrong_type(config: Mapping[str, Any]) -> str:
+    """What in the configuration of LoRA is of another type than peft writes, so that tools would fail at it, or read it each in its way."""
+    try:
+        if config.get("peft_type") == "LORA":
+            from_plain(AdapterConfig, config)
+    except JsonError as error:
+        return f"{CONFIG} cannot be read ({error})"
+    return ""
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     config = _read_json(path)
+    if wrong := wrong_type(config):
+        raise AdapterError(f"{path}: {wrong}; repair {CONFIG}, or save the adapter again")
     tuner = config.get("peft_type")
     if tuner != "LORA":
         raise AdapterError(f"{path}: peft_type is {tuner}, only LORA can be treated exactly; train it again with LoRA")
@@ -489,10 +550,6 @@ def _read_config(path: Path) -> dict[str, Any]:
                 f"{path}: option {key!r} of {CONFIG} is unknown here and may change what the factors mean; "
                 f"delete it if it is a remark of another tool, else {PLAIN_LORA}"
             )
-    try:
-        from_plain(AdapterConfig, config)
-    except JsonError as error:
-        raise AdapterError(f"{path}: {CONFIG} cannot be read ({error}); save the adapter again") from None
     init = config.get("init_lora_weights", True)
     if init not in INITS:
         raise AdapterError(

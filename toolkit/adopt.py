@@ -13,7 +13,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,10 +20,10 @@ from pathlib import Path
 from torch import nn
 
 from toolkit import records
-from toolkit.adapters import CONFIG, WEIGHTS, Adapter, AdapterError, adapter_paths, read_adapter
-from toolkit.base import EMBEDDED, Base
+from toolkit.adapters import CONFIG, SINGLE_EXPERT, WEIGHTS, Adapter, AdapterError, adapter_paths, no_such_layer, read_adapter
+from toolkit.base import EMBEDDED, Base, named_modules
 from toolkit.files import home, is_leftover, sha256_file
-from toolkit.full import read_weights
+from toolkit.full import FullModel, copies, read_weights
 from toolkit.plain import read_record
 from toolkit.population import LEDGER, RECORD, Replica, read_ledger, read_population, replica_folder, write_text
 from toolkit.stack import layer_shape, target_modules
@@ -32,7 +31,6 @@ from toolkit.stacked_embedding import StackedEmbedding
 
 RUN_LEVELS = 6
 """folders above an adapter in which ftk's own base.json may lie: RUN/CONDITION/merged/LABEL/g000, .../replicas/00000/averages/swa"""
-SINGLE_EXPERT = re.compile(r"(.+\.experts)\.\d+\.")
 TRAJECTORY = ("averages", "snapshots")
 """what `swa` and `ema` need beside an adapter, as ftk writes it"""
 
@@ -68,33 +66,27 @@ def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]
     check_given(folder)
     shape_of = layer_shapes(base.model)
     known, population = read_population(folder), {}
+    if twins := copies([check_base(read_adapter(path), base, shape_of) for path in paths]):
+        raise AdapterError(f"{twins}; leave one out (if a trainer made both, its seed did nothing)")
     for r, path in enumerate(paths):
-        check_base(read_adapter(path), base, shape_of)
         same = r in known and known[r].source == str(path)
         population[r] = known[r] if same else _link(folder, r, path)
-    if twins := duplicates({str(path): population[r].sha256[WEIGHTS] for r, path in enumerate(paths)}):
-        raise AdapterError(f"{same_weights(twins)}; leave one out (if a trainer made both, its seed did nothing)")
     for r in set(known) - set(population):
         _remove_link(replica_folder(folder, r))
     write_text(folder / LEDGER, json.dumps(record, indent=2, sort_keys=True) + "\n")
     return population
 
 
-def duplicates(hash_of: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Pairs (first, copy) of names that stand for the same bits."""
-    first: dict[str, str] = {}
-    return [(first[digest], name) for name, digest in hash_of.items() if first.setdefault(digest, name) != name]
-
-
-def same_weights(twins: Sequence[tuple[str, str]]) -> str:
-    """What is wrong with duplicates, in one line."""
-    more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
-    return f"{twins[0][1]}: the same weights as {twins[0][0]}{more}; two copies are not two runs"
+def read_all(paths: Sequence[Path], base: str) -> list[Adapter | FullModel]:
+    """Adapters and whole models under the names of modules that `base` has, where it is here to tell. Raises AdapterError in one line."""
+    names = named_modules(base) or ()
+    found = map(read_weights, paths)
+    return [one.fitted(names) if isinstance(one, Adapter) else one for one in found]
 
 
 def remarks(paths: Sequence[Path], base: str) -> list[str]:
     """Lines on adapters that are to answer on `base` beside each other: another base by name, a wrapper's names, a change of zero."""
-    found = [weights for path in paths if isinstance(weights := read_weights(path), Adapter)]
+    found = [one for one in read_all(paths, base) if isinstance(one, Adapter)]
     source = str(EMBEDDED) if base == "embedded" else base
     known = {None, base, source, str(home(source).resolve())}
     other = [adapter for adapter in found if adapter.base not in known]
@@ -102,7 +94,7 @@ def remarks(paths: Sequence[Path], base: str) -> list[str]:
     zero = [adapter for adapter in found if adapter.is_zero]
     said = [
         (other, lambda a: f"says that its base is {a.base}, and {base} is what answers; names and shapes of the layers fit"),
-        (wrapped, lambda a: f"names as {a.wrapped!r} have a wrapper's part, which is taken off"),
+        (wrapped, lambda a: a.wrapped),
         (zero, lambda a: "its change is exactly zero: it answers as the base"),
     ]
     more = {len(of): f" and {len(of) - 1} more" if len(of) > 1 else "" for of, _ in said}
@@ -167,7 +159,7 @@ def _why_not(name: str, model: nn.Module, name_of_base: str) -> str:
             f"adapts single experts ({name!r}), as transformers 4 had them; base {name_of_base!r} holds them as one tensor, which is not "
             "adapted here; peft loads it, and `ftk merge` merges it"
         )
-    return f"base {name_of_base!r} has no linear layer {name!r}; is this an adapter of another base?"
+    return no_such_layer(name, name_of_base)
 
 
 def base_hash(adapter: Path) -> str | None:

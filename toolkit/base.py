@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +16,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -174,9 +175,11 @@ def width(config: PretrainedConfig) -> int:
     return int(getattr(config.get_text_config(), "hidden_size", 0))
 
 
-def skeleton(name: str) -> Any | None:
+def skeleton(name: str, whole: bool = False) -> Any | None:
     """A base without its weights, on the meta device: its modules, their names and shapes. None where its configuration is not on this
     machine or is of no causal LM. Raises BaseError where it names a folder that is not there.
+
+    whole: of the class that its configuration names, which may be one for images too, instead of a causal LM.
     """
     source, revision = _locate(name)
     try:
@@ -184,9 +187,24 @@ def skeleton(name: str) -> Any | None:
         config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
         check_kernels(name, config)
         with torch.device("meta"):
+            if whole:
+                return getattr(transformers, (config.architectures or [""])[0])(config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception:  # of code of its own architecture; what cannot be built cannot be asked
         return None
+
+
+@lru_cache(maxsize=8)
+def named_modules(name: str, whole: bool = False) -> Mapping[str, bool] | None:
+    """Module of a base -> whether it holds a matrix; None where the base's configuration is not on this machine.
+
+    whole: of the model of text and images that the configuration names, of which `skeleton` may take the model of text.
+    """
+    try:
+        model = skeleton(name, whole)
+    except BaseError:
+        return None
+    return None if model is None else {name: getattr(getattr(m, "weight", None), "ndim", 0) == 2 for name, m in model.named_modules()}
 
 
 def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from toolkit.adapters import (
+    CONFIG,
     FACTOR,
     GATHER,
     INITS,
-    LANGUAGE,
     NAMED,
     PREFIX,
     WEIGHTS,
@@ -31,6 +31,7 @@ from toolkit.adapters import (
     read_adapter,
     read_files,
     text_name,
+    wrong_type,
 )
 from toolkit.adopt import check_modules, layer_shapes
 from toolkit.base import BaseError, skeleton
@@ -122,10 +123,12 @@ def check_adapter(path: str | Path, targets: tuple[str, ...] = (), base: str | N
         unchecked = (
             f"names of modules were not checked: the configuration of {folder.base} is not on this machine; name a folder with --base"
         )
+    wrong = wrong_type(folder.config)
+    typed = Problem(wrong, f"repair {CONFIG}, or save the adapter again") if wrong else None
     found = []
     for target, (problems, command) in TARGETS.items():
         if not targets or target in targets:
-            problem = next(problems(folder), None)
+            problem = typed or next(problems(folder), None)
             fix = problem.fix.format(path=folder.path) if problem else ""
             found.append(Finding(target, problem is None, problem.because if problem else "", fix, command(folder), unchecked))
     return found
@@ -204,7 +207,7 @@ def _refusal(folder: Folder, error: Exception) -> Problem:
 
 def _rename(folder: Folder) -> str:
     """How names that the base has not become its own."""
-    if any(plain_key(key) != key for key in folder.shapes) or any(LANGUAGE in key for key in folder.shapes):
+    if any(plain_key(key) != key for key in folder.shapes) or next(_ftk(folder), None) is None:
         return REWRITE
     return "name its own base with --base, or save it again from the unwrapped model"
 

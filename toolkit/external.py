@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from toolkit import environment, mergekit_yaml
 from toolkit.adapters import adapter_paths, read_adapter
-from toolkit.adopt import check_base, duplicates, layer_shapes, remarks, same_weights
+from toolkit.adopt import check_base, layer_shapes, read_all, remarks
 from toolkit.base import EMBEDDED, load_base
 from toolkit.basin import Basin, look
 from toolkit.card import check_card
@@ -21,9 +21,9 @@ from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.embedded import with_version
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.folders import EVALUATED, MERGED, MERGES, check_claim, check_outputs, claim, is_run
-from toolkit.full import FULL, read_weights
+from toolkit.full import FULL, copies, read_weights
 from toolkit.measure import changed_prompts, read_prompts, save_design, save_modules
-from toolkit.merge import MergeReport, common_base, find_method, merge_adapters, merge_folders, merge_into_base
+from toolkit.merge import MergeReport, common_base, find_method, merge_adapters, merge_folders, merge_into_base, under_one_naming
 from toolkit.modules import Population, modules
 from toolkit.outcomes import read_outcomes
 from toolkit.pipeline import (
@@ -256,6 +256,8 @@ def basins(
     found = []
     for folder, paths in collections:
         adapters = [check_base(read_adapter(path), loaded, shape_of) for path in paths]
+        if merge is None and not any(map(read_replica, paths)) and (twins := copies(adapters)):
+            raise RunError(f"{twins}; leave one out")
         with tempfile.TemporaryDirectory() as scratch:
             merged = None
             if merge:
@@ -282,21 +284,16 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
         records = [read_replica(path) for path in paths]
         numbers = [record.replica if record else i for i, record in enumerate(records)]
         seeds = [record.seeds if record else {} for record in records]
-        populations.append(Population(name or "adapters", [read_adapter(path) for path in paths], numbers, seeds))
+        adapters = [read_adapter(path) for path in paths]
+        adapters, _ = under_one_naming(adapters, (adapters[0].base, adapters[0].revision))
+        if not any(records) and (twins := copies(adapters)):
+            raise RunError(f"{twins}; leave one out")
+        populations.append(Population(name or "adapters", adapters, numbers, seeds))
     if not populations:
         raise RunError(f"{sources[0]}: none of its conditions trains adapters")
     found = modules(populations)
     if of_run:
         save_modules(sources[0], found)
-    return found
-
-
-def hashes(family: Sequence[Subject]) -> dict[str, str]:
-    """sha256 of the weights of each subject, by its folder; one that is given twice is there twice."""
-    found: dict[str, str] = {}
-    for subject in family:
-        folder = subject.adapters[0]
-        found[f"{folder} (given again, as adapter {subject.index})" if folder in found else folder] = subject.sha256[0]
     return found
 
 
@@ -379,8 +376,8 @@ def evaluate_subjects(
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
             families.append([Subject(name, "replica", i, (str(path),), (weights_digest(path),)) for i, path in enumerate(paths)])
-            if twins := duplicates(hashes(families[-1])):
-                console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
+            if twins := copies(read_all(paths, base)):
+                console.note(f"{twins}: the disagreement is that of fewer runs")
         with console.stage("evaluate"):
             answer(job, families, asked)
         shards = [unit.unit.shard for family in families for unit in answer_units(job, family, suite, asked[suite])]
@@ -453,8 +450,8 @@ def answer_suites(recipe: Recipe, adapters: Sequence[Path], out: Path, *, worker
     with open_run(alone, out, workers=workers, console=console, kind=EVALUATED) as job:
         asked = read_prompts(job.recipe)
         family = [Subject("candidate", "replica", i, (str(path),), (weights_digest(path),)) for i, path in enumerate(paths)]
-        if twins := duplicates(hashes(family)):
-            console.note(f"{same_weights(twins)}: the disagreement is that of fewer runs")
+        if twins := copies(read_all(paths, recipe.base)):
+            console.note(f"{twins}: the disagreement is that of fewer runs")
         for line in remarks(paths, recipe.base):
             console.note(line)
         with console.stage("evaluate"):

@@ -13,10 +13,11 @@ from rich.text import Text
 
 from toolkit import data, environment, escape, pipeline
 from toolkit.adapters import read_adapter
-from toolkit.adopt import base_hash, check_base, duplicates, find_adapters, layer_shapes, remarks, same_weights
+from toolkit.adopt import base_hash, check_base, find_adapters, layer_shapes, remarks
 from toolkit.base import Base, load_base
 from toolkit.folders import RUN, check_claim, claim
 from toolkit.forecast import Part, forecast, save
+from toolkit.full import copies
 from toolkit.measure import read_prompts
 from toolkit.plan import SOFT_TARGET_BYTES, TRAINED_BYTES, TrainingPlan, soft_target_bytes
 from toolkit.recipe import Given, Recipe, RecipeError
@@ -136,11 +137,9 @@ def _population(condition: Given, base: Base, warnings: list[str]) -> dict[str, 
     """Adapters that are there already, every one checked."""
     paths = find_adapters(condition.adapters)
     shape_of = layer_shapes(base.model)
-    adapters = [read_adapter(path) for path in paths]
-    for adapter in adapters:
-        check_base(adapter, base, shape_of)
-    if twins := duplicates({str(path): adapter.sha256() for path, adapter in zip(paths, adapters, strict=True)}):
-        raise RecipeError(f"{same_weights(twins)}; leave one out")
+    adapters = [check_base(read_adapter(path), base, shape_of) for path in paths]
+    if twins := copies(adapters):
+        raise RecipeError(f"{twins}; leave one out")
     warnings += remarks(paths, base.name)
     return {
         "replicas": len(paths),

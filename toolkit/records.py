@@ -65,14 +65,27 @@ class Merge(TypedDict):
 
 
 class AdapterConfig(TypedDict):
-    """adapter_config.json; rank and alpha are read module by module."""
+    """adapter_config.json of LoRA: what any tool reads of it, as peft writes it."""
 
     base_model_name_or_path: NotRequired[str | None]
     revision: NotRequired[str | None]
     task_type: NotRequired[str | None]
+    r: NotRequired[int | None]
+    lora_alpha: NotRequired[float | None]
+    lora_dropout: NotRequired[float | None]
+    rank_pattern: NotRequired[dict[str, int] | None]
+    alpha_pattern: NotRequired[dict[str, float] | None]
     target_modules: NotRequired[list[str] | str | None]
+    exclude_modules: NotRequired[list[str] | str | None]
+    modules_to_save: NotRequired[list[str] | None]
+    target_parameters: NotRequired[list[str] | None]
+    layers_to_transform: NotRequired[list[int] | int | None]
+    bias: NotRequired[str | None]
     use_rslora: NotRequired[bool | None]
+    use_dora: NotRequired[bool | None]
+    lora_bias: NotRequired[bool | None]
     fan_in_fan_out: NotRequired[bool | None]
+    inference_mode: NotRequired[bool | None]
 
 
 class Full(TypedDict):

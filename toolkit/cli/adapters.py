@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from toolkit import escape
-from toolkit.cli.terminal import GATE_SAID_NO, as_json, errors, print_json, say, show, without_network
+from toolkit.cli.terminal import GATE_SAID_NO, REPLICAS, as_json, errors, print_json, say, show, without_network
 
 
 @click.command()
@@ -16,7 +16,7 @@ from toolkit.cli.terminal import GATE_SAID_NO, as_json, errors, print_json, say,
 @click.option(
     "--prompts", multiple=True, required=True, help="Suite with references (may be repeated): a file, or embedded:typical|near|far."
 )
-@click.option("--groups", "k", type=click.IntRange(2), help="Look at means of disjoint groups of K (default: of all).")
+@click.option("--groups", "k", type=REPLICAS, help="Look at means of disjoint groups of K (default: of all).")
 @click.option("--base", help="Base model, where the adapters do not say it or say it wrongly.")
 @click.option("--strict", is_flag=True, help="Exit code 3 when there is a warning.")
 @as_json

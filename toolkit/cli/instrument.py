@@ -11,6 +11,9 @@ import click
 
 from toolkit.cli.terminal import (
     GATE_SAID_NO,
+    GROUP,
+    REPLICAS,
+    SHARE,
     Between,
     as_json,
     console,
@@ -177,27 +180,25 @@ def claims(run: Path, file: Path | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("pilot", required=False, type=click.Path(path_type=Path))
-@click.option("--guess", type=Between(0, 1, min_open=True, max_open=True), help="Without a pilot: disagreement to reckon with, 0 to 1.")
+@click.option("--guess", type=SHARE, help="Without a pilot: disagreement to reckon with, 0 to 1.")
 @click.option("--prompts", type=click.IntRange(2, 10**7), default=500, show_default=True, help="With --guess: independent prompts.")
-@click.option(
-    "--replicas", type=click.IntRange(2, 10**5), default=16, show_default=True, help="With --guess: replicas that you can afford now."
-)
-@click.option("--k", type=click.IntRange(1, 10**5), help="Replicas of one merge or ensemble (default: the pilot's, or 8).")
+@click.option("--replicas", type=REPLICAS, default=16, show_default=True, help="With --guess: replicas that you can afford now.")
+@click.option("--k", type=GROUP, help="Replicas of one merge or ensemble (default: the pilot's, or 8).")
 @click.option(
     "--half-width",
     "half_widths",
     multiple=True,
-    type=Between(0, 0.5, min_open=True, max_open=True),
+    type=Between(1e-6, 0.5, max_open=True),
     help="Wanted, 0.01 = one point.",
 )
 @click.option(
     "--ratio",
     "ratios",
     multiple=True,
-    type=Between(0, 1, min_open=True, max_open=True),
+    type=SHARE,
     help="Effect of a mitigation to be found.",
 )
-@click.option("--power", type=Between(0, 1, min_open=True, max_open=True), default=0.8, show_default=True, help="Chance to find it.")
+@click.option("--power", type=SHARE, default=0.8, show_default=True, help="Chance to find it.")
 @as_json
 def plan(
     pilot: Path | None,
@@ -246,7 +247,7 @@ class GateCommand(click.Command):
 @click.option("--save", type=click.Path(path_type=Path), help="Write the limits to this small file, with which another machine can judge.")
 @click.option("--force", is_flag=True, help="Let --save write over a file that holds something else.")
 @click.option("--same", default="exact", show_default=True, help="For predictions: when two outputs mean the same.")
-@click.option("--alpha", type=Between(0, 0.5, min_open=True), help="False alarms that you accept, as a share (default 0.0027).")
+@click.option("--alpha", type=Between(1e-9, 0.5), help="False alarms that you accept, as a share (default 0.0027).")
 @columns_options
 @workers_option
 @as_json

@@ -15,6 +15,9 @@ import click
 import toolkit
 from toolkit.cli.terminal import (
     GATE_SAID_NO,
+    GROUP,
+    REPLICAS,
+    Between,
     as_json,
     console,
     engine_option,
@@ -47,7 +50,7 @@ def _usage() -> Iterator[None]:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @out_option
 @engine_option
-@click.option("--replicas", type=click.IntRange(2), help="Replicas of every condition, instead of the recipe's.")
+@click.option("--replicas", type=REPLICAS, help="Replicas of every condition, instead of the recipe's.")
 @workers_option
 @as_json
 def run(recipe: Path, out: Path | None, engine: str, replicas: int | None, workers: int | None, as_json: bool) -> None:
@@ -57,7 +60,7 @@ def run(recipe: Path, out: Path | None, engine: str, replicas: int | None, worke
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder.")
-@click.option("--replicas", type=click.IntRange(2), help="Fewer or more replicas than the demo's 64.")
+@click.option("--replicas", type=REPLICAS, help="Fewer or more replicas than the demo's 64.")
 @workers_option
 @as_json
 def demo(out: Path, replicas: int | None, workers: int | None, as_json: bool) -> None:
@@ -96,7 +99,7 @@ def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_js
 @click.argument("recipe", type=click.Path(path_type=Path))
 @out_option
 @click.option("--condition", "-c", multiple=True, help="Only this condition (may be repeated).")
-@click.option("--replicas", type=click.IntRange(1), help="Train replicas 0 to N-1.")
+@click.option("--replicas", type=GROUP, help="Train replicas 0 to N-1.")
 @click.option("--only", help="Train these again even if they are finished: 3,17 or 0-7.")
 @engine_option
 @workers_option
@@ -146,12 +149,14 @@ def train_replicas(
 @click.option(
     "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Instead of sources and a method: mergekit's YAML."
 )
-@click.option("-k", "--groups", "k", type=click.IntRange(1), help="Merge disjoint groups of K replicas.")
+@click.option("-k", "--groups", "k", type=GROUP, help="Merge disjoint groups of K replicas.")
 @click.option("--all", "merge_all", is_flag=True, help="Merge everything into one adapter (the default).")
 @click.option("--rank", default="full", show_default=True, help="full (exact), same, a number, or energy=0.99.")
-@click.option("--density", type=float, help="Short for --set density=...: share of the entries that is kept.")
+@click.option("--density", type=Between(1e-6, 1), help="Short for --set density=...: share of the entries that is kept.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the method (may be repeated).")
-@click.option("--buffer", type=click.IntRange(1), help="Sum in this many ranks, not densely, with a bound on the error; needs --rank.")
+@click.option(
+    "--buffer", type=click.IntRange(1, 65_536), help="Sum in this many ranks, not densely, with a bound on the error; needs --rank."
+)
 @click.option("--dense", is_flag=True, help="Write full models: the change added to the base weights.")
 @click.option("--base", help="Base model, where the adapters do not say it or say it differently.")
 @click.option("--prompts", help="greedy_soup: suite with references, the scores of which decide.")
@@ -218,9 +223,9 @@ def merge(
 @click.option("--prompts", help="Suite file of prompts, or embedded:typical|near|far (default for a run: its own suites).")
 @click.option("--base", help="Base model, where the adapters do not say it or say it wrongly.")
 @click.option("--answer", help="text, first-line, regex:PATTERN or embedded (default: the run's, or text).")
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer.")
+@click.option("--max-new-tokens", type=click.IntRange(1, 10**7), help="Longest answer.")
 @click.option("--ensemble", type=click.Choice(ENSEMBLES), help="Let disjoint groups of the adapters answer as one, too.")
-@click.option("-k", "--groups", "k", type=click.IntRange(2), help="With --ensemble: adapters in a group (default: all are one group).")
+@click.option("-k", "--groups", "k", type=REPLICAS, help="With --ensemble: adapters in a group (default: all are one group).")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the ensemble: similarity, threshold, weights.")
 @out_option
 @workers_option
@@ -283,7 +288,7 @@ def report(folder: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--replica", "-r", type=click.IntRange(0), multiple=True, help="Train its stack again (may be repeated).")
+@click.option("--replica", "-r", type=click.IntRange(0, 10**5), multiple=True, help="Train its stack again (may be repeated).")
 @click.option("--condition", "-c", multiple=True, help="Only this condition (may be repeated).")
 @workers_option
 @as_json

@@ -31,8 +31,22 @@ DISK_SAID_NO = {
     errno.EROFS: "the disk is read-only: make it writable, or name another folder with --out, and run again; finished work is kept",
 }
 
+
+class Between(click.FloatRange):
+    """A number within limits; `nan` is within none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is no number", param, ctx)
+
+
+REPLICAS = click.IntRange(2, 10**5)
+GROUP = click.IntRange(1, 10**5)
+SHARE = Between(1e-6, 1 - 1e-6)
+"""of something that is neither none nor all; nearer to either end, nothing could be measured"""
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-workers_option = click.option("--workers", type=click.IntRange(1), help="Worker processes (default: one a core; one on a GPU).")
+workers_option = click.option("--workers", type=click.IntRange(1, 4096), help="Worker processes (default: one a core; one on a GPU).")
 engine_option = click.option(
     "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="This machine, or a Ray cluster."
 )
@@ -80,14 +94,6 @@ def without_network(*sources: str | None) -> None:
         socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
     except OSError:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
-class Between(click.FloatRange):
-    """A number within limits; `nan` is within none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = super().convert(value, param, ctx)
-        return number if math.isfinite(number) else self.fail(f"{value} is no number", param, ctx)
 
 
 def say(line: object, err: bool = False) -> None:

@@ -1,6 +1,6 @@
 """All weights of a base, R times over: a stack of them, and the model folders that they are kept in."""
 
-from toolkit.full.folder import FULL, MODEL, FullModel, model_files, read_model, read_weights, write_model
+from toolkit.full.folder import FULL, MODEL, FullModel, copies, model_files, read_model, read_weights, write_model
 from toolkit.full.stack import FullStack, check_whole, stacked_whole
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "FullModel",
     "FullStack",
     "check_whole",
+    "copies",
     "model_files",
     "read_model",
     "read_weights",

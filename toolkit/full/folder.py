@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from toolkit.adapters import FULL, Adapter, AdapterError, read_adapter, write_folder
+from toolkit.adapters import DTYPES, FULL, Adapter, AdapterError, read_adapter, write_folder
 from toolkit.base import Base
 from toolkit.files import sha256_file
 from toolkit.plain import read_record
@@ -51,6 +52,20 @@ class FullModel:
                 found = list(self.shapes[name]) if name in self.shapes else "not there"
                 raise AdapterError(f"{self.path}: {name} is {found}, in the base {list(shape)}; is this a model of another base?")
 
+    @property
+    def dtypes(self) -> set[str]:
+        """Of the weights, as stored."""
+        with safe_open(self.path / MODEL, framework="pt") as file:
+            return {DTYPES.get(file.get_slice(name).get_dtype(), "float64") for name in self.shapes}
+
+    def change_digest(self, dtype: torch.dtype | None = None) -> str:
+        """Of all weights, however they are written. dtype: they are rounded to it before."""
+        digest = hashlib.sha256()
+        for name in sorted(self.shapes):
+            W = self.tensor(name)
+            digest.update(name.encode() + W.to(dtype or W.dtype).double().numpy().tobytes())
+        return digest.hexdigest()
+
     def tensor(self, name: str) -> Tensor:
         with safe_open(self.path / MODEL, framework="pt") as file:
             return file.get_tensor(name)
@@ -75,6 +90,23 @@ def read_model(path: str | Path) -> FullModel:
 def read_weights(path: str | Path) -> Adapter | FullModel:
     """The adapter or the whole model in a folder. Raises AdapterError in one line."""
     return read_model(path) if (Path(path) / FULL).is_file() else read_adapter(path)
+
+
+def copies(found: Sequence[Adapter | FullModel]) -> str:
+    """One line where some of them are the same model: names and files do not tell, what is computed does. Empty where none are.
+
+    Where they are stored in several dtypes, the narrowest is what is compared.
+    """
+    stored = {dtype for one in found for dtype in one.dtypes}
+    narrow = min((getattr(torch, name) for name in stored), key=lambda dtype: dtype.itemsize) if len(stored) > 1 else None
+    first: dict[str, int] = {}
+    twins = [(i, k) for i, one in enumerate(found) if (k := first.setdefault(one.change_digest(narrow), i)) != i]
+    if not twins:
+        return ""
+    twin, original = (found[i].path for i in twins[0])
+    name = f"{twin} (given again)" if twin == original else twin
+    more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
+    return f"{name}: the same weights as {original}{more}; two copies are not two runs"
 
 
 def model_files(base: Base) -> dict[str, bytes]:

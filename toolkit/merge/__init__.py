@@ -11,5 +11,6 @@ from toolkit.merge.methods import Method as Method
 from toolkit.merge.methods import accepted as accepted
 from toolkit.merge.methods import combine as combine
 from toolkit.merge.methods import find_method as find_method
+from toolkit.merge.naming import under_one_naming as under_one_naming
 from toolkit.merge.whole import merge_folders as merge_folders
 from toolkit.merge.whole import merge_models as merge_models

@@ -18,7 +18,7 @@ from toolkit import delta
 from toolkit.adapters import CONFIG, FULL, WEIGHTS, Adapter, AdapterError, write_adapter
 from toolkit.files import sha256_file
 from toolkit.folders import MERGED
-from toolkit.full import MODEL, FullModel, read_weights
+from toolkit.full import MODEL, FullModel, copies, read_weights
 from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
 from toolkit.merge.naming import under_one_naming
 from toolkit.merge.soup import Step, greedy_soup
@@ -272,7 +272,7 @@ def read_members(
         raise AdapterError(f"{whole[0].path}: a fully fine-tuned model; it merges with others of its kind, into a model")
     identity = common_base(adapters) if base is None else (base, None)
     adapters, notes = under_one_naming(adapters, identity)
-    notes += remarks(inputs, adapters, base)
+    notes += remarks(adapters, base)
     names = [Path(one.path).name for one in inputs]
     count = Counter(names)
     ids = [name if count[name] == 1 else f"{name}:{one.sha256}" for name, one in zip(names, inputs, strict=True)]
@@ -326,25 +326,16 @@ def common_base(adapters: Sequence[Adapter | FullModel]) -> tuple[str | None, st
     return first.base, first.revision
 
 
-def remarks(inputs: Sequence[Input], adapters: Sequence[Adapter], base: str | None) -> list[str]:
+def remarks(adapters: Sequence[Adapter], base: str | None) -> list[str]:
     """What is merged as asked, and may not be what was meant."""
     notes = []
     if wrapped := [adapter for adapter in adapters if adapter.wrapped]:
-        notes.append(f"{_several(wrapped)}: names as {wrapped[0].wrapped!r} have a wrapper's part, which was taken off")
+        notes.append(f"{_several(wrapped)}: {wrapped[0].wrapped}")
     if zero := [adapter for adapter in adapters if adapter.is_zero]:
         notes.append(f"{_several(zero)}: its change is exactly zero, so it only makes the merge smaller")
     if other := [adapter for adapter in adapters if base is not None and adapter.base not in (None, base)]:
         notes.append(f"{_several(other)}: says that its base is {other[0].base}; merged for {base}, as asked")
-    return notes + copies(inputs)
-
-
-def copies(inputs: Sequence[Input]) -> list[str]:
-    """A line where inputs are copies of each other, whatever they are called."""
-    first: dict[tuple[str, str], int] = {}
-    same = [(i, first.setdefault((one.sha256, one.config_sha256), i)) for i, one in enumerate(inputs)]
-    twins = [(inputs[i].path, inputs[k].path) for i, k in same if i != k]  # by place: one folder may be given twice
-    more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
-    return [f"{twins[0][0]}: the same weights as {twins[0][1]}{more}; two copies are not two runs"] if twins else []
+    return notes + [line for line in (copies(adapters),) if line]
 
 
 def _several(adapters: Sequence[Adapter]) -> str:

@@ -1,48 +1,60 @@
 """Whether adapters name the modules of their base alike: a module under two names would count as two, each changed by a part of them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
-from toolkit.adapters import Adapter, AdapterError, aims_at, text_name
+from toolkit.adapters import SINGLE_EXPERT, Adapter, AdapterError, aims_at, no_such_layer, text_name
 
 Identity = tuple[str | None, str | None]
 """name and revision of a base"""
 
 
 def under_one_naming(adapters: Sequence[Adapter], identity: Identity) -> tuple[list[Adapter], list[str]]:
-    """The adapters with the base's own names of modules, and notes on modules that only some of them change.
+    """The adapters with the base's own names of modules, and notes on modules that only some of them change, or that nobody could check.
 
-    Raises AdapterError in one line for adapters that share no module
+    Raises AdapterError in one line for a module that the base has not, for adapters that share no module
     though their target_modules mean the same ones, and where names differ in `language_model.` and nothing says which are the base's.
     """
-    layouts = {frozenset(adapter.modules): adapter for adapter in adapters}
-    every = frozenset().union(*layouts)
-    if any(text_name(name) != name for name in every):
-        names = base_modules(identity)
-        if names is None and len({text_name(name) for name in every}) < len(every):
-            first, second = _parted(list(layouts.values()))
-            raise AdapterError(
-                f"{second.path}: names modules as {min(second.modules)!r}, {first.path} as {min(first.modules)!r}, and base "
-                f"{identity[0]} is not here to say which is its own; name a folder of it with `base`"
-            )
-        adapters = [adapter.fitted(names or ()) for adapter in adapters]
-        layouts = {frozenset(adapter.modules): adapter for adapter in adapters}
-    different = list(layouts.values())
-    for i, one in enumerate(different):
-        for other in different[:i]:
+    adapters, checked = _named_by_base(adapters, identity)
+    layouts = list({frozenset(adapter.modules): adapter for adapter in adapters}.values())
+    every = frozenset[str]().union(*(adapter.modules for adapter in layouts))
+    if not checked and len({text_name(name) for name in every}) < len(every):
+        first, second = _parted(layouts)
+        raise AdapterError(
+            f"{second.path}: names modules as {min(second.modules)!r}, {first.path} as {min(first.modules)!r}, and base "
+            f"{identity[0]} is not here to say which is its own; name a folder of it with `base`"
+        )
+    for i, one in enumerate(layouts):
+        for other in layouts[:i]:
             _refuse_strangers(other, one)
-    return list(adapters), _left_out(different)
+    there = f"the configuration of {identity[0]} is not on this machine" if identity[0] else "the adapters do not say their base"
+    unchecked = [] if checked else [f"names of modules were not checked: {there}; name a folder of the base with `base`"]
+    return adapters, [*_left_out(layouts), *unchecked]
 
 
-def base_modules(identity: Identity) -> Collection[str] | None:
-    """Names of the modules of a base, from its configuration; None where that is not on this machine."""
-    from toolkit.base import BaseError, skeleton
+def _named_by_base(adapters: Sequence[Adapter], identity: Identity) -> tuple[list[Adapter], bool]:
+    """The adapters under the names that their base has, and whether it is here to tell. Raises AdapterError for a name that it has not."""
+    from toolkit.base import named_modules
 
     name, revision = identity
-    try:
-        model = skeleton(f"{name}@{revision}" if revision else name) if name else None
-    except BaseError:
-        return None
-    return None if model is None else dict(model.named_modules())
+    refusal = None
+    for whole in (False, True):  # the model of text that ftk and peft take, then that of text and images
+        known = named_modules(f"{name}@{revision}" if revision else name, whole) if name else None
+        if known is None:
+            continue
+        fitted = [adapter.fitted(known) for adapter in adapters]
+        stray = next(((one, module) for one in fitted for module in one.modules if not _is_there(module, known)), None)
+        if stray is None:
+            return fitted, True
+        refusal = refusal or AdapterError(f"{stray[0].path}: {no_such_layer(stray[1], str(name))}")
+    if refusal:
+        raise refusal
+    return list(adapters), False
+
+
+def _is_there(module: str, known: Mapping[str, bool]) -> bool:
+    """Whether a base has a layer to change, or the experts that one of them is among."""
+    single = SINGLE_EXPERT.match(module)
+    return known.get(module, False) or (single is not None and single[1] in known)
 
 
 def _refuse_strangers(one: Adapter, other: Adapter) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from toolkit import delta
 from toolkit.adapters import AdapterError
 from toolkit.folders import MARKER, MERGED
-from toolkit.full import FULL, MODEL, FullModel, write_model
+from toolkit.full import FULL, MODEL, FullModel, copies, write_model
 from toolkit.merge.dense import load_model
-from toolkit.merge.merge import REPORT, Input, MergeReport, as_text, common_base, copies, merge_adapters, read_inputs, versions
+from toolkit.merge.merge import REPORT, Input, MergeReport, as_text, common_base, merge_adapters, read_inputs, versions
 from toolkit.merge.methods import Method, find_coefficients, find_method, merge_entries
 from toolkit.population import RECORD
 
@@ -84,7 +84,7 @@ def merge_models(
         "inputs": inputs,
         "rank": None,
         "energy": 1.0,
-        "notes": copies(inputs),
+        "notes": [line for line in (copies(models),) if line],
         "versions": versions(method),
     }
     files = {path.name: path.read_bytes() for path in sorted(models[0].path.iterdir()) if path.is_file() and path.name not in MADE_HERE}

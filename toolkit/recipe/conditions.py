@@ -18,11 +18,17 @@ from pydantic import (
 from toolkit.recipe.fields import (
     MOST,
     Batch,
+    Below1,
     Compile,
+    Decay,
     Dtype,
     Epochs,
+    Epsilon,
+    Factor,
+    LearningRate,
     Model,
     NonNegative,
+    Norm,
     Points,
     Rank,
     Replicas,
@@ -75,15 +81,15 @@ class Condition(Model):
     teacher: Teacher | None = None
     students: Replicas = 1
     """per fresh teacher group; 2 or more part the variance between teacher groups from that between students of one group."""
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    temperature: Factor = 1.0
     """of the teacher's and the student's distribution in the loss."""
     mix: Share = 1.0
     """share of the loss that is the teacher's; the rest is cross-entropy on the labels."""
     rank: Rank = 8
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    alpha: Factor | None = None
     """LoRA scale is alpha / rank (alpha / sqrt(rank) with rslora); default 2 * rank."""
     rslora: bool = False
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Below1 = 0.0
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     init: Literal["kaiming", "gaussian", "orthogonal"] = "kaiming"
     """how adapters begin, in PEFT's words; always without any change of the base."""
@@ -94,9 +100,9 @@ class Condition(Model):
     epochs: Epochs = 2
     batch_size: Batch = 16
     gradient_accumulation: Batch = 1
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-4
+    lr: LearningRate = 2e-4
     """default: 2e-4, of `method: full` 2e-5."""
-    lr_ratio_B: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    lr_ratio_B: Factor = 1.0
     """learning rate of B as a multiple of that of A."""
     layer_lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """learning rate of a block as a share of that of the block above it."""
@@ -106,14 +112,14 @@ class Condition(Model):
     """lowest learning rate of a cycle, as a share of `lr`."""
     warmup: NonNegative = 0.03
     """below 1 a share of all steps, otherwise a number of steps."""
-    clip: NonNegative = 1.0
+    clip: Norm = 1.0
     """largest gradient norm of one replica; 0 is off."""
-    weight_decay: NonNegative = 0.0
+    weight_decay: Decay = 0.0
     """towards the base: of adapters, their factors towards 0; of `method: full`, all weights towards those of the base."""
     lookahead: Lookahead | None = None
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    betas: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.9, 0.999]
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    label_smoothing: Below1 = 0.0
+    betas: Annotated[list[Below1], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    eps: Epsilon = 1e-8
     snapshots: Snapshots | None = None
     averages: list[Literal["swa", "ema", "lawa"]] = []
     """running averages of the snapshots, each written as an adapter (of `method: full` a model) of its own; needs `snapshots`."""

@@ -14,7 +14,6 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from toolkit.patterns import PatternError, compiled
-from toolkit.plain import shortened
 from toolkit.recipe.words import Path_
 
 
@@ -23,7 +22,18 @@ def at_most(limit: float, reason: str) -> AfterValidator:
 
     def check(value: float) -> float:
         if value > limit:
-            raise ValueError(f"should be at most {limit:,}: {reason} (got {shortened(value)})")
+            raise ValueError(f"should be at most {limit if limit > 1e12 else f'{limit:,}'}: {reason}")
+        return value
+
+    return AfterValidator(check)
+
+
+def at_least(limit: float, reason: str, *, or_zero: bool = False) -> AfterValidator:
+    """A floor: what is asked for below it is lost in the numbers that training computes with."""
+
+    def check(value: float) -> float:
+        if value < limit and not (or_zero and value == 0):
+            raise ValueError(f"should be {'0, or ' if or_zero else ''}at least {limit:g}: {reason}")
         return value
 
     return AfterValidator(check)
@@ -46,7 +56,17 @@ Seed = Annotated[int, Field(ge=0), at_most(2**63 - 1, "a seed has 63 bits")]
 Label = Annotated[str, Field(max_length=200)]
 """a name that stands in tables and charts"""
 Share = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Below1 = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), at_most(1e30, "a number of 32 bits ends there")]
+_SMALL = "less is lost in numbers of 32 bits"
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False), at_least(1e-6, _SMALL), at_most(1_000_000, "nothing can be trained so")]
+"""of something that is multiplied: weights, a learning rate, a loss"""
+LearningRate = Annotated[
+    float, Field(gt=0, allow_inf_nan=False), at_least(1e-30, _SMALL), at_most(1_000_000, "no weight survives such a step")
+]
+Decay = Annotated[float, Field(ge=0, allow_inf_nan=False), at_least(1e-30, _SMALL, or_zero=True), at_most(10_000, "no change survives it")]
+Norm = Annotated[float, Field(ge=0, allow_inf_nan=False), at_least(1e-30, _SMALL, or_zero=True), at_most(1e30, "no gradient is larger")]
+Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=False), at_least(1e-30, _SMALL), at_most(1_000_000, "no weight would move")]
 Source = Literal["init", "order", "dropout"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "nf4"]
 Compile = Literal["auto", "always", "never"]
