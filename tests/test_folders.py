@@ -126,6 +126,49 @@ def foreign(folder: Path) -> Path:
     return folder
 
 
+FOREIGN = {
+    "results": {"results.json": '{"acc": 0.7}', "report.html": "<h1>mine</h1>"},
+    "results of ftk, own report": {"results.json": None, "report.html": "<h1>mine</h1>"},
+    "metrics": {"metrics.json": '{"mine": 1}'},
+    "forecast": {"forecast.json": '{"rain": "no"}'},
+    "merge": {"merge.json": '{"mine": 1}', "adapter_model.safetensors": "precious"},
+    "groups": {"g000/merge.json": "[]"},
+    "run": {"recipe.yaml": "flour: 1", "environment.json": '{"PATH": "/bin"}'},
+    "population": {"town/population.json": '{"people": 7}'},
+}
+
+
+@pytest.mark.parametrize("theirs", FOREIGN)
+def test_a_folder_is_not_ftks_because_of_the_names_of_its_files(inputs, tmp_path, theirs):
+    out = tmp_path / "mine"
+    for name, text in FOREIGN[theirs].items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text((inputs / "run/results.json").read_text() if text is None else text)
+    (inputs / "rows.csv").write_text("run,f1\n0,0.1\n1,0.2\n2,0.3\n")
+    for command in ("measure", "run", "check", "merge", "merge, groups", "merge, dense", "evaluate"):
+        refused(out, *WRITERS[command].format(i=inputs, out=out).split())
+    refused(out, "measure", inputs / "rows.csv", "--out", out)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("how", ["--method mean", "--method mean --dense"])
+def test_a_merge_is_not_replaced_by_another_merge(inputs, tmp_path, how, marked):
+    one, two, three = (shutil.copytree(inputs / f"run/lora/replicas/0000{r}", tmp_path / f"adapter-{r}") for r in range(3))
+    out = tmp_path / "merged"
+    again = ("merge", one, two, *how.split(), "--out", out)
+    assert ftk(*again)[0] == 0
+    if not marked:  # as older versions left it
+        (out / MARKER).unlink()
+    for other in ((one, three, "--method", "mean"), (one, two, "--method", "ties"), (one, two, "--method", "mean", "--rank", "2")):
+        said = refused(out, "merge", *other, *how.split()[2:], "--out", out)
+        assert "another --out, or --force" in said
+    (tmp_path / "moved").mkdir()
+    moved = two.rename(tmp_path / "moved" / "adapter-1")
+    assert ftk("merge", moved, one, *how.split(), "--out", out)[0] == 0  # the same adapters
+    assert ftk("merge", one, three, *how.split(), "--out", out, "--force")[0] == 0
+    refused(out, *again[:2], moved, *again[3:])
+
+
 WRITERS = {
     "run": "run {i}/a.yaml --out {out}",
     "train-replicas": "train-replicas {i}/a.yaml --out {out}",
