@@ -398,6 +398,74 @@ def test_damaged_outcomes_are_noticed_and_asked_again(run, damage):
     assert read_outcomes([shard]).to_pylist() == before and ftk("measure", run)[0] == 0
 
 
+def test_missing_rows_are_told_with_the_whole_command(run):
+    shard = replica_shard(run)
+    rows = pq.read_table(shard).num_rows
+    cut(shard)
+    said = refused(run, "measure", run)
+    assert f"has {rows - 2} rows" in said and f"`ftk run {run}/recipe.yaml --out {run}`" in said and "column" not in said
+
+
+def edit(path: Path, change) -> None:
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+def other_shifts(prompts: dict) -> None:
+    for prompt in prompts["typical"]:
+        prompt["shift"] = "far"
+
+
+EDITS = {
+    "prompts": lambda run: edit(run / "prompts.json", other_shifts),
+    "design, failed": lambda run: edit(run / "design.json", lambda design: design["conditions"][0].update(failed=7)),
+    "design, shorter": lambda run: edit(run / "design.json", lambda design: design["conditions"][0]["replicas"].pop()),
+    "recipe, base": lambda run: (run / "recipe.yaml").write_text(
+        (run / "recipe.yaml").read_text().replace("base: embedded", "base: Qwen/Qwen2.5-72B")
+    ),
+    "environment": lambda run: edit(run / "environment.json", lambda found: found["numerics"].update(cpu="another")),
+    "base": lambda run: edit(run / "base.json", lambda found: found.update(parameters=72)),
+    "prompts are gone": lambda run: (run / "prompts.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("changed", EDITS)
+def test_a_run_whose_files_were_edited_is_read_by_no_command(inputs, run, changed):
+    EDITS[changed](run)
+    out = run.parent / "out"
+    for words in (
+        ("measure", run),
+        ("report", run),
+        ("evaluate", run),
+        ("claims", run),
+        ("plan", run),
+        ("gate", run, "--save", out),
+        ("modules", run),
+        ("merge", run, "--method", "mean", "--out", out),
+        ("evaluate", run / "lora", "--prompts", inputs / "suite.jsonl", "--out", out),
+        ("measure", run, inputs / "run", "--out", out),
+    ):
+        said = refused(run, *words)
+        assert f"`ftk run {run}/recipe.yaml --out {run}`" in said and not out.exists()
+    pipeline.run(parse_recipe((inputs / "a.yaml").read_text(), str(inputs / "a.yaml")), run, workers=1)
+    assert ftk("measure", run)[0] == 0
+
+
+def test_a_recipe_may_be_edited_in_its_run_to_go_on(run):
+    path = run / "recipe.yaml"
+    path.write_text(path.read_text().replace("level: 0.95", "level: 0.9"))
+    assert "recipe.yaml: has been changed" in refused(run, "measure", run)
+    assert ftk("run", path, "--out", run)[0] == 0
+    assert ftk("measure", run)[0] == 0 and json.loads((run / "results.json").read_text())["level"] == 0.9
+
+
+def test_a_design_that_contradicts_itself_is_told_in_one_line(run):
+    (run / MARKER).unlink()  # as older versions left it
+    EDITS["design, shorter"](run)
+    assert "design.json: condition lora: a group of mean-k2 has replica 3" in refused(run, "measure", run)
+
+
 def test_outcomes_of_older_versions_are_read_and_must_be_complete(run):
     shard = replica_shard(run)
     pq.write_table(pq.read_table(shard).replace_schema_metadata(None), shard)

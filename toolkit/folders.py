@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def claim(folder: Path, kind: str, of: Mapping[str, str] | None = None, *, force
     """Make a folder one of `kind`, before anything else is written there. Raises FolderError as `check_claim`, and then writes nothing."""
     check_claim(folder, kind, of, force=force)
     folder.mkdir(parents=True, exist_ok=True)
-    text = marker_text(kind, of)
+    text = marker_text(kind, of, (read_marker(folder) or {}).get("sha256"))
     if not (folder / MARKER).is_file() or (folder / MARKER).read_text(encoding="utf-8") != text:
         write_text(folder / MARKER, text)
 
@@ -136,6 +137,33 @@ def marker_text(kind: str, of: Mapping[str, str] | None = None, sha256: Mapping[
     """ftk.json. sha256: of the files of a folder that is written once, and whole."""
     more = {} if sha256 is None else {"sha256": dict(sha256)}
     return json.dumps({"kind": kind, "format": FORMAT, "of": dict(of or {}), **more}, indent=2, sort_keys=True) + "\n"
+
+
+def seal(folder: Path, *names: str) -> None:
+    """Write down what is in files of a run, from which its figures are made."""
+    found = read_marker(folder)
+    if found and found["kind"] in (RUN, EVALUATED):
+        digests = found.get("sha256", {}) | {name: sha256_file(folder / name) for name in names}
+        write_text(folder / MARKER, marker_text(found["kind"], found["of"], digests))
+
+
+def check_sealed(folder: Path) -> None:
+    """Refuse a run in which a file is not what was written; runs of older versions do not say it. Raises FolderError in one line."""
+    found = read_marker(folder)
+    if not found or found["kind"] not in (RUN, EVALUATED):
+        return
+    for name, digest in found.get("sha256", {}).items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != digest:
+            what = "has been changed since it was written" if path.exists() else "is missing"
+            raise FolderError(f"{path}: {what}; take that back, or {again(path)}")
+
+
+def again(path: Path) -> str:
+    """The command by which a file of a run is made again."""
+    run = next((folder for folder in path.parents if (folder / "recipe.yaml").is_file()), None)
+    command = shlex.join(["ftk", "run", str(run / "recipe.yaml"), "--out", str(run)]) if run else "ftk run"
+    return f"`{command}` writes it anew"
 
 
 def is_whole(folder: Path) -> bool | None:

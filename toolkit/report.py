@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import NamedTuple
 
 from toolkit import charts, escape
-from toolkit.folders import FolderError, is_report, read_marker
+from toolkit.folders import FolderError, check_sealed, is_report, read_marker
 from toolkit.population import sha256_file, write_text
 from toolkit.results import (
     Claims,
@@ -49,6 +49,7 @@ def write_report(run: Path | str) -> Path:
     Raises FolderError where a report.html is there that ftk has not written.
     """
     run = Path(run)
+    check_sealed(run)
     path = run / "report.html"
     if path.is_file() and read_marker(run) is None and not is_report(path):
         raise FolderError(f"{path}: ftk has not written it; move it away")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.engines import LocalEngine, RayEngine
+from toolkit.folders import check_sealed
 from toolkit.population import read_population
 from toolkit.recipe import Recipe, read_recipe
 
@@ -48,11 +49,13 @@ class Run:
         return self.folder / name
 
 
-def open_folder(folder: Path) -> Recipe:
-    """The recipe of an existing run folder."""
+def open_folder(folder: Path, *, as_it_is: bool = False) -> Recipe:
+    """The recipe of an existing run folder, whose files are what was written."""
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise RunError(f"{folder}: not a run folder (no recipe.yaml); `ftk run RECIPE --out {folder}` makes one")
+    if not as_it_is:
+        check_sealed(folder)
     return read_recipe(path)
 
 

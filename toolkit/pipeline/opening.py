@@ -18,15 +18,15 @@ from toolkit.data import asks_for_the_date
 from toolkit.embedded import suite_of
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
-from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker
+from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker, seal
 from toolkit.measure import read_prompts
 from toolkit.pipeline.checks import check_all
 from toolkit.pipeline.fitting import fit_stacks
-from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
+from toolkit.pipeline.job import Console, Run, RunError, as_json
 from toolkit.pipeline.training import check_population, training_plan
 from toolkit.plain import read_record
 from toolkit.population import LEDGER, RECORD, fingerprint, write_text
-from toolkit.recipe import Recipe, dump_recipe, with_suites
+from toolkit.recipe import Recipe, dump_recipe, read_recipe, with_suites
 
 
 @contextmanager
@@ -72,6 +72,7 @@ def open_run(
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         write_text(folder / "environment.json", as_json(environment.describe(device)))
         write_text(folder / "base.json", as_json(base.to_dict()))
+        seal(folder, "recipe.yaml", "environment.json", "base.json")
         with ENGINES[engine](device, workers) as at_work:
             yield Run(recipe, folder, device, at_work, console)
             if len(at_work.machines) > 1:
@@ -93,7 +94,7 @@ def free_folder(folder: Path, recipe: Recipe) -> Path:
             check_claim(path, EVALUATED, {"recipe": _recipe_mark(recipe)})
         except FolderError:
             continue
-        if not is_run(path) or read_marker(path) or _recipe_mark(open_folder(path)) == _recipe_mark(recipe):
+        if not is_run(path) or read_marker(path) or _recipe_mark(read_recipe(path / "recipe.yaml")) == _recipe_mark(recipe):
             return path
     raise AssertionError("there is always a further number")
 
@@ -112,7 +113,7 @@ def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: 
     if not is_run(folder) and not any(folder.glob("*/replicas")):
         return
     way_out = "choose another --out, or delete that folder"
-    then = open_folder(folder) if (folder / "recipe.yaml").is_file() else None
+    then = read_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
     if then and kind == EVALUATED and read_marker(folder) is None and _recipe_mark(then) != _recipe_mark(recipe):
         raise RunError(f"{folder}: holds answers of other adapters or to other prompts; {way_out}")
     made = [name for name in (then.conditions if then else ()) if any(folder.glob(f"{name}/replicas/*"))]
@@ -148,7 +149,7 @@ def _recipe_mark(recipe: Recipe) -> str:
 def keep_suites(recipe: Recipe, folder: Path, console: Console) -> Recipe:
     """With the version of the embedded suites that a run folder began with; in a new one as named, or the newest."""
     recipe = with_suites(recipe)
-    then = open_folder(folder).data.suites if (folder / "recipe.yaml").is_file() else {}
+    then = read_recipe(folder / "recipe.yaml").data.suites if (folder / "recipe.yaml").is_file() else {}
     suites = {
         name: then[name] if _other_version(name, source, then.get(name, "")) else source for name, source in recipe.data.suites.items()
     }
@@ -173,7 +174,7 @@ def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
     Raises BaseError where there is no such base, RunError as `fit_stacks`.
     """
     if folder and (folder / "recipe.yaml").is_file():
-        then = open_folder(folder)
+        then = read_recipe(folder / "recipe.yaml")
         kept = {key: getattr(then, key) for key in ("dtype", "compile") if getattr(recipe, key) == "auto"}
         stacks = {name: one.stack for name, one in then.trained.items()}
         fitted = {
