@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +203,36 @@ def test_no_command_writes_into_a_folder_that_is_not_its_own(inputs, tmp_path, c
 def test_a_run_of_another_recipe_is_as_it_was(inputs, run, command, recipe):
     said = refused(run, *WRITERS[command].replace("a.yaml", recipe).format(i=inputs, out=run).split())
     assert "of another recipe" in said and "another --out" in said
+
+
+EARLY = {
+    "another training": ("b.yaml", "", "", "run", "holds replicas of another recipe (lr)"),
+    "another condition": ("c.yaml", "", "", "run", "holds the run of another recipe (conditions lora)"),
+    "another seed": ("a.yaml", "replicas: 4", "seed: 3\nreplicas: 4", "run", "another recipe (seed)"),
+    "foreign": ("a.yaml", "", "", ".", "is not empty"),
+    "no base": ("a.yaml", "base: embedded", "base: ~nobody/x", "new", "no such folder"),
+    "no category": (
+        "a.yaml",
+        "replicas: 4",
+        "criteria: [{name: c, suite: typical, category: nosuch, limit: 0.05}]\nreplicas: 4",
+        "new",
+        "no category 'nosuch'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EARLY)
+def test_what_needs_no_base_is_refused_before_it_is_loaded(inputs, run, case):
+    name, old, new, out, told = EARLY[case]
+    recipe = run.parent / "asked.yaml"
+    recipe.write_text((inputs / name).read_text().replace(old, new))
+    words = [str(recipe), "--out", str(run.parent / out)]
+    code = "import sys; from toolkit.cli import main\nfor c in ('run', 'train-replicas', 'check'):\n try: main([c, *sys.argv[1:]])\n"
+    code += " except SystemExit as stop: print(stop.code, *({'torch', 'transformers'} & set(sys.modules)))"
+    before = contents(run.parent)
+    found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == ["2"] * 3 and found.stderr.count(told) == 3, found
+    assert contents(run.parent) == before
 
 
 @pytest.mark.parametrize("marked", [True, False])

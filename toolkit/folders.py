@@ -159,6 +159,12 @@ def check_sealed(folder: Path) -> None:
             raise FolderError(f"{path}: {what}; take that back, or {again(path)}")
 
 
+def is_sealed(folder: Path, name: str) -> bool:
+    """Whether a file of a run is known to be what was written."""
+    digest = (read_marker(folder) or {}).get("sha256", {}).get(name)
+    return digest is not None and sha256_file(folder / name) == digest
+
+
 def again(path: Path) -> str:
     """The command by which a file of a run is made again."""
     run = next((folder for folder in path.parents if (folder / "recipe.yaml").is_file()), None)

@@ -12,12 +12,9 @@ from typing import Any
 
 from toolkit.engines import LocalEngine, RayEngine
 from toolkit.folders import check_sealed
+from toolkit.outset import RunError as RunError
 from toolkit.population import read_population
 from toolkit.recipe import Recipe, read_recipe
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on; one line with the reason and the way out."""
 
 
 @dataclass
