@@ -37,6 +37,7 @@ TORCH_FREE = {
     "until",
     "claims",
     "run_table",
+    "outset",
 }
 
 

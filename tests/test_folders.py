@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,49 @@ def foreign(folder: Path) -> Path:
     return folder
 
 
+FOREIGN = {
+    "results": {"results.json": '{"acc": 0.7}', "report.html": "<h1>mine</h1>"},
+    "results of ftk, own report": {"results.json": None, "report.html": "<h1>mine</h1>"},
+    "metrics": {"metrics.json": '{"mine": 1}'},
+    "forecast": {"forecast.json": '{"rain": "no"}'},
+    "merge": {"merge.json": '{"mine": 1}', "adapter_model.safetensors": "precious"},
+    "groups": {"g000/merge.json": "[]"},
+    "run": {"recipe.yaml": "flour: 1", "environment.json": '{"PATH": "/bin"}'},
+    "population": {"town/population.json": '{"people": 7}'},
+}
+
+
+@pytest.mark.parametrize("theirs", FOREIGN)
+def test_a_folder_is_not_ftks_because_of_the_names_of_its_files(inputs, tmp_path, theirs):
+    out = tmp_path / "mine"
+    for name, text in FOREIGN[theirs].items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text((inputs / "run/results.json").read_text() if text is None else text)
+    (inputs / "rows.csv").write_text("run,f1\n0,0.1\n1,0.2\n2,0.3\n")
+    for command in ("measure", "run", "check", "merge", "merge, groups", "merge, dense", "evaluate"):
+        refused(out, *WRITERS[command].format(i=inputs, out=out).split())
+    refused(out, "measure", inputs / "rows.csv", "--out", out)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("how", ["--method mean", "--method mean --dense"])
+def test_a_merge_is_not_replaced_by_another_merge(inputs, tmp_path, how, marked):
+    one, two, three = (shutil.copytree(inputs / f"run/lora/replicas/0000{r}", tmp_path / f"adapter-{r}") for r in range(3))
+    out = tmp_path / "merged"
+    again = ("merge", one, two, *how.split(), "--out", out)
+    assert ftk(*again)[0] == 0
+    if not marked:  # as older versions left it
+        (out / MARKER).unlink()
+    for other in ((one, three, "--method", "mean"), (one, two, "--method", "ties"), (one, two, "--method", "mean", "--rank", "2")):
+        said = refused(out, "merge", *other, *how.split()[2:], "--out", out)
+        assert "another --out, or --force" in said
+    (tmp_path / "moved").mkdir()
+    moved = two.rename(tmp_path / "moved" / "adapter-1")
+    assert ftk("merge", moved, one, *how.split(), "--out", out)[0] == 0  # the same adapters
+    assert ftk("merge", one, three, *how.split(), "--out", out, "--force")[0] == 0
+    refused(out, *again[:2], moved, *again[3:])
+
+
 WRITERS = {
     "run": "run {i}/a.yaml --out {out}",
     "train-replicas": "train-replicas {i}/a.yaml --out {out}",
@@ -158,6 +203,36 @@ def test_no_command_writes_into_a_folder_that_is_not_its_own(inputs, tmp_path, c
 def test_a_run_of_another_recipe_is_as_it_was(inputs, run, command, recipe):
     said = refused(run, *WRITERS[command].replace("a.yaml", recipe).format(i=inputs, out=run).split())
     assert "of another recipe" in said and "another --out" in said
+
+
+EARLY = {
+    "another training": ("b.yaml", "", "", "run", "holds replicas of another recipe (lr)"),
+    "another condition": ("c.yaml", "", "", "run", "holds the run of another recipe (conditions lora)"),
+    "another seed": ("a.yaml", "replicas: 4", "seed: 3\nreplicas: 4", "run", "another recipe (seed)"),
+    "foreign": ("a.yaml", "", "", ".", "is not empty"),
+    "no base": ("a.yaml", "base: embedded", "base: ~nobody/x", "new", "no such folder"),
+    "no category": (
+        "a.yaml",
+        "replicas: 4",
+        "criteria: [{name: c, suite: typical, category: nosuch, limit: 0.05}]\nreplicas: 4",
+        "new",
+        "no category 'nosuch'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EARLY)
+def test_what_needs_no_base_is_refused_before_it_is_loaded(inputs, run, case):
+    name, old, new, out, told = EARLY[case]
+    recipe = run.parent / "asked.yaml"
+    recipe.write_text((inputs / name).read_text().replace(old, new))
+    words = [str(recipe), "--out", str(run.parent / out)]
+    code = "import sys; from toolkit.cli import main\nfor c in ('run', 'train-replicas', 'check'):\n try: main([c, *sys.argv[1:]])\n"
+    code += " except SystemExit as stop: print(stop.code, *({'torch', 'transformers'} & set(sys.modules)))"
+    before = contents(run.parent)
+    found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == ["2"] * 3 and found.stderr.count(told) == 3, found
+    assert contents(run.parent) == before
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -353,6 +428,74 @@ def test_damaged_outcomes_are_noticed_and_asked_again(run, damage):
         assert shard.name in refused(run, *words)
     assert any("asked again" in note for note in again(run))
     assert read_outcomes([shard]).to_pylist() == before and ftk("measure", run)[0] == 0
+
+
+def test_missing_rows_are_told_with_the_whole_command(run):
+    shard = replica_shard(run)
+    rows = pq.read_table(shard).num_rows
+    cut(shard)
+    said = refused(run, "measure", run)
+    assert f"has {rows - 2} rows" in said and f"`ftk run {run}/recipe.yaml --out {run}`" in said and "column" not in said
+
+
+def edit(path: Path, change) -> None:
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+
+
+def other_shifts(prompts: dict) -> None:
+    for prompt in prompts["typical"]:
+        prompt["shift"] = "far"
+
+
+EDITS = {
+    "prompts": lambda run: edit(run / "prompts.json", other_shifts),
+    "design, failed": lambda run: edit(run / "design.json", lambda design: design["conditions"][0].update(failed=7)),
+    "design, shorter": lambda run: edit(run / "design.json", lambda design: design["conditions"][0]["replicas"].pop()),
+    "recipe, base": lambda run: (run / "recipe.yaml").write_text(
+        (run / "recipe.yaml").read_text().replace("base: embedded", "base: Qwen/Qwen2.5-72B")
+    ),
+    "environment": lambda run: edit(run / "environment.json", lambda found: found["numerics"].update(cpu="another")),
+    "base": lambda run: edit(run / "base.json", lambda found: found.update(parameters=72)),
+    "prompts are gone": lambda run: (run / "prompts.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("changed", EDITS)
+def test_a_run_whose_files_were_edited_is_read_by_no_command(inputs, run, changed):
+    EDITS[changed](run)
+    out = run.parent / "out"
+    for words in (
+        ("measure", run),
+        ("report", run),
+        ("evaluate", run),
+        ("claims", run),
+        ("plan", run),
+        ("gate", run, "--save", out),
+        ("modules", run),
+        ("merge", run, "--method", "mean", "--out", out),
+        ("evaluate", run / "lora", "--prompts", inputs / "suite.jsonl", "--out", out),
+        ("measure", run, inputs / "run", "--out", out),
+    ):
+        said = refused(run, *words)
+        assert f"`ftk run {run}/recipe.yaml --out {run}`" in said and not out.exists()
+    pipeline.run(parse_recipe((inputs / "a.yaml").read_text(), str(inputs / "a.yaml")), run, workers=1)
+    assert ftk("measure", run)[0] == 0
+
+
+def test_a_recipe_may_be_edited_in_its_run_to_go_on(run):
+    path = run / "recipe.yaml"
+    path.write_text(path.read_text().replace("level: 0.95", "level: 0.9"))
+    assert "recipe.yaml: has been changed" in refused(run, "measure", run)
+    assert ftk("run", path, "--out", run)[0] == 0
+    assert ftk("measure", run)[0] == 0 and json.loads((run / "results.json").read_text())["level"] == 0.9
+
+
+def test_a_design_that_contradicts_itself_is_told_in_one_line(run):
+    (run / MARKER).unlink()  # as older versions left it
+    EDITS["design, shorter"](run)
+    assert "design.json: condition lora: a group of mean-k2 has replica 3" in refused(run, "measure", run)
 
 
 def test_outcomes_of_older_versions_are_read_and_must_be_complete(run):

@@ -11,8 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from toolkit.data import DataError, read_rows, read_suite
+from toolkit.data import DataError, read_rows, read_suite, survey
 from toolkit.data.folders import files_of, split_of
+from toolkit.data.formats import split_row
 from toolkit.data.rows import READERS
 
 ROWS = [{"prompt": f"call ben {i}", "completion": "call ann"} for i in range(4)]
@@ -135,6 +136,16 @@ def fill(folder: Path, *names: str) -> Path:
         (["test.jsonl"], ["test.jsonl"]),
         (["train-1.jsonl", "train-2.jsonl"], ["train-1.jsonl", "train-2.jsonl"]),
         (["contest.jsonl", "latest.jsonl"], ["contest.jsonl", "latest.jsonl"]),
+        (["devices.jsonl", "phones.jsonl", "testimonials.jsonl"], ["devices.jsonl", "phones.jsonl", "testimonials.jsonl"]),
+        (["testset.jsonl", "trainset.jsonl"], ["trainset.jsonl"]),
+        (["testData.jsonl", "trainData.jsonl"], ["trainData.jsonl"]),
+        (["myHTMLTest.jsonl", "myHTMLTrain.jsonl"], ["myHTMLTrain.jsonl"]),
+        (["held-out.jsonl", "train.jsonl"], ["train.jsonl"]),
+        (["HeldOut1.jsonl", "TRAINSET.jsonl"], ["TRAINSET.jsonl"]),
+        (["hold_out.jsonl", "train.jsonl"], ["train.jsonl"]),
+        (["xtest.jsonl", "xtrain.jsonl", "xvalid.jsonl"], ["xtrain.jsonl"]),
+        (["train.jsonl", "test/a.jsonl"], ["train.jsonl"]),
+        (["train.jsonl", "train/a.jsonl"], ["train.jsonl", "train/a.jsonl"]),
     ],
 )
 def test_a_folder_is_its_training_split(tmp_path, names, read):
@@ -150,6 +161,9 @@ def test_a_folder_is_its_training_split(tmp_path, names, read):
     [
         (["train.jsonl", "more.jsonl"], r"train\.jsonl names a split and more\.jsonl does not"),
         (["more.jsonl", "test.jsonl"], r"test\.jsonl names a split and more\.jsonl does not"),
+        (["part.jsonl", "heldout.jsonl"], r"heldout\.jsonl names a split and part\.jsonl does not"),
+        (["mydata.jsonl", "testset.jsonl"], r"testset\.jsonl names a split and mydata\.jsonl does not"),
+        (["mydata.jsonl", "train/a.jsonl"], r"train/a\.jsonl names a split and mydata\.jsonl does not"),
         (["dev.jsonl", "test.jsonl"], r"holds the splits test, validation; name the file that is meant, such as .*test\.jsonl"),
     ],
 )
@@ -167,8 +181,38 @@ def test_what_a_folder_holds_and_is_not_read_is_named(tmp_path):
     fill(tmp_path, "a.jsonl", "b.xlsx", "README.md", "notes.txt", ".hidden", "old/c.jsonl")
     files, notes = files_of(tmp_path, READERS)
     assert [path.name for path in files] == ["a.jsonl"]
-    assert notes == [f"{tmp_path}: skipped, for they are no rows that can be read: b.xlsx, notes.txt, old/"]
+    assert notes == [
+        f"{tmp_path}: left aside, for files that lie nearer are read: old/",
+        f"{tmp_path}: skipped, for they are no rows that can be read: b.xlsx, notes.txt",
+    ]
     assert split_of("train-test.jsonl") is None
+
+
+def notes_of(folder: Path) -> list[str]:
+    return [note for note in survey(str(folder), "auto", {}, {}, [], None) if str(folder) in note]
+
+
+def test_the_files_that_are_read_together_are_named_with_their_rows(tmp_path):
+    pairs = [{"prompt": f"do {i}", "completion": "red"} for i in range(8)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    assert notes_of(tmp_path) == []
+    (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "go", "completion": "blue"}) + "\n")
+    assert notes_of(tmp_path) == [f"{tmp_path}: read together: data.jsonl (8 rows), more.jsonl (1 rows)"]
+    (tmp_path / "data.csv").write_text("id,prompt,completion\n" + "".join(f"{i},do {i},red\n" for i in range(6)))
+    assert notes_of(tmp_path) == [
+        f"{tmp_path}: read together: data.csv (6 rows), data.jsonl (8 rows), more.jsonl (1 rows)",
+        f"{tmp_path}: 6 of 15 rows stand in two files, such as data.csv and data.jsonl, and count twice; take one of the files out",
+    ]
+
+
+@pytest.mark.parametrize("column", ["label", "kto_tag", "train", "chosen", "weight"])
+@pytest.mark.parametrize("no", [False, 0, 0.0, "False", "FALSE", "false ", "0", "0.0", "no", "No"])
+def test_answers_that_are_not_wanted_are_refused_in_any_spelling(column, no):
+    with pytest.raises(DataError, match=f"field '{column}' is {no}"):
+        split_row({"prompt": "a", "completion": "b", column: no}, "prompt-completion")
+    split_row({"prompt": "a", "completion": "b", column: {"no": "yes", "0": "1"}.get(str(no), True)}, "prompt-completion")
+    with pytest.raises(DataError, match="not wanted"):
+        split_row({"prompt": "a", "completion": "b", "rejected": {"No": "Yes", "0": "1"}.get(str(no), True)}, "prompt-completion")
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

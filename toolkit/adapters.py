@@ -404,6 +404,7 @@ def write_adapter(
     config: Mapping[str, Any] | None = None,  # further keys of LoraConfig, such as lora_dropout
     extra_files: Mapping[str, str | bytes] | None = None,
     kind: str = "",  # of the folder, see `write_folder`
+    of: Mapping[str, str] | None = None,
 ) -> str:
     """Write a PEFT folder; return the sha256 of its weights.
 
@@ -438,14 +439,21 @@ def write_adapter(
         **(config or {}),
     }
     return write_folder(
-        path, tensors, WEIGHTS, {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})}, kind
+        path, tensors, WEIGHTS, {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})}, kind, of
     )
 
 
-def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, files: Mapping[str, str | bytes], kind: str = "") -> str:
+def write_folder(
+    path: Path,
+    tensors: "Mapping[str, Tensor]",
+    weights: str,
+    files: Mapping[str, str | bytes],
+    kind: str = "",
+    of: Mapping[str, str] | None = None,
+) -> str:
     """Write the file `weights` and the others beside, sync and rename them, as `write_adapter` says; return the sha256 of the weights.
 
-    kind: what ftk.json says that the folder is, with the hashes of all its files; none without.
+    kind: what ftk.json says that the folder is, `of` what it is made of, with the hashes of all its files; none without.
     Raises AdapterError in one line, and writes nothing, where the disk refuses or a value is not finite.
     """
     import torch
@@ -462,7 +470,7 @@ def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, file
         (staging / weights).write_bytes(data)
         for name, text in files.items():
             (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)
-        publish(staging, path, [weights, *files], kind)
+        publish(staging, path, [weights, *files], kind, of)
     except OSError as error:
         raise naming(path, error) from None
     finally:
@@ -470,17 +478,17 @@ def write_folder(path: Path, tensors: "Mapping[str, Tensor]", weights: str, file
     return hashlib.sha256(data).hexdigest()
 
 
-def publish(staging: Path, path: Path, names: Sequence[str], kind: str = "") -> None:
+def publish(staging: Path, path: Path, names: Sequence[str], kind: str = "", of: Mapping[str, str] | None = None) -> None:
     """Have the files `names` of a folder `staging` on the disk and give them their place in `path`, whose other files stay.
 
-    kind: what ftk.json is to say that `path` is; it is there first, so that a folder which was being replaced is known, and known as not
-    whole. What an earlier ftk.json names and is not written again is removed.
+    kind: what ftk.json is to say that `path` is, and `of` of what; it is there first, so that a folder which was being replaced is known,
+    and known as not whole. What an earlier ftk.json names and is not written again is removed.
     """
     stale = []
     if kind:
         stale = [name for name in (read_marker(path) or {}).get("sha256", {}) if name not in names and Path(name).name == name]
         hashes = {name: sha256_file(staging / name) for name in names}
-        (staging / MARKER).write_text(marker_text(kind, sha256=hashes), encoding="utf-8")
+        (staging / MARKER).write_text(marker_text(kind, of, hashes), encoding="utf-8")
     for name in [*names, *([MARKER] if kind else [])]:
         sync(staging / name)
     sync(staging)

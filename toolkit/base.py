@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from toolkit.files import home
+from toolkit.files import home, no_folder
 
 EMBEDDED = Path(__file__).parent / "embedded" / "base"
 NARROW, FASTER = 128, 2.5
@@ -126,7 +126,7 @@ def _locate(name: str) -> tuple[str, str | None]:
         return str(EMBEDDED), None
     if home(name).is_dir():
         return str(home(name).resolve()), None
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if no_folder(name):
         raise BaseError(f"base {name!r}: no such folder")
     source, _, revision = name.partition("@")
     return source, revision or None

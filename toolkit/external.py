@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from toolkit import environment, mergekit_yaml
+from toolkit import environment, mergekit_yaml, records
 from toolkit.adapters import adapter_paths, read_adapter
 from toolkit.adopt import check_base, layer_shapes, read_all, remarks
 from toolkit.base import EMBEDDED, load_base
@@ -20,10 +20,20 @@ from toolkit.card import check_card
 from toolkit.data import is_chat, read_rows, read_suite
 from toolkit.embedded import with_version
 from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
-from toolkit.folders import EVALUATED, MERGED, MERGES, check_claim, check_outputs, claim, is_run
+from toolkit.folders import EVALUATED, MERGED, MERGES, check_claim, check_outputs, claim, is_record, is_run
 from toolkit.full import FULL, copies, read_weights
 from toolkit.measure import changed_prompts, read_prompts, save_design, save_modules
-from toolkit.merge import MergeReport, common_base, find_method, merge_adapters, merge_folders, merge_into_base, under_one_naming
+from toolkit.merge import (
+    MergeReport,
+    common_base,
+    find_method,
+    merge_adapters,
+    merge_folders,
+    merge_into_base,
+    merged_of,
+    planned,
+    under_one_naming,
+)
 from toolkit.modules import Population, modules
 from toolkit.outcomes import read_outcomes
 from toolkit.pipeline import (
@@ -44,6 +54,7 @@ from toolkit.pipeline import (
     take,
     weights_digest,
 )
+from toolkit.plain import read_json
 from toolkit.population import changed_files, groups, read_records, read_replica, replica_folder
 from toolkit.recipe import SHIFTS, Data, Evaluation, Given, Mitigation, Recipe
 from toolkit.recipe.words import nearest
@@ -84,9 +95,16 @@ def merge_sources(
     collections = _collections(sources)
     targets = {folder: _targets(folder, paths, method, k, rank, values, dense, out) for folder, paths in collections}
     everything = [path for one in targets.values() for path in one]
+    own_of = {folder: [[paths[i] for i in group] for group in groups(range(len(paths)), k or len(paths))] for folder, paths in collections}
     if twice := [path for path, count in Counter(everything).items() if count > 1]:
         raise RunError(f"{twice[0]}: merges of several conditions would go there; name one of them, or leave --out out")
-    check_merge_targets(everything, [*sources, *(path for _, paths in collections for path in paths)], out if k else None, force)
+    inputs = [*sources, *(path for _, paths in collections for path in paths)]
+    check_outputs([*everything, *([out] if out and k else [])], inputs)
+    if out and k:
+        check_claim(out, MERGES, force=force)
+    for folder, own in own_of.items():
+        for target, group in zip(targets[folder], own, strict=True):
+            check_target(target, planned(group, method, rank, buffer=buffer, dense=dense, **values), force)
     judges = {folder: validation_score(prompts, folder, paths, base, score) if prompts else None for folder, paths in collections}
     if guard:
 
@@ -99,13 +117,11 @@ def merge_sources(
                 note(f"guard: {folder}: {found.verdict}: {reason}")
         if strict and any(found.verdict == "warn" for _, found in looks):
             raise GuardError("nothing was merged: leave --strict out to merge anyway")
-    for folder, paths in collections:
-        members = groups(range(len(paths)), k or len(paths))
-        size, judge = len(members[0]), judges[folder]
+    for folder, _ in collections:
+        size, judge = len(own_of[folder][0]), judges[folder]
         if out is not None and k:
             claim(out, MERGES, force=force)
-        for target, group in zip(targets[folder], members, strict=True):
-            own = [paths[i] for i in group]
+        for target, own in zip(targets[folder], own_of[folder], strict=True):
             made: dict[str, Any] = {"out": str(target), "method": method, "k": size}
             if dense:
                 model = merge_into_base(own, target, method=method, rank=rank, base=base, score=judge, **values)
@@ -136,18 +152,16 @@ def _targets(
     return [home / f"g{g:03d}" if k or out is None else home for g in range(len(members))]
 
 
-def check_merge_targets(targets: Sequence[Path], inputs: Sequence[Path], home: Path | None, force: bool) -> None:
-    """Refuse to merge over an input, over what is no merge, or over a card that ftk has not written. Raises FolderError or CardError.
+def check_target(target: Path, of: Mapping[str, str], force: bool) -> None:
+    """Refuse to merge over another merge, over what is no merge, or over a card that ftk has not written. Raises FolderError or CardError.
 
-    home: the folder that is named for several groups.
+    of: the merge that would go there, see `planned`.
     """
-    check_outputs([*targets, *([home] if home else [])], inputs)
-    if home:
-        check_claim(home, MERGES, force=force)
-    for target in targets:
-        check_claim(target, MERGED, force=force)
-        if not force:
-            check_card(target)
+    record = target / "merge.json"
+    known = merged_of(read_json(record)) if is_record(record, records.Merge) else None  # older versions say it there alone
+    check_claim(target, MERGED, of, known=known, force=force)
+    if not force:
+        check_card(target)
 
 
 class GuardError(RunError):
@@ -188,7 +202,8 @@ def merge_request(path: Path, *, rank: str, out: Path, force: bool = False) -> t
     Raises RecipeError, AdapterError or FolderError in one line. force: as in `merge_sources`.
     """
     asked = mergekit_yaml.read_request(path)
-    check_merge_targets([out], [path, *map(Path, asked.adapters)], None, force)
+    check_outputs([out], [path, *asked.adapters])
+    check_target(out, planned(asked.adapters, asked.method, rank, asked.weights, **asked.parameters), force)
     report = merge_adapters(asked.adapters, out, method=asked.method, rank=rank, weights=asked.weights, base=asked.base, **asked.parameters)
     describe_merge(out)
     found = {"out": str(out), "method": asked.method, "k": len(asked.adapters), "rank": report.rank, "energy": report.energy}

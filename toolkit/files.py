@@ -85,6 +85,11 @@ def home(path: str | Path) -> Path:
     return Path(path)
 
 
+def no_folder(name: str) -> bool:
+    """Whether a name can only be that of a folder, and none is there."""
+    return (name.startswith((".", "/", "~")) or name.count("/") > 1) and not home(name).is_dir()
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of a file. It is read again only when its inode, size or times have changed: a population may be terabytes."""
     found = os.stat(path)

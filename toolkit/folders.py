@@ -3,7 +3,8 @@
     ftk.json    {"kind": "run", "format": 1, "of": {...}}
 
 It is written before anything else is. So a folder that is of another kind, was made of something else, or belongs to somebody else is
-refused while all in it is as it was. Folders of versions that wrote no such file are known by other files.
+refused while all in it is as it was. Folders of versions that wrote no such file are known by what is in their files, never by their
+names: anybody calls a file results.json.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit import records
 from toolkit.files import is_leftover, sha256_file, write_text
-from toolkit.plain import read_json
+from toolkit.plain import read_json, read_record
 
 MARKER = "ftk.json"
 FORMAT = 1
@@ -29,6 +32,8 @@ NAMED = {
     MERGES: "merges of groups",
 }
 LOCK = ".lock"
+TITLE = "how different are the replicas?"
+"""ends the title of every report"""
 
 
 class FolderError(ValueError):
@@ -39,16 +44,19 @@ def claim(folder: Path, kind: str, of: Mapping[str, str] | None = None, *, force
     """Make a folder one of `kind`, before anything else is written there. Raises FolderError as `check_claim`, and then writes nothing."""
     check_claim(folder, kind, of, force=force)
     folder.mkdir(parents=True, exist_ok=True)
-    text = marker_text(kind, of)
+    text = marker_text(kind, of, (read_marker(folder) or {}).get("sha256"))
     if not (folder / MARKER).is_file() or (folder / MARKER).read_text(encoding="utf-8") != text:
         write_text(folder / MARKER, text)
 
 
-def check_claim(folder: Path, kind: str, of: Mapping[str, str] | None = None, *, force: bool = False) -> None:
+def check_claim(
+    folder: Path, kind: str, of: Mapping[str, str] | None = None, *, known: Mapping[str, str] | None = None, force: bool = False
+) -> None:
     """Whether a folder is free, or one of `kind` already and made of the same thing. Writes nothing.
 
     of: what it is made of, by a few names; one that agrees is enough (a file that was moved has the same hash, one that has grown the
-    same path). force: take a folder that is not ftk's, or was made of something else of the same kind; never one of another kind.
+    same path). known: what it was made of, where the marker does not say it. force: take a folder that is not ftk's, or was made of
+    something else of the same kind; never one of another kind.
     Raises FolderError in one line, and NotADirectoryError for a file.
     """
     if not folder.exists() or not folder.is_dir():
@@ -63,35 +71,45 @@ def check_claim(folder: Path, kind: str, of: Mapping[str, str] | None = None, *,
         return
     if not kinds and (others := contents(folder)):
         raise FolderError(f"{folder}: is not empty ({others[0]}), and no folder that ftk made as {NAMED[kind]}; choose another --out")
-    known = {**found["of"]} if found else {}
+    known = (found["of"] if found else None) or known
+    or_force = "" if kind in (RUN, EVALUATED) else ", or --force"
     if of and known and not any(known.get(name) == value for name, value in of.items()):
-        raise FolderError(f"{folder}: holds {NAMED[kind]} of something else ({_told(known)}); choose another --out")
+        raise FolderError(f"{folder}: holds {NAMED[kind]} of something else ({_told(known)}); choose another --out{or_force}")
 
 
 def kinds_of(folder: Path) -> list[str]:
-    """What a folder without a marker may be, by the files that older versions left there."""
-
-    def there(*names: str) -> bool:
-        return all((folder / name).is_file() for name in names)
-
-    if there("merge.json"):
+    """What a folder without a marker may be, by what older versions left there."""
+    if is_record(folder / "merge.json", records.Merge):
         return [MERGED]
-    populations = [path.parent for path in folder.glob("*/population.json")]
-    if populations or there("recipe.yaml", "environment.json"):
-        return [RUN] if any(map(_trained, populations)) else [RUN, EVALUATED]
-    if there("results.json", "report.html") or contents(folder) == ["metrics.json"]:
+    ledgers = [path for path in folder.glob("*/population.json") if is_record(path, records.Population | records.Claimed)]
+    if ledgers or (folder / "recipe.yaml").is_file() and is_record(folder / "environment.json", records.Environment):
+        return [RUN] if any(map(_trained, ledgers)) else [RUN, EVALUATED]
+    if is_record(folder / "results.json", records.Measured) and is_report(folder / "report.html"):
         return [MEASURED]
-    if contents(folder) == ["forecast.json"]:
+    if contents(folder) == ["metrics.json"] and is_record(folder / "metrics.json", records.Metrics):
+        return [MEASURED]
+    if contents(folder) == ["forecast.json"] and is_record(folder / "forecast.json", records.Forecast):
         return [RUN]
-    return [MERGES] if any(folder.glob("g[0-9][0-9][0-9]/merge.json")) else []
+    return [MERGES] if any(is_record(path, records.Merge) for path in folder.glob("g[0-9][0-9][0-9]/merge.json")) else []
 
 
-def _trained(condition: Path) -> bool:
-    """Whether replicas were trained here; those that were given are links."""
+def is_record(path: Path, kind: Any) -> bool:
+    """Whether a file holds a record that ftk wrote."""
     try:
-        return read_json(condition / "population.json")["design"] != "given"
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
+        read_record(path, kind)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_report(path: Path) -> bool:
+    """Whether ftk wrote this report."""
+    return path.is_file() and TITLE in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _trained(ledger: Path) -> bool:
+    """Whether replicas were trained here; those that were given are links."""
+    return read_json(ledger).get("design") != "given"
 
 
 def is_run(folder: Path) -> bool:
@@ -119,6 +137,39 @@ def marker_text(kind: str, of: Mapping[str, str] | None = None, sha256: Mapping[
     """ftk.json. sha256: of the files of a folder that is written once, and whole."""
     more = {} if sha256 is None else {"sha256": dict(sha256)}
     return json.dumps({"kind": kind, "format": FORMAT, "of": dict(of or {}), **more}, indent=2, sort_keys=True) + "\n"
+
+
+def seal(folder: Path, *names: str) -> None:
+    """Write down what is in files of a run, from which its figures are made."""
+    found = read_marker(folder)
+    if found and found["kind"] in (RUN, EVALUATED):
+        digests = found.get("sha256", {}) | {name: sha256_file(folder / name) for name in names}
+        write_text(folder / MARKER, marker_text(found["kind"], found["of"], digests))
+
+
+def check_sealed(folder: Path) -> None:
+    """Refuse a run in which a file is not what was written; runs of older versions do not say it. Raises FolderError in one line."""
+    found = read_marker(folder)
+    if not found or found["kind"] not in (RUN, EVALUATED):
+        return
+    for name, digest in found.get("sha256", {}).items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != digest:
+            what = "has been changed since it was written" if path.exists() else "is missing"
+            raise FolderError(f"{path}: {what}; take that back, or {again(path)}")
+
+
+def is_sealed(folder: Path, name: str) -> bool:
+    """Whether a file of a run is known to be what was written."""
+    digest = (read_marker(folder) or {}).get("sha256", {}).get(name)
+    return digest is not None and sha256_file(folder / name) == digest
+
+
+def again(path: Path) -> str:
+    """The command by which a file of a run is made again."""
+    run = next((folder for folder in path.parents if (folder / "recipe.yaml").is_file()), None)
+    command = shlex.join(["ftk", "run", str(run / "recipe.yaml"), "--out", str(run)]) if run else "ftk run"
+    return f"`{command}` writes it anew"
 
 
 def is_whole(folder: Path) -> bool | None:
@@ -151,4 +202,8 @@ def check_outputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:
 
 
 def _told(of: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in sorted(of.items()) if name != "sha256") or "another input"
+    return ", ".join(f"{name} {_cut(value)}" for name, value in sorted(of.items()) if name != "sha256") or "another input"
+
+
+def _cut(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."

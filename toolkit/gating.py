@@ -14,11 +14,10 @@ from toolkit import escape
 from toolkit.analyse import Arm, PredictionTable, Table
 from toolkit.folders import FolderError, check_outputs
 from toolkit.gate import Limits, Verdict, judge, learn, load_limits
-from toolkit.measure import DESIGN, MeasureError, outcome_table, read_design
+from toolkit.measure import DESIGN, MeasureError, outcome_table, read_run
 from toolkit.plain import read_json
 from toolkit.predictions import SUFFIXES, read_predictions
 from toolkit.predictions.layout import listed
-from toolkit.recipe import read_recipe
 from toolkit.recipe.words import counted
 from toolkit.results import ConditionDesign
 
@@ -105,8 +104,7 @@ def _runs(source: Path, condition: str | None, same: str, named: Named, strict: 
     if source.is_dir():
         if not (source / DESIGN).is_file():
             raise MeasureError(f"{source}: no outcomes there; name a run, a file of predictions, or what `ftk evaluate --out` wrote")
-        design = read_design(source)
-        recipe = read_recipe(source / "recipe.yaml")
+        recipe, design = read_run(source)
         table: Table = outcome_table(source, recipe, design)[0]
         designs = {found.name: found for found in design.conditions}
     else:

@@ -15,7 +15,7 @@ from toolkit import records
 from toolkit.analyse import OutcomeTable, PredictionTable, analyse_table
 from toolkit.data import DataError, Prompt, is_chat, read_rows, read_suite
 from toolkit.folders import MEASURED as MEASURED_FOLDER
-from toolkit.folders import check_claim, check_outputs, claim, made_of
+from toolkit.folders import again, check_claim, check_outputs, check_sealed, claim, made_of, seal
 from toolkit.outcomes import MEASURED, OutcomesError, read_outcomes
 from toolkit.plain import read_record, to_plain
 from toolkit.population import write_text
@@ -63,17 +63,50 @@ def save_design(
         write_text(folder / PROMPTS, json.dumps(kept, indent=1) + "\n")
     design = Design(tuple(str(path.relative_to(folder)) for path in shards), tuple(conditions), command, tuple(notes))
     write_text(folder / DESIGN, json.dumps(to_plain(design), indent=1) + "\n")
+    seal(folder, DESIGN, *([] if prompts is None else [PROMPTS]))
+
+
+def read_run(folder: Path) -> tuple[Recipe, Design]:
+    """Recipe and design of a run whose files are what was written. Raises MeasureError or FolderError in one line."""
+    design = read_design(folder)
+    return read_recipe(folder / "recipe.yaml"), design
 
 
 def read_design(folder: Path) -> Design:
-    """RUN/design.json, all files of outcomes being there; `replicas` are runs that share no seed. Raises MeasureError in one line."""
+    """RUN/design.json, all files of outcomes being there; `replicas` are runs that share no seed.
+
+    Raises MeasureError in one line, and FolderError where a file of the run is not what was written.
+    """
+    check_sealed(folder)
     if not (folder / DESIGN).is_file():
         raise MeasureError(f"{folder}: no outcomes of a finished evaluation there; `ftk run RECIPE --out {folder}` makes them")
-    design: Design = read_record(folder / DESIGN, Design, "`ftk run` writes it again")
+    design: Design = read_record(folder / DESIGN, Design, again(folder / DESIGN))
+    for condition in design.conditions:
+        if wrong := _contradiction(condition):
+            raise MeasureError(f"{folder / DESIGN}: condition {condition.name}: {wrong}; {again(folder / DESIGN)}")
     missing = [shard for shard in design.shards if not (folder / shard).is_file()]
     if missing:
-        raise MeasureError(f"{folder / missing[0]}: {len(missing)} files of outcomes are missing; `ftk run` makes them again")
+        raise MeasureError(f"{folder / missing[0]}: {len(missing)} files of outcomes are missing; {again(folder / DESIGN)}")
     return replace(design, conditions=tuple(condition.independent() for condition in design.conditions))
+
+
+def _contradiction(one: ConditionDesign) -> str | None:
+    """Where a design speaks of replicas that it does not have."""
+    known = set(one.everyone or one.replicas)
+    if len(known) < len(one.everyone or one.replicas) or not known.issuperset(one.replicas):
+        return "'replicas' holds one twice, or one that is not in 'everyone'"
+    if one.failed < 0:
+        return f"'failed' is {one.failed}"
+    if bad := [source for source, levels in one.factors.items() if len(levels) != len(known)]:
+        return f"'factors.{bad[0]}' has {len(one.factors[bad[0]])} levels for {len(known)} replicas"
+    for own in one.mitigations:
+        if not own.condition and (strange := sorted({r for group in own.members for r in group} - known)):
+            return f"a group of {own.label} has replica {strange[0]}, which is not in 'replicas'"
+        if own.runs and len(own.runs) != len(own.members):
+            return f"{own.label} has {len(own.members)} groups and {len(own.runs)} numbers for them"
+    if one.teacher and {len(one.teacher.groups), len(one.teacher.members)} != {len(one.replicas)}:
+        return "'teacher' has not one group for each of the replicas"
+    return None
 
 
 def asked_prompts(folder: Path, recipe: Recipe) -> tuple[dict[str, list[Prompt]], list[str]]:
@@ -102,7 +135,7 @@ def changed_prompts(folder: Path, now: Mapping[str, Sequence[Prompt]]) -> list[s
 
 def _kept_prompts(folder: Path) -> dict[str, list[Prompt]] | None:
     try:
-        return read_record(folder / PROMPTS, dict[str, list[Prompt]], "`ftk run` writes it again")
+        return read_record(folder / PROMPTS, dict[str, list[Prompt]], again(folder / PROMPTS))
     except FileNotFoundError:
         return None
 
@@ -125,7 +158,7 @@ def check_complete(table: pa.Table, prompts: Mapping[str, Sequence[Prompt]], fol
             who = " ".join(filter(None, [row["condition"], row["procedure"], str(row["index"])]))
             raise MeasureError(
                 f"{folder / 'outcomes' / row['suite']}: {who} has {row['prompt_id_count']} answers to {wanted} prompts; "
-                "`ftk run` asks again and writes them anew"
+                f"{again(folder / DESIGN)}"
             )
 
 
@@ -145,8 +178,7 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
 
     criteria: instead of the recipe's. Raises MeasureError in one line for a folder without outcomes.
     """
-    design = read_design(folder)
-    recipe = read_recipe(folder / "recipe.yaml")
+    recipe, design = read_run(folder)
     asked = criteria or recipe
     table, notes = outcome_table(folder, recipe, design)
     results = analyse_table(
@@ -294,7 +326,7 @@ def _settings(recipe: Recipe, name: str) -> dict[str, str | int | float]:
 
 def about_run(folder: Path, recipe: Recipe, command: str) -> About:
     """Where and with what a run was made."""
-    found = read_record(folder / "environment.json", records.Environment, "`ftk run` writes it again")
+    found = read_record(folder / "environment.json", records.Environment, again(folder / "environment.json"))
     numerics = found["numerics"]
     where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
     environment = {"machine": where, "system": found["system"], "python": found["python"]}
@@ -302,7 +334,7 @@ def about_run(folder: Path, recipe: Recipe, command: str) -> About:
         ftk=toolkit.__version__,
         recipe=recipe.name,
         base=recipe.base,
-        parameters=read_record(folder / "base.json", records.Base, "`ftk run` writes it again").get("parameters"),
+        parameters=read_record(folder / "base.json", records.Base, again(folder / "base.json")).get("parameters"),
         environment=environment | {k: v or "" for k, v in found["versions"].items()},
         command=command,
     )

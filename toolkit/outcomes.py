@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from toolkit.files import replacing
+from toolkit.folders import again
 from toolkit.plain import parse
 
 SCHEMA = pa.schema(
@@ -123,9 +124,11 @@ def _read_shard(path: Path, schema: pa.Schema, columns: Sequence[str]) -> pa.Tab
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:120]
-        raise OutcomesError(f"{path}: damaged ({reason}); `ftk run` asks again and writes it anew") from None
-    if changed:
-        raise OutcomesError(f"{path}: its column {changed[0]!r} is not what was written; `ftk run` asks again and writes it anew")
+        raise OutcomesError(f"{path}: damaged ({reason}); {again(path)}") from None
+    if changed:  # every digest begins with the number of rows
+        rows = f"has {table.num_rows} rows, and other ones were written"
+        what = rows if len(changed) == len(columns) > 1 else f"its column {changed[0]!r} is not what was written"
+        raise OutcomesError(f"{path}: {what}; {again(path)}")
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,8 @@ import numpy as np
 
 from toolkit import escape
 from toolkit.analyse import OutcomeTable
-from toolkit.measure import DESIGN, Design, outcome_table
-from toolkit.plain import read_record
+from toolkit.measure import DESIGN, outcome_table, read_run
 from toolkit.population import replica_folder
-from toolkit.recipe import read_recipe
 from toolkit.results import ConditionDesign, Results, load_results
 from toolkit.statistics import MIN_RUNS
 from toolkit.statistics import power as pw
@@ -188,9 +186,7 @@ def _of_results(results: Results) -> list[_Pilot]:
 
 
 def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
-    design: Design = read_record(folder / DESIGN, Design, "`ftk run` writes it again")
-    recipe = read_recipe(folder / "recipe.yaml")
-    design = replace(design, conditions=tuple(condition.independent() for condition in design.conditions))
+    recipe, design = read_run(folder)
     table, _ = outcome_table(folder, recipe, design)
     found = []
     for condition in design.conditions:

@@ -27,13 +27,13 @@ from toolkit.measure import (
     check_complete,
     check_measured,
     finish,
-    read_design,
+    read_run,
     thresholds_of,
 )
 from toolkit.outcomes import OutcomesError, read_outcomes
 from toolkit.plain import read_record
 from toolkit.population import Replica, fingerprint, read_population
-from toolkit.recipe import Criteria, read_recipe
+from toolkit.recipe import Criteria
 from toolkit.results import MACHINE, ConditionDesign, Results
 
 
@@ -47,8 +47,7 @@ def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None =
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise MeasureError(f"{folders[0]}: the same folder twice is no second run; train the recipe again, here or elsewhere")
-    designs = [read_design(folder) for folder in folders]
-    recipes = [read_recipe(folder / "recipe.yaml") for folder in folders]
+    recipes, designs = zip(*(read_run(folder) for folder in folders), strict=True)
     prompts, said = asked_prompts(folders[0], recipes[0])
     for folder, recipe in zip(folders[1:], recipes[1:], strict=True):
         others, further = asked_prompts(folder, recipe)

@@ -95,6 +95,38 @@ class Full(TypedDict):
     revision: str | None
 
 
+class Written(TypedDict):
+    """`about` of what was measured."""
+
+    ftk: str
+    command: str
+
+
+class Measured(TypedDict):
+    """results.json, of any version."""
+
+    version: int
+    about: Written
+    level: float
+    conditions: list[Any]
+
+
+class Metrics(TypedDict):
+    """metrics.json, of any version."""
+
+    version: int
+    about: Written
+    level: float
+    metrics: list[Any]
+
+
+class Forecast(TypedDict):
+    """forecast.json, of any version."""
+
+    stages: dict[str, dict[str, Any]]
+    workers: int
+
+
 class Figure(TypedDict):
     mean: float | None
     low: float | None

@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import NamedTuple
 
 from toolkit import charts, escape
-from toolkit.folders import FolderError, read_marker
+from toolkit.folders import FolderError, check_sealed, is_report, read_marker
 from toolkit.population import sha256_file, write_text
 from toolkit.results import (
     Claims,
@@ -39,8 +39,6 @@ DRAWN = 40
 """Categories of a shift in the chart; the tables have all of them."""
 PICTURED = 20
 """Conditions with charts; the tables have all of them."""
-TITLE = "how different are the replicas?"
-"""ends the title of every report"""
 BEST = 2
 """Mitigations drawn beside the single replica in the chart by category."""
 
@@ -51,8 +49,9 @@ def write_report(run: Path | str) -> Path:
     Raises FolderError where a report.html is there that ftk has not written.
     """
     run = Path(run)
+    check_sealed(run)
     path = run / "report.html"
-    if path.is_file() and read_marker(run) is None and TITLE not in path.read_text(encoding="utf-8", errors="replace"):
+    if path.is_file() and read_marker(run) is None and not is_report(path):
         raise FolderError(f"{path}: ftk has not written it; move it away")
     claims = load_claims(run / "claims.json") if (run / "claims.json").is_file() else None
     if claims and ((run / "design.json").is_file() and claims.design != sha256_file(run / "design.json")):

@@ -14,9 +14,9 @@ from toolkit.adapters import AdapterError
 from toolkit.analyse import Arm, OutcomeTable, run_accuracies, zone
 from toolkit.claims.models import EVERY, ORIGIN, Claim, read_claims
 from toolkit.folders import check_outputs
-from toolkit.measure import DESIGN, outcome_table, read_design, thresholds_of
+from toolkit.measure import DESIGN, outcome_table, read_run, thresholds_of
 from toolkit.population import read_population, replica_folder, sha256_file
-from toolkit.recipe import Recipe, read_recipe
+from toolkit.recipe import Recipe
 from toolkit.report import write_report
 from toolkit.results import Claims, ConditionDesign, Outlook, Tested, Thresholds, save_results
 from toolkit.statistics.power import pilot_spread, replicas_for_range
@@ -34,8 +34,8 @@ def hold_claims(folder: Path, file: Path = ORIGIN, *, runs: int = RUNS) -> Claim
 
     Raises RecipeError for a claims file that cannot be read, MeasureError for a folder without outcomes; both in one line.
     """
-    claims, design = read_claims(file), read_design(folder)
-    recipe = read_recipe(folder / "recipe.yaml")
+    claims = read_claims(file)
+    recipe, design = read_run(folder)
     check_outputs([folder / CLAIMS], [file])
     table, _ = outcome_table(folder, recipe, design)
     tested = [row for claim in claims for row in _tested(claim, folder, recipe, table, design.conditions)]

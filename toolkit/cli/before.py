@@ -35,6 +35,9 @@ def check(recipe: Path, no_probe: bool, out: Path | None, workers: int | None, a
     """Validate a recipe; show data, plan, memory, disk and time."""
     with errors():
         loaded = load_recipe(recipe, None)
+        from toolkit.outset import check_early
+
+        check_early(loaded, out)
         from toolkit import preview
 
         found = preview.check(loaded, probe=not no_probe, workers=workers, out=out)

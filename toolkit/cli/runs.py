@@ -71,6 +71,9 @@ def demo(out: Path, replicas: int | None, workers: int | None, as_json: bool) ->
 def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_json: bool, engine: str = "local") -> None:
     with errors():
         recipe = load_recipe(path, replicas)  # a wrong recipe is told before anything heavy is loaded
+        from toolkit.outset import check_early
+
+        check_early(recipe, out)
         from toolkit import pipeline
         from toolkit.forecast import compared
         from toolkit.report import table_text
@@ -123,6 +126,9 @@ def train_replicas(
         loaded = load_recipe(recipe, None)
         names = _conditions(loaded.conditions, condition)
         chosen = None if only is None else _indices(only)
+        from toolkit.outset import check_early
+
+        check_early(loaded, folder)
         from toolkit import pipeline
 
         found: dict[str, Any] = {}

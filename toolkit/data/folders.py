@@ -12,9 +12,12 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": ("test", "testing", "eval", "evaluation", "heldout", "holdout"),
 }
 """Split -> words in the name of a file, or of the folder that it lies in; the hub reads folders by the same words."""
+
+BESIDE = ("s", "set", "sets", "data", "dataset", "split", "file", "part", "fold", "rows", "samples", "examples")
+"""What stands before or behind such a word without a space: `testset`, `datatrain`."""
 
 ABOUT = ("README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that say something of a data set and hold no rows of it."""
@@ -36,8 +39,8 @@ def files_of(folder: Path, kinds: Collection[str], *, suite: bool = False) -> tu
     """The files of a folder that are read, in order, and one note for each group of files that is not.
 
     kinds: suffixes that can be read, as `kind_of` gives them. Files in the folder itself count; where there are none, those one
-    folder below. Where names tell splits, as on the hub, the training split is read; a suite has no split that goes
-    without saying. A folder that `Dataset.save_to_disk` wrote is read as it says itself.
+    folder below; one that is named as a split always counts. Where names tell splits, as on the hub, the training split is read; a
+    suite has no split that goes without saying. A folder that `Dataset.save_to_disk` wrote is read as it says itself.
 
     Raises DataError where the folder has no file to read, or names do not tell which are meant.
     """
@@ -47,30 +50,60 @@ def files_of(folder: Path, kinds: Collection[str], *, suite: bool = False) -> tu
         return _saved(folder), []
     inside = _visible(folder)
     files = [path for path in inside if _readable(path, kinds)]
-    if not files:
-        files = [path for below in inside if below.is_dir() for path in _visible(below) if _readable(path, kinds)]
+    files += [
+        path
+        for below in inside
+        if below.is_dir() and (not files or split_of(below.name))
+        for path in _visible(below)
+        if _readable(path, kinds)
+    ]
     if not files:
         raise DataError(f"{folder}: no {', '.join(kinds)} file in this folder")
     chosen, split = _one_split(folder, files, suite)
     notes = []
     if aside := [path for path in files if path not in chosen]:
-        notes.append(f"{folder}: read as its {split} split; left aside: {_names(folder, aside)}")
+        notes.append(f"{folder}: read as its {split} split; left aside: {names_in(folder, aside)}")
     known = {*files, *(path.parent for path in files)}
-    if skipped := [path for path in inside if path not in known and path.name not in ABOUT]:
-        notes.append(f"{folder}: skipped, for they are no rows that can be read: {_names(folder, skipped)}")
+    rest = [path for path in inside if path not in known and path.name not in ABOUT]
+    deeper = [path for path in rest if path.is_dir() and any(_readable(one, kinds) for one in path.rglob("*"))]
+    if deeper:
+        notes.append(f"{folder}: left aside, for files that lie nearer are read: {names_in(folder, deeper)}")
+    if skipped := [path for path in rest if path not in deeper]:
+        notes.append(f"{folder}: skipped, for they are no rows that can be read: {names_in(folder, skipped)}")
     return chosen, notes
 
 
 def split_of(name: str) -> str | None:
     """The split that a name tells; None where it tells none, or several."""
-    words = re.split(r"[-._ 0-9]+", name.lower())
-    told = [split for split, known in SPLITS.items() if any(word in known for word in words)]
-    return told[0] if len(told) == 1 else None
+    told = {split for word in _words(name) for split, known in SPLITS.items() if any(word in _forms(one) for one in known)}
+    return told.pop() if len(told) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    """`myTrain_v2.jsonl` -> my, train, v, jsonl."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).lower()
+    return re.split(r"[^a-z]+", re.sub(r"\bh(e|o)ld[^a-z]out", r"h\1ldout", apart.replace("_", " ")))
+
+
+def _forms(word: str) -> set[str]:
+    return {word, *(word + beside for beside in BESIDE), *(beside + word for beside in BESIDE)}
+
+
+def _told_by_another(paths: list[Path]) -> dict[Path, str]:
+    """Splits of files that are named alike but for the split: `xtrain.jsonl` beside `xtest.jsonl`."""
+    alike: dict[tuple[Path, str], dict[Path, str]] = {}
+    for path in paths:
+        name = path.name.lower()
+        for split, word in ((split, word) for split, known in SPLITS.items() for word in known):
+            for at in re.finditer(word, name):
+                alike.setdefault((path.parent, f"{name[: at.start()]}/{name[at.end() :]}"), {})[path] = split
+    return {path: split for own in alike.values() if len({*own.values()}) > 1 and len(own) > 1 for path, split in own.items()}
 
 
 def _one_split(folder: Path, files: list[Path], suite: bool) -> tuple[list[Path], str]:
     """The files of the split that is meant."""
     of = {path: split_of(path.name) or (split_of(path.parent.name) if path.parent != folder else None) for path in files}
+    of |= {path: split for path, split in _told_by_another(files).items() if of[path] is None}
     told = {split for split in of.values() if split}
     unsaid = [path for path in files if of[path] is None]
     if not told or len(told) == 1 and not unsaid:
@@ -78,7 +111,7 @@ def _one_split(folder: Path, files: list[Path], suite: bool) -> tuple[list[Path]
     if unsaid:
         named = next(path for path in files if of[path])
         raise DataError(
-            f"{folder}: {_names(folder, [named])} names a split and {_names(folder, unsaid)} does not, so it is open which are meant; "
+            f"{folder}: {names_in(folder, [named])} names a split and {names_in(folder, unsaid)} does not, so it is open which are meant; "
             "name one file, or put those of one split into a folder of their own"
         )
     if suite or "train" not in told:
@@ -117,7 +150,7 @@ def _saved_splits(folder: Path, kinds: Collection[str], suite: bool) -> tuple[li
         named = ", ".join(str(below) for below in splits) or "none"
         raise DataError(f"{folder}: holds several data sets; name the one that is meant: {named}")
     aside = [below for below in splits if below not in train]
-    return _saved(train[0]), [f"{folder}: read as its train split; left aside: {_names(folder, aside)}"]
+    return _saved(train[0]), [f"{folder}: read as its train split; left aside: {names_in(folder, aside)}"]
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -128,7 +161,8 @@ def _readable(path: Path, kinds: Collection[str]) -> bool:
     return path.is_file() and kind_of(path) in kinds and path.name not in ABOUT
 
 
-def _names(folder: Path, paths: list[Path]) -> str:
+def names_in(folder: Path, paths: list[Path]) -> str:
+    """Paths in a folder, for a note."""
     names = [str(path.relative_to(folder)) + "/" * path.is_dir() for path in paths]
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

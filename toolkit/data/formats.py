@@ -32,7 +32,11 @@ USED: dict[str, tuple[str, ...]] = {
 """Name -> the columns that are read; `unused_columns` names all others."""
 
 WEIGHTS = ("weight", "sample_weight", "example_weight", "loss_weight")
+UNWANTED = {"train": 0, "training": 0, "label": 0, "kto_tag": 0, "chosen": 0, "desirable": 0, "rejected": 1, "undesirable": 1}
+"""Column -> the yes (1) or no (0), in any spelling, that says not to learn a row"""
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+
+YES, NO = ("true", "yes", "y", "t", "on"), ("false", "no", "n", "f", "off")
 
 SHAPES = (
     'text {"text"}; messages {"messages": [{"role", "content"}]}; prompt-completion {"prompt", "completion"}; '
@@ -168,20 +172,21 @@ def _check_whole(row: Fields) -> None:
                 f"{place(row)}: field {name!r} is {row[name]}, and all rows weigh the same here; repeat the row or drop it, or rename "
                 "the column if it is no weight"
             )
-    for name in ("train", "training"):
-        if name in row and _number(row[name]) == 0:
-            raise DataError(f"{place(row)}: field {name!r} is {row[name]}: drop the row, or rename the column if it says something else")
-    if row.get("label") is False or row.get("kto_tag") is False:
-        raise DataError(f"{place(row)}: is labelled as an answer that is not wanted, and every row is learned here; drop it")
+    for name, unwanted in UNWANTED.items():
+        if name in row and _number(row[name]) == unwanted:
+            raise DataError(
+                f"{place(row)}: field {name!r} is {row[name]}: this is labelled as an answer that is not wanted, and every row is learned "
+                "here; drop the row, or rename the column if it says something else"
+            )
     if media := [name for name in MEDIA if name in row and not missing(row[name]) and row[name] != []]:
         raise DataError(f"{place(row)}: field {media[0]!r}: training is on text alone; drop the column or the row")
 
 
 def _number(value: Any) -> float | None:
     """A weight, or a yes or no, as a number; None where it is something else."""
-    words = {"true": 1.0, "false": 0.0}
     try:
-        number = words.get(value.lower()) if isinstance(value, str) and value.lower() in words else float(value)
+        word = value.strip().lower() if isinstance(value, str) else ""
+        number = 1.0 if word in YES else 0.0 if word in NO else float(value)
     except (TypeError, ValueError):
         return None
     return number if number == number else None

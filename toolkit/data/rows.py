@@ -21,11 +21,12 @@ CELL = 2**31 - 1
 
 
 class Row(dict[str, Any]):
-    """The fields of one row; `where` is its place, such as `train.jsonl:3` or `train.parquet, row 3` (from 1)."""
+    """The fields of one row; `where` is its place, such as `train.jsonl:3` or `train.parquet, row 3` (from 1), in `file`."""
 
     def __init__(self, fields: dict[str, Any], where: str):
         super().__init__(fields)
         self.where = where
+        self.file: Path | None = None
 
 
 def read_rows(source: str, *, suite: bool = False) -> list[Row]:
@@ -101,7 +102,9 @@ def _read_file(path: Path) -> Iterator[Row]:
     if reader is None:
         raise DataError(f"{path}: unknown kind of file; use one of {', '.join(SUFFIXES)}, the first four also with {', '.join(PACKED)}")
     try:
-        yield from reader(path)
+        for row in reader(path):
+            row.file = path
+            yield row
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8; save the file as UTF-8") from None
     except (EOFError, lzma.LZMAError, zlib.error):

@@ -1,15 +1,17 @@
 """What of the data does not do what its author may think: said in `ftk check`, and when a run begins."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from toolkit.data.encode import Example, prompt_text, reads_the_same
 from toolkit.data.folders import files_of
 from toolkit.data.formats import USED, Fields, detect_format, split_row, unused_columns
-from toolkit.data.rows import READERS, read_rows
+from toolkit.data.rows import READERS, Row, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, unused_in_suite
-from toolkit.data.turns import Message
+from toolkit.data.turns import Message, missing
 from toolkit.embedded import suite_of
 from toolkit.files import home
 
@@ -30,7 +32,7 @@ def survey(
     if train:
         rows = read_rows(train)
         fmt = detect_format(rows) if fmt == "auto" else fmt
-        notes += aside(train)
+        notes += aside(train) + _together(train, rows, USED[fmt])
         notes += _unused("training rows", unused_columns(rows, USED[fmt]), len(rows))
         notes += _unused_keys("training rows", _conversations(rows, fmt), len(rows), tokenizer)
         notes += _greetings(rows, fmt)
@@ -39,7 +41,8 @@ def survey(
     for name, source in suites.items():
         if not suite_of(source):
             rows = read_rows(source, suite=True)
-            notes += aside(source, suite=True) + _unused(f"suite {name}", unused_in_suite(rows), len(rows))
+            notes += aside(source, suite=True) + _together(source, rows)
+            notes += _unused(f"suite {name}", unused_in_suite(rows), len(rows))
             asked = [(prompt.prompt, prompt.given) for prompt in prompts.get(name, ()) if isinstance(prompt.prompt, list)]
             notes += _unused_keys(f"suite {name}", asked, len(rows), tokenizer)
     return [*notes, *known_prompts(prompts, examples, tokenizer)]
@@ -49,6 +52,36 @@ def aside(source: str, *, suite: bool = False) -> list[str]:
     """What of a folder is not read; nothing of any other source."""
     folder = home(source)
     return files_of(folder, READERS, suite=suite)[1] if folder.is_dir() else []
+
+
+def _together(source: str, rows: Sequence[Row], used: Sequence[str] = ()) -> list[str]:
+    """The files of a folder that are read as one, with their rows, and rows that stand in two of them; nothing of one file.
+
+    used: the columns by which rows are the same; all of them without.
+    """
+    of = Counter(row.file for row in rows if row.file)
+    if len(of) < 2:
+        return []
+    folder = home(source)
+    told = [f"{file.relative_to(folder)} ({count:,} rows)" for file, count in of.items()]
+    if len(told) > SHOWN:
+        told[SHOWN:] = [f"{len(told) - SHOWN} more ({sum([*of.values()][SHOWN:]):,} rows)"]
+    notes = [f"{folder}: read together: {', '.join(told)}"]
+    files: dict[tuple[tuple[str, str], ...], dict[Path, None]] = {}
+    again = 0
+    for row in rows:
+        if row.file:
+            content = tuple(sorted((name, str(value)) for name, value in row.items() if not missing(value) and (not used or name in used)))
+            own = files.setdefault(content, {})
+            again += bool(own.keys() - {row.file})
+            own[row.file] = None
+    if again:
+        first, second, *_ = next(own for own in files.values() if len(own) > 1)
+        notes.append(
+            f"{folder}: {again:,} of {len(rows):,} rows stand in two files, such as {first.relative_to(folder)} and "
+            f"{second.relative_to(folder)}, and count twice; take one of the files out"
+        )
+    return notes
 
 
 def known_prompts(prompts: Mapping[str, Sequence[Prompt]], examples: Iterable[Example], tokenizer: Any) -> list[str]:

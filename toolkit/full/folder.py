@@ -124,9 +124,11 @@ def model_files(base: Base) -> dict[str, bytes]:
     return {**files, FULL: (json.dumps(mark, indent=2, sort_keys=True) + "\n").encode()}
 
 
-def write_model(path: Path, weights: Mapping[str, Tensor], files: Mapping[str, str | bytes], kind: str = "") -> str:
-    """Write a folder, complete or not at all; return the sha256 of its weights. `files`: see `model_files`, kind: `write_folder`.
+def write_model(
+    path: Path, weights: Mapping[str, Tensor], files: Mapping[str, str | bytes], kind: str = "", of: Mapping[str, str] | None = None
+) -> str:
+    """Write a folder, complete or not at all; return the sha256 of its weights. `files`: see `model_files`; kind and `of`: `write_folder`.
 
     Raises AdapterError in one line.
     """
-    return write_folder(path, weights, MODEL, files, kind)
+    return write_folder(path, weights, MODEL, files, kind, of)

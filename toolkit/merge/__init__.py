@@ -5,6 +5,8 @@ from toolkit.merge.dense import merge_into_base as merge_into_base
 from toolkit.merge.merge import MergeReport as MergeReport
 from toolkit.merge.merge import common_base as common_base
 from toolkit.merge.merge import merge_adapters as merge_adapters
+from toolkit.merge.merge import merged_of as merged_of
+from toolkit.merge.merge import planned as planned
 from toolkit.merge.merge import same_input as same_input
 from toolkit.merge.methods import METHODS as METHODS
 from toolkit.merge.methods import Method as Method

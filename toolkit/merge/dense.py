@@ -14,7 +14,7 @@ from toolkit import delta
 from toolkit.adapters import AdapterError, publish
 from toolkit.files import naming
 from toolkit.folders import MERGED
-from toolkit.merge.merge import REPORT, Input, Step, as_text, choose_members, exact_changes, rank_limit, versions
+from toolkit.merge.merge import REPORT, Input, Step, as_text, choose_members, exact_changes, merged_of, rank_limit, versions
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def merge_into_base(
         "notes": members.notes,
         "versions": versions(method),
     }
-    _write(out, model, tokenizer, as_text(record))
+    _write(out, model, tokenizer, record)
     return DenseReport(out=out, **record)
 
 
@@ -138,15 +138,15 @@ def _weight(model: Any, name: str, D: torch.Tensor) -> tuple[torch.Tensor, bool]
     return module.weight, turned
 
 
-def _write(out: Path, model: Any, tokenizer: Any, text: str) -> None:
+def _write(out: Path, model: Any, tokenizer: Any, record: dict[str, Any]) -> None:
     staging = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
     try:
         staging.mkdir(parents=True)
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         names = sorted(path.name for path in staging.iterdir())
-        (staging / REPORT).write_text(text, encoding="utf-8")
-        publish(staging, out, [*names, REPORT], MERGED)
+        (staging / REPORT).write_text(as_text(record), encoding="utf-8")
+        publish(staging, out, [*names, REPORT], MERGED, merged_of(record))
     except (OSError, SafetensorError) as error:
         raise naming(out, error) from None
     finally:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,14 +142,52 @@ def merge_adapters(
         task_type=next((t for t in sorted({a.config.get("task_type") or "" for a in adapters}) if t), "CAUSAL_LM"),
         extra_files={REPORT: as_text(record)},
         kind=MERGED,
+        of=merged_of(record),
     )
     return MergeReport(out=out, sha256=digest, **record)
 
 
 def as_text(record: Mapping[str, Any]) -> str:
     """merge.json."""
-    plain = {key: [asdict(one) for one in value] if key in ("inputs", "soup") else value for key, value in record.items()}
+    plain = {
+        key: [one if isinstance(one, dict) else asdict(one) for one in value] if key in ("inputs", "soup") else value
+        for key, value in record.items()
+    }
     return json.dumps(plain, indent=2, sort_keys=True) + "\n"
+
+
+def merged_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """What a merge is of, to claim its folder: by where its inputs lie, and by what is in them. Of a soup both are of all that was tried.
+
+    record: merge.json, or as much of it as is known before.
+    """
+    plain = json.loads(as_text(record))
+    tried = plain.get("soup", []) if record["method"] == "greedy_soup" else plain["inputs"]
+    paths = sorted({str(Path(one["path"]).absolute()) for one in tried})
+    how = {**plain["parameters"], "rank": str(plain["parameters"].get("rank"))}
+    told = ", ".join(f"{name} {value}" for name, value in sorted(how.items())) + ", dense" * ("dtype" in record)
+    found = {"source": f"{record['method']} ({told}) of {', '.join(paths)}"}
+    if tried is plain["inputs"]:
+        content = sorted([one["sha256"], one.get("config_sha256"), one["weight"]] for one in tried)
+        found["sha256"] = sha256(json.dumps([record["method"], told, content]).encode()).hexdigest()
+    return found
+
+
+def planned(
+    sources: Sequence[Path],
+    method: str,
+    rank: str | int,
+    weights: Sequence[float] | None = None,
+    *,
+    buffer: int | None = None,
+    dense: bool = False,
+    **parameters: Any,
+) -> dict[str, str]:
+    """`merged_of` a merge before it is made. Raises AdapterError or ValueError in one line."""
+    chosen, values = find_method(method, parameters)
+    inputs, _ = read_inputs(sources, weights, chosen, values)
+    how = {**values, "rank": rank} | ({} if buffer is None else {"buffer": buffer})
+    return merged_of({"method": method, "parameters": how, "inputs": inputs, "soup": inputs, **({"dtype": ""} if dense else {})})
 
 
 def versions(method: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from toolkit.adapters import AdapterError
 from toolkit.folders import MARKER, MERGED
 from toolkit.full import FULL, MODEL, FullModel, copies, write_model
 from toolkit.merge.dense import load_model
-from toolkit.merge.merge import REPORT, Input, MergeReport, as_text, common_base, merge_adapters, read_inputs, versions
+from toolkit.merge.merge import REPORT, Input, MergeReport, as_text, common_base, merge_adapters, merged_of, read_inputs, versions
 from toolkit.merge.methods import Method, find_coefficients, find_method, merge_entries
 from toolkit.population import RECORD
 
@@ -88,7 +88,7 @@ def merge_models(
         "versions": versions(method),
     }
     files = {path.name: path.read_bytes() for path in sorted(models[0].path.iterdir()) if path.is_file() and path.name not in MADE_HERE}
-    digest = write_model(out, merged, {**files, REPORT: as_text(record)}, MERGED)
+    digest = write_model(out, merged, {**files, REPORT: as_text(record)}, MERGED, merged_of(record))
     return WholeReport(out=out, sha256=digest, **record)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -13,15 +11,14 @@ from toolkit.base import Base
 from toolkit.data import Prompt, encode_prompt, encode_reference
 from toolkit.ensemble import SIMILARITIES
 from toolkit.full import FullModel, check_whole, read_weights
-from toolkit.meaning import classes
 from toolkit.merge import accepted, combine, find_method
+from toolkit.outset import check_criteria, told
 from toolkit.pipeline.architecture import check_architecture
 from toolkit.pipeline.job import RunError
 from toolkit.pipeline.training import training_examples, training_plan
 from toolkit.plan import snapshot_steps
-from toolkit.recipe import Mitigation, Recipe, Sequential
+from toolkit.recipe import Mitigation, Recipe
 from toolkit.stack import layer_shape, target_modules
-from toolkit.until import asked_about
 
 TRIED = 4
 """changes that a merge is tried on; more tell nothing new"""
@@ -38,22 +35,11 @@ def check_all(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], devi
     check_against_base(recipe, base)
     notes = check_architecture(recipe, base, answers=answers)
     check_ensembles(recipe, prompts)
-    for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
-        asked_about(figure, prompts)
     check_evaluation(recipe, base, prompts)
     check_lengths(recipe, base, prompts, device)
     check_trajectories(recipe, device)
     check_counts(recipe)
     return notes
-
-
-@contextmanager
-def _told(where: str) -> Iterator[None]:
-    """What a part of ftk refuses, told where it is asked for."""
-    try:
-        yield
-    except ValueError as error:
-        raise RunError(f"{where}: {error}") from None
 
 
 def check_merges(recipe: Recipe) -> None:
@@ -64,31 +50,8 @@ def check_merges(recipe: Recipe) -> None:
             continue
         draw = torch.Generator().manual_seed(0)
         changes = [(torch.randn(1, 8, generator=draw), torch.randn(8, 1, generator=draw), 1.0) for _ in range(min(mitigation.k, TRIED))]
-        with _told(f"mitigation {mitigation.label}"):
+        with told(f"mitigation {mitigation.label}"):
             combine(mitigation.merge, changes, **mitigation.parameters)
-
-
-def check_criteria(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
-    """Refuse criteria and thresholds of prompts that there are not, and what cannot be read in an answer."""
-    for criterion in recipe.criteria:
-        where = f"criterion {criterion.name!r}"
-        asked = prompts.get(criterion.suite) or [p for suite in prompts.values() for p in suite if p.shift == criterion.suite]
-        if not asked:
-            known = ", ".join(dict.fromkeys([*prompts, *(p.shift for suite in prompts.values() for p in suite)]))
-            raise RunError(f"{where}: no prompts in {criterion.suite!r}; there are: {known or 'none'}")
-        names = list(dict.fromkeys(prompt.category for prompt in asked))
-        if criterion.category is not None and criterion.category not in names:
-            raise RunError(f"{where}: no category {criterion.category!r} in {criterion.suite}; there are: {', '.join(names)}")
-        marked = criterion.observable == "correct" or criterion.statistic in ("accuracy", "accuracy-sd", "tail")
-        if marked and all(prompt.reference is None for prompt in asked):
-            raise RunError(f"{where}: the prompts of {criterion.suite} have no `reference`, so that no answer is right or wrong")
-        if criterion.observable not in ("answer", "text", "correct"):
-            with _told(where):
-                classes(["1", "2"], criterion.observable)
-    known = {prompt.category for suite in prompts.values() for prompt in suite}
-    for name in recipe.thresholds.categories:
-        if name not in known:
-            raise RunError(f"thresholds.categories: no prompt has the category {name!r}; there are: {', '.join(sorted(known)) or 'none'}")
 
 
 def check_evaluation(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]]) -> None:
@@ -98,7 +61,7 @@ def check_evaluation(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]
         raise RunError(f"evaluation.top_k: base {recipe.base!r} has {size:,} tokens, not {asked.top_k:,}")
     first = next((suite[0] for suite in prompts.values() if suite), None)
     for choice in asked.choices:
-        with _told(f"evaluation.choices, {choice!r}"):
+        with told(f"evaluation.choices, {choice!r}"):
             if not choice or first and not encode_reference(first.prompt, choice, base.tokenizer):
                 raise ValueError("the tokenizer makes no token of it")
 

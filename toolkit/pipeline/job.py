@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.engines import LocalEngine, RayEngine
+from toolkit.folders import check_sealed
+from toolkit.outset import RunError as RunError
 from toolkit.population import read_population
 from toolkit.recipe import Recipe, read_recipe
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on; one line with the reason and the way out."""
 
 
 @dataclass
@@ -48,11 +46,13 @@ class Run:
         return self.folder / name
 
 
-def open_folder(folder: Path) -> Recipe:
-    """The recipe of an existing run folder."""
+def open_folder(folder: Path, *, as_it_is: bool = False) -> Recipe:
+    """The recipe of an existing run folder, whose files are what was written."""
     path = folder / "recipe.yaml"
     if not path.is_file():
         raise RunError(f"{folder}: not a run folder (no recipe.yaml); `ftk run RECIPE --out {folder}` makes one")
+    if not as_it_is:
+        check_sealed(folder)
     return read_recipe(path)
 
 

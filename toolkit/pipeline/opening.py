@@ -15,18 +15,18 @@ from toolkit.adopt import check_given
 from toolkit.base import Base, fastest_dtype, load_base, load_config, width
 from toolkit.compiled import TESTED
 from toolkit.data import asks_for_the_date
-from toolkit.embedded import suite_of
 from toolkit.engines import ENGINES
 from toolkit.files import remove_leftovers
-from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker
+from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker, seal
 from toolkit.measure import read_prompts
+from toolkit.outset import check_free, keep_suites, recipe_mark
 from toolkit.pipeline.checks import check_all
 from toolkit.pipeline.fitting import fit_stacks
-from toolkit.pipeline.job import Console, Run, RunError, as_json, open_folder
+from toolkit.pipeline.job import Console, Run, RunError, as_json
 from toolkit.pipeline.training import check_population, training_plan
 from toolkit.plain import read_record
-from toolkit.population import LEDGER, RECORD, fingerprint, write_text
-from toolkit.recipe import Recipe, dump_recipe, with_suites
+from toolkit.population import LEDGER, RECORD, write_text
+from toolkit.recipe import Recipe, dump_recipe, read_recipe
 
 
 @contextmanager
@@ -51,13 +51,8 @@ def open_run(
         device = environment.resolve_device(recipe.device)
     except ValueError as error:
         raise RunError(str(error)) from None
-    recipe = keep_suites(recipe, folder, console)
-    of = {"recipe": _recipe_mark(recipe)}
-    marked = read_marker(folder)
-    if marked and (marked["kind"], marked["of"]) == (EVALUATED, of):  # `ftk run` with the recipe that lies there
-        kind = EVALUATED
-    of = of if kind == EVALUATED else {}
-    check_claim(folder, kind, of)
+    recipe = keep_suites(recipe, folder, console.note)
+    kind, of = check_free(recipe, folder, kind)
     recipe = settle(recipe, device, folder)
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
@@ -66,12 +61,14 @@ def open_run(
     check_same_run(recipe, folder, kind, base, device)
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
+        check_free(recipe, folder, kind)
         claim(folder, kind, of)  # under the lock: of two that find a free folder one gets it
         check_same_run(recipe, folder, kind, base, device)
         remove_leftovers(folder)  # of a run that was killed
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         write_text(folder / "environment.json", as_json(environment.describe(device)))
         write_text(folder / "base.json", as_json(base.to_dict()))
+        seal(folder, "recipe.yaml", "environment.json", "base.json")
         with ENGINES[engine](device, workers) as at_work:
             yield Run(recipe, folder, device, at_work, console)
             if len(at_work.machines) > 1:
@@ -81,7 +78,7 @@ def open_run(
 
 def check_folder(recipe: Recipe, folder: Path, base: Base, device: str) -> None:
     """Whether a folder is free, or holds a run of this recipe. Raises RunError, FolderError or AdapterError in one line."""
-    check_claim(folder, RUN)
+    check_free(recipe, folder)
     check_same_run(recipe, folder, RUN, base, device)
 
 
@@ -90,10 +87,10 @@ def free_folder(folder: Path, recipe: Recipe) -> Path:
     further = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
     for path in itertools.chain([folder], further):
         try:
-            check_claim(path, EVALUATED, {"recipe": _recipe_mark(recipe)})
+            check_claim(path, EVALUATED, {"recipe": recipe_mark(recipe)})
         except FolderError:
             continue
-        if not is_run(path) or read_marker(path) or _recipe_mark(open_folder(path)) == _recipe_mark(recipe):
+        if not is_run(path) or read_marker(path) or recipe_mark(read_recipe(path / "recipe.yaml")) == recipe_mark(recipe):
             return path
     raise AssertionError("there is always a further number")
 
@@ -112,12 +109,9 @@ def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: 
     if not is_run(folder) and not any(folder.glob("*/replicas")):
         return
     way_out = "choose another --out, or delete that folder"
-    then = open_folder(folder) if (folder / "recipe.yaml").is_file() else None
-    if then and kind == EVALUATED and read_marker(folder) is None and _recipe_mark(then) != _recipe_mark(recipe):
+    then = read_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
+    if then and kind == EVALUATED and read_marker(folder) is None and recipe_mark(then) != recipe_mark(recipe):
         raise RunError(f"{folder}: holds answers of other adapters or to other prompts; {way_out}")
-    made = [name for name in (then.conditions if then else ()) if any(folder.glob(f"{name}/replicas/*"))]
-    if made and not set(made) & set(recipe.conditions):
-        raise RunError(f"{folder}: holds the run of another recipe (conditions {', '.join(made)}); {way_out}")
     known = _base_hash(folder)
     made_of_it = itertools.chain(folder.glob("*/replicas/*"), folder.glob("outcomes/*/*.parquet"))
     if known not in (None, base.sha256) and any(made_of_it):
@@ -140,32 +134,6 @@ def _base_hash(folder: Path) -> str | None:
         return None
 
 
-def _recipe_mark(recipe: Recipe) -> str:
-    """Of what adapters are asked; what `auto` means is settled later."""
-    return fingerprint(recipe.model_dump(mode="json", exclude={"dtype": True, "compile": True, "name": True, "data": {"date"}}))
-
-
-def keep_suites(recipe: Recipe, folder: Path, console: Console) -> Recipe:
-    """With the version of the embedded suites that a run folder began with; in a new one as named, or the newest."""
-    recipe = with_suites(recipe)
-    then = open_folder(folder).data.suites if (folder / "recipe.yaml").is_file() else {}
-    suites = {
-        name: then[name] if _other_version(name, source, then.get(name, "")) else source for name, source in recipe.data.suites.items()
-    }
-    if changed := [name for name, source in suites.items() if source != recipe.data.suites[name]]:
-        console.note(
-            f"{folder}: goes on with {', '.join(suites[name] for name in changed)}, which it began with; "
-            f"another --out asks {', '.join(recipe.data.suites[name] for name in changed)}"
-        )
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"suites": suites})})
-
-
-def _other_version(name: str, now: str, then: str) -> bool:
-    """Whether two sources of a suite are of one shift (its name, where they do not say it) in two versions."""
-    asked, kept = suite_of(now), suite_of(then)
-    return bool(asked and kept and (asked[1] or name) == (kept[1] or name) and asked[0] != kept[0])
-
-
 def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
     """What `auto`, an open date, and on a GPU an open `stack`, mean here; in a run folder, what they meant when its first replica was
     trained.
@@ -173,7 +141,7 @@ def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
     Raises BaseError where there is no such base, RunError as `fit_stacks`.
     """
     if folder and (folder / "recipe.yaml").is_file():
-        then = open_folder(folder)
+        then = read_recipe(folder / "recipe.yaml")
         kept = {key: getattr(then, key) for key in ("dtype", "compile") if getattr(recipe, key) == "auto"}
         stacks = {name: one.stack for name, one in then.trained.items()}
         fitted = {
