@@ -567,6 +567,28 @@ def test_shifts_of_ones_own_names_stand_in_the_order_of_the_file(tmp_path):
     assert results.shifts == ["typical", "far"] and not any("shifts" in note for note in results.notes)
 
 
+def test_columns_of_the_terminal_never_run_together(tmp_path):
+    """With long names of shifts and wide intervals."""
+    cells = [{**cell, "shift": f"{cell['shift']} of a rather long name"} for cell in rows(answers(replicas=3, spread=0.9))]
+    lines = ftk("measure", write(tmp_path / "long.jsonl", cells)).stdout.splitlines()
+    titles, row = ([part.strip() for part in line.split("  ") if part.strip()] for line in lines[1:3])
+    assert titles[2:4] == ["typical of a rather long name", "far of a rather long name"]
+    assert len(row) == 4 and all(figure.count("[") == 1 and figure.endswith("]") for figure in row[2:])
+
+
+def test_scores_without_answers_are_pointed_to_a_table_of_runs(tmp_path):
+    cells = [{"replica": 0, "prompt": 1, "score": 1.0}]
+    one_line(ftk("measure", write(tmp_path / "s.jsonl", cells)), "no column for the output", "mean of each run's scores")
+    big = [{"replica": r, "prompt": 1, "output": "a", "score": 1e300} for r in range(2)]
+    one_line(ftk("measure", write(tmp_path / "b.jsonl", big)), "field 'score' must be a finite number", "1e+15 at most")
+
+
+def test_pairs_that_cannot_be_are_told(tmp_path):
+    other = [{**cell, "replica": "x" + cell["replica"]} for cell in rows(answers(1, replicas=4), "b")]
+    path = write(tmp_path / "two.jsonl", rows(answers(replicas=4), "a") + other)
+    assert "b and a have fewer than two run names in common" in " ".join(ftk("measure", path, "--paired").stdout.split())
+
+
 def test_answers_of_the_base_to_some_prompts_are_told(tmp_path):
     cells = [{**cell, "base_answer": "answer 1" if int(cell["prompt"][1:]) < 12 else None} for cell in rows(answers(replicas=6))]
     results = measure_predictions(write(tmp_path / "some.jsonl", cells), tmp_path / "some")

@@ -68,6 +68,21 @@ def test_runs_that_share_a_seed_are_fewer_independent_runs(tmp_path, sources):
     assert len(measured(bare, force=True).metrics[0].runs) == 64
 
 
+@pytest.mark.parametrize("cells", [[1e308] * 6, [0.1, 0.2, -1e200]])
+def test_numbers_whose_squares_are_none_are_refused(tmp_path, cells):
+    path = write(tmp_path / "runs.csv", [{"run": n, "f1": x} for n, x in enumerate(cells)])
+    with pytest.raises(PredictionsError, match=r"field 'f1' must be a finite number, not .* \(1e\+100 at most\)"):
+        read_run_table(path)
+
+
+def test_pairs_that_cannot_be_are_told_and_a_doubt_has_its_reason(tmp_path):
+    path = write(tmp_path / "runs.csv", rows()[:5] + rows()[-6:])
+    told = ftk("measure", path, "--paired").stdout
+    assert "dora and lora have fewer than two run names in common: no pairs" in told
+    assert "no pairs" not in ftk("measure", path).stdout
+    assert " ? 5 runs are too few" in told and "mcc, perplexity" in told
+
+
 def test_a_seed_of_its_own_is_one_more_name_of_a_run_and_can_be_left_aside(tmp_path):
     own = write(tmp_path / "own.csv", [{"run": c["run"], "seed": n, "f1": c["f1"]} for n, c in enumerate(CROSSED)])
     assert len(measured(own).metrics[0].runs) == 64

@@ -24,7 +24,7 @@ from toolkit.predictions.layout import listed
 from toolkit.recipe import Criteria, Recipe, read_recipe
 from toolkit.recipe.words import counted
 from toolkit.report import write_report
-from toolkit.results import SHIFTS, About, ConditionDesign, Modules, Results, Thresholds, in_order, load_results, save_results
+from toolkit.results import SHIFTS, About, ConditionDesign, Modules, Results, Thresholds, in_order, load_results, save_results, unpaired
 
 CONDITIONS = 500
 """of one file of predictions: each is held against the first, with intervals for every shift and category"""
@@ -263,6 +263,8 @@ def measure_predictions(
         for name in lone[:1]
         if predictions.base is None
     ]
+    first = set(designs[0].replicas)
+    hints += [unpaired(d.name, names[0]) for d in designs[1:] if paired and len(first & set(d.replicas)) < 2]
     options: list[tuple[str, object]] = [("--same", same), ("--baseline", baseline), ("--base", base), ("--factors", factors)]
     options += [("--failed", name) for name in failed]
     options += [("--column", f"{role}={name}") for role, name in (columns or {}).items()]

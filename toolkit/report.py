@@ -9,6 +9,7 @@ from typing import NamedTuple
 from toolkit import charts, escape
 from toolkit.folders import FolderError, check_sealed, is_report, read_marker
 from toolkit.population import sha256_file, write_text
+from toolkit.recipe.words import counted
 from toolkit.results import (
     Claims,
     ConditionResult,
@@ -308,9 +309,10 @@ def table_text(results: Results) -> str:
     for condition in results.conditions:
         failed = f", {condition.n_failed} failed" if condition.n_failed else ""
         lines += [f"{condition.name}: {condition.in_words}{failed}; disagreement between two runs in %"]
-        shifts = "".join(f"{shift:<19}" for shift in results.shifts)
+        width = _width(results, condition)
+        shifts = "".join(f"{shift:<{width}}" for shift in results.shifts)
         lines += [f" {'procedure':<21}{'runs':>5}  {shifts}{'ratio, ' + target:<17}{'accuracy':>9}{'kept':>7}"]
-        lines += [_row(results, procedure) for procedure in condition.procedures]
+        lines += [_row(results, procedure, width) for procedure in condition.procedures]
         lines += _below(results, condition)
         lines.append("")
     lines += _accuracy_lines(results) + _source_lines(results) + _contrast_lines(results) + _criteria_lines(results) + _note_lines(results)
@@ -321,10 +323,16 @@ def table_text(results: Results) -> str:
     return escape.lines(lines)
 
 
-def _row(results: Results, procedure: Procedure) -> str:
+def _width(results: Results, condition: ConditionResult) -> int:
+    """Columns of a shift: two more than its longest text, so that nothing runs together."""
+    cells = [cell for procedure in condition.procedures for cell in procedure.cells if not cell.category]
+    return max(19, *(len(text) + 2 for text in (*results.shifts, *(_short(cell.disagreement, "%") for cell in cells))))
+
+
+def _row(results: Results, procedure: Procedure, width: int) -> str:
     target, home = results.shifts[-1], results.shifts[0]
     cells = [procedure.cell(shift) for shift in results.shifts]
-    shares = "".join(f"{_short(cell.disagreement if cell else None, '%'):<19}" for cell in cells)
+    shares = "".join(f"{_short(cell.disagreement if cell else None, '%'):<{width}}" for cell in cells)
     k = "" if procedure.kind == "replica" else f" K={procedure.k}"
     line = f" {procedure.title[: 21 - len(k)] + k:<21}{procedure.n_runs:>5}  {shares}"
     if procedure.kind == "replica":
@@ -335,7 +343,7 @@ def _row(results: Results, procedure: Procedure) -> str:
     change += "!" if cell and cell.loses else " "
     lost = [c.kept.value for c in cells if c and c.collapsed and c.kept and c.kept.value is not None]
     kept = min(lost) if lost else at_home.kept.value if at_home and at_home.kept else None
-    return f"{line}{ratio}{change.rjust(27 - len(ratio))}{number(kept):>6}{'!' * bool(lost)}".rstrip()
+    return f"{line}{ratio}{change.rjust(max(27 - len(ratio), len(change) + 1))}{number(kept):>6}{'!' * bool(lost)}".rstrip()
 
 
 def _below(results: Results, condition: ConditionResult) -> list[str]:
@@ -346,7 +354,13 @@ def _below(results: Results, condition: ConditionResult) -> list[str]:
         figure = (cell.ratio or cell.disagreement) if cell else None
         if figure and not figure.conclusive and figure.needed:
             needs.setdefault(figure.needed * procedure.k, []).append(_name(procedure))
-    lines = [f"? needs {count:,} replicas: {', '.join(names)}" for count, names in sorted(needs.items())]
+    lines = [f"? needs {counted(count, 'replica')}: {', '.join(names)}" for count, names in sorted(needs.items())]
+    whys: dict[str, list[str]] = {}
+    for shift in results.shifts:
+        figure = cell.disagreement if (cell := condition.single.cell(shift)) else None
+        if figure and not figure.conclusive and not figure.needed and figure.note:
+            whys.setdefault(figure.note, []).append(shift)
+    lines += [f"? single replica, {', '.join(shifts)}: {why}" for why, shifts in whys.items()]
     lost = {_name(p): warnings(p, condition.single, results.shifts) for p in condition.procedures}
     lines += [f"! {name}: {said}" for name, several in lost.items() for said in several]
     return _wrapped(lines, "  ")

@@ -688,6 +688,11 @@ def interval(estimate: Estimate, unit: str = "", signed: bool = False) -> str:
     return f"[{number(estimate.low, unit, signed)}, {number(estimate.high, unit, signed)}]"
 
 
+def unpaired(condition: str, baseline: str) -> str:
+    """Where `paired` was asked and cannot be."""
+    return f"{condition} and {baseline} have fewer than two run names in common: no pairs, compared as independent runs"
+
+
 def claimed_range(tested: Tested) -> str:
     """`95 to 98 %`, or nothing where nothing is claimed; spreads of weights are plain numbers."""
     if tested.claimed is None:

@@ -17,7 +17,7 @@ from toolkit.folders import MEASURED, check_claim, check_outputs, claim, made_of
 from toolkit.predictions import PredictionsError, RunScores, RunTable, with_factors
 from toolkit.predictions.layout import listed
 from toolkit.recipe.words import counted, nearest
-from toolkit.results import About, RunMetric, RunMetricContrast, RunMetrics, interval, number, save_results
+from toolkit.results import About, RunMetric, RunMetricContrast, RunMetrics, interval, number, save_results, unpaired
 
 METRICS = "metrics.json"
 
@@ -76,10 +76,11 @@ def measure_run_table(
         for row in found
         if (lack := sum(score is None or not math.isfinite(score) for score in row.scores))
     ]
+    apart = [unpaired(name, names[0]) for name in dict.fromkeys(c.condition for c in contrasts if paired and not c.paired)]
     words = [("--baseline", baseline), ("--base", base), ("--factors", factors), *(("--failed", name) for name in failed)]
     options = [word for option, value in words if value for word in (option, str(value))] + ["--paired"] * paired
     about = About(toolkit.__version__, recipe=path.name, command=shlex.join(["ftk", "measure", str(path), *options]))
-    metrics = RunMetrics(about, level, tuple(found), tuple(contrasts), (*table.notes, *excluded, *sharing, *lacking))
+    metrics = RunMetrics(about, level, tuple(found), tuple(contrasts), (*table.notes, *excluded, *sharing, *lacking, *apart))
     claim(out, MEASURED, of, force=force)
     save_results(out / METRICS, metrics)
     return metrics
@@ -134,19 +135,27 @@ def _contrast(condition: str, b: RunScores, baseline: str, a: RunScores, metric:
 def metrics_text(found: RunMetrics) -> str:
     """The figures in plain ASCII, a line a metric."""
     lines = []
+    wide = max([20, *(len(row.metric) for row in found.metrics)])
     for condition in dict.fromkeys(row.condition for row in found.metrics):
         rows = [row for row in found.metrics if row.condition == condition]
         failed = f", {rows[0].n_failed} failed" if rows[0].n_failed else ""
         lines.append(f"{condition}: {counted(len(rows[0].runs), 'run')}{failed}")
-        lines.append(f" {'metric':<20} {'mean':<30} {'SD between runs':<30} range")
+        lines.append(f" {'metric':<{wide}} {'mean':<30} {'SD between runs':<30} range")
         for row in rows:
             low, high = number(row.lowest, "e"), number(row.highest, "e")
-            lines.append(f" {row.metric[:20]:<20} {_shown(row.mean):<30} {_shown(row.sd):<30} {low} to {high}")
+            lines.append(f" {row.metric:<{wide}} {_shown(row.mean):<30} {_shown(row.sd):<30} {low} to {high}")
+        whys: dict[str, dict[str, None]] = {}
+        for row in rows:
+            for estimate in (row.mean, row.sd, row.gain_over_base):
+                if estimate is not None and not estimate.conclusive:
+                    needs = f"needs {counted(estimate.needed, 'run')}" if estimate.needed else ""
+                    whys.setdefault(estimate.note or needs or "inconclusive", {})[row.metric] = None
+        lines += [f" ? {why}: {listed(metrics)}" for why, metrics in whys.items()]
         for row in rows:
             if row.gain_over_base is not None:
-                lines.append(f" {row.metric[:20]:<20} over the base by {_shown(row.gain_over_base, signed=True)}")
+                lines.append(f" {row.metric:<{wide}} over the base by {_shown(row.gain_over_base, signed=True)}")
             if row.suspects:
-                lines.append(f" {row.metric[:20]:<20} far off the others: {', '.join(row.suspects)}; did they fail? then --failed NAME")
+                lines.append(f" {row.metric:<{wide}} far off the others: {', '.join(row.suspects)}; did they fail? then --failed NAME")
         lines.append("")
     for c in found.contrasts:
         spread = f"; SD by {_shown(c.sd_change, signed=True)}" if c.sd_change else ""

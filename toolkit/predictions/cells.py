@@ -16,6 +16,7 @@ from toolkit.predictions.files import text as files_text
 from toolkit.predictions.layout import (
     FACTORS,
     LABELS,
+    LARGEST_SCORE,
     PROMPTFOO,
     ROLES,
     RUN_LABELS,
@@ -235,14 +236,17 @@ class Cells:
         def number(value: str | None) -> float:
             word = (value or "nan").strip().lower() or "nan"
             try:
-                return float({"true": 1, "false": 0}.get(word, word))
+                score = float({"true": 1, "false": 0}.get(word, word))
             except ValueError:
                 return math.inf
+            return math.inf if abs(score) > LARGEST_SCORE else score
 
         score_N = np.array([*map(number, values), math.nan], dtype=np.float32).take(index_N)
         if np.isinf(score_N).any():
             row = int(np.isinf(score_N).argmax())
-            raise self._error(batch, row, name, f" must be a finite number, not {str(values[index_N[row]])[:40]!r}")
+            raise self._error(
+                batch, row, name, f" must be a finite number, not {str(values[index_N[row]])[:40]!r} ({LARGEST_SCORE:g} at most)"
+            )
         return score_N
 
     def _label(self, batch: Batch, table: "pa.Table", parts: Iterable[str], owner_N: np.ndarray, owners: Codes, kind: str) -> None:

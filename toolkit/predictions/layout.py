@@ -36,6 +36,8 @@ NAMES = {
 }
 """Role -> the names that it goes by; the first that a file has counts."""
 
+LARGEST, LARGEST_SCORE = 1e100, 1e15
+"""of numbers: their squares, too, must be numbers, those of scores in single precision"""
 SEED = "seed"
 """beside a column for the run: what a run has in common with its repetitions; by itself it names the run"""
 FACTORS = (*SOURCES, SEED)
@@ -144,7 +146,8 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
         if asked.replicas:
             raise error("--column replica=NAME is for long files, --replica-columns for wide ones", "give one of the two")
         if "output" not in role:
-            raise error("no column for the output")
+            scores = "scores without answers are measured as a table of one row a run: write the mean of each run's scores, and no prompt"
+            raise error("no column for the output", scores if "score" in role else SHAPES)
         replicas = []
         role |= {name: name for name in FACTORS if name in names and name not in role.values() and name not in asked.role}
     else:

@@ -10,7 +10,7 @@ import numpy as np
 from toolkit.data import DataError
 from toolkit.predictions.cells import FAILED, FINISHED
 from toolkit.predictions.files import Batch, batches, distinct, place, stem
-from toolkit.predictions.layout import FACTORS, INDEX_COLUMN, NAMES, SEEDED, Layout, PredictionsError, listed
+from toolkit.predictions.layout import FACTORS, INDEX_COLUMN, LARGEST, NAMES, SEEDED, Layout, PredictionsError, listed
 from toolkit.recipe.words import counted, nearest
 from toolkit.statistics import shared_sources
 
@@ -170,9 +170,8 @@ def _numbers(path: Path, name: str, cells: list[str | None]) -> np.ndarray | Non
     value_N = np.array([number(cell) for cell in cells])
     if not np.isfinite(value_N).any():
         return None
-    if np.isinf(value_N).any():
-        row = int(np.isinf(value_N).argmax())
-        raise PredictionsError(
-            f"{place(path, row)}: field {name!r} must be a finite number, not {str(cells[row])[:40]!r}; leave it empty for none"
-        )
+    if (beyond_N := np.abs(value_N) > LARGEST).any():
+        row = int(beyond_N.argmax())
+        says = f"must be a finite number, not {str(cells[row])[:40]!r} ({LARGEST:g} at most); leave it empty for none"
+        raise PredictionsError(f"{place(path, row)}: field {name!r} {says}")
     return value_N
