@@ -196,7 +196,7 @@ def test_merging_from_the_shell(tmp_path, monkeypatch):
     [
         ("--method ties --set densty=0.5", "unknown parameter 'densty' of merge method ties; did you mean 'density'?"),
         ("--method ties --set density", "--set 'density': write it as name=value"),
-        ("--method ties --density 2", "density 2.0 is impossible: a share above 0 and at most 1"),
+        ("--method ties --density 2", "'--density': 2.0 is not in the range"),
         ("--method dare --set seed=x", "seed 'x' is impossible: a whole number from 0"),
         ("--method tie", "unknown merge method 'tie'; did you mean 'ties'?"),
         ("--method mergekit:slerp", "mergekit:slerp needs 't'"),
