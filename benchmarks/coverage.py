@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import binom
 from worlds import CLASSES, simulate
 from worlds.sweeps import SWEEPS, Settings
 from worlds.unkind import sizes_of
@@ -55,11 +56,18 @@ class Cell(NamedTuple):
 
     @property
     def unseen(self) -> float:
-        """Probability that an arm has no run of a rare kind: one that failed and that nobody marks, or that follows another strategy."""
-        two_arms = self.settings.get("draw") == "failures"
+        """Probability that all runs of an arm are alike, though one in so many fails unmarked or follows another strategy.
+
+        Of votes: that all groups decide alike, with a majority of one kind or without.
+        """
+        two_arms, k = self.settings.get("draw") == "failures", int(self.settings.get("k", 1))
         rate = 0.05 if two_arms else max(float(self.settings.get(name, 0.0)) for name in ("garbage", "kinds"))
-        nowhere = (1 - rate) ** int(self.settings["replicas"]) if rate else 0.0
-        return 1 - (1 - nowhere) ** 2 if two_arms else nowhere
+        if not rate:
+            return 0.0
+        usual = float(binom.sf(k // 2, k, 1 - rate)) if k > 1 else 1 - rate
+        units = int(self.settings["replicas"]) // k
+        alike = usual**units + (1 - usual) ** units
+        return 1 - (1 - alike) ** 2 if two_arms else alike
 
     @property
     def enough(self) -> bool:

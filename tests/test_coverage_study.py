@@ -106,6 +106,9 @@ def test_runs_that_are_not_in_the_sample_excuse_as_many_misses_as_samples_withou
     assert Tally(2000, 2000, 1300, 2000, 1300, None).kind(unseen) == "FAIL"
     assert Tally(2000, 2000, 1600, 2000, 1600, None).kind() == "FAIL"
     assert study.Cell("disagreement", {"replicas": 30, "prompts": 500}).unseen == 0
+    # of four, three are right with probability 5/16: so often do all of four groups decide alike
+    votes = study.Cell("unkind.vote_ratio", {"replicas": 16, "prompts": 150, "kinds": 0.5, "k": 4}).unseen
+    assert votes == pytest.approx((5 / 16) ** 4 + (11 / 16) ** 4)
 
 
 def broken(world: World, width=1.0, shift=0.0) -> World:
