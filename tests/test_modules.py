@@ -15,6 +15,7 @@ from toolkit import statistics as st
 from toolkit.adapters import read_adapter, write_adapter
 from toolkit.cli import BAD_INPUT, main
 from toolkit.delta import dense
+from toolkit.folders import RUN, claim
 from toolkit.measure import _read_modules, save_modules
 from toolkit.modules import Population, modules, modules_text, place
 from toolkit.plain import JsonError
@@ -235,8 +236,8 @@ def test_the_command_takes_any_folder_of_adapters(tmp_path):
 
 def test_of_a_run_whole_models_are_left_out(tmp_path, monkeypatch):
     """They have no factors; a run that has adapters too is still told, and one that has none says so."""
-    for name in ("recipe.yaml", "base.json", "environment.json"):
-        (tmp_path / name).touch()
+    claim(tmp_path, RUN)
+    (tmp_path / "recipe.yaml").touch()
     whole = tmp_path / "full" / "replicas" / "00000"
     whole.mkdir(parents=True)
     (whole / "full.json").touch()

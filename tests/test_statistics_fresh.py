@@ -142,7 +142,7 @@ def test_a_design_is_known_by_its_levels_not_by_their_names_nor_by_the_order_of_
 
 def test_copies_of_a_run_are_no_more_runs():
     """Every run of a grid twice: the disagreement, and how well it is known, stay where they are."""
-    levels, answer_RP = levels_of("8x8"), np.random.default_rng(6).integers(0, 2, (64, 60))
+    levels, answer_RP = levels_of("7x7"), np.random.default_rng(6).integers(0, 2, (49, 60))
     once = st.disagreement(answer_RP, levels=levels)
     twice = st.disagreement(np.tile(answer_RP, (2, 1)), levels={name: np.tile(level_R, 2) for name, level_R in levels.items()})
     assert (once.value, once.low, once.high) == pytest.approx((twice.value, twice.low, twice.high))

@@ -23,6 +23,7 @@ from toolkit.full import MODEL, FullModel, copies, read_weights
 from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
 from toolkit.merge.naming import under_one_naming
 from toolkit.merge.soup import Step, greedy_soup
+from toolkit.plain import parse
 from toolkit.recipe.merges import MERGEKIT
 
 REPORT = "merge.json"
@@ -161,7 +162,7 @@ def merged_of(record: Mapping[str, Any]) -> dict[str, str]:
 
     record: merge.json, or as much of it as is known before.
     """
-    plain = json.loads(as_text(record))
+    plain = parse(as_text(record), any_number=True)
     tried = plain.get("soup", []) if record["method"] == "greedy_soup" else plain["inputs"]
     paths = sorted({str(Path(one["path"]).absolute()) for one in tried})
     how = {**plain["parameters"], "rank": str(plain["parameters"].get("rank"))}
