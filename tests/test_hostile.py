@@ -439,3 +439,13 @@ def test_a_form_takes_linear_time(form, piece):
 def test_the_first_json_in_a_text_is_still_found():
     assert json_form('x [1, {"b": 2, "a": 1} y') == '{"a": 1, "b": 2}'
     assert json_form("{" * 500 + " [1]") == "[1]"
+
+
+@pytest.mark.parametrize(
+    "command", [["measure"], ["gate", "--candidate", "loop.csv"], ["check"], ["merge", "--method", "mean", "--out", "m"], ["check-adapter"]]
+)
+def test_a_loop_of_links_is_one_line(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    result = CliRunner().invoke(cli.main, [*command[:1], "loop.csv", *command[1:]])
+    assert result.exit_code == 2 and len(result.output.splitlines()) == 1 and "loop.csv" in result.output, result.output

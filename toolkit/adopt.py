@@ -22,7 +22,7 @@ from torch import nn
 from toolkit import records
 from toolkit.adapters import CONFIG, SINGLE_EXPERT, WEIGHTS, Adapter, AdapterError, adapter_paths, no_such_layer, read_adapter
 from toolkit.base import EMBEDDED, Base, named_modules
-from toolkit.files import home, is_leftover, sha256_file
+from toolkit.files import home, is_leftover, real, sha256_file
 from toolkit.full import FullModel, copies, read_weights
 from toolkit.plain import read_record
 from toolkit.population import LEDGER, RECORD, Replica, read_ledger, read_population, replica_folder, write_text
@@ -88,7 +88,7 @@ def remarks(paths: Sequence[Path], base: str) -> list[str]:
     """Lines on adapters that are to answer on `base` beside each other: another base by name, a wrapper's names, a change of zero."""
     found = [one for one in read_all(paths, base) if isinstance(one, Adapter)]
     source = str(EMBEDDED) if base == "embedded" else base
-    known = {None, base, source, str(home(source).resolve())}
+    known = {None, base, source, str(real(home(source)))}
     other = [adapter for adapter in found if adapter.base not in known]
     wrapped = [adapter for adapter in found if adapter.wrapped]
     zero = [adapter for adapter in found if adapter.is_zero]
@@ -164,7 +164,7 @@ def _why_not(name: str, model: nn.Module, name_of_base: str) -> str:
 
 def base_hash(adapter: Path) -> str | None:
     """sha256 of the weights it was trained on, where an ftk run around the adapter says it."""
-    for parent in adapter.resolve().parents[:RUN_LEVELS]:
+    for parent in real(adapter).parents[:RUN_LEVELS]:
         if (parent / "base.json").is_file():
             return read_record(parent / "base.json", records.Base).get("sha256")
     return None

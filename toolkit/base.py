@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from toolkit.files import home, no_folder
+from toolkit.files import home, no_folder, real
 
 EMBEDDED = Path(__file__).parent / "embedded" / "base"
 NARROW, FASTER = 128, 2.5
@@ -125,7 +125,7 @@ def _locate(name: str) -> tuple[str, str | None]:
     if name == "embedded":
         return str(EMBEDDED), None
     if home(name).is_dir():
-        return str(home(name).resolve()), None
+        return str(real(home(name))), None
     if no_folder(name):
         raise BaseError(f"base {name!r}: no such folder")
     source, _, revision = name.partition("@")

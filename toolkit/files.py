@@ -85,6 +85,11 @@ def home(path: str | Path) -> Path:
     return Path(path)
 
 
+def real(path: Path) -> Path:
+    """Where a path leads, links followed. One in a loop of links leads nowhere, and stays: opening it says so."""
+    return Path(os.path.realpath(path))
+
+
 def no_folder(name: str) -> bool:
     """Whether a name can only be that of a folder, and none is there."""
     return (name.startswith((".", "/", "~")) or name.count("/") > 1) and not home(name).is_dir()

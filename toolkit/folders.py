@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import records
-from toolkit.files import is_leftover, sha256_file, write_text
+from toolkit.files import is_leftover, real, sha256_file, write_text
 from toolkit.plain import read_json, read_record
 
 MARKER = "ftk.json"
@@ -195,10 +195,10 @@ def made_of(path: Path) -> dict[str, str]:
 
 def check_outputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:
     """Refuse to write a file that is read. Raises FolderError in one line."""
-    read = {path.resolve(): path for path in inputs}
+    read = {real(path): path for path in inputs}
     for path in outputs:
-        if path.resolve() in read:
-            raise FolderError(f"{read[path.resolve()]}: is read here and would be written over; choose another name to write to")
+        if real(path) in read:
+            raise FolderError(f"{read[real(path)]}: is read here and would be written over; choose another name to write to")
 
 
 def _told(of: Mapping[str, str]) -> str:
