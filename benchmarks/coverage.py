@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binom
-from worlds import CLASSES, simulate
+from worlds import CLASSES, Tally, simulate
 from worlds.sweeps import SWEEPS, Settings
 from worlds.unkind import sizes_of
 
@@ -58,15 +58,17 @@ class Cell(NamedTuple):
     def unseen(self) -> float:
         """Probability that all runs of an arm are alike, though one in so many fails unmarked or follows another strategy.
 
-        Of votes: that all groups decide alike, with a majority of one kind or without.
+        Of votes of kinds that answer as wholes (`drop`): that all groups decide alike, with a majority of one kind or without.
         """
         two_arms, k = self.settings.get("draw") == "failures", int(self.settings.get("k", 1))
         rate = 0.05 if two_arms else max(float(self.settings.get(name, 0.0)) for name in ("garbage", "kinds"))
         if not rate:
             return 0.0
-        usual = float(binom.sf(k // 2, k, 1 - rate)) if k > 1 else 1 - rate
-        units = int(self.settings["replicas"]) // k
-        alike = usual**units + (1 - usual) ** units
+        replicas = int(self.settings["replicas"])
+        alike = (1 - rate) ** replicas
+        if k > 1 and "drop" in self.settings:
+            usual, groups = float(binom.sf(k // 2, k, 1 - rate)), replicas // k
+            alike = usual**groups + (1 - usual) ** groups
         return 1 - (1 - alike) ** 2 if two_arms else alike
 
     @property
@@ -196,6 +198,16 @@ def span(rows: list[dict], name: str) -> str:
     return "-" if not found else found[0] if len(found) == 1 else f"{found[0]}-{found[-1]}"
 
 
+def again(row: dict) -> dict:
+    """A row of an earlier study, classified by the rules of today. If it does not say what was withheld, all that is not conclusive was."""
+    n, cell = row["repetitions"], Cell(row["statistic"], row["world"])
+    withheld = row.get("withheld", max(0.0, row["printed"] - row["conclusive"]))
+    printed, conclusive = round(row["printed"] * n), round(row["conclusive"] * n)
+    held, held_conclusive = round((row["coverage"] or 0) * printed), round((row["coverage_conclusive"] or 0) * conclusive)
+    tally = Tally(n, printed, held, conclusive, held_conclusive, row["width"], round(withheld * n))
+    return {**row, "class": tally.kind(cell.unseen, enough=cell.enough), "withheld": withheld}
+
+
 def joined(old: list[dict], new: list[dict]) -> list[dict]:
     """New rows in place of the old ones of their cells, or beside them: in the order of the full study, then of the corner."""
     rows = {Cell(row["statistic"], row["world"]).title: row for row in (*old, *new)}
@@ -240,7 +252,7 @@ def main() -> None:
     study, seconds = arguments.study, time.perf_counter() - start
     if arguments.update:
         before = json.loads(arguments.out.read_text())
-        rows, study, seconds = joined(before["cells"], rows), before["summary"]["study"], before["summary"]["seconds"] + seconds
+        rows, study, seconds = joined([again(row) for row in before["cells"]], rows), before["summary"]["study"], before["summary"]["seconds"] + seconds
     found = summary(study, rows, seconds)
     if arguments.out:
         lines = ",\n".join(json.dumps(row) for row in rows)

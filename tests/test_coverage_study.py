@@ -107,7 +107,7 @@ def test_runs_that_are_not_in_the_sample_excuse_as_many_misses_as_samples_withou
     assert Tally(2000, 2000, 1600, 2000, 1600, None).kind() == "FAIL"
     assert study.Cell("disagreement", {"replicas": 30, "prompts": 500}).unseen == 0
     # of four, three are right with probability 5/16: so often do all of four groups decide alike
-    votes = study.Cell("unkind.vote_ratio", {"replicas": 16, "prompts": 150, "kinds": 0.5, "k": 4}).unseen
+    votes = study.Cell("unkind.vote_ratio", {"replicas": 16, "prompts": 150, "kinds": 0.5, "drop": 8.0, "k": 4}).unseen
     assert votes == pytest.approx((5 / 16) ** 4 + (11 / 16) ** 4)
 
 
@@ -363,3 +363,11 @@ def test_every_unkind_world_can_be_drawn(name):
     for settings in study.SWEEPS[name].settings:
         estimate, truth = study.SWEEPS[name].factory(**settings)(np.random.default_rng(0))
         assert isinstance(estimate, Estimate) and math.isfinite(truth), settings
+
+
+def test_a_row_of_an_earlier_study_is_classified_by_the_rules_of_today():
+    row = {"statistic": "disagreement", "world": {"replicas": 30, "prompts": 500, "run_sd": 0.7}, "class": "ok", "repetitions": 400}
+    row |= {"printed": 1.0, "coverage": 0.96, "conclusive": 1.0, "coverage_conclusive": 0.96, "width": 0.1}
+    assert study.again(row)["class"] == "ok"
+    assert study.again(row | {"coverage": 0.8, "coverage_conclusive": 0.8})["class"] == "FAIL"
+    assert study.again(row | {"conclusive": 0.5})["class"] == "SILENT"  # half of them withheld, at a size that is enough

@@ -182,19 +182,22 @@ class Adapter:
         """
         import torch
 
-        changes, factors = hashlib.sha256(), hashlib.sha256()
-        changed = False
-        for name, (A, B, scale) in self.items():
-            if dtype is not None:
-                A, B = A.to(dtype), B.to(dtype)
-            A, B = A.double(), B.double()
+        changes, changed = hashlib.sha256(), False
+        for name, A, B, scale in self._rounded(dtype):
             x = torch.randn(A.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
             y = (scale * (B @ (A @ x))).float() + 0.0  # the order of sums is forgotten, and the sign of zero
-            factors.update(f"{name} {scale}".encode() + A.numpy().tobytes() + B.numpy().tobytes())
             if y.any():
                 changes.update(name.encode() + y.numpy().tobytes())
                 changed = True
-        return (changes if changed else factors).hexdigest()
+        if not changed:
+            for name, A, B, scale in self._rounded(dtype):
+                changes.update(f"{name} {scale}".encode() + A.numpy().tobytes() + B.numpy().tobytes())
+        return changes.hexdigest()
+
+    def _rounded(self, dtype: "torch.dtype | None") -> "Iterator[tuple[str, Tensor, Tensor, float]]":
+        """Factors in float64, rounded to a dtype before where one is given."""
+        for name, (A, B, scale) in self.items():
+            yield name, A.to(dtype or A.dtype).double(), B.to(dtype or B.dtype).double(), scale
 
     def fitted(self, names: Collection[str]) -> "Adapter":
         """The same adapter under a base's own names of modules, where they differ in `language_model.` and parts of wrappers alone.

@@ -63,7 +63,7 @@ class FullModel:
         digest = hashlib.sha256()
         for name in sorted(self.shapes):
             W = self.tensor(name)
-            digest.update(name.encode() + W.to(dtype or W.dtype).double().numpy().tobytes())
+            digest.update(name.encode() + W.to(dtype or W.dtype).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def tensor(self, name: str) -> Tensor:

@@ -12,7 +12,7 @@ from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters, verdict
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import logit_interval, share_interval, two_way, zero_event_bound
 from toolkit.statistics.outliers import odd_replicas
-from toolkit.statistics.pairs import Pairs, PairShares, count_pairs, leave_one_out
+from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out, pair_variance
 
 Clusters = np.ndarray | Sequence[int] | None
 
@@ -63,9 +63,7 @@ def fleiss_kappa(answer_RP: np.ndarray, *, cluster_P: Clusters = None, level: fl
     with np.errstate(invalid="ignore", divide="ignore"):
         left_common_RP = (common_P - common_RP) / (n_P - present_RP)
         left_RP = (leave_one_out(pairs) + 2 * ratio * (left_common_RP - chance)) / (1 - chance)
-    shares = PairShares(n_replicas)
-    shares.add(answer_RP)
-    parts = two_way(ratio_P, left_RP, cluster_P).carried_by(d_P, cluster_P).and_pairs(shares.variance(n_replicas) / (1 - chance) ** 2)
+    parts = two_way(ratio_P, left_RP, cluster_P).carried_by(d_P, cluster_P).and_pairs(pair_variance(answer_RP) / (1 - chance) ** 2)
     bound = zero_event_bound(parts.effective, level) / (1 - chance)
     half = parts.half_width(level) if np.isfinite(left_RP).any() else math.nan
     method = "two-way jackknife-t over replicas and prompts, logit scale of 1 - kappa"
@@ -241,11 +239,7 @@ def _all_alike(answer_RP: np.ndarray, counted_RP: np.ndarray, n: int, cluster_P:
     note = "; ".join(filter(None, [note, f"{dropped} prompts with fewer than {n} answers do not count" if dropped else ""]))
     at_least = max(MIN_REPLICAS, RUNS_PER_FRESH_RUN * n)
     odd_R = row_R[odd_replicas(pairs)] if len(row_R) else row_R
-    of_pairs = 0.0
-    if n == 2 and np.array_equal(counted_RP, answer_RP >= 0):
-        shares = PairShares(len(row_R))
-        shares.add(answer_RP)
-        of_pairs = shares.variance(len(row_R))
+    of_pairs = pair_variance(answer_RP) if n == 2 and np.array_equal(counted_RP, answer_RP >= 0) else 0.0
     return share_estimate(value_P, left_RP, cluster_P, level, odd_R, at_least=at_least, of_pairs=of_pairs, note=note)
 
 

@@ -236,8 +236,7 @@ def _guard(arms: Sequence[np.ndarray]) -> tuple[bool, int | None, str]:
     if n < MIN_REPLICAS_SPREAD:
         return False, MIN_REPLICAS_SPREAD, f"{n} runs are too few for an interval that holds what it says (at least {MIN_REPLICAS_SPREAD})"
     odd = sum(len(far_from_median(arm)) for arm in arms)
-    note = f"{odd} runs stand far off the others: did they fail?" if odd else ""
-    return True, None, note
+    return True, None, f"runs that stand far off the others: {odd}; did they fail?" if odd else ""
 
 
 def _means(

@@ -56,8 +56,9 @@ class PairShares:
 
     Leaving out runs shows to first order what they add to the error of a mean over pairs. Where half of the runs are of another
     kind, that is nothing at all: with three runs of six on either side every run that is left out leaves the same share. The error
-    is then of second order, 2 Var(pair) / n (n-1), the part of a U-statistic's variance that never vanishes (Hoeffding 1948). It is
-    added; where runs are alike it is little, the more so the more runs there are.
+    is then of second order, 2 Var(pair) / n (n-1), the part of a U-statistic's variance that never vanishes (Hoeffding 1948). Where
+    runs are alike it is little, the more so the more runs there are. It is added to the error of a disagreement; in a contrast the
+    larger of the two counts, since both together cover too much where groups are few.
     """
 
     def __init__(self, n_runs: int) -> None:
@@ -68,8 +69,9 @@ class PairShares:
         answer_RP = answer_RP[: len(self.both_RR)]
         present_RP = answer_RP >= 0
         counted_RP = present_RP.astype(np.float32)
-        self.both_RR += counted_RP @ counted_RP.T
-        self.differing_RR += counted_RP @ counted_RP.T
+        both_RR = counted_RP @ counted_RP.T
+        self.both_RR += both_RR
+        self.differing_RR += both_RR
         if answer_RP.max(initial=-1) < FEW_ANSWERS:
             for code in range(int(answer_RP.max(initial=-1)) + 1):
                 gave_RP = (answer_RP == code).astype(np.float32)
@@ -94,6 +96,13 @@ class PairShares:
             code_R = code_R[: len(fresh_RR)]
             fresh_RR &= code_R[:, None] != code_R
         return second_order(share_RR[fresh_RR], units)
+
+
+def pair_variance(answer_RP: np.ndarray) -> float:
+    """`PairShares.variance` of a table that is there as a whole, whose runs are independent."""
+    shares = PairShares(len(answer_RP))
+    shares.add(answer_RP)
+    return shares.variance(len(answer_RP))
 
 
 def second_order(pair_N: np.ndarray, units: int) -> float:

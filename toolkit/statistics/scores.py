@@ -64,9 +64,7 @@ def score_sd(score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float =
     odd_R = np.union1d(far_from_median(mean_R, size), far_from_centre(run_distance(own_RP, present_RP)))
 
     variance, left_R = float(mean_R.var(ddof=1)), leave_one_out_variance(mean_R)
-    enough = n_replicas >= MIN_REPLICAS_SPREAD
-    needed = None if enough else MIN_REPLICAS_SPREAD
-    note = verdict(n_replicas, "", row_R[odd_R], MIN_REPLICAS_SPREAD)[2]
+    enough, needed, note = verdict(n_replicas, "", row_R[odd_R], MIN_REPLICAS_SPREAD)  # prompts are given
     method = "log-variance jackknife-t over replicas, these prompts"
     if left_R.min() <= tiny:
         low = high = None
