@@ -252,7 +252,8 @@ def main() -> None:
     study, seconds = arguments.study, time.perf_counter() - start
     if arguments.update:
         before = json.loads(arguments.out.read_text())
-        rows, study, seconds = joined([again(row) for row in before["cells"]], rows), before["summary"]["study"], before["summary"]["seconds"] + seconds
+        rows = joined([again(row) for row in before["cells"]], rows)
+        study, seconds = before["summary"]["study"], before["summary"]["seconds"] + seconds
     found = summary(study, rows, seconds)
     if arguments.out:
         lines = ",\n".join(json.dumps(row) for row in rows)
