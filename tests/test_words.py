@@ -355,3 +355,19 @@ def test_an_inconclusive_figure_says_how_many_runs_it_takes(tmp_path: Path) -> N
     assert f"[{ratio.low:.2f}, {ratio.high:.2f}]" in text, "an interval that there is, is printed"
     few = measure_predictions(predictions(tmp_path / "p.jsonl", a=flips(2, 60, 0.2, 0)), tmp_path / "out")
     assert "needs about 3 replicas" in few.verdict[0]
+
+
+def test_half_of_the_accuracy_lost_against_the_base_is_a_loss_on_forty_prompts(tmp_path: Path) -> None:
+    """The base is right on all of them, runs on half: no more prompts are needed to say so."""
+    rng = np.random.default_rng(0)
+    cells = [{"condition": "base", "run": "base", "id": i, "output": "A", "reference": "A"} for i in range(40)]
+    cells += [
+        {"condition": "lora", "run": f"seed-{r}", "id": i, "output": "AB"[int(rng.random() < 0.5)], "reference": "A"}
+        for r in range(12)
+        for i in range(40)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+    told = CliRunner().invoke(cli.main, ["measure", str(tmp_path / "p.jsonl"), "--base", "base", "--out", str(tmp_path / "out")])
+    gained = next(line for line in told.stdout.splitlines() if "gained over the base" in line)
+    assert told.exit_code == 0 and "?" not in gained and gained.endswith("!")
+    assert "lora is less accurate than the base" in told.stdout and "the base is more accurate" in told.stdout

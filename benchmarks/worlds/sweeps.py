@@ -104,6 +104,16 @@ RUN_TABLES = varied(
     grid(replicas=(10, 15, 30, 64, 100)), [{"draw": "normal"}, {"draw": "t5"}, {"draw": "exponential"}, {"kinds": 0.2}, {"garbage": 0.05}]
 )
 
+BASES = varied(
+    grid(replicas=(5, 10, 30), prompts=(30, 60, 200)),
+    [
+        {"base": 0.95, "mean": 0.0, "prompt_sd": 1.0},
+        {"base": 0.6, "mean": 1.0, "prompt_sd": 1.5},
+        {"base": 0.97, "mean": 4.0, "prompt_sd": 1.0},
+        {"base": 0.99, "mean": 3.0, "prompt_sd": 1.0},
+    ],
+)
+
 SWEEPS: dict[str, Sweep] = {
     "disagreement": Sweep(core.disagreement_world, SUITE, enough=MEANS),
     "disagreement.these_prompts": Sweep(core.these_prompts_world, SUITE),
@@ -183,6 +193,7 @@ SWEEPS: dict[str, Sweep] = {
         )
         for part in (*THREE_PARTS, "fresh")
     },
+    "accuracy_gain": Sweep(unkind.gain_world, BASES),
     **{
         f"unkind.{figure}": Sweep(partial(unkind.unkind_world, figure), UNKIND + MARKED, enough=enough)
         for figure, enough in (("disagreement", MEANS), ("accuracy", MEANS), ("sd", SPREADS), ("distribution_variance", SPREADS))

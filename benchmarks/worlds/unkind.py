@@ -20,6 +20,7 @@ from toolkit.statistics import (
     Estimate,
     accuracy,
     accuracy_change,
+    accuracy_gain,
     accuracy_spread,
     crossed,
     disagreement,
@@ -338,6 +339,22 @@ def unkind_kappa_world(replicas: int, prompts: int, clusters: int = 0, sizes: st
     def world(rng: np.random.Generator) -> Sampled:
         population = draw(rng, replicas, draw_templates(rng, size_C, kind), kind)
         return fleiss_kappa(population.answer_RP, cluster_P=population.template_P), kappa
+
+    return world
+
+
+# -- over one base -----------------------------------------------------------------------------------------------------
+
+
+def gain_world(replicas: int, prompts: int, base: float, mean: float, prompt_sd: float, run_sd: float = 0.5) -> World:
+    """Accuracy gained over one model that is right on a share `base` of the prompts, whichever they are."""
+    node_P, weight_P = np.polynomial.hermite_e.hermegauss(80)
+    right = float(weight_P @ expit(mean + math.hypot(prompt_sd, run_sd) * node_P)) / math.sqrt(2 * math.pi)
+
+    def world(rng: np.random.Generator) -> Sampled:
+        logit_P = mean + prompt_sd * rng.standard_normal(prompts)
+        right_RP = rng.random((replicas, prompts)) < expit(logit_P + run_sd * rng.standard_normal((replicas, 1)))
+        return accuracy_gain(right_RP.astype(np.float64), (rng.random(prompts) < base).astype(np.float64)), right - base
 
     return world
 

@@ -30,6 +30,7 @@ from toolkit.statistics.intervals import (
     sample_skewness,
     t_quantile,
     two_sided_p,
+    zero_event_bound,
 )
 from toolkit.statistics.means import mean_estimate
 from toolkit.statistics.outliers import Differing, far_from_median
@@ -43,27 +44,40 @@ def score_mean(score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float
     score_RP: [replicas, prompts], nan = missing. Conclusive: MIN_REPLICAS replicas and prompts whose distances from the mean are worth
     MIN_EFFECTIVE equal ones. Raises ValueError for other shapes or fewer than two rows.
     """
-    level = as_level(level)
-    score_RP = _table(score_RP)
-    cluster_P = as_clusters(cluster_P, score_RP.shape[1])
-    row_R = np.flatnonzero(np.isfinite(score_RP).any(axis=1))
-    value_P, left_RP = prompt_means(score_RP[row_R])
-    odd_R = row_R[odd_runs(score_RP[row_R])]
+    level, score_RP = as_level(level), _table(score_RP)
+    value_P, left_RP, odd_R = _by_prompt(score_RP)
     known_P = np.isfinite(value_P)
     apart_P = np.abs(value_P - (value_P[known_P].mean() if known_P.any() else 0.0))
-    return mean_estimate(value_P, left_RP, cluster_P, level, odd_R, carried_by_P=apart_P)
+    return mean_estimate(value_P, left_RP, as_clusters(cluster_P, score_RP.shape[1]), level, odd_R, carried_by_P=apart_P)
+
+
+def _by_prompt(score_RP: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean score of every prompt, the same without each run that has a score, and the rows that stand far off."""
+    row_R = np.flatnonzero(np.isfinite(score_RP).any(axis=1))
+    return *prompt_means(score_RP[row_R]), row_R[odd_runs(score_RP[row_R])]
 
 
 def accuracy_gain(correct_RP: np.ndarray, base_P: np.ndarray, *, cluster_P: Clusters = None, level: float = 0.95) -> Estimate:
     """By how many points is a fresh run more accurate than one fixed model, the base?
 
     Estimand: accuracy of a fresh run - accuracy of the base, on fresh prompts. Resampled as in `score_mean`, of the differences on each
-    prompt. correct_RP, base_P: 1 right, 0 wrong, nan (or -1 in integers) missing. Raises ValueError for shapes that do not fit.
+    prompt. correct_RP, base_P: 1 right, 0 wrong, nan (or -1 in integers) missing. Conclusive, as other changes of accuracy: prompts that
+    make it up worth MIN_CARRIED_MEANS equal ones, and MIN_REPLICAS runs. Raises ValueError for shapes that do not fit.
     """
+    level = as_level(level)
     correct_RP = as_correct(correct_RP, "correct_RP")
     base_P = as_correct(np.asarray(base_P)[None], "base_P", at_least=1)[0]
     same_prompts(correct_RP, base_P)
-    return score_mean(correct_RP - base_P, cluster_P=cluster_P, level=level)
+    value_P, left_RP, odd_R = _by_prompt(gain_RP := _table(correct_RP - base_P))
+    clusters_P = as_clusters(cluster_P, gain_RP.shape[1])
+    gain = mean_estimate(value_P, left_RP, clusters_P, level, odd_R, carried_by_P=np.abs(value_P), worth=int(MIN_CARRIED_MEANS))
+    asked_P = np.isfinite(value_P)
+    if gain.low is None or gain.high is None or len(set(base_P[asked_P])) > 1:
+        return gain
+    # a base that is never wrong here, or never right, may be so on prompts that this suite lacks
+    unseen = zero_event_bound(len(np.unique(clusters_P[asked_P])), level)
+    never_wrong = base_P[asked_P][0] == 1
+    return replace(gain, high=gain.high + unseen) if never_wrong else replace(gain, low=gain.low - unseen)
 
 
 def population_score_change(
