@@ -1,7 +1,10 @@
 """Units of work: which stack holds which replica, and how much of the work is done."""
 
+import os
 import threading
 import time
+
+import pytest
 
 from toolkit.engines.local import LocalEngine, Shares
 from toolkit.plan import stacks_for
@@ -38,3 +41,22 @@ def test_a_late_word_of_one_list_of_units_is_none_of_the_next():
 
 def lasts(seconds: float, progress) -> None:
     time.sleep(seconds)
+
+
+def environment_of_worker(_: int, progress) -> dict[str, str]:
+    return dict(os.environ)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_workers_need_in_their_environment_is_not_left_in_the_callers(device, monkeypatch):
+    """A program that the caller starts later, and torch in the caller, must find what the user has set."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    before = dict(os.environ)
+    with pytest.raises(KeyboardInterrupt), LocalEngine(device, 1) as engine:
+        assert os.environ["PYTHONSAFEPATH"] == "1" and (device == "cuda" or os.environ["OMP_NUM_THREADS"] == "1")
+        raise KeyboardInterrupt
+    assert dict(os.environ) == before
+    with LocalEngine("cpu", 1) as engine:
+        [(_, found)] = engine.run(environment_of_worker, [0])
+    assert found["PYTHONSAFEPATH"] == "1" and dict(os.environ) == before

@@ -86,12 +86,26 @@ def resolve_device(asked: str) -> str:
     return "cpu"
 
 
-def keep_cwd_off_the_path() -> None:
-    """Python processes that are started from here on do not import modules from the folder in which ftk was started.
+@contextmanager
+def of_workers(device: str) -> Iterator[None]:
+    """Environment variables of the processes that are started in the `with` block. Those of the caller's are as before when it ends.
 
-    A worker is `python -c ...`, which looks there first: a `random.py` of the user's would be run as the standard library's.
+    A worker is `python -c ...`, which looks for modules in the folder in which ftk was started: a `random.py` of the user's would be run as
+    the standard library's. Libraries read the others when they are loaded.
     """
-    os.environ["PYTHONSAFEPATH"] = "1"
+    values = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if device == "cpu":
+        values |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC)}
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def make_deterministic(device: str) -> None:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -82,16 +83,13 @@ class LocalEngine:
     """
 
     def __init__(self, device: str = "cpu", workers: int | None = None):
-        environment.keep_cwd_off_the_path()
+        self._variables = ExitStack()  # open until the end: a pool starts its workers when it needs them
+        self._variables.enter_context(environment.of_workers(device))
         self.workers = workers or (environment.cores() if device == "cpu" else 1)
         self.machines = {environment.cpu_model()}
         context = multiprocessing.get_context("spawn")
         self._ticks = context.Queue()
         self._given = 0  # units, in all lists so far
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        if device == "cpu":  # read by the libraries when a worker loads them
-            os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-            os.environ.setdefault("GLIBC_TUNABLES", environment.MALLOC)
         self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker, initargs=(self._ticks, device))
 
     def __enter__(self) -> LocalEngine:
@@ -102,6 +100,7 @@ class LocalEngine:
             for worker in list((self._pool._processes or {}).values()):
                 worker.terminate()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._variables.close()
 
     def run(
         self,
