@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -31,6 +34,23 @@ def started(function: Callable, *arguments: object, **options: object) -> BasePr
     process = (loaded or context_of("spawn")).Process(target=_alone, args=(function, arguments, options))
     process.start()
     return process
+
+
+def kill(process: BaseProcess) -> None:
+    """Kill a process and its workers, which hold what it had locked until they are gone."""
+    assert process.pid
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    ended(process.pid)
+
+
+def ended(session: int) -> None:
+    """Wait until no process of a session runs: one that has ended and is still listed holds nothing."""
+    deadline = time.monotonic() + 60
+    listing = ["ps", "-o", "stat=", "-s", str(session)]
+    while not all(state.startswith("Z") for state in subprocess.run(listing, capture_output=True, text=True).stdout.split()):
+        assert time.monotonic() < deadline, "something of it runs on"
+        time.sleep(0.05)
 
 
 def ran(code: str, *arguments: object) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from processes import ended
 from rich.progress import Progress
 
 from toolkit import cli
@@ -292,10 +293,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(work):
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and stdout == "" and "Traceback" not in stderr
     assert stderr.splitlines()[-1] == f"ftk: stopped; finished work is kept. Go on with: ftk {' '.join(arguments)}"
-    listing = ["ps", "-o", "stat=", "-s", str(process.pid)]
-    while not all(state.startswith("Z") for state in subprocess.run(listing, capture_output=True, text=True).stdout.split()):
-        assert time.monotonic() < deadline  # nothing of it runs on; what ends is seen for a moment
-        time.sleep(0.05)
+    ended(process.pid)
     stamps = {path: path.stat().st_mtime_ns for path in work.glob("stopped/lora/replicas/0*/replica.json")}
     assert 0 < len(stamps) < 12
     assert ftk(*arguments).stdout == "lora: 12 replicas in stopped/lora/replicas\n"

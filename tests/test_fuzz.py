@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-INPUTS = 200
+INPUTS = 80
 
 
 @pytest.fixture(scope="module")

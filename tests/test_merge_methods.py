@@ -384,8 +384,10 @@ def test_equals_the_reference(method, factors, seed):
     D = torch.stack([delta.dense(one) for one in factors]).numpy()
     want = reference(D, np.array(w) / sum(w), **parameters)
     got = merged(method, factors, parameters, weights=w).numpy()
-    rough = 1e-4 if method == "geometric_median" else 1e-7  # the reference is a search
-    assert np.linalg.norm(got - want) <= rough * max(np.linalg.norm(want), 1e-9)
+    if method == "geometric_median":  # the reference is a search, whose steps are those of the largest change
+        assert np.linalg.norm(got - want) <= 1e-5 * max(np.linalg.norm(one) for one in D)
+    else:
+        assert np.linalg.norm(got - want) <= 1e-7 * max(np.linalg.norm(want), 1e-9)
 
 
 @given(factors=changes(least=3))

@@ -1,9 +1,7 @@
 """The run folder: same recipe, same bits, however often it was stopped and wherever its stacks were trained."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from processes import started
+from processes import kill, started
 
 from toolkit import pipeline
 from toolkit.data import read_rows
@@ -147,8 +145,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(finished, recipe, tmp_path):
     while not list(folder.glob("lora/replicas/*/replica.json")):
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+    kill(process)
     assert len(replicas(folder)) < 8
     with pipeline.open_run(recipe, folder, workers=2) as job:
         pipeline.train(job, "lora")

@@ -1,17 +1,15 @@
 """Stopping when enough is known: the interval holds whenever one looks, and a killed run comes to the same decision."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
-from processes import started
+from processes import kill, started
 from scipy.optimize import brentq
 from tiny import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -383,8 +381,7 @@ def test_a_killed_run_comes_to_the_same_decision(stopped, recipe, tmp_path):
     while len(list(folder.glob("lora/replicas/*/replica.json"))) < 10:
         assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+    kill(process)
     with pipeline.open_run(recipe, folder, workers=1) as job:
         pipeline.train(job, "lora")
     assert stopping(folder) == stopping(stopped[0])

@@ -116,7 +116,7 @@ BETWEEN = {
 
 @pytest.mark.parametrize("title", [title for title in WORLDS if title not in BETWEEN])
 def test_nominal_95_percent_intervals_cover(title):
-    check(title, 200, 0.94, 0.97, errors=3)  # a standard error is 1.5 points
+    check(title, 100, 0.94, 0.97, errors=3)  # a standard error is 2.2 points
 
 
 @pytest.mark.slow
