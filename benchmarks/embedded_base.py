@@ -14,13 +14,13 @@ from result import finish
 
 from toolkit import environment, seeds
 from toolkit import statistics as st
-from toolkit.base import Base, load_base
+from toolkit.answer.predict import generate
 from toolkit.data import encode_prompt, encode_rows, parse_answer, read_rows, read_suite
 from toolkit.embedded import pretrain, world
-from toolkit.plan import plan_training
-from toolkit.predict import generate
+from toolkit.model.base import Base, load_base
+from toolkit.model.stack import stacked
 from toolkit.recipe import Condition
-from toolkit.stack import stacked
+from toolkit.recipe.schedule import plan_training
 from toolkit.train import train_stack
 
 RATES = (2e-3, 5e-3, 1e-2, 2e-2)

@@ -9,9 +9,9 @@ Of several results.json that begin with the same condition, such as those of rec
 import argparse
 from pathlib import Path
 
-from toolkit.report import figures
-from toolkit.results import load_results
-from toolkit.sweeps import joined
+from toolkit.record.results import load_results
+from toolkit.report.html import figures
+from toolkit.report.sweeps import joined
 
 
 def main() -> None:

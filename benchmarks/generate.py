@@ -20,13 +20,13 @@ from result import finish
 from transformers import AutoModelForCausalLM
 
 from toolkit import environment, seeds
-from toolkit.adapters import read_adapter
-from toolkit.base import EMBEDDED, load_base
+from toolkit.answer.predict import generate, load_adapters
 from toolkit.data import encode_prompt, encode_rows, read_rows, read_suite
-from toolkit.plan import plan_training
-from toolkit.predict import generate, load_adapters
+from toolkit.model.adapters import read_adapter
+from toolkit.model.base import EMBEDDED, load_base
+from toolkit.model.stack import stacked
 from toolkit.recipe import Condition
-from toolkit.stack import stacked
+from toolkit.recipe.schedule import plan_training
 from toolkit.train import save_stack, train_stack
 
 CONDITION = Condition(rank=8, epochs=2, batch_size=16, lr=1e-2, warmup=15)

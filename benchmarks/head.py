@@ -29,8 +29,8 @@ def one(dtype: str, in_pieces: bool, steps: int) -> dict[str, float]:
 
     from toolkit import environment, seeds
     from toolkit.data import Example
-    from toolkit.plan import head_piece, plan_training
     from toolkit.recipe import Condition
+    from toolkit.recipe.schedule import head_piece, plan_training
     from toolkit.train import train_stack
 
     environment.make_deterministic("cpu")

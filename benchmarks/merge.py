@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from result import finish
 
-from toolkit import delta
-from toolkit.adapters import read_adapter, write_adapter
 from toolkit.merge import merge_adapters
+from toolkit.model import delta
+from toolkit.model.adapters import read_adapter, write_adapter
 
 RANK, HIDDEN, KEYS, INNER = 8, 896, 128, 4864
 SHAPES = {

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from result import finish
 
-from toolkit.population import RECORD, Replica, replica_folder, write_text
+from toolkit.record.population import RECORD, Replica, replica_folder, write_text
 
 RANK, HIDDEN, K = 2, 16, 8
 RECIPE = """
@@ -49,12 +49,12 @@ def make(folder: Path, replicas: int) -> Path:
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-    from toolkit import pipeline
-    from toolkit.adapters import WEIGHTS, write_adapter
-    from toolkit.base import EMBEDDED, load_base
     from toolkit.data import read_rows
+    from toolkit.model.adapters import WEIGHTS, write_adapter
+    from toolkit.model.base import EMBEDDED, load_base
+    from toolkit.model.stack import stacked
+    from toolkit.pipeline import training
     from toolkit.recipe import load_recipe
-    from toolkit.stack import stacked
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
     shape = {"hidden_size": HIDDEN, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -69,7 +69,7 @@ def make(folder: Path, replicas: int) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.format(folder=folder, replicas=replicas))
     recipe = load_recipe(path)
-    plan, mark = pipeline.training_plan(recipe, "lora", "cpu")
+    plan, mark = training.training_plan(recipe, "lora", "cpu")
     with stacked(load_base(recipe.base).model) as stack:
         shapes = {name: (layer.in_features, layer.out_features) for name, layer in stack.layers.items()}
     targets = sorted({name.rpartition(".")[2] for name in shapes})
@@ -80,7 +80,7 @@ def make(folder: Path, replicas: int) -> Path:
         home = replica_folder(folder / "run" / "lora", r)
         hashes = {f"averages/swa/{WEIGHTS}": write_adapter(home / "averages" / "swa", factors, **common)}
         hashes[WEIGHTS] = write_adapter(home, factors, **common)
-        record = Replica(r, "ok", pipeline.seeds_of(recipe, "lora", r), plan.steps, 1.0, seconds=0.1, fingerprint=mark, sha256=hashes)
+        record = Replica(r, "ok", training.seeds_of(recipe, "lora", r), plan.steps, 1.0, seconds=0.1, fingerprint=mark, sha256=hashes)
         write_text(home / RECORD, record.to_json())
     return path
 

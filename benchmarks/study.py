@@ -37,13 +37,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from toolkit.adapters import WEIGHTS
 from toolkit.embedded import with_version
-from toolkit.full import MODEL
-from toolkit.measure import DESIGN, read_design
-from toolkit.outcomes import read_outcomes
-from toolkit.population import read_population, sha256_file
-from toolkit.results import load_claims
+from toolkit.measure.run import DESIGN, read_design
+from toolkit.model.adapters import WEIGHTS
+from toolkit.model.full import MODEL
+from toolkit.record.outcomes import read_outcomes
+from toolkit.record.population import read_population, sha256_file
+from toolkit.record.results import load_claims
 
 KEPT = ("claims.json", "environment.json")
 

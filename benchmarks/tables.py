@@ -12,11 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
-from toolkit import escape
-from toolkit.escape import Markdown, markdown
-from toolkit.results import Claims, Estimate, Results, Tested, claimed_range, load_claims, load_results, number, tested_unit
-from toolkit.results import interval as limits
-from toolkit.sweeps import controls, joined
+from toolkit.record.results import Claims, Estimate, Results, Tested, claimed_range, load_claims, load_results, number, tested_unit
+from toolkit.record.results import interval as limits
+from toolkit.report.sweeps import controls, joined
+from toolkit.text import escape
+from toolkit.text.escape import Markdown, markdown
 
 HEAD = ["method", "K", "groups", "ratio, typical", "near", "far", "accuracy, far (points)", "kept", "models that answer", "rank"]
 

@@ -52,11 +52,11 @@ from transformers import (
 )
 
 from toolkit import environment, seeds
-from toolkit.base import EMBEDDED, fastest_dtype, load_base
 from toolkit.data import Example, encode_rows, read_rows
-from toolkit.plan import head_piece, plan_training
+from toolkit.model.base import EMBEDDED, fastest_dtype, load_base
+from toolkit.model.stack import stacked
 from toolkit.recipe import Condition
-from toolkit.stack import stacked
+from toolkit.recipe.schedule import head_piece, plan_training
 from toolkit.train import batch_rows, initial_factors, loop, train_stack
 
 

@@ -711,9 +711,11 @@ def serve() -> None:
     import pyarrow
     import pyarrow.json
 
-    from toolkit import charts, cli, compatibility, external, gating, measure, planning, precision, preview, report, run_table  # noqa: F401
-    from toolkit.base import load_base
-    from toolkit.claims import hold_claims  # noqa: F401
+    from toolkit import cli
+    from toolkit.measure import run as measure  # noqa: F401
+    from toolkit.measure.claims import hold_claims  # noqa: F401
+    from toolkit.model.base import load_base
+    from toolkit.report import charts
 
     load_base("embedded", "float32", "cpu")
     pyarrow.array(["what it loads at the first use"])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 
-from toolkit.results import ConditionDesign, MitigationDesign, Price
+from toolkit.record.results import ConditionDesign, MitigationDesign, Price
 
 FLIPS = {
     ("typical", "opening hours"): 0.02,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
-from toolkit import adapters, delta
-from toolkit.adapters import CONFIG, WEIGHTS, AdapterError, adapter_paths, read_adapter, write_adapter
+from toolkit.model import adapters, delta
+from toolkit.model.adapters import CONFIG, WEIGHTS, AdapterError, adapter_paths, read_adapter, write_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft comments on patterns that match nothing
 

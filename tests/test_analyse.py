@@ -8,10 +8,10 @@ import pytest
 from outcomes_of import World, vote
 
 from toolkit import statistics as st
-from toolkit.analyse import analyse
-from toolkit.report import render, table_text
-from toolkit.results import About, ConditionDesign, Price, Results, load_results, save_results
-from toolkit.sweeps import controls
+from toolkit.measure.analyse import analyse
+from toolkit.record.results import About, ConditionDesign, Price, Results, load_results, save_results
+from toolkit.report.html import render, table_text
+from toolkit.report.sweeps import controls
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

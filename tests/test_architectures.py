@@ -11,16 +11,17 @@ from click.testing import CliRunner
 from test_interop import edit
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from toolkit import cli, pipeline, preview
-from toolkit.adapters import AdapterError, read_adapter
-from toolkit.adopt import check_base, layer_shapes
-from toolkit.base import EMBEDDED, BaseError, load_base
-from toolkit.compatibility import check_adapter
+from toolkit import cli, pipeline
+from toolkit.answer.predict import generate, load_adapters
+from toolkit.model.adapters import AdapterError, read_adapter
+from toolkit.model.adopt import check_base, layer_shapes
+from toolkit.model.base import EMBEDDED, BaseError, load_base
+from toolkit.model.compatibility import check_adapter
+from toolkit.model.stack import ForwardError, stacked, target_modules
+from toolkit.pipeline import preview
 from toolkit.pipeline.architecture import check_architecture
-from toolkit.predict import generate, load_adapters
+from toolkit.pipeline.rehearsal import rehearse_answers, rehearse_training
 from toolkit.recipe import load_recipe
-from toolkit.rehearsal import rehearse_answers, rehearse_training
-from toolkit.stack import ForwardError, stacked, target_modules
 
 SHAPE = {
     "hidden_size": 32,

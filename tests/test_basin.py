@@ -8,14 +8,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from toolkit import basin, cli, external, grams
-from toolkit.adapters import read_adapter, write_adapter
-from toolkit.base import load_base
+from toolkit import cli
 from toolkit.data import read_suite
-from toolkit.delta import dense
-from toolkit.merge import merge_adapters
-from toolkit.population import groups
-from toolkit.stack import stacked
+from toolkit.merge import basin, merge_adapters
+from toolkit.model import grams
+from toolkit.model.adapters import read_adapter, write_adapter
+from toolkit.model.base import load_base
+from toolkit.model.delta import dense
+from toolkit.model.stack import stacked
+from toolkit.pipeline import external
+from toolkit.record.population import groups
 
 PROMPTS = [p for p in read_suite("embedded:typical", name="typical") if p.reference][:4]
 

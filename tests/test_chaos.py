@@ -19,7 +19,7 @@ from tiny import tiny_base
 
 import toolkit
 from toolkit.data import read_rows
-from toolkit.population import read_population, sha256_file
+from toolkit.record.population import read_population, sha256_file
 
 KILLS = 50
 REPLICAS = 64

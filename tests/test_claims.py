@@ -14,15 +14,15 @@ from test_report import Reader
 
 from toolkit import cli
 from toolkit import statistics as st
-from toolkit.adapters import WEIGHTS
-from toolkit.analyse import analyse
-from toolkit.claims import ORIGIN, claims_text, hold_claims, read_claims, verdict
-from toolkit.measure import save_design
-from toolkit.outcomes import write_outcomes
-from toolkit.population import Replica, replica_folder, sha256_file, write_text
+from toolkit.measure.analyse import analyse
+from toolkit.measure.claims import ORIGIN, claims_text, hold_claims, read_claims, verdict
+from toolkit.measure.run import save_design
+from toolkit.model.adapters import WEIGHTS
 from toolkit.recipe import RecipeError
-from toolkit.report import render, write_report
-from toolkit.results import Results, load_claims, save_results
+from toolkit.record.outcomes import write_outcomes
+from toolkit.record.population import Replica, replica_folder, sha256_file, write_text
+from toolkit.record.results import Results, load_claims, save_results
+from toolkit.report.html import render, write_report
 from toolkit.statistics.intervals import TwoWay, share_interval
 from toolkit.statistics.power import Spread, replicas_for_range
 

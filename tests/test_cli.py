@@ -164,7 +164,7 @@ def test_an_option_that_is_taken_once_is_not_given_twice(command, option, monkey
 
 
 def test_an_option_that_may_be_repeated_is_taken_as_often_as_it_is_given(monkeypatch):
-    from toolkit import external
+    from toolkit.pipeline import external
 
     asked = []
     monkeypatch.setattr(external, "basins", lambda sources, *, prompts, **_: asked.append(prompts) or [])

@@ -9,9 +9,9 @@ from test_train import REAL, plan_of, rows, same_bits, seeds_of
 from tiny import tiny_model
 
 from toolkit import environment
-from toolkit.compiled import TESTED, attention_by_products
-from toolkit.plan import COMPILED_WORK, pays_to_compile
+from toolkit.model.compiled import TESTED, attention_by_products
 from toolkit.recipe import Condition
+from toolkit.recipe.schedule import COMPILED_WORK, pays_to_compile
 from toolkit.train import train_stack
 
 needs_compiler = pytest.mark.skipif(environment.compiler() is None, reason="no C++ compiler here")

@@ -12,13 +12,13 @@ from peft import LoraConfig, get_peft_model
 from test_train import plan_of, rows, seeds_of
 from tiny import MODELS, tiny_model
 
-from toolkit.full import stacked_whole
-from toolkit.plan import learning_rate, plan_training, snapshot_steps
-from toolkit.population import fingerprint
-from toolkit.preview import check
+from toolkit.model.full import stacked_whole
+from toolkit.model.stack import stacked
+from toolkit.pipeline.preview import check
 from toolkit.recipe import Condition, Lookahead, Snapshots, load_recipe, parse_recipe
 from toolkit.recipe.conditions import YOUNGER
-from toolkit.stack import stacked
+from toolkit.recipe.schedule import learning_rate, plan_training, snapshot_steps
+from toolkit.record.population import fingerprint
 from toolkit.train import batch_rows, initial_factors, train_stack
 from toolkit.train.initial import flip_last_bits
 from toolkit.train.optimise import layer_rate
@@ -171,7 +171,7 @@ def test_a_full_replica_that_diverges_harms_no_other():
     plan, model = plan_of(condition, examples), tiny_model("qwen2")
     healthy = train_stack(model, examples, condition, plan, seeds_of(range(4)))
     with pytest.MonkeyPatch.context() as patch:
-        from toolkit.full import FullStack
+        from toolkit.model.full import FullStack
 
         def poisoned(stack, R, dtype, copies=FullStack.copies):
             weights = copies(stack, R, dtype)

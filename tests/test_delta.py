@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit import delta
+from toolkit.model import delta
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 

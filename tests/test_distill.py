@@ -9,17 +9,18 @@ from peft import PeftModel
 from test_train import REAL, labels_loss, peft_alone, plan_of, rows, same_bits, seeds_of
 from tiny import tiny_model
 
-from toolkit import environment, pipeline
-from toolkit.adapters import read_adapter, write_adapter
-from toolkit.distill import Teacher, group_log_probs
-from toolkit.ensemble import logits as geometric
-from toolkit.ensemble import probabilities as arithmetic
-from toolkit.plan import soft_target_bytes
-from toolkit.predict import load_adapters
+from toolkit import environment
+from toolkit.answer.ensemble import logits as geometric
+from toolkit.answer.ensemble import probabilities as arithmetic
+from toolkit.answer.predict import load_adapters
+from toolkit.model.adapters import read_adapter, write_adapter
+from toolkit.model.stack import stacked
+from toolkit.pipeline import training
 from toolkit.recipe import Condition, RecipeError, dump_recipe, parse_recipe
 from toolkit.recipe import Teacher as TeacherBlock
-from toolkit.stack import stacked
+from toolkit.recipe.schedule import soft_target_bytes
 from toolkit.train import token_losses, train_stack
+from toolkit.train.distill import Teacher, group_log_probs
 
 MEAN = {"probabilities": lambda p_KTV: p_KTV.mean(0), "logits": lambda p_KTV: p_KTV.log().mean(0).exp(), None: lambda p_KTV: p_KTV[0]}
 RULE = {"probabilities": arithmetic, "logits": geometric, None: None}
@@ -331,8 +332,8 @@ def test_what_a_teaching_ensemble_would_not_heed_is_refused():
 
 def test_students_share_no_seed_with_any_teacher():
     recipe = parse_recipe(HEAD + LORA.replace("vary: [order], ", "") + f"  student: {{{TAUGHT}}}\n  other: {{{TAUGHT}, mix: 0.5}}\n")
-    taught = {seed for r in range(12) for seed in pipeline.seeds_of(recipe, "lora", r).values()}
-    students = [pipeline.seeds_of(recipe, "student", r) for r in range(3)]
+    taught = {seed for r in range(12) for seed in training.seeds_of(recipe, "lora", r).values()}
+    students = [training.seeds_of(recipe, "student", r) for r in range(3)]
     assert not taught & {seed for seeds in students for seed in seeds.values()}
-    assert students == [pipeline.seeds_of(recipe, "other", r) for r in range(3)]  # two ways to distil are compared pair by pair
+    assert students == [training.seeds_of(recipe, "other", r) for r in range(3)]  # two ways to distil are compared pair by pair
     assert len({seed for seeds in students for seed in seeds.values()}) == 9

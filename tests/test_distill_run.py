@@ -9,16 +9,17 @@ import pytest
 from outcomes_of import World, vote
 from test_basin import on_the_base
 
-from toolkit import pipeline, preview
+from toolkit import pipeline
 from toolkit import statistics as st
-from toolkit.adapters import read_adapter, write_adapter
-from toolkit.analyse import analyse
-from toolkit.base import load_base
 from toolkit.data import read_rows
-from toolkit.population import RECORD, read_population, replica_folder, sha256_file, write_text
+from toolkit.measure.analyse import analyse
+from toolkit.model.adapters import read_adapter, write_adapter
+from toolkit.model.base import load_base
+from toolkit.pipeline import preview, training
 from toolkit.recipe import Condition, RecipeError, dump_recipe, parse_recipe
-from toolkit.results import ConditionDesign, MitigationDesign, Price, TeacherDesign
-from toolkit.students import StudentsError, student_notes
+from toolkit.record.population import RECORD, read_population, replica_folder, sha256_file, write_text
+from toolkit.record.results import ConditionDesign, MitigationDesign, Price, TeacherDesign
+from toolkit.train.students import StudentsError, student_notes
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -138,7 +139,7 @@ def test_check_tells_the_teachers_and_their_price(recipe, capsys, monkeypatch):
     teaching = {name: entry["teaching"] for name, entry in found["conditions"].items()}
     assert teaching["lora"] is None
     assert [(teaching[n]["groups"], teaching[n]["groups_a_stack"]) for n in ("student", "soup", "same")] == [(4, 4), (4, 2), (1, 1)]
-    tokens = sum(sum(e.loss_mask[1:]) for e in pipeline.training_examples(recipe, "cpu"))
+    tokens = sum(sum(e.loss_mask[1:]) for e in training.training_examples(recipe, "cpu"))
     assert [teaching[n]["kept_bytes"] for n in ("student", "soup", "same")] == [4096 * g * tokens for g in (4, 2, 1)]
     preview.show(found)
     told = capsys.readouterr().out

@@ -15,11 +15,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from toolkit import cli
-from toolkit.analyse.verdict import verdict
+from toolkit.measure.analyse.verdict import verdict
 from toolkit.merge.methods import METHODS
-from toolkit.report import table_text
-from toolkit.results import load_claims, load_results
-from toolkit.sweeps import joined
+from toolkit.record.results import load_claims, load_results
+from toolkit.report.html import table_text
+from toolkit.report.sweeps import joined
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(p for p in ROOT.rglob("*.md") if not any(part.startswith(".") or part == "runs" for part in p.relative_to(ROOT).parts))

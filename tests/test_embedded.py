@@ -11,10 +11,10 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from toolkit.base import EMBEDDED, load_base
 from toolkit.embedded import NEWEST, pretrain, sentences, world
 from toolkit.embedded.suites import VERSIONS
 from toolkit.embedded.suites import suite as made
+from toolkit.model.base import EMBEDDED, load_base
 
 SHIFTS = ("typical", "near", "far")
 

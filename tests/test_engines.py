@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from toolkit.engines.local import LocalEngine, Shares
-from toolkit.plan import stacks_for
+from toolkit.pipeline.engines.local import LocalEngine, Shares
+from toolkit.recipe.schedule import stacks_for
 
 
 def test_stacks_are_whole_and_know_whom_they_hold():

@@ -17,17 +17,17 @@ from tiny import VOCABULARY, tiny_model
 
 import toolkit
 from toolkit import cli
-from toolkit.adapters import read_adapter, write_adapter
-from toolkit.base import load_base
+from toolkit.answer.ensemble import ENSEMBLES, SIMILARITIES, Ensemble, ensemble_scores, mbr, vote
+from toolkit.answer.evaluate import EvaluationUnit, Subject, evaluate_unit
+from toolkit.answer.predict import batches, generate, load_adapters, score, score_tokens
 from toolkit.data import read_suite
-from toolkit.ensemble import ENSEMBLES, SIMILARITIES, Ensemble, ensemble_scores, mbr, vote
-from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
-from toolkit.external import _of_groups
-from toolkit.outcomes import read_outcomes, read_token_scores
-from toolkit.pipeline import RunError
-from toolkit.predict import batches, generate, load_adapters, score, score_tokens
+from toolkit.model.adapters import read_adapter, write_adapter
+from toolkit.model.base import load_base
+from toolkit.model.stack import StackedLinear, stacked
+from toolkit.pipeline.external import _of_groups
+from toolkit.pipeline.job import RunError
 from toolkit.recipe import EnsembleMethod, Similarity
-from toolkit.stack import StackedLinear, stacked
+from toolkit.record.outcomes import read_outcomes, read_token_scores
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from outcomes_of import World, vote
 
-from toolkit import charts, cli, escape, gate, gating, report
-from toolkit.analyse import analyse
-from toolkit.card import merge_card, run_card
-from toolkit.claims.text import claims_text
-from toolkit.modules import modules_text
-from toolkit.report import figures, render, table_text
-from toolkit.results import (
+from toolkit import cli
+from toolkit.measure.analyse import analyse
+from toolkit.measure.claims.text import claims_text
+from toolkit.measure.gate import judge as gating
+from toolkit.measure.gate import limits as gate
+from toolkit.merge.module_spread import modules_text
+from toolkit.record.results import (
     About,
     ChangedPrompt,
     Claims,
@@ -45,7 +45,12 @@ from toolkit.results import (
     Thresholds,
     save_results,
 )
+from toolkit.report import charts
+from toolkit.report import html as report
+from toolkit.report.card import merge_card, run_card
+from toolkit.report.html import figures, render, table_text
 from toolkit.statistics import Estimate
+from toolkit.text import escape
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
 HOSTILE = (

@@ -2,10 +2,10 @@
 
 import pytest
 
-from toolkit.base import load_base
+from toolkit.answer.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.data import read_suite
-from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
-from toolkit.outcomes import read_outcomes
+from toolkit.model.base import load_base
+from toolkit.record.outcomes import read_outcomes
 
 
 @pytest.mark.parametrize("stop", [" ", "o", "zzz"])

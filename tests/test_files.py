@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from tiny import tiny_base
 
 import toolkit
-from toolkit import files
 from toolkit.data import read_rows
-from toolkit.files import naming, replacing, sha256_file, write_text
-from toolkit.population import read_population
+from toolkit.record import files
+from toolkit.record.files import naming, replacing, sha256_file, write_text
+from toolkit.record.population import read_population
 
 RECIPE = """
 base: {folder}/base

@@ -5,8 +5,10 @@ import torch
 from tiny import tiny_base
 
 import toolkit.train
-from toolkit.pipeline import RunError, TrainingUnit, fitting, settle, train_unit
-from toolkit.pipeline.training import training_plan
+from toolkit.pipeline import fitting
+from toolkit.pipeline.job import RunError
+from toolkit.pipeline.opening import settle
+from toolkit.pipeline.training import TrainingUnit, train_unit, training_plan
 from toolkit.recipe import dump_recipe, load_recipe
 
 

@@ -12,20 +12,20 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit import environment, pipeline
-from toolkit.adapters import AdapterError
-from toolkit.adopt import adopt
-from toolkit.base import load_base
 from toolkit.cli import main
 from toolkit.data import read_rows
-from toolkit.engines import ENGINES
-from toolkit.files import remove_leftovers
-from toolkit.folders import MARKER, FolderError, check_claim, claim, read_marker
-from toolkit.gate import learn, save_limits
-from toolkit.measure import read_design
-from toolkit.outcomes import read_outcomes
-from toolkit.population import read_population, replica_folder
+from toolkit.measure.gate.limits import learn, save_limits
+from toolkit.measure.run import read_design
+from toolkit.model.adapters import AdapterError
+from toolkit.model.adopt import adopt
+from toolkit.model.base import load_base
+from toolkit.pipeline.engines import ENGINES
+from toolkit.pipeline.verify import verify
 from toolkit.recipe import RecipeError, dump_recipe, parse_recipe
-from toolkit.verify import verify
+from toolkit.record.files import remove_leftovers
+from toolkit.record.folders import MARKER, FolderError, check_claim, claim, read_marker
+from toolkit.record.outcomes import read_outcomes
+from toolkit.record.population import read_population, replica_folder
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from tiny import tiny_base
 
-from toolkit import forecast, pipeline, preview
-from toolkit.adapters import WEIGHTS, read_adapter
-from toolkit.base import load_base
+from toolkit import pipeline
 from toolkit.data import read_rows
-from toolkit.forecast.probe import _answering, _merging
-from toolkit.forecast.work import Family, Part, adapter_bytes, blocks
-from toolkit.measure import read_prompts
+from toolkit.measure.run import read_prompts
+from toolkit.model.adapters import WEIGHTS, read_adapter
+from toolkit.model.base import load_base
+from toolkit.pipeline import answering, forecast, preview, training
+from toolkit.pipeline.forecast.probe import _answering, _merging
+from toolkit.pipeline.forecast.work import Family, Part, adapter_bytes, blocks
 from toolkit.recipe import parse_recipe
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
@@ -60,7 +61,7 @@ def taken(paths) -> int:
 def part_of(recipe, run) -> Part:
     adapter = read_adapter(run / "lora/replicas/00000")
     shapes = {name: (module.in_features, module.out_features) for name, module in adapter.modules.items()}
-    plan, _ = pipeline.training_plan(recipe, "lora", "cpu")
+    plan, _ = training.training_plan(recipe, "lora", "cpu")
     return Part("lora", 9, 4, shapes, plan, recipe.trained["lora"], recipe.mitigations)
 
 
@@ -92,8 +93,8 @@ def test_disk_is_what_a_run_leaves_to_a_tenth(recipe, run):
 def test_units_are_those_of_the_pipeline(recipe, run):
     part = part_of(recipe, run)
     with pipeline.open_run(recipe, run, workers=1) as job:
-        families = pipeline.all_subjects(job)[1:]
-        units = [len(pipeline.answer_units(job, family, "far", [])) for family in families]
+        families = answering.all_subjects(job)[1:]
+        units = [len(answering.answer_units(job, family, "far", [])) for family in families]
     assert part.families() == [Family(9, 1, 4), Family(4, 1, 8), Family(2, 1, 4), Family(2, 1, 32), Family(4, 2, 4)]
     assert [(family.count, family.units) for family in part.families()] == [(len(f), n) for f, n in zip(families, units, strict=True)]
 

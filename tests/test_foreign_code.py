@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 
-from toolkit.base import EMBEDDED, BaseError, load_base, load_config
 from toolkit.data import DataError, read_rows
-from toolkit.meaning.rules import load_model
+from toolkit.measure.meaning.rules import load_model
 from toolkit.merge.dense import load_model as load_dense
+from toolkit.model.base import EMBEDDED, BaseError, load_base, load_config
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
 LOADERS = ("from_pretrained", "from_config", "load_dataset", "SentenceTransformer")

@@ -8,10 +8,10 @@ import pytest
 from test_train import REAL, peft_alone, plan_of, rows, seeds_of
 from tiny import tiny_base
 
-from toolkit import base as bases
-from toolkit.base import BaseError, load_base
 from toolkit.cli import main
 from toolkit.data import read_rows
+from toolkit.model import base as bases
+from toolkit.model.base import BaseError, load_base
 from toolkit.pipeline.training import training_plan
 from toolkit.recipe import Condition, load_recipe
 from toolkit.train import train_stack

@@ -10,17 +10,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toolkit import pipeline
-from toolkit.adapters import AdapterError, read_adapter
-from toolkit.base import load_base
-from toolkit.claims import hold_claims
 from toolkit.data import encode_prompt, read_rows
-from toolkit.full import MODEL, read_model, read_weights, write_model
-from toolkit.grams import whole_gram
-from toolkit.measure import read_prompts
+from toolkit.measure.claims import hold_claims
+from toolkit.measure.run import read_prompts
 from toolkit.merge import merge_adapters, merge_folders, merge_models
-from toolkit.outcomes import read_outcomes
-from toolkit.population import read_population, replica_folder, sha256_file
+from toolkit.model.adapters import AdapterError, read_adapter
+from toolkit.model.base import load_base
+from toolkit.model.full import MODEL, read_model, read_weights, write_model
+from toolkit.model.grams import whole_gram
+from toolkit.pipeline import merging
 from toolkit.recipe import parse_recipe
+from toolkit.record.outcomes import read_outcomes
+from toolkit.record.population import read_population, replica_folder, sha256_file
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -89,7 +90,7 @@ def test_every_procedure_of_whole_models_is_measured(job):
     records = read_population(job.folder / "full")
     assert len({record.sha256[MODEL] for record in records.values()}) == 4
     assert all("torch" in record.machine for record in records.values())
-    assert pipeline.merge_units(job.folder / "full", [0, 1, 2, 3], job.recipe.mitigations[0]) == []  # nothing is made twice
+    assert merging.merge_units(job.folder / "full", [0, 1, 2, 3], job.recipe.mitigations[0]) == []  # nothing is made twice
 
 
 def test_a_replica_is_a_model_that_transformers_loads_and_answers_as_measured(job):
@@ -144,14 +145,14 @@ def test_merging_whole_models_keeps_the_laws(job, tmp_path):
 
 def test_what_does_not_go_with_whole_models_is_refused(job, tmp_path):
     whole, adapter = replica_folder(job.folder / "full", 0), replica_folder(job.folder / "held", 0)
-    for merging, says in (
+    for refused, says in (
         (lambda: merge_folders([whole], tmp_path / "x", method="mean", rank="same"), "rank"),
         (lambda: merge_folders([whole, adapter], tmp_path / "x", method="mean"), "do not merge with each other"),
         (lambda: merge_adapters([adapter, whole], tmp_path / "x", method="mean"), "a fully fine-tuned model"),
         (lambda: read_adapter(whole), "this is for adapters alone"),
     ):
         with pytest.raises(AdapterError, match=says):
-            merging()
+            refused()
     other = tmp_path / "other"
     shutil.copytree(whole, other)
     (other / MODEL).write_bytes(b"broken")

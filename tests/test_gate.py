@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from toolkit.gate import MIN_BASELINE, Limits, Verdict, judge, learn, load_limits, save_limits
+from toolkit.measure.gate.limits import MIN_BASELINE, Limits, Verdict, judge, learn, load_limits, save_limits
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

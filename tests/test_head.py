@@ -10,10 +10,10 @@ from test_train import REAL, plan_of, rows, same_bits, seeds_of
 from tiny import MODELS, VOCABULARY, tiny_base, tiny_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from toolkit import plan as plans
+from toolkit.model.stack import stacked
 from toolkit.pipeline import training
 from toolkit.recipe import Condition, load_recipe
-from toolkit.stack import stacked
+from toolkit.recipe import schedule as plans
 from toolkit.train import head, plain_head, token_losses_in_pieces, train_stack
 
 

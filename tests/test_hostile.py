@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit import cli, pipeline
-from toolkit.base import load_base
 from toolkit.cli import last
-from toolkit.meaning.forms import json_form, normalised, number
-from toolkit.measure import Design, read_prompts
-from toolkit.patterns import Pattern, PatternError, compiled, on_the_clock
+from toolkit.measure.meaning.forms import json_form, normalised, number
+from toolkit.measure.run import Design, read_prompts
+from toolkit.model.base import load_base
 from toolkit.pipeline.checks import check_all
-from toolkit.plain import DEEPEST, JsonError, from_plain, parse, read_record, to_plain
-from toolkit.population import Replica
 from toolkit.recipe import RecipeError, load_recipe, parse_recipe
-from toolkit.results import ConditionDesign, MitigationDesign, Price
+from toolkit.record.plain import DEEPEST, JsonError, from_plain, parse, read_record, to_plain
+from toolkit.record.population import Replica
+from toolkit.record.results import ConditionDesign, MitigationDesign, Price
+from toolkit.text.patterns import Pattern, PatternError, compiled, on_the_clock
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**200), 10**200) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -113,7 +113,7 @@ def test_json_is_read_in_one_place():
 
 
 def test_a_replica_with_a_record_of_another_type_is_not_complete(tmp_path):
-    from toolkit.population import RECORD, read_replica
+    from toolkit.record.population import RECORD, read_replica
 
     (tmp_path / RECORD).write_text(Replica(0, "ok", {}, 1, 0.5).to_json())
     assert read_replica(tmp_path) is not None
@@ -187,8 +187,8 @@ def test_a_pattern_that_never_ends_is_stopped(pattern, text):
 
 def test_texts_that_take_a_pattern_too_long_together_are_stopped(monkeypatch):
     slow = Pattern("(x+x+)+y")
-    monkeypatch.setattr("toolkit.patterns.ALLOWANCE", 0.0)
-    monkeypatch.setattr("toolkit.patterns.EACH", 0.0)
+    monkeypatch.setattr("toolkit.text.patterns.ALLOWANCE", 0.0)
+    monkeypatch.setattr("toolkit.text.patterns.EACH", 0.0)
     with pytest.raises(PatternError, match="s for 1 texts"):
         slow.search("xx")
     assert compiled("a") is compiled("a")
@@ -367,7 +367,7 @@ def test_check_and_run_ask_the_same_list(tmp_path, monkeypatch):
         asked.append(arguments)
         raise pipeline.RunError("the list")
 
-    monkeypatch.setattr(pipeline, "check_all", stop)
+    monkeypatch.setattr("toolkit.pipeline.checks.check_all", stop)
     monkeypatch.setattr("toolkit.pipeline.opening.check_all", stop)
     for command in (["check"], ["run", "--out", str(tmp_path / "run")], ["train-replicas", "--out", str(tmp_path / "run")]):
         result = CliRunner().invoke(cli.main, [command[0], str(tmp_path / "r.yaml"), *command[1:]])

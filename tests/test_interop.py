@@ -13,16 +13,17 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from toolkit import cli, mergekit_yaml, pipeline, preview
-from toolkit.adapters import AdapterError, adapter_paths, read_adapter
-from toolkit.adopt import adopt, find_adapters
-from toolkit.base import load_base
-from toolkit.card import CardError, write_card
-from toolkit.compatibility import check_adapter
-from toolkit.delta import dense
-from toolkit.merge import METHODS, merge_adapters
-from toolkit.population import read_population, replica_folder
+from toolkit import cli, pipeline
+from toolkit.merge import METHODS, merge_adapters, mergekit_yaml
+from toolkit.model.adapters import AdapterError, adapter_paths, read_adapter
+from toolkit.model.adopt import adopt, find_adapters
+from toolkit.model.base import load_base
+from toolkit.model.compatibility import check_adapter
+from toolkit.model.delta import dense
+from toolkit.pipeline import preview
 from toolkit.recipe import RecipeError, dump_recipe, load_recipe, parse_recipe
+from toolkit.record.population import read_population, replica_folder
+from toolkit.report.card import CardError, write_card
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

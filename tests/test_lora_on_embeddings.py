@@ -7,14 +7,14 @@ from safetensors.torch import load_file, save_file
 from tiny import VOCABULARY, tiny_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from toolkit import delta
-from toolkit.adapters import WEIGHTS, AdapterError, read_adapter
-from toolkit.adopt import check_base, layer_shapes
-from toolkit.base import Base
+from toolkit.answer.predict import load_adapters
 from toolkit.merge import merge_adapters, merge_into_base
-from toolkit.mergekit_yaml import config_of
-from toolkit.predict import load_adapters
-from toolkit.stack import stacked
+from toolkit.merge.mergekit_yaml import config_of
+from toolkit.model import delta
+from toolkit.model.adapters import WEIGHTS, AdapterError, read_adapter
+from toolkit.model.adopt import check_base, layer_shapes
+from toolkit.model.base import Base
+from toolkit.model.stack import stacked
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft comments on tied weights
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from toolkit.data import DataError
-from toolkit.meaning import RULES, canonical, classes, code_answers, mark_answers, rule_of, rules, same_as_reference
+from toolkit.measure.meaning import RULES, canonical, classes, code_answers, mark_answers, rule_of, rules, same_as_reference
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 
 from toolkit import cli
 from toolkit import statistics as st
-from toolkit.gate import MIN_BASELINE
-from toolkit.measure import measure_predictions
+from toolkit.measure.gate.limits import MIN_BASELINE
+from toolkit.measure.run import measure_predictions
 from toolkit.recipe import load_criteria
-from toolkit.results import load_results
+from toolkit.record.results import load_results
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

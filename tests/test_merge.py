@@ -17,9 +17,9 @@ from peft.utils.merge_utils import ties as peft_ties
 from processes import ran
 from tiny import tiny_model
 
-from toolkit import delta
-from toolkit.adapters import CONFIG, AdapterError, read_adapter, write_adapter
 from toolkit.merge import combine, merge_adapters
+from toolkit.model import delta
+from toolkit.model.adapters import CONFIG, AdapterError, read_adapter, write_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -733,7 +733,7 @@ def test_memory_does_not_grow_with_the_number_of_adapters(tmp_path, monkeypatch)
     """Of 200 adapters only those of one block hold tensors at any time, and what Python holds grows by their headers alone."""
     import weakref
 
-    from toolkit.adapters import Adapter
+    from toolkit.model.adapters import Adapter
 
     alive, most = [], 0
     plain = Adapter.factors

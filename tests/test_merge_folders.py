@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_merge_methods import ALONG, REFERENCES
 
-from toolkit import delta
-from toolkit.adapters import CONFIG, read_adapter
 from toolkit.merge import METHODS, merge_adapters
+from toolkit.model import delta
+from toolkit.model.adapters import CONFIG, read_adapter
 
 SHAPES = {"a.q_proj": (5, 4), "b.v_proj": (3, 6)}
 DECAY = 0.6

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mergekit.merge_methods import merge_tensors
 
-from toolkit import delta, seeds
+from toolkit import seeds
 from toolkit.merge import METHODS, combine, find_method
 from toolkit.merge.coefficients import geometric_median
+from toolkit.model import delta
 from toolkit.recipe.merges import MERGES
 
 ALONG = ("swa", "ema", "lawa")  # to `combine`, a mean

@@ -9,13 +9,14 @@ from click.testing import CliRunner
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from toolkit import cli, delta
-from toolkit.adapters import AdapterError, read_adapter, write_adapter
-from toolkit.base import EMBEDDED
+from toolkit import cli
 from toolkit.merge import merge_adapters, merge_into_base
+from toolkit.model import delta
+from toolkit.model.adapters import AdapterError, read_adapter, write_adapter
+from toolkit.model.base import EMBEDDED
 from toolkit.pipeline.merging import MergeUnit, is_merged, merge_unit, merge_units
-from toolkit.population import Replica
 from toolkit.recipe import Mitigation
+from toolkit.record.population import Replica
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

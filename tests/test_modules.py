@@ -10,17 +10,17 @@ import torch
 from click.testing import CliRunner
 from scipy.stats import false_discovery_control
 
-from toolkit import external
 from toolkit import statistics as st
-from toolkit.adapters import read_adapter, write_adapter
 from toolkit.cli import BAD_INPUT, main
-from toolkit.delta import dense
-from toolkit.folders import RUN, claim
-from toolkit.measure import _read_modules, save_modules
-from toolkit.modules import Population, modules, modules_text, place
-from toolkit.plain import JsonError
-from toolkit.report import render
-from toolkit.results import About, ConditionDesign, Results
+from toolkit.measure.run import _read_modules, save_modules
+from toolkit.merge.module_spread import Population, modules, modules_text, place
+from toolkit.model.adapters import read_adapter, write_adapter
+from toolkit.model.delta import dense
+from toolkit.pipeline import external
+from toolkit.record.folders import RUN, claim
+from toolkit.record.plain import JsonError
+from toolkit.record.results import About, ConditionDesign, Results
+from toolkit.report.html import render
 from toolkit.statistics import weight_spread, weight_spread_ratio
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart

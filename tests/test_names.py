@@ -11,16 +11,17 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from test_interop import by_peft, edit
 
-from toolkit import cli, external, pipeline
-from toolkit.adapters import AdapterError, read_adapter, write_adapter
-from toolkit.adopt import adopt, check_modules, layer_shapes, read_all, remarks
-from toolkit.base import EMBEDDED, load_base, named_modules, skeleton
-from toolkit.compatibility import check_adapter
-from toolkit.full import copies
-from toolkit.measure import read_design
+from toolkit import cli, pipeline
+from toolkit.measure.run import read_design
 from toolkit.merge import merge_adapters
-from toolkit.outcomes import read_outcomes
+from toolkit.model.adapters import AdapterError, read_adapter, write_adapter
+from toolkit.model.adopt import adopt, check_modules, layer_shapes, read_all, remarks
+from toolkit.model.base import EMBEDDED, load_base, named_modules, skeleton
+from toolkit.model.compatibility import check_adapter
+from toolkit.model.full import copies
+from toolkit.pipeline import external
 from toolkit.recipe import load_recipe
+from toolkit.record.outcomes import read_outcomes
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

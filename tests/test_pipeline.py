@@ -16,10 +16,11 @@ from processes import started
 
 from toolkit import pipeline
 from toolkit.data import read_rows
-from toolkit.measure import read_design
-from toolkit.outcomes import read_outcomes, read_token_scores
-from toolkit.population import groups, read_population, replica_folder, sha256_file
+from toolkit.measure.run import read_design
+from toolkit.pipeline import answering, merging
 from toolkit.recipe import parse_recipe
+from toolkit.record.outcomes import read_outcomes, read_token_scores
+from toolkit.record.population import groups, read_population, replica_folder, sha256_file
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -112,8 +113,8 @@ def test_a_gate_costs_what_it_ran_and_weights_are_the_accuracies(finished, recip
     assert [row["streams"] == 1 for row in gated] == [sure[2 * row["index"], row["suite"], row["prompt_id"]] for row in gated]
     assert price["gated-threshold0.5-k2"] == sum(row["streams"] for row in gated) / len(gated)
     with pipeline.open_run(recipe, finished, workers=1) as job:
-        known = pipeline.accuracies(job, "lora", recipe.mitigations[-1])
-        family = pipeline.subjects_of(job, "lora")[-1]
+        known = answering.accuracies(job, "lora", recipe.mitigations[-1])
+        family = answering.subjects_of(job, "lora")[-1]
     single = [row for row in table if row["procedure"] == "replica" and row["suite"] == "typical"]
     for replica in range(8):
         marks = [row["correct"] for row in single if row["index"] == replica]
@@ -160,7 +161,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     """The parent alone: its workers must not train on beside those of a resumed run."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, time\nfrom toolkit.engines import LocalEngine\n\n"
+        "import os, time\nfrom toolkit.pipeline.engines import LocalEngine\n\n"
         "def unit(n, progress):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n\n"
         "if __name__ == '__main__':\n    with LocalEngine('cpu', 1) as engine:\n        list(engine.run(unit, [0]))\n"
     )
@@ -203,7 +204,7 @@ def test_what_killed_workers_leave_half_written_is_gone_when_the_run_is_done(fin
 def test_a_merge_that_was_killed_before_it_was_described_is_made_again(finished, recipe, tmp_path):
     folder = tmp_path / "m"
     shutil.copytree(finished, folder)
-    merged = pipeline.merged_folder(folder / "lora", "mean-rank-same-k2", 1)
+    merged = merging.merged_folder(folder / "lora", "mean-rank-same-k2", 1)
     names = {path.name for path in merged.iterdir()}
     assert {"merge.json", "mergekit_config.yml", "README.md"} < names
     for name in ("mergekit_config.yml", "README.md"):

@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit import cli
-from toolkit.measure import MeasureError, save_design
-from toolkit.outcomes import write_outcomes
-from toolkit.population import RECORD, Replica, replica_folder, write_text
-from toolkit.precision import measure_runs
-from toolkit.results import ConditionDesign
+from toolkit.measure.machines import measure_runs
+from toolkit.measure.run import MeasureError, save_design
+from toolkit.record.outcomes import write_outcomes
+from toolkit.record.population import RECORD, Replica, replica_folder, write_text
+from toolkit.record.results import ConditionDesign
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

@@ -7,11 +7,11 @@ from peft import PeftModel
 from tiny import MODELS, VOCABULARY, tiny_model
 from transformers import MistralConfig, MistralForCausalLM
 
-from toolkit.adapters import read_adapter, write_adapter
-from toolkit.ensemble import ENSEMBLES, logits, probabilities, token_vote, vote
-from toolkit.predict import answers as answers_of
-from toolkit.predict import batches, generate, load_adapters, score, score_tokens
-from toolkit.stack import stacked
+from toolkit.answer.ensemble import ENSEMBLES, logits, probabilities, token_vote, vote
+from toolkit.answer.predict import batches, generate, load_adapters, score, score_tokens
+from toolkit.answer.predict import greedy as answers_of
+from toolkit.model.adapters import read_adapter, write_adapter
+from toolkit.model.stack import stacked
 
 RANKS = [2, 4, 3]
 

@@ -15,7 +15,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
-from toolkit.predictions import ROLES, Predictions, PredictionsError, cells, files, read_predictions
+from toolkit.measure.predictions import ROLES, Predictions, PredictionsError, gather, read_predictions, readers
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -102,8 +102,8 @@ def test_long_and_wide_files_of_every_kind_say_the_same(tmp_path, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_small_batches_say_the_same(tmp_path, name, monkeypatch):
     for limit, size in (("CHUNK", 2000), ("CELLS", 7), ("ROWS", 7)):
-        monkeypatch.setattr(files, limit, size)
-    monkeypatch.setattr(cells, "CELLS", 70)
+        monkeypatch.setattr(readers, limit, size)
+    monkeypatch.setattr(gather, "CELLS", 70)
     for rows in (long_rows(), wide_rows()):
         check_world(read_predictions(write(tmp_path / name, rows)))
 
@@ -427,7 +427,7 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_an_error_is_one_line_that_begins_with_its_place(tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files, "ROWS", 1)
+    monkeypatch.setattr(readers, "ROWS", 1)
     name, content, says = BROKEN[what]
     Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(PredictionsError) as caught:
@@ -438,8 +438,8 @@ def test_an_error_is_one_line_that_begins_with_its_place(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("what", ["twice", "twice, wide", "two references", "a field that is not there", "no number"])
 def test_errors_in_later_batches_have_the_same_place(tmp_path, monkeypatch, what):
-    monkeypatch.setattr(files, "CHUNK", 90)  # a row or two
-    monkeypatch.setattr(cells, "CELLS", 1)
+    monkeypatch.setattr(readers, "CHUNK", 90)  # a row or two
+    monkeypatch.setattr(gather, "CELLS", 1)
     test_an_error_is_one_line_that_begins_with_its_place(tmp_path, monkeypatch, what)
 
 

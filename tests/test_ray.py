@@ -12,10 +12,10 @@ from units import always_die, refuse, report_and_die_once
 
 from toolkit import pipeline
 from toolkit.data import read_rows
-from toolkit.engines import LocalEngine, RayEngine, WorkerDied
-from toolkit.engines.ray import RayMissing
-from toolkit.population import read_population, sha256_file
+from toolkit.pipeline.engines import LocalEngine, RayEngine, WorkerDied
+from toolkit.pipeline.engines.ray import RayMissing
 from toolkit.recipe import parse_recipe
+from toolkit.record.population import read_population, sha256_file
 
 ray = pytest.importorskip("ray", reason="the extra ftk[ray] is not installed")
 

@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 from outcomes_of import World, vote
 
-from toolkit import charts
-from toolkit.analyse import analyse
-from toolkit.report import render, table_text, write_report
-from toolkit.results import About, Results, save_results
+from toolkit.measure.analyse import analyse
+from toolkit.record.results import About, Results, save_results
+from toolkit.report import charts
+from toolkit.report.html import render, table_text, write_report
 
 ATTACK = '<script>alert("x")</script><img src=http://evil.example/x.png>'
 
@@ -109,7 +109,7 @@ def test_table_fits_a_terminal(results: Results) -> None:
 
 def test_importing_the_report_is_cheap() -> None:
     heavy = ("torch", "matplotlib", "jinja2", "scipy.stats")
-    code = f"import sys, toolkit.report, toolkit.analyse; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, toolkit.report.html, toolkit.measure.analyse; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from toolkit.data import DataError, read_rows, read_suite, survey
-from toolkit.data.folders import files_of, split_of
 from toolkit.data.formats import split_row
+from toolkit.data.locate import files_of, split_of
 from toolkit.data.rows import READERS
 
 ROWS = [{"prompt": f"call ben {i}", "completion": "call ann"} for i in range(4)]

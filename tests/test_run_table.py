@@ -9,9 +9,9 @@ from click.testing import CliRunner, Result
 
 from toolkit import cli
 from toolkit import statistics as st
-from toolkit.predictions import PredictionsError, read_run_table
-from toolkit.results import load_run_metrics
-from toolkit.run_table import measure_run_table
+from toolkit.measure.predictions import PredictionsError, read_run_table
+from toolkit.measure.run_table import measure_run_table
+from toolkit.record.results import load_run_metrics
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

@@ -19,10 +19,11 @@ from transformers import PreTrainedTokenizerFast
 from worlds import simulate
 from worlds.planning import LOOKS, anytime_world, mean_world
 
-from toolkit import pipeline, until
-from toolkit.planning import plan, plan_text
-from toolkit.population import Replica, read_population
+from toolkit import pipeline
+from toolkit.measure.replicas_needed import plan, plan_text
+from toolkit.pipeline import until
 from toolkit.recipe import RecipeError, dump_recipe, parse_recipe
+from toolkit.record.population import Replica, read_population
 from toolkit.statistics import sequential
 from toolkit.statistics.sequential import ConfidenceSequence, Stopping, confidence_sequence, pair_disagreement
 

@@ -8,16 +8,16 @@ from test_ensemble import random_adapters
 from tiny import tiny_base
 
 from toolkit import pipeline
-from toolkit.base import load_base
 from toolkit.data import DataError, read_rows, read_suite
 from toolkit.embedded import NEWEST, suite_of, suites, with_version
-from toolkit.external import evaluate_subjects
-from toolkit.folders import MARKER, RUN, claim
-from toolkit.measure import measure_run, read_design
-from toolkit.outcomes import read_outcomes
-from toolkit.outset import keep_suites
-from toolkit.pipeline import Console
+from toolkit.measure.run import measure_run, read_design
+from toolkit.model.base import load_base
+from toolkit.pipeline.external import evaluate_subjects
+from toolkit.pipeline.job import Console
+from toolkit.pipeline.outset import keep_suites
 from toolkit.recipe import load_recipe, parse_recipe, read_recipe
+from toolkit.record.folders import MARKER, RUN, claim
+from toolkit.record.outcomes import read_outcomes
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 from outcomes_of import World
 
-from toolkit import charts
-from toolkit.analyse import analyse
 from toolkit.data import DataError, read_rows
 from toolkit.embedded.suites import VERSIONS, suite
-from toolkit.report import figures, render
-from toolkit.results import ConditionResult, Contrast, Price, Results, Sources, from_plain, to_plain
+from toolkit.measure.analyse import analyse
+from toolkit.record.results import ConditionResult, Contrast, Price, Results, Sources, from_plain, to_plain
+from toolkit.report import charts
+from toolkit.report.html import figures, render
+from toolkit.report.sweeps import controls, joined, sweeps
 from toolkit.statistics import Estimate
-from toolkit.sweeps import controls, joined, sweeps
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,8 @@ def test_as_many_embedded_rows_as_asked_for():
 
 
 def test_conditions_train_on_the_first_rows_of_one_shuffle():
-    from toolkit.pipeline import RunError, examples_of, training_plan
+    from toolkit.pipeline.job import RunError
+    from toolkit.pipeline.training import examples_of, training_plan
     from toolkit.recipe import parse_recipe
 
     recipe = parse_recipe(

@@ -10,9 +10,9 @@ from transformers import get_scheduler
 
 from toolkit import seeds
 from toolkit.data import Example
-from toolkit.plan import TrainingPlan, plan_training
+from toolkit.model.stack import CounterDropout, stacked
 from toolkit.recipe import Condition, Snapshots
-from toolkit.stack import CounterDropout, stacked
+from toolkit.recipe.schedule import TrainingPlan, plan_training
 from toolkit.train import batch_rows, initial_factors, train_stack
 
 VARY = ["init", "order", "dropout"]

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from toolkit import pipeline
 from toolkit.cli import main
 from toolkit.data import read_rows
-from toolkit.pipeline import RunError
-from toolkit.population import replica_folder, sha256_file
+from toolkit.pipeline.job import RunError
+from toolkit.pipeline.verify import verify
 from toolkit.recipe import parse_recipe
-from toolkit.verify import verify
+from toolkit.record.population import replica_folder, sha256_file
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

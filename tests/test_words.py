@@ -13,13 +13,13 @@ from outcomes_of import World, vote
 
 from toolkit import cli
 from toolkit import statistics as st
-from toolkit.analyse import analyse, zone
-from toolkit.analyse.verdict import verdict
-from toolkit.card import run_card
-from toolkit.measure import measure_predictions
+from toolkit.measure.analyse import analyse, zone
+from toolkit.measure.analyse.verdict import verdict
+from toolkit.measure.run import measure_predictions
 from toolkit.recipe import load_criteria
-from toolkit.report import render, table_text
-from toolkit.results import Cell, ConditionDesign, Results, Suspects, save_results
+from toolkit.record.results import Cell, ConditionDesign, Results, Suspects, save_results
+from toolkit.report.card import run_card
+from toolkit.report.html import render, table_text
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

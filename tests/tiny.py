@@ -22,7 +22,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from toolkit.base import EMBEDDED
+from toolkit.model.base import EMBEDDED
 
 VOCABULARY = 64
 _SHAPE = {

@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from toolkit.engines.ray import RayMissing
+from toolkit.pipeline.engines.ray import RayMissing
 
 
 def report_and_die_once(unit, progress):

@@ -9,7 +9,7 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:  # `python -m toolkit.cli
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from toolkit.ensemble import Ensemble
+    from toolkit.answer.ensemble import Ensemble
 
 __version__ = "0.1.0"
 __all__ = ["Ensemble", "__version__"]
@@ -19,6 +19,6 @@ def __getattr__(name: str) -> Any:
     """`toolkit.Ensemble`, when it is asked for: it brings torch."""
     if name != "Ensemble":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from toolkit.ensemble import Ensemble
+    from toolkit.answer.ensemble import Ensemble
 
     return Ensemble

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from toolkit import escape
 from toolkit.cli.terminal import GATE_SAID_NO, REPLICAS, as_json, errors, print_json, say, show, without_network
+from toolkit.text import escape
 
 
 @click.command()
@@ -27,8 +27,8 @@ def basin(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None, ba
     """
     with errors():
         without_network(base, *prompts)
-        from toolkit import external
-        from toolkit.basin import basin_text
+        from toolkit.merge.basin import basin_text
+        from toolkit.pipeline import external
 
         found = external.basins(sources, prompts=prompts, base=base, k=k)
         if as_json:
@@ -49,9 +49,9 @@ def modules(sources: tuple[Path, ...], as_json: bool) -> None:
     the figures go into its report too.
     """
     with errors():
-        from toolkit import external
-        from toolkit.modules import modules_text
-        from toolkit.results import to_plain
+        from toolkit.merge.module_spread import modules_text
+        from toolkit.pipeline import external
+        from toolkit.record.results import to_plain
 
         found = external.module_spreads(sources)
         print_json({"conditions": to_plain(found)}) if as_json else show(modules_text(found))
@@ -70,7 +70,7 @@ def check_adapter(folder: Path, targets: tuple[str, ...], base: str | None, as_j
     Exit code 3: one of them refuses it or would compute something else; 2: it cannot be read.
     """
     with errors():
-        from toolkit import compatibility
+        from toolkit.model import compatibility
 
         if unknown := [name for name in targets if name not in compatibility.TARGETS]:
             raise click.UsageError(f"--for {unknown[0]!r}: known are {', '.join(compatibility.TARGETS)}")
@@ -96,7 +96,7 @@ def check_adapter(folder: Path, targets: tuple[str, ...], base: str | None, as_j
 def card(folders: tuple[Path, ...], force: bool, as_json: bool) -> None:
     """Write the model card of a run or a merged adapter."""
     with errors():
-        from toolkit.card import write_card
+        from toolkit.report.card import write_card
 
         paths = [str(write_card(folder, force=force)) for folder in folders]
         print_json({"cards": paths}) if as_json else show(escape.lines(paths))

@@ -24,7 +24,7 @@ from toolkit.cli.terminal import (
     show,
     workers_option,
 )
-from toolkit.plain import read_json
+from toolkit.record.plain import read_json
 
 
 def columns_options(command: Callable) -> Callable:
@@ -96,11 +96,11 @@ def measure(
     Several run folders of one procedure are measured together: repeatability within a machine, reproducibility between machines.
     """
     with errors():
-        from toolkit import measure as stage
-        from toolkit import run_table
-        from toolkit.predictions import read_run_table
+        from toolkit.measure import run as stage
+        from toolkit.measure import run_table
+        from toolkit.measure.predictions import read_run_table
         from toolkit.recipe import load_criteria
-        from toolkit.report import table_text
+        from toolkit.report.html import table_text
 
         asked = load_criteria(criteria) if criteria else None
         of_files = {
@@ -119,7 +119,7 @@ def measure(
                 raise click.UsageError(f"several runs are measured as they are: {given} is for files")
             if loose := [path for path in (source, *others) if not path.is_dir()]:
                 raise click.UsageError(f"{loose[0]}: no run folder; several sources are runs")
-            from toolkit.precision import measure_runs
+            from toolkit.measure.machines import measure_runs
 
             folder = out or source.with_name(f"{source.name}-together")
             results = measure_runs([source, *others], folder, asked, force=force)
@@ -167,7 +167,7 @@ def claims(run: Path, file: Path | None, as_json: bool) -> None:
     claims.json is written there.
     """
     with errors():
-        from toolkit import claims as stage
+        from toolkit.measure import claims as stage
 
         found = stage.hold_claims(run, file or stage.ORIGIN)
         path = run / stage.CLAIMS
@@ -216,20 +216,20 @@ def plan(
     PILOT is a run folder or a results.json; without one say a disagreement with --guess.
     """
     with errors():
-        from toolkit import planning
+        from toolkit.measure import replicas_needed
 
-        usual = planning.Targets()
-        targets = planning.Targets(half_widths or usual.half_widths, ratios or usual.ratios, k, power)
-        guessed = None if guess is None else planning.Guess(guess, prompts, replicas)
-        found = planning.plan(pilot, guess=guessed, targets=targets)
-        print_json(found.to_dict()) if as_json else show(planning.plan_text(found))
+        usual = replicas_needed.Targets()
+        targets = replicas_needed.Targets(half_widths or usual.half_widths, ratios or usual.ratios, k, power)
+        guessed = None if guess is None else replicas_needed.Guess(guess, prompts, replicas)
+        found = replicas_needed.plan(pilot, guess=guessed, targets=targets)
+        print_json(found.to_dict()) if as_json else show(replicas_needed.plan_text(found))
 
 
 class GateCommand(click.Command):
     """Its help says how many runs a baseline needs, which is asked of the gate only when help is shown."""
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from toolkit.gate import MIN_BASELINE
+        from toolkit.measure.gate.limits import MIN_BASELINE
 
         self.help = (self.help or "").replace("MIN_BASELINE", str(MIN_BASELINE))
         super().format_help_text(ctx, formatter)
@@ -270,8 +270,8 @@ def gate(
     BASELINE is a run, a file of predictions of at least MIN_BASELINE runs, or limits that --save wrote.
     """
     with errors():
-        from toolkit import gating
-        from toolkit.gate import save_limits
+        from toolkit.measure.gate import judge as gating
+        from toolkit.measure.gate.limits import save_limits
 
         if candidate is None and save is None:
             raise click.UsageError("--candidate names what is to be judged; --save FILE only writes the limits")
@@ -299,13 +299,13 @@ def gate(
 
 def _outcomes_of(candidate: Path, recipe: Path, workers: int | None) -> Path:
     """A folder of outcomes as it is; adapters answer the recipe's suites first."""
-    from toolkit.measure import DESIGN
+    from toolkit.measure.run import DESIGN
 
     if (candidate / DESIGN).is_file():
         return candidate
     if not recipe.is_file():
         raise click.UsageError(f"{candidate}: adapters must answer the prompts first; --recipe says which base and suites")
-    from toolkit import external
+    from toolkit.pipeline import external
 
     loaded = load_recipe(recipe, None)
     with console() as screen:

@@ -30,9 +30,9 @@ from toolkit.cli.terminal import (
     without_network,
     workers_option,
 )
-from toolkit.plain import read_json
 from toolkit.recipe import EnsembleMethod
 from toolkit.recipe.merges import MERGES, merge_parameters, parse_setting
+from toolkit.record.plain import read_json
 
 ENSEMBLES = get_args(EnsembleMethod)
 
@@ -65,18 +65,18 @@ def run(recipe: Path, out: Path | None, engine: str, replicas: int | None, worke
 @as_json
 def demo(out: Path, replicas: int | None, workers: int | None, as_json: bool) -> None:
     """The whole on the embedded model, in minutes on two cores."""
-    _run(Path(toolkit.__file__).parent / "demo.yaml", out, replicas, workers, as_json)
+    _run(Path(toolkit.__file__).parent / "recipe" / "demo.yaml", out, replicas, workers, as_json)
 
 
 def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_json: bool, engine: str = "local") -> None:
     with errors():
         recipe = load_recipe(path, replicas)  # a wrong recipe is told before anything heavy is loaded
-        from toolkit.outset import check_early
+        from toolkit.pipeline.outset import check_early
 
         check_early(recipe, out)
         from toolkit import pipeline
-        from toolkit.forecast import compared
-        from toolkit.report import table_text
+        from toolkit.pipeline.forecast import compared
+        from toolkit.report.html import table_text
 
         fresh = not any(out.glob("*/population.json"))
         with console() as screen:
@@ -126,16 +126,17 @@ def train_replicas(
         loaded = load_recipe(recipe, None)
         names = _conditions(loaded.conditions, condition)
         chosen = None if only is None else _indices(only)
-        from toolkit.outset import check_early
+        from toolkit.pipeline.outset import check_early
 
         check_early(loaded, folder)
         from toolkit import pipeline
+        from toolkit.pipeline import training
 
         found: dict[str, Any] = {}
         asks = any(loaded.until_of(name) for name in names)  # a rule that looks at answers while replicas are trained
         how = {"workers": workers, "engine": engine, "answers": asks}
         with console() as screen, pipeline.open_run(loaded, folder, console=screen, **how) as job:
-            for note in pipeline.data_notes(job.recipe, {}, job.device):
+            for note in training.data_notes(job.recipe, {}, job.device):
                 screen.note(note)
             for name in sorted(names, key=loaded.training_order.index):  # teachers first
                 population = pipeline.train(job, name, replicas=replicas, only=chosen)
@@ -210,7 +211,7 @@ def merge(
         with _usage():
             parameters = dict(map(parse_setting, settings)) | ({} if density is None else {"density": density})
             merge_parameters(method, parameters)  # a wrong name is told before anything heavy is loaded
-        from toolkit import external
+        from toolkit.pipeline import external
 
         options = {"base": base, "buffer": buffer, "dense": dense, "prompts": prompts, "score": score, "guard": guard, "strict": strict}
         options["force"] = force
@@ -264,8 +265,8 @@ def evaluate(
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         without_network(base, prompts)
-        from toolkit import external
-        from toolkit.report import table_text
+        from toolkit.pipeline import external
+        from toolkit.report.html import table_text
 
         how = {"prompts": prompts, "base": base, "answer_rule": answer, "max_new_tokens": max_new_tokens, "ensemble": asked}
         with console() as screen:
@@ -284,7 +285,7 @@ def evaluate(
 def report(folder: Path, as_json: bool) -> None:
     """results.json -> report.html."""
     with errors():
-        from toolkit.report import write_report
+        from toolkit.report.html import write_report
 
         if not (folder / "results.json").is_file():
             raise click.UsageError(f"{folder}: no results.json; `ftk run RECIPE --out {folder}` makes one")
@@ -304,7 +305,7 @@ def verify(folder: Path, replica: tuple[int, ...], condition: tuple[str, ...], w
     Without options the first stack of every condition. Exit code 3 when a bit differs.
     """
     with errors():
-        from toolkit.verify import SAME, verify
+        from toolkit.pipeline.verify import SAME, verify
 
         with console() as screen:
             found = verify(folder, conditions=condition, replicas=replica, workers=workers, console=screen)
@@ -348,7 +349,7 @@ def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
 def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: str, out: Path | None, force: bool) -> dict[str, Any]:
     if sources or others:
         raise click.UsageError("--config says what is merged and how; only --rank, --out and --force go with it")
-    from toolkit import external
+    from toolkit.pipeline import external
 
     with _usage():
         report, notes = external.merge_request(config, rank=rank, out=out or config.with_name("merged"), force=force)

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from toolkit import escape
+from toolkit.text import escape
 
 if TYPE_CHECKING:
-    from toolkit.pipeline import Console
+    from toolkit.pipeline.job import Console
 
 DONE, FAILED, BAD_INPUT, GATE_SAID_NO = 0, 1, 2, 3
 LONGEST = 1000
@@ -128,7 +128,7 @@ def errors() -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         if not type(error).__module__.startswith("toolkit."):
             raise
-        from toolkit.engines import WorkerDied  # every other error of ours is about what was asked
+        from toolkit.pipeline.engines import WorkerDied  # every other error of ours is about what was asked
 
         stop(str(error), FAILED if isinstance(error, WorkerDied) else BAD_INPUT)
 
@@ -144,7 +144,7 @@ def stop(message: str, code: int) -> NoReturn:
 @contextmanager
 def console() -> Iterator[Console]:
     """Progress and notes on stderr: a bar on a terminal, which ends with the block however that ends; plain lines elsewhere."""
-    from toolkit.pipeline import Console
+    from toolkit.pipeline.job import Console
 
     with ExitStack() as bars:
         yield Console(note=partial(say, err=True), progress=partial(_bar, bars) if sys.stderr.isatty() else _lines)

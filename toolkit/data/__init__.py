@@ -6,8 +6,8 @@ parse_answer, parse_reference                               what of a generated 
 survey                                                      what of all that is not used, or not as one may think
 """
 
-from toolkit.data.answers import check_rule, parse_answer, parse_reference
 from toolkit.data.encode import Example, asks_for_the_date, check_tokenizer, encode_prompt, encode_reference, encode_rows, render
+from toolkit.data.extract import check_rule, parse_answer, parse_reference
 from toolkit.data.formats import FORMATS, detect_format, is_chat
 from toolkit.data.rows import SUFFIXES, DataError, Row, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, read_suite

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from toolkit.data.folders import PACKED, DataError, files_of, kind_of
-from toolkit.files import home
-from toolkit.plain import JsonError, parse
+from toolkit.data.locate import PACKED, DataError, files_of, kind_of
+from toolkit.record.files import home
+from toolkit.record.plain import JsonError, parse
 
 CELL = 2**31 - 1
 """characters of a CSV cell; Python's own limit is 131,072, less than a long document"""

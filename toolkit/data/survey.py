@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.encode import Example, prompt_text, reads_the_same
-from toolkit.data.folders import files_of
 from toolkit.data.formats import USED, Fields, detect_format, split_row, unused_columns
+from toolkit.data.locate import files_of
 from toolkit.data.rows import READERS, Row, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, unused_in_suite
 from toolkit.data.turns import Message, missing
 from toolkit.embedded import suite_of
-from toolkit.files import home
+from toolkit.record.files import home
 
 SHOWN = 12
 """names in a note"""

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.data.folders import DataError
-from toolkit.plain import parse
+from toolkit.data.locate import DataError
+from toolkit.record.plain import parse
 
 Message = dict[str, Any]
 """One turn: {"role", "content"} and whatever else the row gives it, such as `tool_calls`; the chat template sees all of it."""

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from toolkit import delta
-from toolkit.adapters import CONFIG, FULL, AdapterError
+from toolkit.model import delta
+from toolkit.model.adapters import CONFIG, FULL, AdapterError
 
 Along = list[tuple[Path, float]]
 

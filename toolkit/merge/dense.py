@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from toolkit import delta
-from toolkit.adapters import AdapterError, publish
-from toolkit.files import naming
-from toolkit.folders import MERGED
 from toolkit.merge.merge import REPORT, Input, Step, as_text, choose_members, exact_changes, merged_of, rank_limit, versions
+from toolkit.model import delta
+from toolkit.model.adapters import AdapterError, publish
+from toolkit.record.files import naming
+from toolkit.record.folders import MERGED
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def load_model(base: str, revision: str | None) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from toolkit.base import BaseError, check_kernels, why_not
+    from toolkit.model.base import BaseError, check_kernels, why_not
 
     logging.disable_progress_bar()  # every merge would draw one
     options = {"revision": revision} if revision else {}

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit import delta, seeds
+from toolkit import seeds
+from toolkit.model import delta
 
 BLOCK = 2**23
 """entries of all changes that `trimmed_mean` holds at once, a few times over"""

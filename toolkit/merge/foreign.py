@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit import delta, seeds
-from toolkit.recipe.words import nearest
+from toolkit import seeds
+from toolkit.model import delta
+from toolkit.text.nearest import nearest
 
 REFUSED = {
     "nearswap": "its t is a distance between weights, which would mean something else for every module",

@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import toolkit
-from toolkit import delta
-from toolkit.adapters import CONFIG, FULL, WEIGHTS, Adapter, AdapterError, write_adapter
-from toolkit.files import sha256_file
-from toolkit.folders import MERGED
-from toolkit.full import MODEL, FullModel, copies, read_weights
 from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
 from toolkit.merge.naming import under_one_naming
 from toolkit.merge.soup import Step, greedy_soup
-from toolkit.plain import parse
+from toolkit.model import delta
+from toolkit.model.adapters import CONFIG, FULL, WEIGHTS, Adapter, AdapterError, write_adapter
+from toolkit.model.full import MODEL, FullModel, copies, read_weights
 from toolkit.recipe.merges import MERGEKIT
+from toolkit.record.files import sha256_file
+from toolkit.record.folders import MERGED
+from toolkit.record.plain import parse
 
 REPORT = "merge.json"
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from toolkit import delta
 from toolkit.merge import coefficients as c
 from toolkit.merge import entries as e
 from toolkit.merge import foreign
 from toolkit.merge.along import Along, ema, itself, lawa, swa
+from toolkit.model import delta
 from toolkit.recipe.merges import MERGEKIT, check_method, merge_parameters
 
 SUM = "one running sum of one module"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from toolkit.adapters import SINGLE_EXPERT, Adapter, AdapterError, aims_at, no_such_layer, text_name
+from toolkit.model.adapters import SINGLE_EXPERT, Adapter, AdapterError, aims_at, no_such_layer, text_name
 
 Identity = tuple[str | None, str | None]
 """name and revision of a base"""
@@ -33,7 +33,7 @@ def under_one_naming(adapters: Sequence[Adapter], identity: Identity) -> tuple[l
 
 def _named_by_base(adapters: Sequence[Adapter], identity: Identity) -> tuple[list[Adapter], bool]:
     """The adapters under the names that their base has, and whether it is here to tell. Raises AdapterError for a name that it has not."""
-    from toolkit.base import named_modules
+    from toolkit.model.base import named_modules
 
     name, revision = identity
     refusal = None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.adapters import AdapterError
+from toolkit.model.adapters import AdapterError
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit import delta
-from toolkit.adapters import AdapterError
-from toolkit.folders import MARKER, MERGED
-from toolkit.full import FULL, MODEL, FullModel, copies, write_model
 from toolkit.merge.dense import load_model
 from toolkit.merge.merge import REPORT, Input, MergeReport, as_text, common_base, merge_adapters, merged_of, read_inputs, versions
 from toolkit.merge.methods import Method, find_coefficients, find_method, merge_entries
-from toolkit.population import RECORD
+from toolkit.model import delta
+from toolkit.model.adapters import AdapterError
+from toolkit.model.full import FULL, MODEL, FullModel, copies, write_model
+from toolkit.record.folders import MARKER, MERGED
+from toolkit.record.population import RECORD
 
 MADE_HERE = (MODEL, REPORT, RECORD, MARKER, "README.md", "mergekit_config.yml")
 """files beside a model that say something of that model alone"""

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.adapters import CONFIG, WEIGHTS
-from toolkit.base import load_base
+from toolkit.answer.ensemble import ENSEMBLES
+from toolkit.answer.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name
 from toolkit.data import Prompt
-from toolkit.engines import Progress
-from toolkit.ensemble import ENSEMBLES
-from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name
-from toolkit.files import sha256_file
-from toolkit.full import FULL, MODEL, read_weights
-from toolkit.measure import changed_prompts, read_prompts
-from toolkit.outcomes import is_sound, read_outcomes
+from toolkit.measure.run import changed_prompts, read_prompts
+from toolkit.model.adapters import CONFIG, WEIGHTS
+from toolkit.model.base import load_base
+from toolkit.model.full import FULL, MODEL, read_weights
+from toolkit.pipeline.engines import Progress
 from toolkit.pipeline.job import Run
 from toolkit.pipeline.merging import merged_folder
-from toolkit.plan import WEIGHT_BYTES, whole_width
-from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder
 from toolkit.recipe import Evaluation, Mitigation
+from toolkit.recipe.schedule import WEIGHT_BYTES, whole_width
+from toolkit.record.files import sha256_file
+from toolkit.record.outcomes import is_sound, read_outcomes
+from toolkit.record.population import Replica, fingerprint, groups, read_population, replica_folder
 
 EVALUATION_WIDTH = 8
 """adapters on the stack while prompts are answered; fixed, so that the shapes never depend on how many there are"""

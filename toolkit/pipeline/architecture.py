@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from toolkit.adapters import Adapter
-from toolkit.adopt import find_adapters, layer_shapes
-from toolkit.base import Base, skeleton
-from toolkit.compiled import TESTED
-from toolkit.full import read_weights
+from toolkit.model.adapters import Adapter
+from toolkit.model.adopt import find_adapters, layer_shapes
+from toolkit.model.base import Base, skeleton
+from toolkit.model.compiled import TESTED
+from toolkit.model.full import read_weights
+from toolkit.model.stack import target_modules
 from toolkit.pipeline.job import RunError
+from toolkit.pipeline.rehearsal import rehearse_answers, rehearse_training
 from toolkit.recipe import Condition, Recipe
-from toolkit.rehearsal import rehearse_answers, rehearse_training
-from toolkit.stack import target_modules
 
 
 def check_architecture(recipe: Recipe, base: Base, *, answers: bool = True) -> list[str]:

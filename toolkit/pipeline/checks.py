@@ -6,19 +6,19 @@ from functools import partial
 
 import torch
 
-from toolkit.adopt import check_base, find_adapters, layer_shapes
-from toolkit.base import Base
+from toolkit.answer.ensemble import SIMILARITIES
 from toolkit.data import Prompt, encode_prompt, encode_reference
-from toolkit.ensemble import SIMILARITIES
-from toolkit.full import FullModel, check_whole, read_weights
 from toolkit.merge import accepted, combine, find_method
-from toolkit.outset import check_criteria, told
+from toolkit.model.adopt import check_base, find_adapters, layer_shapes
+from toolkit.model.base import Base
+from toolkit.model.full import FullModel, check_whole, read_weights
+from toolkit.model.stack import layer_shape, target_modules
 from toolkit.pipeline.architecture import check_architecture
 from toolkit.pipeline.job import RunError
+from toolkit.pipeline.outset import check_criteria, told
 from toolkit.pipeline.training import training_examples, training_plan
-from toolkit.plan import snapshot_steps
 from toolkit.recipe import Mitigation, Recipe
-from toolkit.stack import layer_shape, target_modules
+from toolkit.recipe.schedule import snapshot_steps
 
 TRIED = 4
 """changes that a merge is tried on; more tell nothing new"""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from toolkit import seeds
-from toolkit.base import load_base
+from toolkit.model.base import load_base
 from toolkit.pipeline.job import RunError
 from toolkit.pipeline.training import examples_of, training_plan
 from toolkit.recipe import Recipe

@@ -7,25 +7,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toolkit import records
-from toolkit.adapters import read_adapter
-from toolkit.base import load_base
+from toolkit.answer.ensemble import ENSEMBLES, SIMILARITIES, mbr
+from toolkit.answer.evaluate import token_probability, vote_outcomes
 from toolkit.data import known_prompts
-from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
-from toolkit.evaluate import token_probability, vote_outcomes
-from toolkit.measure import measure_run, read_prompts, save_design
-from toolkit.outcomes import read_outcomes
+from toolkit.measure.run import measure_run, read_prompts, save_design
+from toolkit.model.adapters import read_adapter
+from toolkit.model.base import load_base
 from toolkit.pipeline.answering import accuracies, all_subjects, answer_units
 from toolkit.pipeline.job import Run, RunError, successful
 from toolkit.pipeline.merging import merged_folder
 from toolkit.pipeline.populations import given_note
 from toolkit.pipeline.training import training_examples
-from toolkit.plain import read_record
-from toolkit.population import groups, read_population, replica_folder
+from toolkit.pipeline.until import stopping_note
 from toolkit.recipe import Mitigation
-from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
-from toolkit.students import as_mitigation, student_design, student_notes
-from toolkit.until import stopping_note
+from toolkit.record import shapes
+from toolkit.record.outcomes import read_outcomes
+from toolkit.record.plain import read_record
+from toolkit.record.population import groups, read_population, replica_folder
+from toolkit.record.results import ConditionDesign, MitigationDesign, Price, Results
+from toolkit.train.students import as_mitigation, student_design, student_notes
 
 
 def measure(job: Run) -> Results:
@@ -123,14 +123,14 @@ def condition_design(job: Run, name: str, shards: Shards) -> ConditionDesign:
     seconds = sum(measured) / len(measured) if measured else None
     tokens = None
     if own:
-        plan = read_record(folder / "population.json", records.Population)["plan"]
+        plan = read_record(folder / "population.json", shapes.Population)["plan"]
         tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
     mitigations = []
     for mitigation in job.recipe.mitigations_of(name):
         members = groups(replicas, mitigation.k)
         rank = rank_of_one
         if mitigation.merge and members:
-            rank = read_record(merged_folder(folder, mitigation.label, 0) / "merge.json", records.Merge).get("rank")
+            rank = read_record(merged_folder(folder, mitigation.label, 0) / "merge.json", shapes.Merge).get("rank")
         spent = None if seconds is None else mitigation.k * seconds
         of_all = None if tokens is None else mitigation.k * tokens
         price = Price(mitigation.k, streams(name, mitigation, shards), rank, spent, of_all)

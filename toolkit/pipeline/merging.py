@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import mergekit_yaml
-from toolkit.adapters import CONFIG, WEIGHTS
-from toolkit.card import CARD, describe
-from toolkit.engines import Progress
-from toolkit.folders import is_whole
-from toolkit.full import FULL, MODEL
-from toolkit.merge import merge_folders, same_input
+from toolkit.merge import merge_folders, mergekit_yaml, same_input
+from toolkit.model.adapters import CONFIG, WEIGHTS
+from toolkit.model.full import FULL, MODEL
+from toolkit.pipeline.engines import Progress
 from toolkit.pipeline.job import Run, successful
-from toolkit.plain import read_json
-from toolkit.population import groups, replica_folder, write_text
 from toolkit.recipe import Mitigation
+from toolkit.record.folders import is_whole
+from toolkit.record.plain import read_json
+from toolkit.record.population import groups, replica_folder, write_text
+from toolkit.report.card import CARD, describe
 
 TOLD = 5
 """notes on merges that a run prints"""

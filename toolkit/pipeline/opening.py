@@ -10,23 +10,24 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
-from toolkit import environment, records
-from toolkit.adopt import check_given
-from toolkit.base import Base, fastest_dtype, load_base, load_config, width
-from toolkit.compiled import TESTED
+from toolkit import environment
 from toolkit.data import asks_for_the_date
-from toolkit.engines import ENGINES
-from toolkit.files import remove_leftovers
-from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker, seal
-from toolkit.measure import read_prompts
-from toolkit.outset import check_free, keep_suites, recipe_mark
+from toolkit.measure.run import read_prompts
+from toolkit.model.adopt import check_given
+from toolkit.model.base import Base, fastest_dtype, load_base, load_config, width
+from toolkit.model.compiled import TESTED
 from toolkit.pipeline.checks import check_all
+from toolkit.pipeline.engines import ENGINES
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json
+from toolkit.pipeline.outset import check_free, keep_suites, recipe_mark
 from toolkit.pipeline.training import check_population, training_plan
-from toolkit.plain import read_record
-from toolkit.population import LEDGER, RECORD, write_text
 from toolkit.recipe import Recipe, dump_recipe, read_recipe
+from toolkit.record import shapes
+from toolkit.record.files import remove_leftovers
+from toolkit.record.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker, seal
+from toolkit.record.plain import read_record
+from toolkit.record.population import LEDGER, RECORD, write_text
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def open_run(
 ) -> Iterator[Run]:
     """Write down what is asked and where it runs; refuse a folder that holds another recipe's run. `engine`: see `ENGINES`.
 
-    kind: of the folder, see `toolkit.folders`; a folder that was made by a run is opened as one. answers: prompts will be asked, which
+    kind: of the folder, see `toolkit.record.folders`; a folder that was made by a run is opened as one. answers: prompts will be asked, which
     not every base that can be trained can do. Raises RunError, FolderError, RecipeError or BaseError in one line, before anything is
     written.
     """
@@ -129,7 +130,7 @@ def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: 
 
 def _base_hash(folder: Path) -> str | None:
     try:
-        return read_record(folder / "base.json", records.Base).get("sha256")
+        return read_record(folder / "base.json", shapes.Base).get("sha256")
     except (OSError, ValueError):
         return None
 
@@ -170,8 +171,8 @@ def _on(recipe: Recipe, day: str | None) -> Recipe:
 
 def _first_day(folder: Path | None) -> date:
     """Today; of a run whose recipe does not say it yet, the day on which its first replica was trained."""
-    records = folder.glob(f"*/replicas/*/{RECORD}") if folder else ()
-    return date.fromtimestamp(min((path.stat().st_mtime for path in records), default=time.time()))
+    shapes = folder.glob(f"*/replicas/*/{RECORD}") if folder else ()
+    return date.fromtimestamp(min((path.stat().st_mtime for path in shapes), default=time.time()))
 
 
 @contextmanager

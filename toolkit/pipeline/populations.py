@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.adapters import CONFIG, AdapterError, read_adapter
-from toolkit.adopt import adopt, find_adapters, remarks
-from toolkit.base import load_base
 from toolkit.data import Prompt
-from toolkit.measure import read_prompts
+from toolkit.measure.run import read_prompts
+from toolkit.model.adapters import CONFIG, AdapterError, read_adapter
+from toolkit.model.adopt import adopt, find_adapters, remarks
+from toolkit.model.base import load_base
 from toolkit.pipeline.answering import EVALUATION_WIDTH, answer, answer_units, digest, replica_subjects
 from toolkit.pipeline.job import Run, RunError
 from toolkit.pipeline.merging import merge_units, merged_folder, run_merges
 from toolkit.pipeline.training import train_missing, training_plan
-from toolkit.plan import TrainingPlan
-from toolkit.population import Replica, read_population, read_records, replica_folder
+from toolkit.pipeline.until import Looks, train_until
 from toolkit.recipe import Condition, Sequential
-from toolkit.students import Teaching, teacher_members
-from toolkit.until import Looks, train_until
+from toolkit.recipe.schedule import TrainingPlan
+from toolkit.record.population import Replica, read_population, read_records, replica_folder
+from toolkit.train.students import Teaching, teacher_members
 
 
 def train(job: Run, name: str, *, replicas: int | None = None, only: Sequence[int] | None = None) -> dict[int, Replica]:

@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 from torch import OutOfMemoryError
 
-from toolkit import distill, environment, seeds
-from toolkit.adapters import read_adapter
-from toolkit.base import load_base
+from toolkit import environment, seeds
+from toolkit.answer.ensemble import ENSEMBLES
 from toolkit.data import Example, Prompt, encode_rows, read_rows, survey
-from toolkit.engines import Progress
-from toolkit.ensemble import ENSEMBLES
+from toolkit.model.adapters import read_adapter
+from toolkit.model.base import load_base
+from toolkit.pipeline.engines import Progress
 from toolkit.pipeline.job import Run, RunError, as_json
-from toolkit.plan import (
+from toolkit.recipe import Condition, Recipe, Teacher
+from toolkit.recipe.schedule import (
     SOFT_TARGET_BYTES,
     TrainingPlan,
     head_piece,
@@ -27,10 +28,9 @@ from toolkit.plan import (
     soft_target_bytes,
     stacks_for,
 )
-from toolkit.population import LEDGER, Replica, fingerprint, read_ledger, read_records, write_text
-from toolkit.recipe import Condition, Recipe, Teacher
-from toolkit.students import Teaching
-from toolkit.train import plain_head
+from toolkit.record.population import LEDGER, Replica, fingerprint, read_ledger, read_records, write_text
+from toolkit.train import distill, plain_head
+from toolkit.train.students import Teaching
 
 ALGORITHMS = {
     1: "adapted layers by the autograd of torch",

@@ -2,18 +2,9 @@
 
 from toolkit.recipe.conditions import Condition, Given, Lookahead, Snapshots
 from toolkit.recipe.criteria import Criteria, Criterion, Thresholds, Zone
+from toolkit.recipe.load import RecipeError, dump_recipe, load_criteria, load_recipe, parse_recipe, read_document, read_recipe, with_suites
 from toolkit.recipe.mitigations import EnsembleMethod, Mitigation, Similarity, Teacher
 from toolkit.recipe.models import SHIFTS, Data, Evaluation, Recipe, Sequential, Target
-from toolkit.recipe.reading import (
-    RecipeError,
-    dump_recipe,
-    load_criteria,
-    load_recipe,
-    parse_recipe,
-    read_document,
-    read_recipe,
-    with_suites,
-)
 
 __all__ = [
     "SHIFTS",

@@ -6,7 +6,7 @@ import re
 
 import yaml
 
-from toolkit.recipe.words import Path_
+from toolkit.text.nearest import Path_
 
 UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 DEEPEST = 20

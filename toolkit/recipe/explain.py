@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from toolkit.plain import shortened
 from toolkit.recipe.conditions import Condition, Lookahead, Snapshots
 from toolkit.recipe.criteria import Criterion, Thresholds, Zone
 from toolkit.recipe.merges import PARAMETERS
 from toolkit.recipe.mitigations import Mitigation, Teacher
 from toolkit.recipe.models import Data, Evaluation, Recipe, Sequential, Target
-from toolkit.recipe.words import Path_, nearest
+from toolkit.record.plain import shortened
+from toolkit.text.nearest import Path_, nearest
 
 Blocks = Mapping[str, type[BaseModel]]
 """the model of every block of a document; NAME is a key of the user's own"""

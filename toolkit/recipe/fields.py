@@ -13,8 +13,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from toolkit.patterns import PatternError, compiled
-from toolkit.recipe.words import Path_
+from toolkit.text.nearest import Path_
+from toolkit.text.patterns import PatternError, compiled
 
 
 def at_most(limit: float, reason: str) -> AfterValidator:

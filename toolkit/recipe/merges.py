@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from toolkit.plain import shortened
-from toolkit.recipe.words import nearest
+from toolkit.record.plain import shortened
+from toolkit.text.nearest import nearest
 
 MERGEKIT = "mergekit:"
 """`mergekit:NAME` is the method NAME of mergekit, with that method's own parameters and a seed."""

@@ -18,7 +18,7 @@ from toolkit.recipe.conditions import UNKNOWN, AnyCondition, Condition, Given, k
 from toolkit.recipe.criteria import Criteria
 from toolkit.recipe.fields import Candidates, Compile, Dtype, Model, Replicas, Seed, Share, Source, Tokens, Width, answer_rule, at, day
 from toolkit.recipe.mitigations import Mitigation
-from toolkit.recipe.words import nearest
+from toolkit.text.nearest import nearest
 
 SHIFTS = ("typical", "near", "far")
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

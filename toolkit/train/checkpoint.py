@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from toolkit.files import replacing
+from toolkit.record.files import replacing
 
 SECONDS = 60.0
 """between two checkpoints; what takes less is cheaper to start again"""

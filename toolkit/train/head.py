@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.stack import Stack
+from toolkit.model.stack import Stack
 
 
 def plain_head(model: nn.Module) -> bool:

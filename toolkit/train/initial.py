@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from toolkit import seeds as seed
-from toolkit.full import FullStack
+from toolkit.model.full import FullStack
+from toolkit.model.stack import Stack, lora_scale
 from toolkit.recipe import Condition
-from toolkit.stack import Stack, lora_scale
 
 Weights_R = dict[str, tuple[Tensor, ...]]
 """LoRA: module -> A [R, r, I], B [R, O, r]. Full fine-tuning: parameter -> W [R, ...]."""

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from toolkit.compiled import compiled
 from toolkit.data import Example
-from toolkit.distill import Said, Teacher, soft_targets
 from toolkit.environment import seconds_used
-from toolkit.full import stacked_whole
-from toolkit.plan import TrainingPlan, learning_rate, snapshot_steps
+from toolkit.model.compiled import compiled
+from toolkit.model.full import stacked_whole
+from toolkit.model.stack import CounterDropout, stacked
 from toolkit.recipe import Condition
-from toolkit.stack import CounterDropout, stacked
+from toolkit.recipe.schedule import TrainingPlan, learning_rate, snapshot_steps
 from toolkit.train.checkpoint import Checkpoint
+from toolkit.train.distill import Said, Teacher, soft_targets
 from toolkit.train.head import token_losses_in_pieces
 from toolkit.train.initial import Weights_R, initial_weights
 from toolkit.train.objective import Rows, batch_rows, token_losses

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toolkit import seeds as seed
 from toolkit.data import Example
-from toolkit.plan import TrainingPlan
+from toolkit.recipe.schedule import TrainingPlan
 
 
 def batch_rows(plan: TrainingPlan, order_seed: int, step: int) -> np.ndarray:

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.adapters import CONFIG, WEIGHTS, write_adapter
-from toolkit.base import Base
-from toolkit.delta import concat, ema_weights, swa_weights, truncate
-from toolkit.files import sha256_file
-from toolkit.full import MODEL, model_files, write_model
-from toolkit.outcomes import write_table
-from toolkit.plan import TrainingPlan
-from toolkit.population import RECORD, Replica, replica_folder, write_text
+from toolkit.model.adapters import CONFIG, WEIGHTS, write_adapter
+from toolkit.model.base import Base
+from toolkit.model.delta import concat, ema_weights, swa_weights, truncate
+from toolkit.model.full import MODEL, model_files, write_model
 from toolkit.recipe import Condition
+from toolkit.recipe.schedule import TrainingPlan
+from toolkit.record.files import sha256_file
+from toolkit.record.outcomes import write_table
+from toolkit.record.population import RECORD, Replica, replica_folder, write_text
 from toolkit.train.initial import Weights_R
 from toolkit.train.loop import Trained
 
@@ -109,7 +109,7 @@ def save_stack(
 ) -> list[Replica]:
     """Write the replicas of a stack that are in `keep`, their averages and snapshots first, `replica.json` last.
 
-    Adapters are PEFT folders, whole models those of `toolkit.full`. machine: see `environment.machine`.
+    Adapters are PEFT folders, whole models those of `toolkit.model.full`. machine: see `environment.machine`.
     Raises AdapterError or OSError when the disk refuses; what was finished stays.
     """
     _save_losses(folder, trained, replicas=replicas, plan=plan)
