@@ -8,13 +8,17 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 context_of = multiprocessing.get_context
-loaded = context_of("forkserver") if sys.platform == "linux" else None  # elsewhere the libraries do not bear a fork
+loaded = (
+    context_of("forkserver") if sys.platform == "linux" else None
+)  # elsewhere the libraries do not bear a fork
 if loaded is not None:
     loaded.set_forkserver_preload(["toolkit.pipeline"])
 
 
 def context(method: str | None = None) -> BaseContext:
-    """What `multiprocessing.get_context` gives, with forks of the server in place of spawned processes."""
+    """What `multiprocessing.get_context` gives, with forks of the server in place of spawned
+    processes.
+    """
     return loaded if method == "spawn" and loaded is not None else context_of(method)
 
 
@@ -22,13 +26,19 @@ def _alone(function: Callable, arguments: tuple, options: dict) -> None:
     os.setsid()  # a group of its own, which a test can kill as a whole
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if loaded is not None:
-        multiprocessing.get_context = lambda method=None: context_of("fork" if method == "spawn" else method)
+        multiprocessing.get_context = lambda method=None: context_of(
+            "fork" if method == "spawn" else method
+        )
     function(*arguments, **options)
 
 
 def started(function: Callable, *arguments: object, **options: object) -> BaseProcess:
-    """A process in a session of its own that calls the function; its own workers are forks of it."""
-    process = (loaded or context_of("spawn")).Process(target=_alone, args=(function, arguments, options))
+    """A process in a session of its own that calls the function; its own workers are forks of
+    it.
+    """
+    process = (loaded or context_of("spawn")).Process(
+        target=_alone, args=(function, arguments, options)
+    )
     process.start()
     return process
 

@@ -1,4 +1,6 @@
-"""The picture in ARCHITECTURE.md, held: imports only go down, siblings on one line never import each other."""
+"""The picture in ARCHITECTURE.md, held: imports only go down, siblings on one line never import
+each other.
+"""
 
 import ast
 import re
@@ -13,7 +15,9 @@ HEAVY = {"torch", "transformers", "peft", "mergekit", "datasets", "matplotlib"}
 
 def marked(name: str) -> list[str]:
     """Lines of the block that stands in ARCHITECTURE.md behind a marker."""
-    block = re.search(rf"<!-- {name} -->\s*```\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.S)
+    block = re.search(
+        rf"<!-- {name} -->\s*```\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.S
+    )
     assert block, f"ARCHITECTURE.md has lost its block of {name}"
     return [line for line in block[1].splitlines() if line.strip()]
 
@@ -24,7 +28,9 @@ TORCH_FREE = [name for line in marked("torch-free") for name in line.split()]
 
 
 def module(path: Path) -> str:
-    """`toolkit/merge/methods.py` is `merge/methods`, a package is its folder, and the package of all is empty."""
+    """`toolkit/merge/methods.py` is `merge/methods`, a package is its folder, and the package of
+    all is empty.
+    """
     name = path.relative_to(PACKAGE).with_suffix("").as_posix()
     return "" if name == "__init__" else name.removesuffix("/__init__")
 
@@ -34,16 +40,22 @@ INSIDE = sorted(set(MODULES) - {""})
 
 
 def entry_of(name: str) -> str | None:
-    """The entry of the picture that a module belongs to: its own, or that of the nearest folder above it."""
+    """The entry of the picture that a module belongs to: its own, or that of the nearest folder
+    above it.
+    """
     while name and name not in LEVEL:
         name = name.rpartition("/")[0]
     return name or None
 
 
-def imports(path: Path, *, at_import: bool = False, package: tuple[str, ...] = ()) -> tuple[set[str], set[str]]:
-    """Modules of toolkit, and names of other packages, that a file imports; `if TYPE_CHECKING:` does not count.
+def imports(
+    path: Path, *, at_import: bool = False, package: tuple[str, ...] = ()
+) -> tuple[set[str], set[str]]:
+    """Modules of toolkit, and names of other packages, that a file imports; `if TYPE_CHECKING:`
+    does not count.
 
-    at_import: only what is imported with the file. package: the folders that the file lies in, for relative imports.
+    at_import: only what is imported with the file. package: the folders that the file lies in, for
+    relative imports.
     """
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
@@ -55,7 +67,11 @@ def imports(path: Path, *, at_import: bool = False, package: tuple[str, ...] = (
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            start = ".".join(("toolkit", *package[: len(package) + 1 - node.level])) if node.level else ""
+            start = (
+                ".".join(("toolkit", *package[: len(package) + 1 - node.level]))
+                if node.level
+                else ""
+            )
             origin = ".".join(filter(None, (start, node.module)))
             names = [f"{origin}.{alias.name}" for alias in node.names]
         for name in names:
@@ -89,14 +105,20 @@ def test_imports_only_go_down(name):
     mine = entry_of(name)
     for other in GRAPH[name]:
         theirs = entry_of(other)
-        assert mine == theirs or LEVEL[theirs] > LEVEL[mine], f"{name} imports {other}, which is not below it"
+        assert mine == theirs or LEVEL[theirs] > LEVEL[mine], (
+            f"{name} imports {other}, which is not below it"
+        )
 
 
 def test_rooms_stand_on_each_other():
-    """The top level of the package has an order of its own: what a room needs does not need the room."""
+    """The top level of the package has an order of its own: what a room needs does not need the
+    room.
+    """
     below = {name.split("/")[0]: set() for name in INSIDE}
     for name, others in GRAPH.items():
-        below[name.split("/")[0]] |= {other.split("/")[0] for other in others} - {name.split("/")[0]}
+        below[name.split("/")[0]] |= {other.split("/")[0] for other in others} - {
+            name.split("/")[0]
+        }
     while below:
         floor = {room for room, needs in below.items() if not needs & set(below)}
         assert floor, f"in a circle: {sorted(below)}"
@@ -106,7 +128,11 @@ def test_rooms_stand_on_each_other():
 @pytest.mark.parametrize("name", TORCH_FREE)
 def test_no_torch_at_import(name):
     """Nor in the packages that Python imports with a module."""
-    family = [other for other in INSIDE if other == name or other.startswith(f"{name}/") or name.startswith(f"{other}/")]
+    family = [
+        other
+        for other in INSIDE
+        if other == name or other.startswith(f"{name}/") or name.startswith(f"{other}/")
+    ]
     assert any(other == name or other.startswith(f"{name}/") for other in family), f"{name} is gone"
     for other in family:
         heavy = imports(MODULES[other], at_import=True)[1] & HEAVY
@@ -116,9 +142,22 @@ def test_no_torch_at_import(name):
 @pytest.mark.parametrize(
     ("text", "package", "found"),
     [
-        ("def f():\n    from toolkit import pipeline\n    from toolkit.train import train_stack\n", (), {"pipeline", "train"}),
-        ("from . import loop\nfrom .save import x\nfrom ..model.base import load_base\n", ("train",), {"train/loop", "train/save", "model/base"}),
-        ("import toolkit.merge.methods as m\nfrom toolkit.merge import dense, x\n", (), {"merge/methods", "merge/dense", "merge"}),
+        (
+            "def f():\n    from toolkit import pipeline\n    from toolkit.train import "
+            "train_stack\n",
+            (),
+            {"pipeline", "train"},
+        ),
+        (
+            "from . import loop\nfrom .save import x\nfrom ..model.base import load_base\n",
+            ("train",),
+            {"train/loop", "train/save", "model/base"},
+        ),
+        (
+            "import toolkit.merge.methods as m\nfrom toolkit.merge import dense, x\n",
+            (),
+            {"merge/methods", "merge/dense", "merge"},
+        ),
     ],
 )
 def test_an_import_is_seen(text, package, found, tmp_path):
@@ -136,5 +175,9 @@ def test_the_annotated_tree_is_the_tree():
         folders = [*folders[:depth], name.rstrip("/")]
         if name.endswith(".py"):
             drawn.append("/".join(folders[1:]))
-    there = [path.relative_to(PACKAGE).as_posix() for path in MODULES.values() if path.name != "__init__.py"]
+    there = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in MODULES.values()
+        if path.name != "__init__.py"
+    ]
     assert sorted(drawn) == sorted(there)

@@ -1,4 +1,6 @@
-"""Nothing is believed by its name: whose outcomes a file holds, what a tensor is a factor of, which population a folder is."""
+"""Nothing is believed by its name: whose outcomes a file holds, what a tensor is a factor of, which
+population a folder is.
+"""
 
 import json
 import re
@@ -35,11 +37,15 @@ def renamed(source: Path, out: Path, change) -> Path:
     """A copy of an adapter whose tensors have other names."""
     shutil.copytree(source, out)
     tensors = load_file(source / "adapter_model.safetensors")
-    save_file({change(name): x for name, x in tensors.items()}, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {change(name): x for name, x in tensors.items()},
+        out / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
     return out
 
 
-# -- whose outcomes ----------------------------------------------------------------------------------------------------
+# -- whose outcomes ------------------------------------------------------------------------------
 
 
 def test_a_condition_whose_name_begins_with_anothers_keeps_its_own_answers(tmp_path):
@@ -50,42 +56,70 @@ def test_a_condition_whose_name_begins_with_anothers_keeps_its_own_answers(tmp_p
 
     def voted(*names: tuple[str, str]) -> dict[str, list]:
         recipe = tmp_path / f"{len(names)}.yaml"
-        conditions = "".join(f"  {name}: {{adapters: {tmp_path / folder}}}\n" for name, folder in names)
+        conditions = "".join(
+            f"  {name}: {{adapters: {tmp_path / folder}}}\n" for name, folder in names
+        )
         recipe.write_text(
-            f"base: embedded\ndata: {{suites: {{far: {tmp_path}/far.jsonl}}}}\nconditions:\n{conditions}"
+            f"base: embedded\ndata: {{suites: {{far: "
+            f"{tmp_path}/far.jsonl}}}}\nconditions:\n{conditions}"
             "mitigations: [{ensemble: vote, k: 2}, {ensemble: gated, k: 2, threshold: 1}]\n"
             "evaluation: {max_new_tokens: 6}\n"
         )
         folder = tmp_path / f"run-{len(names)}"
         results = pipeline.run(load_recipe(recipe), folder, workers=1)
         rows = read_outcomes([folder / shard for shard in read_design(folder).shards]).to_pylist()
-        price = {c.name: next(p.price.inference_streams for p in c.procedures if p.label.startswith("gated")) for c in results.conditions}
+        price = {
+            c.name: next(
+                p.price.inference_streams for p in c.procedures if p.label.startswith("gated")
+            )
+            for c in results.conditions
+        }
         return {
-            name: [price[name], *((r["procedure"], r["prompt_id"], r["text"]) for r in rows if r["condition"] == name)] for name, _ in names
+            name: [
+                price[name],
+                *(
+                    (r["procedure"], r["prompt_id"], r["text"])
+                    for r in rows
+                    if r["condition"] == name
+                ),
+            ]
+            for name, _ in names
         }
 
     alone = voted(("lora", "one"))
-    beside = voted(("lora", "one"), ("lora-replica-v2", "two"), ("lora-gated-threshold1-k2-b", "two"))
+    beside = voted(
+        ("lora", "one"), ("lora-replica-v2", "two"), ("lora-gated-threshold1-k2-b", "two")
+    )
     assert sorted(map(str, beside["lora"])) == sorted(map(str, alone["lora"]))
     assert beside["lora"] != beside["lora-replica-v2"]
 
 
-# -- whose factors -----------------------------------------------------------------------------------------------------
+# -- whose factors -------------------------------------------------------------------------------
 
 WRAPPERS = {
     "compiled": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod.", 1),
     "compiled outside": lambda name: "_orig_mod." + name,
-    "fsdp": lambda name: name.replace(".layers.0.", ".layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."),
-    "fabric": lambda name: name.replace("base_model.model.", "base_model.model._forward_module.", 1),
+    "fsdp": lambda name: name.replace(
+        ".layers.0.", ".layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."
+    ),
+    "fabric": lambda name: name.replace(
+        "base_model.model.", "base_model.model._forward_module.", 1
+    ),
     "fabric, one layer": lambda name: name.replace(".layers.1.", ".layers.1._forward_module."),
-    "a wrapper of blocks that nobody knows": lambda name: name.replace(".layers.2.", ".layers.2._layer."),
+    "a wrapper of blocks that nobody knows": lambda name: name.replace(
+        ".layers.2.", ".layers.2._layer."
+    ),
     "data parallel blocks": lambda name: name.replace(".layers.3.", ".layers.3.module."),
-    "language model": lambda name: name.replace("base_model.model.model.", "base_model.model.model.language_model.", 1),
+    "language model": lambda name: name.replace(
+        "base_model.model.model.", "base_model.model.model.language_model.", 1
+    ),
     "data parallel": lambda name: "module." + name,
     "twice by peft": lambda name: "base_model.model." + name,
     "adapter's name": lambda name: name.replace(".weight", ".default.weight"),
     "another name": lambda name: name.replace(".weight", ".my-run.weight"),
-    "all at once": lambda name: "module.base_model.model._orig_mod." + name.replace(".weight", ".default.weight"),
+    "all at once": lambda name: (
+        "module.base_model.model._orig_mod." + name.replace(".weight", ".default.weight")
+    ),
 }
 
 
@@ -97,18 +131,28 @@ def test_a_wrappers_names_are_the_same_modules(tmp_path, wrapper):
     assert model is not None
     fitted = check_modules(read_adapter(wrapped), model, "embedded", layer_shapes(model))
     assert fitted.modules == read_adapter(other).modules
-    plain, found = (merge_adapters([one, x], tmp_path / f"m-{x.name}", method="mean") for x in (other, wrapped))
+    plain, found = (
+        merge_adapters([one, x], tmp_path / f"m-{x.name}", method="mean") for x in (other, wrapped)
+    )
     assert len(remarks([wrapped], "embedded")) == 1 and remarks([other], "embedded") == []
-    assert plain.notes == [] and len(found.notes) == 1 and "a wrapper's part, which is taken off" in found.notes[0]
+    assert (
+        plain.notes == []
+        and len(found.notes) == 1
+        and "a wrapper's part, which is taken off" in found.notes[0]
+    )
     assert json.loads((tmp_path / "m-wrapped" / "merge.json").read_text())["notes"] == found.notes
     assert plain.sha256 == found.sha256
 
 
 STRANGE = {
     "another case": lambda name: name.replace("q_proj", "Q_proj"),
-    "layers shifted": lambda name: re.sub(r"\.layers\.(\d+)\.", lambda m: f".layers.{int(m[1]) + 1}.", name),
+    "layers shifted": lambda name: re.sub(
+        r"\.layers\.(\d+)\.", lambda m: f".layers.{int(m[1]) + 1}.", name
+    ),
     "nothing before": lambda name: name.replace(".model.model.", ".model."),
-    "a part that may mean anything": lambda name: name.replace("base_model.model.", "base_model.model.vision_tower.", 1),
+    "a part that may mean anything": lambda name: name.replace(
+        "base_model.model.", "base_model.model.vision_tower.", 1
+    ),
     "in the middle": lambda name: name.replace(".self_attn.", ".self_attn.draft."),
     "a container": lambda name: name.replace(".self_attn.q_proj", ".self_attn._q_proj"),
     "one layer": lambda name: name.replace(".layers.1.", ".thinker.layers.1."),
@@ -120,16 +164,27 @@ def test_a_name_that_the_base_has_not_is_refused_before_anything_is_written(tmp_
     one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
     strange = renamed(other, tmp_path / "strange", STRANGE[change])
     for sources in ([strange], [one, strange]):
-        result = CliRunner().invoke(cli.main, ["merge", *map(str, sources), "--method", "mean", "--out", str(tmp_path / "m")])
+        result = CliRunner().invoke(
+            cli.main,
+            ["merge", *map(str, sources), "--method", "mean", "--out", str(tmp_path / "m")],
+        )
         assert result.exit_code == cli.BAD_INPUT and result.stderr.count("\n") == 1
-        assert re.search(r"strange: base '.*' has no linear layer '.*'; is this an adapter of another base\?", result.stderr)
+        assert re.search(
+            r"strange: base '.*' has no linear layer '.*'; is this an adapter of another base\?",
+            result.stderr,
+        )
         assert not (tmp_path / "m").exists()
     edit(strange, base_model_name_or_path="nobody/has-it")
-    result = CliRunner().invoke(cli.main, ["merge", str(strange), "--method", "mean", "--out", str(tmp_path / "m")])
+    result = CliRunner().invoke(
+        cli.main, ["merge", str(strange), "--method", "mean", "--out", str(tmp_path / "m")]
+    )
     assert result.exit_code == cli.DONE
     notes = json.loads((tmp_path / "m" / "merge.json").read_text())["notes"]
     assert len(notes) == 1 and notes[0] in result.stderr
-    assert notes[0].startswith("names of modules were not checked: the configuration of nobody/has-it is not on this machine")
+    assert notes[0].startswith(
+        "names of modules were not checked: the configuration of nobody/has-it is not on "
+        "this machine"
+    )
 
 
 def test_the_spread_by_module_is_of_the_bases_modules(tmp_path):
@@ -142,29 +197,67 @@ def test_the_spread_by_module_is_of_the_bases_modules(tmp_path):
 
 
 def test_a_change_of_what_sees_images_is_merged_for_the_model_that_has_it(tmp_path):
-    """The model of text has no such modules, and the one that the base's configuration names has."""
+    """The model of text has no such modules, and the one that the base's configuration names
+    has.
+    """
     import transformers as tf
 
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16, "num_position_embeddings": 16}
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 32,
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "num_position_embeddings": 16,
+    }
     config = tf.Qwen3_5Config(
-        text_config={**small, "num_key_value_heads": 1, "head_dim": 8, "layer_types": ["full_attention"]},
+        text_config={
+            **small,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "layer_types": ["full_attention"],
+        },
         vision_config=vision,
         architectures=["Qwen3_5ForConditionalGeneration"],
     )
     config.save_pretrained(tmp_path / "base")
-    names = [name for name, matrix in (named_modules(str(tmp_path / "base"), whole=True) or {}).items() if matrix]
-    language, image = (next(n for n in names if part in n) for part in ("language_model.layers.0.mlp", "visual.blocks.0.mlp"))
+    names = [
+        name
+        for name, matrix in (named_modules(str(tmp_path / "base"), whole=True) or {}).items()
+        if matrix
+    ]
+    language, image = (
+        next(n for n in names if part in n)
+        for part in ("language_model.layers.0.mlp", "visual.blocks.0.mlp")
+    )
     factors = {name: (torch.ones(1, 16), torch.ones(16, 1)) for name in (language, image)}
-    write = {"r": 1, "alpha": 1, "target_modules": [language, image], "base": str(tmp_path / "base")}
+    write = {
+        "r": 1,
+        "alpha": 1,
+        "target_modules": [language, image],
+        "base": str(tmp_path / "base"),
+    }
     write_adapter(tmp_path / "a", factors, **write)
-    assert list(read_adapter(merge_adapters([tmp_path / "a"], tmp_path / "m", method="mean").out).modules) == sorted([language, image])
+    assert list(
+        read_adapter(merge_adapters([tmp_path / "a"], tmp_path / "m", method="mean").out).modules
+    ) == sorted([language, image])
 
 
 def test_a_folder_with_two_adapters_in_one_file_is_refused(tmp_path):
     path = by_peft(tmp_path / "a", 0)
     tensors = load_file(path / "adapter_model.safetensors")
-    two = {name.replace(".weight", f".{who}.weight"): x.clone() for name, x in tensors.items() for who in ("default", "ref")}
+    two = {
+        name.replace(".weight", f".{who}.weight"): x.clone()
+        for name, x in tensors.items()
+        for who in ("default", "ref")
+    }
     save_file(two, path / "adapter_model.safetensors")
     with pytest.raises(AdapterError, match="are one factor of two adapters"):
         read_adapter(path)
@@ -177,24 +270,44 @@ def vision(name: str) -> str:
 def test_the_base_says_whether_its_modules_have_language_model_in_their_names(tmp_path):
     one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
     wrapped = renamed(other, tmp_path / "wrapped", vision)
-    plain, found = (merge_adapters([one, x], tmp_path / f"m-{x.name}", method="mean") for x in (other, wrapped))
+    plain, found = (
+        merge_adapters([one, x], tmp_path / f"m-{x.name}", method="mean") for x in (other, wrapped)
+    )
     assert plain.sha256 == found.sha256
     for path in (one, wrapped):
         edit(path, base_model_name_or_path="nobody/has-it")
-    with pytest.raises(AdapterError, match=r"wrapped: names modules as 'model.language_model.layers.0.* not here to say which is its own"):
+    with pytest.raises(
+        AdapterError,
+        match=r"wrapped: names modules as 'model.language_model.layers.0.* not here to say "
+        r"which is its own",
+    ):
         merge_adapters([one, wrapped], tmp_path / "m", method="mean")
-    assert merge_adapters([one, wrapped], tmp_path / "m", method="mean", base=str(EMBEDDED)).sha256 == plain.sha256
+    assert (
+        merge_adapters([one, wrapped], tmp_path / "m", method="mean", base=str(EMBEDDED)).sha256
+        == plain.sha256
+    )
 
 
 @pytest.mark.parametrize("config", [{}, {"target_modules": None}])
 def test_strangers_are_refused(tmp_path, config):
     """Names of an unknown wrapper, or of another base: half of what was meant would be written."""
     one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
-    strange = renamed(other, tmp_path / "strange", lambda name: name.replace(".model.layers.", ".transformer.layers."))
+    strange = renamed(
+        other,
+        tmp_path / "strange",
+        lambda name: name.replace(".model.layers.", ".transformer.layers."),
+    )
     edit(one, base_model_name_or_path="nobody/has-it")
     edit(strange, base_model_name_or_path="nobody/has-it", **config)
-    result = CliRunner().invoke(cli.main, ["merge", str(one), str(strange), "--method", "mean", "--out", str(tmp_path / "m")])
-    assert result.exit_code == cli.BAD_INPUT and result.stderr.count("\n") == 1 and "changes no module that" in result.stderr
+    result = CliRunner().invoke(
+        cli.main,
+        ["merge", str(one), str(strange), "--method", "mean", "--out", str(tmp_path / "m")],
+    )
+    assert (
+        result.exit_code == cli.BAD_INPUT
+        and result.stderr.count("\n") == 1
+        and "changes no module that" in result.stderr
+    )
     assert not (tmp_path / "m").exists()
     # full names in target_modules, as ftk and newer peft write them, explain nothing
     for path in (one, strange):
@@ -207,10 +320,18 @@ def test_modules_that_only_some_change_are_told_unless_that_was_asked_for(tmp_pa
     one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
     half = shutil.copytree(other, tmp_path / "half")
     tensors = load_file(other / "adapter_model.safetensors")
-    save_file({k: v for k, v in tensors.items() if ".layers.0." not in k}, half / "adapter_model.safetensors")
-    result = CliRunner().invoke(cli.main, ["merge", str(one), str(half), "--method", "mean", "--out", str(tmp_path / "m")])
+    save_file(
+        {k: v for k, v in tensors.items() if ".layers.0." not in k},
+        half / "adapter_model.safetensors",
+    )
+    result = CliRunner().invoke(
+        cli.main, ["merge", str(one), str(half), "--method", "mean", "--out", str(tmp_path / "m")]
+    )
     assert result.exit_code == cli.DONE
-    assert "half: changes 6 of the 8 modules that these adapters change, and not 'model.layers.0.self_attn.q_proj'" in result.stderr
+    assert (
+        "half: changes 6 of the 8 modules that these adapters change, and not "
+        "'model.layers.0.self_attn.q_proj'" in result.stderr
+    )
     asked = by_peft(tmp_path / "asked", 3, target_modules=["q_proj"])
     assert merge_adapters([one, asked], tmp_path / "m2", method="mean").notes == []
     upper = by_peft(tmp_path / "upper", 3, layers_to_transform=[1, 2])
@@ -223,17 +344,29 @@ def test_modules_that_only_some_change_are_told_unless_that_was_asked_for(tmp_pa
 def test_a_change_of_zero_and_copies_are_told(tmp_path):
     one, zero = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "zero", 2)
     tensors = load_file(zero / "adapter_model.safetensors")
-    save_file({k: x * (".lora_A." in k) for k, x in tensors.items()}, zero / "adapter_model.safetensors")
+    save_file(
+        {k: x * (".lora_A." in k) for k, x in tensors.items()}, zero / "adapter_model.safetensors"
+    )
     assert read_adapter(zero).is_zero and not read_adapter(one).is_zero
     shutil.copytree(one, tmp_path / "copy")
     notes = merge_adapters([one, zero, tmp_path / "copy"], tmp_path / "m", method="mean").notes
-    assert len(notes) == 2 and "zero: its change is exactly zero" in notes[0] and "two copies are not two runs" in notes[1]
-    assert "two copies are not two runs" in merge_adapters([one, one], tmp_path / "m2", method="mean").notes[0]
+    assert (
+        len(notes) == 2
+        and "zero: its change is exactly zero" in notes[0]
+        and "two copies are not two runs" in notes[1]
+    )
+    assert (
+        "two copies are not two runs"
+        in merge_adapters([one, one], tmp_path / "m2", method="mean").notes[0]
+    )
     # two directions that take each other back
     path = by_peft(tmp_path / "cancel", 3, target_modules=["q_proj"])
     tensors = load_file(path / "adapter_model.safetensors")
     save_file(
-        {k: x[:1].repeat(2, 1) if ".lora_A." in k else x[:, :1] * torch.tensor([[1.0, -1.0]]) for k, x in tensors.items()},
+        {
+            k: x[:1].repeat(2, 1) if ".lora_A." in k else x[:, :1] * torch.tensor([[1.0, -1.0]])
+            for k, x in tensors.items()
+        },
         path / "adapter_model.safetensors",
     )
     assert read_adapter(path).is_zero
@@ -249,7 +382,7 @@ def test_empty_tensors_are_refused(tmp_path):
     assert all(not one.ok and "ZeRO-3" in one.because and "gather" in one.fix for one in found)
 
 
-# -- whose population --------------------------------------------------------------------------------------------------
+# -- whose population ----------------------------------------------------------------------------
 
 
 def test_folders_of_one_name_are_not_one_population(tmp_path):
@@ -259,7 +392,14 @@ def test_folders_of_one_name_are_not_one_population(tmp_path):
     for i, folder in enumerate(folders):
         for seed in range(2):
             by_peft(folder / "replicas" / f"{seed:05d}", 2 * i + seed)
-            record = {"replica": seed, "status": "ok", "seeds": {}, "steps": 0, "final_loss": None, "sha256": {}}
+            record = {
+                "replica": seed,
+                "status": "ok",
+                "seeds": {},
+                "steps": 0,
+                "final_loss": None,
+                "sha256": {},
+            }
             (folder / "replicas" / f"{seed:05d}" / "replica.json").write_text(json.dumps(record))
     assert [one.condition for one in external.module_spreads(folders)] == ["a-lora", "b-lora"]
 
@@ -268,7 +408,11 @@ def rewritten(source: Path, out: Path, change, **config) -> Path:
     """A copy of an adapter with other tensors and settings."""
     shutil.copytree(source, out)
     tensors = load_file(source / "adapter_model.safetensors")
-    save_file({name: change(name, x).contiguous() for name, x in tensors.items()}, out / "adapter_model.safetensors", metadata={"by": "me"})
+    save_file(
+        {name: change(name, x).contiguous() for name, x in tensors.items()},
+        out / "adapter_model.safetensors",
+        metadata={"by": "me"},
+    )
     edit(out, **config)
     return out
 
@@ -276,14 +420,25 @@ def rewritten(source: Path, out: Path, change, **config) -> Path:
 COPIES = {
     "metadata": lambda source, out: rewritten(source, out, lambda name, x: x),
     "names": lambda source, out: renamed(source, out, WRAPPERS["adapter's name"]),
-    "names of the base": lambda source, out: renamed(source, out, WRAPPERS["a wrapper of blocks that nobody knows"]),
+    "names of the base": lambda source, out: renamed(
+        source, out, WRAPPERS["a wrapper of blocks that nobody knows"]
+    ),
     "dtype": lambda source, out: rewritten(source, out, lambda name, x: x.bfloat16()),
     "wider": lambda source, out: rewritten(source, out, lambda name, x: x.double()),
     "sign": lambda source, out: rewritten(source, out, lambda name, x: -x),
-    "scale": lambda source, out: rewritten(source, out, lambda name, x: x / 2 if ".lora_B." in name else x, lora_alpha=2 * alpha(source)),
+    "scale": lambda source, out: rewritten(
+        source,
+        out,
+        lambda name, x: x / 2 if ".lora_B." in name else x,
+        lora_alpha=2 * alpha(source),
+    ),
     "remark": lambda source, out: rewritten(source, out, lambda name, x: x, peft_version="0.0.1"),
     "more rank": lambda source, out: rewritten(
-        source, out, lambda name, x: torch.cat([x, 0 * x], int(".lora_B." in name)), r=4, lora_alpha=2 * alpha(source)
+        source,
+        out,
+        lambda name, x: torch.cat([x, 0 * x], int(".lora_B." in name)),
+        r=4,
+        lora_alpha=2 * alpha(source),
     ),
 }
 
@@ -308,8 +463,19 @@ def test_a_copy_is_known_by_what_it_computes(tmp_path, how):
 
 def test_a_change_a_little_different_and_another_untrained_adapter_are_no_copies(tmp_path):
     one = by_peft(tmp_path / "one", 1)
-    near = rewritten(one, tmp_path / "near", lambda name, x: x * (1 + 1e-6) if ".layers.0." in name and ".lora_B." in name else x)
-    zero = [rewritten(by_peft(tmp_path / f"s{i}", i), tmp_path / f"z{i}", lambda name, x: x * (".lora_A." in name)) for i in (3, 4)]
+    near = rewritten(
+        one,
+        tmp_path / "near",
+        lambda name, x: x * (1 + 1e-6) if ".layers.0." in name and ".lora_B." in name else x,
+    )
+    zero = [
+        rewritten(
+            by_peft(tmp_path / f"s{i}", i),
+            tmp_path / f"z{i}",
+            lambda name, x: x * (".lora_A." in name),
+        )
+        for i in (3, 4)
+    ]
     assert copies(read_all([one, near, *zero], "embedded")) == ""
     assert "(given again): the same weights" in copies(read_all([one, one], "embedded"))
 
@@ -318,11 +484,17 @@ def test_names_that_could_not_be_checked_are_told(tmp_path):
     path = by_peft(tmp_path / "a", 0)
     edit(path, base_model_name_or_path="nobody/has-it")
     result = CliRunner().invoke(cli.main, ["check-adapter", str(path)])
-    assert result.exit_code == cli.DONE and result.stdout.count("names of modules were not checked: the configuration of nobody/") == 1
+    assert (
+        result.exit_code == cli.DONE
+        and result.stdout.count("names of modules were not checked: the configuration of nobody/")
+        == 1
+    )
     strange = renamed(path, tmp_path / "b", lambda name: name.replace("self_attn", "attention"))
     assert all(one.ok for one in check_adapter(strange))  # from the names alone nobody can tell
     found = {one.target: one for one in check_adapter(strange, base="embedded")}
     assert not any(one.ok or one.unchecked for one in found.values())
     assert "it leaves all tensors out in silence, so its effect is 0" in found["peft"].because
-    result = CliRunner().invoke(cli.main, ["check-adapter", str(strange), "--base", str(tmp_path / "nowhere" / "base")])
+    result = CliRunner().invoke(
+        cli.main, ["check-adapter", str(strange), "--base", str(tmp_path / "nowhere" / "base")]
+    )
     assert result.exit_code == cli.BAD_INPUT and result.stderr.count("\n") == 1

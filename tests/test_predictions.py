@@ -1,4 +1,6 @@
-"""One table of answers is read as the same predictions whatever file it comes in; what is wrong is told in one line with its place."""
+"""One table of answers is read as the same predictions whatever file it comes in; what is wrong is
+told in one line with its place.
+"""
 
 import csv
 import datetime
@@ -15,7 +17,14 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
-from toolkit.measure.predictions import ROLES, Predictions, PredictionsError, gather, read_predictions, readers
+from toolkit.measure.predictions import (
+    ROLES,
+    Predictions,
+    PredictionsError,
+    gather,
+    read_predictions,
+    readers,
+)
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -25,13 +34,32 @@ Answers = dict[tuple[str, str], str | None]
 
 
 def world(seed: int = 0) -> tuple[Answers, dict[str, dict[str, str | None]]]:
-    """Answers with commas, quotes, line breaks and nothing in them; some are missing, and what is said of a prompt is sometimes not."""
+    """Answers with commas, quotes, line breaks and nothing in them; some are missing, and what is
+    said of a prompt is sometimes not.
+    """
     rng = np.random.default_rng(seed)
-    pool = ["5", "6", "a, b", 'say "x"', "two\nlines", "naïve ☃", "", "true", "2020-01-01", "  ", None]
+    pool = [
+        "5",
+        "6",
+        "a, b",
+        'say "x"',
+        "two\nlines",
+        "naïve ☃",
+        "",
+        "true",
+        "2020-01-01",
+        "  ",
+        None,
+    ]
     answers = {(r, p): pool[rng.integers(len(pool))] for r in REPLICAS for p in PROMPTS}
     shifts = ["typical", "near", "far", None]
     about: dict[str, dict[str, str | None]] = {
-        p: {"category": f"c{i % 3}", "shift": shifts[i % 4], "cluster": f"k{i // 2}" if i % 5 else None, "reference": f"{i % 7}"}
+        p: {
+            "category": f"c{i % 3}",
+            "shift": shifts[i % 4],
+            "cluster": f"k{i // 2}" if i % 5 else None,
+            "reference": f"{i % 7}",
+        }
         for i, p in enumerate(PROMPTS)
     }
     return answers, about
@@ -39,7 +67,10 @@ def world(seed: int = 0) -> tuple[Answers, dict[str, dict[str, str | None]]]:
 
 def long_rows(seed: int = 0, **more: object) -> list[dict]:
     answers, about = world(seed)
-    return [{**more, "replica": r, "prompt": p, "output": text, **about[p]} for (r, p), text in answers.items()]
+    return [
+        {**more, "replica": r, "prompt": p, "output": text, **about[p]}
+        for (r, p), text in answers.items()
+    ]
 
 
 def wide_rows() -> list[dict]:
@@ -60,7 +91,10 @@ def write(path: Path, rows: list[dict]) -> Path:
         def cell(value: object) -> str:  # nothing is a missing cell, and "" an empty text
             return "" if value is None else '"' + str(value).replace('"', '""') + '"'
 
-        text = "".join(",".join(line) + "\n" for line in ([*rows[0]], *([cell(v) for v in row.values()] for row in rows)))
+        text = "".join(
+            ",".join(line) + "\n"
+            for line in ([*rows[0]], *([cell(v) for v in row.values()] for row in rows))
+        )
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
 
@@ -82,12 +116,22 @@ def check_world(found: Predictions) -> None:
     assert found.arms["preds"].missing == sum(text is None for text in answers.values())
     for prompt in found.prompts:
         said = {name: getattr(prompt, name) for name in ABOUT}
-        assert said == about[prompt.id] | {"shift": about[prompt.id]["shift"] or "typical"} and prompt.prompt == prompt.id
+        assert (
+            said == about[prompt.id] | {"shift": about[prompt.id]["shift"] or "typical"}
+            and prompt.prompt == prompt.id
+        )
 
 
-# --- the same table in every file -----------------------------------------------------------------------------------------------------
+# --- the same table in every file ---------------------------------------------------------------
 
-KINDS = ("preds.jsonl", "preds.jsonl.gz", "preds.json", "preds.csv", "preds.csv.gz", "preds.parquet")
+KINDS = (
+    "preds.jsonl",
+    "preds.jsonl.gz",
+    "preds.json",
+    "preds.csv",
+    "preds.csv.gz",
+    "preds.parquet",
+)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -133,7 +177,9 @@ def test_columns_may_be_dictionaries_with_values_that_nobody_uses(tmp_path):
     for name, unused in (("condition", "none"), ("replica", "replica_99"), ("prompt", "p99")):
         column = table[name].dictionary_encode().combine_chunks()
         values = pa.concat_arrays([pa.array([unused]), column.dictionary])
-        column = pa.DictionaryArray.from_arrays(pa.array(column.indices.to_numpy() + 1, pa.int16()), values)
+        column = pa.DictionaryArray.from_arrays(
+            pa.array(column.indices.to_numpy() + 1, pa.int16()), values
+        )
         table = table.set_column(table.column_names.index(name), name, column)
     pq.write_table(table, tmp_path / "preds.parquet")
     found = read_predictions(tmp_path / "preds.parquet")
@@ -141,20 +187,47 @@ def test_columns_may_be_dictionaries_with_values_that_nobody_uses(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.int64(), pa.float64(), pa.decimal128(9, 0)]
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.binary(),
+        pa.int64(),
+        pa.float64(),
+        pa.decimal128(9, 0),
+    ],
 )
 def test_answers_in_parquet_may_be_of_any_type(tmp_path, kind):
-    values = pa.array([decimal.Decimal(5), decimal.Decimal(6), None] if pa.types.is_decimal(kind) else ["5", "6", None])
-    pq.write_table(pa.table({"replica": [1, 2, 3], "prompt": ["a"] * 3, "output": values.cast(kind)}), tmp_path / "preds.parquet")
+    values = pa.array(
+        [decimal.Decimal(5), decimal.Decimal(6), None]
+        if pa.types.is_decimal(kind)
+        else ["5", "6", None]
+    )
+    pq.write_table(
+        pa.table({"replica": [1, 2, 3], "prompt": ["a"] * 3, "output": values.cast(kind)}),
+        tmp_path / "preds.parquet",
+    )
     assert list(texts(read_predictions(tmp_path / "preds.parquet")).values()) == ["5", "6", None]
 
 
-# --- what a value is -------------------------------------------------------------------------------------------------------------------
+# --- what a value is ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["preds.jsonl", "preds.json"])
 def test_numbers_booleans_and_objects_become_their_json(tmp_path, name):
-    values = [1, 1.0, 1.5, 10**20, True, {"b": [1, {"d": None, "c": 2}], "a": "ü"}, [1, 2], "true", None, math.nan]
+    values = [
+        1,
+        1.0,
+        1.5,
+        10**20,
+        True,
+        {"b": [1, {"d": None, "c": 2}], "a": "ü"},
+        [1, 2],
+        "true",
+        None,
+        math.nan,
+    ]
     rows = [{"replica": r, "prompt": "p", "output": value} for r, value in enumerate(values)]
     found = list(texts(read_predictions(write(tmp_path / name, rows))).values())
     pair = '{"a": "ü", "b": [1, {"c": 2, "d": null}]}'
@@ -164,14 +237,26 @@ def test_numbers_booleans_and_objects_become_their_json(tmp_path, name):
 def test_text_that_looks_like_something_else_stays_text(tmp_path):
     values = ["2020-01-01", "1.0", "NaN", "null", "", "0x1"]
     for name in KINDS:
-        rows = [{"replica": f"{r}", "prompt": "p", "output": value} for r, value in enumerate(values)]
+        rows = [
+            {"replica": f"{r}", "prompt": "p", "output": value} for r, value in enumerate(values)
+        ]
         assert list(texts(read_predictions(write(tmp_path / name, rows))).values()) == values, name
 
 
 def test_types_of_data_frames(tmp_path):
-    """nan is a missing cell and 1.0 was an integer once; dates are text; half of a surrogate pair is no reason to stop."""
-    columns = {"id": ["a", "b"], "0": pa.array([1.0, math.nan]), "1": [["x"], None], "2": [datetime.date(2020, 1, 1)] * 2}
-    pq.write_table(pa.table(columns | {"3": pa.nulls(2), "__index_level_0__": [5, 6]}), tmp_path / "preds.parquet")
+    """nan is a missing cell and 1.0 was an integer once; dates are text; half of a surrogate pair
+    is no reason to stop.
+    """
+    columns = {
+        "id": ["a", "b"],
+        "0": pa.array([1.0, math.nan]),
+        "1": [["x"], None],
+        "2": [datetime.date(2020, 1, 1)] * 2,
+    }
+    pq.write_table(
+        pa.table(columns | {"3": pa.nulls(2), "__index_level_0__": [5, 6]}),
+        tmp_path / "preds.parquet",
+    )
     found = read_predictions(tmp_path / "preds.parquet")
     assert found.arms["preds"].replicas == ("0", "1", "2", "3") and len(found.notes) == 2
     assert [found.texts[c] if c >= 0 else None for c in found.arms["preds"].text_RP.T.ravel()] == [
@@ -183,24 +268,44 @@ def test_types_of_data_frames(tmp_path):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_scores(tmp_path, name):
-    values = [1, 0.25, True, None, "0.5", math.nan] if name.startswith("preds.j") else ["1", "0.25", "True", None, "0.5", "nan"]
-    rows = [{"replica": f"{r}", "prompt": "p", "output": "x", "score": value} for r, value in enumerate(values)]
+    values = (
+        [1, 0.25, True, None, "0.5", math.nan]
+        if name.startswith("preds.j")
+        else ["1", "0.25", "True", None, "0.5", "nan"]
+    )
+    rows = [
+        {"replica": f"{r}", "prompt": "p", "output": "x", "score": value}
+        for r, value in enumerate(values)
+    ]
     score_RP = read_predictions(write(tmp_path / name, rows)).arms["preds"].score_RP
     assert score_RP is not None and score_RP.dtype == np.float32
     np.testing.assert_array_equal(score_RP[:, 0], np.float32([1, 0.25, 1, np.nan, 0.5, np.nan]))
 
 
 def test_replicas_are_in_the_order_that_people_count_in(tmp_path):
-    rows = [{"replica": r, "prompt": "p", "output": "x"} for r in ("run 10", "run 9", "b", "run 1", "a2")]
-    assert read_predictions(write(tmp_path / "preds.jsonl", rows)).arms["preds"].replicas == ("a2", "b", "run 1", "run 9", "run 10")
+    rows = [
+        {"replica": r, "prompt": "p", "output": "x"}
+        for r in ("run 10", "run 9", "b", "run 1", "a2")
+    ]
+    assert read_predictions(write(tmp_path / "preds.jsonl", rows)).arms["preds"].replicas == (
+        "a2",
+        "b",
+        "run 1",
+        "run 9",
+        "run 10",
+    )
 
 
-# --- conditions, suites, columns --------------------------------------------------------------------------------------------------------
+# --- conditions, suites, columns ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_conditions_share_their_prompts_and_may_lack_some(tmp_path, name):
-    two = [row for row in long_rows(1, condition="two") if row["replica"] < "replica_2" and row["prompt"] < "p2"]
+    two = [
+        row
+        for row in long_rows(1, condition="two")
+        if row["replica"] < "replica_2" and row["prompt"] < "p2"
+    ]
     found = read_predictions(write(tmp_path / name, [*long_rows(condition="one"), *two]))
     assert list(found.arms) == ["one", "two"] and texts(found, "one") == world()[0]
     shapes = [arm.text_RP.shape for arm in found.arms.values()]
@@ -214,12 +319,26 @@ def test_conditions_share_their_prompts_and_may_lack_some(tmp_path, name):
 def test_conditions_of_a_wide_file(tmp_path):
     (tmp_path / "preds.csv").write_text("condition,id,0,1\na,p,x,y\nb,p,z,\nb,q,z,z\n")
     found = read_predictions(tmp_path / "preds.csv")
-    assert texts(found, "a") == {("0", "p"): "x", ("0", "q"): None, ("1", "p"): "y", ("1", "q"): None}
-    assert texts(found, "b") == {("0", "p"): "z", ("0", "q"): "z", ("1", "p"): None, ("1", "q"): "z"}
+    assert texts(found, "a") == {
+        ("0", "p"): "x",
+        ("0", "q"): None,
+        ("1", "p"): "y",
+        ("1", "q"): None,
+    }
+    assert texts(found, "b") == {
+        ("0", "p"): "z",
+        ("0", "q"): "z",
+        ("1", "p"): None,
+        ("1", "q"): "z",
+    }
 
 
 def test_suites_keep_equal_ids_apart_and_name_what_is_not_told(tmp_path):
-    rows = [{"suite": s, "replica": 1, "id": i, "prompt": f"{s} {i}?", "output": "x"} for s in ("far", "mine") for i in (1, 2)]
+    rows = [
+        {"suite": s, "replica": 1, "id": i, "prompt": f"{s} {i}?", "output": "x"}
+        for s in ("far", "mine")
+        for i in (1, 2)
+    ]
     prompts = read_predictions(write(tmp_path / "preds.jsonl", rows)).prompts
     assert [(p.id, p.prompt, p.category, p.shift) for p in prompts] == [
         ("far/1", "far 1?", "far", "far"),
@@ -227,7 +346,10 @@ def test_suites_keep_equal_ids_apart_and_name_what_is_not_told(tmp_path):
         ("mine/1", "mine 1?", "mine", "typical"),
         ("mine/2", "mine 2?", "mine", "typical"),
     ]
-    assert [p.id for p in read_predictions(write(tmp_path / "preds.jsonl", rows[:2])).prompts] == ["1", "2"]
+    assert [p.id for p in read_predictions(write(tmp_path / "preds.jsonl", rows[:2])).prompts] == [
+        "1",
+        "2",
+    ]
 
 
 def test_unknown_shifts_are_kept_and_labels_may_come_late(tmp_path):
@@ -237,27 +359,43 @@ def test_unknown_shifts_are_kept_and_labels_may_come_late(tmp_path):
         {"replica": 3, "prompt": "p", "output": "x", "shift": None, "reference": ""},
     ]
     (prompt,) = read_predictions(write(tmp_path / "preds.jsonl", rows)).prompts
-    assert (prompt.shift, prompt.reference, prompt.category, prompt.cluster) == ("sideways", "5", "all", None)
+    assert (prompt.shift, prompt.reference, prompt.category, prompt.cluster) == (
+        "sideways",
+        "5",
+        "all",
+        None,
+    )
 
 
 def test_which_columns_are_replicas(tmp_path):
     def replicas(header: str, **options) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        (tmp_path / "preds.csv").write_text(f"{header}\n" + ",".join("abcdefgh"[: header.count(",") + 1]) + "\n")
+        (tmp_path / "preds.csv").write_text(
+            f"{header}\n" + ",".join("abcdefgh"[: header.count(",") + 1]) + "\n"
+        )
         found = read_predictions(tmp_path / "preds.csv", **options)
         return found.arms["preds"].replicas, found.notes[1:]
 
-    with pytest.raises(PredictionsError, match=r"columns mia, tom cannot be told to be replicas .*--replica-columns mia,tom "):
+    with pytest.raises(
+        PredictionsError,
+        match=r"columns mia, tom cannot be told to be replicas .*--replica-columns mia,tom ",
+    ):
         replicas("prompt,mia,tom")
     assert replicas("prompt,mia,tom", replica_columns=["mia,tom"]) == (("mia", "tom"), ())
     assert replicas("prompt,seed1,seed2,loss") == (("seed1", "seed2"), ("columns not used: loss",))
     assert replicas("id,prompt,0,1,answer") == (("0", "1"), ("columns not used: answer",))
-    assert replicas("prompt,m_1,m_2,other", replica="m_") == (("m_1", "m_2"), ("columns not used: other",))
+    assert replicas("prompt,m_1,m_2,other", replica="m_") == (
+        ("m_1", "m_2"),
+        ("columns not used: other",),
+    )
     assert replicas("Unnamed: 0,prompt,r1") == (("r1",), ())
     assert replicas("prompt,llama_a,llama_b,latency", replica_columns=["llama_*"]) == (
         ("llama_a", "llama_b"),
         ("columns not used: latency",),
     )
-    assert replicas("prompt,[a: 1] x,[a: 2] y", replica_columns=["[a: 1] x", "[a: 2] y"])[0] == ("[a: 1] x", "[a: 2] y")
+    assert replicas("prompt,[a: 1] x,[a: 2] y", replica_columns=["[a: 1] x", "[a: 2] y"])[0] == (
+        "[a: 1] x",
+        "[a: 2] y",
+    )
 
 
 REFUSED = {
@@ -274,31 +412,71 @@ REFUSED = {
 
 @pytest.mark.parametrize("header", REFUSED)
 def test_a_column_that_may_be_anything_is_no_replica(tmp_path, header):
-    (tmp_path / "preds.csv").write_text(f"{header}\n" + ",".join("abcdefgh"[: header.count(",") + 1]) + "\n")
+    (tmp_path / "preds.csv").write_text(
+        f"{header}\n" + ",".join("abcdefgh"[: header.count(",") + 1]) + "\n"
+    )
     with pytest.raises(PredictionsError) as told:
         read_predictions(tmp_path / "preds.csv")
     assert REFUSED[header] in str(told.value) and "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
-    "extra", ["expected", "__expected", "target", "gold", "label", "Ground Truth", "latency", "cost", "loss", "model", "run_time"]
+    "extra",
+    [
+        "expected",
+        "__expected",
+        "target",
+        "gold",
+        "label",
+        "Ground Truth",
+        "latency",
+        "cost",
+        "loss",
+        "model",
+        "run_time",
+    ],
 )
 def test_a_further_column_never_becomes_a_replica(tmp_path, extra):
-    rows = [{"prompt": f"q{i}", extra: f"gold {i}", **{f"seed-{r}": str(i) for r in (7, 42, 1)}} for i in range(10)]
+    rows = [
+        {"prompt": f"q{i}", extra: f"gold {i}", **{f"seed-{r}": str(i) for r in (7, 42, 1)}}
+        for i in range(10)
+    ]
     found = read_predictions(write(tmp_path / "preds.csv", rows))
     assert found.arms["preds"].replicas == ("seed-1", "seed-7", "seed-42")
     references = {prompt.reference for prompt in found.prompts}
-    assert references == ({None} if extra in ("latency", "cost", "loss", "model", "run_time") else {f"gold {i}" for i in range(10)})
+    assert references == (
+        {None}
+        if extra in ("latency", "cost", "loss", "model", "run_time")
+        else {f"gold {i}" for i in range(10)}
+    )
     assert any(extra in note for note in found.notes)
 
 
 def test_every_role_can_be_named(tmp_path):
     names = {role: f"my {role}" for role in ROLES if role not in ("init", "order", "dropout")}
-    value = dict.fromkeys(names, "x") | {"score": "0.5", "failed": "ok", "shift": "far", "prompt": "p"}
-    found = read_predictions(write(tmp_path / "preds.csv", [{names[role]: value[role] for role in names}]), columns=names)
+    value = dict.fromkeys(names, "x") | {
+        "score": "0.5",
+        "failed": "ok",
+        "shift": "far",
+        "prompt": "p",
+    }
+    found = read_predictions(
+        write(tmp_path / "preds.csv", [{names[role]: value[role] for role in names}]), columns=names
+    )
     (prompt,), arm = found.prompts, found.arms["x"]
-    assert (prompt.id, prompt.category, prompt.shift, prompt.cluster, prompt.reference) == ("p", "x", "far", "x", "x")
-    assert arm.replicas == ("x",) and arm.score_RP is not None and arm.score_RP[0, 0] == 0.5 and not arm.failed
+    assert (prompt.id, prompt.category, prompt.shift, prompt.cluster, prompt.reference) == (
+        "p",
+        "x",
+        "far",
+        "x",
+        "x",
+    )
+    assert (
+        arm.replicas == ("x",)
+        and arm.score_RP is not None
+        and arm.score_RP[0, 0] == 0.5
+        and not arm.failed
+    )
     assert found.base is not None and found.texts[found.base.text_RP[0, 0]] == "x"
 
 
@@ -317,17 +495,33 @@ def test_a_role_or_column_that_is_not_there(tmp_path, columns, told):
 
 
 def test_likelihoods_and_grades_are_no_answers(tmp_path):
-    """lm-eval logs the likelihoods of the choices, promptfoo the grade before the answer: every digit would count as a difference."""
-    rows = [{"run": r, "doc_id": 1, "filtered_resps": [[f"-{r}.5", "False"], ["-3.25", "False"]], "target": "0"} for r in range(2)]
+    """lm-eval logs the likelihoods of the choices, promptfoo the grade before the answer: every
+    digit would count as a difference.
+    """
+    rows = [
+        {
+            "run": r,
+            "doc_id": 1,
+            "filtered_resps": [[f"-{r}.5", "False"], ["-3.25", "False"]],
+            "target": "0",
+        }
+        for r in range(2)
+    ]
     with pytest.raises(PredictionsError, match="holds log-likelihoods"):
         read_predictions(write(tmp_path / "samples.jsonl", rows))
     rows = [{"prompt": "p", "[a] x": "[PASS] 1", "[b] x": "[FAIL] expected\n---\n2"}]
     with pytest.raises(PredictionsError, match="results of promptfoo"):
         read_predictions(write(tmp_path / "preds.csv", rows), replica_columns=["[a] x", "[b] x"])
-    (tmp_path / "out.json").write_text('{"evalId": "eval-1", "results": {"version": 3, "results": []}}')
+    (tmp_path / "out.json").write_text(
+        '{"evalId": "eval-1", "results": {"version": 3, "results": []}}'
+    )
     with pytest.raises(PredictionsError, match="out.json: results of promptfoo"):
         read_predictions(tmp_path / "out.json")
-    rows = [{"run": r, "doc_id": 1, "filter": f, "filtered_resps": ["7"], "target": "7"} for r in range(2) for f in ("strict", "flexible")]
+    rows = [
+        {"run": r, "doc_id": 1, "filter": f, "filtered_resps": ["7"], "target": "7"}
+        for r in range(2)
+        for f in ("strict", "flexible")
+    ]
     with pytest.raises(PredictionsError, match="keep the rows of one filter"):
         read_predictions(write(tmp_path / "samples.jsonl", rows))
     found = read_predictions(write(tmp_path / "samples.jsonl", rows[::2]))
@@ -336,58 +530,111 @@ def test_likelihoods_and_grades_are_no_answers(tmp_path):
 
 @pytest.mark.parametrize("name", ["preds.jsonl", "preds.json"])
 def test_one_rule_for_mixed_types(tmp_path, name):
-    """A list of one text is the text; 7 and 7.0 are "7", true is "true"; other texts stay what they are, whatever order they come in."""
+    """A list of one text is the text; 7 and 7.0 are "7", true is "true"; other texts stay what they
+    are, whatever order they come in.
+    """
     values = ["7", 7, 7.0, ["7"], True, "true", "True", "7.0", [7], ["7", "8"], [None]]
     expected = ["7", "7", "7", "7", "true", "true", "True", "7.0", "[7]", '["7", "8"]', "[null]"]
     for order in (1, -1):
-        rows = [{"replica": r, "prompt": "p", "output": value} for r, value in list(enumerate(values))[::order]]
+        rows = [
+            {"replica": r, "prompt": "p", "output": value}
+            for r, value in list(enumerate(values))[::order]
+        ]
         found = texts(read_predictions(write(tmp_path / name, rows)))
         assert [found[f"{r}", "p"] for r in range(len(values))] == expected
 
 
 def test_different_bytes_never_become_equal(tmp_path):
-    halves = [r'"\ud83d"', r'"\ud83e"', r'"\udc00"', r'"?"', r'"\\ud83d"', '"\N{REPLACEMENT CHARACTER}"']
+    halves = [
+        r'"\ud83d"',
+        r'"\ud83e"',
+        r'"\udc00"',
+        r'"?"',
+        r'"\\ud83d"',
+        '"\N{REPLACEMENT CHARACTER}"',
+    ]
     for name, frame in (("half.jsonl", "{}\n"), ("half.json", "{},")):
-        text = "".join(frame.format(f'{{"replica": {r}, "prompt": "p", "output": {half}}}') for r, half in enumerate(halves))
+        text = "".join(
+            frame.format(f'{{"replica": {r}, "prompt": "p", "output": {half}}}')
+            for r, half in enumerate(halves)
+        )
         (tmp_path / name).write_text(f"[{text[:-1]}]" if name.endswith(".json") else text)
         assert len(read_predictions(tmp_path / name).texts) == len(halves), name
-    (tmp_path / "name.jsonl").write_text(r'{"replica": 1, "prompt": "p", "output": "x", "\udc00": "y"}')
+    (tmp_path / "name.jsonl").write_text(
+        r'{"replica": 1, "prompt": "p", "output": "x", "\udc00": "y"}'
+    )
     assert read_predictions(tmp_path / "name.jsonl").notes[1] == "columns not used: \ufdd0\\udc00"
     values = pa.array([b"\xff", b"\xfe", b"\\xff", "\N{REPLACEMENT CHARACTER}".encode()])
-    pq.write_table(pa.table({"replica": range(4), "prompt": ["p"] * 4, "output": values}), tmp_path / "preds.parquet")
+    pq.write_table(
+        pa.table({"replica": range(4), "prompt": ["p"] * 4, "output": values}),
+        tmp_path / "preds.parquet",
+    )
     assert len(read_predictions(tmp_path / "preds.parquet").texts) == 4
 
 
 def test_columns_of_other_names(tmp_path):
     (tmp_path / "preds.csv").write_text("model,question,prompt,answer,gen\nm,q,P,gold,mine\n")
-    found = read_predictions(tmp_path / "preds.csv", replica="model", prompt="question", output="gen")
+    found = read_predictions(
+        tmp_path / "preds.csv", replica="model", prompt="question", output="gen"
+    )
     assert texts(found) == {("m", "q"): "mine"} and found.prompts[0].prompt == "P"
     assert "columns not used: answer" in found.notes
 
 
 def test_one_replica_is_read_like_many(tmp_path):
-    assert read_predictions(write(tmp_path / "preds.csv", long_rows()[:30])).arms["preds"].text_RP.shape == (1, 30)
+    assert read_predictions(write(tmp_path / "preds.csv", long_rows()[:30])).arms[
+        "preds"
+    ].text_RP.shape == (1, 30)
 
 
-# --- what cannot be meant ---------------------------------------------------------------------------------------------------------------
+# --- what cannot be meant -----------------------------------------------------------------------
 
 GOOD = '{"replica": 1, "prompt": "p", "output": "x", "reference": "5", "score": 1}\n'
 BROKEN = {
-    "a field that is not there": ("a.jsonl", GOOD + '\n{"replica": 2, "prompt": "p"}', "a.jsonl:3: field 'output' is missing; write null"),
-    "a key that is null": ("a.jsonl", GOOD + '{"replica": null, "prompt": "p", "output": "x"}', "a.jsonl:2: field 'replica' is missing"),
-    "a key that is not there": ("a.json", "[" + GOOD + ', {"replica": 2, "output": "x"}]', "a.json, row 2: field 'prompt' is missing"),
+    "a field that is not there": (
+        "a.jsonl",
+        GOOD + '\n{"replica": 2, "prompt": "p"}',
+        "a.jsonl:3: field 'output' is missing; write null",
+    ),
+    "a key that is null": (
+        "a.jsonl",
+        GOOD + '{"replica": null, "prompt": "p", "output": "x"}',
+        "a.jsonl:2: field 'replica' is missing",
+    ),
+    "a key that is not there": (
+        "a.json",
+        "[" + GOOD + ', {"replica": 2, "output": "x"}]',
+        "a.json, row 2: field 'prompt' is missing",
+    ),
     "broken JSON": ("a.jsonl", GOOD + '{"replica": 2,', "a.jsonl:2: broken JSON at column"),
     "two rows on a line": ("a.jsonl", GOOD + GOOD[:-1] + GOOD, "a.jsonl:2: broken JSON"),
-    "a row over two lines": ("a.jsonl", GOOD + GOOD.replace(", ", ",\n", 1), "a.jsonl:2: broken JSON"),
-    "no object": ("a.jsonl", GOOD + "[1]", "a.jsonl:2: a row is an object with named fields, not [1]"),
-    "not UTF-8": ("a.jsonl", GOOD.encode() + b'{"replica": 2, "prompt": "p", "output": "\xff"}', "a.jsonl:2: not UTF-8"),
+    "a row over two lines": (
+        "a.jsonl",
+        GOOD + GOOD.replace(", ", ",\n", 1),
+        "a.jsonl:2: broken JSON",
+    ),
+    "no object": (
+        "a.jsonl",
+        GOOD + "[1]",
+        "a.jsonl:2: a row is an object with named fields, not [1]",
+    ),
+    "not UTF-8": (
+        "a.jsonl",
+        GOOD.encode() + b'{"replica": 2, "prompt": "p", "output": "\xff"}',
+        "a.jsonl:2: not UTF-8",
+    ),
     "not UTF-8, CSV": ("a.csv", b"prompt,0\np,x\nq,\xff\n", "a.csv:3: not UTF-8"),
     "twice": (
         "a.jsonl",
         GOOD + "\n" + GOOD,
-        "a.jsonl:3: replica '1' has an answer to prompt 'p' already, at a.jsonl:1; keep one of the two",
+        "a.jsonl:3: replica '1' has an answer to prompt 'p' already, at a.jsonl:1; keep "
+        "one of the two",
     ),
-    "twice, wide": ("a.csv", 'id,0,1\np,"x\ny",x\nq,x,x\np,x,x\n', "a.csv:5: replica '0' has an answer to prompt 'p' already, at a.csv:3"),
+    "twice, wide": (
+        "a.csv",
+        'id,0,1\np,"x\ny",x\nq,x,x\np,x,x\n',
+        "a.csv:5: replica '0' has an answer to prompt 'p' already, at a.csv:3",
+    ),
     "twice, condition": (
         "a.csv",
         "condition,run,id,text\nc,1,p,x\nd,1,p,x\nc,1,p,y\n",
@@ -403,10 +650,26 @@ BROKEN = {
         GOOD + GOOD.replace("1,", "2,", 1).replace("1}", '"high"}'),
         "a.jsonl:2: field 'score' must be a finite number, not",
     ),
-    "endless": ("a.csv", "replica,prompt,output,score\n1,p,x,inf\n", "a.csv:2: field 'score' must be a finite number, not 'inf'"),
-    "no layout": ("a.jsonl", '{"question": 1}', "a.jsonl:1: no column for the prompt (columns question); a long file has"),
-    "no replica": ("a.csv", "prompt,output\np,x\n", "a.csv: no column for the replica (columns prompt, output); a long file has"),
-    "no output": ("a.csv", "prompt,replica\np,x\n", "a.csv: no column for the output (columns prompt, replica); a long file has"),
+    "endless": (
+        "a.csv",
+        "replica,prompt,output,score\n1,p,x,inf\n",
+        "a.csv:2: field 'score' must be a finite number, not 'inf'",
+    ),
+    "no layout": (
+        "a.jsonl",
+        '{"question": 1}',
+        "a.jsonl:1: no column for the prompt (columns question); a long file has",
+    ),
+    "no replica": (
+        "a.csv",
+        "prompt,output\np,x\n",
+        "a.csv: no column for the replica (columns prompt, output); a long file has",
+    ),
+    "no output": (
+        "a.csv",
+        "prompt,replica\np,x\n",
+        "a.csv: no column for the output (columns prompt, replica); a long file has",
+    ),
     "short record": ("a.csv", 'id,0,1\np,"x\ny",x\nq,x\n', "a.csv:4: 2 fields, the header has 3"),
     "open quote": ("a.csv", 'id,0,1\np,"x,x\n', "a.csv:2: broken CSV"),
     "a column twice": ("a.csv", "id,0,0\np,x,x\n", "a.csv:1: column '0' stands twice"),
@@ -436,7 +699,9 @@ def test_an_error_is_one_line_that_begins_with_its_place(tmp_path, monkeypatch, 
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("what", ["twice", "twice, wide", "two references", "a field that is not there", "no number"])
+@pytest.mark.parametrize(
+    "what", ["twice", "twice, wide", "two references", "a field that is not there", "no number"]
+)
 def test_errors_in_later_batches_have_the_same_place(tmp_path, monkeypatch, what):
     monkeypatch.setattr(readers, "CHUNK", 90)  # a row or two
     monkeypatch.setattr(gather, "CELLS", 1)
@@ -447,38 +712,51 @@ def test_no_such_file_and_no_such_column(tmp_path):
     with pytest.raises(PredictionsError, match="no such file"):
         read_predictions(tmp_path / "none.csv")
     (tmp_path / "a.csv").write_text("replica,prompt,output\n1,p,x\n")
-    with pytest.raises(PredictionsError, match=r"a\.csv: no column 'gen' \(columns replica, prompt, output\)"):
+    with pytest.raises(
+        PredictionsError, match=r"a\.csv: no column 'gen' \(columns replica, prompt, output\)"
+    ):
         read_predictions(tmp_path / "a.csv", output="gen")
 
 
 def test_two_rows_for_a_cell_are_found_in_parquet_by_their_numbers(tmp_path):
     rows = long_rows()
     write(tmp_path / "preds.parquet", [*rows, rows[17]])
-    with pytest.raises(PredictionsError, match=r"row 361: replica 'replica_0' .* already, at .*row 18; keep"):
+    with pytest.raises(
+        PredictionsError, match=r"row 361: replica 'replica_0' .* already, at .*row 18; keep"
+    ):
         read_predictions(tmp_path / "preds.parquet")
 
 
-# --- cost -------------------------------------------------------------------------------------------------------------------------------
+# --- cost ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["long", "wide"])
 def test_no_loop_over_cells(tmp_path, layout):
-    """A million cells take a fraction of what the shortest loop in Python takes on the same machine."""
+    """A million cells take a fraction of what the shortest loop in Python takes on the same
+    machine.
+    """
     rng = np.random.default_rng(2)
     texts_V = pa.array([f"text {v}" for v in range(1000)])
     code_RP = rng.integers(0, 1000, (1000, 1000)).astype(np.int32)
     if layout == "wide":
-        columns = {f"{r}": pa.DictionaryArray.from_arrays(code_P, texts_V) for r, code_P in enumerate(code_RP)}
+        columns = {
+            f"{r}": pa.DictionaryArray.from_arrays(code_P, texts_V)
+            for r, code_P in enumerate(code_RP)
+        }
         table = pa.table({"prompt": [f"p{p}" for p in range(1000)], **columns})
     else:
         r_N, p_N = (index.ravel() for index in np.indices(code_RP.shape))
-        table = pa.table({"replica": r_N, "prompt": p_N, "output": texts_V.take(pa.array(code_RP.ravel()))})
+        table = pa.table(
+            {"replica": r_N, "prompt": p_N, "output": texts_V.take(pa.array(code_RP.ravel()))}
+        )
     pq.write_table(table, tmp_path / "preds.parquet")
     read_predictions(tmp_path / "preds.parquet")  # imports
     start = time.process_time()
     found = read_predictions(tmp_path / "preds.parquet")
     taken, start = time.process_time() - start, time.process_time()
-    assert sum(hash((cell, "preds")) & 1 for _ in range(5) for row in code_RP.tolist() for cell in row)
+    assert sum(
+        hash((cell, "preds")) & 1 for _ in range(5) for row in code_RP.tolist() for cell in row
+    )
     assert taken < time.process_time() - start
     spoken = np.array(found.texts)[found.arms["preds"].text_RP]
     assert (spoken == np.array(texts_V)[code_RP]).all()
@@ -486,7 +764,13 @@ def test_no_loop_over_cells(tmp_path, layout):
 
 def test_more_texts_and_prompts_than_two_bytes_count(tmp_path):
     rows = 70_000
-    table = pa.table({"id": np.arange(rows), "0": [f"{n}" for n in range(rows)], "1": [f"{n}" for n in range(rows, 0, -1)]})
+    table = pa.table(
+        {
+            "id": np.arange(rows),
+            "0": [f"{n}" for n in range(rows)],
+            "1": [f"{n}" for n in range(rows, 0, -1)],
+        }
+    )
     pq.write_table(table, tmp_path / "preds.parquet")
     found = read_predictions(tmp_path / "preds.parquet")
     spoken = [[found.texts[code] for code in row] for row in found.arms["preds"].text_RP.tolist()]
@@ -496,25 +780,37 @@ def test_more_texts_and_prompts_than_two_bytes_count(tmp_path):
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_csv_as_spreadsheets_write_it(tmp_path, delimiter, encoding):
-    """Fields between semicolons or tabs, and a byte order mark; texts hold commas, semicolons, tabs, quotes and line breaks."""
+    """Fields between semicolons or tabs, and a byte order mark; texts hold commas, semicolons,
+    tabs, quotes and line breaks.
+    """
     texts_R = ["a, b", "a; b", "a\tb", 'say "x"', "two\nlines", "☃"]
     for name, rows in (
-        ("long.csv", [{"replica": f"r{i}", "prompt": "p", "output": text} for i, text in enumerate(texts_R)]),
+        (
+            "long.csv",
+            [{"replica": f"r{i}", "prompt": "p", "output": text} for i, text in enumerate(texts_R)],
+        ),
         ("wide.csv", [{"prompt": "p", **{f"r{i}": text for i, text in enumerate(texts_R)}}]),
     ):
         with open(tmp_path / name, "w", newline="", encoding=encoding) as file:
             writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
             writer.writeheader()
             writer.writerows(rows)
-        assert texts(read_predictions(tmp_path / name)) == {(f"r{i}", "p"): text for i, text in enumerate(texts_R)}
+        assert texts(read_predictions(tmp_path / name)) == {
+            (f"r{i}", "p"): text for i, text in enumerate(texts_R)
+        }
 
 
 def test_an_open_quote_does_not_swallow_the_rest(tmp_path):
     path = tmp_path / "open.csv"
     path.write_text('replica,prompt,output\nr0,p0,yes\nr1,p0,"no\nr2,p0,yes\nr3,p0,yes\n')
-    with pytest.raises(PredictionsError, match=r"open.csv:3: broken CSV: a quote that opens in this row is never closed"):
+    with pytest.raises(
+        PredictionsError,
+        match=r"open.csv:3: broken CSV: a quote that opens in this row is never closed",
+    ):
         read_predictions(path)
-    path.write_text('replica,prompt,output\nr0,p0,5" pipe\nr1,p0,no\n')  # a quote within a field is a quote
+    path.write_text(
+        'replica,prompt,output\nr0,p0,5" pipe\nr1,p0,no\n'
+    )  # a quote within a field is a quote
     assert set(texts(read_predictions(path)).values()) == {'5" pipe', "no"}
 
 
@@ -522,16 +818,23 @@ def test_an_open_quote_does_not_swallow_the_rest(tmp_path):
 def test_a_name_that_is_empty_is_missing(tmp_path, field):
     path = write(
         tmp_path / "preds.jsonl",
-        [{"replica": "r0", "prompt": "p0", "output": "x"}, {"replica": "r1", "prompt": "p1", "output": "y", field: " "}],
+        [
+            {"replica": "r0", "prompt": "p0", "output": "x"},
+            {"replica": "r1", "prompt": "p1", "output": "y", field: " "},
+        ],
     )
     with pytest.raises(PredictionsError, match=f"preds.jsonl:2: field '{field}' is missing"):
         read_predictions(path)
 
 
 def test_csv_of_the_standard_library(tmp_path):
-    """Python's csv does not quote an empty text, so it counts as missing; everything else comes back."""
+    """Python's csv does not quote an empty text, so it counts as missing; everything else comes
+    back.
+    """
     with (tmp_path / "preds.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["replica", "prompt", "output", *ABOUT])
         writer.writeheader()
         writer.writerows(long_rows())
-    assert texts(read_predictions(tmp_path / "preds.csv")) == {key: text or None for key, text in world()[0].items()}
+    assert texts(read_predictions(tmp_path / "preds.csv")) == {
+        key: text or None for key, text in world()[0].items()
+    }

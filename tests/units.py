@@ -1,4 +1,6 @@
-"""Units of work for engines. Workers import this module and nothing that it does not need: theirs is the time that loading takes."""
+"""Units of work for engines. Workers import this module and nothing that it does not need: theirs
+is the time that loading takes.
+"""
 
 import os
 import signal

@@ -1,10 +1,16 @@
-"""ftk: how different are two fine-tunes of one model on one data set, where does it matter, and what does a remedy buy?"""
+"""ftk: how different are two fine-tunes of one model on one data set, where does it matter, and
+what does a remedy buy?
+"""
 
 import sys
 
-if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:  # `python -m toolkit.cli`: a module of the user's folder is not the library's
+if (
+    sys.argv[:1] == ["-m"] and not sys.flags.safe_path
+):  # `python -m toolkit.cli`: a module of the user's folder is not the library's
     _started = sys.path.pop(0)
-    sys.path += [_started] * (__file__ == f"{_started}/toolkit/__init__.py")  # a checkout that is not installed: last
+    sys.path += [_started] * (
+        __file__ == f"{_started}/toolkit/__init__.py"
+    )  # a checkout that is not installed: last
 
 from typing import TYPE_CHECKING, Any
 

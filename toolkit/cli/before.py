@@ -22,16 +22,28 @@ def init(name: Path, force: bool, as_json: bool) -> None:
             raise click.UsageError(f"{path} is there already; choose another name, or --force")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes((Path(toolkit.__file__).parent / "recipe" / "starter.yaml").read_bytes())
-        print_json({"recipe": str(path)}) if as_json else say(f"{path}: edit it, then `ftk check {path}` and `ftk run {path}`")
+        print_json({"recipe": str(path)}) if as_json else say(
+            f"{path}: edit it, then `ftk check {path}` and `ftk run {path}`"
+        )
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--no-probe", is_flag=True, help="Do not try a little of the work: no times, no measured memory.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder that keeps the forecast; `ftk run` says how it came out.")
+@click.option(
+    "--no-probe",
+    is_flag=True,
+    help="Do not try a little of the work: no times, no measured memory.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder that keeps the forecast; `ftk run` says how it came out.",
+)
 @workers_option
 @as_json
-def check(recipe: Path, no_probe: bool, out: Path | None, workers: int | None, as_json: bool) -> None:
+def check(
+    recipe: Path, no_probe: bool, out: Path | None, workers: int | None, as_json: bool
+) -> None:
     """Validate a recipe; show data, plan, memory, disk and time."""
     with errors():
         loaded = load_recipe(recipe, None)

@@ -7,11 +7,13 @@ RULES = "text, first-line, embedded, regex:PATTERN"
 
 
 def parse_answer(text: str, rule: str) -> str:
-    """The answer in a text, white space normalised, so that two answers are equal exactly when their strings are.
+    """The answer in a text, white space normalised, so that two answers are equal exactly when
+    their strings are.
 
-    `text`: all of it. `first-line`: the first line that is not blank. `embedded`: the call of the embedded task in its
-    canonical form. `regex:PATTERN`: the first group of the first match, or the match where there is no group; a text that
-    does not match has the answer "", so two texts without an answer agree, and neither is ever correct.
+    `text`: all of it. `first-line`: the first line that is not blank. `embedded`: the call of the
+    embedded task in its canonical form. `regex:PATTERN`: the first group of the first match, or the
+    match where there is no group; a text that does not match has the answer "", so two texts
+    without an answer agree, and neither is ever correct.
 
     Raises DataError for an unknown rule, and for a pattern that is broken or takes too long.
     """
@@ -38,7 +40,8 @@ def parse_answer(text: str, rule: str) -> str:
 def parse_reference(reference: str | None, rule: str) -> str | None:
     """The answer that counts as correct, or None without a reference.
 
-    A reference may be a whole text ("... #### 72") or the bare answer ("72"), which the pattern need not match.
+    A reference may be a whole text ("... #### 72") or the bare answer ("72"), which the pattern
+    need not match.
     """
     return None if reference is None else parse_answer(reference, rule) or _normal(reference)
 

@@ -14,12 +14,34 @@ SPLITS = {
     "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation", "heldout", "holdout"),
 }
-"""Split -> words in the name of a file, or of the folder that it lies in; the hub reads folders by the same words."""
+"""Split -> words in the name of a file, or of the folder that it lies in; the hub reads folders by
+the same words.
+"""
 
-BESIDE = ("s", "set", "sets", "data", "dataset", "split", "file", "part", "fold", "rows", "samples", "examples")
+BESIDE = (
+    "s",
+    "set",
+    "sets",
+    "data",
+    "dataset",
+    "split",
+    "file",
+    "part",
+    "fold",
+    "rows",
+    "samples",
+    "examples",
+)
 """What stands before or behind such a word without a space: `testset`, `datatrain`."""
 
-ABOUT = ("README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+ABOUT = (
+    "README.md",
+    "config.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+)
 """Files that say something of a data set and hold no rows of it."""
 
 SHOWN = 5
@@ -27,7 +49,9 @@ SHOWN = 5
 
 
 class DataError(ValueError):
-    """Data that cannot be used as it is. The message is one line: the file, the line or row, the field and the fix."""
+    """Data that cannot be used as it is. The message is one line: the file, the line or row, the
+    field and the fix.
+    """
 
 
 def kind_of(path: Path) -> str:
@@ -35,12 +59,16 @@ def kind_of(path: Path) -> str:
     return Path(path.stem if path.suffix.lower() in PACKED else path.name).suffix.lower()
 
 
-def files_of(folder: Path, kinds: Collection[str], *, suite: bool = False) -> tuple[list[Path], list[str]]:
-    """The files of a folder that are read, in order, and one note for each group of files that is not.
+def files_of(
+    folder: Path, kinds: Collection[str], *, suite: bool = False
+) -> tuple[list[Path], list[str]]:
+    """The files of a folder that are read, in order, and one note for each group of files that is
+    not.
 
-    kinds: suffixes that can be read, as `kind_of` gives them. Files in the folder itself count; where there are none, those one
-    folder below; one that is named as a split always counts. Where names tell splits, as on the hub, the training split is read; a
-    suite has no split that goes without saying. A folder that `Dataset.save_to_disk` wrote is read as it says itself.
+    kinds: suffixes that can be read, as `kind_of` gives them. Files in the folder itself count;
+    where there are none, those one folder below; one that is named as a split always counts. Where
+    names tell splits, as on the hub, the training split is read; a suite has no split that goes
+    without saying. A folder that `Dataset.save_to_disk` wrote is read as it says itself.
 
     Raises DataError where the folder has no file to read, or names do not tell which are meant.
     """
@@ -65,24 +93,39 @@ def files_of(folder: Path, kinds: Collection[str], *, suite: bool = False) -> tu
         notes.append(f"{folder}: read as its {split} split; left aside: {names_in(folder, aside)}")
     known = {*files, *(path.parent for path in files)}
     rest = [path for path in inside if path not in known and path.name not in ABOUT]
-    deeper = [path for path in rest if path.is_dir() and any(_readable(one, kinds) for one in path.rglob("*"))]
+    deeper = [
+        path
+        for path in rest
+        if path.is_dir() and any(_readable(one, kinds) for one in path.rglob("*"))
+    ]
     if deeper:
-        notes.append(f"{folder}: left aside, for files that lie nearer are read: {names_in(folder, deeper)}")
+        notes.append(
+            f"{folder}: left aside, for files that lie nearer are read: {names_in(folder, deeper)}"
+        )
     if skipped := [path for path in rest if path not in deeper]:
-        notes.append(f"{folder}: skipped, for they are no rows that can be read: {names_in(folder, skipped)}")
+        notes.append(
+            f"{folder}: skipped, for they are no rows that can be read: {names_in(folder, skipped)}"
+        )
     return chosen, notes
 
 
 def split_of(name: str) -> str | None:
     """The split that a name tells; None where it tells none, or several."""
-    told = {split for word in _words(name) for split, known in SPLITS.items() if any(word in _forms(one) for one in known)}
+    told = {
+        split
+        for word in _words(name)
+        for split, known in SPLITS.items()
+        if any(word in _forms(one) for one in known)
+    }
     return told.pop() if len(told) == 1 else None
 
 
 def _words(name: str) -> list[str]:
     """`myTrain_v2.jsonl` -> my, train, v, jsonl."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).lower()
-    return re.split(r"[^a-z]+", re.sub(r"\bh(e|o)ld[^a-z]out", r"h\1ldout", apart.replace("_", " ")))
+    return re.split(
+        r"[^a-z]+", re.sub(r"\bh(e|o)ld[^a-z]out", r"h\1ldout", apart.replace("_", " "))
+    )
 
 
 def _forms(word: str) -> set[str]:
@@ -90,19 +133,31 @@ def _forms(word: str) -> set[str]:
 
 
 def _told_by_another(paths: list[Path]) -> dict[Path, str]:
-    """Splits of files that are named alike but for the split: `xtrain.jsonl` beside `xtest.jsonl`."""
+    """Splits of files that are named alike but for the split: `xtrain.jsonl` beside
+    `xtest.jsonl`.
+    """
     alike: dict[tuple[Path, str], dict[Path, str]] = {}
     for path in paths:
         name = path.name.lower()
         for split, word in ((split, word) for split, known in SPLITS.items() for word in known):
             for at in re.finditer(word, name):
-                alike.setdefault((path.parent, f"{name[: at.start()]}/{name[at.end() :]}"), {})[path] = split
-    return {path: split for own in alike.values() if len({*own.values()}) > 1 and len(own) > 1 for path, split in own.items()}
+                alike.setdefault((path.parent, f"{name[: at.start()]}/{name[at.end() :]}"), {})[
+                    path
+                ] = split
+    return {
+        path: split
+        for own in alike.values()
+        if len({*own.values()}) > 1 and len(own) > 1
+        for path, split in own.items()
+    }
 
 
 def _one_split(folder: Path, files: list[Path], suite: bool) -> tuple[list[Path], str]:
     """The files of the split that is meant."""
-    of = {path: split_of(path.name) or (split_of(path.parent.name) if path.parent != folder else None) for path in files}
+    of = {
+        path: split_of(path.name) or (split_of(path.parent.name) if path.parent != folder else None)
+        for path in files
+    }
     of |= {path: split for path, split in _told_by_another(files).items() if of[path] is None}
     told = {split for split in of.values() if split}
     unsaid = [path for path in files if of[path] is None]
@@ -111,12 +166,14 @@ def _one_split(folder: Path, files: list[Path], suite: bool) -> tuple[list[Path]
     if unsaid:
         named = next(path for path in files if of[path])
         raise DataError(
-            f"{folder}: {names_in(folder, [named])} names a split and {names_in(folder, unsaid)} does not, so it is open which are meant; "
+            f"{folder}: {names_in(folder, [named])} names a split and "
+            f"{names_in(folder, unsaid)} does not, so it is open which are meant; "
             "name one file, or put those of one split into a folder of their own"
         )
     if suite or "train" not in told:
         raise DataError(
-            f"{folder}: holds the splits {', '.join(sorted(told))}; name the file that is meant, such as {folder / _first(of, told)}"
+            f"{folder}: holds the splits {', '.join(sorted(told))}; name the file that is "
+            f"meant, such as {folder / _first(of, told)}"
         )
     return [path for path in files if of[path] == "train"], "train"
 
@@ -134,13 +191,20 @@ def _saved(folder: Path) -> list[Path]:
         state = read_json(folder / "state.json")
         files = [folder / Path(one["filename"]).name for one in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{folder / 'state.json'}: not as `save_to_disk` writes it; save the data set again") from None
+        raise DataError(
+            f"{folder / 'state.json'}: not as `save_to_disk` writes it; save the data set again"
+        ) from None
     if missing := [path for path in files if not path.is_file()]:
-        raise DataError(f"{missing[0]}: missing, though {folder / 'state.json'} names it; save the data set again")
+        raise DataError(
+            f"{missing[0]}: missing, though {folder / 'state.json'} names it; save the "
+            "data set again"
+        )
     return files
 
 
-def _saved_splits(folder: Path, kinds: Collection[str], suite: bool) -> tuple[list[Path], list[str]]:
+def _saved_splits(
+    folder: Path, kinds: Collection[str], suite: bool
+) -> tuple[list[Path], list[str]]:
     """The training split of several data sets that `save_to_disk` wrote together."""
     splits = [below for below in _visible(folder) if (below / "state.json").is_file()]
     if len(splits) == 1 and not suite:
@@ -150,7 +214,9 @@ def _saved_splits(folder: Path, kinds: Collection[str], suite: bool) -> tuple[li
         named = ", ".join(str(below) for below in splits) or "none"
         raise DataError(f"{folder}: holds several data sets; name the one that is meant: {named}")
     aside = [below for below in splits if below not in train]
-    return _saved(train[0]), [f"{folder}: read as its train split; left aside: {names_in(folder, aside)}"]
+    return _saved(train[0]), [
+        f"{folder}: read as its train split; left aside: {names_in(folder, aside)}"
+    ]
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -1,7 +1,8 @@
-"""Several run folders of one procedure: repeatability within a machine and reproducibility between machines (ISO 5725). No torch.
+"""Several run folders of one procedure: repeatability within a machine and reproducibility between
+machines (ISO 5725). No torch.
 
-A machine is what `environment.json` and `replica.json` record of processor, device, torch and the other libraries: two runs in which all
-of it is equal are repeats on one machine.
+A machine is what `environment.json` and `replica.json` record of processor, device, torch and the
+other libraries: two runs in which all of it is equal are repeats on one machine.
 """
 
 from __future__ import annotations
@@ -37,41 +38,65 @@ from toolkit.record.population import Replica, fingerprint, read_population
 from toolkit.record.results import MACHINE, ConditionDesign, Results
 
 
-def measure_runs(folders: Sequence[Path], out: Path, criteria: Criteria | None = None, *, force: bool = False) -> Results:
+def measure_runs(
+    folders: Sequence[Path], out: Path, criteria: Criteria | None = None, *, force: bool = False
+) -> Results:
     """Replicas of the conditions that all runs have -> results.json and report.html in `out`.
 
-    Disagreement and accuracy are taken apart into machine, seeds, and the rest. The rows of single replicas are of one replica for each
-    set of seeds, since the same seeds again are no independent run. criteria: instead of those of the first run.
-    Raises MeasureError in one line for runs that asked different prompts or share no condition, and for the same run twice; FolderError
-    as `check_measured`, also for `force`.
+    Disagreement and accuracy are taken apart into machine, seeds, and the rest. The rows of single
+    replicas are of one replica for each set of seeds, since the same seeds again are no independent
+    run. criteria: instead of those of the first run. Raises MeasureError in one line for runs that
+    asked different prompts or share no condition, and for the same run twice; FolderError as
+    `check_measured`, also for `force`.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise MeasureError(f"{folders[0]}: the same folder twice is no second run; train the recipe again, here or elsewhere")
+        raise MeasureError(
+            f"{folders[0]}: the same folder twice is no second run; train the recipe "
+            "again, here or elsewhere"
+        )
     recipes, designs = zip(*(read_run(folder) for folder in folders), strict=True)
     prompts, said = asked_prompts(folders[0], recipes[0])
     for folder, recipe in zip(folders[1:], recipes[1:], strict=True):
         others, further = asked_prompts(folder, recipe)
         said += further
         if others != prompts:
-            raise MeasureError(f"{folder}: asked other prompts than {folders[0]}; answers to different prompts cannot be compared")
-    common = [c.name for c in designs[0].conditions if all(c.name in {d.name for d in design.conditions} for design in designs)]
+            raise MeasureError(
+                f"{folder}: asked other prompts than {folders[0]}; answers to different "
+                "prompts cannot be compared"
+            )
+    common = [
+        c.name
+        for c in designs[0].conditions
+        if all(c.name in {d.name for d in design.conditions} for design in designs)
+    ]
     if not common:
-        raise MeasureError(f"{folders[1]}: has no condition that {folders[0]} has, too; reproducibility is of one procedure")
+        raise MeasureError(
+            f"{folders[1]}: has no condition that {folders[0]} has, too; reproducibility "
+            "is of one procedure"
+        )
     of = {"source": ", ".join(str(folder.absolute()) for folder in folders)}
     check_measured(out, of, folders, force=force)
     try:
-        outcomes = [read_outcomes(folder / shard for shard in design.shards) for folder, design in zip(folders, designs, strict=True)]
+        outcomes = [
+            read_outcomes(folder / shard for shard in design.shards)
+            for folder, design in zip(folders, designs, strict=True)
+        ]
     except OutcomesError as error:
         raise MeasureError(str(error)) from None
     for folder, answers in zip(folders, outcomes, strict=True):
         check_complete(answers, prompts, folder)
-    environments = [read_record(folder / "environment.json", shapes.Environment) for folder in folders]
+    environments = [
+        read_record(folder / "environment.json", shapes.Environment) for folder in folders
+    ]
     tables = [_of(outcomes[0], "", "base")]
     conditions, notes = [], [*_differences(folders, environments), *dict.fromkeys(said)]
     for name in common:
         runs = [read_population(folder / name) for folder in folders]
         if len({record.fingerprint for run in runs for record in run.values()}) > 1:
-            notes.append(f"{name}: the runs differ in recipe, data, base, plan or seeds, too: what is between them is more than machines")
+            notes.append(
+                f"{name}: the runs differ in recipe, data, base, plan or seeds, too: what "
+                "is between them is more than machines"
+            )
         design, renumbered = _together(name, designs, runs, outcomes, environments)
         conditions.append(design)
         tables += renumbered
@@ -96,7 +121,9 @@ def _together(
     outcomes: Sequence[pa.Table],
     environments: Sequence[dict[str, Any]],
 ) -> tuple[ConditionDesign, list[pa.Table]]:
-    """One condition of all runs as one design, and its outcomes with the replicas numbered through."""
+    """One condition of all runs as one design, and its outcomes with the replicas numbered
+    through.
+    """
     tables: list[pa.Table] = []
     replicas: list[int] = []
     seeds: list[str] = []
@@ -107,7 +134,8 @@ def _together(
         failed += own.failed
         if gone := sorted(set(own.everyone or own.replicas) - set(run)):
             raise MeasureError(
-                f"{name}: replica {gone[0]} was measured and is not there, or its files were changed; `ftk run` trains it again"
+                f"{name}: replica {gone[0]} was measured and is not there, or its files "
+                "were changed; `ftk run` trains it again"
             )
         for r in own.everyone or own.replicas:
             replicas.append(start + r)
@@ -119,8 +147,13 @@ def _together(
         start += 1 + max(run)
     first = sorted(np.unique(seeds, return_index=True)[1].tolist())
     factors = {MACHINE: machines, "seeds": seeds}
-    codes = {factor: np.unique(levels, return_inverse=True)[1].tolist() for factor, levels in factors.items()}
-    return ConditionDesign(name, [replicas[i] for i in first], failed, factors=codes, everyone=replicas), tables
+    codes = {
+        factor: np.unique(levels, return_inverse=True)[1].tolist()
+        for factor, levels in factors.items()
+    }
+    return ConditionDesign(
+        name, [replicas[i] for i in first], failed, factors=codes, everyone=replicas
+    ), tables
 
 
 def _of(table: pa.Table, condition: str, procedure: str) -> pa.Table:
@@ -129,7 +162,13 @@ def _of(table: pa.Table, condition: str, procedure: str) -> pa.Table:
 
 def _machine(record: Replica, environment: dict[str, Any]) -> str:
     """All that is recorded of where a replica came from, as a short hash."""
-    return fingerprint({"replica": record.machine, "numerics": environment["numerics"], "versions": environment["versions"]})
+    return fingerprint(
+        {
+            "replica": record.machine,
+            "numerics": environment["numerics"],
+            "versions": environment["versions"],
+        }
+    )
 
 
 def _differences(folders: Sequence[Path], environments: Sequence[dict[str, Any]]) -> list[str]:
@@ -137,7 +176,16 @@ def _differences(folders: Sequence[Path], environments: Sequence[dict[str, Any]]
     flat = [{**e["versions"], **e["numerics"]} for e in environments]
     notes = []
     for folder, own in zip(folders[1:], flat[1:], strict=True):
-        changed = [f"{key} {flat[0].get(key)} and {own.get(key)}" for key in own if own.get(key) != flat[0].get(key)]
-        said = "; ".join(changed) if changed else "nothing that is recorded: they count as one machine, and the same seeds as repeats"
+        changed = [
+            f"{key} {flat[0].get(key)} and {own.get(key)}"
+            for key in own
+            if own.get(key) != flat[0].get(key)
+        ]
+        said = (
+            "; ".join(changed)
+            if changed
+            else "nothing that is recorded: they count as one machine, and the same seeds as "
+            "repeats"
+        )
         notes.append(f"{folders[0].name} and {folder.name} differ in {said}")
     return notes

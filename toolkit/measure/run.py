@@ -1,4 +1,6 @@
-"""Measuring alone: the outcomes of a run, or anybody's predictions -> statistics -> results.json -> report.html. No model, no torch."""
+"""Measuring alone: the outcomes of a run, or anybody's predictions -> statistics -> results.json ->
+report.html. No model, no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,27 @@ import pyarrow as pa
 import toolkit
 from toolkit.data import DataError, Prompt, is_chat, read_rows, read_suite
 from toolkit.measure.analyse import OutcomeTable, PredictionTable, analyse_table
-from toolkit.measure.predictions import Predictions, PredictionsError, read_predictions, with_base, with_factors, with_failed
+from toolkit.measure.predictions import (
+    Predictions,
+    PredictionsError,
+    read_predictions,
+    with_base,
+    with_factors,
+    with_failed,
+)
 from toolkit.measure.predictions.layout import listed
 from toolkit.recipe import Criteria, Recipe, read_recipe
 from toolkit.record import shapes
 from toolkit.record.folders import MEASURED as MEASURED_FOLDER
-from toolkit.record.folders import again, check_claim, check_outputs, check_sealed, claim, made_of, seal
+from toolkit.record.folders import (
+    again,
+    check_claim,
+    check_outputs,
+    check_sealed,
+    claim,
+    made_of,
+    seal,
+)
 from toolkit.record.outcomes import MEASURED, OutcomesError, read_outcomes
 from toolkit.record.plain import read_record, to_plain
 from toolkit.record.population import write_text
@@ -38,7 +55,9 @@ from toolkit.report.html import write_report
 from toolkit.text.nearest import counted
 
 CONDITIONS = 500
-"""of one file of predictions: each is held against the first, with intervals for every shift and category"""
+"""of one file of predictions: each is held against the first, with intervals for every shift and
+category
+"""
 DESIGN, MODULES, RESULTS, PROMPTS = "design.json", "modules.json", "results.json", "prompts.json"
 
 
@@ -48,7 +67,9 @@ class MeasureError(ValueError):
 
 @dataclass(frozen=True)
 class Design:
-    """What stands behind the outcomes of a run: which files, and which replicas behind which row of them."""
+    """What stands behind the outcomes of a run: which files, and which replicas behind which row of
+    them.
+    """
 
     shards: tuple[str, ...]
     conditions: tuple[ConditionDesign, ...]
@@ -65,20 +86,29 @@ def save_design(
     *,
     prompts: Mapping[str, Sequence[Prompt]] | None = None,
 ) -> None:
-    """Write RUN/design.json, from which `measure_run` can start again. Paths are relative: a run folder can be moved.
+    """Write RUN/design.json, from which `measure_run` can start again. Paths are relative: a run
+    folder can be moved.
 
-    prompts: by suite, as they were asked; RUN/prompts.json keeps them, whatever becomes of the files that they came from.
+    prompts: by suite, as they were asked; RUN/prompts.json keeps them, whatever becomes of the
+    files that they came from.
     """
     if prompts is not None:
         kept = {suite: [asdict(prompt) for prompt in asked] for suite, asked in prompts.items()}
         write_text(folder / PROMPTS, json.dumps(kept, indent=1) + "\n")
-    design = Design(tuple(str(path.relative_to(folder)) for path in shards), tuple(conditions), command, tuple(notes))
+    design = Design(
+        tuple(str(path.relative_to(folder)) for path in shards),
+        tuple(conditions),
+        command,
+        tuple(notes),
+    )
     write_text(folder / DESIGN, json.dumps(to_plain(design), indent=1) + "\n")
     seal(folder, DESIGN, *([] if prompts is None else [PROMPTS]))
 
 
 def read_run(folder: Path) -> tuple[Recipe, Design]:
-    """Recipe and design of a run whose files are what was written. Raises MeasureError or FolderError in one line."""
+    """Recipe and design of a run whose files are what was written. Raises MeasureError or
+    FolderError in one line.
+    """
     design = read_design(folder)
     return read_recipe(folder / "recipe.yaml"), design
 
@@ -86,19 +116,30 @@ def read_run(folder: Path) -> tuple[Recipe, Design]:
 def read_design(folder: Path) -> Design:
     """RUN/design.json, all files of outcomes being there; `replicas` are runs that share no seed.
 
-    Raises MeasureError in one line, and FolderError where a file of the run is not what was written.
+    Raises MeasureError in one line, and FolderError where a file of the run is not what was
+    written.
     """
     check_sealed(folder)
     if not (folder / DESIGN).is_file():
-        raise MeasureError(f"{folder}: no outcomes of a finished evaluation there; `ftk run RECIPE --out {folder}` makes them")
+        raise MeasureError(
+            f"{folder}: no outcomes of a finished evaluation there; `ftk run RECIPE --out "
+            f"{folder}` makes them"
+        )
     design: Design = read_record(folder / DESIGN, Design, again(folder / DESIGN))
     for condition in design.conditions:
         if wrong := _contradiction(condition):
-            raise MeasureError(f"{folder / DESIGN}: condition {condition.name}: {wrong}; {again(folder / DESIGN)}")
+            raise MeasureError(
+                f"{folder / DESIGN}: condition {condition.name}: {wrong}; {again(folder / DESIGN)}"
+            )
     missing = [shard for shard in design.shards if not (folder / shard).is_file()]
     if missing:
-        raise MeasureError(f"{folder / missing[0]}: {len(missing)} files of outcomes are missing; {again(folder / DESIGN)}")
-    return replace(design, conditions=tuple(condition.independent() for condition in design.conditions))
+        raise MeasureError(
+            f"{folder / missing[0]}: {len(missing)} files of outcomes are missing; "
+            f"{again(folder / DESIGN)}"
+        )
+    return replace(
+        design, conditions=tuple(condition.independent() for condition in design.conditions)
+    )
 
 
 def _contradiction(one: ConditionDesign) -> str | None:
@@ -111,7 +152,9 @@ def _contradiction(one: ConditionDesign) -> str | None:
     if bad := [source for source, levels in one.factors.items() if len(levels) != len(known)]:
         return f"'factors.{bad[0]}' has {len(one.factors[bad[0]])} levels for {len(known)} replicas"
     for own in one.mitigations:
-        if not own.condition and (strange := sorted({r for group in own.members for r in group} - known)):
+        if not own.condition and (
+            strange := sorted({r for group in own.members for r in group} - known)
+        ):
             return f"a group of {own.label} has replica {strange[0]}, which is not in 'replicas'"
         if own.runs and len(own.runs) != len(own.members):
             return f"{own.label} has {len(own.members)} groups and {len(own.runs)} numbers for them"
@@ -123,14 +166,17 @@ def _contradiction(one: ConditionDesign) -> str | None:
 def asked_prompts(folder: Path, recipe: Recipe) -> tuple[dict[str, list[Prompt]], list[str]]:
     """The prompts that the outcomes of a run answer, by suite, and what a reader must know of them.
 
-    Runs of versions that kept no prompts have them in the files of their suites alone, as those are now.
-    Raises MeasureError or DataError in one line.
+    Runs of versions that kept no prompts have them in the files of their suites alone, as those are
+    now. Raises MeasureError or DataError in one line.
     """
     kept = _kept_prompts(folder)
     if kept is None:
         if not (folder / DESIGN).is_file():
             return read_prompts(recipe), []
-        return read_prompts(recipe), ["this run did not keep its prompts: their texts are those that the files of the suites have now"]
+        return read_prompts(recipe), [
+            "this run did not keep its prompts: their texts are those that the files of "
+            "the suites have now"
+        ]
     try:
         notes = changed_prompts(folder, read_prompts(recipe))
     except DataError as error:
@@ -141,7 +187,11 @@ def asked_prompts(folder: Path, recipe: Recipe) -> tuple[dict[str, list[Prompt]]
 def changed_prompts(folder: Path, now: Mapping[str, Sequence[Prompt]]) -> list[str]:
     """A sentence for each suite that is not as it was when the run asked it."""
     kept = _kept_prompts(folder) or {}
-    return [f"suite {name} has changed since it was asked" for name, asked in kept.items() if list(now.get(name, asked)) != asked]
+    return [
+        f"suite {name} has changed since it was asked"
+        for name, asked in kept.items()
+        if list(now.get(name, asked)) != asked
+    ]
 
 
 def _kept_prompts(folder: Path) -> dict[str, list[Prompt]] | None:
@@ -152,15 +202,24 @@ def _kept_prompts(folder: Path) -> dict[str, list[Prompt]] | None:
 
 
 def check_complete(table: pa.Table, prompts: Mapping[str, Sequence[Prompt]], folder: Path) -> None:
-    """Refuse outcomes in which a subject lacks an answer, has two, or answers what was not asked. Raises MeasureError in one line."""
+    """Refuse outcomes in which a subject lacks an answer, has two, or answers what was not asked.
+    Raises MeasureError in one line.
+    """
     key = ["suite", "condition", "procedure", "index"]
-    found = table.group_by(key).aggregate([("prompt_id", "count"), ("prompt_id", "count_distinct")]).to_pylist()
+    found = (
+        table.group_by(key)
+        .aggregate([("prompt_id", "count"), ("prompt_id", "count_distinct")])
+        .to_pylist()
+    )
     ids = {suite: {prompt.id for prompt in asked} for suite, asked in prompts.items()}
     asked_of = table.group_by(["suite", "prompt_id"]).aggregate([]).to_pylist()
-    strange = next((row for row in asked_of if row["prompt_id"] not in ids.get(row["suite"], set())), None)
+    strange = next(
+        (row for row in asked_of if row["prompt_id"] not in ids.get(row["suite"], set())), None
+    )
     if strange:
         raise MeasureError(
-            f"{folder}: {strange['prompt_id']!r} was answered and is no prompt of suite {strange['suite']} now; bring its file back, or "
+            f"{folder}: {strange['prompt_id']!r} was answered and is no prompt of suite "
+            f"{strange['suite']} now; bring its file back, or "
             "let `ftk run` ask the new prompts"
         )
     for row in found:
@@ -168,13 +227,16 @@ def check_complete(table: pa.Table, prompts: Mapping[str, Sequence[Prompt]], fol
         if (row["prompt_id_count"], row["prompt_id_count_distinct"]) != (wanted, wanted):
             who = " ".join(filter(None, [row["condition"], row["procedure"], str(row["index"])]))
             raise MeasureError(
-                f"{folder / 'outcomes' / row['suite']}: {who} has {row['prompt_id_count']} answers to {wanted} prompts; "
+                f"{folder / 'outcomes' / row['suite']}: {who} has "
+                f"{row['prompt_id_count']} answers to {wanted} prompts; "
                 f"{again(folder / DESIGN)}"
             )
 
 
 def outcome_table(folder: Path, recipe: Recipe, design: Design) -> tuple[OutcomeTable, list[str]]:
-    """The outcomes of a run with the prompts that they answer, and what a reader must know of these. Raises MeasureError in one line."""
+    """The outcomes of a run with the prompts that they answer, and what a reader must know of
+    these. Raises MeasureError in one line.
+    """
     prompts, notes = asked_prompts(folder, recipe)
     try:
         outcomes = read_outcomes((folder / shard for shard in design.shards), MEASURED)
@@ -187,7 +249,8 @@ def outcome_table(folder: Path, recipe: Recipe, design: Design) -> tuple[Outcome
 def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
     """Outcomes of a run -> results.json and report.html in its folder.
 
-    criteria: instead of the recipe's. Raises MeasureError in one line for a folder without outcomes.
+    criteria: instead of the recipe's. Raises MeasureError in one line for a folder without
+    outcomes.
     """
     recipe, design = read_run(folder)
     asked = criteria or recipe
@@ -199,12 +262,18 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
         about=about_run(folder, recipe, design.command),
         thresholds=thresholds_of(asked),
         criteria=asked.criteria,
-        paired=not recipe.given,  # replica r of every condition that is trained has the seeds of (root seed, purpose, r)
+        # replica r of every condition that is trained has the seeds of (root seed, purpose, r)
+        paired=not recipe.given,
         notes=(*design.notes, *notes),
     )
     trained = {name: _settings(recipe, name) for name in recipe.trained}
-    conditions = tuple(replace(found, settings=trained.get(found.name, {})) for found in results.conditions)
-    return finish(folder, replace(results, conditions=conditions, modules=_read_modules(folder, design.conditions)))
+    conditions = tuple(
+        replace(found, settings=trained.get(found.name, {})) for found in results.conditions
+    )
+    return finish(
+        folder,
+        replace(results, conditions=conditions, modules=_read_modules(folder, design.conditions)),
+    )
 
 
 def save_modules(folder: Path, modules: Sequence[Modules]) -> None:
@@ -218,7 +287,9 @@ def save_modules(folder: Path, modules: Sequence[Modules]) -> None:
 def _read_modules(folder: Path, designs: Sequence[ConditionDesign]) -> tuple[Modules, ...]:
     """RUN/modules.json, as far as it is of the replicas that were measured."""
     try:
-        found = read_record(folder / MODULES, tuple[Modules, ...], f"`ftk modules {folder}` writes it again")
+        found = read_record(
+            folder / MODULES, tuple[Modules, ...], f"`ftk modules {folder}` writes it again"
+        )
     except FileNotFoundError:
         return ()
     known = {design.name: tuple(design.everyone or design.replicas) for design in designs}
@@ -242,10 +313,13 @@ def measure_predictions(
 ) -> Results:
     """A table of predictions that any tool made -> results.json and report.html in `out`.
 
-    same: when two outputs mean the same, a rule of `toolkit.measure.meaning`. baseline: the condition that the others are held against
-    (default: the first). paired: replicas of the same name share their seeds. factors: a table that says which level each replica
-    has in each source, where the file does not. base: the condition that is the base model's answers: a reference, and no population.
-    failed: runs that are in no figure but the failure rate, by the user's names. columns, replica_columns: see `read_predictions`.
+    same: when two outputs mean the same, a rule of `toolkit.measure.meaning`. baseline: the
+    condition that the others are held against (default: the first). paired: replicas of the same
+    name share their seeds. factors: a table that says which level each replica has in each source,
+    where the file does not. base: the condition that is the base model's answers: a reference, and
+    no population.
+    failed: runs that are in no figure but the failure rate, by the user's names. columns,
+    replica_columns: see `read_predictions`.
     force: see `check_measured`. Raises PredictionsError, MeasureError or FolderError in one line.
     """
     of = made_of(path)
@@ -259,28 +333,53 @@ def measure_predictions(
         predictions = with_factors(predictions, factors)
     names = list(predictions.arms)
     if baseline is not None and baseline not in names:
-        raise MeasureError(f"{path}: no condition {baseline!r} to hold the others against; there are: {', '.join(names)}")
+        raise MeasureError(
+            f"{path}: no condition {baseline!r} to hold the others against; there are: "
+            f"{', '.join(names)}"
+        )
     if baseline is not None:
         names = [baseline, *(name for name in names if name != baseline)]
     if len(names) > CONDITIONS:
-        raise MeasureError(f"{path}: {len(names):,} conditions, and {CONDITIONS} are measured together; name fewer in one file")
+        raise MeasureError(
+            f"{path}: {len(names):,} conditions, and {CONDITIONS} are measured together; "
+            "name fewer in one file"
+        )
     asked, table = criteria or Criteria(), PredictionTable(predictions, same)
     designs = table.designs(names)
     if nobody := next((design for design in designs if not design.replicas), None):
-        raise PredictionsError(f"{path}: all {nobody.failed} runs of {nobody.name} have failed; there is nothing to measure")
-    lone = [design.name for design in designs if len(design.everyone or design.replicas) == 1 and len(designs) > 1]
+        raise PredictionsError(
+            f"{path}: all {nobody.failed} runs of {nobody.name} have failed; there is "
+            "nothing to measure"
+        )
+    lone = [
+        design.name
+        for design in designs
+        if len(design.everyone or design.replicas) == 1 and len(designs) > 1
+    ]
     hints = [
-        f"{name} has one run: if it is the base model, say --base {shlex.quote(name)}; --baseline NAME is what others are held against"
+        f"{name} has one run: if it is the base model, say --base {shlex.quote(name)}; "
+        "--baseline NAME is what others are held against"
         for name in lone[:1]
         if predictions.base is None
     ]
     first = set(designs[0].replicas)
-    hints += [unpaired(d.name, names[0]) for d in designs[1:] if paired and len(first & set(d.replicas)) < 2]
-    options: list[tuple[str, object]] = [("--same", same), ("--baseline", baseline), ("--base", base), ("--factors", factors)]
+    hints += [
+        unpaired(d.name, names[0])
+        for d in designs[1:]
+        if paired and len(first & set(d.replicas)) < 2
+    ]
+    options: list[tuple[str, object]] = [
+        ("--same", same),
+        ("--baseline", baseline),
+        ("--base", base),
+        ("--factors", factors),
+    ]
     options += [("--failed", name) for name in failed]
     options += [("--column", f"{role}={name}") for role, name in (columns or {}).items()]
     options += [("--replica-columns", names) for names in replica_columns]
-    words = [word for option, value in options if value is not None for word in (option, str(value))]
+    words = [
+        word for option, value in options if value is not None for word in (option, str(value))
+    ]
     command = shlex.join(["ftk", "measure", str(path), *words, *(["--paired"] if paired else [])])
     results = analyse_table(
         table,
@@ -290,29 +389,46 @@ def measure_predictions(
         thresholds=thresholds_of(asked),
         criteria=asked.criteria,
         paired=paired,
-        notes=(*predictions.notes, *_told(table, predictions), *_excluded(designs, predictions), *hints),
+        notes=(
+            *predictions.notes,
+            *_told(table, predictions),
+            *_excluded(designs, predictions),
+            *hints,
+        ),
     )
     claim(out, MEASURED_FOLDER, of, force=force)
     return finish(out, results)
 
 
-def check_measured(out: Path, of: Mapping[str, str], inputs: Sequence[Path], *, force: bool = False) -> None:
-    """Whether results may go to `out`: a free folder, or one with results of the same input. Raises FolderError in one line.
+def check_measured(
+    out: Path, of: Mapping[str, str], inputs: Sequence[Path], *, force: bool = False
+) -> None:
+    """Whether results may go to `out`: a free folder, or one with results of the same input. Raises
+    FolderError in one line.
 
-    force: take any folder that holds nothing else of ftk's; results.json and report.html alone are replaced, and never an input.
+    force: take any folder that holds nothing else of ftk's; results.json and report.html alone are
+    replaced, and never an input.
     """
     check_outputs([out / RESULTS, out / "report.html"], inputs)
     check_claim(out, MEASURED_FOLDER, of, force=force)
 
 
 def _told(table: PredictionTable, predictions: Predictions) -> Iterator[str]:
-    """How shifts were taken that have names of one's own, and of how many prompts what is said of the base is."""
+    """How shifts were taken that have names of one's own, and of how many prompts what is said of
+    the base is.
+    """
     shifts = in_order(table.shifts)
     if len(shifts) > 1 and not set(shifts) <= set(SHIFTS):
-        yield f"shifts, in the order of the file: {listed(shifts)}; {shifts[0]} is taken as home, {shifts[-1]} as the farthest"
+        yield (
+            f"shifts, in the order of the file: {listed(shifts)}; {shifts[0]} is taken as "
+            f"home, {shifts[-1]} as the farthest"
+        )
     if predictions.base is not None and (missing := predictions.base.missing):
         prompts = counted(len(predictions.prompts), "prompt")
-        yield f"the base's answers are missing for {missing:,} of {prompts}; what is said of it is of the others"
+        yield (
+            f"the base's answers are missing for {missing:,} of {prompts}; what is said of it "
+            "is of the others"
+        )
 
 
 def _excluded(designs: Sequence[ConditionDesign], predictions: Predictions) -> Iterator[str]:
@@ -324,10 +440,19 @@ def _excluded(designs: Sequence[ConditionDesign], predictions: Predictions) -> I
 
 
 def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
-    """Suite name -> prompts; where training saw conversations, a plain prompt becomes a user turn. Raises DataError in one line."""
+    """Suite name -> prompts; where training saw conversations, a plain prompt becomes a user turn.
+    Raises DataError in one line.
+    """
     data = recipe.data
-    chat = is_chat(read_rows(data.train), data.format) if data.train else data.format in ("messages", "sharegpt")
-    return {name: read_suite(source, name=name, chat=chat, date=data.date) for name, source in recipe.data.suites.items()}
+    chat = (
+        is_chat(read_rows(data.train), data.format)
+        if data.train
+        else data.format in ("messages", "sharegpt")
+    )
+    return {
+        name: read_suite(source, name=name, chat=chat, date=data.date)
+        for name, source in recipe.data.suites.items()
+    }
 
 
 def _settings(recipe: Recipe, name: str) -> dict[str, str | int | float]:
@@ -339,7 +464,9 @@ def _settings(recipe: Recipe, name: str) -> dict[str, str | int | float]:
 
 def about_run(folder: Path, recipe: Recipe, command: str) -> About:
     """Where and with what a run was made."""
-    found = read_record(folder / "environment.json", shapes.Environment, again(folder / "environment.json"))
+    found = read_record(
+        folder / "environment.json", shapes.Environment, again(folder / "environment.json")
+    )
     numerics = found["numerics"]
     where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
     environment = {"machine": where, "system": found["system"], "python": found["python"]}
@@ -347,7 +474,9 @@ def about_run(folder: Path, recipe: Recipe, command: str) -> About:
         ftk=toolkit.__version__,
         recipe=recipe.name,
         base=recipe.base,
-        parameters=read_record(folder / "base.json", shapes.Base, again(folder / "base.json")).get("parameters"),
+        parameters=read_record(folder / "base.json", shapes.Base, again(folder / "base.json")).get(
+            "parameters"
+        ),
         environment=environment | {k: v or "" for k, v in found["versions"].items()},
         command=command,
     )

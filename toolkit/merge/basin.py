@@ -1,15 +1,18 @@
-"""Do the members of a population lie in one basin, and does their merge lie there, too? Asked before it is trusted.
+"""Do the members of a population lie in one basin, and does their merge lie there, too? Asked
+before it is trusted.
 
 A merge of weights is only as good as the ground between it and the members. Two looks at it:
 
-geometry    distances, cosines and clusters of the weight changes, from their inner products; no model and no dense matrix
-barriers    the loss of known answers on the way from each member to the merge of its group, a * D_k + (1 - a) * M
+geometry    distances, cosines and clusters of the weight changes, from their inner products; no
+model and no dense matrix barriers    the loss of known answers on the way from each member to the
+merge of its group, a * D_k + (1 - a) * M
 
-The merge is the exact mean, or whatever was asked for. For a loss that is convex no point of the way lies above the line between its ends,
-and a mean not above the mean of its members (Jensen). What lies above is a barrier. It is marked where it is larger than the SD of the loss
-between the members: merging then costs more than the luck of a seed. It is a warning above three SD: then the merge is like none of its
-members. The test is the locality condition of averaging (DiWA, arXiv:2205.09739); fine-tunes of one base can fail it (Juneja et al.,
-arXiv:2205.12411).
+The merge is the exact mean, or whatever was asked for. For a loss that is convex no point of the
+way lies above the line between its ends, and a mean not above the mean of its members (Jensen).
+What lies above is a barrier. It is marked where it is larger than the SD of the loss between the
+members: merging then costs more than the luck of a seed. It is a warning above three SD: then the
+merge is like none of its members. The test is the locality condition of averaging (DiWA,
+arXiv:2205.09739); fine-tunes of one base can fail it (Juneja et al., arXiv:2205.12411).
 """
 
 from __future__ import annotations
@@ -45,14 +48,18 @@ PATHS = 8
 ROUNDING = 1e-3
 """nats; barriers below are the arithmetic's"""
 MARK, WARN = 1.0, 3.0
-"""barriers that are told and that are a warning, in SD of the members' loss; three as in a control chart"""
+"""barriers that are told and that are a warning, in SD of the members' loss; three as in a control
+chart
+"""
 UNLIKELY = 1.0
 """nats a token of typical prompts, above which references are not what the members write"""
 WIDTH = 8
 
 
 class BasinError(ValueError):
-    """A question that these adapters and prompts cannot answer; one line with the reason and the way out."""
+    """A question that these adapters and prompts cannot answer; one line with the reason and the
+    way out.
+    """
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,9 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Barrier:
-    """What lies between the members on the prompts of one shift. Losses: -log p(reference | prompt), nats, mean over prompts."""
+    """What lies between the members on the prompts of one shift. Losses: -log p(reference |
+    prompt), nats, mean over prompts.
+    """
 
     shift: str
     n_prompts: int
@@ -121,7 +130,8 @@ def look(
     method: str = "mean",
     merged_G: Sequence[Adapter] | None = None,
 ) -> Basin:
-    """Geometry of the population, and barriers on the prompts that have a reference, between disjoint groups of k (default: all).
+    """Geometry of the population, and barriers on the prompts that have a reference, between
+    disjoint groups of k (default: all).
 
     merged_G: what `method` made of each group, in the order of `groups`; None: their means.
     Raises BasinError, AdapterError or ValueError in one line.
@@ -130,43 +140,82 @@ def look(
         raise BasinError(f"{len(adapters)} adapter: a basin takes two or more")
     known = [prompt for prompt in prompts if prompt.reference is not None]
     if not known:
-        raise BasinError("no prompt has a reference, so there is no loss; give the suite's rows a `reference`")
+        raise BasinError(
+            "no prompt has a reference, so there is no loss; give the suite's rows a `reference`"
+        )
     members = groups(range(len(adapters)), k or len(adapters))
     if not members:
         raise BasinError(f"{len(adapters)} adapters are fewer than a group of {k}")
-    merged_G = merged_G or [blend([adapters[i] for i in group], [1 / len(group)] * len(group)) for group in members]
+    merged_G = merged_G or [
+        blend([adapters[i] for i in group], [1 / len(group)] * len(group)) for group in members
+    ]
     shape = geometry(adapters, members, merged_G)
     found = barriers(adapters, base, known, members, merged_G)
     reasons = [_reason(one) for one in found if one.size > MARK]
     warned = any(one.size > WARN for one in found)
-    sizes = sorted(np.bincount(shape.cluster_K)[1:].tolist(), reverse=True) if shape.cluster_K else []
+    sizes = (
+        sorted(np.bincount(shape.cluster_K)[1:].tolist(), reverse=True) if shape.cluster_K else []
+    )
     if len(sizes) > 1:
-        reasons.append(f"the changes lie in {len(sizes)} clusters of {', '.join(map(str, sizes))}: merge within a cluster")
+        reasons.append(
+            f"the changes lie in {len(sizes)} clusters of {', '.join(map(str, sizes))}: "
+            "merge within a cluster"
+        )
     odd = [one for one in found if one.shift == "typical" and one.per_token > UNLIKELY]
     if odd:
         told = f"{odd[0].per_token:.1f} nats a token on typical prompts"
-        reasons.append(f"the references are not what the members write ({told}): give them as in training, with spaces and line ends")
+        reasons.append(
+            f"the references are not what the members write ({told}): give them as in "
+            "training, with spaces and line ends"
+        )
     elif len(adapters) == 2:
         reasons.append("two members say little of how far losses of single runs lie apart")
-    verdict = "warn" if warned or len(sizes) > 1 else "inconclusive" if odd or len(adapters) == 2 else "ok"
-    return Basin([str(adapter.path) for adapter in adapters], method, len(members[0]), shape, found, verdict, reasons)
+    verdict = (
+        "warn"
+        if warned or len(sizes) > 1
+        else "inconclusive"
+        if odd or len(adapters) == 2
+        else "ok"
+    )
+    return Basin(
+        [str(adapter.path) for adapter in adapters],
+        method,
+        len(members[0]),
+        shape,
+        found,
+        verdict,
+        reasons,
+    )
 
 
 def _reason(one: Barrier) -> str:
-    what, rise = ("the merge itself", one.excess) if one.excess >= one.barrier else (f"the way to the merge (at {one.at:g})", one.barrier)
-    return f"{one.shift}: {what} lies {rise:.3g} nats above what the members promise, {one.size:.1f} SD of single members"
+    what, rise = (
+        ("the merge itself", one.excess)
+        if one.excess >= one.barrier
+        else (f"the way to the merge (at {one.at:g})", one.barrier)
+    )
+    return (
+        f"{one.shift}: {what} lies {rise:.3g} nats above what the members promise, "
+        f"{one.size:.1f} SD of single members"
+    )
 
 
-# -- geometry ----------------------------------------------------------------------------------------------------------
+# -- geometry ------------------------------------------------------------------------------------
 
 
-def geometry(adapters: Sequence[Adapter], members: Sequence[Sequence[int]], merged_G: Sequence[Adapter]) -> Geometry:
-    """Norms, distances, cosines and clusters of the changes; reads one module of a few members at a time."""
+def geometry(
+    adapters: Sequence[Adapter], members: Sequence[Sequence[int]], merged_G: Sequence[Adapter]
+) -> Geometry:
+    """Norms, distances, cosines and clusters of the changes; reads one module of a few members at a
+    time.
+    """
     K = len(adapters)
     whole = gram([*adapters, *merged_G])
     gram_KK = whole[:K, :K]
     to_merge_K = [
-        max(0.0, whole[i, i] - 2 * whole[i, K + g] + whole[K + g, K + g]) ** 0.5 for g, group in enumerate(members) for i in group
+        max(0.0, whole[i, i] - 2 * whole[i, K + g] + whole[K + g, K + g]) ** 0.5
+        for g, group in enumerate(members)
+        for i in group
     ]
     square_K = np.diag(gram_KK)
     to_mean_K = np.sqrt(np.clip(square_K - 2 * gram_KK.mean(1) + gram_KK.mean(), 0, None))
@@ -175,15 +224,24 @@ def geometry(adapters: Sequence[Adapter], members: Sequence[Sequence[int]], merg
     cosine_KK = np.divide(gram_KK, scale_KK, out=np.zeros_like(gram_KK), where=scale_KK > 0)
     kept = float(gram_KK.mean() / square_K.mean()) if square_K.any() else 1.0
     cluster_K, silhouette = clusters(gram_KK)
-    return Geometry(norm_K.tolist(), to_mean_K.tolist(), to_merge_K, cosine_KK.tolist(), kept, cluster_K, silhouette)
+    return Geometry(
+        norm_K.tolist(),
+        to_mean_K.tolist(),
+        to_merge_K,
+        cosine_KK.tolist(),
+        kept,
+        cluster_K,
+        silhouette,
+    )
 
 
 def clusters(gram_KK: np.ndarray) -> tuple[list[int] | None, float | None]:
     """Cluster of each member, and the silhouette of the best cut; (None, None) below MIN_MEMBERS.
 
-    c clusters show in c - 1 principal components: there the average-linkage tree is cut into c. A cut counts when fewer than one in a
-    hundred Gaussian clouds with the same principal variances have a silhouette as large (after SigClust, Liu et al. 2008; Bonferroni over
-    c): a long thin cloud is no two clusters. Of the cuts that count, the one with the largest silhouette.
+    c clusters show in c - 1 principal components: there the average-linkage tree is cut into c. A
+    cut counts when fewer than one in a hundred Gaussian clouds with the same principal variances
+    have a silhouette as large (after SigClust, Liu et al. 2008; Bonferroni over c): a long thin
+    cloud is no two clusters. Of the cuts that count, the one with the largest silhouette.
     """
     K = len(gram_KK)
     if K < MIN_MEMBERS:
@@ -201,7 +259,9 @@ def clusters(gram_KK: np.ndarray) -> tuple[list[int] | None, float | None]:
         found, cluster_K = cut(point_KD[:, : c - 1], c)
         draw = np.random.default_rng(seeds.derive(0, "basin", c))
         clouds = (draw.standard_normal((K, c - 1)) * spread_K[: c - 1] for _ in range(draws))
-        as_good = islice((1 for cloud in clouds if cut(cloud, c)[0] >= found), 2)  # the second one settles it
+        as_good = islice(
+            (1 for cloud in clouds if cut(cloud, c)[0] >= found), 2
+        )  # the second one settles it
         if found > best[0] and sum(as_good) < 2:
             best = found, cluster_K
     return best[1], best[0]
@@ -218,7 +278,9 @@ def cut(point_KD: np.ndarray, count: int) -> tuple[float, list[int]]:
 
 
 def mean_silhouette(distance_KK: np.ndarray, cluster_K: np.ndarray) -> float:
-    """(b - a) / max(a, b): a is a member's mean distance to its own cluster, b to the nearest other; 0 for one alone. Rousseeuw 1987."""
+    """(b - a) / max(a, b): a is a member's mean distance to its own cluster, b to the nearest
+    other; 0 for one alone. Rousseeuw 1987.
+    """
     member_KC = cluster_K[:, None] == np.unique(cluster_K)
     size_C = member_KC.sum(0)
     if len(size_C) < 2:
@@ -227,11 +289,13 @@ def mean_silhouette(distance_KK: np.ndarray, cluster_K: np.ndarray) -> float:
     own_K = (total_KC * member_KC).sum(1) / np.maximum(member_KC @ size_C - 1, 1)
     other_K = np.where(member_KC, np.inf, total_KC / size_C).min(1)
     width_K = np.maximum(own_K, other_K)
-    silhouette_K = np.divide(other_K - own_K, width_K, out=np.zeros(len(width_K)), where=width_K > 0)
+    silhouette_K = np.divide(
+        other_K - own_K, width_K, out=np.zeros(len(width_K)), where=width_K > 0
+    )
     return float(np.where(member_KC @ size_C == 1, 0.0, silhouette_K).mean())
 
 
-# -- barriers ----------------------------------------------------------------------------------------------------------
+# -- barriers ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -245,18 +309,30 @@ class Blend(Adapter):
 
 
 def blend(adapters: Sequence[Adapter], weights: Sequence[float]) -> Blend:
-    """sum_k w_k D_k, its factors concatenated. A module that an adapter leaves alone counts as a change of zero."""
+    """sum_k w_k D_k, its factors concatenated. A module that an adapter leaves alone counts as a
+    change of zero.
+    """
     held = {}
     for name in module_names(adapters):
-        parts = [(adapter.factors(name), w) for adapter, w in zip(adapters, weights, strict=True) if name in adapter.modules]
+        parts = [
+            (adapter.factors(name), w)
+            for adapter, w in zip(adapters, weights, strict=True)
+            if name in adapter.modules
+        ]
         A, B = delta.concat([factors for factors, _ in parts], [w for _, w in parts])
         held[name] = A.float(), B.float()
-    modules = {name: Module(B.shape[0], A.shape[1], A.shape[0], 1.0) for name, (A, B) in held.items()}
+    modules = {
+        name: Module(B.shape[0], A.shape[1], A.shape[0], 1.0) for name, (A, B) in held.items()
+    }
     return Blend(Path(f"blend of {len(adapters)} adapters"), {}, modules, {}, (0, 0), held=held)
 
 
 def barriers(
-    adapters: Sequence[Adapter], base: Base, prompts: Sequence[Prompt], members: Sequence[Sequence[int]], merged_G: Sequence[Adapter]
+    adapters: Sequence[Adapter],
+    base: Base,
+    prompts: Sequence[Prompt],
+    members: Sequence[Sequence[int]],
+    merged_G: Sequence[Adapter],
 ) -> list[Barrier]:
     """One record for each shift among the prompts."""
     walked = [(i, g) for g, group in enumerate(members) for i in group][:PATHS]
@@ -267,7 +343,11 @@ def barriers(
     found = []
     for shift in dict.fromkeys(shift_P.tolist()):
         loss_N = loss_NP[:, shift_P == shift].mean(1)
-        of_K, of_G, of_WA = loss_N[1 : K + 1], loss_N[K + 1 : K + 1 + G], loss_N[K + 1 + G :].reshape(len(walked), len(GRID))
+        of_K, of_G, of_WA = (
+            loss_N[1 : K + 1],
+            loss_N[K + 1 : K + 1 + G],
+            loss_N[K + 1 + G :].reshape(len(walked), len(GRID)),
+        )
         excess = max(of_G[g] - of_K[group].mean() for g, group in enumerate(members))
         ends_WA = np.array([[a * of_K[i] + (1 - a) * of_G[g] for a in GRID] for i, g in walked])
         rise_WA = of_WA - ends_WA
@@ -292,10 +372,16 @@ def barriers(
     return found
 
 
-def losses(adapters: Sequence[Adapter | None], base: Base, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
-    """-log p(reference | prompt) in nats, [adapter, prompt], None being the base; and the tokens of every reference, [prompt]."""
+def losses(
+    adapters: Sequence[Adapter | None], base: Base, prompts: Sequence[Prompt]
+) -> tuple[np.ndarray, np.ndarray]:
+    """-log p(reference | prompt) in nats, [adapter, prompt], None being the base; and the tokens of
+    every reference, [prompt].
+    """
     ids = [encode_prompt(prompt, base.tokenizer) for prompt in prompts]
-    references = [encode_reference(prompt, prompt.reference or "", base.tokenizer) for prompt in prompts]
+    references = [
+        encode_reference(prompt, prompt.reference or "", base.tokenizer) for prompt in prompts
+    ]
     rows: list[list[float]] = []
     with stacked(base.model) as stack:
         for start in range(0, len(adapters), WIDTH):
@@ -305,7 +391,7 @@ def losses(adapters: Sequence[Adapter | None], base: Base, prompts: Sequence[Pro
     return -np.array(rows), np.array([len(reference) for reference in references])
 
 
-# -- words -------------------------------------------------------------------------------------------------------------
+# -- words ---------------------------------------------------------------------------------------
 
 
 def basin_text(found: Basin) -> str:
@@ -317,23 +403,48 @@ def basin_text(found: Basin) -> str:
     norm = max(float(np.mean(shape.norm_K)), 1e-30)
     lines = [
         f"{K} members, {found.method} of {found.k}",
-        f"cosine of two changes {pairs.mean():.3f} ({pairs.min():.3f} to {pairs.max():.3f}); the mean keeps {100 * shape.kept:.1f} % of a "
+        f"cosine of two changes {pairs.mean():.3f} ({pairs.min():.3f} to "
+        f"{pairs.max():.3f}); the mean keeps {100 * shape.kept:.1f} % of a "
         f"change's squared norm (nothing in common: {100 / K:.1f} %)",
         *(
-            f"distance to the {what} {np.mean(away) / norm:.3f} of a member's norm ({np.min(away) / norm:.3f} to {np.max(away) / norm:.3f})"
-            for what, away in (("mean of all", shape.to_mean_K), (f"{found.method} of the own group", shape.to_merge_K))
+            f"distance to the {what} {np.mean(away) / norm:.3f} of a member's norm "
+            f"({np.min(away) / norm:.3f} to {np.max(away) / norm:.3f})"
+            for what, away in (
+                ("mean of all", shape.to_mean_K),
+                (f"{found.method} of the own group", shape.to_merge_K),
+            )
         ),
     ]
     if shape.cluster_K is None:
         lines.append(f"clusters: INCONCLUSIVE with {K} members; {MIN_MEMBERS} are needed")
     else:
         sizes = np.bincount(shape.cluster_K)[1:].tolist()
-        lines.append(f"clusters: {len(sizes)}" + (f" of {', '.join(map(str, sizes))}" if len(sizes) > 1 else ""))
-    lines += ["", f" {'loss, nats':<10}{'prompts':>8}{'base':>9}{'members':>9}{'SD':>8}{'merge':>9}{'excess':>9}{'barrier':>9}"]
+        lines.append(
+            f"clusters: {len(sizes)}"
+            + (f" of {', '.join(map(str, sizes))}" if len(sizes) > 1 else "")
+        )
+    lines += [
+        "",
+        " "
+        f"{'loss, nats':<10}{'prompts':>8}{'base':>9}{'members':>9}{'SD':>8}{'merge':>9}{'excess':>9}{'barrier':>9}",
+    ]
     for b in found.barriers:
         numbers = f"{b.base:>9.3f}{b.members:>9.3f}{b.sd:>8.3f}{b.merged:>9.3f}{b.excess:>+9.3f}{b.barrier:>9.3f}"
-        lines.append(f" {b.shift:<10}{b.n_prompts:>8}{numbers}{'  !' * (b.size > MARK)}{'!' * (b.size > WARN)}")
-    lines += ["", "excess: largest rise of a merge above its members' mean; barrier: largest rise on the way from a member to it;"]
+        lines.append(
+            " "
+            f"{b.shift:<10}{b.n_prompts:>8}{numbers}{'  !' * (b.size > MARK)}{'!' * (b.size > WARN)}"
+        )
+    lines += [
+        "",
+        "excess: largest rise of a merge above its members' mean; barrier: largest rise "
+        "on the way from a member to it;",
+    ]
     lines += [f"'!' where one of them is larger than the SD between members, '!!' than {WARN:g} SD"]
-    words = {"warn": "WARN", "ok": "OK: members and merges lie in one basin, as far as these prompts tell", "inconclusive": "INCONCLUSIVE"}
-    return escape.lines([*lines, "", words[found.verdict], *(f"- {reason}" for reason in found.reasons)])
+    words = {
+        "warn": "WARN",
+        "ok": "OK: members and merges lie in one basin, as far as these prompts tell",
+        "inconclusive": "INCONCLUSIVE",
+    }
+    return escape.lines(
+        [*lines, "", words[found.verdict], *(f"- {reason}" for reason in found.reasons)]
+    )

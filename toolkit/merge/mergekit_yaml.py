@@ -1,7 +1,9 @@
-"""mergekit's YAML, the part that is about adapters: `merge_method`, `models` and `parameters`, read and written.
+"""mergekit's YAML, the part that is about adapters: `merge_method`, `models` and `parameters`, read
+and written.
 
-mergekit merges `base+adapter` as full models; here the same request makes an adapter. What would ask for something else (slices, modules,
-a weight for each layer, other methods) is refused in one line.
+mergekit merges `base+adapter` as full models; here the same request makes an adapter. What would
+ask for something else (slices, modules, a weight for each layer, other methods) is refused in one
+line.
 """
 
 from __future__ import annotations
@@ -27,7 +29,17 @@ OURS = {"linear": "mean", "task_arithmetic": "mean", "ties": "ties"}
 """mergekit's method -> ftk's"""
 THEIRS = {"mean": "linear", "swa": "linear", "ema": "linear", "ties": "ties"}
 """ftk's method -> mergekit's of the adapters that went in"""
-TOP = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", "tokenizer_source", "tokenizer", "chat_template")
+TOP = (
+    "merge_method",
+    "base_model",
+    "models",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+)
 ELSEWHERE = {
     "slices": "slices put layers of several models on top of each other",
     "modules": "modules merge the parts of a model apart",
@@ -50,11 +62,14 @@ class Request:
 
 
 def read_request(path: Path) -> Request:
-    """Read a mergekit file. Adapter paths count from its folder first, then from the working directory.
+    """Read a mergekit file. Adapter paths count from its folder first, then from the working
+    directory.
 
     Raises RecipeError in one line (file, line, field, fix), or AdapterError.
     """
-    document, lines = read_yaml(text_of(path), str(path), "a mapping with `merge_method` and `models` is expected")
+    document, lines = read_yaml(
+        text_of(path), str(path), "a mapping with `merge_method` and `models` is expected"
+    )
 
     def wrong(place: Path_, text: str) -> RecipeError:
         line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), 1)
@@ -64,17 +79,25 @@ def read_request(path: Path) -> Request:
         for key in block:
             if key not in keys:
                 where = f" in '{'.'.join(map(str, place))}'" if place else ""
-                raise RecipeError(f"{path}:{lines[(*place, key)]}: unknown key {key!r}{where}{nearest(str(key), list(keys))}")
+                raise RecipeError(
+                    f"{path}:{lines[(*place, key)]}: unknown key "
+                    f"{key!r}{where}{nearest(str(key), list(keys))}"
+                )
 
     known(document, (), (*TOP, "slices", "modules"))
     for key, why in ELSEWHERE.items():
         if document.get(key) is not None:
-            raise wrong((key,), f"{why}: that takes mergekit itself; ftk reads `models` and `parameters`")
+            raise wrong(
+                (key,), f"{why}: that takes mergekit itself; ftk reads `models` and `parameters`"
+            )
     if document.get("tokenizer_source") not in (None, "base"):
         raise wrong(("tokenizer_source",), "an adapter carries no tokenizer; leave it out")
     method = document.get("merge_method")
     if method not in OURS:
-        raise wrong(("merge_method",), f"should be one of {', '.join(OURS)} (got {method!r}); others take mergekit itself")
+        raise wrong(
+            ("merge_method",),
+            f"should be one of {', '.join(OURS)} (got {method!r}); others take mergekit itself",
+        )
     models, shared = document.get("models"), document.get("parameters") or {}
     if not isinstance(models, list) or not models:
         raise wrong(("models",), "should be a list of `model: BASE+ADAPTER`")
@@ -103,7 +126,11 @@ def read_request(path: Path) -> Request:
         settings = {"weight": 1.0, "density": 1.0, **shared, **own}
         for name in ("weight", "density"):
             value = settings[name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not math.isfinite(value)
+            ):
                 at = ("models", i, "parameters", name) if name in own else ("parameters", name)
                 raise wrong(at, f"should be one number for all layers (got {value!r})")
         weights.append(float(settings["weight"]))
@@ -112,21 +139,29 @@ def read_request(path: Path) -> Request:
         raise wrong(("models",), "holds no adapter")
     bases |= {document["base_model"]} if document.get("base_model") else set()
     if len(bases) > 1:
-        raise wrong(("models",), f"adapters of one base are merged; here are {', '.join(sorted(bases))}")
+        raise wrong(
+            ("models",), f"adapters of one base are merged; here are {', '.join(sorted(bases))}"
+        )
 
     normalised = shared.get("normalize", method != "task_arithmetic")
     if not normalised and (method == "ties" or not math.isclose(sum(weights), 1, abs_tol=1e-6)):
-        raise wrong(("parameters", "normalize"), f"weights are normalised here, and these sum to {sum(weights):g}; make them sum to 1")
+        raise wrong(
+            ("parameters", "normalize"),
+            f"weights are normalised here, and these sum to {sum(weights):g}; make them sum to 1",
+        )
     if shared.get("lambda", 1) != 1 or shared.get("rescale"):
         raise wrong(
-            ("parameters", "lambda" if shared.get("lambda", 1) != 1 else "rescale"), "the merged change is not scaled here; leave it out"
+            ("parameters", "lambda" if shared.get("lambda", 1) != 1 else "rescale"),
+            "the merged change is not scaled here; leave it out",
         )
     if len(set(densities)) > 1:
         raise wrong(("models",), "one density for all adapters is known here")
     if method != "ties" and set(densities) != {1.0}:
         raise wrong(("parameters", "density"), "belongs to `merge_method: ties`")
     unused = [key for key in ("dtype", "out_dtype") if document.get(key) not in (None, "float32")]
-    notes = [f"{key} {document[key]} is not used: the adapter is written in float32" for key in unused]
+    notes = [
+        f"{key} {document[key]} is not used: the adapter is written in float32" for key in unused
+    ]
     parameters = {"density": densities[0]} if method == "ties" else {}
     return Request(OURS[str(method)], adapters, weights, next(iter(bases), None), parameters, notes)
 
@@ -139,15 +174,24 @@ def _adapter(text: str, folder: Path) -> Path | None:
 
 
 def config_of(merged: Path) -> str | None:
-    """The YAML with which mergekit makes the same merge as a full model; None where it cannot say it."""
+    """The YAML with which mergekit makes the same merge as a full model; None where it cannot say
+    it.
+    """
     record = read_record(merged / "merge.json", shapes.Merge)
     if not (merged / CONFIG).is_file():  # a merge of whole models
         return None
     base = read_record(merged / CONFIG, shapes.AdapterConfig).get("base_model_name_or_path")
     method = THEIRS.get(record["method"])
     paths = [str(Path(one["path"]).absolute()) for one in record["inputs"]]
-    embeds = any(module.embedding for module in read_adapter(merged).modules.values())  # mergekit would change a tied head, too
-    if method is None or not base or embeds or any(mark in text for text in (base, *paths) for mark in "+@"):
+    embeds = any(
+        module.embedding for module in read_adapter(merged).modules.values()
+    )  # mergekit would change a tied head, too
+    if (
+        method is None
+        or not base
+        or embeds
+        or any(mark in text for text in (base, *paths) for mark in "+@")
+    ):
         return None
     density = {"density": record["parameters"]["density"]} if method == "ties" else {}
     document = {
@@ -163,7 +207,8 @@ def config_of(merged: Path) -> str | None:
     kept = (
         ""
         if record["energy"] > 1 - 1e-9
-        else f"; ftk cut it to rank {record['rank']} and kept {100 * record['energy']:.2f} % of the energy"
+        else f"; ftk cut it to rank {record['rank']} and kept {100 * record['energy']:.2f} % "
+        "of the energy"
     )
     return f"# the same merge as a full model: mergekit-yaml {NAME} OUT{kept}\n" + yaml.dump(
         document, Dumper=Dumper, sort_keys=False, width=1000

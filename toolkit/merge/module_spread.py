@@ -1,4 +1,6 @@
-"""Which modules do replicas change alike, and which differently? The spread of their weight changes, module by module."""
+"""Which modules do replicas change alike, and which differently? The spread of their weight
+changes, module by module.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ LISTS = ("all", "kinds", "layers", "modules")
 
 @dataclass(frozen=True)
 class Population:
-    """Adapters of one condition. replicas: their numbers; seeds: of each, by source, empty where nobody knows them."""
+    """Adapters of one condition. replicas: their numbers; seeds: of each, by source, empty where
+    nobody knows them.
+    """
 
     name: str
     adapters: Sequence[Adapter]
@@ -29,17 +33,20 @@ class Population:
 
 
 def place(name: str) -> tuple[str, str]:
-    """(layer, kind) of a module: the first number in its name, and what stands behind it: ("0", "self_attn.q_proj")."""
+    """(layer, kind) of a module: the first number in its name, and what stands behind it: ("0",
+    "self_attn.q_proj").
+    """
     found = re.search(r"(?:^|\.)(\d+)\.(.+)$", name)
     return (found[1], found[2]) if found else ("", name)
 
 
 def modules(populations: Sequence[Population], *, level: float = 0.95) -> tuple[Modules, ...]:
-    """Spread of every module, kind of module and layer, of each population; its ratio to that of the first, adjusted within each list.
+    """Spread of every module, kind of module and layer, of each population; its ratio to that of
+    the first, adjusted within each list.
 
-    A kind, or a layer, is measured as one: the changes of all its modules together. Populations are compared as pairs of the same number
-    where these have the same seeds. Reads one module of a few members at a time. Raises AdapterError in one line, ValueError for fewer
-    than two adapters.
+    A kind, or a layer, is measured as one: the changes of all its modules together. Populations are
+    compared as pairs of the same number where these have the same seeds. Reads one module of a few
+    members at a time. Raises AdapterError in one line, ValueError for fewer than two adapters.
     """
     pairs = [_pairs(population, populations[0]) for population in populations]
     notes = [_dependent(population.seeds) for population in populations]
@@ -53,13 +60,22 @@ def modules(populations: Sequence[Population], *, level: float = 0.95) -> tuple[
                 b, a = gram, gram_C[0]
                 if both := pairs[c]:
                     b, a = b[np.ix_(both[0], both[0])], a[np.ix_(both[1], both[1])]
-                ratio = _told(st.weight_spread_ratio(b, a, paired=both is not None, level=level), notes[c] or notes[0])
-            found.append(ModuleSpread(name, float(np.trace(gram)) / len(gram), _told(spread, notes[c]), ratio))
+                ratio = _told(
+                    st.weight_spread_ratio(b, a, paired=both is not None, level=level),
+                    notes[c] or notes[0],
+                )
+            found.append(
+                ModuleSpread(
+                    name, float(np.trace(gram)) / len(gram), _told(spread, notes[c]), ratio
+                )
+            )
         return found
 
     rows: dict[str, list[list[ModuleSpread]]] = {title: [] for title in LISTS}
     sums: defaultdict[tuple[str, str], list] = defaultdict(lambda: [0.0] * len(populations))
-    for name in sorted({name for one in populations for name in module_names(one.adapters)}, key=_in_order):
+    for name in sorted(
+        {name for one in populations for name in module_names(one.adapters)}, key=_in_order
+    ):
         gram_C = [module_gram(population.adapters, name) for population in populations]
         rows["modules"].append(measured(name, gram_C))
         layer, kind = place(name)
@@ -71,10 +87,22 @@ def modules(populations: Sequence[Population], *, level: float = 0.95) -> tuple[
     found = []
     for c, population in enumerate(populations):
         size = rows["all"][0][c].share or 1.0
-        lists = {title: _adjusted([replace(row[c], share=row[c].share / size) for row in rows[title]]) for title in LISTS}
+        lists = {
+            title: _adjusted([replace(row[c], share=row[c].share / size) for row in rows[title]])
+            for title in LISTS
+        }
         baseline = populations[0].name if c else ""
         numbers = tuple(population.replicas)
-        found.append(Modules(population.name, baseline, pairs[c] is not None, numbers, lists["all"][0], *(lists[t] for t in LISTS[1:])))
+        found.append(
+            Modules(
+                population.name,
+                baseline,
+                pairs[c] is not None,
+                numbers,
+                lists["all"][0],
+                *(lists[t] for t in LISTS[1:]),
+            )
+        )
     return tuple(found)
 
 
@@ -84,11 +112,19 @@ def _in_order(name: str) -> list[tuple[int, str]]:
 
 
 def _pairs(b: Population, a: Population) -> tuple[list[int], list[int]] | None:
-    """Places of the members that have number and seeds in common, in both; None where fewer than two have."""
+    """Places of the members that have number and seeds in common, in both; None where fewer than
+    two have.
+    """
     if b is a:
         return None
-    at = {(number, *sorted(seeds.items())): i for i, (number, seeds) in enumerate(zip(a.replicas, a.seeds, strict=True)) if seeds}
-    own = [(number, *sorted(seeds.items())) for number, seeds in zip(b.replicas, b.seeds, strict=True)]
+    at = {
+        (number, *sorted(seeds.items())): i
+        for i, (number, seeds) in enumerate(zip(a.replicas, a.seeds, strict=True))
+        if seeds
+    }
+    own = [
+        (number, *sorted(seeds.items())) for number, seeds in zip(b.replicas, b.seeds, strict=True)
+    ]
     common = [(i, at[key]) for i, key in enumerate(own) if key in at]
     return ([i for i, _ in common], [j for _, j in common]) if len(common) >= 2 else None
 
@@ -107,22 +143,29 @@ def _told(estimate: st.Estimate, note: str) -> st.Estimate:
 
 def _adjusted(rows: Sequence[ModuleSpread]) -> tuple[ModuleSpread, ...]:
     adjusted = st.benjamini_hochberg([row.ratio.p if row.ratio else None for row in rows])
-    return tuple(row if np.isnan(p) else replace(row, p_adjusted=float(p)) for row, p in zip(rows, adjusted, strict=True))
+    return tuple(
+        row if np.isnan(p) else replace(row, p_adjusted=float(p))
+        for row, p in zip(rows, adjusted, strict=True)
+    )
 
 
-# -- words -------------------------------------------------------------------------------------------------------------
+# -- words ---------------------------------------------------------------------------------------
 
 
 def modules_text(found: Sequence[Modules]) -> str:
     """For the terminal."""
     return "\n\n".join(_text(one) for one in found) + (
-        "\n\nspread: share of a change's squared norm that the next run does not repeat, 0 = copies, 1 = nothing in common;\n"
+        "\n\nspread: share of a change's squared norm that the next run does not repeat, "
+        "0 = copies, 1 = nothing in common;\n"
         "size: share of the squared norm of the whole change; '?' inconclusive"
     )
 
 
 def _text(found: Modules) -> str:
-    lines = [f"{found.condition}: {len(found.replicas)} replicas" + (f", against {found.baseline}" if found.baseline else "")]
+    lines = [
+        f"{found.condition}: {len(found.replicas)} replicas"
+        + (f", against {found.baseline}" if found.baseline else "")
+    ]
     lines[0] += " (pairs of the same seeds)" if found.paired else ""
     if found.total.spread.note:
         lines.append(f"inconclusive: {found.total.spread.note}")
@@ -131,18 +174,31 @@ def _text(found: Modules) -> str:
     lines.append((head + (f"{'ratio':<22}p adjusted" if found.baseline else "")).rstrip())
     for title, rows in found.shown():
         lines.append(f" {title}")
-        lines += [f"  {row.name:<{width}}{number(row.share, '%'):>5} %  {_figure(row.spread):<22}{_ratio(row)}".rstrip() for row in rows]
+        lines += [
+            f"  {row.name:<{width}}{number(row.share, '%'):>5} %  {_figure(row.spread):<22}{_ratio(row)}".rstrip()
+            for row in rows
+        ]
     if found.baseline:
-        clear = sum(row.p_adjusted is not None and row.p_adjusted < 1 - found.total.spread.level for row in found.modules)
-        lines.append(f" {clear} of {len(found.modules)} modules have another spread than in {found.baseline}, adjusted for their number")
+        clear = sum(
+            row.p_adjusted is not None and row.p_adjusted < 1 - found.total.spread.level
+            for row in found.modules
+        )
+        lines.append(
+            f" {clear} of {len(found.modules)} modules have another spread than in "
+            f"{found.baseline}, adjusted for their number"
+        )
     return escape.lines(lines)
 
 
 def _figure(estimate: st.Estimate) -> str:
-    return f"{number(estimate.value)} {interval(estimate)}{'' if estimate.conclusive else '?'}".replace(" ?", "?")
+    return f"{number(estimate.value)} {interval(estimate)}{'' if estimate.conclusive else '?'}".replace(
+        " ?", "?"
+    )
 
 
 def _ratio(row: ModuleSpread) -> str:
     if row.ratio is None:
         return ""
-    return f"{number(row.ratio.value)} {interval(row.ratio)}".ljust(22) + ("" if row.p_adjusted is None else f"{row.p_adjusted:.2g}")
+    return f"{number(row.ratio.value)} {interval(row.ratio)}".ljust(22) + (
+        "" if row.p_adjusted is None else f"{row.p_adjusted:.2g}"
+    )

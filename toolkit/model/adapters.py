@@ -1,15 +1,18 @@
-"""PEFT LoRA adapter folders: read exactly or refuse, write atomically and with the same bits every time.
+"""PEFT LoRA adapter folders: read exactly or refuse, write atomically and with the same bits every
+time.
 
     adapter_config.json          rank, alpha and the patterns from which each module's scale follows
     adapter_model.safetensors    base_model.model.<module>.lora_A.weight [r, I] and .lora_B.weight [O, r]
                                  of an embedding .lora_embedding_A [r, I] and .lora_embedding_B [O, r], I tokens
                                  and, where peft found it right, a copy of base weights, .base_layer.weight
 
-Trainers that wrap a model leave their wrappers' parts in the names of tensors (`_orig_mod.` of torch.compile, `module.` of data
-parallelism); `plain_key` takes them off, so that one module has one name.
+Trainers that wrap a model leave their wrappers' parts in the names of tensors (`_orig_mod.` of
+torch.compile, `module.` of data parallelism); `plain_key` takes them off, so that one module has
+one name.
 
-The weight change of a module is dW = scale * B @ A, of shape [O, I]. GPT-2's Conv1D and embeddings store their weight transposed,
-their factors not: the shapes above hold there too. An embedding is a linear layer whose inputs are tokens, one of them at a time.
+The weight change of a module is dW = scale * B @ A, of shape [O, I]. GPT-2's Conv1D and embeddings
+store their weight transposed, their factors not: the shapes above hold there too. An embedding is a
+linear layer whose inputs are tokens, one of them at a time.
 """
 
 import hashlib
@@ -43,12 +46,18 @@ FULL = "full.json"
 """what a folder with a fully fine-tuned model has instead (`toolkit.model.full`)"""
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.+)\.lora_(?:([AB])\.weight|embedding_([AB]))")
 COPY = ".base_layer.weight"
-INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
-"""what torch.compile, FSDP, activation checkpointing and Lightning Fabric put before any module's name"""
+INNER = re.compile(
+    r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
+"""what torch.compile, FSDP, activation checkpointing and Lightning Fabric put before any module's
+name
+"""
 OUTER = re.compile(r"(?:module\.|base_model\.model\.)*base_model\.model\.(?:module\.)*")
 """PREFIX as it is where peft wrapped a model twice, or data parallelism wrapped it"""
 NAMED = re.compile(r"\.lora_(?:([AB])\.[^.]+\.weight|embedding_([AB])\.[^.]+)")
-"""a factor with the name of its adapter, `.lora_A.default.weight`, as in a model's own state_dict"""
+"""a factor with the name of its adapter, `.lora_A.default.weight`, as in a model's own
+state_dict
+"""
 SINGLE_EXPERT = re.compile(r"(.+\.experts)\.\d+\.")
 """one of the experts that transformers 5 holds as one tensor"""
 LANGUAGE = "language_model"
@@ -58,7 +67,9 @@ DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 """Names of dtypes in safetensors and in torch."""
 
 INITS = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
-"""`init_lora_weights` that leave the base alone. PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA move a part of it into the adapter."""
+"""`init_lora_weights` that leave the base alone. PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA move a part of
+it into the adapter.
+"""
 
 HARMLESS = frozenset(
     """
@@ -68,7 +79,9 @@ HARMLESS = frozenset(
     loftq_config eva_config corda_config lora_ga_config qalora_group_size runtime_config
     """.split()
 )
-"""Keys that are read below or do not touch dW. Of `bias`, the tensors decide: biases that were saved are refused."""
+"""Keys that are read below or do not touch dW. Of `bias`, the tensors decide: biases that were
+saved are refused.
+"""
 
 REFUSED = {
     "use_dora": "DoRA rescales the whole weight, so dW is not a product of two factors",
@@ -88,7 +101,9 @@ PLAIN_LORA = "train it again as plain LoRA, or merge it into the base model"
 
 
 class AdapterError(ValueError):
-    """An adapter that cannot be read, written or combined: one line with the folder, the problem and the fix."""
+    """An adapter that cannot be read, written or combined: one line with the folder, the problem
+    and the fix.
+    """
 
 
 class Module(NamedTuple):
@@ -112,7 +127,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked PEFT LoRA folder. The tensors stay on disk until `factors` asks for one module's."""
+    """A checked PEFT LoRA folder. The tensors stay on disk until `factors` asks for one
+    module's.
+    """
 
     path: Path
     config: Mapping[str, Any]
@@ -138,7 +155,9 @@ class Adapter:
 
     @property
     def copies(self) -> list[str]:
-        """Modules of which the folder has the base's weight beside the factors, as peft writes it for embeddings and heads."""
+        """Modules of which the folder has the base's weight beside the factors, as peft writes it
+        for embeddings and heads.
+        """
         return [key[len(PREFIX) : -len(COPY)] for key in self.places if key.endswith(COPY)]
 
     def sha256(self) -> str:
@@ -146,26 +165,34 @@ class Adapter:
         return sha256_file(self.path / WEIGHTS)
 
     def factors(self, name: str) -> "tuple[Tensor, Tensor, float]":
-        """(A [r, I], B [O, r], scale) of one module on the CPU, in float32 or what is stored if that is wider.
+        """(A [r, I], B [O, r], scale) of one module on the CPU, in float32 or what is stored if
+        that is wider.
 
-        The file is opened for each call, so thousands of adapters cost neither memory nor open files, and only these tensors are read:
-        where they lie is known since `read_adapter`.
+        The file is opened for each call, so thousands of adapters cost neither memory nor open
+        files, and only these tensors are read: where they lie is known since `read_adapter`.
         """
         A, B = self._read(*(factor_key(name, x, self.modules[name].embedding) for x in "AB"))
         for x, tensor in (("A", A), ("B", B)):
             if not finite(tensor):
-                raise AdapterError(f"{self.path}: lora_{x} of {name} has values that are not finite (a diverged run?); leave it out")
+                raise AdapterError(
+                    f"{self.path}: lora_{x} of {name} has values that are not finite (a "
+                    "diverged run?); leave it out"
+                )
         if A.element_size() < 4:  # bf16 would lose small differences in every sum
             A, B = A.float(), B.float()
         return A, B, self.modules[name].scale
 
     @property
     def is_zero(self) -> bool:
-        """Whether it changes nothing, to the last bit, as an adapter that was never trained. Reads no more than it takes to see."""
+        """Whether it changes nothing, to the last bit, as an adapter that was never trained. Reads
+        no more than it takes to see.
+        """
 
         def power(A: "Tensor", B: "Tensor", scale: float) -> float:
             A, B = A.double(), B.double()
-            return scale * float(((B.T @ B) * (A @ A.T)).sum())  # ||B A||^2, in squares of numbers that float64 holds
+            return scale * float(
+                ((B.T @ B) * (A @ A.T)).sum()
+            )  # ||B A||^2, in squares of numbers that float64 holds
 
         return all(power(*self.factors(name)) == 0 for name in self.modules)
 
@@ -175,34 +202,45 @@ class Adapter:
         return {DTYPES[place.dtype] for key, place in self.places.items() if FACTOR.fullmatch(key)}
 
     def change_digest(self, dtype: "torch.dtype | None" = None) -> str:
-        """Of what it does, by the modules' names: the same for two adapters whose changes are the same, however they are written.
+        """Of what it does, by the modules' names: the same for two adapters whose changes are the
+        same, however they are written.
 
-        Every module's dW is applied to a fixed input. dtype: factors are rounded to it before. One that changes nothing counts by its
-        factors.
+        Every module's dW is applied to a fixed input. dtype: factors are rounded to it before. One
+        that changes nothing counts by its factors.
         """
         import torch
 
         changes, changed = hashlib.sha256(), False
         for name, A, B, scale in self._rounded(dtype):
-            x = torch.randn(A.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-            y = (scale * (B @ (A @ x))).float() + 0.0  # the order of sums is forgotten, and the sign of zero
+            x = torch.randn(
+                A.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+            )
+            y = (
+                scale * (B @ (A @ x))
+            ).float() + 0.0  # the order of sums is forgotten, and the sign of zero
             if y.any():
                 changes.update(name.encode() + y.numpy().tobytes())
                 changed = True
         if not changed:
             for name, A, B, scale in self._rounded(dtype):
-                changes.update(f"{name} {scale}".encode() + A.numpy().tobytes() + B.numpy().tobytes())
+                changes.update(
+                    f"{name} {scale}".encode() + A.numpy().tobytes() + B.numpy().tobytes()
+                )
         return changes.hexdigest()
 
-    def _rounded(self, dtype: "torch.dtype | None") -> "Iterator[tuple[str, Tensor, Tensor, float]]":
+    def _rounded(
+        self, dtype: "torch.dtype | None"
+    ) -> "Iterator[tuple[str, Tensor, Tensor, float]]":
         """Factors in float64, rounded to a dtype before where one is given."""
         for name, (A, B, scale) in self.items():
             yield name, A.to(dtype or A.dtype).double(), B.to(dtype or B.dtype).double(), scale
 
     def fitted(self, names: Collection[str]) -> "Adapter":
-        """The same adapter under a base's own names of modules, where they differ in `language_model.` and parts of wrappers alone.
+        """The same adapter under a base's own names of modules, where they differ in
+        `language_model.` and parts of wrappers alone.
 
-        A wrapper's part is called `module`, or begins with `_`, and no module of the base has it in its name.
+        A wrapper's part is called `module`, or begins with `_`, and no module of the base has it in
+        its name.
         """
         if all(name in names for name in self.modules):
             return self
@@ -212,11 +250,18 @@ class Adapter:
         own = {part for name in names for part in name.split(".")}
         new: dict[str, str] = {}
         for name in self.modules:
-            parts = (part for part in name.split(".") if part in own or not (part == "module" or part.startswith("_")))
+            parts = (
+                part
+                for part in name.split(".")
+                if part in own or not (part == "module" or part.startswith("_"))
+            )
             meant = known.get(text_name(".".join(parts)), [])
             new[name] = meant[0] if name not in names and len(meant) == 1 else name
         if len(set(new.values())) < len(new):
-            raise AdapterError(f"{self.path}: has two changes of one module under two names; save the adapter again")
+            raise AdapterError(
+                f"{self.path}: has two changes of one module under two names; save the "
+                "adapter again"
+            )
         places = {}
         for key, place in self.places.items():
             module = _owner(key)
@@ -231,14 +276,17 @@ class Adapter:
         return self._read(PREFIX + name + COPY)[0]
 
     def check_copies(self, weight_of: "Callable[[str], Tensor]") -> None:
-        """Raise AdapterError where a copy is not the weight that this base has: peft would put it in its place."""
+        """Raise AdapterError where a copy is not the weight that this base has: peft would put it
+        in its place.
+        """
         import torch
 
         for name in self.copies:
             weight = weight_of(name)
             if not torch.equal(self.copy(name).to(weight), weight):
                 raise AdapterError(
-                    f"{self.path}: has a weight of {name} that is not that of the base; name its own base, or train it again"
+                    f"{self.path}: has a weight of {name} that is not that of the base; "
+                    "name its own base, or train it again"
                 )
 
     def _read(self, *keys: str) -> "list[Tensor]":
@@ -248,7 +296,9 @@ class Adapter:
                     raise OSError("it has changed since it was checked")
                 return [_tensor(file, self.places[key]) for key in keys]
         except (OSError, EOFError) as error:
-            raise AdapterError(f"{self.path}: {WEIGHTS} cannot be read ({error}); copy or train it again") from None
+            raise AdapterError(
+                f"{self.path}: {WEIGHTS} cannot be read ({error}); copy or train it again"
+            ) from None
 
     def items(self) -> "Iterator[tuple[str, tuple[Tensor, Tensor, float]]]":
         """(name, factors) of every module, read one at a time."""
@@ -256,17 +306,24 @@ class Adapter:
 
 
 def adapter_paths(source: str | Path) -> list[Path]:
-    """The folders of adapters, or of whole models of ftk's, that `source` means: itself, or its sub-folders that are, sorted by name.
+    """The folders of adapters, or of whole models of ftk's, that `source` means: itself, or its
+    sub-folders that are, sorted by name.
 
-    Of a trainer's `checkpoint-N` folders the last one counts, and only where nothing was saved beside them: they are one run.
+    Of a trainer's `checkpoint-N` folders the last one counts, and only where nothing was saved
+    beside them: they are one run.
     """
     source = Path(source)
     if itself := _final(source):
         return [itself]
     children = sorted(source.iterdir()) if source.is_dir() else []
-    paths = [path for child in children if not child.name.startswith(".") and (path := _final(child))]
+    paths = [
+        path for child in children if not child.name.startswith(".") and (path := _final(child))
+    ]
     if not paths:
-        raise AdapterError(f"{source}: no {CONFIG} here nor one level down; name a PEFT adapter folder or a folder of them")
+        raise AdapterError(
+            f"{source}: no {CONFIG} here nor one level down; name a PEFT adapter folder "
+            "or a folder of them"
+        )
     return paths
 
 
@@ -274,7 +331,11 @@ def _final(folder: Path) -> Path | None:
     """The adapter in a folder, or its last checkpoint."""
     if (folder / CONFIG).is_file() or (folder / FULL).is_file():
         return folder
-    steps = {int(path.name[11:]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal() and (path / CONFIG).is_file()}
+    steps = {
+        int(path.name[11:]): path
+        for path in folder.glob("checkpoint-*")
+        if path.name[11:].isdecimal() and (path / CONFIG).is_file()
+    }
     return steps[max(steps)] if steps else None
 
 
@@ -291,7 +352,9 @@ def read_adapter(path: str | Path) -> Adapter:
     if problem := empty_tensor({key: place.shape for key, place in written.items()}):
         raise AdapterError(f"{path}: {problem}; {GATHER}")
     places = {plain: written[key] for plain, key in sorted(plain_keys(path, written).items())}
-    wrapped = next((_wrapped(key, plain_key(key)) for key in written if plain_key(key) != key), None)
+    wrapped = next(
+        (_wrapped(key, plain_key(key)) for key in written if plain_key(key) != key), None
+    )
     shapes = {key: place.shape for key, place in places.items()}
     names: dict[str, dict[str, tuple[int, ...]]] = {}  # module -> {"A": shape, "B": shape}
     embeddings = set()
@@ -299,14 +362,30 @@ def read_adapter(path: str | Path) -> Adapter:
         if match := FACTOR.fullmatch(key):
             names.setdefault(match[1], {})[match[2] or match[3]] = shape
             embeddings |= {match[1]} if match[3] else set()
-    modules = {name: module_of(path, config, name, names[name])._replace(embedding=name in embeddings) for name in sorted(names)}
+    modules = {
+        name: module_of(path, config, name, names[name])._replace(embedding=name in embeddings)
+        for name in sorted(names)
+    }
     for key, shape in shapes.items():
         module = modules.get(key[len(PREFIX) : -len(COPY)]) if key.endswith(COPY) else None
         if not module and not FACTOR.fullmatch(key):
             raise AdapterError(f"{path}: {_no_factor(key, shape)}")
-        if module and shape not in ((module.out_features, module.in_features), (module.in_features, module.out_features)):
-            raise AdapterError(f"{path}: {key!r} is {list(shape)}, which its factors do not fit; save the adapter again")
-    return Adapter(path, config, _shared(tuple(modules.items())), _shared(tuple(places.items())), stamp, wrapped)
+        if module and shape not in (
+            (module.out_features, module.in_features),
+            (module.in_features, module.out_features),
+        ):
+            raise AdapterError(
+                f"{path}: {key!r} is {list(shape)}, which its factors do not fit; save "
+                "the adapter again"
+            )
+    return Adapter(
+        path,
+        config,
+        _shared(tuple(modules.items())),
+        _shared(tuple(places.items())),
+        stamp,
+        wrapped,
+    )
 
 
 def plain_key(key: str) -> str:
@@ -315,7 +394,9 @@ def plain_key(key: str) -> str:
     match = NAMED.search(key)
     if not match or match.end() != len(key):
         return key
-    return key[: match.start()] + (f".lora_{match[1]}.weight" if match[1] else f".lora_embedding_{match[2]}")
+    return key[: match.start()] + (
+        f".lora_{match[1]}.weight" if match[1] else f".lora_embedding_{match[2]}"
+    )
 
 
 def plain_keys(path: Path, keys: Collection[str]) -> dict[str, str]:
@@ -324,7 +405,10 @@ def plain_keys(path: Path, keys: Collection[str]) -> dict[str, str]:
     for key in keys:
         if plain.setdefault(plain_key(key), key) != key:
             both = f"{plain[plain_key(key)]!r} and {key!r}"
-            raise AdapterError(f"{path}: {both} are one factor of two adapters, or of two wrappers; save one adapter in a folder")
+            raise AdapterError(
+                f"{path}: {both} are one factor of two adapters, or of two wrappers; save "
+                "one adapter in a folder"
+            )
     return plain
 
 
@@ -341,8 +425,10 @@ def no_such_layer(name: str, base: str) -> str:
 
 
 def text_name(module: str) -> str:
-    """The name of a module without `language_model.`, wherever it stands: `model.language_model.layers` and `language_model.model.layers`
-    are `model.layers` of the model of text."""
+    """The name of a module without `language_model.`, wherever it stands:
+    `model.language_model.layers` and `language_model.model.layers` are `model.layers` of the model
+    of text.
+    """
     return ".".join(part for part in module.split(".") if part != LANGUAGE)
 
 
@@ -355,14 +441,22 @@ def _owner(key: str) -> str:
 def empty_tensor(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """What is wrong where a tensor has no values; empty text where none is."""
     key = next((key for key, shape in shapes.items() if 0 in shape), None)
-    return f"{key!r} is empty, {list(shapes[key])}, as ZeRO-3 leaves weights that it did not gather" if key else ""
+    return (
+        f"{key!r} is empty, {list(shapes[key])}, as ZeRO-3 leaves weights that it did not gather"
+        if key
+        else ""
+    )
 
 
-GATHER = "save the adapter again with stage3_gather_16bit_weights_on_model_save (or zero_to_fp32.py)"
+GATHER = (
+    "save the adapter again with stage3_gather_16bit_weights_on_model_save (or zero_to_fp32.py)"
+)
 
 
 def aims_at(config: Mapping[str, Any], module: str) -> bool:
-    """Whether an adapter's target_modules, layers and exclusions, as peft reads them, mean a module. True where they say nothing."""
+    """Whether an adapter's target_modules, layers and exclusions, as peft reads them, mean a
+    module. True where they say nothing.
+    """
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     if excluded and _among(excluded, module):
         return False
@@ -381,12 +475,16 @@ def _among(names: Any, module: str) -> bool:
             return compiled(rf"(?:{names})\Z").match(module) is not None
         except PatternError:
             return False
-    return isinstance(names, list) and any(module == name or module.endswith(f".{name}") for name in names)
+    return isinstance(names, list) and any(
+        module == name or module.endswith(f".{name}") for name in names
+    )
 
 
 @lru_cache(maxsize=64)
 def _shared(items: tuple[tuple[str, Any], ...]) -> Mapping[str, Any]:
-    """One mapping for all that are equal: the replicas of a population are laid out alike, and there may be 10,000 of them."""
+    """One mapping for all that are equal: the replicas of a population are laid out alike, and
+    there may be 10,000 of them.
+    """
     return dict(items)
 
 
@@ -411,22 +509,30 @@ def write_adapter(
 ) -> str:
     """Write a PEFT folder; return the sha256 of its weights.
 
-    Everything is written beside, synced, and renamed: `path` is never half an adapter. If `path` exists (a replica
-    whose snapshots came first), the files move in one by one: weights, configuration, then the extra files in the order
-    given; the old ones are removed before. Tensors keep their dtype.
+    Everything is written beside, synced, and renamed: `path` is never half an adapter. If `path`
+    exists (a replica whose snapshots came first), the files move in one by one: weights,
+    configuration, then the extra files in the order given; the old ones are removed before. Tensors
+    keep their dtype.
 
-    Raises AdapterError for factors that are no adapter, and OSError that names `path` when the disk refuses.
+    Raises AdapterError for factors that are no adapter, and OSError that names `path` when the disk
+    refuses.
     """
     path = Path(path)
     tensors = {}
     for name, (A, B) in factors.items():
         if A.dim() != 2 or B.dim() != 2 or A.shape[0] != r or B.shape[1] != r:
-            raise AdapterError(f"{path}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}; rank {r} needs [{r}, I] and [O, {r}]")
-        tensors |= {factor_key(name, x, name in embeddings): tensor for x, tensor in (("A", A), ("B", B))}
+            raise AdapterError(
+                f"{path}: {name} has A {tuple(A.shape)} and B {tuple(B.shape)}; rank {r} "
+                f"needs [{r}, I] and [O, {r}]"
+            )
+        tensors |= {
+            factor_key(name, x, name in embeddings): tensor for x, tensor in (("A", A), ("B", B))
+        }
     if not tensors:
         raise AdapterError(f"{path}: no modules to write; check the target modules")
     tensors |= {PREFIX + name + COPY: weight for name, weight in (copies or {}).items()}
-    # Only what differs from the defaults or what vLLM and llama.cpp insist on: newer keys break an older peft.
+    # Only what differs from the defaults or what vLLM and llama.cpp insist on: newer keys break an
+    # older peft.
     settings = {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -442,7 +548,12 @@ def write_adapter(
         **(config or {}),
     }
     return write_folder(
-        path, tensors, WEIGHTS, {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})}, kind, of
+        path,
+        tensors,
+        WEIGHTS,
+        {CONFIG: json.dumps(settings, indent=2, sort_keys=True) + "\n", **(extra_files or {})},
+        kind,
+        of,
     )
 
 
@@ -454,10 +565,12 @@ def write_folder(
     kind: str = "",
     of: Mapping[str, str] | None = None,
 ) -> str:
-    """Write the file `weights` and the others beside, sync and rename them, as `write_adapter` says; return the sha256 of the weights.
+    """Write the file `weights` and the others beside, sync and rename them, as `write_adapter`
+    says; return the sha256 of the weights.
 
-    kind: what ftk.json says that the folder is, `of` what it is made of, with the hashes of all its files; none without.
-    Raises AdapterError in one line, and writes nothing, where the disk refuses or a value is not finite.
+    kind: what ftk.json says that the folder is, `of` what it is made of, with the hashes of all its
+    files; none without. Raises AdapterError in one line, and writes nothing, where the disk refuses
+    or a value is not finite.
     """
     import torch
     from safetensors.torch import save
@@ -465,11 +578,16 @@ def write_folder(
     if bad := [name for name, tensor in tensors.items() if not finite(tensor)]:
         raise AdapterError(f"{path}: {bad[0]} has values that are not finite; not written")
     # copies of their own: a slice of a stack shares storage, which safetensors refuses
-    own = {name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    own = {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
     staging = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         staging.mkdir(parents=True)
-        data = save(own, metadata={"format": "pt"})  # `save_file` does not say in a form for programs why the disk refused
+        data = save(
+            own, metadata={"format": "pt"}
+        )  # `save_file` does not say in a form for programs why the disk refused
         (staging / weights).write_bytes(data)
         for name, text in files.items():
             (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)
@@ -481,15 +599,27 @@ def write_folder(
     return hashlib.sha256(data).hexdigest()
 
 
-def publish(staging: Path, path: Path, names: Sequence[str], kind: str = "", of: Mapping[str, str] | None = None) -> None:
-    """Have the files `names` of a folder `staging` on the disk and give them their place in `path`, whose other files stay.
+def publish(
+    staging: Path,
+    path: Path,
+    names: Sequence[str],
+    kind: str = "",
+    of: Mapping[str, str] | None = None,
+) -> None:
+    """Have the files `names` of a folder `staging` on the disk and give them their place in `path`,
+    whose other files stay.
 
-    kind: what ftk.json is to say that `path` is, and `of` of what; it is there first, so that a folder which was being replaced is known,
-    and known as not whole. What an earlier ftk.json names and is not written again is removed.
+    kind: what ftk.json is to say that `path` is, and `of` of what; it is there first, so that a
+    folder which was being replaced is known, and known as not whole. What an earlier ftk.json names
+    and is not written again is removed.
     """
     stale = []
     if kind:
-        stale = [name for name in (read_marker(path) or {}).get("sha256", {}) if name not in names and Path(name).name == name]
+        stale = [
+            name
+            for name in (read_marker(path) or {}).get("sha256", {})
+            if name not in names and Path(name).name == name
+        ]
         hashes = {name: sha256_file(staging / name) for name in names}
         (staging / MARKER).write_text(marker_text(kind, of, hashes), encoding="utf-8")
     for name in [*names, *([MARKER] if kind else [])]:
@@ -509,7 +639,9 @@ def publish(staging: Path, path: Path, names: Sequence[str], kind: str = "", of:
 
 
 def read_files(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Configuration, and shape of every tensor, of any PEFT folder as it is. Raises AdapterError only for what cannot be read."""
+    """Configuration, and shape of every tensor, of any PEFT folder as it is. Raises AdapterError
+    only for what cannot be read.
+    """
     path = Path(path)
     config = _read_json(path)
     if (path / WEIGHTS).is_file() or not (path / OLD_WEIGHTS).is_file():
@@ -520,24 +652,35 @@ def read_files(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, .
         tensors = torch.load(path / OLD_WEIGHTS, map_location="meta", weights_only=True)
         return config, {str(name): tuple(tensor.shape) for name, tensor in tensors.items()}
     except Exception as error:  # a pickle fails in whatever way it likes
-        raise AdapterError(f"{path}: {OLD_WEIGHTS} is damaged ({' '.join(str(error).split())[:100]}); save it as safetensors") from None
+        raise AdapterError(
+            f"{path}: {OLD_WEIGHTS} is damaged ({' '.join(str(error).split())[:100]}); "
+            "save it as safetensors"
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = _json((path / CONFIG).read_bytes())
     except FileNotFoundError:
-        found = "a fully fine-tuned model, and this is for adapters alone" if (path / FULL).is_file() else f"no {CONFIG}"
+        found = (
+            "a fully fine-tuned model, and this is for adapters alone"
+            if (path / FULL).is_file()
+            else f"no {CONFIG}"
+        )
         raise AdapterError(f"{path}: {found}; name a PEFT adapter folder") from None
     except (OSError, ValueError) as error:
-        raise AdapterError(f"{path}: {CONFIG} cannot be read ({error}); save the adapter again") from None
+        raise AdapterError(
+            f"{path}: {CONFIG} cannot be read ({error}); save the adapter again"
+        ) from None
     if not isinstance(config, dict):
         raise AdapterError(f"{path}: {CONFIG} is no block of keys; save the adapter again")
     return config
 
 
 def wrong_type(config: Mapping[str, Any]) -> str:
-    """What in the configuration of LoRA is of another type than peft writes, so that tools would fail at it, or read it each in its way."""
+    """What in the configuration of LoRA is of another type than peft writes, so that tools would
+    fail at it, or read it each in its way.
+    """
     try:
         if config.get("peft_type") == "LORA":
             from_plain(AdapterConfig, config)
@@ -552,19 +695,24 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: {wrong}; repair {CONFIG}, or save the adapter again")
     tuner = config.get("peft_type")
     if tuner != "LORA":
-        raise AdapterError(f"{path}: peft_type is {tuner}, only LORA can be treated exactly; train it again with LoRA")
+        raise AdapterError(
+            f"{path}: peft_type is {tuner}, only LORA can be treated exactly; train it "
+            "again with LoRA"
+        )
     for key, value in config.items():
         if value and key in REFUSED:
             raise AdapterError(f"{path}: {key} is set, and {REFUSED[key]}; {PLAIN_LORA}")
         if value and key not in HARMLESS:
             raise AdapterError(
-                f"{path}: option {key!r} of {CONFIG} is unknown here and may change what the factors mean; "
+                f"{path}: option {key!r} of {CONFIG} is unknown here and may change what "
+                "the factors mean; "
                 f"delete it if it is a remark of another tool, else {PLAIN_LORA}"
             )
     init = config.get("init_lora_weights", True)
     if init not in INITS:
         raise AdapterError(
-            f"{path}: init_lora_weights {init!r} moves a part of the base weights into the adapter; convert it to "
+            f"{path}: init_lora_weights {init!r} moves a part of the base weights into "
+            "the adapter; convert it to "
             "plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
         )
     return config
@@ -576,24 +724,32 @@ def _json(text: bytes) -> Any:
 
 
 def _read_places(path: Path) -> tuple[dict[str, Place], tuple[int, int]]:
-    """Where every tensor lies, from the header of a file that safetensors has checked; and the stamp of that file."""
+    """Where every tensor lies, from the header of a file that safetensors has checked; and the
+    stamp of that file.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not (path / WEIGHTS).is_file():
-        raise AdapterError(f"{path}: no {WEIGHTS}; save the adapter as safetensors (save_pretrained does)")
+        raise AdapterError(
+            f"{path}: no {WEIGHTS}; save the adapter as safetensors (save_pretrained does)"
+        )
     try:
         with open(path / WEIGHTS, "rb") as file, safe_open(path / WEIGHTS, framework="np"):
             length = int.from_bytes(file.read(8), "little")
             header, stamp = parse(file.read(length)), _stamp(file)
     except (OSError, ValueError, SafetensorError) as error:
-        raise AdapterError(f"{path}: {WEIGHTS} is damaged ({error}); copy or train it again") from None
+        raise AdapterError(
+            f"{path}: {WEIGHTS} is damaged ({error}); copy or train it again"
+        ) from None
 
     header.pop("__metadata__", None)
     places = {}
     for key in sorted(header):
         part = header[key]
         if part["dtype"] not in DTYPES:
-            raise AdapterError(f"{path}: {key} is stored as {part['dtype']}; save the adapter in float32")
+            raise AdapterError(
+                f"{path}: {key} is stored as {part['dtype']}; save the adapter in float32"
+            )
         start, end = part["data_offsets"]
         places[key] = Place(part["dtype"], tuple(part["shape"]), 8 + length + start, end - start)
     return places, stamp
@@ -615,7 +771,9 @@ def _tensor(file: Any, place: Place) -> "Tensor":
 
 
 def finite(tensor: "Tensor") -> bool:
-    """Whether no value is infinite or NaN. One pass over the extremes, NaN among them, takes a tenth of `torch.isfinite(tensor).all()`."""
+    """Whether no value is infinite or NaN. One pass over the extremes, NaN among them, takes a
+    tenth of `torch.isfinite(tensor).all()`.
+    """
     return tensor.numel() == 0 or all(map(math.isfinite, (x.item() for x in tensor.aminmax())))
 
 
@@ -624,10 +782,16 @@ def factor_key(name: str, x: str, embedding: bool) -> str:
     return f"{PREFIX}{name}.lora_embedding_{x}" if embedding else f"{PREFIX}{name}.lora_{x}.weight"
 
 
-def module_of(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]) -> Module:
-    """Rank and scale as PEFT resolves them: the first pattern that matches the name from some component to its end."""
+def module_of(
+    path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]
+) -> Module:
+    """Rank and scale as PEFT resolves them: the first pattern that matches the name from some
+    component to its end.
+    """
     if set(shapes) != {"A", "B"}:
-        raise AdapterError(f"{path}: {name} has only lora_{''.join(shapes)}; save the adapter again")
+        raise AdapterError(
+            f"{path}: {name} has only lora_{''.join(shapes)}; save the adapter again"
+        )
     A, B = shapes["A"], shapes["B"]
     try:
         r = _pattern(config.get("rank_pattern"), name, config.get("r", 8))
@@ -636,14 +800,23 @@ def module_of(path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[
         if not math.isfinite(scale):
             raise ValueError(f"scale {scale}")
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
-        raise AdapterError(f"{path}: rank and alpha of {name} cannot be read ({error}); repair {CONFIG}") from None
+        raise AdapterError(
+            f"{path}: rank and alpha of {name} cannot be read ({error}); repair {CONFIG}"
+        ) from None
     if len(A) != 2 or len(B) != 2 or A[0] != r or B[1] != r or 0 in A + B:
-        raise AdapterError(f"{path}: {name} has A {A} and B {B}, but {CONFIG} says rank {r}; save the adapter again")
+        raise AdapterError(
+            f"{path}: {name} has A {A} and B {B}, but {CONFIG} says rank {r}; save the "
+            "adapter again"
+        )
     return Module(B[0], A[1], r, scale)
 
 
 def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    matches = (value for pattern, value in (patterns or {}).items() if compiled(rf"(.*\.)?({pattern})$").match(name))
+    matches = (
+        value
+        for pattern, value in (patterns or {}).items()
+        if compiled(rf"(.*\.)?({pattern})$").match(name)
+    )
     return next(matches, default)
 
 
@@ -651,11 +824,23 @@ def _no_factor(key: str, shape: tuple[int, ...]) -> str:
     """Why a tensor that is no factor is refused, and what to do."""
     if key.endswith(WHOLE_EMBEDDING):
         return (
-            f"{key!r} is a whole weight for {shape[0]:,} tokens, in which a resized vocabulary has its new ones; where the base has "
-            "as many, save again with save_embedding_layers=False, else resize the base, save it, and train on it"
+            f"{key!r} is a whole weight for {shape[0]:,} tokens, in which a resized "
+            "vocabulary has its new ones; where the base has "
+            "as many, save again with save_embedding_layers=False, else resize the base, "
+            "save it, and train on it"
         )
     what = f"tensor {key!r} is not a LoRA factor of a linear layer or an embedding"
-    return f"{what}; train it again with bias='none'" if key.endswith(".bias") else f"{what}; {PLAIN_LORA}"
+    return (
+        f"{what}; train it again with bias='none'"
+        if key.endswith(".bias")
+        else f"{what}; {PLAIN_LORA}"
+    )
 
 
-WHOLE_EMBEDDING = ("embed_tokens.weight", "lm_head.weight", "embed_tokens.base_layer.weight", "lm_head.base_layer.weight", "wte.weight")
+WHOLE_EMBEDDING = (
+    "embed_tokens.weight",
+    "lm_head.weight",
+    "embed_tokens.base_layer.weight",
+    "lm_head.base_layer.weight",
+    "wte.weight",
+)

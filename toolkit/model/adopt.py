@@ -1,11 +1,13 @@
-"""Populations made elsewhere: adapters of another tool found, checked, and linked into a run as if it had trained them.
+"""Populations made elsewhere: adapters of another tool found, checked, and linked into a run as if
+it had trained them.
 
     CONDITION/
       population.json       design "given": which folder is which replica
       replicas/00017/       links to the adapter's two files, and replica.json with their hashes and where they are
 
-From there on nothing asks who trained them: they are merged, let answer and measured as any population. A file that changes no longer
-agrees with its hash, so the adapter is taken anew and everything made of it is made again.
+From there on nothing asks who trained them: they are merged, let answer and measured as any
+population. A file that changes no longer agrees with its hash, so the adapter is taken anew and
+everything made of it is made again.
 """
 
 from __future__ import annotations
@@ -19,7 +21,16 @@ from pathlib import Path
 
 from torch import nn
 
-from toolkit.model.adapters import CONFIG, SINGLE_EXPERT, WEIGHTS, Adapter, AdapterError, adapter_paths, no_such_layer, read_adapter
+from toolkit.model.adapters import (
+    CONFIG,
+    SINGLE_EXPERT,
+    WEIGHTS,
+    Adapter,
+    AdapterError,
+    adapter_paths,
+    no_such_layer,
+    read_adapter,
+)
 from toolkit.model.base import EMBEDDED, Base, named_modules
 from toolkit.model.full import FullModel, copies, read_weights
 from toolkit.model.stack import layer_shape, target_modules
@@ -27,10 +38,20 @@ from toolkit.model.stacked_embedding import StackedEmbedding
 from toolkit.record import shapes as records
 from toolkit.record.files import home, is_leftover, real, sha256_file
 from toolkit.record.plain import read_record
-from toolkit.record.population import LEDGER, RECORD, Replica, read_ledger, read_population, replica_folder, write_text
+from toolkit.record.population import (
+    LEDGER,
+    RECORD,
+    Replica,
+    read_ledger,
+    read_population,
+    replica_folder,
+    write_text,
+)
 
 RUN_LEVELS = 6
-"""folders above an adapter in which ftk's own base.json may lie: RUN/CONDITION/merged/LABEL/g000, .../replicas/00000/averages/swa"""
+"""folders above an adapter in which ftk's own base.json may lie: RUN/CONDITION/merged/LABEL/g000,
+.../replicas/00000/averages/swa
+"""
 TRAJECTORY = ("averages", "snapshots")
 """what `swa` and `ema` need beside an adapter, as ftk writes it"""
 
@@ -38,7 +59,8 @@ TRAJECTORY = ("averages", "snapshots")
 def find_adapters(patterns: Iterable[str]) -> list[Path]:
     """Adapter folders that paths and patterns mean, each once, sorted.
 
-    A pattern may also match files and folders that are no adapters; a path may not. Raises AdapterError in one line.
+    A pattern may also match files and folders that are no adapters; a path may not. Raises
+    AdapterError in one line.
     """
     found: set[Path] = set()
     for pattern in patterns:
@@ -52,17 +74,24 @@ def find_adapters(patterns: Iterable[str]) -> list[Path]:
             except AdapterError:
                 continue
         if len(found) == before:
-            raise AdapterError(f"{pattern}: matches no PEFT adapter folder; an adapter has {CONFIG} and {WEIGHTS}")
+            raise AdapterError(
+                f"{pattern}: matches no PEFT adapter folder; an adapter has {CONFIG} and {WEIGHTS}"
+            )
     return sorted(found)
 
 
 def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]:
-    """Make `paths` the population of the condition `folder`, in their order; return it. What is there and unchanged stays.
+    """Make `paths` the population of the condition `folder`, in their order; return it. What is
+    there and unchanged stays.
 
-    Raises AdapterError in one line where an adapter cannot be read exactly, was trained on another base, or is the same as another, and
-    where the folder holds a population of another kind.
+    Raises AdapterError in one line where an adapter cannot be read exactly, was trained on another
+    base, or is the same as another, and where the folder holds a population of another kind.
     """
-    record = {"condition": folder.name, "design": "given", "adapters": [str(path) for path in paths]}
+    record = {
+        "condition": folder.name,
+        "design": "given",
+        "adapters": [str(path) for path in paths],
+    }
     check_given(folder)
     shape_of = layer_shapes(base.model)
     known, population = read_population(folder), {}
@@ -78,14 +107,18 @@ def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]
 
 
 def read_all(paths: Sequence[Path], base: str) -> list[Adapter | FullModel]:
-    """Adapters and whole models under the names of modules that `base` has, where it is here to tell. Raises AdapterError in one line."""
+    """Adapters and whole models under the names of modules that `base` has, where it is here to
+    tell. Raises AdapterError in one line.
+    """
     names = named_modules(base) or ()
     found = map(read_weights, paths)
     return [one.fitted(names) if isinstance(one, Adapter) else one for one in found]
 
 
 def remarks(paths: Sequence[Path], base: str) -> list[str]:
-    """Lines on adapters that are to answer on `base` beside each other: another base by name, a wrapper's names, a change of zero."""
+    """Lines on adapters that are to answer on `base` beside each other: another base by name, a
+    wrapper's names, a change of zero.
+    """
     found = [one for one in read_all(paths, base) if isinstance(one, Adapter)]
     source = str(EMBEDDED) if base == "embedded" else base
     known = {None, base, source, str(real(home(source)))}
@@ -93,7 +126,13 @@ def remarks(paths: Sequence[Path], base: str) -> list[str]:
     wrapped = [adapter for adapter in found if adapter.wrapped]
     zero = [adapter for adapter in found if adapter.is_zero]
     said = [
-        (other, lambda a: f"says that its base is {a.base}, and {base} is what answers; names and shapes of the layers fit"),
+        (
+            other,
+            lambda a: (
+                f"says that its base is {a.base}, and {base} is what answers; names and "
+                "shapes of the layers fit"
+            ),
+        ),
         (wrapped, lambda a: a.wrapped),
         (zero, lambda a: "its change is exactly zero: it answers as the base"),
     ]
@@ -102,7 +141,9 @@ def remarks(paths: Sequence[Path], base: str) -> list[str]:
 
 
 def layer_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """[O, I] of every layer of a base that an adapter may change, by name: the linear ones, and the token embedding."""
+    """[O, I] of every layer of a base that an adapter may change, by name: the linear ones, and the
+    token embedding.
+    """
     layers = target_modules(model, "all-linear")
     embedding = StackedEmbedding(model)
     shapes = {name: layer_shape(layer) for name, layer in layers.items()}
@@ -110,14 +151,16 @@ def layer_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def check_base(adapter: Adapter, base: Base, shape_of: Mapping[str, tuple[int, int]]) -> Adapter:
-    """Refuse an adapter of another base: by the base's hash where ftk wrote it down, and always by names and shapes of the layers.
+    """Refuse an adapter of another base: by the base's hash where ftk wrote it down, and always by
+    names and shapes of the layers.
 
     Return it under the base's own names of modules.
     """
     known = base_hash(adapter.path)
     if known is not None and known != base.sha256:
         raise AdapterError(
-            f"{adapter.path}: trained on a base whose weights have the sha256 {known[:12]}..., those of {base.name!r} have "
+            f"{adapter.path}: trained on a base whose weights have the sha256 "
+            f"{known[:12]}..., those of {base.name!r} have "
             f"{base.sha256[:12]}...; name its own base"
         )
     adapter = check_modules(adapter, base.model, base.name, shape_of)
@@ -125,8 +168,11 @@ def check_base(adapter: Adapter, base: Base, shape_of: Mapping[str, tuple[int, i
     return adapter
 
 
-def check_modules(adapter: Adapter, model: nn.Module, name_of_base: str, shape_of: Mapping[str, tuple[int, int]]) -> Adapter:
-    """The adapter under the names that the modules of a base have; refuse, with the reason, what this base cannot carry.
+def check_modules(
+    adapter: Adapter, model: nn.Module, name_of_base: str, shape_of: Mapping[str, tuple[int, int]]
+) -> Adapter:
+    """The adapter under the names that the modules of a base have; refuse, with the reason, what
+    this base cannot carry.
 
     model: may be on the meta device. shape_of: its `layer_shapes`.
     """
@@ -138,12 +184,14 @@ def check_modules(adapter: Adapter, model: nn.Module, name_of_base: str, shape_o
             raise AdapterError(f"{adapter.path}: {_why_not(name, model, name_of_base)}")
         if name == embedding and shape[0] == its[0] and shape != its:
             raise AdapterError(
-                f"{adapter.path}: {name} is for {shape[1]:,} tokens, base {name_of_base!r} has {its[1]:,}: its vocabulary was "
+                f"{adapter.path}: {name} is for {shape[1]:,} tokens, base "
+                f"{name_of_base!r} has {its[1]:,}: its vocabulary was "
                 "resized; resize the base in the same way, save it, and name that one"
             )
         if shape != its:
             raise AdapterError(
-                f"{adapter.path}: {name} is {list(shape)}, in base {name_of_base!r} {list(its)}; is this an adapter of another base?"
+                f"{adapter.path}: {name} is {list(shape)}, in base {name_of_base!r} "
+                f"{list(its)}; is this an adapter of another base?"
             )
     return adapter
 
@@ -152,11 +200,15 @@ def _why_not(name: str, model: nn.Module, name_of_base: str) -> str:
     """Why a base has no layer of this name to adapt."""
     modules = dict(model.named_modules())
     if name in modules:
-        return f"adapts {name!r}, which is the output head, or neither linear nor the token embedding; train without"
+        return (
+            f"adapts {name!r}, which is the output head, or neither linear nor the token "
+            "embedding; train without"
+        )
     single = SINGLE_EXPERT.match(name)
     if single and single[1] in modules:
         return (
-            f"adapts single experts ({name!r}), as transformers 4 had them; base {name_of_base!r} holds them as one tensor, which is not "
+            f"adapts single experts ({name!r}), as transformers 4 had them; base "
+            f"{name_of_base!r} holds them as one tensor, which is not "
             "adapted here; peft loads it, and `ftk merge` merges it"
         )
     return no_such_layer(name, name_of_base)
@@ -171,24 +223,37 @@ def base_hash(adapter: Path) -> str | None:
 
 
 def check_given(folder: Path) -> None:
-    """Refuse a condition's folder that holds replicas which ftk trained: by its ledger, or where that is lost by any of them.
+    """Refuse a condition's folder that holds replicas which ftk trained: by its ledger, or where
+    that is lost by any of them.
 
     Raises AdapterError in one line.
     """
     design = read_ledger(folder).get("design")
     homes = sorted((folder / "replicas").iterdir()) if (folder / "replicas").is_dir() else []
-    if design != "given" and (design is not None or not all(map(_is_linked, homes))):  # copies of a run hold copies of what was linked
-        raise AdapterError(f"{folder}: holds replicas that ftk trained; choose another --out, or another name for this condition")
+    if design != "given" and (
+        design is not None or not all(map(_is_linked, homes))
+    ):  # copies of a run hold copies of what was linked
+        raise AdapterError(
+            f"{folder}: holds replicas that ftk trained; choose another --out, or another "
+            "name for this condition"
+        )
 
 
 def _is_linked(home: Path) -> bool:
-    """Whether a replica's folder is links and a record, or less: nothing that would be lost with it."""
-    return home.is_dir() and all(path.is_symlink() or path.name == RECORD or is_leftover(path.name) for path in home.iterdir())
+    """Whether a replica's folder is links and a record, or less: nothing that would be lost with
+    it.
+    """
+    return home.is_dir() and all(
+        path.is_symlink() or path.name == RECORD or is_leftover(path.name)
+        for path in home.iterdir()
+    )
 
 
 def _remove_link(home: Path) -> None:
     if home.exists() and not _is_linked(home):
-        raise AdapterError(f"{home}: holds more than links to an adapter; move it away, or choose another --out")
+        raise AdapterError(
+            f"{home}: holds more than links to an adapter; move it away, or choose another --out"
+        )
     shutil.rmtree(home, ignore_errors=True)  # links and a record, never an adapter
 
 
@@ -199,8 +264,14 @@ def _link(folder: Path, replica: int, path: Path) -> Replica:
     home.mkdir(parents=True)
     for name in (CONFIG, WEIGHTS, *(part for part in TRAJECTORY if (path / part).is_dir())):
         os.symlink(path / name, home / name)
-    files = [Path(CONFIG), Path(WEIGHTS), *(f.relative_to(path) for part in TRAJECTORY for f in sorted((path / part).rglob(WEIGHTS)))]
+    files = [
+        Path(CONFIG),
+        Path(WEIGHTS),
+        *(f.relative_to(path) for part in TRAJECTORY for f in sorted((path / part).rglob(WEIGHTS))),
+    ]
     hashes = {str(file): sha256_file(path / file) for file in files}
-    record = Replica(replica, "ok", seeds={}, steps=0, final_loss=None, sha256=hashes, source=str(path))
+    record = Replica(
+        replica, "ok", seeds={}, steps=0, final_loss=None, sha256=hashes, source=str(path)
+    )
     write_text(home / RECORD, record.to_json())
     return record

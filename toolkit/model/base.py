@@ -1,4 +1,6 @@
-"""The frozen base model: a Hugging Face causal LM by id or folder, or the small one that ships with ftk."""
+"""The frozen base model: a Hugging Face causal LM by id or folder, or the small one that ships with
+ftk.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ class Base:
 
     @property
     def max_positions(self) -> int | None:
-        """Tokens that the base was made for, prompt and answer together; None where its configuration does not say."""
+        """Tokens that the base was made for, prompt and answer together; None where its
+        configuration does not say.
+        """
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +94,9 @@ def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's, and those of the generation config (chat models have several)."""
+    """Tokens that end an answer: the tokenizer's, and those of the generation config (chat models
+    have several).
+    """
     generation = getattr(model, "generation_config", None)
     configured = getattr(generation, "eos_token_id", None)
     ids = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
@@ -99,7 +105,8 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
 
 @lru_cache(maxsize=8)  # one answer for a process, whatever else the machine does
 def fastest_dtype(width: int, device: str) -> str:
-    """`bfloat16` where a product of this many columns is several times faster in it, as on a GPU or with AMX; else `float32`.
+    """`bfloat16` where a product of this many columns is several times faster in it, as on a GPU or
+    with AMX; else `float32`.
 
     Measured here. Narrow bases stay in float32: their time goes elsewhere.
     """
@@ -138,17 +145,28 @@ def _one_line(name: str) -> Iterator[None]:
         yield
     except (MemoryError, torch.OutOfMemoryError, BaseError):
         raise
-    except Exception as error:  # of libraries, and of the code of an architecture, which fails in whatever way it likes
+    except Exception as error:
+        # of libraries, and of the code of an architecture, which fails in whatever way it likes
         raise BaseError(f"base {name!r} {why_not(error)}") from None
 
 
 def why_not(error: Exception) -> str:
-    """Why a model is not loaded, after its name: transformers' reason, and whether it would have run code that came with it."""
+    """Why a model is not loaded, after its name: transformers' reason, and whether it would have
+    run code that came with it.
+    """
     if isinstance(error, UnpicklingError):
-        return "has weights in a pickle that holds more than tensors, which could run code: name one with .safetensors"
+        return (
+            "has weights in a pickle that holds more than tensors, which could run code: name "
+            "one with .safetensors"
+        )
     if "trust_remote_code" in str(error) or "custom code" in str(error):
-        return "needs code that comes with it (`auto_map`), which is never run: name a base of a kind that transformers knows itself"
-    reason = " ".join(str(error).split()).split(". ")[0]  # the first sentence; what follows is advice for library authors
+        return (
+            "needs code that comes with it (`auto_map`), which is never run: name a base of a "
+            "kind that transformers knows itself"
+        )
+    reason = " ".join(str(error).split()).split(". ")[
+        0
+    ]  # the first sentence; what follows is advice for library authors
     return f"is no folder with a causal LM, and not to be had from a hub: {reason}"
 
 
@@ -156,35 +174,46 @@ def load_config(name: str) -> PretrainedConfig:
     """The configuration of a base, as `load_base` finds it. Raises BaseError."""
     source, revision = _locate(name)
     with _one_line(name):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **({"revision": revision} if revision else {}))
+        config = AutoConfig.from_pretrained(
+            source, trust_remote_code=False, **({"revision": revision} if revision else {})
+        )
     check_kernels(name, config)
     return config
 
 
 def check_kernels(name: str, config: PretrainedConfig) -> None:
-    """Raises BaseError where a configuration asks for compiled code from a hub (`attn_implementation: org/kernel`)."""
+    """Raises BaseError where a configuration asks for compiled code from a hub
+    (`attn_implementation: org/kernel`).
+    """
     for key in ("attn", "experts"):
         if "/" in str(getattr(config, f"_{key}_implementation", None)):
             raise BaseError(
-                f"base {name!r} asks for code from a hub, which is never run: take `{key}_implementation` out of its config.json"
+                f"base {name!r} asks for code from a hub, which is never run: take "
+                f"`{key}_implementation` out of its config.json"
             )
 
 
 def width(config: PretrainedConfig) -> int:
-    """Numbers that a token is in the base's layers; 0 where its configuration calls them otherwise than any other."""
+    """Numbers that a token is in the base's layers; 0 where its configuration calls them otherwise
+    than any other.
+    """
     return int(getattr(config.get_text_config(), "hidden_size", 0))
 
 
 def skeleton(name: str, whole: bool = False) -> Any | None:
-    """A base without its weights, on the meta device: its modules, their names and shapes. None where its configuration is not on this
-    machine or is of no causal LM. Raises BaseError where it names a folder that is not there.
+    """A base without its weights, on the meta device: its modules, their names and shapes. None
+    where its configuration is not on this machine or is of no causal LM. Raises BaseError where it
+    names a folder that is not there.
 
-    whole: of the class that its configuration names, which may be one for images too, instead of a causal LM.
+    whole: of the class that its configuration names, which may be one for images too, instead of a
+    causal LM.
     """
     source, revision = _locate(name)
     try:
         options = {"revision": revision} if revision else {}
-        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
+        config = AutoConfig.from_pretrained(
+            source, local_files_only=True, trust_remote_code=False, **options
+        )
         check_kernels(name, config)
         with torch.device("meta"):
             if whole:
@@ -196,21 +225,32 @@ def skeleton(name: str, whole: bool = False) -> Any | None:
 
 @lru_cache(maxsize=8)
 def named_modules(name: str, whole: bool = False) -> Mapping[str, bool] | None:
-    """Module of a base -> whether it holds a matrix; None where the base's configuration is not on this machine.
+    """Module of a base -> whether it holds a matrix; None where the base's configuration is not on
+    this machine.
 
-    whole: of the model of text and images that the configuration names, of which `skeleton` may take the model of text.
+    whole: of the model of text and images that the configuration names, of which `skeleton` may
+    take the model of text.
     """
     try:
         model = skeleton(name, whole)
     except BaseError:
         return None
-    return None if model is None else {name: getattr(getattr(m, "weight", None), "ndim", 0) == 2 for name, m in model.named_modules()}
+    return (
+        None
+        if model is None
+        else {
+            name: getattr(getattr(m, "weight", None), "ndim", 0) == 2
+            for name, m in model.named_modules()
+        }
+    )
 
 
 def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
-    """Load a base: `embedded`, a folder, a hub id, or `id@revision`. dtype `auto`: see `fastest_dtype`; `nf4`: see `_four_bits`.
+    """Load a base: `embedded`, a folder, a hub id, or `id@revision`. dtype `auto`: see
+    `fastest_dtype`; `nf4`: see `_four_bits`.
 
-    Raises BaseError with one line when there is no such model, it has no end-of-sequence token, or a library is missing.
+    Raises BaseError with one line when there is no such model, it has no end-of-sequence token, or
+    a library is missing.
     """
     if dtype == "auto":
         dtype = fastest_dtype(width(load_config(name)), device)
@@ -218,13 +258,22 @@ def load_base(name: str, dtype: str = "float32", device: str = "cpu") -> Base:
 
 
 def _four_bits(device: str) -> dict[str, Any]:
-    """Linear layers in four bits, as QLoRA has them (NF4, scales quantised too; arXiv:2305.14314); the rest, and products, in 16 or 32."""
+    """Linear layers in four bits, as QLoRA has them (NF4, scales quantised too; arXiv:2305.14314);
+    the rest, and products, in 16 or 32.
+    """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise BaseError("`dtype: nf4` needs bitsandbytes: pip install 'ftk[4bit]'")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that it would have fetched
-    compute = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it warns of a faster kernel that it would have fetched
+    compute = (
+        torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    )
     config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
     )
     return {"quantization_config": config, "dtype": compute, "device_map": {"": device}}
 
@@ -239,16 +288,26 @@ def _load(name: str, dtype: str, device: str) -> Base:
     kind = _four_bits(device) if packed else {"dtype": getattr(torch, dtype)}
     with _one_line(name):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, weights_only=True, **kind, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, weights_only=True, **kind, **options
+        )
     if model.get_output_embeddings() is None or model.get_input_embeddings() is None:
-        raise BaseError(f"base {name!r}: a {type(model).__name__} has no output head over a vocabulary; choose a causal LM")
+        raise BaseError(
+            f"base {name!r}: a {type(model).__name__} has no output head over a "
+            "vocabulary; choose a causal LM"
+        )
     model = (model if packed else model.to(device)).eval().requires_grad_(False)
     for module in model.modules() if packed else ():
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # it would pack itself anew in a pass without gradients, and round otherwise
+        if hasattr(
+            module, "support_avx512bf16_for_cpu"
+        ):  # it would pack itself anew in a pass without gradients, and round otherwise
             module.support_avx512bf16_for_cpu = False
     eos_ids = _eos_ids(model, tokenizer)
     if not eos_ids or tokenizer.eos_token_id is None:
-        raise BaseError(f"base {name!r}: its tokenizer has no end-of-sequence token; set `eos_token` in tokenizer_config.json")
+        raise BaseError(
+            f"base {name!r}: its tokenizer has no end-of-sequence token; set `eos_token` "
+            "in tokenizer_config.json"
+        )
     return Base(
         name=name,
         source=source,

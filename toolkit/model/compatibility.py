@@ -1,8 +1,11 @@
-"""What peft, vLLM, llama.cpp, lm-eval and ftk itself do with an adapter folder, told from its configuration, its tensors, and its base.
+"""What peft, vLLM, llama.cpp, lm-eval and ftk itself do with an adapter folder, told from its
+configuration, its tensors, and its base.
 
-The rules were read in vLLM 0.33 (lora/peft_helper.py, lora/lora_model.py, config/lora.py), llama.cpp's convert_lora_to_gguf.py and lm-eval
-0.4.13. peft is not told but asked: the installed one loads the adapter on the base's modules without weights, where the base's
-configuration is on this machine; else names of modules are not checked, and that is said. One row a tool at the end: name -> function.
+The rules were read in vLLM 0.33 (lora/peft_helper.py, lora/lora_model.py, config/lora.py),
+llama.cpp's convert_lora_to_gguf.py and lm-eval 0.4.13. peft is not told but asked: the installed
+one loads the adapter on the base's modules without weights, where the base's configuration is on
+this machine; else names of modules are not checked, and that is said. One row a tool at the end:
+name -> function.
 """
 
 from __future__ import annotations
@@ -42,7 +45,10 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """what --max-lora-rank may be"""
 REWRITE = "`ftk merge {path} --method mean --out NEW` writes the same change plainly"
 RESAVE = "save the adapter again"
-RESIZE = "resize the base alike (model.resize_token_embeddings({tokens})), save it with its tokenizer, and name that one"
+RESIZE = (
+    "resize the base alike (model.resize_token_embeddings({tokens})), save it with its "
+    "tokenizer, and name that one"
+)
 UNLOAD = "merge it into the base: PeftModel.merge_and_unload, then save the model"
 
 
@@ -60,13 +66,18 @@ class Folder:
         return self.named or self.config.get("base_model_name_or_path") or "BASE"
 
     def skeleton(self) -> Any | None:
-        """The modules of the base without weights, made anew: whoever asks may change them. None where it is not on this machine.
+        """The modules of the base without weights, made anew: whoever asks may change them. None
+        where it is not on this machine.
 
         Raises BaseError where the caller named a base that is not there.
         """
         revision = self.config.get("revision") if self.named is None else None
         try:
-            return skeleton(f"{self.base}@{revision}" if revision else self.base) if self.base != "BASE" else None
+            return (
+                skeleton(f"{self.base}@{revision}" if revision else self.base)
+                if self.base != "BASE"
+                else None
+            )
         except BaseError:
             if self.named:
                 raise
@@ -76,23 +87,35 @@ class Folder:
     def modules_of_base(self) -> frozenset[str]:
         """Names of the base's modules; empty where it is not here."""
         model = self.skeleton()
-        return frozenset() if model is None else frozenset(name for name, _ in model.named_modules())
+        return (
+            frozenset() if model is None else frozenset(name for name, _ in model.named_modules())
+        )
 
     @property
     def rank(self) -> int:
         """The largest rank of a module; 0 where no tensor is a factor."""
-        return max((shapes["A"][0] for shapes in _factors(self).values() if shapes.get("A")), default=0)
+        return max(
+            (shapes["A"][0] for shapes in _factors(self).values() if shapes.get("A")), default=0
+        )
 
     def others(self, *allowed: str) -> list[str]:
         """Tensors that are neither factors nor contain one of `allowed`."""
-        return [name for name in self.shapes if not FACTOR.fullmatch(plain_key(name)) and not any(part in name for part in allowed)]
+        return [
+            name
+            for name in self.shapes
+            if not FACTOR.fullmatch(plain_key(name)) and not any(part in name for part in allowed)
+        ]
 
     @property
     def fused(self) -> list[str]:
-        """Factors of fused experts, which target_parameters makes: their first side is experts times rank."""
+        """Factors of fused experts, which target_parameters makes: their first side is experts
+        times rank.
+        """
         if not self.config.get("target_parameters"):
             return []
-        return [name for name in _factors(self) if name.endswith((".experts", ".experts.base_layer"))] or [*_factors(self)][:1]
+        return [
+            name for name in _factors(self) if name.endswith((".experts", ".experts.base_layer"))
+        ] or [*_factors(self)][:1]
 
 
 class Problem(NamedTuple):
@@ -102,7 +125,9 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one tool does: `ok` where it loads the folder and computes what was trained. unchecked: what was not looked at, and why."""
+    """What one tool does: `ok` where it loads the folder and computes what was trained. unchecked:
+    what was not looked at, and why.
+    """
 
     target: str
     ok: bool
@@ -112,16 +137,21 @@ class Finding:
     unchecked: str = ""
 
 
-def check_adapter(path: str | Path, targets: tuple[str, ...] = (), base: str | None = None) -> list[Finding]:
-    """One finding for each tool, the first problem of each. base: instead of the one that the adapter names.
+def check_adapter(
+    path: str | Path, targets: tuple[str, ...] = (), base: str | None = None
+) -> list[Finding]:
+    """One finding for each tool, the first problem of each. base: instead of the one that the
+    adapter names.
 
-    Raises AdapterError where the folder cannot be read at all, BaseError where there is no such `base`.
+    Raises AdapterError where the folder cannot be read at all, BaseError where there is no such
+    `base`.
     """
     folder = Folder(Path(path), *read_files(path), base)
     unchecked = ""
     if not folder.modules_of_base:
         unchecked = (
-            f"names of modules were not checked: the configuration of {folder.base} is not on this machine; name a folder with --base"
+            f"names of modules were not checked: the configuration of {folder.base} is not on "
+            "this machine; name a folder with --base"
         )
     wrong = wrong_type(folder.config)
     typed = Problem(wrong, f"repair {CONFIG}, or save the adapter again") if wrong else None
@@ -130,7 +160,16 @@ def check_adapter(path: str | Path, targets: tuple[str, ...] = (), base: str | N
         if not targets or target in targets:
             problem = typed or next(problems(folder), None)
             fix = problem.fix.format(path=folder.path) if problem else ""
-            found.append(Finding(target, problem is None, problem.because if problem else "", fix, command(folder), unchecked))
+            found.append(
+                Finding(
+                    target,
+                    problem is None,
+                    problem.because if problem else "",
+                    fix,
+                    command(folder),
+                    unchecked,
+                )
+            )
     return found
 
 
@@ -146,7 +185,7 @@ def to_plain(found: list[Finding]) -> list[dict[str, Any]]:
     return [asdict(one) for one in found]
 
 
-# -- what stands in the way --------------------------------------------------------------------------------------------
+# -- what stands in the way ----------------------------------------------------------------------
 
 
 def _peft(folder: Folder) -> Iterator[Problem]:
@@ -154,7 +193,10 @@ def _peft(folder: Folder) -> Iterator[Problem]:
 
     kind = folder.config.get("peft_type")
     if kind not in list(peft.PeftType):
-        yield Problem(f"peft {peft.__version__} knows no peft_type {kind!r}", "upgrade peft, or train it again as LoRA")
+        yield Problem(
+            f"peft {peft.__version__} knows no peft_type {kind!r}",
+            "upgrade peft, or train it again as LoRA",
+        )
     yield from _nothing_there(folder)
     if kind != "LORA":
         return
@@ -162,13 +204,19 @@ def _peft(folder: Folder) -> Iterator[Problem]:
         yield from _as_peft_says(folder, model)
         return
     if strange := next((key for key in folder.shapes if _unknown_to_peft(key)), None):
-        yield Problem(f"{strange!r} has a wrapper's name: it leaves such tensors out in silence, so their effect is 0", REWRITE)
+        yield Problem(
+            f"{strange!r} has a wrapper's name: it leaves such tensors out in silence, so "
+            "their effect is 0",
+            REWRITE,
+        )
     if not folder.fused:
         yield from _ranks(folder)
 
 
 def _as_peft_says(folder: Folder, model: Any) -> Iterator[Problem]:
-    """peft itself loads the adapter on the modules of its base, which have no weights: what it refuses, and what it leaves out."""
+    """peft itself loads the adapter on the modules of its base, which have no weights: what it
+    refuses, and what it leaves out.
+    """
     import peft
 
     try:
@@ -176,33 +224,71 @@ def _as_peft_says(folder: Folder, model: Any) -> Iterator[Problem]:
             warnings.simplefilter("ignore")  # that nothing is copied to modules without weights
             config: Any = peft.PeftConfig.from_pretrained(str(folder.path))
             if folder.config.get("init_lora_weights", True) not in INITS:
-                config.init_lora_weights = True  # one that looks at the base's weights changes no name and no shape
-            tuned = peft.PeftModel.from_pretrained(model, str(folder.path), config=config, torch_device="cpu")
+                config.init_lora_weights = (
+                    True  # one that looks at the base's weights changes no name and no shape
+                )
+            tuned = peft.PeftModel.from_pretrained(
+                model, str(folder.path), config=config, torch_device="cpu"
+            )
             left = tuned.load_adapter(str(folder.path), "default", torch_device="cpu")
     except Exception as error:  # of peft, or of what it looks at; a refusal in any case
         yield _refusal(folder, error)
         return
     unused = [key for key in left.unexpected_keys if "lora_" in key]
     if unused:
-        share = "all" if len(unused) == len(folder.shapes) else f"{len(unused)} of {len(folder.shapes)}"
+        share = (
+            "all" if len(unused) == len(folder.shapes) else f"{len(unused)} of {len(folder.shapes)}"
+        )
         effect = "its effect is 0" if share == "all" else "their effect is 0"
-        yield Problem(f"the base has no place for {unused[0]!r}: it leaves {share} tensors out in silence, so {effect}", _rename(folder))
+        yield Problem(
+            f"the base has no place for {unused[0]!r}: it leaves {share} tensors out in "
+            f"silence, so {effect}",
+            _rename(folder),
+        )
     if left.missing_keys:
         of = left.missing_keys[0].removeprefix(PREFIX).partition(".lora_")[0]
-        yield Problem(f"{len(left.missing_keys)} factors that target_modules asks for are not there, as of {of}: their effect is 0", RESAVE)
+        yield Problem(
+            f"{len(left.missing_keys)} factors that target_modules asks for are not "
+            f"there, as of {of}: their effect is 0",
+            RESAVE,
+        )
 
 
 def _refusal(folder: Folder, error: Exception) -> Problem:
     text = " ".join(str(error).split())
-    whole = next((key for key in folder.shapes if key.endswith(("embed_tokens.weight", "lm_head.weight", "lora_embedding_A"))), None)
-    if "size mismatch" in text and whole and any(name in text for name in ("embed_tokens", "lm_head", "lora_embedding")):
+    whole = next(
+        (
+            key
+            for key in folder.shapes
+            if key.endswith(("embed_tokens.weight", "lm_head.weight", "lora_embedding_A"))
+        ),
+        None,
+    )
+    if (
+        "size mismatch" in text
+        and whole
+        and any(name in text for name in ("embed_tokens", "lm_head", "lora_embedding"))
+    ):
         shape = folder.shapes[whole]
         tokens = shape[1] if whole.endswith("lora_embedding_A") else shape[0]
-        return Problem(f"its vocabulary was resized to {tokens:,} tokens, and that of {folder.base} is not", RESIZE.format(tokens=tokens))
+        return Problem(
+            f"its vocabulary was resized to {tokens:,} tokens, and that of {folder.base} is not",
+            RESIZE.format(tokens=tokens),
+        )
     if "size mismatch" in text:
-        where = text.partition("size mismatch for ")[2].partition(": copying")[0].replace(".default", "")
-        return Problem(f"{where} has another shape than rank and base say", "name its own base, or save it again")
-    return Problem(f"it stops: {text.partition('. ')[0][:200].rstrip('.')}", "train it again on what peft can adapt")
+        where = (
+            text.partition("size mismatch for ")[2]
+            .partition(": copying")[0]
+            .replace(".default", "")
+        )
+        return Problem(
+            f"{where} has another shape than rank and base say",
+            "name its own base, or save it again",
+        )
+    return Problem(
+        f"it stops: {text.partition('. ')[0][:200].rstrip('.')}",
+        "train it again on what peft can adapt",
+    )
 
 
 def _rename(folder: Folder) -> str:
@@ -213,8 +299,13 @@ def _rename(folder: Folder) -> str:
 
 
 def _unknown_to_peft(key: str) -> bool:
-    """Whether a name has a wrapper's part, other than the name that peft itself gives to the adapter it loads."""
-    return plain_key(key) not in (key, key.replace(".default.weight", ".weight").removesuffix(".default"))
+    """Whether a name has a wrapper's part, other than the name that peft itself gives to the
+    adapter it loads.
+    """
+    return plain_key(key) not in (
+        key,
+        key.replace(".default.weight", ".weight").removesuffix(".default"),
+    )
 
 
 def _lm_eval(folder: Folder) -> Iterator[Problem]:
@@ -225,7 +316,11 @@ def _lm_eval(folder: Folder) -> Iterator[Problem]:
     if model is not None and known and known != model.config.get_text_config().vocab_size:
         model.resize_token_embeddings(known, mean_resizing=False)
         if problem := next(_as_peft_says(folder, model), None):
-            yield Problem(f"it resizes the base to the {known:,} tokens of its tokenizer, and then {problem.because}", problem.fix)
+            yield Problem(
+                f"it resizes the base to the {known:,} tokens of its tokenizer, and then "
+                f"{problem.because}",
+                problem.fix,
+            )
 
 
 def _tokens(folder: Folder) -> int | None:
@@ -234,8 +329,12 @@ def _tokens(folder: Folder) -> int | None:
 
     try:
         source = str(home(folder.base)) if home(folder.base).is_dir() else folder.base
-        return len(AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False))
-    except Exception:  # there is none, or none that can be read: lm-eval would stop at it, adapter or not
+        return len(
+            AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        )
+    except (
+        Exception
+    ):  # there is none, or none that can be read: lm-eval would stop at it, adapter or not
         return None
 
 
@@ -256,18 +355,26 @@ def _ranks(folder: Folder) -> Iterator[Problem]:
 
 
 def _scales(folder: Folder, says: str, scale: Callable[[int], float]) -> Iterator[Problem]:
-    """Where a tool that has one rule for all modules scales otherwise than the adapter was trained. scale: of a rank, by that rule."""
+    """Where a tool that has one rule for all modules scales otherwise than the adapter was trained.
+    scale: of a rank, by that rule.
+    """
     try:
         for name, shapes in _factors(folder).items():
             module = module_of(folder.path, folder.config, name, shapes)
             if not math.isclose(taken := scale(module.rank), module.scale):
-                yield Problem(f"{says}, in silence: {name} would get {taken:.4g} instead of {module.scale:.4g}", REWRITE)
+                yield Problem(
+                    f"{says}, in silence: {name} would get {taken:.4g} instead of "
+                    f"{module.scale:.4g}",
+                    REWRITE,
+                )
     except AdapterError as error:
         yield Problem(str(error).removeprefix(f"{folder.path}: ").partition(";")[0], RESAVE)
 
 
 def _nowhere(folder: Folder, name_of: Callable[[str], str]) -> str | None:
-    """A module that the base has not, by the name under which a tool looks for it. Single experts are the tool's own affair."""
+    """A module that the base has not, by the name under which a tool looks for it. Single experts
+    are the tool's own affair.
+    """
     known = {name_of(name) for name in folder.modules_of_base}
     names = (name for name in _factors(folder) if ".experts." not in name)
     return next((name for name in names if known and name_of(name) not in known), None)
@@ -282,9 +389,18 @@ def _vllm(folder: Folder) -> Iterator[Problem]:
             yield Problem(f"adapter_config.json lacks {key!r}", "add it, or " + REWRITE)
     if config.get("bias", "none") != "none":
         yield Problem(f"bias is {config['bias']!r}, it serves adapters without", UNLOAD)
-    if unserved := [name for name in config.get("modules_to_save") or [] if name not in ("classifier", "score")]:
+    if unserved := [
+        name for name in config.get("modules_to_save") or [] if name not in ("classifier", "score")
+    ]:
         yield Problem(f"modules_to_save holds {', '.join(unserved)}", UNLOAD)
-    for key in ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"):
+    for key in (
+        "use_dora",
+        "lora_bias",
+        "alora_invocation_tokens",
+        "layer_replication",
+        "use_bdlora",
+        "use_qalora",
+    ):
         if config.get(key):
             yield Problem(f"{key} is set", UNLOAD)
     yield from _moved_base(folder)
@@ -295,21 +411,31 @@ def _vllm(folder: Folder) -> Iterator[Problem]:
         yield Problem(f"it stops at {named!r}, in which the adapter has a name", REWRITE)
     if folder.fused:
         yield Problem(
-            f"it serves adapters of fused experts ({folder.fused[0]}) only on bases whose experts it keeps fused, as gpt-oss", UNLOAD
+            f"it serves adapters of fused experts ({folder.fused[0]}) only on bases whose "
+            "experts it keeps fused, as gpt-oss",
+            UNLOAD,
         )
         return
     if strange := next((key for key in folder.shapes if _inner(key)), None):
-        yield Problem(f"{strange!r} has a wrapper's name: it leaves such tensors out in silence", REWRITE)
+        yield Problem(
+            f"{strange!r} has a wrapper's name: it leaves such tensors out in silence", REWRITE
+        )
     if nowhere := _nowhere(folder, lambda name: name):
-        yield Problem(f"the base has no module {nowhere!r}: it leaves its change out in silence", _rename(folder))
+        yield Problem(
+            f"the base has no module {nowhere!r}: it leaves its change out in silence",
+            _rename(folder),
+        )
     if folder.rank > VLLM_RANKS[-1]:
         yield Problem(
-            f"rank {folder.rank} is above its largest, {VLLM_RANKS[-1]}", "`ftk merge {path} --method mean --rank 64 --out NEW` cuts it"
+            f"rank {folder.rank} is above its largest, {VLLM_RANKS[-1]}",
+            "`ftk merge {path} --method mean --rank 64 --out NEW` cuts it",
         )
     r, alpha = config.get("r"), config.get("lora_alpha")
     if isinstance(r, int) and isinstance(alpha, int | float) and r > 0:
         one = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
-        yield from _scales(folder, "it has one scale for all modules, from r and lora_alpha", lambda rank: one)
+        yield from _scales(
+            folder, "it has one scale for all modules, from r and lora_alpha", lambda rank: one
+        )
 
 
 def _llama_cpp(folder: Folder) -> Iterator[Problem]:
@@ -325,19 +451,27 @@ def _llama_cpp(folder: Folder) -> Iterator[Problem]:
     if named := next((key for key in folder.shapes if NAMED.search(key)), None):
         yield Problem(f"its converter stops at {named!r}, in which the adapter has a name", REWRITE)
     if folder.fused:
-        yield Problem(f"its converter knows no adapters of fused experts ({folder.fused[0]})", UNLOAD)
+        yield Problem(
+            f"its converter knows no adapters of fused experts ({folder.fused[0]})", UNLOAD
+        )
         return
     if strange := next((key for key in folder.shapes if _inner(key)), None):
         yield Problem(f"its converter stops at {strange!r}, which has a wrapper's name", REWRITE)
     if nowhere := _nowhere(folder, text_name):
-        yield Problem(f"its converter stops at {nowhere!r}, which the base has not", _rename(folder))
+        yield Problem(
+            f"its converter stops at {nowhere!r}, which the base has not", _rename(folder)
+        )
     if head := [name for name in folder.shapes if "lm_head" in name]:
-        yield Problem(f"its converter stops at {head[0]!r} where the base ties its embeddings", UNLOAD)
+        yield Problem(
+            f"its converter stops at {head[0]!r} where the base ties its embeddings", UNLOAD
+        )
     alpha = config.get("lora_alpha")
     if not isinstance(alpha, int | float):
         yield Problem("adapter_config.json lacks 'lora_alpha'", "add it")
         return
-    yield from _scales(folder, "it scales by alpha / rank alone", lambda rank: alpha / rank if alpha else 1.0)
+    yield from _scales(
+        folder, "it scales by alpha / rank alone", lambda rank: alpha / rank if alpha else 1.0
+    )
 
 
 def _ftk(folder: Folder) -> Iterator[Problem]:
@@ -360,7 +494,9 @@ def _moved_base(folder: Folder) -> Iterator[Problem]:
 
 
 def _inner(key: str) -> bool:
-    """Whether a wrapper's part is left when every `base_model.model.` has been taken off, as vLLM and llama.cpp do."""
+    """Whether a wrapper's part is left when every `base_model.model.` has been taken off, as vLLM
+    and llama.cpp do.
+    """
     return PREFIX + key.replace(PREFIX, "") != plain_key(key)
 
 
@@ -373,26 +509,38 @@ def _factors(folder: Folder) -> dict[str, dict[str, tuple[int, ...]]]:
     return names
 
 
-# -- what to type ------------------------------------------------------------------------------------------------------
+# -- what to type --------------------------------------------------------------------------------
 
 
 def _serve(folder: Folder) -> str:
     rank = next((rank for rank in VLLM_RANKS if rank >= folder.rank), VLLM_RANKS[-1])
     module = shlex.quote(f"{folder.path.resolve().name}={folder.path}")
-    return f"vllm serve {shlex.quote(folder.base)} --enable-lora --max-lora-rank {rank} --lora-modules {module}"
+    return (
+        f"vllm serve {shlex.quote(folder.base)} --enable-lora --max-lora-rank {rank} "
+        f"--lora-modules {module}"
+    )
 
 
 def _convert(folder: Folder) -> str:
     option = "--base" if folder.base == "BASE" or Path(folder.base).is_dir() else "--base-model-id"
-    return f"python convert_lora_to_gguf.py {shlex.quote(str(folder.path))} {option} {shlex.quote(folder.base)}"
+    return (
+        f"python convert_lora_to_gguf.py {shlex.quote(str(folder.path))} {option} "
+        f"{shlex.quote(folder.base)}"
+    )
 
 
 def _evaluate(folder: Folder) -> str:
-    return f"lm_eval --model hf --model_args {shlex.quote(f'pretrained={folder.base},peft={folder.path}')} --tasks TASK"
+    return (
+        "lm_eval --model hf --model_args "
+        f"{shlex.quote(f'pretrained={folder.base},peft={folder.path}')} --tasks TASK"
+    )
 
 
 def _load(folder: Folder) -> str:
-    return f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({folder.base!r}), {str(folder.path)!r})"
+    return (
+        f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({folder.base!r}), "
+        f"{str(folder.path)!r})"
+    )
 
 
 def _merge(folder: Folder) -> str:

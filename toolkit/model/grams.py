@@ -1,4 +1,6 @@
-"""Inner products of the weight changes of a population, module by module, without a dense matrix."""
+"""Inner products of the weight changes of a population, module by module, without a dense
+matrix.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def module_gram(adapters: Sequence[Adapter], name: str) -> np.ndarray:
         ours = [adapters[i].factors(name) for i in first]
         gram_KK[np.ix_(first, first)] = delta.gram(ours).numpy()
         for second in chunks[c + 1 :]:
-            both = delta.gram(ours + [adapters[i].factors(name) for i in second]).numpy()[: len(first), len(first) :]
+            both = delta.gram(ours + [adapters[i].factors(name) for i in second]).numpy()[
+                : len(first), len(first) :
+            ]
             gram_KK[np.ix_(first, second)] = both
             gram_KK[np.ix_(second, first)] = both.T
     return gram_KK
@@ -38,11 +42,15 @@ def module_gram(adapters: Sequence[Adapter], name: str) -> np.ndarray:
 
 def gram(adapters: Sequence[Adapter]) -> np.ndarray:
     """<D_i, D_j> over all modules, [K, K]."""
-    return sum((module_gram(adapters, name) for name in module_names(adapters)), np.zeros((len(adapters), len(adapters))))
+    return sum(
+        (module_gram(adapters, name) for name in module_names(adapters)),
+        np.zeros((len(adapters), len(adapters))),
+    )
 
 
 def whole_gram(models: Sequence[FullModel], weights: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """<W_i - W, W_j - W> of whole models over all weights W of their base, [K, K]; one weight of all models is held at once.
+    """<W_i - W, W_j - W> of whole models over all weights W of their base, [K, K]; one weight of
+    all models is held at once.
 
     Raises AdapterError where a model is not of this base.
     """
@@ -50,6 +58,8 @@ def whole_gram(models: Sequence[FullModel], weights: Mapping[str, torch.Tensor])
         model.check({name: tuple(W.shape) for name, W in weights.items()})
     total = torch.zeros(len(models), len(models), dtype=torch.float64)
     for name, W in weights.items():
-        change_KN = torch.stack([model.tensor(name).double() - W.double() for model in models]).flatten(1)
+        change_KN = torch.stack(
+            [model.tensor(name).double() - W.double() for model in models]
+        ).flatten(1)
         total += change_KN @ change_KN.T
     return total.numpy()

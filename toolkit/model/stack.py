@@ -1,11 +1,13 @@
-"""R adapters on one frozen base: every adapted linear layer runs the base once and its R adapters as batched products.
+"""R adapters on one frozen base: every adapted linear layer runs the base once and its R adapters
+as batched products.
 
-The batch of a stack is replica-major, `[R * B, T, ...]`: rows of replica 0 first. The base sees one matrix, replica k sees
-its own B rows through `A_RrI[k]`, `B_ROr[k]`. No parameter is shared between replicas, so one backward pass of the summed losses
-gives each replica exactly the gradient of its own loss.
+The batch of a stack is replica-major, `[R * B, T, ...]`: rows of replica 0 first. The base sees one
+matrix, replica k sees its own B rows through `A_RrI[k]`, `B_ROr[k]`. No parameter is shared between
+replicas, so one backward pass of the summed losses gives each replica exactly the gradient of its
+own loss.
 
-Hugging Face models are wrapped module by module; there is no model code here. Any causal LM whose targets are `nn.Linear` or
-GPT-2's `Conv1D` works.
+Hugging Face models are wrapped module by module; there is no model code here. Any causal LM whose
+targets are `nn.Linear` or GPT-2's `Conv1D` works.
 """
 
 from __future__ import annotations
@@ -25,12 +27,16 @@ from toolkit.model.stacked_embedding import StackedEmbedding
 
 
 class ForwardError(RuntimeError):
-    """A base whose own code fails on a batch of ours: one line with its architecture and the reason."""
+    """A base whose own code fails on a batch of ours: one line with its architecture and the
+    reason.
+    """
 
 
 @contextmanager
 def own_code(model: nn.Module, where: str = "its forward pass") -> Iterator[None]:
-    """Whatever the code of an architecture raises, in one line; memory that runs out is for others to handle."""
+    """Whatever the code of an architecture raises, in one line; memory that runs out is for others
+    to handle.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, ForwardError):
@@ -38,11 +44,16 @@ def own_code(model: nn.Module, where: str = "its forward pass") -> Iterator[None
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ForwardError(
-            f"a base of the architecture {type(model).__name__} fails in {where}: {reason}; it, or this use of it, is not supported here"
+            f"a base of the architecture {type(model).__name__} fails in {where}: "
+            f"{reason}; it, or this use of it, is not supported here"
         ) from error
 
 
-_GOLDEN, _MIX1, _MIX2 = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64, as signed int64
+_GOLDEN, _MIX1, _MIX2 = (
+    -7046029254386353131,
+    -4658895280553007687,
+    -7723592293110705685,
+)  # splitmix64, as signed int64
 
 
 def _weyl(n: int) -> int:
@@ -51,21 +62,26 @@ def _weyl(n: int) -> int:
 
 
 def _mix(z: Tensor) -> Tensor:
-    """The finaliser of splitmix64 (Steele, Lea & Flood 2014) on int64 tensors, in place; the same bits on every device."""
+    """The finaliser of splitmix64 (Steele, Lea & Flood 2014) on int64 tensors, in place; the same
+    bits on every device.
+    """
     shifted = torch.empty_like(z)
     for bits, factor in ((30, _MIX1), (27, _MIX2), (31, 1)):
         torch.bitwise_right_shift(z, bits, out=shifted)
-        z ^= shifted.bitwise_and_((1 << (64 - bits)) - 1)  # the mask makes the arithmetic shift a logical one
+        z ^= shifted.bitwise_and_(
+            (1 << (64 - bits)) - 1
+        )  # the mask makes the arithmetic shift a logical one
         if factor != 1:
             z *= factor
     return z
 
 
 class CounterDropout:
-    """Dropout masks that are a function of (replica's dropout seed, step, module, position) and of nothing else.
+    """Dropout masks that are a function of (replica's dropout seed, step, module, position) and of
+    nothing else.
 
-    Never of the slot in the stack, of the neighbours, or of how many draws came before: so a replica has the same masks alone,
-    in any stack, and after a resume.
+    Never of the slot in the stack, of the neighbours, or of how many draws came before: so a
+    replica has the same masks alone, in any stack, and after a resume.
     """
 
     def __init__(self, p: float, seed_R: Tensor):
@@ -82,29 +98,43 @@ class CounterDropout:
     @step.setter
     def step(self, step: int) -> None:
         self._step = step
-        self._key_R = _mix(self.seed_R + _weyl(step + 1))  # a tensor, so that compiled code is the same at every step
+        self._key_R = _mix(
+            self.seed_R + _weyl(step + 1)
+        )  # a tensor, so that compiled code is the same at every step
 
-    def keep(self, module: int | Tensor, n: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Mask [R, n, width] of ones (keep) and zeros; n counts the rows of one replica in this step (B * T).
+    def keep(
+        self, module: int | Tensor, n: int, width: int, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Mask [R, n, width] of ones (keep) and zeros; n counts the rows of one replica in this
+        step (B * T).
 
         module: its number, or what `module_key` makes of it.
         """
         key_R = _mix(self._key_R + (_weyl(module + 1) if isinstance(module, int) else module))
         count = (n * width + 1) // 2
         counter = torch.arange(1, count + 1, device=key_R.device) * _GOLDEN
-        lanes = _mix(counter + key_R[:, None]).view(torch.int32)  # two lanes a hash: compiled code has no vectors of anything smaller
-        # -1 below the threshold and 0 above, without a comparison: compiled code is slow to store what is true or false
+        lanes = _mix(counter + key_R[:, None]).view(
+            torch.int32
+        )  # two lanes a hash: compiled code has no vectors of anything smaller
+        # -1 below the threshold and 0 above, without a comparison: compiled code is slow to store
+        # what is true or false
         lanes.bitwise_and_(0x7FFFFFFF).sub_(self._threshold).bitwise_right_shift_(31).add_(1)
         return lanes[:, : n * width].to(dtype).view(-1, n, width)
 
 
 def module_key(module: int) -> Tensor:
-    """A module's number as its dropout masks know it, as a tensor: compiled code would be made again for every plain number."""
+    """A module's number as its dropout masks know it, as a tensor: compiled code would be made
+    again for every plain number.
+    """
     return torch.tensor(_weyl(module + 1))
 
 
-def _add_change(y: Tensor, x: Tensor, A_RrI: Tensor, B_ROr: Tensor, keep_RnI: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """y + scale * (x * keep) A' B', written into y; x * keep as [R, n, I] and its product with A'."""
+def _add_change(
+    y: Tensor, x: Tensor, A_RrI: Tensor, B_ROr: Tensor, keep_RnI: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """y + scale * (x * keep) A' B', written into y; x * keep as [R, n, I] and its product with
+    A'.
+    """
     R, _, width = A_RrI.shape
     x_RnI = x.reshape(R, -1, width).to(A_RrI.dtype)
     if keep_RnI is not None:
@@ -119,14 +149,23 @@ def _add_change(y: Tensor, x: Tensor, A_RrI: Tensor, B_ROr: Tensor, keep_RnI: Te
 
 
 class _Adapt(torch.autograd.Function):
-    """y + scale * (x * keep) A' B', written into y; the gradients of all R adapters as batched products.
+    """y + scale * (x * keep) A' B', written into y; the gradients of all R adapters as batched
+    products.
 
-    A and B are both stored with the rank as the slower index, [R, r, I] and [R, r, O] in memory: products with a short side are
-    several times faster when the long side is contiguous.
+    A and B are both stored with the rank as the slower index, [R, r, I] and [R, r, O] in memory:
+    products with a short side are several times faster when the long side is contiguous.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, A_RrI: Tensor, B_ROr: Tensor, keep_RnI: Tensor | None, scale: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        A_RrI: Tensor,
+        B_ROr: Tensor,
+        keep_RnI: Tensor | None,
+        scale: float,
+    ) -> Tensor:
         x_RnI, h_Rnr = _add_change(y, x, A_RrI, B_ROr, keep_RnI, scale)
         ctx.mark_dirty(y)
         ctx.save_for_backward(x_RnI, A_RrI, B_ROr, keep_RnI, h_Rnr)
@@ -140,7 +179,9 @@ class _Adapt(torch.autograd.Function):
         grad_RnO = grad.reshape(len(A_RrI), -1, grad.shape[-1]).to(A_RrI.dtype)
         grad_h = torch.bmm(grad_RnO, B_ROr).mul_(ctx.scale)
         grad_B = torch.bmm(h_Rnr.transpose(1, 2), grad_RnO).mul_(ctx.scale).transpose(1, 2)
-        grad_A = torch.bmm(grad_h.transpose(1, 2), x_RnI) if ctx.needs_input_grad[2] else None  # A may be frozen
+        grad_A = (
+            torch.bmm(grad_h.transpose(1, 2), x_RnI) if ctx.needs_input_grad[2] else None
+        )  # A may be frozen
         grad_x = None
         if ctx.needs_input_grad[1]:  # the first layers stand on frozen embeddings
             grad_x = torch.bmm(grad_h, A_RrI)
@@ -178,9 +219,14 @@ class StackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base's, for code that reads it past this layer (as Mamba's does): right only while no adapter is on it."""
+        """The base's, for code that reads it past this layer (as Mamba's does): right only while no
+        adapter is on it.
+        """
         if self.A_RrI is not None:
-            raise RuntimeError("another layer reads the weights of an adapted one itself, so that the adapter would have no effect")
+            raise RuntimeError(
+                "another layer reads the weights of an adapted one itself, so that the "
+                "adapter would have no effect"
+            )
         return self.base.weight
 
     @property
@@ -197,7 +243,12 @@ class StackedLinear(nn.Module):
         keep, scale = None, self.scale
         if self.dropout is not None:
             module = self.key if self.readers else self.index
-            keep = self.dropout.keep(module, x.numel() // self.A_RrI.shape[0] // self.in_features, self.in_features, self.A_RrI.dtype)
+            keep = self.dropout.keep(
+                module,
+                x.numel() // self.A_RrI.shape[0] // self.in_features,
+                self.in_features,
+                self.A_RrI.dtype,
+            )
             scale /= 1 - self.dropout.p
         if self.readers is None and not torch.is_grad_enabled():
             _add_change(y, x, self.A_RrI, self.B_ROr, keep, scale)
@@ -210,7 +261,8 @@ class StackedLinear(nn.Module):
 
 
 class Readers:
-    """Adapted layers that read the same input, in compiled code: their products with A are one, and so is its backward pass.
+    """Adapted layers that read the same input, in compiled code: their products with A are one, and
+    so is its backward pass.
 
     With dropout each layer has a mask of its own, as in PEFT, and a product of its own.
     """
@@ -236,25 +288,38 @@ class Readers:
 
 
 def target_modules(model: nn.Module, targets: str | Iterable[str]) -> dict[str, nn.Linear | Conv1D]:
-    """Linear layers to adapt, by module path. `all-linear` is every one but the output head, as in PEFT.
+    """Linear layers to adapt, by module path. `all-linear` is every one but the output head, as in
+    PEFT.
 
     A list matches whole path components at the end (`q_proj`, `mlp.down_proj`), as in PEFT.
     Raises ValueError when a target matches nothing or matches a layer that is not linear.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    linear = {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear | Conv1D) and m is not head
+    }
     if targets == "all-linear":
         return linear
     found: dict[str, nn.Module] = {}
     for target in targets:
-        matches = {name: m for name, m in model.named_modules() if name == target or name.endswith("." + target)}
+        matches = {
+            name: m
+            for name, m in model.named_modules()
+            if name == target or name.endswith("." + target)
+        }
         other = [name for name in matches if name not in linear]
         if not matches or other:
             kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
             why = f"is no linear layer ({other[0]})" if other else "matches no module"
-            raise ValueError(f"target {target!r} {why}; linear layers of this base: {', '.join(kinds)}")
+            raise ValueError(
+                f"target {target!r} {why}; linear layers of this base: {', '.join(kinds)}"
+            )
         found |= matches
-    return {name: m for name, m in linear.items() if name in found}  # the model's order, not the list's
+    return {
+        name: m for name, m in linear.items() if name in found
+    }  # the model's order, not the list's
 
 
 def lora_scale(rank: int, alpha: float, rslora: bool) -> float:
@@ -263,7 +328,9 @@ def lora_scale(rank: int, alpha: float, rslora: bool) -> float:
 
 
 class Stack:
-    """A base model whose targets carry R adapters. The base stays frozen and in eval mode (its own dropout is off)."""
+    """A base model whose targets carry R adapters. The base stays frozen and in eval mode (its own
+    dropout is off).
+    """
 
     def __init__(self, model: nn.Module, targets: str | Iterable[str] = "all-linear"):
         self.model = model.eval().requires_grad_(False)
@@ -276,11 +343,15 @@ class Stack:
 
     @property
     def adaptable(self) -> dict[str, StackedLinear | StackedEmbedding]:
-        """What adapters may change, by name: the layers, and the token embedding, which is not trained here."""
+        """What adapters may change, by name: the layers, and the token embedding, which is not
+        trained here.
+        """
         return {**self.layers, self.embedding.name: self.embedding}
 
     def _select(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Only positions that count reach the output head: it is a large share of the work and most rows have no loss."""
+        """Only positions that count reach the output head: it is a large share of the work and most
+        rows have no loss.
+        """
         if self._keep is None:
             return None
         hidden = args[0]
@@ -308,11 +379,15 @@ class Stack:
             del head.forward
 
     def step(self, ids: Tensor, cache: Any = None, *, every: bool = False, **where: Tensor) -> Any:
-        """One step of generation: logits of the last position (`every`: of all) and the KV cache that now includes `ids` [N, T].
+        """One step of generation: logits of the last position (`every`: of all) and the KV cache
+        that now includes `ids` [N, T].
 
-        where: `position_ids` [N, T] and `attention_mask` [N, cached + T], if they are not those of full rows.
+        where: `position_ids` [N, T] and `attention_mask` [N, cached + T], if they are not those of
+        full rows.
         """
-        self._keep = None if every else torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
+        self._keep = (
+            None if every else torch.full((len(ids), 1), ids.shape[1] - 1, device=ids.device)
+        )
         try:
             with own_code(self.model):
                 return self.model(input_ids=ids, past_key_values=cache, use_cache=True, **where)
@@ -320,7 +395,9 @@ class Stack:
             self._keep = None
 
     def load(self, factors: Mapping[str, tuple[Tensor, ...]], scale: float = 1.0) -> None:
-        """Set the adapters: name -> (A [R, r, I], B [R, O, r]). Layers that are not named run the base alone."""
+        """Set the adapters: name -> (A [R, r, I], B [R, O, r]). Layers that are not named run the
+        base alone.
+        """
         for name, layer in self.adaptable.items():
             layer.A_RrI, layer.B_ROr = factors.get(name, (None, None))
             layer.scale = scale
@@ -329,7 +406,11 @@ class Stack:
     def loaded(self) -> dict[str, tuple[Tensor, ...]]:
         """What `load` has set."""
         layers = self.adaptable.items()
-        return {name: (layer.A_RrI, layer.B_ROr) for name, layer in layers if layer.A_RrI is not None and layer.B_ROr is not None}
+        return {
+            name: (layer.A_RrI, layer.B_ROr)
+            for name, layer in layers
+            if layer.A_RrI is not None and layer.B_ROr is not None
+        }
 
     def set_dropout(self, dropout: CounterDropout | None) -> None:
         for layer in self.layers.values():
@@ -354,8 +435,12 @@ class Stack:
 
 
 @contextmanager
-def stacked(model: nn.Module, targets: str | Iterable[str] = "all-linear", *, compiled: int | None = None) -> Iterator[Stack]:
-    """A stack on `model` for the length of a `with` block; `compiled`: for rows of so many tokens, its layers as compiled code."""
+def stacked(
+    model: nn.Module, targets: str | Iterable[str] = "all-linear", *, compiled: int | None = None
+) -> Iterator[Stack]:
+    """A stack on `model` for the length of a `with` block; `compiled`: for rows of so many tokens,
+    its layers as compiled code.
+    """
     groups = readers(model, target_modules(model, targets)) if compiled else []
     stack = Stack(model, targets)
     with ExitStack() as at_the_end:

@@ -1,7 +1,9 @@
-"""R changes of the token embedding: a replica's rows of the batch get what its own factors add to the looked-up vectors.
+"""R changes of the token embedding: a replica's rows of the batch get what its own factors add to
+the looked-up vectors.
 
-An adapter on the embedding changes what goes into the model and nothing else. Where the output head shares the embedding's weight, the
-head stays as it is in the base: that is what peft computes, too, as long as it does not merge the adapter into the weights.
+An adapter on the embedding changes what goes into the model and nothing else. Where the output head
+shares the embedding's weight, the head stays as it is in the base: that is what peft computes, too,
+as long as it does not merge the adapter into the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from torch import Tensor, nn
 
 
 class StackedEmbedding:
-    """y = W[:, x] + scale * B_k A_k[:, x] of the input embedding of a model. A hook: the module stays, so tied weights stay tied."""
+    """y = W[:, x] + scale * B_k A_k[:, x] of the input embedding of a model. A hook: the module
+    stays, so tied weights stay tied.
+    """
 
     def __init__(self, model: nn.Module):
         base = model.get_input_embeddings()  # type: ignore[operator]
@@ -30,7 +34,9 @@ class StackedEmbedding:
         R = len(self.A_RrI)
         ids_Rn = args[0].reshape(R, -1)
         h_Rnr = self.A_RrI[torch.arange(R, device=ids_Rn.device)[:, None], :, ids_Rn]
-        factor = getattr(module, "embed_scale", 1.0)  # Gemma multiplies what it looks up, and peft what the adapter adds
+        factor = getattr(
+            module, "embed_scale", 1.0
+        )  # Gemma multiplies what it looks up, and peft what the adapter adds
         change_RnO = self.scale * factor * torch.bmm(h_Rnr, self.B_ROr.transpose(1, 2))
         return y + change_RnO.view(y.shape).to(y.dtype)
 

@@ -16,10 +16,28 @@ from toolkit.recipe import Recipe
 from toolkit.record.results import Results
 from toolkit.report.card import describe
 
-__all__ = ["Console", "Run", "RunError", "evaluate", "measure", "merge", "open_folder", "open_run", "run", "train"]
+__all__ = [
+    "Console",
+    "Run",
+    "RunError",
+    "evaluate",
+    "measure",
+    "merge",
+    "open_folder",
+    "open_run",
+    "run",
+    "train",
+]
 
 
-def run(recipe: Recipe, folder: Path, *, workers: int | None = None, engine: str = "local", console: Console | None = None) -> Results:
+def run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    engine: str = "local",
+    console: Console | None = None,
+) -> Results:
     """Everything, from a recipe to a report. Run it again: only what is missing is done."""
     with open_run(recipe, folder, workers=workers, engine=engine, console=console) as job:
         for note in data_notes(job.recipe, read_prompts(job.recipe), job.device):

@@ -1,4 +1,6 @@
-"""Files that are whole or not there: written beside, synced, renamed; and hashed once for as long as they stay as they are."""
+"""Files that are whole or not there: written beside, synced, renamed; and hashed once for as long
+as they stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from typing import IO, Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[Any]]:
-    """A binary file to write for the length of a block: at its end it is on the disk and has its name, or nothing has changed.
+    """A binary file to write for the length of a block: at its end it is on the disk and has its
+    name, or nothing has changed.
 
     Raises OSError that names `path`, which a full disk does not do by itself.
     """
@@ -36,10 +39,14 @@ def replacing(path: Path) -> Iterator[IO[Any]]:
 
 
 def naming(path: Path, error: Exception) -> OSError:
-    """The same error about `path`: what failed there is often a file beside it, or has no name; safetensors hides the number in a text."""
+    """The same error about `path`: what failed there is often a file beside it, or has no name;
+    safetensors hides the number in a text.
+    """
     told = re.search(r"os error (\d+)", str(error))
     number = getattr(error, "errno", None) or (int(told[1]) if told else 0)
-    return OSError(number, os.strerror(number), str(path)) if number else OSError(f"{path}: {error}")
+    return (
+        OSError(number, os.strerror(number), str(path)) if number else OSError(f"{path}: {error}")
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,12 +65,16 @@ _LEFTOVER = re.compile(rf"\.({OWN})\.(\d+|[0-9a-f]{{8}}(\.old)?)\.tmp")
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder was being written by ftk when it was killed; by its name, which nobody else gives."""
+    """Whether a file or folder was being written by ftk when it was killed; by its name, which
+    nobody else gives.
+    """
     return _LEFTOVER.fullmatch(name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the half-written files and folders of writers that were killed, in a folder of ours. Nobody else may be writing there."""
+    """Delete the half-written files and folders of writers that were killed, in a folder of ours.
+    Nobody else may be writing there.
+    """
     for path in list(folder.rglob(".*.tmp")):
         if is_leftover(path.name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -86,7 +97,9 @@ def home(path: str | Path) -> Path:
 
 
 def real(path: Path) -> Path:
-    """Where a path leads, links followed. One in a loop of links leads nowhere, and stays: opening it says so."""
+    """Where a path leads, links followed. One in a loop of links leads nowhere, and stays: opening
+    it says so.
+    """
     return Path(os.path.realpath(path))
 
 
@@ -96,10 +109,14 @@ def no_folder(name: str) -> bool:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file. It is read again only when its inode, size or times have changed: a population may be terabytes."""
+    """Hex digest of a file. It is read again only when its inode, size or times have changed: a
+    population may be terabytes.
+    """
     found = os.stat(path)
     stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < 10**9:  # it may change again within the tick of the clock
+    if (
+        time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < 10**9
+    ):  # it may change again within the tick of the clock
         return _sha256.__wrapped__(path, stamp)
     return _sha256(path, stamp)
 

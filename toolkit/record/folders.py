@@ -2,8 +2,9 @@
 
     ftk.json    {"kind": "run", "format": 1, "of": {...}}
 
-It is written before anything else is. So a folder that is of another kind, was made of something else, or belongs to somebody else is
-refused while all in it is as it was. Folders of versions that wrote no such file are known by what is in their files, never by their
+It is written before anything else is. So a folder that is of another kind, was made of something
+else, or belongs to somebody else is refused while all in it is as it was. Folders of versions that
+wrote no such file are known by what is in their files, never by their
 names: anybody calls a file results.json.
 """
 
@@ -40,8 +41,12 @@ class FolderError(ValueError):
     """A folder or file that is not to be written to; one line with the reason and the way out."""
 
 
-def claim(folder: Path, kind: str, of: Mapping[str, str] | None = None, *, force: bool = False) -> None:
-    """Make a folder one of `kind`, before anything else is written there. Raises FolderError as `check_claim`, and then writes nothing."""
+def claim(
+    folder: Path, kind: str, of: Mapping[str, str] | None = None, *, force: bool = False
+) -> None:
+    """Make a folder one of `kind`, before anything else is written there. Raises FolderError as
+    `check_claim`, and then writes nothing.
+    """
     check_claim(folder, kind, of, force=force)
     folder.mkdir(parents=True, exist_ok=True)
     text = marker_text(kind, of, (read_marker(folder) or {}).get("sha256"))
@@ -50,14 +55,21 @@ def claim(folder: Path, kind: str, of: Mapping[str, str] | None = None, *, force
 
 
 def check_claim(
-    folder: Path, kind: str, of: Mapping[str, str] | None = None, *, known: Mapping[str, str] | None = None, force: bool = False
+    folder: Path,
+    kind: str,
+    of: Mapping[str, str] | None = None,
+    *,
+    known: Mapping[str, str] | None = None,
+    force: bool = False,
 ) -> None:
-    """Whether a folder is free, or one of `kind` already and made of the same thing. Writes nothing.
+    """Whether a folder is free, or one of `kind` already and made of the same thing. Writes
+    nothing.
 
-    of: what it is made of, by a few names; one that agrees is enough (a file that was moved has the same hash, one that has grown the
-    same path). known: what it was made of, where the marker does not say it. force: take a folder that is not ftk's, or was made of
-    something else of the same kind; never one of another kind.
-    Raises FolderError in one line, and NotADirectoryError for a file.
+    of: what it is made of, by a few names; one that agrees is enough (a file that was moved has the
+    same hash, one that has grown the same path). known: what it was made of, where the marker does
+    not say it. force: take a folder that is not ftk's, or was made of something else of the same
+    kind; never one of another kind. Raises FolderError in one line, and NotADirectoryError for a
+    file.
     """
     if not folder.exists() or not folder.is_dir():
         if folder.exists() or folder.is_symlink():
@@ -66,31 +78,54 @@ def check_claim(
     found = read_marker(folder)
     kinds = [str(found["kind"])] if found else kinds_of(folder)
     if kinds and kind not in kinds:
-        raise FolderError(f"{folder}: holds {NAMED.get(kinds[0], kinds[0])}, and this would be {NAMED[kind]}; choose another --out")
+        raise FolderError(
+            f"{folder}: holds {NAMED.get(kinds[0], kinds[0])}, and this would be "
+            f"{NAMED[kind]}; choose another --out"
+        )
     if force:
         return
     if not kinds and (others := contents(folder)):
-        raise FolderError(f"{folder}: is not empty ({others[0]}), and no folder that ftk made as {NAMED[kind]}; choose another --out")
+        raise FolderError(
+            f"{folder}: is not empty ({others[0]}), and no folder that ftk made as "
+            f"{NAMED[kind]}; choose another --out"
+        )
     known = (found["of"] if found else None) or known
     or_force = "" if kind in (RUN, EVALUATED) else ", or --force"
     if of and known and not any(known.get(name) == value for name, value in of.items()):
-        raise FolderError(f"{folder}: holds {NAMED[kind]} of something else ({_told(known)}); choose another --out{or_force}")
+        raise FolderError(
+            f"{folder}: holds {NAMED[kind]} of something else ({_told(known)}); choose "
+            f"another --out{or_force}"
+        )
 
 
 def kinds_of(folder: Path) -> list[str]:
     """What a folder without a marker may be, by what older versions left there."""
     if is_record(folder / "merge.json", shapes.Merge):
         return [MERGED]
-    ledgers = [path for path in folder.glob("*/population.json") if is_record(path, shapes.Population | shapes.Claimed)]
-    if ledgers or (folder / "recipe.yaml").is_file() and is_record(folder / "environment.json", shapes.Environment):
+    ledgers = [
+        path
+        for path in folder.glob("*/population.json")
+        if is_record(path, shapes.Population | shapes.Claimed)
+    ]
+    if (
+        ledgers
+        or (folder / "recipe.yaml").is_file()
+        and is_record(folder / "environment.json", shapes.Environment)
+    ):
         return [RUN] if any(map(_trained, ledgers)) else [RUN, EVALUATED]
     if is_record(folder / "results.json", shapes.Measured) and is_report(folder / "report.html"):
         return [MEASURED]
     if contents(folder) == ["metrics.json"] and is_record(folder / "metrics.json", shapes.Metrics):
         return [MEASURED]
-    if contents(folder) == ["forecast.json"] and is_record(folder / "forecast.json", shapes.Forecast):
+    if contents(folder) == ["forecast.json"] and is_record(
+        folder / "forecast.json", shapes.Forecast
+    ):
         return [RUN]
-    return [MERGES] if any(is_record(path, shapes.Merge) for path in folder.glob("g[0-9][0-9][0-9]/merge.json")) else []
+    return (
+        [MERGES]
+        if any(is_record(path, shapes.Merge) for path in folder.glob("g[0-9][0-9][0-9]/merge.json"))
+        else []
+    )
 
 
 def is_record(path: Path, kind: Any) -> bool:
@@ -115,11 +150,15 @@ def _trained(ledger: Path) -> bool:
 def is_run(folder: Path) -> bool:
     """Whether this is a run, or what was evaluated as one."""
     found = read_marker(folder)
-    return (folder / "recipe.yaml").is_file() and (found["kind"] in (RUN, EVALUATED) if found else RUN in kinds_of(folder))
+    return (folder / "recipe.yaml").is_file() and (
+        found["kind"] in (RUN, EVALUATED) if found else RUN in kinds_of(folder)
+    )
 
 
 def read_marker(folder: Path) -> dict[str, Any] | None:
-    """What a folder says that it is; None where it says nothing. Raises FolderError in one line for what cannot be read."""
+    """What a folder says that it is; None where it says nothing. Raises FolderError in one line for
+    what cannot be read.
+    """
     path = folder / MARKER
     try:
         found = read_json(path)
@@ -127,16 +166,34 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
-        raise FolderError(f"{path}: does not say what the folder is; delete this file, and ftk goes by the others") from None
-    if not isinstance(version, int) or version > FORMAT or not isinstance(kind, str) or kind not in NAMED or not isinstance(of, dict):
-        raise FolderError(f"{path}: a newer ftk wrote it (format {version}, kind {kind}); update ftk, or choose another --out")
+        raise FolderError(
+            f"{path}: does not say what the folder is; delete this file, and ftk goes by the others"
+        ) from None
+    if (
+        not isinstance(version, int)
+        or version > FORMAT
+        or not isinstance(kind, str)
+        or kind not in NAMED
+        or not isinstance(of, dict)
+    ):
+        raise FolderError(
+            f"{path}: a newer ftk wrote it (format {version}, kind {kind}); update ftk, "
+            "or choose another --out"
+        )
     return found
 
 
-def marker_text(kind: str, of: Mapping[str, str] | None = None, sha256: Mapping[str, str] | None = None) -> str:
+def marker_text(
+    kind: str, of: Mapping[str, str] | None = None, sha256: Mapping[str, str] | None = None
+) -> str:
     """ftk.json. sha256: of the files of a folder that is written once, and whole."""
     more = {} if sha256 is None else {"sha256": dict(sha256)}
-    return json.dumps({"kind": kind, "format": FORMAT, "of": dict(of or {}), **more}, indent=2, sort_keys=True) + "\n"
+    return (
+        json.dumps(
+            {"kind": kind, "format": FORMAT, "of": dict(of or {}), **more}, indent=2, sort_keys=True
+        )
+        + "\n"
+    )
 
 
 def seal(folder: Path, *names: str) -> None:
@@ -148,7 +205,9 @@ def seal(folder: Path, *names: str) -> None:
 
 
 def check_sealed(folder: Path) -> None:
-    """Refuse a run in which a file is not what was written; runs of older versions do not say it. Raises FolderError in one line."""
+    """Refuse a run in which a file is not what was written; runs of older versions do not say it.
+    Raises FolderError in one line.
+    """
     found = read_marker(folder)
     if not found or found["kind"] not in (RUN, EVALUATED):
         return
@@ -168,7 +227,11 @@ def is_sealed(folder: Path, name: str) -> bool:
 def again(path: Path) -> str:
     """The command by which a file of a run is made again."""
     run = next((folder for folder in path.parents if (folder / "recipe.yaml").is_file()), None)
-    command = shlex.join(["ftk", "run", str(run / "recipe.yaml"), "--out", str(run)]) if run else "ftk run"
+    command = (
+        shlex.join(["ftk", "run", str(run / "recipe.yaml"), "--out", str(run)])
+        if run
+        else "ftk run"
+    )
     return f"`{command}` writes it anew"
 
 
@@ -185,12 +248,19 @@ def is_whole(folder: Path) -> bool | None:
 
 def contents(folder: Path) -> list[str]:
     """Names in a folder, but for those that a claim which was killed leaves there."""
-    return sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_leftover(path.name))
+    return sorted(
+        path.name for path in folder.iterdir() if path.name != LOCK and not is_leftover(path.name)
+    )
 
 
 def made_of(path: Path) -> dict[str, str]:
-    """What a file is known by, to claim a folder for what is made of it: where it is, and what is in it."""
-    return {"source": str(path.absolute()), **({"sha256": sha256_file(path)} if path.is_file() else {})}
+    """What a file is known by, to claim a folder for what is made of it: where it is, and what is
+    in it.
+    """
+    return {
+        "source": str(path.absolute()),
+        **({"sha256": sha256_file(path)} if path.is_file() else {}),
+    }
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:
@@ -198,11 +268,17 @@ def check_outputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:
     read = {real(path): path for path in inputs}
     for path in outputs:
         if real(path) in read:
-            raise FolderError(f"{read[real(path)]}: is read here and would be written over; choose another name to write to")
+            raise FolderError(
+                f"{read[real(path)]}: is read here and would be written over; choose "
+                "another name to write to"
+            )
 
 
 def _told(of: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {_cut(value)}" for name, value in sorted(of.items()) if name != "sha256") or "another input"
+    return (
+        ", ".join(f"{name} {_cut(value)}" for name, value in sorted(of.items()) if name != "sha256")
+        or "another input"
+    )
 
 
 def _cut(text: str, most: int = 200) -> str:

@@ -1,4 +1,6 @@
-"""JSON: one reader, with limits, for every file and row; and records as plain values and back, their types checked."""
+"""JSON: one reader, with limits, for every file and row; and records as plain values and back,
+their types checked.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ Record_ = typing.TypeVar("Record_")
 
 
 class JsonError(ValueError):
-    """No JSON, or not what is expected there: one line. line and column are where `msg` was found, from 1."""
+    """No JSON, or not what is expected there: one line. line and column are where `msg` was found,
+    from 1.
+    """
 
     def __init__(self, msg: str, line: int = 1, column: int = 1, *, grammar: bool = False):
         """grammar: it is not what JSON looks like, rather than beyond a limit."""
@@ -37,7 +41,9 @@ class JsonError(ValueError):
 
     @property
     def told(self) -> str:
-        """What is wrong with a line that the reader knows already: the column only where it means one."""
+        """What is wrong with a line that the reader knows already: the column only where it means
+        one.
+        """
         return f"broken JSON at column {self.colno}: {self.msg}" if self.grammar else self.msg
 
 
@@ -49,8 +55,9 @@ def shortened(value: object) -> str:
 def parse(data: bytes | str, *, any_number: bool = False) -> typing.Any:
     """JSON of a line or a document.
 
-    any_number: NaN and Infinity are taken, which Python writes though JSON has none. Raises JsonError for all that is no JSON, and for
-    a key that stands twice, more than DEEPEST levels or a whole number of more than DIGITS digits.
+    any_number: NaN and Infinity are taken, which Python writes though JSON has none. Raises
+    JsonError for all that is no JSON, and for a key that stands twice, more than DEEPEST levels or
+    a whole number of more than DIGITS digits.
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
@@ -60,18 +67,26 @@ def parse(data: bytes | str, *, any_number: bool = False) -> typing.Any:
     except json.JSONDecodeError as error:
         raise JsonError(error.msg, error.lineno, error.colno, grammar=True) from None
     except RecursionError:
-        raise JsonError(f"nested too deeply: more than {DEEPEST} levels of lists and objects") from None
+        raise JsonError(
+            f"nested too deeply: more than {DEEPEST} levels of lists and objects"
+        ) from None
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(DEEPEST + 1):
         if not level:
             return value
-        items = (item for outer in level for item in (outer.values() if isinstance(outer, dict) else outer))
+        items = (
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        )
         level = [item for item in items if isinstance(item, dict | list)]
     raise JsonError(f"nested too deeply: more than {DEEPEST} levels of lists and objects")
 
 
 def read_json(path: Path) -> typing.Any:
-    """The JSON document in a file. Raises JsonError that names it, and OSError where it cannot be opened."""
+    """The JSON document in a file. Raises JsonError that names it, and OSError where it cannot be
+    opened.
+    """
     with open(path, "rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
@@ -79,13 +94,16 @@ def read_json(path: Path) -> typing.Any:
     try:
         return parse(data)
     except JsonError as error:
-        raise JsonError(f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}") from None
+        raise JsonError(
+            f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}"
+        ) from None
 
 
 def read_record(path: Path, kind: typing.Any, remedy: str = "") -> typing.Any:
     """The record, dataclass or TypedDict, in a JSON file; remedy: how to make the file anew.
 
-    Raises JsonError in one line: file, field, what it should be; and OSError where it cannot be opened.
+    Raises JsonError in one line: file, field, what it should be; and OSError where it cannot be
+    opened.
     """
     data = read_json(path)
     try:
@@ -95,7 +113,9 @@ def read_record(path: Path, kind: typing.Any, remedy: str = "") -> typing.Any:
 
 
 def to_plain(record: typing.Any) -> typing.Any:
-    """A record as what JSON holds: numpy scalars as Python's; a number that is none (nan, inf) as null."""
+    """A record as what JSON holds: numpy scalars as Python's; a number that is none (nan, inf) as
+    null.
+    """
     if is_dataclass(record) and not isinstance(record, type):
         return {f.name: to_plain(getattr(record, f.name)) for f in fields(record)}
     if isinstance(record, dict):
@@ -107,7 +127,8 @@ def to_plain(record: typing.Any) -> typing.Any:
 
 
 def from_plain(kind: typing.Any, data: typing.Any, field: str = "") -> typing.Any:
-    """Plain values back to records, guided by the type hints. Keys that a dataclass does not know are left out, a TypedDict keeps them.
+    """Plain values back to records, guided by the type hints. Keys that a dataclass does not know
+    are left out, a TypedDict keeps them.
 
     field: what the message calls it. Raises JsonError where a field is missing or of another type.
     """
@@ -126,7 +147,10 @@ def from_plain(kind: typing.Any, data: typing.Any, field: str = "") -> typing.An
         each = inner if origin is tuple and inner[-1] is not Ellipsis else inner[:1] * len(data)
         if len(each) != len(data):
             _refuse(f"a list of {len(each)}", data, field)
-        items = [from_plain(of, item, f"{field}.{i}") for i, (of, item) in enumerate(zip(each, data, strict=True))]
+        items = [
+            from_plain(of, item, f"{field}.{i}")
+            for i, (of, item) in enumerate(zip(each, data, strict=True))
+        ]
         return items if origin is list else tuple(items)
     if origin in (dict, Mapping):
         if not isinstance(data, dict):
@@ -135,12 +159,23 @@ def from_plain(kind: typing.Any, data: typing.Any, field: str = "") -> typing.An
     return data if _fits(kind, data) else _refuse(WORDS.get(kind, str(kind)), data, field)
 
 
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", types.NoneType: "null"}
+WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    types.NoneType: "null",
+}
 
 
 def _fits(kind: typing.Any, data: typing.Any) -> bool:
     if kind in (int, float):
-        return isinstance(data, int if kind is int else int | float) and not isinstance(data, bool) and (kind is float or abs(data) < WORD)
+        return (
+            isinstance(data, int if kind is int else int | float)
+            and not isinstance(data, bool)
+            and (kind is float or abs(data) < WORD)
+        )
     return isinstance(data, kind)
 
 
@@ -162,7 +197,11 @@ def _record(kind: typing.Any, data: typing.Any, field: str) -> typing.Any:
     hints, needed = _hints(kind)
     if missing := sorted(needed - data.keys()):
         raise JsonError(f"{field.lstrip('.')}.{missing[0]} is missing".lstrip("."))
-    values = {name: from_plain(hints[name], value, f"{field}.{name}") for name, value in data.items() if name in hints}
+    values = {
+        name: from_plain(hints[name], value, f"{field}.{name}")
+        for name, value in data.items()
+        if name in hints
+    }
     return kind(**values) if is_dataclass(kind) else data | values  # type: ignore[operator]
 
 
@@ -172,12 +211,16 @@ def _hints(kind: typing.Any) -> tuple[dict[str, typing.Any], frozenset[str]]:
     hints = typing.get_type_hints(kind)
     if not is_dataclass(kind):
         return hints, kind.__required_keys__
-    needed = frozenset(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+    needed = frozenset(
+        f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING
+    )
     return {f.name: hints[f.name] for f in fields(kind)}, needed
 
 
 def _refuse(expected: str, data: typing.Any, field: str) -> typing.NoReturn:
-    raise JsonError(f"{field.lstrip('.') or 'the file'} should be {expected} (got {shortened(data)})")
+    raise JsonError(
+        f"{field.lstrip('.') or 'the file'} should be {expected} (got {shortened(data)})"
+    )
 
 
 def _whole(digits: str) -> int:
@@ -201,7 +244,10 @@ def _once(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise JsonError(f"key {shortened(next(key for key in keys if keys.count(key) > 1))} stands twice in one object")
+        raise JsonError(
+            f"key {shortened(next(key for key in keys if keys.count(key) > 1))} stands "
+            "twice in one object"
+        )
     return found
 
 

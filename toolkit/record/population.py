@@ -1,6 +1,7 @@
 """A population on disk: a folder of replicas, which is its own ledger.
 
-A replica is complete when its `replica.json`, written last, is there and the hashes in it agree with the files. Nothing else records
+A replica is complete when its `replica.json`, written last, is there and the hashes in it agree
+with the files. Nothing else records
 progress: a run survives a kill at any point, can be copied, merged by hand, or half deleted.
 """
 
@@ -24,7 +25,9 @@ LEDGER = "population.json"
 
 @dataclass(frozen=True)
 class Replica:
-    """The record of one finished run of a condition. `failed_step` is the first step whose loss was not finite."""
+    """The record of one finished run of a condition. `failed_step` is the first step whose loss was
+    not finite.
+    """
 
     replica: int
     status: str  # "ok" or "failed"
@@ -32,10 +35,16 @@ class Replica:
     steps: int
     final_loss: float | None
     failed_step: int | None = None
-    seconds: float | None = None  # of a core (CPU) or of the device, its share of the stack's training
+    seconds: float | None = (
+        None  # of a core (CPU) or of the device, its share of the stack's training
+    )
     fingerprint: str = ""
-    sha256: dict[str, str] = field(default_factory=dict)  # file, relative to the replica's folder -> hash
-    energy: dict[str, float] = field(default_factory=dict)  # average -> share of the squared norm that its rank keeps
+    sha256: dict[str, str] = field(
+        default_factory=dict
+    )  # file, relative to the replica's folder -> hash
+    energy: dict[str, float] = field(
+        default_factory=dict
+    )  # average -> share of the squared norm that its rank keeps
     machine: str = ""  # what did the work, as far as it can change bits; see `environment.machine`
     source: str = ""  # folder of an adapter that was there already; its seeds are not known
 
@@ -48,17 +57,23 @@ def replica_folder(condition: Path, replica: int) -> Path:
 
 
 def read_replica(folder: Path) -> Replica | None:
-    """The record of a complete replica; None when it is missing, half written, or its files were changed."""
+    """The record of a complete replica; None when it is missing, half written, or its files were
+    changed.
+    """
     try:
         record = read_record(folder / RECORD, Replica)
-        complete = all(sha256_file(folder / name) == digest for name, digest in record.sha256.items())
+        complete = all(
+            sha256_file(folder / name) == digest for name, digest in record.sha256.items()
+        )
     except (OSError, ValueError):
         return None
     return record if complete else None
 
 
 def read_records(condition: Path) -> dict[int, Replica]:
-    """The records of replicas as they were written, whatever has become of the files; without those that cannot be read."""
+    """The records of replicas as they were written, whatever has become of the files; without those
+    that cannot be read.
+    """
     found = {}
     for path in sorted(condition.glob(f"replicas/*/{RECORD}")):
         try:
@@ -71,7 +86,11 @@ def read_records(condition: Path) -> dict[int, Replica]:
 
 def changed_files(folder: Path, record: Replica) -> list[str]:
     """Files of a replica that are not, or no longer, what was recorded."""
-    return [name for name, digest in record.sha256.items() if not (folder / name).is_file() or sha256_file(folder / name) != digest]
+    return [
+        name
+        for name, digest in record.sha256.items()
+        if not (folder / name).is_file() or sha256_file(folder / name) != digest
+    ]
 
 
 def read_ledger(condition: Path) -> dict[str, Any]:
@@ -86,7 +105,9 @@ def read_ledger(condition: Path) -> dict[str, Any]:
 def read_population(condition: Path) -> dict[int, Replica]:
     """All complete replicas of a condition by index, failed ones included."""
     found = {}
-    folders = sorted((condition / "replicas").iterdir()) if (condition / "replicas").is_dir() else []
+    folders = (
+        sorted((condition / "replicas").iterdir()) if (condition / "replicas").is_dir() else []
+    )
     for folder in folders:
         if folder.name.isdigit() and (record := read_replica(folder)) is not None:
             found[record.replica] = record
@@ -99,6 +120,8 @@ def fingerprint(values: dict[str, Any]) -> str:
 
 
 def groups(replicas: Iterable[int], k: int) -> list[list[int]]:
-    """Disjoint groups of K in index order; a remainder is left out. Groups share no replica, so they are independent runs."""
+    """Disjoint groups of K in index order; a remainder is left out. Groups share no replica, so
+    they are independent runs.
+    """
     ordered = sorted(replicas)
     return [ordered[i : i + k] for i in range(0, len(ordered) - k + 1, k)]

@@ -1,4 +1,6 @@
-"""What a run found: one versioned JSON of small frozen records, the only thing that a report reads."""
+"""What a run found: one versioned JSON of small frozen records, the only thing that a report
+reads.
+"""
 
 import json
 import math
@@ -9,7 +11,14 @@ from pathlib import Path
 
 from toolkit.record.files import write_text
 from toolkit.record.plain import JsonError, from_plain, read_json, shortened, to_plain
-from toolkit.statistics import AccuracySpread, Estimate, Tolerance, Tradeoff, collapsed, independent_runs
+from toolkit.statistics import (
+    AccuracySpread,
+    Estimate,
+    Tolerance,
+    Tradeoff,
+    collapsed,
+    independent_runs,
+)
 from toolkit.text.nearest import counted
 
 VERSION = 2
@@ -21,9 +30,11 @@ CLAIM_VERDICTS = ("supported", "contradicted", "not resolvable", "measured", "no
 
 @dataclass(frozen=True)
 class Price:
-    """What one run of a procedure costs: trainings, models that answer each prompt (a mean, behind a gate), rank of the adapter.
+    """What one run of a procedure costs: trainings, models that answer each prompt (a mean, behind
+    a gate), rank of the adapter.
 
-    seconds: measured for its trainings, of one core (CPU) or of the device. tokens: of all its trainings, padding included.
+    seconds: measured for its trainings, of one core (CPU) or of the device. tokens: of all its
+    trainings, padding included.
     """
 
     training_runs: int = 1
@@ -35,11 +46,13 @@ class Price:
 
 @dataclass(frozen=True)
 class MitigationDesign:
-    """A mitigation on disjoint groups of K replicas: members[g] are the replica indexes behind group g.
+    """A mitigation on disjoint groups of K replicas: members[g] are the replica indexes behind
+    group g.
 
-    label: names the rows of the outcomes, `mean-k8`. title: the method in words, without K. kind: `merge`, `ensemble` or `distilled`.
-    condition: of kind `distilled`, that of the students. runs: the number of every group in the outcomes (of students: the student);
-    empty where they are 0, 1, ...
+    label: names the rows of the outcomes, `mean-k8`. title: the method in words, without K. kind:
+    `merge`, `ensemble` or `distilled`.
+    condition: of kind `distilled`, that of the students. runs: the number of every group in the
+    outcomes (of students: the student); empty where they are 0, 1, ...
     """
 
     label: str
@@ -56,7 +69,9 @@ class MitigationDesign:
         return mitigation_of(self.title, self.k, condition)
 
     def outcomes(self, condition: str) -> tuple[str, str, Sequence[int]]:
-        """Condition, procedure and indexes of its rows, where `condition` is the one that it is built from."""
+        """Condition, procedure and indexes of its rows, where `condition` is the one that it is
+        built from.
+        """
         if self.condition:
             return self.condition, "replica", self.runs
         return condition, self.label, self.runs or range(len(self.members))
@@ -65,15 +80,17 @@ class MitigationDesign:
         """The groups all of whose members are among `replicas`."""
         numbers = list(self.runs or range(len(self.members)))
         kept = [g for g, members in enumerate(self.members) if set(members) <= replicas]
-        return replace(self, members=[self.members[g] for g in kept], runs=[numbers[g] for g in kept])
+        return replace(
+            self, members=[self.members[g] for g in kept], runs=[numbers[g] for g in kept]
+        )
 
 
 @dataclass(frozen=True)
 class TeacherDesign:
     """Whom the replicas of a distilled condition learned from.
 
-    label: of the teachers' own outcomes, where a mitigation of `condition` has them. groups, members: of the teacher of each replica, its
-    number and the replicas of `condition` behind it.
+    label: of the teachers' own outcomes, where a mitigation of `condition` has them. groups,
+    members: of the teacher of each replica, its number and the replicas of `condition` behind it.
     """
 
     condition: str
@@ -88,10 +105,13 @@ MACHINE = "machine"
 
 @dataclass(frozen=True)
 class ConditionDesign:
-    """One way of training: the replicas that succeeded (by index), how many failed, and what was built from them.
+    """One way of training: the replicas that succeeded (by index), how many failed, and what was
+    built from them.
 
-    factors: of a crossed design, the level of every replica in each source; equal numbers, equal level.
-    everyone: all that succeeded, where several learned from one teacher and only one of those is in `replicas`; `factors` are theirs then.
+    factors: of a crossed design, the level of every replica in each source; equal numbers, equal
+    level.
+    everyone: all that succeeded, where several learned from one teacher and only one of those is in
+    `replicas`; `factors` are theirs then.
     """
 
     name: str
@@ -105,13 +125,17 @@ class ConditionDesign:
 
     @property
     def sources(self) -> dict[str, Sequence[int]]:
-        """The level of every run of `everyone` (or `replicas`) in each source of randomness. A machine is none: nobody draws it."""
+        """The level of every run of `everyone` (or `replicas`) in each source of randomness. A
+        machine is none: nobody draws it.
+        """
         return {name: level_R for name, level_R in self.factors.items() if name != MACHINE}
 
     def independent(self) -> "ConditionDesign":
-        """The same with only such `replicas`, and groups of them, of which any two share no level of any source.
+        """The same with only such `replicas`, and groups of them, of which any two share no level
+        of any source.
 
-        All that succeeded stay in `everyone`. A group stays where all its members are among those replicas.
+        All that succeeded stay in `everyone`. A group stays where all its members are among those
+        replicas.
         """
         whole = list(self.everyone or self.replicas)
         kept = [whole[row] for row in independent_runs(self.sources, len(whole))]
@@ -121,10 +145,16 @@ class ConditionDesign:
         mitigations = tuple(mitigation.only(fresh) for mitigation in self.mitigations)
         teacher = self.teacher
         if teacher:
-            of = dict(zip(self.replicas, zip(teacher.groups, teacher.members, strict=True), strict=True))
+            of = dict(
+                zip(self.replicas, zip(teacher.groups, teacher.members, strict=True), strict=True)
+            )
             kept = [replica for replica in kept if replica in of]
-            teacher = replace(teacher, groups=[of[r][0] for r in kept], members=[of[r][1] for r in kept])
-        return replace(self, replicas=kept, everyone=whole, mitigations=mitigations, teacher=teacher)
+            teacher = replace(
+                teacher, groups=[of[r][0] for r in kept], members=[of[r][1] for r in kept]
+            )
+        return replace(
+            self, replicas=kept, everyone=whole, mitigations=mitigations, teacher=teacher
+        )
 
 
 GAINED = "accuracy gained over the base"
@@ -142,7 +172,9 @@ class Metric:
 
 @dataclass(frozen=True)
 class Survival:
-    """Share of pairs of runs whose texts are still equal after t tokens, with pointwise intervals (Kaplan-Meier)."""
+    """Share of pairs of runs whose texts are still equal after t tokens, with pointwise intervals
+    (Kaplan-Meier).
+    """
 
     token: tuple[float, ...]
     share: tuple[float, ...]
@@ -152,13 +184,16 @@ class Survival:
 
 @dataclass(frozen=True)
 class Cell:
-    """One procedure on one shift, or on one category of it (category "" = all). None = nothing to measure it with.
+    """One procedure on one shift, or on one category of it (category "" = all). None = nothing to
+    measure it with.
 
-    ratio, disagreement_change (negative = more stable), accuracy_change, effect_size (share of answers that differ from the base's) and
-    gain_kept (accuracy gained over the base) compare a mitigation with the single replicas of its condition; on a category only the
-    first two of them are kept. as_base: share of the procedure's answers that equal the base's; not on a category.
+    ratio, disagreement_change (negative = more stable), accuracy_change, effect_size (share of
+    answers that differ from the base's) and gain_kept (accuracy gained over the base) compare a
+    mitigation with the single replicas of its condition; on a category only the first two of them
+    are kept. as_base: share of the procedure's answers that equal the base's; not on a category.
     zone: what the disagreement's interval says against the thresholds, one of ZONES.
-    p_adjusted: the ratio's p-value, adjusted (Holm for shifts, Benjamini-Hochberg for categories) over all mitigations of the results.
+    p_adjusted: the ratio's p-value, adjusted (Holm for shifts, Benjamini-Hochberg for categories)
+    over all mitigations of the results.
     scores: accuracy of each replica or group, in index order.
     metrics, survival: further figures of single replicas on a shift.
     """
@@ -188,12 +223,16 @@ class Cell:
 
     @property
     def returned(self) -> bool:
-        """Shown, by the upper limit of the effect size: it answers as the base does more often than what was fine-tuned."""
+        """Shown, by the upper limit of the effect size: it answers as the base does more often than
+        what was fine-tuned.
+        """
         return _given_back(self.effect_size)
 
     @property
     def collapsed(self) -> bool:
-        """Shown, by the upper limit of the effect size or of the gain: part of the fine-tuning has been given back."""
+        """Shown, by the upper limit of the effect size or of the gain: part of the fine-tuning has
+        been given back.
+        """
         return self.returned or _given_back(self.gain_kept)
 
     @property
@@ -203,12 +242,17 @@ class Cell:
 
     @property
     def kept(self) -> Estimate | None:
-        """Share of the fine-tuning that is kept: of the answers that it changed, or of the accuracy that it gained, the lower.
+        """Share of the fine-tuning that is kept: of the answers that it changed, or of the accuracy
+        that it gained, the lower.
 
         Where `collapsed`, the one that shows it.
         """
-        known = [e for e in (self.effect_size, self.gain_kept) if e is not None and e.value is not None]
-        return min(known, key=lambda e: (not _given_back(e), e.value or 0.0), default=self.effect_size)
+        known = [
+            e for e in (self.effect_size, self.gain_kept) if e is not None and e.value is not None
+        ]
+        return min(
+            known, key=lambda e: (not _given_back(e), e.value or 0.0), default=self.effect_size
+        )
 
 
 @dataclass(frozen=True)
@@ -237,7 +281,9 @@ class Procedure:
 
 @dataclass(frozen=True)
 class UnstablePrompt:
-    """A prompt on which the replicas disagree most. answers: (text, replicas that gave it), most frequent first."""
+    """A prompt on which the replicas disagree most. answers: (text, replicas that gave it), most
+    frequent first.
+    """
 
     suite: str
     id: str
@@ -252,9 +298,11 @@ class UnstablePrompt:
 
 @dataclass(frozen=True)
 class Scaling:
-    """How a family of mitigations gets more stable with K: D(K) = floor + slope / K^power, and the free exponent of D ~ K^-exponent.
+    """How a family of mitigations gets more stable with K: D(K) = floor + slope / K^power, and the
+    free exponent of D ~ K^-exponent.
 
-    smallest_k: the least K whose disagreement is expected to be at most `target`; safe_k: the least at which its upper limit is.
+    smallest_k: the least K whose disagreement is expected to be at most `target`; safe_k: the least
+    at which its upper limit is.
     """
 
     title: str
@@ -271,11 +319,13 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Sources:
-    """Which source makes runs differ, from a crossed design: parts of a figure on a shift, and their total.
+    """Which source makes runs differ, from a crossed design: parts of a figure on a shift, and
+    their total.
 
-    figure: "disagreement" (parts add up to the disagreement of two fresh runs), "accuracy" (variance between runs, points squared), or
-    what a score is called (variance between runs of its mean).
-    Parts are unclipped: about nothing may come out negative. precision: for accuracy and scores, SDs in the words of ISO 5725.
+    figure: "disagreement" (parts add up to the disagreement of two fresh runs), "accuracy"
+    (variance between runs, points squared), or what a score is called (variance between runs of its
+    mean). Parts are unclipped: about nothing may come out negative. precision: for accuracy and
+    scores, SDs in the words of ISO 5725.
     """
 
     shift: str
@@ -290,9 +340,10 @@ class Sources:
 class Tested:
     """A claim held against one condition, "" where the run has none that it speaks of.
 
-    claimed: the range that the quantity is said to lie in; None where nothing is claimed. verdict: one of CLAIM_VERDICTS. remark: what
-    stands behind it, or what it would take. alone, alone_verdict: of behaviour, the same on the very prompts of the suite: for runs drawn
-    anew, but not for other prompts.
+    claimed: the range that the quantity is said to lie in; None where nothing is claimed. verdict:
+    one of CLAIM_VERDICTS. remark: what stands behind it, or what it would take. alone,
+    alone_verdict: of behaviour, the same on the very prompts of the suite: for runs drawn anew, but
+    not for other prompts.
     """
 
     name: str
@@ -310,10 +361,12 @@ class Tested:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What to expect of many runs of a condition on the prompts of one shift, or of one category of it (category "" = all).
+    """What to expect of many runs of a condition on the prompts of one shift, or of one category of
+    it (category "" = all).
 
-    differ: two runs answer a prompt differently. off: a run answers otherwise than the majority. distinct: different answers of all those
-    runs to one prompt. floor: an accuracy that nearly all runs reach. zone: of `differ`, one of ZONES.
+    differ: two runs answer a prompt differently. off: a run answers otherwise than the majority.
+    distinct: different answers of all those runs to one prompt. floor: an accuracy that nearly all
+    runs reach. zone: of `differ`, one of ZONES.
     """
 
     condition: str
@@ -329,7 +382,9 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Claims:
-    """claims.json: claims against what was measured, and what to expect of `runs` runs. design: sha256 of the design.json behind it."""
+    """claims.json: claims against what was measured, and what to expect of `runs` runs. design:
+    sha256 of the design.json behind it.
+    """
 
     file: str
     level: float
@@ -341,9 +396,11 @@ class Claims:
 
 @dataclass(frozen=True)
 class RunMetric:
-    """A number that every run of a condition has: MCC, F1, perplexity, in the order of `runs`; None where a run has none.
+    """A number that every run of a condition has: MCC, F1, perplexity, in the order of `runs`; None
+    where a run has none.
 
-    lowest, highest: the range that was seen. gain_over_base: of the mean. suspects: runs far off the others, as failed ones are.
+    lowest, highest: the range that was seen. gain_over_base: of the mean. suspects: runs far off
+    the others, as failed ones are.
     """
 
     condition: str
@@ -361,9 +418,11 @@ class RunMetric:
 
 @dataclass(frozen=True)
 class RunMetricContrast:
-    """A metric of two conditions: change of its mean and of its SD between runs, in its unit, and the ratio of the variances.
+    """A metric of two conditions: change of its mean and of its SD between runs, in its unit, and
+    the ratio of the variances.
 
-    p_adjusted: of the change of the mean, by Holm over all contrasts of the table. sd_change: None where an arm is one run.
+    p_adjusted: of the change of the mean, by Holm over all contrasts of the table. sd_change: None
+    where an arm is one run.
     """
 
     condition: str
@@ -389,7 +448,9 @@ class RunMetrics:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A criterion of the user held against one procedure. verdict: one of VERDICTS, from a one-sided limit; estimate.level is two-sided."""
+    """A criterion of the user held against one procedure. verdict: one of VERDICTS, from a
+    one-sided limit; estimate.level is two-sided.
+    """
 
     criterion: str
     where: str
@@ -407,14 +468,16 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two conditions on one shift: the condition against the baseline. paired: run j of both shares its seeds;
+    """Two conditions on one shift: the condition against the baseline. paired: run j of both shares
+    its seeds;
     pair_differs: then, the share of prompts that the two runs of a pair answer differently.
 
-    Of `Results.mitigated` and `same_compute` condition is a mitigation in words (`mitigation_of`); baseline is there a condition that takes
-    as many tokens in one training.
-    score_change: of the mean of the number that answers come with. effect_size, gain_kept: of what the baseline's fine-tuning changed
-    against the base (answers, accuracy), the share that the condition's changes; as_base, baseline_as_base: how often either answers as
-    the base does. None where the base's answers are not known.
+    Of `Results.mitigated` and `same_compute` condition is a mitigation in words (`mitigation_of`);
+    baseline is there a condition that takes as many tokens in one training.
+    score_change: of the mean of the number that answers come with. effect_size, gain_kept: of what
+    the baseline's fine-tuning changed against the base (answers, accuracy), the share that the
+    condition's changes; as_base, baseline_as_base: how often either answers as the base does. None
+    where the base's answers are not known.
     """
 
     condition: str
@@ -446,10 +509,12 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Distance:
-    """Two conditions on one shift of which one, or both, has a single run: how far each run of the other is from it.
+    """Two conditions on one shift of which one, or both, has a single run: how far each run of the
+    other is from it.
 
-    single: the condition of the single run; differs: share of prompts that a run of the other answers otherwise, accuracy_change: of a run
-    of `condition` less one of `baseline`. runs: of the other condition, name and share of prompts answered otherwise, one by one.
+    single: the condition of the single run; differs: share of prompts that a run of the other
+    answers otherwise, accuracy_change: of a run of `condition` less one of `baseline`. runs: of the
+    other condition, name and share of prompts answered otherwise, one by one.
     """
 
     condition: str
@@ -463,10 +528,11 @@ class Distance:
 
 @dataclass(frozen=True)
 class Suspects:
-    """Runs of a condition that stand far off the others on a shift, as failed ones do, by the user's names.
+    """Runs of a condition that stand far off the others on a shift, as failed ones do, by the
+    user's names.
 
-    seen_in: in which of "disagreement", "accuracy" and "score" they do. what: one of these figures; figure_with, figure_without: it
-    with all runs, and without these.
+    seen_in: in which of "disagreement", "accuracy" and "score" they do. what: one of these figures;
+    figure_with, figure_without: it with all runs, and without these.
     """
 
     condition: str
@@ -480,7 +546,9 @@ class Suspects:
 
 @dataclass(frozen=True)
 class ChangedPrompt:
-    """A prompt on which two conditions differ: a share in either, and its p-value before and after adjustment for all prompts."""
+    """A prompt on which two conditions differ: a share in either, and its p-value before and after
+    adjustment for all prompts.
+    """
 
     suite: str
     id: str
@@ -497,8 +565,8 @@ class ChangedPrompt:
 class PromptContrast:
     """Two conditions prompt by prompt. figure: "disagreement" or "accuracy".
 
-    tested: prompts; clear: those that differ after adjustment (Benjamini-Hochberg) at the level of the results; prompts: those of
-    the smallest p-values.
+    tested: prompts; clear: those that differ after adjustment (Benjamini-Hochberg) at the level of
+    the results; prompts: those of the smallest p-values.
     """
 
     condition: str
@@ -512,10 +580,12 @@ class PromptContrast:
 
 @dataclass(frozen=True)
 class ModuleSpread:
-    """How far apart the replicas' weight changes of a module are, or of all modules of a kind or layer together.
+    """How far apart the replicas' weight changes of a module are, or of all modules of a kind or
+    layer together.
 
-    share: of the mean squared norm of a replica's whole change. spread: see `toolkit.statistics.weight_spread`. ratio: to the spread in
-    the first condition; p_adjusted: its p-value by Benjamini and Hochberg over the list in which it stands.
+    share: of the mean squared norm of a replica's whole change. spread: see
+    `toolkit.statistics.weight_spread`. ratio: to the spread in the first condition; p_adjusted: its
+    p-value by Benjamini and Hochberg over the list in which it stands.
     """
 
     name: str
@@ -527,7 +597,9 @@ class ModuleSpread:
 
 @dataclass(frozen=True)
 class Modules:
-    """The spread of a condition's weight changes by module. baseline: the condition that it is held against, "" for the first."""
+    """The spread of a condition's weight changes by module. baseline: the condition that it is held
+    against, "" for the first.
+    """
 
     condition: str
     baseline: str
@@ -539,16 +611,27 @@ class Modules:
     modules: tuple[ModuleSpread, ...]
 
     def shown(self, ends: int = 5) -> list[tuple[str, Sequence[ModuleSpread]]]:
-        """Titles and rows for a reader: all together, by kind, by layer, and the modules at either end."""
-        order = sorted((row for row in self.modules if row.spread.value is not None), key=lambda row: row.spread.value or 0.0)
+        """Titles and rows for a reader: all together, by kind, by layer, and the modules at either
+        end.
+        """
+        order = sorted(
+            (row for row in self.modules if row.spread.value is not None),
+            key=lambda row: row.spread.value or 0.0,
+        )
         few = min(ends, len(order) // 2)
-        groups = [("all modules", (self.total,)), ("by kind", self.kinds), ("by layer", self.layers)]
+        groups = [
+            ("all modules", (self.total,)),
+            ("by kind", self.kinds),
+            ("by layer", self.layers),
+        ]
         return [*groups, ("most alike", order[:few]), ("least alike", order[::-1][:few])]
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Shares of prompts: a disagreement that is shown to be at most `acceptable`, or above `critical`; a category may have its own."""
+    """Shares of prompts: a disagreement that is shown to be at most `acceptable`, or above
+    `critical`; a category may have its own.
+    """
 
     acceptable: float = 0.05
     critical: float = 0.20
@@ -560,7 +643,8 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Trade:
-    """How the accuracies of categories go together over runs. places: (shift, category) of each; tradeoff: in their order.
+    """How the accuracies of categories go together over runs. places: (shift, category) of each;
+    tradeoff: in their order.
 
     p_adjusted: of every pair, in the order of rows above the diagonal (Holm).
     """
@@ -572,9 +656,11 @@ class Trade:
 
 @dataclass(frozen=True)
 class ConditionResult:
-    """settings: how its replicas were trained, single values by their name in the recipe; empty where that is not known.
+    """settings: how its replicas were trained, single values by their name in the recipe; empty
+    where that is not known.
 
-    runs: what the user calls the replicas, in the order of `Cell.scores`; failed: those that are in no figure, as far as they have names.
+    runs: what the user calls the replicas, in the order of `Cell.scores`; failed: those that are in
+    no figure, as far as they have names.
     """
 
     name: str
@@ -657,10 +743,13 @@ class Results:
 
 def in_order(shifts: Iterable[str]) -> list[str]:
     """From home to the farthest: typical, near, far, then others as they came."""
-    return sorted(dict.fromkeys(shifts), key=lambda shift: SHIFTS.index(shift) if shift in SHIFTS else len(SHIFTS))
+    return sorted(
+        dict.fromkeys(shifts),
+        key=lambda shift: SHIFTS.index(shift) if shift in SHIFTS else len(SHIFTS),
+    )
 
 
-# -- numbers in words --------------------------------------------------------------------------------------------------
+# -- numbers in words ----------------------------------------------------------------------------
 
 
 def mitigation_of(title: str, k: int, condition: str) -> str:
@@ -669,13 +758,16 @@ def mitigation_of(title: str, k: int, condition: str) -> str:
 
 
 def number(value: float | None, unit: str = "", signed: bool = False) -> str:
-    """`12.3` for a share with unit "%", `0.62` for a ratio: one form everywhere, so that tables and sentences agree.
+    """`12.3` for a share with unit "%", `0.62` for a ratio: one form everywhere, so that tables and
+    sentences agree.
 
     "%%": a variance of shares, in squared points. "e": any unit, in three digits.
     """
     if value is None or not math.isfinite(value):
         return "n/a"
-    scale, digits = {"%": (100, ".1f"), "%%": (10_000, ".2f"), "e": (1, ".3g")}.get(unit, (1, ".2f"))
+    scale, digits = {"%": (100, ".1f"), "%%": (10_000, ".2f"), "e": (1, ".3g")}.get(
+        unit, (1, ".2f")
+    )
     text = f"{scale * value:+{digits}}"
     text = text if signed else text.removeprefix("+")
     return text[1:] if text in ("-0.0", "-0.00", "+0.0", "+0.00", "-0", "+0") else text
@@ -690,7 +782,10 @@ def interval(estimate: Estimate, unit: str = "", signed: bool = False) -> str:
 
 def unpaired(condition: str, baseline: str) -> str:
     """Where `paired` was asked and cannot be."""
-    return f"{condition} and {baseline} have fewer than two run names in common: no pairs, compared as independent runs"
+    return (
+        f"{condition} and {baseline} have fewer than two run names in common: no pairs, "
+        "compared as independent runs"
+    )
 
 
 def claimed_range(tested: Tested) -> str:
@@ -723,7 +818,9 @@ def remedy(estimate: Estimate, k: int = 1) -> str:
 
 
 def is_loss(change: Estimate | None) -> bool:
-    """Whether a change of accuracy is shown to be a loss: by its upper limit, never by its value."""
+    """Whether a change of accuracy is shown to be a loss: by its upper limit, never by its
+    value.
+    """
     return change is not None and change.conclusive and change.high is not None and change.high < 0
 
 
@@ -731,7 +828,9 @@ def _given_back(kept: Estimate | None) -> bool:
     return kept is not None and collapsed(kept) == "collapsed"
 
 
-def estimate_in_words(estimate: Estimate | None, unit: str = "", signed: bool = False, k: int = 1) -> str:
+def estimate_in_words(
+    estimate: Estimate | None, unit: str = "", signed: bool = False, k: int = 1
+) -> str:
     """`0.62 [0.50, 0.77]`, with what it lacks where it is inconclusive."""
     if estimate is None or estimate.value is None:
         return f"unknown ({estimate.note})" if estimate and estimate.note else "unknown"
@@ -740,7 +839,9 @@ def estimate_in_words(estimate: Estimate | None, unit: str = "", signed: bool = 
 
 
 def change_of_accuracy(change: Estimate | None) -> str:
-    """What stands beside every gain in stability: `it loses accuracy: -48.0 points [-52.1, -43.9]`."""
+    """What stands beside every gain in stability: `it loses accuracy: -48.0 points [-52.1,
+    -43.9]`.
+    """
     if change is None or change.value is None:
         return "accuracy is not known"
     ends = interval(change, "%", True)
@@ -750,8 +851,12 @@ def change_of_accuracy(change: Estimate | None) -> str:
     return f"accuracy moves by {number(change.value, '%', True)} points {ends}".strip() + sure
 
 
-def return_to_base(shift: str, kept: Estimate | None, as_base: Estimate | None, before: Estimate | None, whose: str) -> str:
-    """`on far prompts the gain is a return to the base: 100.0 % [98.1, 100.0] of its answers are the base's, 40.2 % [...] of ...`."""
+def return_to_base(
+    shift: str, kept: Estimate | None, as_base: Estimate | None, before: Estimate | None, whose: str
+) -> str:
+    """`on far prompts the gain is a return to the base: 100.0 % [98.1, 100.0] of its answers are
+    the base's, 40.2 % [...] of ...`.
+    """
     said = f"on {shift} prompts the gain is a return to the base"
     if as_base is None or as_base.value is None or before is None or before.value is None:
         return f"{said}: it keeps {estimate_in_words(kept)} of the answers that fine-tuning changed"
@@ -760,19 +865,34 @@ def return_to_base(shift: str, kept: Estimate | None, as_base: Estimate | None, 
 
 
 def warnings(procedure: Procedure, single: Procedure, shifts: Sequence[str]) -> list[str]:
-    """What is shown to be lost, shift by shift: of single replicas accuracy against the base; of a mitigation the fine-tuning, the accuracy
-    that it gained, accuracy."""
+    """What is shown to be lost, shift by shift: of single replicas accuracy against the base; of a
+    mitigation the fine-tuning, the accuracy that it gained, accuracy.
+    """
     found = []
     for shift in shifts:
         cell, before = procedure.cell(shift), single.cell(shift)
         if cell is not None and procedure.kind == "replica" and is_loss(cell.gained):
-            found.append(f"on {shift} prompts the base is more accurate: {estimate_in_words(cell.gained, '%', signed=True)} points")
+            found.append(
+                f"on {shift} prompts the base is more accurate: "
+                f"{estimate_in_words(cell.gained, '%', signed=True)} points"
+            )
         if cell is None or procedure.kind in ("base", "replica"):
             continue
         if cell.returned:
-            found.append(return_to_base(shift, cell.effect_size, cell.as_base, before and before.as_base, "single replicas"))
+            found.append(
+                return_to_base(
+                    shift,
+                    cell.effect_size,
+                    cell.as_base,
+                    before and before.as_base,
+                    "single replicas",
+                )
+            )
         elif cell.collapsed:
-            found.append(f"on {shift} prompts it keeps {estimate_in_words(cell.kept)} of the accuracy that fine-tuning gained")
+            found.append(
+                f"on {shift} prompts it keeps {estimate_in_words(cell.kept)} of the "
+                "accuracy that fine-tuning gained"
+            )
         if cell.loses:
             found.append(f"on {shift} prompts {change_of_accuracy(cell.accuracy_change)}")
     return found
@@ -785,12 +905,16 @@ class ResultsError(ValueError):
     """A results.json that cannot be read; one line with the reason and the way out."""
 
 
-# -- the file ----------------------------------------------------------------------------------------------------------
+# -- the file ------------------------------------------------------------------------------------
 
 
 def save_results(path: Path | str, results: Results | Claims | RunMetrics) -> None:
-    """Write results.json, claims.json or metrics.json: beside, fsynced, renamed, so that a reader never sees half a file."""
-    text = json.dumps({"version": VERSION, **to_plain(results)}, indent=1, ensure_ascii=False, allow_nan=False)
+    """Write results.json, claims.json or metrics.json: beside, fsynced, renamed, so that a reader
+    never sees half a file.
+    """
+    text = json.dumps(
+        {"version": VERSION, **to_plain(results)}, indent=1, ensure_ascii=False, allow_nan=False
+    )
     write_text(Path(path), text + "\n")
 
 
@@ -813,7 +937,10 @@ def _load(path: Path | str, kind: type[Record_], remedy: str) -> Record_:
     data = read_json(Path(path))
     version = data.pop("version", None) if isinstance(data, dict) else None
     if version != VERSION:
-        raise ResultsError(f"{path}: results of version {shortened(version)}; this ftk reads version {VERSION}: {remedy}")
+        raise ResultsError(
+            f"{path}: results of version {shortened(version)}; this ftk reads version "
+            f"{VERSION}: {remedy}"
+        )
     try:
         return from_plain(kind, data)
     except JsonError as error:

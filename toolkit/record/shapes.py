@@ -1,4 +1,6 @@
-"""What ftk reads again of the JSON files that it and others wrote, for `plain.read_record`: a file that lacks it is told in one line."""
+"""What ftk reads again of the JSON files that it and others wrote, for `plain.read_record`: a file
+that lacks it is told in one line.
+"""
 
 from typing import Any, NotRequired, TypedDict
 

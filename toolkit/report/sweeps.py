@@ -1,4 +1,6 @@
-"""Which conditions of a run belong on one line: those that differ in one number, and all of them beside the first."""
+"""Which conditions of a run belong on one line: those that differ in one number, and all of them
+beside the first.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,21 +22,33 @@ class Sweep:
 
 
 def sweeps(results: Results) -> list[Sweep]:
-    """Every number along which LEAST or more conditions of a run are ordered, all else being equal."""
+    """Every number along which LEAST or more conditions of a run are ordered, all else being
+    equal.
+    """
     found = []
-    for key in dict.fromkeys(key for condition in results.conditions for key, value in condition.settings.items() if _number(value)):
+    for key in dict.fromkeys(
+        key
+        for condition in results.conditions
+        for key, value in condition.settings.items()
+        if _number(value)
+    ):
         lines: dict[frozenset, dict[float, ConditionResult]] = {}
         for condition in results.conditions:
             if _number(value := condition.settings.get(key)):
-                lines.setdefault(_others(condition.settings, key), {}).setdefault(float(value), condition)
-        found += [Sweep(key, tuple(sorted(line.items()))) for line in lines.values() if len(line) >= LEAST]
+                lines.setdefault(_others(condition.settings, key), {}).setdefault(
+                    float(value), condition
+                )
+        found += [
+            Sweep(key, tuple(sorted(line.items()))) for line in lines.values() if len(line) >= LEAST
+        ]
     return found
 
 
 @dataclass(frozen=True)
 class Control:
-    """One remedy held against single replicas of the first condition: ratio of disagreement, independent runs, price of one of them,
-    change of accuracy."""
+    """One remedy held against single replicas of the first condition: ratio of disagreement,
+    independent runs, price of one of them, change of accuracy.
+    """
 
     name: str
     ratio: Estimate
@@ -50,7 +64,11 @@ def controls(results: Results) -> list[Control]:
     """
     shift, first = results.shifts[-1], results.conditions[0]
     price_of = {condition.name: condition.single.price for condition in results.conditions}
-    price_of |= {mitigation_of(p.title, p.k, one.name): p.price for one in results.conditions for p in one.procedures[1:]}
+    price_of |= {
+        mitigation_of(p.title, p.k, one.name): p.price
+        for one in results.conditions
+        for p in one.procedures[1:]
+    }
     found = [
         Control(c.condition, c.ratio, c.ratio.n_replicas, price_of[c.condition], c.accuracy_change)
         for c in (*results.contrasts, *results.mitigated)
@@ -60,30 +78,64 @@ def controls(results: Results) -> list[Control]:
         cell = procedure.cell(shift)
         if cell and cell.ratio:
             name = f"{procedure.title}, K = {procedure.k}"
-            found.append(Control(name, cell.ratio, procedure.n_runs, procedure.price, cell.accuracy_change))
-    return sorted((one for one in found if one.ratio.value is not None), key=lambda one: (one.ratio.value or 0.0, one.name))
+            found.append(
+                Control(name, cell.ratio, procedure.n_runs, procedure.price, cell.accuracy_change)
+            )
+    return sorted(
+        (one for one in found if one.ratio.value is not None),
+        key=lambda one: (one.ratio.value or 0.0, one.name),
+    )
 
 
 def joined(several: Sequence[Results]) -> Results:
-    """Results of recipes that begin with the same condition, as one: its procedures, the other conditions, and their contrasts with it.
+    """Results of recipes that begin with the same condition, as one: its procedures, the other
+    conditions, and their contrasts with it.
 
-    Seconds are those of the first one's machine: of any other they are scaled so that a run of the first condition takes the same.
-    Raises ValueError where the first conditions or the prompts are not the same.
+    Seconds are those of the first one's machine: of any other they are scaled so that a run of the
+    first condition takes the same. Raises ValueError where the first conditions or the prompts are
+    not the same.
     """
     first = several[0]
     several = [first, *(_at_the_pace_of(first, other) for other in several[1:])]
     for other in several[1:]:
         ours, theirs = first.conditions[0], other.conditions[0]
-        trained = [{k: v for k, v in one.settings.items() if k not in ("snapshots", "averages")} for one in (ours, theirs)]
+        trained = [
+            {k: v for k, v in one.settings.items() if k not in ("snapshots", "averages")}
+            for one in (ours, theirs)
+        ]
         if (ours.name, trained[0], first.suites) != (theirs.name, trained[1], other.suites):
-            raise ValueError(f"results that begin with {theirs.name!r} on other prompts, or trained otherwise, cannot be joined")
-    procedures = {procedure.label: procedure for results in several for procedure in results.conditions[0].procedures}
-    conditions = {condition.name: condition for results in several for condition in results.conditions[1:]}
+            raise ValueError(
+                f"results that begin with {theirs.name!r} on other prompts, or trained "
+                "otherwise, cannot be joined"
+            )
+    procedures = {
+        procedure.label: procedure
+        for results in several
+        for procedure in results.conditions[0].procedures
+    }
+    conditions = {
+        condition.name: condition for results in several for condition in results.conditions[1:]
+    }
     return replace(
         first,
-        conditions=(replace(first.conditions[0], procedures=tuple(procedures.values())), *conditions.values()),
-        contrasts=tuple({(c.condition, c.baseline, c.shift): c for results in several for c in results.contrasts}.values()),
-        mitigated=tuple({(c.condition, c.baseline, c.shift): c for results in several for c in results.mitigated}.values()),
+        conditions=(
+            replace(first.conditions[0], procedures=tuple(procedures.values())),
+            *conditions.values(),
+        ),
+        contrasts=tuple(
+            {
+                (c.condition, c.baseline, c.shift): c
+                for results in several
+                for c in results.contrasts
+            }.values()
+        ),
+        mitigated=tuple(
+            {
+                (c.condition, c.baseline, c.shift): c
+                for results in several
+                for c in results.mitigated
+            }.values()
+        ),
     )
 
 
@@ -94,9 +146,13 @@ def _at_the_pace_of(first: Results, other: Results) -> Results:
 
     def scaled(procedure: Procedure) -> Procedure:
         seconds = procedure.price.seconds
-        return replace(procedure, price=replace(procedure.price, seconds=seconds and seconds * ours / theirs))
+        return replace(
+            procedure, price=replace(procedure.price, seconds=seconds and seconds * ours / theirs)
+        )
 
-    conditions = (replace(one, procedures=tuple(map(scaled, one.procedures))) for one in other.conditions)
+    conditions = (
+        replace(one, procedures=tuple(map(scaled, one.procedures))) for one in other.conditions
+    )
     return replace(other, conditions=tuple(conditions))
 
 

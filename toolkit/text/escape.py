@@ -1,7 +1,9 @@
-"""Texts of users and models on their way out: one rule for each of terminal, HTML and SVG, JSON, and Markdown.
+"""Texts of users and models on their way out: one rule for each of terminal, HTML and SVG, JSON,
+and Markdown.
 
-A name may hold anything: tags, escape sequences, line ends, marks that turn the direction of writing. On all ways out a character that
-cannot be seen is written as in Python (`\\x1b`, `\\u202e`); then what the language of the document reads as its own is escaped.
+A name may hold anything: tags, escape sequences, line ends, marks that turn the direction of
+writing. On all ways out a character that cannot be seen is written as in Python (`\\x1b`,
+`\\u202e`); then what the language of the document reads as its own is escaped.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import Any
 
 _UNSEEN = (
     "\x00-\x1f\x7f-\x9f"  # control characters, those of eight bits too
-    "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # direction, no width
+    # direction, no width
+    "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
     "\u2028\u2029"  # line ends to some readers
     "\ud800-\udfff\ufffe\uffff"  # no characters: half surrogates, and what XML refuses
 )
@@ -28,7 +31,7 @@ def _as_python(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode("ascii")
 
 
-# -- terminal ------------------------------------------------------------------------------------------------------------
+# -- terminal ------------------------------------------------------------------------------------
 
 
 def line(text: object) -> str:
@@ -47,10 +50,15 @@ def block(text: object) -> str:
 
 
 def json(value: Any) -> str:
-    """A value as JSON in one line: the same value to a reader of JSON, and nothing that a terminal obeys."""
+    """A value as JSON in one line: the same value to a reader of JSON, and nothing that a terminal
+    obeys.
+    """
 
     def unit(found: re.Match[str]) -> str:
-        return "".join(f"\\u{int.from_bytes(pair, 'big'):04x}" for pair in _pairs(found[0].encode("utf-16-be", "surrogatepass")))
+        return "".join(
+            f"\\u{int.from_bytes(pair, 'big'):04x}"
+            for pair in _pairs(found[0].encode("utf-16-be", "surrogatepass"))
+        )
 
     return _IN_JSON.sub(unit, standard_json.dumps(value, ensure_ascii=False))
 
@@ -61,7 +69,9 @@ class _Record(logging.LogRecord):
 
 
 def in_logs() -> None:
-    """From here on in what libraries log, too: they quote configurations and file names as they are."""
+    """From here on in what libraries log, too: they quote configurations and file names as they
+    are.
+    """
     logging.setLogRecordFactory(_Record)
 
 
@@ -69,12 +79,18 @@ def _pairs(text: bytes) -> list[bytes]:
     return [text[i : i + 2] for i in range(0, len(text), 2)]
 
 
-# -- HTML and SVG --------------------------------------------------------------------------------------------------------
+# -- HTML and SVG --------------------------------------------------------------------------------
 
 
 def seen(value: Any) -> Any:
-    """What a template shows, for its `finalize`: line ends and tabs stay; numbers, and markup that was made here, pass as they are."""
-    return value if not isinstance(value, str) or hasattr(value, "__html__") else _IN_A_TEXT.sub(_as_python, value)
+    """What a template shows, for its `finalize`: line ends and tabs stay; numbers, and markup that
+    was made here, pass as they are.
+    """
+    return (
+        value
+        if not isinstance(value, str) or hasattr(value, "__html__")
+        else _IN_A_TEXT.sub(_as_python, value)
+    )
 
 
 def markup(text: object) -> str:
@@ -82,7 +98,7 @@ def markup(text: object) -> str:
     return standard.escape(line(text))
 
 
-# -- Markdown ------------------------------------------------------------------------------------------------------------
+# -- Markdown ------------------------------------------------------------------------------------
 
 _MARKS = re.compile(
     r"[\\`*\[\]<>&|~#!$@]|_(?![^\W_])|(?<![^\W_])_"  # an underscore inside a word is one
@@ -98,8 +114,12 @@ class Markdown(str):
 
 
 def markdown(text: object) -> Markdown:
-    """Text inside a line, a heading or a cell: no link, no element and no other cell comes of it."""
-    return text if isinstance(text, Markdown) else Markdown(_MARKS.sub(r"\\\g<0>", line(text).strip()))
+    """Text inside a line, a heading or a cell: no link, no element and no other cell comes of
+    it.
+    """
+    return (
+        text if isinstance(text, Markdown) else Markdown(_MARKS.sub(r"\\\g<0>", line(text).strip()))
+    )
 
 
 def item(text: object) -> Markdown:
@@ -110,7 +130,11 @@ def item(text: object) -> Markdown:
 def code(text: str) -> Markdown:
     """In the type of code, where it holds nothing that would end it."""
     plain = line(text)
-    return markdown(text) if plain.strip() != plain or not plain or set("`|\\") & set(plain) else Markdown(f"`{plain}`")
+    return (
+        markdown(text)
+        if plain.strip() != plain or not plain or set("`|\\") & set(plain)
+        else Markdown(f"`{plain}`")
+    )
 
 
 def link(text: str, address: str) -> Markdown:
@@ -120,6 +144,8 @@ def link(text: str, address: str) -> Markdown:
 
 
 def table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """Lines of a table, the first of which is its head. Cells are escaped, but for those that are `Markdown`."""
+    """Lines of a table, the first of which is its head. Cells are escaped, but for those that are
+    `Markdown`.
+    """
     head, *body = ["| " + " | ".join(markdown(cell) for cell in row) + " |" for row in rows]
     return [head, "|---" * len(rows[0]) + "|", *body]

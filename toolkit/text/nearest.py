@@ -1,4 +1,6 @@
-"""Names that were meant: the nearest known one, and what other tools call a field; and counts in words."""
+"""Names that were meant: the nearest known one, and what other tools call a field; and counts in
+words.
+"""
 
 import difflib
 from typing import Any
@@ -31,5 +33,9 @@ def counted(n: int, noun: str) -> str:
 def nearest(word: str, known: list[str]) -> str:
     if len(word) > 60:
         return ""
-    near = [OTHER_NAMES[word]] if OTHER_NAMES.get(word) in known else difflib.get_close_matches(word, known, n=1)
+    near = (
+        [OTHER_NAMES[word]]
+        if OTHER_NAMES.get(word) in known
+        else difflib.get_close_matches(word, known, n=1)
+    )
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"

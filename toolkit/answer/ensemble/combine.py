@@ -1,7 +1,8 @@
-"""The table of ensembles, and the rules on log-probabilities: the same on cached scores and during generation.
+"""The table of ensembles, and the rules on log-probabilities: the same on cached scores and during
+generation.
 
-Independent replicas: the variance of a linear statistic (a mean probability, a mean logit) falls as 1/K, the rate of flipped answers does
-not. Which mean is used matters, so each has its name.
+Independent replicas: the variance of a linear statistic (a mean probability, a mean logit) falls as
+1/K, the rate of flipped answers does not. Which mean is used matters, so each has its name.
 """
 
 from __future__ import annotations
@@ -45,18 +46,25 @@ logits = Combine(_summed, torch.add, lambda log_GNV, K: log_GNV.log_softmax(-1))
 token_vote = Combine(_ballots, torch.add, _counted)
 """Share of the members whose first choice a token is; the mean probability breaks ties.
 
-Half a vote is spread by the mixture, so that a tie is decided and no log is infinite: log((votes + p/2) / (K + 1/2)).
+Half a vote is spread by the mixture, so that a tie is decided and no log is infinite: log((votes +
+p/2) / (K + 1/2)).
 """
 
-median = Combine(lambda log_GkNV, weight_Gk: log_GkNV, lambda one, two: torch.cat([one, two], 1), _middle)
-"""Median of the log-probabilities, normalised again: no member can drag it far. The only rule that keeps all K distributions."""
+median = Combine(
+    lambda log_GkNV, weight_Gk: log_GkNV, lambda one, two: torch.cat([one, two], 1), _middle
+)
+"""Median of the log-probabilities, normalised again: no member can drag it far. The only rule that
+keeps all K distributions.
+"""
 
 
 class Rule(NamedTuple):
-    """rule: what it makes of log-probabilities; None: decided over whole answers, after every member has answered.
+    """rule: what it makes of log-probabilities; None: decided over whole answers, after every
+    member has answered.
 
-    needs: what of the members it needs. What needs `tokens` can be scored afterwards from the log-probabilities of given tokens alone
-    (`ensemble_scores`), what needs `distributions` only while the models run.
+    needs: what of the members it needs. What needs `tokens` can be scored afterwards from the
+    log-probabilities of given tokens alone (`ensemble_scores`), what needs `distributions` only
+    while the models run.
     """
 
     rule: Combine | None
@@ -73,4 +81,6 @@ ENSEMBLES = {
     "vote": Rule(None, "answers", "https://arxiv.org/abs/2203.11171"),
     "mbr": Rule(None, "answers", "https://aclanthology.org/N04-1022"),
 }
-"""Name -> rule. `gated`: the first member answers alone where it is sure, the mean probability where it is not (`evaluate_unit`)."""
+"""Name -> rule. `gated`: the first member answers alone where it is sure, the mean probability
+where it is not (`evaluate_unit`).
+"""

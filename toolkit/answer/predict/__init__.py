@@ -1,6 +1,8 @@
-"""R adapters answer the same prompts in one batch: greedy text with a KV cache, and log-probabilities of given continuations.
+"""R adapters answer the same prompts in one batch: greedy text with a KV cache, and
+log-probabilities of given continuations.
 
-Rows are voice-major: all prompts of voice 0 first. A voice is one adapter, or a group of K adapters that speak as one.
+Rows are voice-major: all prompts of voice 0 first. A voice is one adapter, or a group of K adapters
+that speak as one.
 """
 
 from toolkit.answer.predict.batches import CACHED, TOKENS, together

@@ -10,12 +10,18 @@ LOGITS = 1 << 28  # numbers at the output head of one forward pass: 1 GiB
 
 
 def fit(tokens: int, numbers: int) -> int:
-    """How often so many tokens, with so many numbers at the output head, fit in one forward pass; at least once."""
+    """How often so many tokens, with so many numbers at the output head, fit in one forward pass;
+    at least once.
+    """
     return max(1, min(TOKENS // max(1, tokens), LOGITS // max(1, numbers)))
 
 
-def together(lengths: Sequence[int], rows_each: int, extra: int, vocabulary: int) -> Iterator[list[int]]:
-    """Indices of prompts that go on in one batch, shortest first: what their KV caches and one row of logits each may take."""
+def together(
+    lengths: Sequence[int], rows_each: int, extra: int, vocabulary: int
+) -> Iterator[list[int]]:
+    """Indices of prompts that go on in one batch, shortest first: what their KV caches and one row
+    of logits each may take.
+    """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         rows = rows_each * (len(batch) + 1)
@@ -28,17 +34,27 @@ def together(lengths: Sequence[int], rows_each: int, extra: int, vocabulary: int
 
 
 def alike(
-    lengths: Sequence[int], order: Iterable[int], rows_each: int, spread: float, head: Sequence[int] | None = None
+    lengths: Sequence[int],
+    order: Iterable[int],
+    rows_each: int,
+    spread: float,
+    head: Sequence[int] | None = None,
 ) -> Iterator[list[int]]:
-    """Indices in batches of about TOKENS, the longest of which is at most 1 + `spread` times as long as the first.
+    """Indices in batches of about TOKENS, the longest of which is at most 1 + `spread` times as
+    long as the first.
 
-    head: numbers at the output head of each row, of which a batch has at most about LOGITS. Shortest first.
+    head: numbers at the output head of each row, of which a batch has at most about LOGITS.
+    Shortest first.
     """
     batch: list[int] = []
     for i in order:
         rows = rows_each * (len(batch) + 1)
         numbers = rows * max(head[k] for k in (*batch, i)) if head else 0
-        if batch and (rows * lengths[i] > TOKENS or numbers > LOGITS or lengths[i] > (1 + spread) * lengths[batch[0]]):
+        if batch and (
+            rows * lengths[i] > TOKENS
+            or numbers > LOGITS
+            or lengths[i] > (1 + spread) * lengths[batch[0]]
+        ):
             yield batch
             batch = []
         batch.append(i)

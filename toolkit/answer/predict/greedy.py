@@ -1,4 +1,6 @@
-"""Greedy answers of every voice to every prompt, and what it thinks of given ones while it has the prompt in mind."""
+"""Greedy answers of every voice to every prompt, and what it thinks of given ones while it has the
+prompt in mind.
+"""
 
 from __future__ import annotations
 
@@ -45,17 +47,21 @@ def generate(
     top_k: int,
     continuations: Sequence[Sequence[Sequence[int]]] | None = None,
 ) -> list[list[Generation]]:
-    """Greedy answers, [voice][prompt]. The stack holds voices * members adapters, the members of a voice side by side.
+    """Greedy answers, [voice][prompt]. The stack holds voices * members adapters, the members of a
+    voice side by side.
 
-    With `combine` the members of a voice share one token stream: each keeps its own KV cache, the group's distribution picks the
-    token. Sequences that are finished leave the batch when they are finished for every voice. continuations: of each prompt, none or
-    more of at least one token each, to be scored as `score_tokens` does.
+    With `combine` the members of a voice share one token stream: each keeps its own KV cache, the
+    group's distribution picks the token. Sequences that are finished leave the batch when they are
+    finished for every voice. continuations: of each prompt, none or more of at least one token
+    each, to be scored as `score_tokens` does.
     """
     vocabulary = stack.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     speak = Voices(stack, voices, members, combine, weight_UK)
     asked = continuations or [[] for _ in prompts]
     answers: list[list[Generation | None]] = [[None] * len(prompts) for _ in range(voices)]
-    scores: list[list[list[Scored | None]]] = [[[None] * len(several) for several in asked] for _ in range(voices)]
+    scores: list[list[list[Scored | None]]] = [
+        [[None] * len(several) for several in asked] for _ in range(voices)
+    ]
     apart = []
     for batch in read(speak, prompts, max_new_tokens, vocabulary):
         for n in range(max(len(asked[i]) for i in batch.indices)):
@@ -69,18 +75,33 @@ def generate(
                 answers[u][i] = answer
     if apart:
         shape = {"voices": voices, "members": members, "combine": combine, "weight_UK": weight_UK}
-        _place(scores, apart, score_tokens(stack, [prompts[i] for i, _ in apart], [asked[i][n] for i, n in apart], **shape))
-    return [[replace(answer, scores=scored) for answer, scored in zip(*rows, strict=True)] for rows in zip(answers, scores, strict=True)]  # type: ignore[type-var]
+        _place(
+            scores,
+            apart,
+            score_tokens(
+                stack, [prompts[i] for i, _ in apart], [asked[i][n] for i, n in apart], **shape
+            ),
+        )
+    return [
+        [replace(answer, scores=scored) for answer, scored in zip(*rows, strict=True)]
+        for rows in zip(answers, scores, strict=True)
+    ]  # type: ignore[type-var]
 
 
-def _place(scores: list[list[list[Scored | None]]], where: Sequence[tuple[int, int]], found: Sequence[Sequence[Scored]]) -> None:
+def _place(
+    scores: list[list[list[Scored | None]]],
+    where: Sequence[tuple[int, int]],
+    found: Sequence[Sequence[Scored]],
+) -> None:
     for own, row in zip(scores, found, strict=True):
         for (i, n), scored in zip(where, row, strict=True):
             if n < len(own[i]):
                 own[i][n] = scored
 
 
-def _go_on(read: Read, eos_ids: Sequence[int], max_new_tokens: int, top_k: int) -> list[list[Generation]]:
+def _go_on(
+    read: Read, eos_ids: Sequence[int], max_new_tokens: int, top_k: int
+) -> list[list[Generation]]:
     """Token by token to the end of every answer, [voice][prompt]."""
     log_UPV = read.log_UPV
     voices, P, vocabulary = log_UPV.shape
@@ -111,17 +132,29 @@ def _go_on(read: Read, eos_ids: Sequence[int], max_new_tokens: int, top_k: int) 
             still = int(open_P.sum())
             if not still:
                 break
-            if still <= len(column) // 2 and read.keeps:  # the few that go on forever should not carry the many that are done
+            if (
+                still <= len(column) // 2 and read.keeps
+            ):  # the few that go on forever should not carry the many that are done
                 read.keep(open_P)
                 column, token_UP = column[open_P], token_UP[:, open_P]
         log_UPV = read.go_on(token_UP[:, :, None])
     ids_UPT, end = torch.stack(tokens, -1).tolist(), set(eos_ids)
-    done, logprob, margin, first_ids, first_logprobs = (x.tolist() for x in (done_UP, logprob_UP, margin_UP, best.indices, best.values))
+    done, logprob, margin, first_ids, first_logprobs = (
+        x.tolist() for x in (done_UP, logprob_UP, margin_UP, best.indices, best.values)
+    )
 
     def answer(u: int, p: int) -> Generation:
         ids = ids_UPT[u][p]
         n = next((t for t, token in enumerate(ids) if token in end), len(ids))
         last = ids[n] if n < len(ids) else None
-        return Generation(ids[:n], logprob[u][p], margin[u][p], done[u][p], last, first_ids[u][p], first_logprobs[u][p])
+        return Generation(
+            ids[:n],
+            logprob[u][p],
+            margin[u][p],
+            done[u][p],
+            last,
+            first_ids[u][p],
+            first_logprobs[u][p],
+        )
 
     return [[answer(u, p) for p in range(P)] for u in range(voices)]

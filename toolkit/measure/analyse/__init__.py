@@ -1,16 +1,37 @@
-"""From what runs answered to results: which statistic answers which question, and what may be said about it in words."""
+"""From what runs answered to results: which statistic answers which question, and what may be said
+about it in words.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from toolkit.measure.analyse.acceptance import CriterionError, judge
-from toolkit.measure.analyse.contrasts import adjusted, by_prompt, contrasts, mitigated, same_compute, scaling
+from toolkit.measure.analyse.contrasts import (
+    adjusted,
+    by_prompt,
+    contrasts,
+    mitigated,
+    same_compute,
+    scaling,
+)
 from toolkit.measure.analyse.distances import distances, in_notes
-from toolkit.measure.analyse.procedures import base_procedure, condition_result, run_accuracies, zone
+from toolkit.measure.analyse.procedures import (
+    base_procedure,
+    condition_result,
+    run_accuracies,
+    zone,
+)
 from toolkit.measure.analyse.sources import crossing, shared_note, sources
 from toolkit.measure.analyse.suspects import suspects
-from toolkit.measure.analyse.table import CATEGORIES, Arm, OutcomeTable, PredictionTable, PromptLike, Table
+from toolkit.measure.analyse.table import (
+    CATEGORIES,
+    Arm,
+    OutcomeTable,
+    PredictionTable,
+    PromptLike,
+    Table,
+)
 from toolkit.measure.analyse.trades import trade
 from toolkit.measure.analyse.verdict import verdict
 from toolkit.recipe import Criterion
@@ -19,11 +40,24 @@ from toolkit.record.results import About, ConditionDesign, Results, SuiteCount, 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Arm", "OutcomeTable", "PredictionTable", "PromptLike", "Table", "analyse", "analyse_table", "run_accuracies", "zone"]
+__all__ = [
+    "Arm",
+    "OutcomeTable",
+    "PredictionTable",
+    "PromptLike",
+    "Table",
+    "analyse",
+    "analyse_table",
+    "run_accuracies",
+    "zone",
+]
 
 
 def analyse(
-    outcomes: "pyarrow.Table", prompts: Mapping[str, Sequence[PromptLike]], conditions: Sequence[ConditionDesign], **options
+    outcomes: "pyarrow.Table",
+    prompts: Mapping[str, Sequence[PromptLike]],
+    conditions: Sequence[ConditionDesign],
+    **options,
 ) -> Results:
     """Measure a table of outcomes (see `OutcomeTable`); options as in `analyse_table`."""
     return analyse_table(OutcomeTable(outcomes, prompts), conditions, **options)
@@ -40,15 +74,20 @@ def analyse_table(
     paired: bool = False,
     notes: Sequence[str] = (),
 ) -> Results:
-    """Measure every procedure on every shift and category, compare the conditions with the first, judge the criteria.
+    """Measure every procedure on every shift and category, compare the conditions with the first,
+    judge the criteria.
 
-    paired: replica j of every condition shares its seeds with replica j of the others.
-    Raises ValueError for a design that the outcomes contradict, or a criterion or threshold about prompts that are not there.
+    paired: replica j of every condition shares its seeds with replica j of the others. Raises
+    ValueError for a design that the outcomes contradict, or a criterion or threshold about prompts
+    that are not there.
     """
     thresholds = thresholds or Thresholds()
     known = dict.fromkeys(prompt.category for _, prompt in table.prompts)
     if unknown := next((name for name in thresholds.categories or {} if name not in known), None):
-        raise CriterionError(f"thresholds.categories: no prompt has the category {unknown!r}; there are: {', '.join(sorted(known))}")
+        raise CriterionError(
+            f"thresholds.categories: no prompt has the category {unknown!r}; there are: "
+            f"{', '.join(sorted(known))}"
+        )
     conditions = [design.independent() for design in conditions]
     results = [condition_result(table, design, level, thresholds) for design in conditions]
     results = [
@@ -69,8 +108,13 @@ def analyse_table(
         if m.label not in {p.label for p in result.procedures}
     ]
     if table.unlisted:
-        unmeasured.append(f"{CATEGORIES} categories have figures of their own, those with the most prompts; {table.unlisted:,} more do not")
-    uncrossed = [f"{design.name}: {note}" for design in conditions if (note := crossing(design.factors).note)]
+        unmeasured.append(
+            f"{CATEGORIES} categories have figures of their own, those with the most "
+            f"prompts; {table.unlisted:,} more do not"
+        )
+    uncrossed = [
+        f"{design.name}: {note}" for design in conditions if (note := crossing(design.factors).note)
+    ]
     apart = distances(table, conditions, level)
     found = Results(
         about=about or About(),
@@ -79,7 +123,13 @@ def analyse_table(
         base=base_procedure(table, level),
         conditions=tuple(results),
         verdict=(),
-        notes=(*notes, *filter(None, map(shared_note, conditions)), *uncrossed, *unmeasured, *in_notes(apart)),
+        notes=(
+            *notes,
+            *filter(None, map(shared_note, conditions)),
+            *uncrossed,
+            *unmeasured,
+            *in_notes(apart),
+        ),
         thresholds=thresholds,
         contrasts=contrasts(table, conditions, level, paired),
         mitigated=mitigated(table, conditions, level, paired),
@@ -87,7 +137,9 @@ def analyse_table(
         by_prompt=by_prompt(table, conditions, level, paired),
         same_compute=same_compute(table, conditions, level),
         distances=apart,
-        suspects=tuple(suspect for design in conditions for suspect in suspects(table, design, level)),
+        suspects=tuple(
+            suspect for design in conditions for suspect in suspects(table, design, level)
+        ),
     )
     return replace(found, verdict=verdict(found))
 

@@ -1,4 +1,6 @@
-"""Conditions of a single run, which have no spread to compare: how far the runs of the others are from it."""
+"""Conditions of a single run, which have no spread to compare: how far the runs of the others are
+from it.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +11,9 @@ from toolkit.measure.analyse.table import Arm, Table
 from toolkit.record.results import ConditionDesign, Distance, change_of_accuracy, interval, number
 
 
-def distances(table: Table, designs: Sequence[ConditionDesign], level: float) -> tuple[Distance, ...]:
+def distances(
+    table: Table, designs: Sequence[ConditionDesign], level: float
+) -> tuple[Distance, ...]:
     """Every condition against the first where one of the two is a single run, on every shift."""
     found: list[Distance] = []
     for design in designs[1:]:
@@ -18,7 +22,9 @@ def distances(table: Table, designs: Sequence[ConditionDesign], level: float) ->
     return tuple(found)
 
 
-def _on_every_shift(table: Table, design: ConditionDesign, first: ConditionDesign, level: float) -> Iterator[Distance]:
+def _on_every_shift(
+    table: Table, design: ConditionDesign, first: ConditionDesign, level: float
+) -> Iterator[Distance]:
     lone, other = (first, design) if len(first.replicas) == 1 else (design, first)
     one, many = (table.arm(x.name, "replica", list(x.replicas)) for x in (lone, other))
     if one is None or many is None:
@@ -27,13 +33,30 @@ def _on_every_shift(table: Table, design: ConditionDesign, first: ConditionDesig
         fixed, runs = one.on(at), many.on(at)
         options = {"cluster_P": table.cluster_P[at], "level": level}
         differs_RP = np.where(
-            (runs.answer_RP >= 0) & (fixed.answer_RP[0] >= 0), (runs.answer_RP != fixed.answer_RP[0]).astype(np.float64), np.nan
+            (runs.answer_RP >= 0) & (fixed.answer_RP[0] >= 0),
+            (runs.answer_RP != fixed.answer_RP[0]).astype(np.float64),
+            np.nan,
         )
-        share = st.model_accuracy(differs_RP[0], **options) if len(differs_RP) == 1 else st.accuracy(differs_RP, **options)
+        share = (
+            st.model_accuracy(differs_RP[0], **options)
+            if len(differs_RP) == 1
+            else st.accuracy(differs_RP, **options)
+        )
         counted_R = np.isfinite(differs_RP).sum(axis=1)
-        each = [float(np.nansum(row) / n) if n else None for row, n in zip(differs_RP, counted_R, strict=True)]
+        each = [
+            float(np.nansum(row) / n) if n else None
+            for row, n in zip(differs_RP, counted_R, strict=True)
+        ]
         change = _accuracy_change(runs, fixed, options, turned=lone is design)
-        yield Distance(design.name, first.name, shift, lone.name, share, change, tuple(zip(table.run_names(other), each, strict=True)))
+        yield Distance(
+            design.name,
+            first.name,
+            shift,
+            lone.name,
+            share,
+            change,
+            tuple(zip(table.run_names(other), each, strict=True)),
+        )
 
 
 def _accuracy_change(runs: Arm, fixed: Arm, options: dict, turned: bool) -> st.Estimate | None:
@@ -45,13 +68,22 @@ def _accuracy_change(runs: Arm, fixed: Arm, options: dict, turned: bool) -> st.E
 
 
 def in_notes(found: Sequence[Distance]) -> Iterator[str]:
-    """A sentence for each: a condition of one run has no contrast, and this is what can be said instead."""
+    """A sentence for each: a condition of one run has no contrast, and this is what can be said
+    instead.
+    """
     for x in found:
         other = x.condition if x.single == x.baseline else x.baseline
         shares = [share for _, share in x.runs if share is not None]
-        ends = f", run by run {number(min(shares), '%')} to {number(max(shares), '%')} %" if len(shares) > 1 else ""
+        ends = (
+            f", run by run {number(min(shares), '%')} to {number(max(shares), '%')} %"
+            if len(shares) > 1
+            else ""
+        )
         says = f"runs of {other} answer {number(x.differs.value, '%')} % {interval(x.differs, '%')}".rstrip()
-        yield f"{x.single} is one run, whose spread is not known: on {x.shift} prompts {says} of prompts otherwise{ends}{_gain(x)}"
+        yield (
+            f"{x.single} is one run, whose spread is not known: on {x.shift} prompts {says} "
+            f"of prompts otherwise{ends}{_gain(x)}"
+        )
 
 
 def _gain(x: Distance) -> str:

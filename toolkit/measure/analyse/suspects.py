@@ -10,9 +10,11 @@ from toolkit.record.results import ConditionDesign, Suspects
 
 
 def suspects(table: Table, design: ConditionDesign, level: float) -> Iterator[Suspects]:
-    """On every shift, the runs that stand far off in answers, accuracy or score, and each of these figures with and without them.
+    """On every shift, the runs that stand far off in answers, accuracy or score, and each of these
+    figures with and without them.
 
-    Nothing where too few are left for a figure. What stands far off, see `toolkit.statistics.outliers`.
+    Nothing where too few are left for a figure. What stands far off, see
+    `toolkit.statistics.outliers`.
     """
     single = table.arm(design.name, "replica", list(design.replicas))
     if single is None or len(single.answer_RP) < 4:

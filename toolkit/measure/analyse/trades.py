@@ -15,13 +15,34 @@ COMPARED = 60
 
 
 def trade(table: Table, design: ConditionDesign, level: float) -> Trade | None:
-    """Correlations over runs of the accuracies of the categories that have references, COMPARED at most; None of fewer than two."""
+    """Correlations over runs of the accuracies of the categories that have references, COMPARED at
+    most; None of fewer than two.
+    """
     arm = table.arm(design.name, "replica", list(design.replicas))
-    marked = {} if arm is None else {place: here for place, at in table.parts.items() if place[1] and (here := arm.on(at)).marked}
-    marked = dict(sorted(marked.items(), key=lambda item: -item[1].correct_RP.shape[1])[:COMPARED]) if len(marked) > COMPARED else marked
+    marked = (
+        {}
+        if arm is None
+        else {
+            place: here
+            for place, at in table.parts.items()
+            if place[1] and (here := arm.on(at)).marked
+        }
+    )
+    marked = (
+        dict(sorted(marked.items(), key=lambda item: -item[1].correct_RP.shape[1])[:COMPARED])
+        if len(marked) > COMPARED
+        else marked
+    )
     if len(marked) < 2:
         return None
-    scores = [[np.nan if s is None else s for s in run_accuracies(here.correct_RP)] for here in marked.values()]
-    found = st.tradeoff(np.array(scores).T, [here.correct_RP.shape[1] for here in marked.values()], level=level)
+    scores = [
+        [np.nan if s is None else s for s in run_accuracies(here.correct_RP)]
+        for here in marked.values()
+    ]
+    found = st.tradeoff(
+        np.array(scores).T, [here.correct_RP.shape[1] for here in marked.values()], level=level
+    )
     pairs = [found.correlation_CC[a][b] for a, b in combinations(range(len(marked)), 2)]
-    return Trade(tuple(marked), found, tuple(known(st.holm([pair.p if pair else None for pair in pairs]))))
+    return Trade(
+        tuple(marked), found, tuple(known(st.holm([pair.p if pair else None for pair in pairs])))
+    )

@@ -1,7 +1,9 @@
-"""The results in a few sentences: how different runs are, the mitigation that the data support best, and what to bear in mind.
+"""The results in a few sentences: how different runs are, the mitigation that the data support
+best, and what to bear in mind.
 
-What is won never stands alone: what is lost with it (accuracy, the fine-tuning itself) is in the same sentence. Whether something is lost
-is decided by the limits of its interval, never by its value.
+What is won never stands alone: what is lost with it (accuracy, the fine-tuning itself) is in the
+same sentence. Whether something is lost is decided by the limits of its interval, never by its
+value.
 """
 
 import shlex
@@ -37,13 +39,20 @@ IN_WORDS: Mapping[str, tuple[str, str]] = {
 
 
 def verdict(results: Results) -> tuple[str, ...]:
-    """Three sentences: how different runs are, the mitigation that the data support best, and what to bear in mind.
+    """Three sentences: how different runs are, the mitigation that the data support best, and what
+    to bear in mind.
 
-    Then how accurate runs are, where no mitigation's sentence tells it, or the base is better; and one for each group of runs that
-    stand far off the others.
+    Then how accurate runs are, where no mitigation's sentence tells it, or the base is better; and
+    one for each group of runs that stand far off the others.
     """
     best = _best(results)
-    return _instability(results), best, _caveats(results, best), *_accuracy(results), *suspicions(results)
+    return (
+        _instability(results),
+        best,
+        _caveats(results, best),
+        *_accuracy(results),
+        *suspicions(results),
+    )
 
 
 def _share(estimate: st.Estimate | None) -> str:
@@ -58,23 +67,42 @@ def _instability(results: Results) -> str:
     parts = []
     for condition in results.conditions:
         cells = [(shift, condition.single.cell(shift)) for shift in ends]
-        shares = " and ".join(f"on {_share(cell.disagreement)} of {shift} prompts" for shift, cell in cells if cell)
+        shares = " and ".join(
+            f"on {_share(cell.disagreement)} of {shift} prompts" for shift, cell in cells if cell
+        )
         parts.append(f"with {condition.name} {shares} ({condition.in_words})")
-    return f"Two independent runs give different answers: {'; '.join(parts)}; {100 * results.level:g} % intervals in brackets."
+    return (
+        f"Two independent runs give different answers: {'; '.join(parts)}; "
+        f"{100 * results.level:g} % intervals in brackets."
+    )
 
 
 def _accuracy(results: Results) -> Iterator[str]:
-    """Of conditions without mitigations, and of those that are shown to be worse than the base, which is said first."""
+    """Of conditions without mitigations, and of those that are shown to be worse than the base,
+    which is said first.
+    """
     told = []
     for condition in results.conditions:
-        cells = [cell for shift in results.shifts if (cell := condition.single.cell(shift)) and cell.accuracy]
+        cells = [
+            cell
+            for shift in results.shifts
+            if (cell := condition.single.cell(shift)) and cell.accuracy
+        ]
         lost = warnings(condition.single, condition.single, results.shifts)
         if not cells or not (lost or len(condition.procedures) == 1):
             continue
         shares = ", ".join(f"on {cell.shift} prompts {_accurate(cell)}" for cell in cells)
-        told.append((not lost, f"{condition.name} {'is less accurate than the base: ' * bool(lost)}{shares}"))
+        told.append(
+            (
+                not lost,
+                f"{condition.name} {'is less accurate than the base: ' * bool(lost)}{shares}",
+            )
+        )
     if told:
-        yield f"Right answers: {'; '.join(_few([text for _, text in sorted(told, key=lambda one: one[0])]))}."
+        yield (
+            "Right answers: "
+            f"{'; '.join(_few([text for _, text in sorted(told, key=lambda one: one[0])]))}."
+        )
 
 
 def _accurate(cell: Cell) -> str:
@@ -103,9 +131,16 @@ class _Candidate(NamedTuple):
         return warnings(self.procedure, self.condition.single, shifts)
 
     def keeps(self, shifts: Sequence[str]) -> bool:
-        """Shown, by the lower limit: it still answers other than the base as often as a replica does, or nearly so."""
+        """Shown, by the lower limit: it still answers other than the base as often as a replica
+        does, or nearly so.
+        """
         cells = [self.procedure.cell(shift) for shift in shifts]
-        return all(cell is not None and cell.effect_size is not None and st.collapsed(cell.effect_size) == "kept" for cell in cells)
+        return all(
+            cell is not None
+            and cell.effect_size is not None
+            and st.collapsed(cell.effect_size) == "kept"
+            for cell in cells
+        )
 
     def gain_open(self, shifts: Sequence[str]) -> bool:
         """Whether it may have given back accuracy that was gained, as far as these runs tell."""
@@ -114,9 +149,18 @@ class _Candidate(NamedTuple):
 
 
 def _less_stable(cell: Cell) -> bool:
-    """By more than what counts as no change in points; a ratio alone exaggerates where little is at stake."""
+    """By more than what counts as no change in points; a ratio alone exaggerates where little is at
+    stake.
+    """
     change = cell.disagreement_change
-    return bool(change and change.conclusive and change.value and change.low and change.low > 0 and change.value > st.SAME_SHARE)
+    return bool(
+        change
+        and change.conclusive
+        and change.value
+        and change.low
+        and change.low > 0
+        and change.value > st.SAME_SHARE
+    )
 
 
 def _best(results: Results) -> str:
@@ -133,20 +177,31 @@ def _best(results: Results) -> str:
     ends = list(dict.fromkeys([home, target]))
     sound = [c for c in resolved if c.keeps(ends) and not c.lost(results.shifts)]
     if sound:
-        return _praise(min(sound, key=lambda c: (c.gain_open(ends), c.ratio.high, c.procedure.label)), home, target)
+        return _praise(
+            min(sound, key=lambda c: (c.gain_open(ends), c.ratio.high, c.procedure.label)),
+            home,
+            target,
+        )
     if resolved:
         return (
-            f"{len(resolved)} of {len(candidates)} mitigations make answers on {target} prompts conclusively more stable, but none is "
+            f"{len(resolved)} of {len(candidates)} mitigations make answers on {target} "
+            "prompts conclusively more stable, but none is "
             f"recommended: {'; '.join(_reservations(resolved, results))}."
         )
     sizes = sorted({c.condition.n_replicas for c in candidates})
-    text = f"No mitigation is shown to make answers on {target} prompts more stable with {' or '.join(map(str, sizes))} replicas"
+    text = (
+        f"No mitigation is shown to make answers on {target} prompts more stable with "
+        f"{' or '.join(map(str, sizes))} replicas"
+    )
     open_ = [c for c in candidates if not c.ratio.conclusive and not c.lost(results.shifts)]
     hopeful = [c for c in open_ if c.ratio.needed and (c.ratio.value is None or c.ratio.value < 1)]
     if not hopeful:
         return f"{text}, and more replicas alone would not settle it."
     nearest = min(hopeful, key=lambda c: ((c.ratio.needed or 0) * c.procedure.k, c.procedure.label))
-    return f"{text}; about {(nearest.ratio.needed or 0) * nearest.procedure.k:,} replicas would be needed for the nearest, {nearest.name}."
+    return (
+        f"{text}; about {(nearest.ratio.needed or 0) * nearest.procedure.k:,} replicas would "
+        f"be needed for the nearest, {nearest.name}."
+    )
 
 
 def _reservations(candidates: Sequence[_Candidate], results: Results) -> list[str]:
@@ -155,28 +210,49 @@ def _reservations(candidates: Sequence[_Candidate], results: Results) -> list[st
     found = []
     for c in sorted(candidates, key=lambda c: (c.ratio.high, c.procedure.label)):
         lost = c.lost(results.shifts)
-        open_ = "whether it keeps the fine-tuning cannot be told" + ("" if known else " without the base's answers")
+        open_ = "whether it keeps the fine-tuning cannot be told" + (
+            "" if known else " without the base's answers"
+        )
         found.append(f"{c.name}: {', and '.join(lost) or open_}")
     return _few(found)
 
 
 def _against(results: Results) -> str:
-    """Conditions instead of mitigations: which of them differ from the first in how much their runs differ, and what that costs."""
+    """Conditions instead of mitigations: which of them differ from the first in how much their runs
+    differ, and what that costs.
+    """
     target, baseline = results.shifts[-1], results.contrasts[0].baseline
     found = [contrast for contrast in results.contrasts if contrast.shift == target]
     several = ", one by one" * (len(found) > 1)
-    told = [f"{c.condition} {estimate_in_words(c.ratio)}, {'; '.join(_beside(c, results))}" for c in found]
-    return f"Disagreement on {target} prompts relative to {baseline}{several}: {'. '.join(told)}. Below 1 is more stable."
+    told = [
+        f"{c.condition} {estimate_in_words(c.ratio)}, {'; '.join(_beside(c, results))}"
+        for c in found
+    ]
+    return (
+        f"Disagreement on {target} prompts relative to {baseline}{several}: "
+        f"{'. '.join(told)}. Below 1 is more stable."
+    )
 
 
 def _beside(contrast: Contrast, results: Results) -> list[str]:
-    """What stands beside a ratio: the change of accuracy on the same shift, what is lost on the others, and a return to the base."""
-    others = [c for c in results.contrasts if (c.condition, c.baseline) == (contrast.condition, contrast.baseline) and c is not contrast]
+    """What stands beside a ratio: the change of accuracy on the same shift, what is lost on the
+    others, and a return to the base.
+    """
+    others = [
+        c
+        for c in results.contrasts
+        if (c.condition, c.baseline) == (contrast.condition, contrast.baseline)
+        and c is not contrast
+    ]
     found = [("but " if contrast.loses else "") + change_of_accuracy(contrast.accuracy_change)]
-    found += [f"on {c.shift} prompts {change_of_accuracy(c.accuracy_change)}" for c in others if c.loses]
+    found += [
+        f"on {c.shift} prompts {change_of_accuracy(c.accuracy_change)}" for c in others if c.loses
+    ]
     for c in (contrast, *others):
         if c.returned:
-            found.append(return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline))
+            found.append(
+                return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline)
+            )
     return found
 
 
@@ -188,15 +264,23 @@ def _praise(best: _Candidate, home: str, target: str) -> str:
         if cell is None or cell.ratio is None or before is None:
             continue
         falls.append(
-            f"on {shift} prompts from {_percent(before)} to {_percent(cell)} (ratio {estimate_in_words(cell.ratio, k=procedure.k)})"
+            f"on {shift} prompts from {_percent(before)} to {_percent(cell)} (ratio "
+            f"{estimate_in_words(cell.ratio, k=procedure.k)})"
         )
         kept.append(f"{estimate_in_words(cell.kept, k=procedure.k)} on {shift} prompts")
     price = procedure.price
-    streams = "one model answers" if price.inference_streams == 1 else f"{price.inference_streams:.3g} models answer"
+    streams = (
+        "one model answers"
+        if price.inference_streams == 1
+        else f"{price.inference_streams:.3g} models answer"
+    )
     return (
-        f"The best-supported mitigation is {best.name}: disagreement falls {' and '.join(falls)}; on {target} prompts "
-        f"{change_of_accuracy(best.cell.accuracy_change)}; of the fine-tuning it keeps {' and '.join(kept)}; "
-        f"the price is {price.training_runs} training run{'s' * (price.training_runs != 1)} per model, and {streams} each prompt."
+        f"The best-supported mitigation is {best.name}: disagreement falls "
+        f"{' and '.join(falls)}; on {target} prompts "
+        f"{change_of_accuracy(best.cell.accuracy_change)}; of the fine-tuning it keeps "
+        f"{' and '.join(kept)}; "
+        f"the price is {price.training_runs} training "
+        f"run{'s' * (price.training_runs != 1)} per model, and {streams} each prompt."
     )
 
 
@@ -207,27 +291,56 @@ def _percent(cell: Cell) -> str:
 def _caveats(results: Results, told: str) -> str:
     """told: the sentence before; what is lost is not said twice."""
     parts = [_failed(results)]
-    procedures = [(c, p) for c in results.conditions for p in c.procedures if p.kind not in ("base", "replica")]
+    procedures = [
+        (c, p)
+        for c in results.conditions
+        for p in c.procedures
+        if p.kind not in ("base", "replica")
+    ]
     returned = [(c, p) for c, p in procedures if any(cell.returned for cell in p.cells)]
     if returned:
-        parts.append(f"these fall back towards the base model, so their stability is no gain: {_names(returned)}")
-        lost = {mitigation_of(p.title, p.k, c.name): ", and ".join(warnings(p, c.single, results.shifts)) for c, p in returned}
-        parts += _few([f"{name}: {said}" for name, said in lost.items() if f"{name}: {said}" not in told])
-    gave_back = [(c, p) for c, p in procedures if any(cell.collapsed for cell in p.cells) and (c, p) not in returned]
+        parts.append(
+            "these fall back towards the base model, so their stability is no gain: "
+            f"{_names(returned)}"
+        )
+        lost = {
+            mitigation_of(p.title, p.k, c.name): ", and ".join(
+                warnings(p, c.single, results.shifts)
+            )
+            for c, p in returned
+        }
+        parts += _few(
+            [f"{name}: {said}" for name, said in lost.items() if f"{name}: {said}" not in told]
+        )
+    gave_back = [
+        (c, p)
+        for c, p in procedures
+        if any(cell.collapsed for cell in p.cells) and (c, p) not in returned
+    ]
     if gave_back:
         parts.append(f"these give back accuracy that the fine-tuning gained: {_names(gave_back)}")
     for shift in results.shifts:
         if losing := [(c, p) for c, p in procedures if (cell := p.cell(shift)) and cell.loses]:
             parts.append(f"on {shift} prompts these lose accuracy: {_names(losing)}")
-    worse = [(c, p) for c, p in procedures if (cell := p.cell(results.shifts[-1])) and _less_stable(cell)]
+    worse = [
+        (c, p) for c, p in procedures if (cell := p.cell(results.shifts[-1])) and _less_stable(cell)
+    ]
     if worse:
-        parts.append(f"on {results.shifts[-1]} prompts these are conclusively less stable than a single replica: {_names(worse)}")
-    ratios = [cell.ratio for _, p in procedures for cell in p.cells if not cell.category and cell.ratio]
+        parts.append(
+            f"on {results.shifts[-1]} prompts these are conclusively less stable than a "
+            f"single replica: {_names(worse)}"
+        )
+    ratios = [
+        cell.ratio for _, p in procedures for cell in p.cells if not cell.category and cell.ratio
+    ]
     open_ = sum(not r.conclusive for r in ratios)
     if ratios:
         parts.append(f"inconclusive comparisons with single replicas: {open_} of {len(ratios)}")
     if len(procedures) > 1:
-        parts.append(f"intervals hold one by one, and the best of {len(procedures)} mitigations tends to look better than it is")
+        parts.append(
+            f"intervals hold one by one, and the best of {len(procedures)} mitigations "
+            "tends to look better than it is"
+        )
     return f"Bear in mind: {'; '.join(parts)}."
 
 
@@ -238,30 +351,43 @@ def _failed(results: Results) -> str:
     odd = len({(s.condition, run) for s in results.suspects for run in s.runs})
     recorded = f"{failed} of {runs} training runs" if failed else f"none of {runs} training runs"
     if odd:
-        return f"{recorded} {'are' if failed != 1 else 'is'} recorded as failed, but {odd} more may have"
-    return f"{failed} of {runs} training runs failed" + (", and failed runs are in no other figure" if failed else "")
+        return (
+            f"{recorded} {'are' if failed != 1 else 'is'} recorded as failed, but {odd} more "
+            "may have"
+        )
+    return f"{failed} of {runs} training runs failed" + (
+        ", and failed runs are in no other figure" if failed else ""
+    )
 
 
 def suspicions(results: Results) -> list[str]:
-    """A sentence for the runs of each condition that stand far off its others: which, in what, what they weigh, and what to do."""
+    """A sentence for the runs of each condition that stand far off its others: which, in what, what
+    they weigh, and what to do.
+    """
     grouped: dict[tuple[str, tuple[str, ...]], list[Suspects]] = {}
     for suspect in results.suspects:
         grouped.setdefault((suspect.condition, suspect.runs), []).append(suspect)
     return [_suspicion(results, *key, found) for key, found in grouped.items()]
 
 
-def _suspicion(results: Results, condition: str, runs: tuple[str, ...], found: Sequence[Suspects]) -> str:
+def _suspicion(
+    results: Results, condition: str, runs: tuple[str, ...], found: Sequence[Suspects]
+) -> str:
     one = len(runs) == 1
-    shown = ", ".join(runs[:SHOWN]) + (f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else "")
+    shown = ", ".join(runs[:SHOWN]) + (
+        f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+    )
     it, them, stand = ("it", "it", "stands") if one else ("they", "them", "stand")
     figures = [
-        f"on {s.shift} prompts {IN_WORDS[s.what][0]} {_figure(s.figure_with, s.what)} with {them} and "
+        f"on {s.shift} prompts {IN_WORDS[s.what][0]} {_figure(s.figure_with, s.what)} "
+        f"with {them} and "
         f"{_figure(s.figure_without, s.what)} without"
         for s in found
     ]
     whats = dict.fromkeys(IN_WORDS[what][1] for s in found for what in s.seen_in or (s.what,))
     return (
-        f"{'Run' if one else 'Runs'} {shown} of {condition} {stand} far off the others in {' and '.join(whats)}: {'; '.join(figures)}. "
+        f"{'Run' if one else 'Runs'} {shown} of {condition} {stand} far off the others in "
+        f"{' and '.join(whats)}: {'; '.join(figures)}. "
         f"If {it} failed, {_leave_out(results, condition, runs)}; if not, keep {them}."
     )
 
@@ -271,14 +397,19 @@ def _figure(estimate: st.Estimate, what: str) -> str:
 
 
 def _leave_out(results: Results, condition: str, runs: Sequence[str]) -> str:
-    """How runs are marked as failed: predictions by name; replicas that were trained, by training them again or leaving them out."""
+    """How runs are marked as failed: predictions by name; replicas that were trained, by training
+    them again or leaving them out.
+    """
     if results.about.base:
         return (
-            "train them again (`ftk verify RUN` says whether they come out the same), or measure the others as adapters of a condition "
+            "train them again (`ftk verify RUN` says whether they come out the same), or "
+            "measure the others as adapters of a condition "
             "`adapters:` that leaves them out"
         )
     names = [f"{condition}/{run}" if len(results.conditions) > 1 else run for run in runs[:SHOWN]]
-    options = " ".join(f"--failed {shlex.quote(name)}" for name in names) + " ..." * (len(runs) > SHOWN)
+    options = " ".join(f"--failed {shlex.quote(name)}" for name in names) + " ..." * (
+        len(runs) > SHOWN
+    )
     return f"leave {'it' if len(runs) == 1 else 'them'} out of all other figures with `{options}`"
 
 
@@ -292,4 +423,6 @@ def _names(procedures: Sequence[tuple[ConditionResult, Procedure]]) -> str:
     sizes: dict[tuple[str, str], list[str]] = {}
     for condition, procedure in procedures:
         sizes.setdefault((procedure.title, condition.name), []).append(str(procedure.k))
-    return "; ".join(f"{title}, K = {', '.join(several)} ({name})" for (title, name), several in sizes.items())
+    return "; ".join(
+        f"{title}, K = {', '.join(several)} ({name})" for (title, name), several in sizes.items()
+    )

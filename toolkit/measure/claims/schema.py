@@ -16,7 +16,9 @@ EVERY = "all"
 
 
 def _range(value: Any) -> Any:
-    return [value, value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return (
+        [value, value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+    )
 
 
 Number = Annotated[float, Field(ge=0)]
@@ -28,7 +30,9 @@ class _Model(BaseModel):
 
 
 class About(_Model):
-    """Which conditions of a run a claim speaks of: one by its name, or all that have the properties."""
+    """Which conditions of a run a claim speaks of: one by its name, or all that have the
+    properties.
+    """
 
     condition: str | None = None
     method: Literal["lora", "full", "distill"] | None = None
@@ -45,7 +49,9 @@ class About(_Model):
         return self
 
     def means(self, name: str, condition: Condition | None, varied: bool) -> bool:
-        """condition: how it is trained, None for adapters that are given. varied: whether any source of variation is not held."""
+        """condition: how it is trained, None for adapters that are given. varied: whether any
+        source of variation is not held.
+        """
         if self.condition is not None:
             return name == self.condition
         if condition is None or self.fixed == varied or self.method not in (None, condition.method):
@@ -80,13 +86,20 @@ class Claim(_Model):
     @model_validator(mode="after")
     def _fits(self) -> Claim:
         if self.behaviour != bool(self.prompts):
-            raise ValueError(f"`prompts` (a shift, a suite, or {EVERY}) goes with `quantity: agreement` and `quantity: disagreement`")
+            raise ValueError(
+                f"`prompts` (a shift, a suite, or {EVERY}) goes with `quantity: "
+                "agreement` and `quantity: disagreement`"
+            )
         if self.category is not None and not self.behaviour:
             raise ValueError("`category` is one of `prompts`")
         if self.range and self.range[0] > self.range[1]:
-            raise ValueError(f"the lowest of `range` comes first: [{self.range[1]:g}, {self.range[0]:g}]")
+            raise ValueError(
+                f"the lowest of `range` comes first: [{self.range[1]:g}, {self.range[0]:g}]"
+            )
         if self.range and self.quantity != "weights" and self.range[1] > 1:
-            raise ValueError(f"`range` holds shares from 0 to 1: {self.range[1]:g} % is {self.range[1] / 100:g}")
+            raise ValueError(
+                f"`range` holds shares from 0 to 1: {self.range[1]:g} % is {self.range[1] / 100:g}"
+            )
         return self
 
 
@@ -106,4 +119,6 @@ BLOCKS: dict[str, type[BaseModel]] = {"": ClaimsFile, "claims": Claim, "claims.a
 
 def read_claims(path: Path = ORIGIN) -> list[Claim]:
     """The claims of a file. Raises RecipeError with one line: file, line, field and the fix."""
-    return read_document(path, ClaimsFile, "a mapping with `claims`, a list, is expected", BLOCKS).claims
+    return read_document(
+        path, ClaimsFile, "a mapping with `claims`, a list, is expected", BLOCKS
+    ).claims

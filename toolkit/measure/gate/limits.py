@@ -1,7 +1,7 @@
 """The gate: is today's fine-tune still from the same process as the baseline population?
 
-`learn` makes limits of a population, once; `judge` needs those limits and today's answers only, so that a CI job gates
-without the population.
+`learn` makes limits of a population, once; `judge` needs those limits and today's answers only, so
+that a CI job gates without the population.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ VERSION = 1
 MAX_BASELINE, LARGEST = 10**7, 1e100
 MIN_BASELINE = 30  # runs: with fewer the baseline's standard deviation is not known to 25 %
 EWMA_WEIGHT = 0.2
-OFFSET = 2.0  # added to both counts of log-odds (Agresti & Coull): with 0.5 a single wrong answer near 100 % looks like a jump
+# # added to both counts of log-odds (Agresti & Coull): with 0.5 a single wrong answer near 100 %
+# looks like a jump
+OFFSET = 2.0
 CONTENT = 0.95  # of the tolerance limits, and their confidence
 
 Extra = Mapping[str, Sequence[float] | np.ndarray]
@@ -37,7 +39,9 @@ Extra = Mapping[str, Sequence[float] | np.ndarray]
 
 @dataclass(frozen=True)
 class Prompt:
-    """The panel that a new run is compared with. referenced: it has a right answer; answers: text -> baseline runs, the modal one first."""
+    """The panel that a new run is compared with. referenced: it has a right answer; answers: text
+    -> baseline runs, the modal one first.
+    """
 
     id: str
     shift: str
@@ -47,12 +51,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number per run. kind: accuracy or disagreement (with the other runs) of a shift, judged as log-odds; or value, judged as it is.
+    """One number per run. kind: accuracy or disagreement (with the other runs) of a shift, judged
+    as log-odds; or value, judged as it is.
 
-    center, sd, skew, excess: of the baseline, on the scale that is judged (see `reaches`). All else is in the metric's own
-    unit. low, high: limits of a run judged alone. content_low, content_high: hold 95 % of the runs of the process, with 95 %
-    confidence. None where all baseline runs are equal: what never varied has no limits.
-    sigma_z: of an accuracy, how many times as much as by counting it varies between runs (Laney's p'); for the reader.
+    center, sd, skew, excess: of the baseline, on the scale that is judged (see `reaches`). All else
+    is in the metric's own unit. low, high: limits of a run judged alone. content_low, content_high:
+    hold 95 % of the runs of the process, with 95 % confidence. None where all baseline runs are
+    equal: what never varied has no limits.
+    sigma_z: of an accuracy, how many times as much as by counting it varies between runs (Laney's
+    p'); for the reader.
     """
 
     name: str
@@ -79,11 +86,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class Limits:
-    """What `limits.json` holds. alpha: probability that a run of the same process fails, all tests together.
+    """What `limits.json` holds. alpha: probability that a run of the same process fails, all tests
+    together.
 
     n: baseline runs; n_incomplete: those left out because something of theirs is missing.
-    covariance: of the metrics that vary, in their order; empty where the runs do not determine it. heavy: their excess
-    kurtosis together (see `statistics.hotelling.from_covariance`).
+    covariance: of the metrics that vary, in their order; empty where the runs do not determine it.
+    heavy: their excess kurtosis together (see `statistics.hotelling.from_covariance`).
     """
 
     n: int
@@ -99,9 +107,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Row:
-    """A metric of a run against its limits, in the metric's own unit. test: run, or drift (the moving average after the last run).
+    """A metric of a run against its limits, in the metric's own unit. test: run, or drift (the
+    moving average after the last run).
 
-    z: standard deviations of single runs from the baseline's mean, on the scale that is judged; None where nothing varied.
+    z: standard deviations of single runs from the baseline's mean, on the scale that is judged;
+    None where nothing varied.
     """
 
     metric: str
@@ -116,7 +126,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """status: pass, fail or inconclusive; reasons: why not pass. t2: of every run, with its limit, where there is one."""
+    """status: pass, fail or inconclusive; reasons: why not pass. t2: of every run, with its limit,
+    where there is one.
+    """
 
     status: str
     reasons: tuple[str, ...]
@@ -139,20 +151,27 @@ def learn(
 ) -> Limits:
     """Limits from a baseline population, for `judge`.
 
-    Metrics of a run, for every shift: its accuracy, and its disagreement with the OTHER baseline runs (share of them that answer
-    differently, mean over prompts), so that a new run, which is none of them, is exchangeable with them.
+    Metrics of a run, for every shift: its accuracy, and its disagreement with the OTHER baseline
+    runs (share of them that answer differently, mean over prompts), so that a new run, which is
+    none of them, is exchangeable with them.
     extra: more numbers per run, such as the mean reference log-prob or the final loss.
 
-    answer_RP: codes into `texts`, -1 = missing. correct_RP: 1, 0, nan = missing or without reference. Prompts that no run
-    answered are left out; so are runs that lack an answer, a mark or an extra that others have, and they are counted.
-    Raises ValueError for other shapes, fewer than two runs, or equal prompt ids.
+    answer_RP: codes into `texts`, -1 = missing. correct_RP: 1, 0, nan = missing or without
+    reference. Prompts that no run answered are left out; so are runs that lack an answer, a mark or
+    an extra that others have, and they are counted. Raises ValueError for other shapes, fewer than
+    two runs, or equal prompt ids.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
     answer_RP, correct_RP = _tables(answer_RP, correct_RP, texts, prompt_id_P, at_least=2)
     if len(shift_P) != len(prompt_id_P):
-        raise ValueError(f"shift_P must name a shift for each of the {len(prompt_id_P)} prompts, not {len(shift_P)}")
-    values = {name: x_R for name, x_R in _extras(extra, len(answer_RP)).items() if np.isfinite(x_R).any()}
+        raise ValueError(
+            f"shift_P must name a shift for each of the {len(prompt_id_P)} prompts, not "
+            f"{len(shift_P)}"
+        )
+    values = {
+        name: x_R for name, x_R in _extras(extra, len(answer_RP)).items() if np.isfinite(x_R).any()
+    }
     asked = np.flatnonzero((answer_RP >= 0).any(axis=0))
     answer_RP, correct_RP = answer_RP[:, asked], correct_RP[:, asked]
     referenced_P = np.atleast_1d(np.isfinite(correct_RP).any(axis=0))
@@ -172,7 +191,17 @@ def learn(
     covariance, heavy = _covariance(varying)
     each = alpha / (1 + bool(covariance)) / max(1, len(varying))
     metrics = tuple(_metric(name, kind, x_R, each) for (name, (kind, x_R)) in table.items())
-    return Limits(n, int((~whole_R).sum()), alpha, ewma_weight, _digest(prompts), prompts, metrics, covariance, heavy)
+    return Limits(
+        n,
+        int((~whole_R).sum()),
+        alpha,
+        ewma_weight,
+        _digest(prompts),
+        prompts,
+        metrics,
+        covariance,
+        heavy,
+    )
 
 
 def judge(
@@ -186,15 +215,17 @@ def judge(
 ) -> Verdict:
     """Do C new runs, in time order, come from the process of the baseline?
 
-    Fail: a metric of a run outside its prediction limits; Hotelling's T2 of a run above its limit; or, with several runs, a
-    metric's moving average (EWMA) after the last one outside its limits. alpha is divided evenly over these kinds of test,
-    and within each over metrics and runs (Bonferroni): where metrics are normal, runs of the same process fail with
-    probability alpha at most. (Simulated answers, alpha 0.27 %, 30 to 200 baseline runs: 0.1 to 0.8 %.)
-    Inconclusive: fewer than MIN_BASELINE baseline runs; missing prompts, marks or extras; a metric that never varied in the
-    baseline and now differs; a baseline that is equal in all metrics.
-    The new runs are never part of what they are compared with.
+    Fail: a metric of a run outside its prediction limits; Hotelling's T2 of a run above its limit;
+    or, with several runs, a metric's moving average (EWMA) after the last one outside its limits.
+    alpha is divided evenly over these kinds of test, and within each over metrics and runs
+    (Bonferroni): where metrics are normal, runs of the same process fail with probability alpha at
+    most. (Simulated answers, alpha 0.27 %, 30 to 200 baseline runs: 0.1 to 0.8 %.) Inconclusive:
+    fewer than MIN_BASELINE baseline runs; missing prompts, marks or extras; a metric that never
+    varied in the baseline and now differs; a baseline that is equal in all metrics. The new runs
+    are never part of what they are compared with.
 
-    Arrays as in `learn`, of one run or more. Prompts are matched by id; those that the baseline does not know are left out.
+    Arrays as in `learn`, of one run or more. Prompts are matched by id; those that the baseline
+    does not know are left out.
     """
     answer_CP, correct_CP = _tables(answer_CP, correct_CP, texts, prompt_id_P, at_least=1)
     values = _extras(extra, len(answer_CP))
@@ -202,9 +233,14 @@ def judge(
     known = tuple(prompt for prompt in limits.prompts if prompt.id in at)
     notes = []
     if limits.n_incomplete:
-        notes.append(f"not in the limits: {counted(limits.n_incomplete, 'baseline run')} with something missing")
+        notes.append(
+            f"not in the limits: {counted(limits.n_incomplete, 'baseline run')} with "
+            "something missing"
+        )
     if len(at) > len(known):
-        notes.append(f"left out: {counted(len(at) - len(known), 'prompt')} that the baseline does not have")
+        notes.append(
+            f"left out: {counted(len(at) - len(known), 'prompt')} that the baseline does not have"
+        )
 
     column = [at[prompt.id] for prompt in known]
     answer_CP, correct_CP = answer_CP[:, column], correct_CP[:, column]
@@ -216,23 +252,49 @@ def judge(
         "lack an answer": int(unanswered_P.sum()),
         "lack a mark": int(unmarked_P.sum()),
     }
-    lacking = [f"{count} of {len(limits.prompts)} prompts {what}" for what, count in counts.items() if count]
+    lacking = [
+        f"{count} of {len(limits.prompts)} prompts {what}"
+        for what, count in counts.items()
+        if count
+    ]
     wanted = [metric.name for metric in limits.metrics if metric.kind == "value"]
-    lacking += [f"no value of {name}" for name in wanted if name not in values or not np.isfinite(values[name]).all()]
+    lacking += [
+        f"no value of {name}"
+        for name in wanted
+        if name not in values or not np.isfinite(values[name]).all()
+    ]
     if limits.n < MIN_BASELINE:
         lacking.append(f"the baseline has {limits.n} complete runs, and limits need {MIN_BASELINE}")
     if lacking:
         return Verdict("inconclusive", tuple(lacking), notes=tuple(notes))
 
     rows: list[list[int]] = answer_CP.tolist()
-    same_CP = np.array([[prompt.answers.get(str(texts[code]), 0) for prompt, code in zip(known, row, strict=True)] for row in rows])
-    table = _scores(1 - same_CP / limits.n, correct_CP, known, {name: values[name] for name in wanted})
-    return _judged(limits, np.array([table[metric.name][1] for metric in limits.metrics]).T, tuple(notes))
+    same_CP = np.array(
+        [
+            [
+                prompt.answers.get(str(texts[code]), 0)
+                for prompt, code in zip(known, row, strict=True)
+            ]
+            for row in rows
+        ]
+    )
+    table = _scores(
+        1 - same_CP / limits.n, correct_CP, known, {name: values[name] for name in wanted}
+    )
+    return _judged(
+        limits, np.array([table[metric.name][1] for metric in limits.metrics]).T, tuple(notes)
+    )
 
 
 def save_limits(path: Path | str, limits: Limits) -> None:
     """Write limits.json: beside, synced, renamed."""
-    write_text(Path(path), json.dumps({"version": VERSION, **asdict(limits)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(
+        Path(path),
+        json.dumps(
+            {"version": VERSION, **asdict(limits)}, indent=1, ensure_ascii=False, allow_nan=False
+        )
+        + "\n",
+    )
 
 
 def load_limits(path: Path | str) -> Limits:
@@ -241,7 +303,10 @@ def load_limits(path: Path | str) -> Limits:
         data = read_json(Path(path))
         version = data.pop("version", None) if isinstance(data, dict) else None
         if version != VERSION:
-            raise ValueError(f"limits of version {shortened(version)}; this ftk reads version {VERSION}: learn them again")
+            raise ValueError(
+                f"limits of version {shortened(version)}; this ftk reads version "
+                f"{VERSION}: learn them again"
+            )
         limits: Limits = from_plain(Limits, data)
         if unknown := sorted(data.keys() - {f.name for f in fields(Limits)}):
             raise ValueError(f"key {shortened(unknown[0])} is unknown")
@@ -257,22 +322,36 @@ def _check(limits: Limits) -> None:
     """ValueError where the numbers cannot be those of a baseline."""
     shifts = {prompt.shift for prompt in limits.prompts}
     referenced = {prompt.shift for prompt in limits.prompts if prompt.referenced}
-    counted = {f"accuracy, {shift}" for shift in referenced} | {f"disagreement, {shift}" for shift in shifts}
+    counted = {f"accuracy, {shift}" for shift in referenced} | {
+        f"disagreement, {shift}" for shift in shifts
+    }
     varying = sum(metric.low is not None for metric in limits.metrics)
     rules = {
         "alpha lies between 0 and 1": 0 < limits.alpha < 1,
         "ewma_weight lies above 0, up to 1": 0 < limits.ewma_weight <= 1,
         "n is 2 or more": 2 <= limits.n <= MAX_BASELINE,
-        "no answer was given by more than n runs": all(0 < c <= limits.n for prompt in limits.prompts for c in prompt.answers.values()),
+        "no answer was given by more than n runs": all(
+            0 < c <= limits.n for prompt in limits.prompts for c in prompt.answers.values()
+        ),
         "an id stands once": len({prompt.id for prompt in limits.prompts}) == len(limits.prompts),
-        "a metric is of the prompts, or a value": all(m.kind == "value" or m.name in counted for m in limits.metrics),
-        "a metric of the prompts counts them": all(m.kind == "value" or m.prompts > 0 for m in limits.metrics),
-        "a metric that varies has a standard deviation": all(m.low is None or m.sd > 0 for m in limits.metrics),
+        "a metric is of the prompts, or a value": all(
+            m.kind == "value" or m.name in counted for m in limits.metrics
+        ),
+        "a metric of the prompts counts them": all(
+            m.kind == "value" or m.prompts > 0 for m in limits.metrics
+        ),
+        "a metric that varies has a standard deviation": all(
+            m.low is None or m.sd > 0 for m in limits.metrics
+        ),
         "the numbers of a metric are those of runs": all(
-            abs(x) < LARGEST for m in limits.metrics for x in (m.center, m.sd, m.skew, m.excess, m.low or 0.0, m.high or 0.0)
+            abs(x) < LARGEST
+            for m in limits.metrics
+            for x in (m.center, m.sd, m.skew, m.excess, m.low or 0.0, m.high or 0.0)
         ),
         "heavy is a kurtosis": 0 <= limits.heavy < LARGEST,
-        "covariance is a square of the metrics that vary": all(len(row) == len(limits.covariance) for row in limits.covariance)
+        "covariance is a square of the metrics that vary": all(
+            len(row) == len(limits.covariance) for row in limits.covariance
+        )
         and len(limits.covariance) in (0, varying),
     }
     if broken := [rule for rule, holds in rules.items() if not holds]:
@@ -283,13 +362,16 @@ def _check(limits: Limits) -> None:
             raise ValueError("covariance is not one of metrics that vary")
 
 
-# -- from answers to numbers per run -----------------------------------------------------------------------------------
+# -- from answers to numbers per run -------------------------------------------------------------
 
 Kind = tuple[str, str, int]  # accuracy, disagreement or value; shift; prompts
 
 
 def _scores(
-    differ_RP: np.ndarray, correct_RP: np.ndarray, prompts: Sequence[Prompt], values: Mapping[str, np.ndarray]
+    differ_RP: np.ndarray,
+    correct_RP: np.ndarray,
+    prompts: Sequence[Prompt],
+    values: Mapping[str, np.ndarray],
 ) -> dict[str, tuple[Kind, np.ndarray]]:
     """Every metric's numbers per run, on the scale that is judged."""
     shift_P = np.array([prompt.shift for prompt in prompts])
@@ -302,13 +384,18 @@ def _scores(
         ):
             if n := int(used_P.sum()):
                 sum_R = cell_RP[:, used_P].sum(axis=1)
-                table[f"{kind}, {shift}"] = (kind, shift, n), np.log((sum_R + OFFSET) / (n - sum_R + OFFSET))
+                table[f"{kind}, {shift}"] = (
+                    (kind, shift, n),
+                    np.log((sum_R + OFFSET) / (n - sum_R + OFFSET)),
+                )
     return table | {name: (("value", "", 0), x_R) for name, x_R in values.items()}
 
 
 def _metric(name: str, kind: Kind, x_R: np.ndarray, alpha: float) -> Metric:
     chart, content, (skew, excess) = prediction(x_R), normal(x_R, CONTENT, CONTENT), moments(x_R)
-    bare = Metric(name, *kind, chart.center, chart.sigma, skew, excess, None, None, None, None, None)
+    bare = Metric(
+        name, *kind, chart.center, chart.sigma, skew, excess, None, None, None, None, None
+    )
     if chart.low is None:
         return bare
     sigma_z = None
@@ -318,11 +405,14 @@ def _metric(name: str, kind: Kind, x_R: np.ndarray, alpha: float) -> Metric:
     below, above = reaches(chart.sigma, chart.n, skew, excess, alpha)
     low, high = bare.shown(chart.center - below), bare.shown(chart.center + above)
     inner = [None if x is None else bare.shown(x) for x in (content.low, content.high)]
-    return replace(bare, low=low, high=high, content_low=inner[0], content_high=inner[1], sigma_z=sigma_z)
+    return replace(
+        bare, low=low, high=high, content_low=inner[0], content_high=inner[1], sigma_z=sigma_z
+    )
 
 
 def _covariance(varying: Sequence[np.ndarray]) -> tuple[tuple[tuple[float, ...], ...], float]:
-    """Of two metrics or more, and their kurtosis; empty where they are too many for the runs, or one follows from the others.
+    """Of two metrics or more, and their kurtosis; empty where they are too many for the runs, or
+    one follows from the others.
 
     The kurtosis enters twice: from a few dozen runs it comes out too small.
     """
@@ -333,7 +423,9 @@ def _covariance(varying: Sequence[np.ndarray]) -> tuple[tuple[tuple[float, ...],
         hotelling(x_RM)
     except ValueError:
         return (), 0.0
-    return tuple(tuple(row) for row in np.cov(x_RM, rowvar=False).tolist()), 2 * max(0.0, mardia(x_RM))
+    return tuple(tuple(row) for row in np.cov(x_RM, rowvar=False).tolist()), 2 * max(
+        0.0, mardia(x_RM)
+    )
 
 
 def _counted(code_R: np.ndarray, texts: Sequence[str]) -> dict[str, int]:
@@ -341,16 +433,26 @@ def _counted(code_R: np.ndarray, texts: Sequence[str]) -> dict[str, int]:
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:
-    return hashlib.sha256(json.dumps([[prompt.id, prompt.shift] for prompt in prompts]).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([[prompt.id, prompt.shift] for prompt in prompts]).encode()
+    ).hexdigest()
 
 
 def _tables(
-    answer_RP: np.ndarray, correct_RP: np.ndarray, texts: Sequence[str], prompt_id_P: Sequence[str], *, at_least: int
+    answer_RP: np.ndarray,
+    correct_RP: np.ndarray,
+    texts: Sequence[str],
+    prompt_id_P: Sequence[str],
+    *,
+    at_least: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     answer_RP = as_answers(answer_RP, "answer_RP", at_least=at_least)
     correct_RP = as_correct(correct_RP, "correct_RP", at_least=at_least)
     if answer_RP.shape != correct_RP.shape or answer_RP.shape[1] != len(prompt_id_P):
-        raise ValueError(f"{len(prompt_id_P)} prompts, answers of shape {answer_RP.shape} and marks of shape {correct_RP.shape} do not fit")
+        raise ValueError(
+            f"{len(prompt_id_P)} prompts, answers of shape {answer_RP.shape} and marks of "
+            f"shape {correct_RP.shape} do not fit"
+        )
     if len(set(map(str, prompt_id_P))) < len(prompt_id_P):
         raise ValueError("two prompts have the same id: the gate could not tell them apart")
     if answer_RP.max(initial=-1) >= len(texts):
@@ -362,11 +464,13 @@ def _extras(extra: Extra | None, n_runs: int) -> dict[str, np.ndarray]:
     values = {name: np.asarray(x_R, dtype=np.float64) for name, x_R in (extra or {}).items()}
     for name, x_R in values.items():
         if x_R.shape != (n_runs,):
-            raise ValueError(f"{name} must be one number for each of the {n_runs} runs, not shape {x_R.shape}")
+            raise ValueError(
+                f"{name} must be one number for each of the {n_runs} runs, not shape {x_R.shape}"
+            )
     return values
 
 
-# -- from numbers to a verdict -----------------------------------------------------------------------------------------
+# -- from numbers to a verdict -------------------------------------------------------------------
 
 
 def _judged(limits: Limits, x_CM: np.ndarray, notes: tuple[str, ...]) -> Verdict:
@@ -377,37 +481,73 @@ def _judged(limits: Limits, x_CM: np.ndarray, notes: tuple[str, ...]) -> Verdict
     rows, failed, doubtful = [], [], []
     for metric, x_C in zip(limits.metrics, x_CM.T, strict=True):
         if metric.low is None:
-            rows += [Row(metric.name, "run", c, metric.shown(x), None, None, None, False) for c, x in enumerate(x_C)]
+            rows += [
+                Row(metric.name, "run", c, metric.shown(x), None, None, None, False)
+                for c, x in enumerate(x_C)
+            ]
             changed = x_C[np.abs(x_C - metric.center) > 1e-9 * max(1.0, abs(metric.center))]
             if len(changed):
                 was, now = metric.shown(metric.center), metric.shown(changed[0])
-                doubtful.append(f"{metric.name}: {now:.4g}, and {was:.4g} in all baseline runs: what never varied has no limits")
+                doubtful.append(
+                    f"{metric.name}: {now:.4g}, and {was:.4g} in all baseline runs: what "
+                    "never varied has no limits"
+                )
             continue
         below, above = reaches(metric.sd, limits.n, metric.skew, metric.excess, each / runs)
-        rows += [_row(metric, "run", c, x, metric.center - below, metric.center + above) for c, x in enumerate(x_C)]
+        rows += [
+            _row(metric, "run", c, x, metric.center - below, metric.center + above)
+            for c, x in enumerate(x_C)
+        ]
         if runs > 1:
-            path = ewma_path(Ewma(metric.center, metric.sd, limits.n, limits.ewma_weight, each), x_C)
-            rows.append(_row(metric, "drift", runs - 1, path.z_T[-1], path.low_T[-1], path.high_T[-1]))
+            path = ewma_path(
+                Ewma(metric.center, metric.sd, limits.n, limits.ewma_weight, each), x_C
+            )
+            rows.append(
+                _row(metric, "drift", runs - 1, path.z_T[-1], path.low_T[-1], path.high_T[-1])
+            )
     for row in rows:
         if row.outside:
             who = "the runs' moving average" if row.test == "drift" else _run(row.run, runs)
-            failed.append(f"{row.metric}: {row.value:.4g} of {who} is outside [{row.low:.4g}, {row.high:.4g}] ({row.z:+.1f} sd)")
+            failed.append(
+                f"{row.metric}: {row.value:.4g} of {who} is outside [{row.low:.4g}, "
+                f"{row.high:.4g}] ({row.z:+.1f} sd)"
+            )
 
     t2, t2_limit = (), None
     if limits.covariance:
         center_M = np.array([limits.metrics[m].center for m in varying])
-        chart = from_covariance(center_M, np.array(limits.covariance), limits.n, alpha=limits.alpha / kinds / runs, heavy=limits.heavy)
+        chart = from_covariance(
+            center_M,
+            np.array(limits.covariance),
+            limits.n,
+            alpha=limits.alpha / kinds / runs,
+            heavy=limits.heavy,
+        )
         t2, t2_limit = tuple(t_squared(chart, x_CM[:, varying]).tolist()), chart.limit
-        failed += [f"all metrics together: T2 {x:.1f} of {_run(c, runs)} is above {t2_limit:.1f}" for c, x in enumerate(t2) if x > t2_limit]
+        failed += [
+            f"all metrics together: T2 {x:.1f} of {_run(c, runs)} is above {t2_limit:.1f}"
+            for c, x in enumerate(t2)
+            if x > t2_limit
+        ]
     if not varying:
-        doubtful.append(f"the {limits.n} baseline runs are equal in every metric: what never varied has no limits")
+        doubtful.append(
+            f"the {limits.n} baseline runs are equal in every metric: what never varied "
+            "has no limits"
+        )
     status = "fail" if failed else "inconclusive" if doubtful else "pass"
     return Verdict(status, tuple(failed + doubtful), tuple(rows), t2, t2_limit, notes)
 
 
 def _row(metric: Metric, test: str, run: int, x: float, low: float, high: float) -> Row:
     shown = metric.shown(x), metric.shown(low), metric.shown(high)
-    return Row(metric.name, test, run, *shown, float((x - metric.center) / metric.sd), bool(x < low or x > high))
+    return Row(
+        metric.name,
+        test,
+        run,
+        *shown,
+        float((x - metric.center) / metric.sd),
+        bool(x < low or x > high),
+    )
 
 
 def _run(run: int, runs: int) -> str:

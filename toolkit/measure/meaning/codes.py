@@ -11,18 +11,26 @@ from toolkit.statistics.arrays import blocks
 CELLS = 1 << 22  # codes taken at a time
 
 
-def classes(texts: Sequence[str], rule: str, *, groups: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-    """int32 code of the class of every text: equal codes exactly where texts mean the same. Numbered by first appearance.
+def classes(
+    texts: Sequence[str], rule: str, *, groups: Sequence[int] | np.ndarray | None = None
+) -> np.ndarray:
+    """int32 code of the class of every text: equal codes exactly where texts mean the same.
+    Numbered by first appearance.
 
-    groups: the prompt of every text. Where the rule links, chains are laid and codes mean something within a group only; otherwise
-    groups change nothing. Raises DataError for an unknown rule, a broken argument, or a model that is not there.
+    groups: the prompt of every text. Where the rule links, chains are laid and codes mean something
+    within a group only; otherwise groups change nothing. Raises DataError for an unknown rule, a
+    broken argument, or a model that is not there.
     """
     found = rule_of(rule)
     form_T, forms = _forms(found, texts)
     if not (found.place and found.link):
         return form_T
     place_F = found.place(forms)
-    group_T = np.zeros(len(texts), dtype=np.int64) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    group_T = (
+        np.zeros(len(texts), dtype=np.int64)
+        if groups is None
+        else np.unique(np.asarray(groups), return_inverse=True)[1]
+    )
     class_T = np.empty(len(texts), dtype=np.int64)
     order_T = np.argsort(group_T, kind="stable")
     for at in np.split(order_T, np.flatnonzero(np.diff(group_T[order_T])) + 1):
@@ -32,20 +40,28 @@ def classes(texts: Sequence[str], rule: str, *, groups: Sequence[int] | np.ndarr
 
 
 def canonical(text: str, rule: str) -> str:
-    """A form of the text that can be read; where the rule does not link, equal exactly where texts mean the same."""
+    """A form of the text that can be read; where the rule does not link, equal exactly where texts
+    mean the same.
+    """
     return rule_of(rule).form(text)
 
 
 def same_as_reference(texts: Sequence[str], reference: str, rule: str) -> np.ndarray:
-    """Which texts mean the same as the reference: of its form or close to it, not by way of a chain."""
+    """Which texts mean the same as the reference: of its form or close to it, not by way of a
+    chain.
+    """
     return mark_answers(np.arange(len(texts))[:, None], texts, [reference], rule)[:, 0] == 1
 
 
-def code_answers(text_RP: np.ndarray, texts: Sequence[str], rule: str) -> tuple[np.ndarray, list[str]]:
-    """answer_RP, int32, -1 missing: equal codes on a prompt exactly where answers mean the same; and a name of every code.
+def code_answers(
+    text_RP: np.ndarray, texts: Sequence[str], rule: str
+) -> tuple[np.ndarray, list[str]]:
+    """answer_RP, int32, -1 missing: equal codes on a prompt exactly where answers mean the same;
+    and a name of every code.
 
-    text_RP: codes into texts, -1 missing. Where the rule does not link, a code means the same on every prompt; where it does, the name
-    is that of one answer of the class. Errors as in `classes`.
+    text_RP: codes into texts, -1 missing. Where the rule does not link, a code means the same on
+    every prompt; where it does, the name is that of one answer of the class. Errors as in
+    `classes`.
     """
     found = rule_of(rule)
     form_T, forms = _forms(found, texts)
@@ -57,22 +73,33 @@ def code_answers(text_RP: np.ndarray, texts: Sequence[str], rule: str) -> tuple[
         kinds, at_R = np.unique(form_R, return_inverse=True)
         kinds_there = kinds[kinds >= 0]
         class_F = _by_first_appearance(found.link(place_F[kinds_there]))
-        answer_RP[:, p] = np.append(class_F + len(names), MISSING)[at_R - (len(kinds) - len(kinds_there))]
+        answer_RP[:, p] = np.append(class_F + len(names), MISSING)[
+            at_R - (len(kinds) - len(kinds_there))
+        ]
         names += [forms[kinds_there[at]] for at in np.unique(class_F, return_index=True)[1]]
     return answer_RP, names
 
 
-def mark_answers(text_RP: np.ndarray, texts: Sequence[str], references: Sequence[str | None], rule: str) -> np.ndarray:
-    """correct_RP: int8, 1 where an answer means the same as the reference of its prompt, 0 where not, -1 without answer or reference.
+def mark_answers(
+    text_RP: np.ndarray, texts: Sequence[str], references: Sequence[str | None], rule: str
+) -> np.ndarray:
+    """correct_RP: int8, 1 where an answer means the same as the reference of its prompt, 0 where
+    not, -1 without answer or reference.
 
-    text_RP: codes into texts, -1 missing; references: one for each prompt. Right is what has the form of the reference or is close to
-    it, not what a chain leads to. Errors as in `classes`.
+    text_RP: codes into texts, -1 missing; references: one for each prompt. Right is what has the
+    form of the reference or is close to it, not what a chain leads to. Errors as in `classes`.
     """
     found = rule_of(rule)
     form_T, forms = _forms(found, texts)
-    right_P = [None if reference is None else (found.of_reference or found.form)(reference) for reference in references]
+    right_P = [
+        None if reference is None else (found.of_reference or found.form)(reference)
+        for reference in references
+    ]
     code_of = {form: code for code, form in enumerate(forms)}
-    code_P = np.array([MISSING if form is None else code_of.get(form, len(forms)) for form in right_P], dtype=np.int64)
+    code_P = np.array(
+        [MISSING if form is None else code_of.get(form, len(forms)) for form in right_P],
+        dtype=np.int64,
+    )
     known_P = np.array([reference is not None for reference in references], dtype=bool)
     correct_RP = np.empty(text_RP.shape, dtype=np.int8)
     for at in blocks(*text_RP.shape):
@@ -107,12 +134,16 @@ def _by_first_appearance(class_T: np.ndarray) -> np.ndarray:
 
 
 def _take(code_T: np.ndarray, text_RP: np.ndarray) -> np.ndarray:
-    """code_T[text_RP], -1 where text_RP is. In pieces: numpy makes 8-byte indices of all it takes at a time."""
+    """code_T[text_RP], -1 where text_RP is. In pieces: numpy makes 8-byte indices of all it takes
+    at a time.
+    """
     code_T = np.append(code_T, np.array(MISSING, dtype=code_T.dtype))
     code_RP = np.empty(text_RP.shape, dtype=code_T.dtype)
     text_N, code_N = text_RP.reshape(-1), code_RP.reshape(-1)
     for start in range(0, text_N.size, CELLS):
-        np.take(code_T, text_N[start : start + CELLS], out=code_N[start : start + CELLS], mode="wrap")
+        np.take(
+            code_T, text_N[start : start + CELLS], out=code_N[start : start + CELLS], mode="wrap"
+        )
     return code_RP
 
 

@@ -19,9 +19,11 @@ NUMBER = re.compile(  # a sign behind a word or a bracket is an operator
 
 
 def normalised(text: str) -> str:
-    """NFKC, case folded, white space collapsed, and words without the punctuation around them; inside words it stays.
+    """NFKC, case folded, white space collapsed, and words without the punctuation around them;
+    inside words it stays.
 
-    Kept is what carries meaning: a minus or a point before a digit, and the signs # % & @ / \\. Punctuation alone stays as it is.
+    Kept is what carries meaning: a minus or a point before a digit, and the signs # % & @ / \\.
+    Punctuation alone stays as it is.
     """
     folded = _nfkc(_nfkc(text).casefold()).replace("\N{MINUS SIGN}", "-")
     words = folded.split()
@@ -29,8 +31,12 @@ def normalised(text: str) -> str:
 
 
 def _nfkc(text: str) -> str:
-    """In pieces: Unicode sorts the marks of one letter, and a text can be one letter with 100,000 marks."""
-    return "".join(unicodedata.normalize("NFKC", text[at : at + PIECE]) for at in range(0, len(text), PIECE))
+    """In pieces: Unicode sorts the marks of one letter, and a text can be one letter with 100,000
+    marks.
+    """
+    return "".join(
+        unicodedata.normalize("NFKC", text[at : at + PIECE]) for at in range(0, len(text), PIECE)
+    )
 
 
 def _bare(word: str) -> str:
@@ -54,7 +60,9 @@ def number(text: str) -> str | None:
 
 
 def plain(number: str) -> str:
-    """A number in the one way of writing it: no plus, no zeros at the ends, no exponent unless it is long."""
+    """A number in the one way of writing it: no plus, no zeros at the ends, no exponent unless it
+    is long.
+    """
     try:
         sign, digits, exponent = Decimal(number).as_tuple()
     except InvalidOperation:
@@ -70,7 +78,9 @@ def plain(number: str) -> str:
 
 
 def json_form(text: str) -> str:
-    """The JSON that the text is, else the first object or array in it, in the one way of writing it; a text without JSON as it is."""
+    """The JSON that the text is, else the first object or array in it, in the one way of writing
+    it; a text without JSON as it is.
+    """
     text = text.strip()
     reader = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_refuse)
     looked_at = 0
@@ -100,7 +110,14 @@ def _written(value: Any) -> str:
     if isinstance(value, _Number):
         return plain(value)
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {_written(value[key])}" for key in sorted(value)) + "}"
+        return (
+            "{"
+            + ", ".join(
+                f"{json.dumps(key, ensure_ascii=False)}: {_written(value[key])}"
+                for key in sorted(value)
+            )
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(map(_written, value)) + "]"
     return json.dumps(value, ensure_ascii=False)

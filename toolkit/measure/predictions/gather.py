@@ -1,4 +1,6 @@
-"""The cells of a file, gathered batch by batch as codes, and laid out as tables [replicas, prompts] in the end."""
+"""The cells of a file, gathered batch by batch as codes, and laid out as tables [replicas, prompts]
+in the end.
+"""
 
 import itertools
 import math
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 UNSEEN = -2  # a cell that no row has claimed
 FAILED = frozenset("true 1 yes failed failure fail crashed crash error killed diverged nan".split())
-FINISHED = frozenset("false 0 no ok finished success succeeded successful complete completed done passed".split())
+FINISHED = frozenset(
+    "false 0 no ok finished success succeeded successful complete completed done passed".split()
+)
 # log-likelihoods of choices as lm-eval logs them: [["-1.5", "False"], ["-2.25", "False"]]
 LIKELIHOODS = re.compile(r'\[{1,2}"?-?\d[\d.e+-]*"?, "?(true|false)"?\]', re.IGNORECASE)
 GRADES = ("[PASS]", "[FAIL]", "[ERROR]")
@@ -45,8 +49,9 @@ GRADES = ("[PASS]", "[FAIL]", "[ERROR]")
 class PredictedPrompt:
     """A prompt, as far as the file tells.
 
-    id: with the suite before it (`suite/id`) where the file has several suites. prompt: its text, where that stands beside the id,
-    else the id. category: by default the suite, or `all`. shift: by default the suite where it is called like one, or typical.
+    id: with the suite before it (`suite/id`) where the file has several suites. prompt: its text,
+    where that stands beside the id, else the id. category: by default the suite, or `all`. shift:
+    by default the suite where it is called like one, or typical.
     """
 
     id: str
@@ -59,10 +64,11 @@ class PredictedPrompt:
 
 @dataclass(frozen=True)
 class Arm:
-    """The replicas of one condition. text_RP: int32 codes into `Predictions.texts`, -1 missing; score_RP: float32, nan missing.
+    """The replicas of one condition. text_RP: int32 codes into `Predictions.texts`, -1 missing;
+    score_RP: float32, nan missing.
 
-    factors: for each source that the file names, such as `init`, the level of every replica. failed: replicas of this arm that the user,
-    or a column of the file, says have failed.
+    factors: for each source that the file names, such as `init`, the level of every replica.
+    failed: replicas of this arm that the user, or a column of the file, says have failed.
     """
 
     replicas: tuple[str, ...]
@@ -79,7 +85,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Predictions:
-    """arms: condition -> its replicas, all on the same prompts; notes: how the file was understood, a sentence each.
+    """arms: condition -> its replicas, all on the same prompts; notes: how the file was understood,
+    a sentence each.
 
     base: what the base model answers, one row, where the file says so.
     """
@@ -114,7 +121,13 @@ class Codes(dict[Any, int]):
         pair_N = two_N if len(ones) == 1 else one_N.astype(np.int64) * len(twos) + two_N
         seen = np.zeros(len(ones) * len(twos), dtype=bool)
         seen[pair_N] = True
-        return self.take(pair_N, (pair if there else None for pair, there in zip(itertools.product(ones, twos), seen, strict=True)))
+        return self.take(
+            pair_N,
+            (
+                pair if there else None
+                for pair, there in zip(itertools.product(ones, twos), seen, strict=True)
+            ),
+        )
 
 
 Indexed = tuple[np.ndarray, list[str]]
@@ -123,7 +136,9 @@ Indexed = tuple[np.ndarray, list[str]]
 
 @dataclass(frozen=True)
 class Part:
-    """Codes of the cells of one batch, narrow; cell k stands in row first + k % rows. run: of (condition, replica)."""
+    """Codes of the cells of one batch, narrow; cell k stands in row first + k % rows. run: of
+    (condition, replica).
+    """
 
     first: int
     rows: int
@@ -137,7 +152,9 @@ def narrow(code_N: np.ndarray) -> np.ndarray:
     """In as few bytes as the codes need: a constant in none."""
     low, high = (int(code_N.min()), int(code_N.max())) if len(code_N) else (0, 0)
     code_N = code_N.astype(np.int16 if high < 1 << 15 else np.int32, copy=False)
-    return np.broadcast_to(code_N[0].copy(), code_N.shape) if len(code_N) and low == high else code_N
+    return (
+        np.broadcast_to(code_N[0].copy(), code_N.shape) if len(code_N) and low == high else code_N
+    )
 
 
 @dataclass
@@ -151,14 +168,20 @@ class Cells:
     runs: Codes = field(default_factory=Codes)  # of (condition, replica)
     prompts: Codes = field(default_factory=Codes)  # of (suite, id)
     texts: Codes = field(default_factory=Codes)
-    labels: dict[str, Codes] = field(default_factory=lambda: {name: Codes() for name in (*LABELS, *RUN_LABELS)})
+    labels: dict[str, Codes] = field(
+        default_factory=lambda: {name: Codes() for name in (*LABELS, *RUN_LABELS)}
+    )
     told: dict[str, np.ndarray] = field(  # the code of each label by prompt, of each factor by run
-        default_factory=lambda: {name: np.empty(0, dtype=np.int32) for name in (*LABELS, *RUN_LABELS)}
+        default_factory=lambda: {
+            name: np.empty(0, dtype=np.int32) for name in (*LABELS, *RUN_LABELS)
+        }
     )
     parts: list[Part] = field(default_factory=list)
 
     def see(self, names: list[str], row: int | None = None) -> Layout:
-        """The layout, told again when row number `row` brings new columns; without a number the columns are those of the file."""
+        """The layout, told again when row number `row` brings new columns; without a number the
+        columns are those of the file.
+        """
         if not set(names) <= set(self.names):
             before, self.names = self.layout, self.names | dict.fromkeys(names)
 
@@ -167,7 +190,9 @@ class Cells:
 
             self.layout = layout_of(self.names, self.asked, where)
             if before.role and bool(before.replicas) != bool(self.layout.replicas):
-                raise PredictionsError(f"{where()}: the columns are others than before ({listed(names)}); {SHAPES}")
+                raise PredictionsError(
+                    f"{where()}: the columns are others than before ({listed(names)}); {SHAPES}"
+                )
         return self.layout
 
     def add(self, batch: Batch) -> None:
@@ -177,13 +202,20 @@ class Cells:
             return
         if batch.exact:
             plain = {layout.role.get("score"), *layout.unused}
-            if not all(name in plain or keeps_values(column.type) for name, column in zip(names, table.columns, strict=True)):
+            if not all(
+                name in plain or keeps_values(column.type)
+                for name, column in zip(names, table.columns, strict=True)
+            ):
                 table = batch.exact()
-        prompt_N = self.prompts.take_pairs(self._key(batch, table, "suite"), self._key(batch, table, "prompt"))
+        prompt_N = self.prompts.take_pairs(
+            self._key(batch, table, "suite"), self._key(batch, table, "prompt")
+        )
         self._label(batch, table, LABELS, prompt_N, self.prompts, "prompt")
         condition_N, conditions = self._key(batch, table, "condition")
         if not layout.replicas:
-            run_N = self.runs.take_pairs((condition_N, conditions), self._key(batch, table, "replica"))
+            run_N = self.runs.take_pairs(
+                (condition_N, conditions), self._key(batch, table, "replica")
+            )
             self._label(batch, table, RUN_LABELS, run_N, self.runs, "replica")
             codes = narrow(run_N), narrow(prompt_N), narrow(self._text(batch, table))
             self.parts.append(Part(batch.first, rows, *codes, self._score(batch, table)))
@@ -193,7 +225,9 @@ class Cells:
         for _, alike in itertools.groupby(columns, key=lambda name: str(table[name].type)):
             while some := list(itertools.islice(alike, max(1, CELLS // rows))):
                 replica_N = np.repeat(np.arange(len(some)), rows)
-                run_N = self.runs.take_pairs((np.tile(condition_N, len(some)), conditions), (replica_N, some))
+                run_N = self.runs.take_pairs(
+                    (np.tile(condition_N, len(some)), conditions), (replica_N, some)
+                )
                 text_N = self.texts.take(*distinct([table[name] for name in some]))
                 codes = narrow(run_N), narrow(np.tile(prompt_N, len(some))), narrow(text_N)
                 self.parts.append(Part(batch.first, rows, *codes))
@@ -211,20 +245,33 @@ class Cells:
         if index_N.min() < 0 or None in values:
             missing_N = np.array([value is None for value in values] + [True]).take(index_N)
             if missing_N.any():
-                raise self._error(batch, missing_N.argmax(), name, " is missing; every row needs it")
+                raise self._error(
+                    batch, missing_N.argmax(), name, " is missing; every row needs it"
+                )
         return index_N, [value or "" for value in values]
 
     def _text(self, batch: Batch, table: "pa.Table") -> np.ndarray:
         """Of JSON a null is a missing answer, and a row that lacks the field a mistake."""
         name = self.layout.role["output"]
-        if name in table.column_names and LIKELIHOODS.match(files_text(table[name][0].as_py()) or ""):
-            says = " holds log-likelihoods, which differ in every run; write the choice instead: in jq, "
+        if name in table.column_names and LIKELIHOODS.match(
+            files_text(table[name][0].as_py()) or ""
+        ):
+            says = (
+                " holds log-likelihoods, which differ in every run; write the choice instead: "
+                "in jq, "
+            )
             choice = "(.filtered_resps | map(.[0] | tonumber) | index(max))"
             raise self._error(batch, 0, name, says + choice)
-        text_N = self.texts.take(*distinct([table[name]])) if name in table.column_names else np.full(table.num_rows, MISSING)
+        text_N = (
+            self.texts.take(*distinct([table[name]]))
+            if name in table.column_names
+            else np.full(table.num_rows, MISSING)
+        )
         for row in np.flatnonzero(text_N < 0).tolist() if batch.row else ():
             if batch.row and name not in batch.row(row):
-                raise self._error(batch, row, name, " is missing; write null where there is no answer")
+                raise self._error(
+                    batch, row, name, " is missing; write null where there is no answer"
+                )
         return text_N
 
     def _score(self, batch: Batch, table: "pa.Table") -> np.ndarray | None:
@@ -245,39 +292,67 @@ class Cells:
         if np.isinf(score_N).any():
             row = int(np.isinf(score_N).argmax())
             raise self._error(
-                batch, row, name, f" must be a finite number, not {str(values[index_N[row]])[:40]!r} ({LARGEST_SCORE:g} at most)"
+                batch,
+                row,
+                name,
+                f" must be a finite number, not {str(values[index_N[row]])[:40]!r} "
+                f"({LARGEST_SCORE:g} at most)",
             )
         return score_N
 
-    def _label(self, batch: Batch, table: "pa.Table", parts: Iterable[str], owner_N: np.ndarray, owners: Codes, kind: str) -> None:
-        """What is said about the prompts, or about the replicas: the same on all rows that say it. owner_N: of which row."""
+    def _label(
+        self,
+        batch: Batch,
+        table: "pa.Table",
+        parts: Iterable[str],
+        owner_N: np.ndarray,
+        owners: Codes,
+        kind: str,
+    ) -> None:
+        """What is said about the prompts, or about the replicas: the same on all rows that say it.
+        owner_N: of which row.
+        """
         for part in parts:
             codes = self.labels[part]
             if len(self.told[part]) < len(owners):
-                self.told[part] = np.append(self.told[part], np.full(len(owners) - len(self.told[part]), MISSING, dtype=np.int32))
+                self.told[part] = np.append(
+                    self.told[part],
+                    np.full(len(owners) - len(self.told[part]), MISSING, dtype=np.int32),
+                )
             label_O, name = self.told[part], self.layout.role.get(part)
             if name not in table.column_names:
                 continue
             index_N, values = distinct([table[name]])
-            label_N = codes.take(index_N, (value if value and value.strip() else None for value in values))
-            told = np.flatnonzero(label_O.take(owner_N) != label_N)  # few: what is new, and what is not said
+            label_N = codes.take(
+                index_N, (value if value and value.strip() else None for value in values)
+            )
+            told = np.flatnonzero(
+                label_O.take(owner_N) != label_N
+            )  # few: what is new, and what is not said
             told = told[label_N[told] >= 0]
-            new = told[label_O[owner_N[told]] == MISSING][::-1]  # the first row that says it comes last, and so counts
+            new = told[label_O[owner_N[told]] == MISSING][
+                ::-1
+            ]  # the first row that says it comes last, and so counts
             label_O[owner_N[new]] = label_N[new]
             clash = told[label_O[owner_N[told]] != label_N[told]]
             if len(clash):
                 row, words = clash[0], list(codes)
-                here, other = (repr(words[code][:40]) for code in (label_N[row], label_O[owner_N[row]]))
+                here, other = (
+                    repr(words[code][:40]) for code in (label_N[row], label_O[owner_N[row]])
+                )
                 owner = list(owners)[owner_N[row]]
                 whose = _id(owner) if kind == "prompt" else owner[1]
-                says = f": {kind} {whose!r} has {here} here and {other} on another row; it can have only one"
+                says = (
+                    f": {kind} {whose!r} has {here} here and {other} on another row; it can "
+                    "have only one"
+                )
                 says += f", or --column {part}= leaves the column aside" if part in ROLES else ""
                 raise self._error(batch, row, name, says)
 
     def _error(self, batch: Batch, row: Any, name: object, says: str) -> PredictionsError:
         return PredictionsError(f"{place(self.path, batch.first + int(row))}: field {name!r}{says}")
 
-    # -- the whole -----------------------------------------------------------------------------------------------------
+    # -- the whole --------------------------------------------------------------------------------
 
     def predictions(self) -> Predictions:
         if not self.parts:
@@ -285,7 +360,10 @@ class Cells:
         arms: dict[str, list[tuple[str, int]]] = {}  # condition -> its replicas, each with its code
         for code, (condition, replica) in enumerate(self.runs):
             arms.setdefault(condition, []).append((replica, code))
-        in_order = {condition: sorted(runs, key=lambda run: _natural(run[0])) for condition, runs in arms.items()}
+        in_order = {
+            condition: sorted(runs, key=lambda run: _natural(run[0]))
+            for condition, runs in arms.items()
+        }
         row_of = np.empty(len(self.runs), dtype=np.int64)
         row_of[[code for runs in in_order.values() for _, code in runs]] = np.arange(len(self.runs))
         text_RP = np.full((len(self.runs), len(self.prompts)), UNSEEN, dtype=np.int32)
@@ -296,7 +374,9 @@ class Cells:
             text_RP.ravel()[at] = part.text_N
             if part.score_N is not None:
                 score_RP.ravel()[at] = part.score_N
-        if sum(np.count_nonzero(text_P > UNSEEN) for text_P in text_RP) < sum(len(part.text_N) for part in self.parts):
+        if sum(np.count_nonzero(text_P > UNSEEN) for text_P in text_RP) < sum(
+            len(part.text_N) for part in self.parts
+        ):
             raise self._twice(row_of)
         np.maximum(text_RP, MISSING, out=text_RP)
 
@@ -309,26 +389,41 @@ class Cells:
             found[name] = Arm(tuple(replica for replica, _ in runs), text_RP[rows], score, *says)
         base = self._base()
         if self.texts and all(text.startswith(GRADES) for text in self.texts):
-            raise PredictionsError(f"{self.path}: every answer begins with {GRADES[0]} or {GRADES[1]}: {PROMPTFOO}")
-        return Predictions(tuple(self._prompts()), found, list(self.texts), tuple(self._notes(found)), base)
+            raise PredictionsError(
+                f"{self.path}: every answer begins with {GRADES[0]} or {GRADES[1]}: {PROMPTFOO}"
+            )
+        return Predictions(
+            tuple(self._prompts()), found, list(self.texts), tuple(self._notes(found)), base
+        )
 
     def _base(self) -> Arm | None:
         """What the base answers, where a column says so for every prompt."""
         if "base" not in self.layout.role:
             return None
         words = [*self.labels["base"], None]
-        text_P = np.array([self.texts.of(words[code]) for code in self.told["base"]], dtype=np.int32)
+        text_P = np.array(
+            [self.texts.of(words[code]) for code in self.told["base"]], dtype=np.int32
+        )
         return Arm(("base",), text_P[None], None)
 
     def _failed(self, runs: list[tuple[str, int]]) -> frozenset[str]:
         """Replicas that a column says have failed."""
         name, told_O = self.layout.role.get("failed"), self.told["failed"]
         words = [*self.labels["failed"], None]
-        says = {replica: (words[told_O[code]] or "").strip().lower() for replica, code in runs if len(told_O)}
+        says = {
+            replica: (words[told_O[code]] or "").strip().lower()
+            for replica, code in runs
+            if len(told_O)
+        }
         for replica, word in says.items():
             if word and word not in FAILED | FINISHED:
-                cure = "write true or false, failed or finished, or leave the column aside with --column failed="
-                raise PredictionsError(f"{self.path}: field {name!r} of replica {replica!r} is {word[:40]!r}; {cure}")
+                cure = (
+                    "write true or false, failed or finished, or leave the column aside with "
+                    "--column failed="
+                )
+                raise PredictionsError(
+                    f"{self.path}: field {name!r} of replica {replica!r} is {word[:40]!r}; {cure}"
+                )
         return frozenset(replica for replica, word in says.items() if word in FAILED)
 
     def _factors(self, condition: str, runs: list[tuple[str, int]]) -> dict[str, tuple[str, ...]]:
@@ -336,13 +431,26 @@ class Cells:
         found = {}
         for factor in FACTORS:
             words, told_O = [*self.labels[factor]], self.told[factor]
-            level = {replica: words[told_O[code]] for replica, code in runs if len(told_O) and told_O[code] >= 0}
-            if level and (lacking := next((replica for replica, _ in runs if replica not in level), None)) is not None:
+            level = {
+                replica: words[told_O[code]]
+                for replica, code in runs
+                if len(told_O) and told_O[code] >= 0
+            }
+            if (
+                level
+                and (
+                    lacking := next((replica for replica, _ in runs if replica not in level), None)
+                )
+                is not None
+            ):
                 raise PredictionsError(
-                    f"{self.path}: field {factor!r} of replica {lacking!r} ({condition}) is missing; others have one "
+                    f"{self.path}: field {factor!r} of replica {lacking!r} ({condition}) "
+                    "is missing; others have one "
                     f"(--column {factor}= leaves the column aside)"
                 )
-            if level and not (factor == SEED and len(set(level.values())) == len(runs)):  # then it is one more name of the run
+            if level and not (
+                factor == SEED and len(set(level.values())) == len(runs)
+            ):  # then it is one more name of the run
                 found[factor] = tuple(level[replica] for replica, _ in runs)
         return found
 
@@ -354,16 +462,24 @@ class Cells:
         words = {part: [*codes, None] for part, codes in self.labels.items()}
         for code, (suite, id) in enumerate(self.prompts):
             says = {part: words[part][self.told[part][code]] for part in LABELS}
-            shift = _shift(says["shift"] or "") or (_shift(suite) if _shift(suite) in SHIFTS else SHIFTS[0])
+            shift = _shift(says["shift"] or "") or (
+                _shift(suite) if _shift(suite) in SHIFTS else SHIFTS[0]
+            )
             about = says["category"] or suite or "all", shift, says["cluster"], says["reference"]
             yield PredictedPrompt(_id((suite, id)) if several else id, says["words"] or id, *about)
 
     def _notes(self, arms: Mapping[str, Arm]) -> Iterator[str]:
         role, columns = self.layout.role, self.layout.replicas
         if columns:
-            yield f"wide: a row is a prompt ({role['prompt']}), and a column a replica ({len(columns)}: {listed(columns)})"
+            yield (
+                f"wide: a row is a prompt ({role['prompt']}), and a column a replica "
+                f"({len(columns)}: {listed(columns)})"
+            )
         else:
-            yield f"long: a row is the answer ({role['output']}) of a replica ({role['replica']}) to a prompt ({role['prompt']})"
+            yield (
+                f"long: a row is the answer ({role['output']}) of a replica "
+                f"({role['replica']}) to a prompt ({role['prompt']})"
+            )
         for part in ("reference", "base", "failed"):
             if role.get(part, part) != part:
                 yield f"{part}: column {role[part]}"
@@ -385,12 +501,22 @@ class Cells:
             if again_N.any():
                 k = int(again_N.argmax())
                 break
-        rows = [p.first + int(j) % p.rows for p in self.parts for j in np.flatnonzero(self._at(p, row_of) == at_N[k])]
-        (condition, replica), prompt = list(self.runs)[part.run_N[k]], _id(list(self.prompts)[part.prompt_N[k]])
+        rows = [
+            p.first + int(j) % p.rows
+            for p in self.parts
+            for j in np.flatnonzero(self._at(p, row_of) == at_N[k])
+        ]
+        (condition, replica), prompt = (
+            list(self.runs)[part.run_N[k]],
+            _id(list(self.prompts)[part.prompt_N[k]]),
+        )
         whose = f"replica {replica!r}" + (f" of condition {condition!r}" if condition else "")
         here, before = (place(self.path, row) for row in (rows[1], rows[0]))
         filters = "; keep the rows of one filter" if "filter" in self.names else ""
-        return PredictionsError(f"{here}: {whose} has an answer to prompt {prompt!r} already, at {before}; keep one of the two{filters}")
+        return PredictionsError(
+            f"{here}: {whose} has an answer to prompt {prompt!r} already, at {before}; "
+            f"keep one of the two{filters}"
+        )
 
 
 def _shift(name: str) -> str:
@@ -404,6 +530,11 @@ def _id(prompt: tuple[str, str]) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that puts replica_2 before replica_10: numbers by their length first, for a name may have thousands of digits."""
+    """A key that puts replica_2 before replica_10: numbers by their length first, for a name may
+    have thousands of digits.
+    """
     pieces = re.split(r"(\d+)", name)
-    return [(len(piece.lstrip("0")), piece.lstrip("0")) if piece.isdecimal() else (-1, piece) for piece in pieces]
+    return [
+        (len(piece.lstrip("0")), piece.lstrip("0")) if piece.isdecimal() else (-1, piece)
+        for piece in pieces
+    ]

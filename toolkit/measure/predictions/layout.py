@@ -1,4 +1,6 @@
-"""Which column of a file has which role: told from the names of the columns, or named on the shell."""
+"""Which column of a file has which role: told from the names of the columns, or named on the
+shell.
+"""
 
 import fnmatch
 import glob
@@ -39,15 +41,21 @@ NAMES = {
 LARGEST, LARGEST_SCORE = 1e100, 1e15
 """of numbers: their squares, too, must be numbers, those of scores in single precision"""
 SEED = "seed"
-"""beside a column for the run: what a run has in common with its repetitions; by itself it names the run"""
+"""beside a column for the run: what a run has in common with its repetitions; by itself it names
+the run
+"""
 FACTORS = (*SOURCES, SEED)
-"""What a long file may say about a replica: the level, such as the seed, of each source that makes it differ from others."""
+"""What a long file may say about a replica: the level, such as the seed, of each source that makes
+it differ from others.
+"""
 SEEDED = re.compile(r"(.*[\W_])?seed([\W_].*)?", re.IGNORECASE | re.DOTALL)
 """columns of a table of runs that are a source, too: `data_seed`"""
 
 RUN_LABELS = (*FACTORS, "failed")
 LABELS = ("words", "category", "shift", "cluster", "reference", "base")
-"""What a file may say about a prompt. words: its text, where `prompt` stands beside an id; base: what the base answers."""
+"""What a file may say about a prompt. words: its text, where `prompt` stands beside an id; base:
+what the base answers.
+"""
 
 OTHERS = ("condition", "suite", "score", "category", "shift", "cluster")
 ROLES = (*NAMES, *OTHERS, "reference", *FACTORS)
@@ -55,12 +63,15 @@ ROLES = (*NAMES, *OTHERS, "reference", *FACTORS)
 
 KNOWN = {name for names in NAMES.values() for name in names} | set(OTHERS) | set(REFERENCES)
 REPLICA_COLUMN = re.compile(
-    r"(?P<stem>|r|replica|run|seed|rep|trial|attempt|model|output|prediction|pred|response|completion|generation)[ _-]*\d+"
+    r"(?P<stem>|r|replica|run|seed|rep|trial|attempt|model|output|prediction|pred|response|completion|generation)[ "
+    r"_-]*\d+"
     r"|(?P<lettered>replica|run|seed)[ _-][a-z]",
     re.IGNORECASE,
 )
 INDEX_COLUMN = re.compile(r"(__index_level_\d+__|Unnamed: \d+)?")  # what pandas adds to a file
-GRADED_COLUMN = re.compile(r"\[[^\]]+\] .*", re.DOTALL)  # `[openai:gpt] my prompt`, as promptfoo heads the answers of a provider
+GRADED_COLUMN = re.compile(
+    r"\[[^\]]+\] .*", re.DOTALL
+)  # `[openai:gpt] my prompt`, as promptfoo heads the answers of a provider
 SHAPES = (
     "a long file has replica, prompt (or prompt_id, id) and output (or answer, text, prediction); "
     "a wide one prompt (or prompt_id, id) and a column for each replica, run_1, run_2, ...; "
@@ -68,22 +79,29 @@ SHAPES = (
 )
 LM_EVAL = (
     "a log of lm-eval is one run; put all in one file, with the run in every row: "
-    "jq -c '{run: input_filename, id: .doc_id, output: .filtered_resps, reference: .target}' */samples_TASK_*.jsonl > preds.jsonl"
+    "jq -c "
+    "'{run: input_filename, id: .doc_id, output: .filtered_resps, reference: .target}' "
+    "*/samples_TASK_*.jsonl > preds.jsonl"
 )
 PROMPTFOO = (
-    "results of promptfoo, which mix answers and grades; make rows of its JSON or JSONL: jq -c '(.results.results[]? // .) | "
-    '{run: "\\(.provider.id)/\\(.promptIdx)", id: .testIdx, output: .response.output, score}\' out.json > preds.jsonl'
+    "results of promptfoo, which mix answers and grades; make rows of its JSON or JSONL: "
+    "jq -c '(.results.results[]? // .) | "
+    '{run: "\\(.provider.id)/\\(.promptIdx)", id: .testIdx, output: .response.output, score}\' '
+    "out.json > preds.jsonl"
 )
 
 
 class PredictionsError(ValueError):
-    """A file that cannot be read as predictions. The message is one line: the file, the line or row, the field and the fix."""
+    """A file that cannot be read as predictions. The message is one line: the file, the line or
+    row, the field and the fix.
+    """
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user says about the columns. role: role -> column, "" for none; replicas: names, patterns or beginnings of the columns
-    of a wide file."""
+    """What the user says about the columns. role: role -> column, "" for none; replicas: names,
+    patterns or beginnings of the columns of a wide file.
+    """
 
     role: Mapping[str, str] = field(default_factory=dict)
     replicas: Sequence[str] = ()
@@ -91,7 +109,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Layout:
-    """role: role -> column; replicas: the columns of a wide file, none for a long one; unused: columns that are not read."""
+    """role: role -> column; replicas: the columns of a wide file, none for a long one; unused:
+    columns that are not read.
+    """
 
     role: Mapping[str, str]
     replicas: tuple[str, ...]
@@ -106,7 +126,8 @@ class Layout:
 def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> Layout:
     """asked: what the user says about the columns; where: begins an error.
 
-    A column of a wide file is a replica only where its name tells: a common stem and a number (`run_1`, `seed-42`, `0`), or the user.
+    A column of a wide file is a replica only where its name tells: a common stem and a number
+    (`run_1`, `seed-42`, `0`), or the user.
     """
     names = list(names)
 
@@ -127,7 +148,10 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
     role = {part: name for name, part in taken.items()}
     for part in (*OTHERS, *NAMES):
         if part not in asked.role:
-            usual = next((name for name in NAMES.get(part, (part,)) if name in names and name not in taken), None)
+            usual = next(
+                (name for name in NAMES.get(part, (part,)) if name in names and name not in taken),
+                None,
+            )
             role |= {part: usual} if usual else {}
     if "reference" not in asked.role:
         role |= _reference(names, taken, error)
@@ -144,12 +168,22 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
         role.pop("replica", None)
     if "replica" in role:
         if asked.replicas:
-            raise error("--column replica=NAME is for long files, --replica-columns for wide ones", "give one of the two")
+            raise error(
+                "--column replica=NAME is for long files, --replica-columns for wide ones",
+                "give one of the two",
+            )
         if "output" not in role:
-            scores = "scores without answers are measured as a table of one row a run: write the mean of each run's scores, and no prompt"
+            scores = (
+                "scores without answers are measured as a table of one row a run: write the "
+                "mean of each run's scores, and no prompt"
+            )
             raise error("no column for the output", scores if "score" in role else SHAPES)
         replicas = []
-        role |= {name: name for name in FACTORS if name in names and name not in role.values() and name not in asked.role}
+        role |= {
+            name: name
+            for name in FACTORS
+            if name in names and name not in role.values() and name not in asked.role
+        }
     else:
         for part in ("output", "score", *RUN_LABELS):
             if part in asked.role and asked.role[part]:
@@ -157,23 +191,43 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
             role.pop(part, None)
         replicas = _replicas(names, role, asked, error)
     used = {*role.values(), *replicas}
-    return Layout(role, tuple(replicas), tuple(n for n in names if n not in used and not INDEX_COLUMN.fullmatch(n)))
+    return Layout(
+        role,
+        tuple(replicas),
+        tuple(n for n in names if n not in used and not INDEX_COLUMN.fullmatch(n)),
+    )
 
 
-def _reference(names: Sequence[str], taken: Mapping[str, str], error: Callable[..., PredictionsError]) -> dict[str, str]:
+def _reference(
+    names: Sequence[str], taken: Mapping[str, str], error: Callable[..., PredictionsError]
+) -> dict[str, str]:
     """The column of right answers by any of its usual names, of which `reference` goes first."""
     if "reference" in names and "reference" not in taken:
         return {"reference": "reference"}
-    usual = [name for name in names if re.sub(r"[ -]", "_", name.strip().lower()) in REFERENCES and name not in taken]
+    usual = [
+        name
+        for name in names
+        if re.sub(r"[ -]", "_", name.strip().lower()) in REFERENCES and name not in taken
+    ]
     if len(usual) > 1:
         which = " and ".join(map(repr, usual[:3]))
-        raise error(f"columns {which} may each be the reference", f"say which: --column {command('reference', usual[0])}")
+        raise error(
+            f"columns {which} may each be the reference",
+            f"say which: --column {command('reference', usual[0])}",
+        )
     return {"reference": usual[0]} if usual else {}
 
 
-def _replicas(names: Sequence[str], role: Mapping[str, str], asked: Asked, error: Callable[..., PredictionsError]) -> list[str]:
+def _replicas(
+    names: Sequence[str],
+    role: Mapping[str, str],
+    asked: Asked,
+    error: Callable[..., PredictionsError],
+) -> list[str]:
     """The columns of the replicas of a wide file."""
-    free = [name for name in names if name not in role.values() and not INDEX_COLUMN.fullmatch(name)]
+    free = [
+        name for name in names if name not in role.values() and not INDEX_COLUMN.fullmatch(name)
+    ]
     if asked.replicas:
         return _named(names, free, asked.replicas, error)
     free = [name for name in free if name not in KNOWN]
@@ -187,25 +241,50 @@ def _replicas(names: Sequence[str], role: Mapping[str, str], asked: Asked, error
         return next(iter(stems.values()))
     if not free:
         raise error("no column for the replica")
-    several = "columns of several kinds may be the replicas" if stems else f"columns {listed(free)} cannot be told to be replicas"
+    several = (
+        "columns of several kinds may be the replicas"
+        if stems
+        else f"columns {listed(free)} cannot be told to be replicas"
+    )
     example = ",".join(free[:3]) + (",..." if len(free) > 3 else "")
     raise error(
         several,
-        f"name those of the replicas, --replica-columns {_quoted(example)} (or a pattern, 'llama_*'), "
+        f"name those of the replicas, --replica-columns {_quoted(example)} (or a pattern, "
+        "'llama_*'), "
         "and others as --column reference=NAME; what is named neither way is not read",
     )
 
 
-def _named(names: Sequence[str], free: Sequence[str], wanted: Sequence[str], error: Callable[..., PredictionsError]) -> list[str]:
-    """The columns that the user named: by their names, by patterns, or by what several begin with; with commas between."""
+def _named(
+    names: Sequence[str],
+    free: Sequence[str],
+    wanted: Sequence[str],
+    error: Callable[..., PredictionsError],
+) -> list[str]:
+    """The columns that the user named: by their names, by patterns, or by what several begin with;
+    with commas between.
+    """
     chosen: dict[str, None] = {}
     for entry in wanted:
-        for piece in [entry] if entry in names else [piece.strip() for piece in entry.split(",") if piece.strip()]:
-            hits = [piece] if piece in names else [name for name in free if fnmatch.fnmatchcase(name, piece)]
+        for piece in (
+            [entry]
+            if entry in names
+            else [piece.strip() for piece in entry.split(",") if piece.strip()]
+        ):
+            hits = (
+                [piece]
+                if piece in names
+                else [name for name in free if fnmatch.fnmatchcase(name, piece)]
+            )
             if not hits:
-                raise error(f"no column {piece!r} for a replica", nearest(piece, list(free)).removeprefix("; "))
+                raise error(
+                    f"no column {piece!r} for a replica",
+                    nearest(piece, list(free)).removeprefix("; "),
+                )
             if lost := next((name for name in hits if name not in free), None):
-                raise error(f"column {lost!r} has another role already", "leave it out of --replica-columns")
+                raise error(
+                    f"column {lost!r} has another role already", "leave it out of --replica-columns"
+                )
             chosen |= dict.fromkeys(hits)
     return [name for name in names if name in chosen]
 

@@ -1,4 +1,6 @@
-"""Files of predictions in batches of rows: fast where nothing is wrong, and exact about the line where something is."""
+"""Files of predictions in batches of rows: fast where nothing is wrong, and exact about the line
+where something is.
+"""
 
 import codecs
 import csv
@@ -32,8 +34,9 @@ ROWS = 1 << 16  # rows of a JSON list at a time
 class Batch:
     """Some rows of the file.
 
-    first: number of the first one, from 0. Of JSON also row: the fields of one row, to tell null from nothing; and exact: the
-    table with every value as text, where the types of the table's columns would change values.
+    first: number of the first one, from 0. Of JSON also row: the fields of one row, to tell null
+    from nothing; and exact: the table with every value as text, where the types of the table's
+    columns would change values.
     """
 
     first: int
@@ -43,7 +46,8 @@ class Batch:
 
 
 def batches(path: Path, see: Callable[[list[str]], Layout]) -> Iterator[Batch]:
-    """All rows in order; those of a wide Parquet file as often as it takes to read all columns, some columns at a time.
+    """All rows in order; those of a wide Parquet file as often as it takes to read all columns,
+    some columns at a time.
 
     see: the layout that columns of these names have.
     """
@@ -57,12 +61,17 @@ def batches(path: Path, see: Callable[[list[str]], Layout]) -> Iterator[Batch]:
     except DataError as error:
         raise PredictionsError(str(error)) from None
     except (pa.ArrowException, OSError, EOFError) as error:
-        raise PredictionsError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise PredictionsError(
+            f"{path}: cannot be read: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def kind(path: Path) -> str:
     """Suffix of the file without .gz, or nothing where it is of no known kind."""
-    return next((suffix.removesuffix(".gz") for suffix in SUFFIXES if path.name.lower().endswith(suffix)), "")
+    return next(
+        (suffix.removesuffix(".gz") for suffix in SUFFIXES if path.name.lower().endswith(suffix)),
+        "",
+    )
 
 
 def stem(path: Path) -> str:
@@ -70,20 +79,27 @@ def stem(path: Path) -> str:
 
 
 def place(path: Path, row: int) -> str:
-    """Where row number `row`, from 0, stands. Reads the file anew: lines are counted only when an error must be told."""
+    """Where row number `row`, from 0, stands. Reads the file anew: lines are counted only when an
+    error must be told.
+    """
     import pyarrow as pa
 
     numbers: Iterable[int] = ()
     if kind(path) == ".csv":
         numbers = (line for line, _ in itertools.islice(_records(path), 1, None))
     elif kind(path) == ".jsonl":
-        numbers = (line for line, text in enumerate(io.BufferedReader(pa.input_stream(str(path))), 1) if text.strip())
+        numbers = (
+            line
+            for line, text in enumerate(io.BufferedReader(pa.input_stream(str(path))), 1)
+            if text.strip()
+        )
     line = next(itertools.islice(numbers, row, None), None)
     return f"{path}, row {row + 1}" if line is None else f"{path}:{line}"
 
 
 MARKED = "ftk-marked"
-"""Half of a surrogate pair, or a byte that is no UTF-8, as `\\ud83d` or `\\xff` behind U+FDD0, which no text holds.
+"""Half of a surrogate pair, or a byte that is no UTF-8, as `\\ud83d` or `\\xff` behind U+FDD0,
+which no text holds.
 
 So different answers stay different, and all can be written as UTF-8.
 """
@@ -91,9 +107,13 @@ So different answers stay different, and all can be written as UTF-8.
 
 def _marked(error: UnicodeError) -> tuple[str | bytes, int]:
     if isinstance(error, UnicodeDecodeError):
-        return "".join(f"\ufdd0\\x{byte:02x}" for byte in error.object[error.start : error.end]), error.end
+        return "".join(
+            f"\ufdd0\\x{byte:02x}" for byte in error.object[error.start : error.end]
+        ), error.end
     if isinstance(error, UnicodeEncodeError):
-        return "".join(f"\ufdd0\\u{ord(sign):04x}" for sign in error.object[error.start : error.end]).encode(), error.end
+        return "".join(
+            f"\ufdd0\\u{ord(sign):04x}" for sign in error.object[error.start : error.end]
+        ).encode(), error.end
     raise error
 
 
@@ -104,30 +124,38 @@ def marked(text: str) -> str:
     return text.encode(errors=MARKED).decode()
 
 
-# -- values ------------------------------------------------------------------------------------------------------------
+# -- values --------------------------------------------------------------------------------------
 
 
 def distinct(columns: Sequence["pa.ChunkedArray"]) -> tuple[np.ndarray, list[str | None]]:
-    """Columns of one type, end to end, as indices into their distinct values as text; -1 or a value of None: missing."""
+    """Columns of one type, end to end, as indices into their distinct values as text; -1 or a value
+    of None: missing.
+    """
     import pyarrow as pa
 
-    column = pa.chunked_array([chunk for column in columns for chunk in column.chunks], columns[0].type)
+    column = pa.chunked_array(
+        [chunk for column in columns for chunk in column.chunks], columns[0].type
+    )
     if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
-        column = pa.chunked_array([pa.array([text(value) for value in column.to_pylist()], pa.string())])
+        column = pa.chunked_array(
+            [pa.array([text(value) for value in column.to_pylist()], pa.string())]
+        )
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     encoded = encoded.combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.chunk(0)
     indices = encoded.indices.fill_null(-1) if encoded.indices.null_count else encoded.indices
     values = encoded.dictionary.to_pylist()
-    return indices.to_numpy(), values if pa.types.is_string(encoded.dictionary.type) else [text(value) for value in values]
+    return indices.to_numpy(), values if pa.types.is_string(encoded.dictionary.type) else [
+        text(value) for value in values
+    ]
 
 
 def text(value: Any) -> str | None:
     """A value as text; what is no text as its JSON, and a list of one text as that text.
 
-    So "7", 7, 7.0 and ["7"] are equal, and true is "true"; the text "7.0" and [7] are not. nan is how data frames write a missing
-    cell; the text "nan" is an answer.
+    So "7", 7, 7.0 and ["7"] are equal, and true is "true"; the text "7.0" and [7] are not. nan is
+    how data frames write a missing cell; the text "nan" is an answer.
     """
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         value = value[0]
@@ -137,17 +165,26 @@ def text(value: Any) -> str | None:
         return None if math.isnan(value) else repr(value).removesuffix(".0")
     if isinstance(value, bytes):
         return value.decode(errors=MARKED)
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str) if isinstance(value, (bool, int, list, dict)) else str(value)
+    return (
+        json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+        if isinstance(value, (bool, int, list, dict))
+        else str(value)
+    )
 
 
 def keeps_values(column: "pa.DataType") -> bool:
-    """Whether a column of JSON that was given this type still says what the file does: 1 and 1.0, or a date, would not."""
+    """Whether a column of JSON that was given this type still says what the file does: 1 and 1.0,
+    or a date, would not.
+    """
     import pyarrow as pa
 
-    return any(same(column) for same in (pa.types.is_string, pa.types.is_int64, pa.types.is_boolean, pa.types.is_null))
+    return any(
+        same(column)
+        for same in (pa.types.is_string, pa.types.is_int64, pa.types.is_boolean, pa.types.is_null)
+    )
 
 
-# -- kinds of files ----------------------------------------------------------------------------------------------------
+# -- kinds of files ------------------------------------------------------------------------------
 
 
 def _parquet(path: Path, see: Callable[[list[str]], Layout]) -> Iterator[Batch]:
@@ -155,7 +192,12 @@ def _parquet(path: Path, see: Callable[[list[str]], Layout]) -> Iterator[Batch]:
     import pyarrow.parquet as pq
 
     schema = pq.read_schema(path)
-    of_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_dictionary)
+    of_text = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+        pa.types.is_dictionary,
+    )
     dictionaries = [column.name for column in schema if any(of(column.type) for of in of_text)]
     if len(set(schema.names)) < len(schema.names):
         raise PredictionsError(f"{path}: two columns have the same name")
@@ -187,7 +229,10 @@ def _csv(path: Path) -> Iterator[Batch]:
     read = arrow_csv.ReadOptions(block_size=CHUNK)
     parse = arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     convert = arrow_csv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, quoted_strings_can_be_null=False, null_values=[""]
+        column_types=dict.fromkeys(header, pa.string()),
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+        null_values=[""],
     )
     first = 0
     try:
@@ -198,15 +243,21 @@ def _csv(path: Path) -> Iterator[Batch]:
         for line, record in _records(path):
             if len(record) != len(header):
                 cure = f"quote fields that hold {DELIMITERS[delimiter]} or line breaks"
-                raise PredictionsError(f"{path}:{line}: {len(record)} fields, the header has {len(header)}; {cure}") from None
+                raise PredictionsError(
+                    f"{path}:{line}: {len(record)} fields, the header has {len(header)}; {cure}"
+                ) from None
         raise
-    if _quotes(path) % 2:  # an open quote swallows the rest of the file; only the slow reader notices
+    if (
+        _quotes(path) % 2
+    ):  # an open quote swallows the rest of the file; only the slow reader notices
         for _ in _records(path):
             pass
 
 
 def _delimiter(path: Path) -> str:
-    """What stands between the fields: a comma where the header has one, else a semicolon or a tab, as other spreadsheets write them."""
+    """What stands between the fields: a comma where the header has one, else a semicolon or a tab,
+    as other spreadsheets write them.
+    """
     import pyarrow as pa
 
     with pa.input_stream(str(path)) as stream:
@@ -222,7 +273,9 @@ def _quotes(path: Path) -> int:
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file, slowly, each with the number of its last line; blank lines are none."""
+    """The records of a CSV file, slowly, each with the number of its last line; blank lines are
+    none.
+    """
     import pyarrow as pa
 
     csv.field_size_limit(1 << 30)
@@ -235,11 +288,17 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield line, record
     except csv.Error as error:
         if "unexpected end" in str(error):
-            raise PredictionsError(f"{path}:{line + 1}: broken CSV: a quote that opens in this row is never closed") from None
+            raise PredictionsError(
+                f"{path}:{line + 1}: broken CSV: a quote that opens in this row is never closed"
+            ) from None
         raise PredictionsError(f"{path}:{reader.line_num}: broken CSV: {error}") from None
     except UnicodeDecodeError:
         lines = io.BufferedReader(pa.input_stream(str(path)))
-        line = next(number for number, line in enumerate(lines, 1) if line.decode(errors="replace").encode() != line)
+        line = next(
+            number
+            for number, line in enumerate(lines, 1)
+            if line.decode(errors="replace").encode() != line
+        )
         raise PredictionsError(f"{path}:{line}: not UTF-8; save the file as UTF-8") from None
 
 
@@ -278,7 +337,9 @@ def _jsonl(path: Path) -> Iterator[Batch]:
 
 
 def _lines(path: Path, chunk: bytes, first: int) -> Batch:
-    """Lines of JSONL, by the parser of pyarrow where it takes them as they are meant, else one by one."""
+    """Lines of JSONL, by the parser of pyarrow where it takes them as they are meant, else one by
+    one.
+    """
     import pyarrow as pa
     from pyarrow import json as arrow_json
 
@@ -293,10 +354,15 @@ def _lines(path: Path, chunk: bytes, first: int) -> Batch:
         return _table([row(number) for number in range(len(lines()))])
 
     start = _fields(path, chunk.lstrip().partition(b"\n")[0], first)
-    strings = pa.schema([(name, pa.string()) for name, value in start.items() if isinstance(value, str)])  # "2020-01-01" is no date
+    strings = pa.schema(
+        [(name, pa.string()) for name, value in start.items() if isinstance(value, str)]
+    )  # "2020-01-01" is no date
     try:
         chunk.decode()
-        options = arrow_json.ReadOptions(block_size=1 << 22), arrow_json.ParseOptions(explicit_schema=strings)
+        options = (
+            arrow_json.ReadOptions(block_size=1 << 22),
+            arrow_json.ParseOptions(explicit_schema=strings),
+        )
         table = arrow_json.read_json(pa.BufferReader(chunk), *options)
     except (pa.ArrowInvalid, UnicodeDecodeError):
         table = None
@@ -311,7 +377,10 @@ def _fields(path: Path, line: bytes, row: int) -> dict[str, Any]:
     except JsonError as error:
         raise PredictionsError(f"{place(path, row)}: {error.told}") from None
     if not isinstance(fields, dict):
-        raise PredictionsError(f"{place(path, row)}: a row is an object with named fields, not {json.dumps(fields)[:40]}")
+        raise PredictionsError(
+            f"{place(path, row)}: a row is an object with named fields, not "
+            f"{json.dumps(fields)[:40]}"
+        )
     return _with_names(fields)
 
 
@@ -332,7 +401,11 @@ def _table(rows: Sequence[dict]) -> "pa.Table":
         values = [text(row.get(name)) for row in rows]
         try:
             return pa.array(values, pa.string())
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
+        except (
+            UnicodeEncodeError
+        ):  # half of a surrogate pair, which JSON can write and UTF-8 cannot
             return pa.array([value and marked(value) for value in values], pa.string())
 
-    return pa.table({name: column(name) for name in dict.fromkeys(itertools.chain.from_iterable(rows))})
+    return pa.table(
+        {name: column(name) for name in dict.fromkeys(itertools.chain.from_iterable(rows))}
+    )

@@ -1,8 +1,11 @@
-"""R copies of all weights of one base: every module that has weights runs its R copies as batched products.
+"""R copies of all weights of one base: every module that has weights runs its R copies as batched
+products.
 
-The batch is replica-major as in `toolkit.model.stack`, and no weight is shared, so that a backward pass of the summed losses gives each replica
-the gradient of its own. There is no model code here: linear layers are `bmm`, everything else (embeddings, norms) is its own forward pass
-under `torch.vmap`. A weight that two modules share (a tied output head) is one tensor, and its gradients add up.
+The batch is replica-major as in `toolkit.model.stack`, and no weight is shared, so that a backward
+pass of the summed losses gives each replica the gradient of its own. There is no model code here:
+linear layers are `bmm`, everything else (embeddings, norms) is its own forward pass under
+`torch.vmap`. A weight that two modules share (a tied output head) is one tensor, and its gradients
+add up.
 """
 
 from __future__ import annotations
@@ -26,34 +29,48 @@ def check_whole(model: nn.Module) -> None:
     """Raises ValueError in one line for a base whose weights cannot be stacked."""
     for name, module in model.named_modules():
         own = list(module.named_parameters(recurse=False))
-        odd = [key for key, parameter in own if not parameter.is_floating_point()] or [key for key, _ in own if list(module.children())]
+        odd = [key for key, parameter in own if not parameter.is_floating_point()] or [
+            key for key, _ in own if list(module.children())
+        ]
         if odd:
             raise ValueError(
-                f"`method: full` takes bases whose weights are floats of linear layers, embeddings and norms; {name or 'this one'} "
+                "`method: full` takes bases whose weights are floats of linear layers, "
+                f"embeddings and norms; {name or 'this one'} "
                 f"({type(module).__name__}) has {odd[0]!r}"
             )
 
 
 class FullStack(Stack):
-    """A base whose modules carry R copies of their weights: parameter -> (W [R, ...],), by `load`; without them it is the base itself."""
+    """A base whose modules carry R copies of their weights: parameter -> (W [R, ...],), by `load`;
+    without them it is the base itself.
+    """
 
     def __init__(self, model: nn.Module):
         check_whole(model)
-        self._name_of = {parameter: name for name, parameter in model.named_parameters()}  # the first of several names
+        self._name_of = {
+            parameter: name for name, parameter in model.named_parameters()
+        }  # the first of several names
         self._weights: dict[str, tuple[Tensor, ...]] = {}
         self._rows = 0
         self._forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = []
         for module in model.modules():
-            names = {key: self._name_of[parameter] for key, parameter in module.named_parameters(recurse=False)}
+            names = {
+                key: self._name_of[parameter]
+                for key, parameter in module.named_parameters(recurse=False)
+            }
             if names:
                 make = self._linear if type(module) in (nn.Linear, Conv1D) else self._any
                 plain = copy.copy(module)
-                plain._forward_pre_hooks = OrderedDict()  # those of the module itself run before it comes to its forward pass
+                plain._forward_pre_hooks = (
+                    OrderedDict()
+                )  # those of the module itself run before it comes to its forward pass
                 self._forwards.append((module, partial(make, plain, names)))
         super().__init__(model, [])
 
     def load(self, factors: Mapping[str, tuple[Tensor, ...]], scale: float = 1.0) -> None:
-        """Set the weights of all R replicas. They are cast to the base's dtype where they are used."""
+        """Set the weights of all R replicas. They are cast to the base's dtype where they are
+        used.
+        """
         self._weights = dict(factors)
 
     @property
@@ -62,11 +79,18 @@ class FullStack(Stack):
 
     def copies(self, R: int, dtype: torch.dtype) -> dict[str, tuple[Tensor, ...]]:
         """The base R times, to be trained."""
-        return {name: (p.detach().to(dtype).expand(R, *p.shape).clone().requires_grad_(),) for p, name in self._name_of.items()}
+        return {
+            name: (p.detach().to(dtype).expand(R, *p.shape).clone().requires_grad_(),)
+            for p, name in self._name_of.items()
+        }
 
     def put(self, models: Sequence[FullModel | None], width: int) -> None:
-        """Put models on the stack; None, and empty slots up to `width`, are the base itself. Raises AdapterError for another base's."""
-        weights = {name: (p.detach().expand(width, *p.shape).clone(),) for p, name in self._name_of.items()}
+        """Put models on the stack; None, and empty slots up to `width`, are the base itself. Raises
+        AdapterError for another base's.
+        """
+        weights = {
+            name: (p.detach().expand(width, *p.shape).clone(),) for p, name in self._name_of.items()
+        }
         for k, model in enumerate(models):
             if model:
                 model.check({name: tuple(p.shape) for p, name in self._name_of.items()})
@@ -93,15 +117,25 @@ class FullStack(Stack):
         if not self._weights:
             return plain(x)
         own = {key: self._weights[name][0].to(x.dtype) for key, name in names.items()}
-        W_RIO = own["weight"] if isinstance(plain, Conv1D) else own["weight"].transpose(1, 2)  # GPT-2 stores [I, O]
+        W_RIO = (
+            own["weight"] if isinstance(plain, Conv1D) else own["weight"].transpose(1, 2)
+        )  # GPT-2 stores [I, O]
         x_RnI = x.reshape(len(W_RIO), -1, x.shape[-1])
-        y_RnO = torch.baddbmm(own["bias"][:, None], x_RnI, W_RIO) if "bias" in own else torch.bmm(x_RnI, W_RIO)
+        y_RnO = (
+            torch.baddbmm(own["bias"][:, None], x_RnI, W_RIO)
+            if "bias" in own
+            else torch.bmm(x_RnI, W_RIO)
+        )
         return y_RnO.view(*x.shape[:-1], -1)
 
-    def _any(self, plain: nn.Module, names: Mapping[str, str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _any(
+        self, plain: nn.Module, names: Mapping[str, str], x: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
         if not self._weights:
             return plain(x, *args, **kwargs)
-        own = {key: self._weights[name][0].to(getattr(plain, key).dtype) for key, name in names.items()}
+        own = {
+            key: self._weights[name][0].to(getattr(plain, key).dtype) for key, name in names.items()
+        }
         if len(x) == 1 < self._rows:  # positions, which a model counts once for all rows
             x = x.expand(self._rows, *x.shape[1:])
         R = len(next(iter(own.values())))
@@ -114,7 +148,9 @@ class FullStack(Stack):
 
 @contextmanager
 def stacked_whole(model: nn.Module) -> Iterator[FullStack]:
-    """A stack of whole models on `model` for the length of a `with` block. Raises ValueError as `check_whole`."""
+    """A stack of whole models on `model` for the length of a `with` block. Raises ValueError as
+    `check_whole`.
+    """
     stack = FullStack(model)
     try:
         yield stack

@@ -1,10 +1,12 @@
-"""Folders of fully fine-tuned models: what transformers loads, and beside it which base they started from.
+"""Folders of fully fine-tuned models: what transformers loads, and beside it which base they
+started from.
 
     config.json, tokenizer files    the base's
     model.safetensors               all weights, by the names of the base's parameters
     full.json                       base and revision
 
-`AutoModelForCausalLM.from_pretrained(folder)` just works. The change of a weight is dW = W - W of the base.
+`AutoModelForCausalLM.from_pretrained(folder)` just works. The change of a weight is dW = W - W of
+the base.
 """
 
 from __future__ import annotations
@@ -46,11 +48,16 @@ class FullModel:
         return sha256_file(self.path / MODEL)
 
     def check(self, shape_of: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises AdapterError in one line where the weights are not those of a base with such shapes."""
+        """Raises AdapterError in one line where the weights are not those of a base with such
+        shapes.
+        """
         for name, shape in shape_of.items():
             if self.shapes.get(name) != shape:
                 found = list(self.shapes[name]) if name in self.shapes else "not there"
-                raise AdapterError(f"{self.path}: {name} is {found}, in the base {list(shape)}; is this a model of another base?")
+                raise AdapterError(
+                    f"{self.path}: {name} is {found}, in the base {list(shape)}; is this "
+                    "a model of another base?"
+                )
 
     @property
     def dtypes(self) -> set[str]:
@@ -63,7 +70,15 @@ class FullModel:
         digest = hashlib.sha256()
         for name in sorted(self.shapes):
             W = self.tensor(name)
-            digest.update(name.encode() + W.to(dtype or W.dtype).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode()
+                + W.to(dtype or W.dtype)
+                .contiguous()
+                .reshape(-1)
+                .view(torch.uint8)
+                .numpy()
+                .tobytes()
+            )
         return digest.hexdigest()
 
     def tensor(self, name: str) -> Tensor:
@@ -84,7 +99,9 @@ def read_model(path: str | Path) -> FullModel:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         return FullModel(path, known["base"], known["revision"], shapes)
     except (OSError, ValueError, SafetensorError) as error:
-        raise AdapterError(f"{path}: is no model that ftk has written, or damaged ({error}); train it again") from None
+        raise AdapterError(
+            f"{path}: is no model that ftk has written, or damaged ({error}); train it again"
+        ) from None
 
 
 def read_weights(path: str | Path) -> Adapter | FullModel:
@@ -93,14 +110,23 @@ def read_weights(path: str | Path) -> Adapter | FullModel:
 
 
 def copies(found: Sequence[Adapter | FullModel]) -> str:
-    """One line where some of them are the same model: names and files do not tell, what is computed does. Empty where none are.
+    """One line where some of them are the same model: names and files do not tell, what is computed
+    does. Empty where none are.
 
     Where they are stored in several dtypes, the narrowest is what is compared.
     """
     stored = {dtype for one in found for dtype in one.dtypes}
-    narrow = min((getattr(torch, name) for name in stored), key=lambda dtype: dtype.itemsize) if len(stored) > 1 else None
+    narrow = (
+        min((getattr(torch, name) for name in stored), key=lambda dtype: dtype.itemsize)
+        if len(stored) > 1
+        else None
+    )
     first: dict[str, int] = {}
-    twins = [(i, k) for i, one in enumerate(found) if (k := first.setdefault(one.change_digest(narrow), i)) != i]
+    twins = [
+        (i, k)
+        for i, one in enumerate(found)
+        if (k := first.setdefault(one.change_digest(narrow), i)) != i
+    ]
     if not twins:
         return ""
     twin, original = (found[i].path for i in twins[0])
@@ -110,10 +136,14 @@ def copies(found: Sequence[Adapter | FullModel]) -> str:
 
 
 def model_files(base: Base) -> dict[str, bytes]:
-    """What a model folder has beside the weights: configuration, tokenizer, and the base that it started from."""
+    """What a model folder has beside the weights: configuration, tokenizer, and the base that it
+    started from.
+    """
     config: Any = copy.deepcopy(base.model.config)
     config.architectures = [type(base.model).__name__]
-    config.dtype = torch.promote_types(base.model.dtype, torch.float32)  # that of the weights as they are trained
+    config.dtype = torch.promote_types(
+        base.model.dtype, torch.float32
+    )  # that of the weights as they are trained
     with tempfile.TemporaryDirectory() as scratch:
         base.tokenizer.save_pretrained(scratch)
         if base.model.can_generate():
@@ -125,9 +155,14 @@ def model_files(base: Base) -> dict[str, bytes]:
 
 
 def write_model(
-    path: Path, weights: Mapping[str, Tensor], files: Mapping[str, str | bytes], kind: str = "", of: Mapping[str, str] | None = None
+    path: Path,
+    weights: Mapping[str, Tensor],
+    files: Mapping[str, str | bytes],
+    kind: str = "",
+    of: Mapping[str, str] | None = None,
 ) -> str:
-    """Write a folder, complete or not at all; return the sha256 of its weights. `files`: see `model_files`; kind and `of`: `write_folder`.
+    """Write a folder, complete or not at all; return the sha256 of its weights. `files`: see
+    `model_files`; kind and `of`: `write_folder`.
 
     Raises AdapterError in one line.
     """

@@ -1,6 +1,8 @@
-"""Where units of work run: `run(function, units, on_progress)` yields (unit, result) as units finish, in no fixed order.
+"""Where units of work run: `run(function, units, on_progress)` yields (unit, result) as units
+finish, in no fixed order.
 
-A unit has the same number of threads and the same shapes on every engine: where it runs must not change a bit.
+A unit has the same number of threads and the same shapes on every engine: where it runs must not
+change a bit.
 """
 
 from toolkit.pipeline.engines.local import LocalEngine as LocalEngine

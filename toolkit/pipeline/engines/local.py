@@ -1,7 +1,8 @@
-"""One worker process per core on a CPU, one at a time on a GPU. No scheduler: the standard library's pool.
+"""One worker process per core on a CPU, one at a time on a GPU. No scheduler: the standard
+library's pool.
 
-Measured on CPU: one process per core with one thread each is far faster than one process with many threads, and it takes the number of
-threads out of the numerics.
+Measured on CPU: one process per core with one thread each is far faster than one process with many
+threads, and it takes the number of threads out of the numerics.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ class WorkerDied(RuntimeError):
 
 
 class Shares:
-    """Finished shares of units, and their mean without adding all of them up again for each of thousands of units.
+    """Finished shares of units, and their mean without adding all of them up again for each of
+    thousands of units.
 
-    numbers: those of the units. An engine never gives a number twice: a late tick of an earlier list must not count for this one.
+    numbers: those of the units. An engine never gives a number twice: a late tick of an earlier
+    list must not count for this one.
     """
 
     def __init__(self, numbers: range):
@@ -66,7 +69,9 @@ def _start_worker(ticks: Any, device: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed tells nobody: without this its workers would train on, unseen, beside those of the resumed run."""
+    """A parent that was killed tells nobody: without this its workers would train on, unseen,
+    beside those of the resumed run.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
@@ -78,20 +83,29 @@ def _run_unit(function: Callable[..., Any], number: int, unit: Any) -> Any:
 
 
 class LocalEngine:
-    """Worker processes of this machine, alive for the length of a `with` block, so that each loads the base once.
+    """Worker processes of this machine, alive for the length of a `with` block, so that each loads
+    the base once.
 
-    Every worker is started the same way, also when there is one: where a unit runs must not change a bit.
+    Every worker is started the same way, also when there is one: where a unit runs must not change
+    a bit.
     """
 
     def __init__(self, device: str = "cpu", workers: int | None = None):
-        self._variables = ExitStack()  # open until the end: a pool starts its workers when it needs them
+        self._variables = (
+            ExitStack()
+        )  # open until the end: a pool starts its workers when it needs them
         self._variables.enter_context(environment.of_workers(device))
         self.workers = workers or (environment.cores() if device == "cpu" else 1)
         self.machines = {environment.cpu_model()}
         context = multiprocessing.get_context("spawn")
         self._ticks = context.Queue()
         self._given = 0  # units, in all lists so far
-        self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start_worker, initargs=(self._ticks, device))
+        self._pool = ProcessPoolExecutor(
+            self.workers,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(self._ticks, device),
+        )
 
     def __enter__(self) -> LocalEngine:
         return self
@@ -109,13 +123,17 @@ class LocalEngine:
         units: Sequence[Unit],
         on_progress: Callable[[float], None] | None = None,
     ) -> Iterator[tuple[Unit, Done]]:
-        """Yield (unit, result) as units finish, in no fixed order. `on_progress` gets the finished share of all units, 0 to 1.
+        """Yield (unit, result) as units finish, in no fixed order. `on_progress` gets the finished
+        share of all units, 0 to 1.
 
-        An exception in a unit is raised here; what other units finished is on disk. Raises WorkerDied when a process was killed.
+        An exception in a unit is raised here; what other units finished is on disk. Raises
+        WorkerDied when a process was killed.
         """
         shares = Shares(range(self._given, self._given + len(units)))
         self._given += len(units)
-        finished: SimpleQueue[Future] = SimpleQueue()  # waiting for a set of futures would look at all of them every time
+        finished: SimpleQueue[Future] = (
+            SimpleQueue()
+        )  # waiting for a set of futures would look at all of them every time
         given: dict[Future, tuple[int, Unit]] = {}
         try:
             for number, unit in zip(shares.numbers, units, strict=True):
@@ -135,7 +153,8 @@ class LocalEngine:
                     on_progress(shares.mean)
         except BrokenProcessPool:
             raise WorkerDied(
-                "a worker process was killed, most often for want of memory: set a smaller `stack` or fewer --workers and run again; "
+                "a worker process was killed, most often for want of memory: set a "
+                "smaller `stack` or fewer --workers and run again; "
                 "finished replicas are kept"
             ) from None
 

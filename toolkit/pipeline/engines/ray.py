@@ -1,7 +1,9 @@
-"""One Ray task for each unit, on however many machines share the run folder. Ray is an extra: `pip install 'ftk[ray]'`.
+"""One Ray task for each unit, on however many machines share the run folder. Ray is an extra: `pip
+install 'ftk[ray]'`.
 
-A task that a dying worker or machine took along is started again. That it may then run twice does no harm: what a unit writes depends on
-nothing but the unit, and finished files are renamed into place, so whoever comes second writes the same bytes.
+A task that a dying worker or machine took along is started again. That it may then run twice does
+no harm: what a unit writes depends on nothing but the unit, and finished files are renamed into
+place, so whoever comes second writes the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ Unit = TypeVar("Unit")
 Done = TypeVar("Done")
 
 RETRIES = 5
-"""of a unit whose worker or machine died; a unit that is too large for every machine should not run for ever"""
+"""of a unit whose worker or machine died; a unit that is too large for every machine should not run
+for ever
+"""
 GO_ON = "finished replicas are kept, run again to go on"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -36,29 +40,45 @@ class RayMissing(RuntimeError):
 
 
 class RayEngine:
-    """Ray tasks for the length of a `with` block, on the cluster that RAY_ADDRESS names or else on this machine alone.
+    """Ray tasks for the length of a `with` block, on the cluster that RAY_ADDRESS names or else on
+    this machine alone.
 
-    Every task claims one core, or one GPU when the device is `cuda`. All machines see the run folder, the data and a local base under the
-    same paths. `machines` collects the processors that did the work: different ones may round differently. Raises RayMissing, and
-    WorkerDied when Ray does not start.
+    Every task claims one core, or one GPU when the device is `cuda`. All machines see the run
+    folder, the data and a local base under the same paths. `machines` collects the processors that
+    did the work: different ones may round differently. Raises RayMissing, and WorkerDied when Ray
+    does not start.
     """
 
     def __init__(self, device: str = "cpu", workers: int | None = None):
         try:
             import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise RayMissing("--engine ray needs Ray, which is not installed: pip install 'ftk[ray]'") from None
+            raise RayMissing(
+                "--engine ray needs Ray, which is not installed: pip install 'ftk[ray]'"
+            ) from None
         self._ray, self._device = ray, device
         self._ours = not ray.is_initialized()
         if self._ours:
             address = os.environ.get("RAY_ADDRESS")
-            alone = {} if address else {"num_cpus": workers or environment.cores(), "include_dashboard": False}
+            alone = (
+                {}
+                if address
+                else {"num_cpus": workers or environment.cores(), "include_dashboard": False}
+            )
             try:
-                with chdir(os.sep):  # Ray's workers import modules from where it is started: not from the user's folder
+                with chdir(
+                    os.sep
+                    # Ray's workers import modules from where it is started: not from the user's
+                    # folder
+                ):
                     ray.init(log_to_driver=False, logging_level=logging.ERROR, **alone)
-            except Exception as error:  # Ray raises no narrower one when a part of it dies while it starts
+            except (
+                Exception
+            ) as error:  # Ray raises no narrower one when a part of it dies while it starts
                 where = f" at RAY_ADDRESS={address}" if address else ""
-                raise WorkerDied(f"Ray did not start{where} ({_first_line(error)}); {GO_ON}") from None
+                raise WorkerDied(
+                    f"Ray did not start{where} ({_first_line(error)}); {GO_ON}"
+                ) from None
         self._ticks = ray.remote(num_cpus=0)(_Ticks).remote()
         self._given = 0  # units, in all lists so far
         self.machines: set[str] = set()
@@ -76,18 +96,24 @@ class RayEngine:
         units: Sequence[Unit],
         on_progress: Callable[[float], None] | None = None,
     ) -> Iterator[tuple[Unit, Done]]:
-        """Yield (unit, result) as units finish, in no fixed order. `on_progress` gets the finished share of all units, 0 to 1.
+        """Yield (unit, result) as units finish, in no fixed order. `on_progress` gets the finished
+        share of all units, 0 to 1.
 
-        An exception in a unit is raised here; what other units finished is on disk. Raises WorkerDied when a unit took its worker
-        along more than RETRIES times.
+        An exception in a unit is raised here; what other units finished is on disk. Raises
+        WorkerDied when a unit took its worker along more than RETRIES times.
         """
         ray = self._ray
         claim = {"num_cpus": 1, "num_gpus": 0 if self._device == "cpu" else 1}
-        task = ray.remote(max_retries=RETRIES, runtime_env={"env_vars": ENVIRONMENT}, **claim)(_run_unit)
+        task = ray.remote(max_retries=RETRIES, runtime_env={"env_vars": ENVIRONMENT}, **claim)(
+            _run_unit
+        )
         shares = Shares(range(self._given, self._given + len(units)))
         self._given += len(units)
         numbered = zip(shares.numbers, units, strict=True)
-        given = {task.remote(function, n, unit, self._ticks, self._device, os.getcwd()): (n, unit) for n, unit in numbered}
+        given = {
+            task.remote(function, n, unit, self._ticks, self._device, os.getcwd()): (n, unit)
+            for n, unit in numbered
+        }
         waiting = list(given)
         try:
             while waiting:
@@ -106,14 +132,18 @@ class RayEngine:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             if not isinstance(cause, ray.exceptions.RayError):
                 raise cause from None
-            raise WorkerDied(f"Ray gave up on a unit of work ({_first_line(cause)}); {GO_ON}") from None
+            raise WorkerDied(
+                f"Ray gave up on a unit of work ({_first_line(cause)}); {GO_ON}"
+            ) from None
         finally:
             for reference in waiting:  # interrupted, or another unit failed
                 ray.cancel(reference, force=True)
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
 
 
 class _Ticks:
@@ -130,7 +160,9 @@ class _Ticks:
         return shares
 
 
-def _run_unit(function: Callable[..., Any], number: int, unit: Any, ticks: Any, device: str, folder: str) -> tuple[Any, str]:
+def _run_unit(
+    function: Callable[..., Any], number: int, unit: Any, ticks: Any, device: str, folder: str
+) -> tuple[Any, str]:
     os.chdir(folder)  # paths in a unit may be relative to where ftk was started
     _prepare(device)
     result = function(unit, lambda share: ticks.put.remote(number, share))

@@ -1,8 +1,10 @@
-"""What a run will take, before it runs: wall time, memory and disk of every stage, from a short probe on this machine.
+"""What a run will take, before it runs: wall time, memory and disk of every stage, from a short
+probe on this machine.
 
-As many worker processes as the run will have do a little of its work at the same time, by the run's own functions: one stack for a few
-steps, written; a merge of each kind; some of the prompts. What they took is added up over the units of work that the run will have. Sizes
-of files follow from shapes.
+As many worker processes as the run will have do a little of its work at the same time, by the run's
+own functions: one stack for a few steps, written; a merge of each kind; some of the prompts. What
+they took is added up over the units of work that the run will have. Sizes of files follow from
+shapes.
 """
 
 from toolkit.pipeline.forecast.ahead import Forecast as Forecast

@@ -1,4 +1,6 @@
-"""A little of everything that a run will do, in a worker process like the run's, by the run's own functions."""
+"""A little of everything that a run will do, in a worker process like the run's, by the run's own
+functions.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ from toolkit.train.distill import Teacher
 STEPS = 4
 """of a stack that are timed, after a first one that warms up"""
 MERGE_WORK = 2e9
-"""largest sum of O x I x min(O, I) over the layers that a probe merges: a second or so of singular values"""
+"""largest sum of O x I x min(O, I) over the layers that a probe merges: a second or so of singular
+values
+"""
 PROMPT_TOKENS = 10_000
 PROBE_WORK = 2 * 10**10
 """of all adapters together that a probe lets answer: a second or two of a small model"""
@@ -47,8 +51,10 @@ class Probe:
 
 @dataclass
 class Probed:
-    """Seconds of one worker. step, rest: of a stack, by condition; merge: by (condition, mitigation); answer: by suite; per_rank: how much
-    longer answering takes for each further rank, as a share. *_bytes: peaks so far."""
+    """Seconds of one worker. step, rest: of a stack, by condition; merge: by (condition,
+    mitigation); answer: by suite; per_rank: how much longer answering takes for each further rank,
+    as a share. *_bytes: peaks so far.
+    """
 
     ready: float  # time of day when the worker began
     load: float = 0.0
@@ -73,7 +79,9 @@ def probe(unit: Probe, progress: Progress) -> Probed:
     found.load = time.perf_counter() - start
     for part in unit.parts:
         if part.plan and part.condition:
-            found.step[part.name], found.rest[part.name], found.spoken[part.name] = _training(unit, part)
+            found.step[part.name], found.rest[part.name], found.spoken[part.name] = _training(
+                unit, part
+            )
     found.train_bytes = peak_bytes()
     for part in unit.parts:
         for one in part.mitigations:
@@ -93,7 +101,9 @@ def probe(unit: Probe, progress: Progress) -> Probed:
 
 
 def peak_bytes() -> int:
-    """Largest resident memory of this process so far; `getrusage` would count what its parent held when it was started."""
+    """Largest resident memory of this process so far; `getrusage` would count what its parent held
+    when it was started.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
@@ -114,7 +124,16 @@ def _training(unit: Probe, part: Part) -> tuple[float, float, float]:
         return alone, 0.0, max(0.0, _steps(unit, part, short, teachers=True) - alone)
     keep = tuple(range(part.plan.stack))
     marks = [time.perf_counter()]
-    stack = training.TrainingUnit(recipe, part.name, unit.folder / part.name, 0, keep, short, dict.fromkeys(keep, "probe"), unit.device)
+    stack = training.TrainingUnit(
+        recipe,
+        part.name,
+        unit.folder / part.name,
+        0,
+        keep,
+        short,
+        dict.fromkeys(keep, "probe"),
+        unit.device,
+    )
     if short.compiled:  # once in a run; what was compiled here the run finds on the disk
         training.train_unit(replace(stack, plan=replace(short, steps=1)), lambda _: None)
         marks = [time.perf_counter()]
@@ -124,7 +143,9 @@ def _training(unit: Probe, part: Part) -> tuple[float, float, float]:
 
 
 def _steps(unit: Probe, part: Part, plan: TrainingPlan, *, teachers: bool) -> float:
-    """Median seconds of a step of a distilled condition; the base stands in for teachers that are not trained yet."""
+    """Median seconds of a step of a distilled condition; the base stands in for teachers that are
+    not trained yet.
+    """
     assert part.condition and part.condition.teacher
     asked, marks, stand_ins = part.condition.teacher, [], None
     seeds_R = [training.seeds_of(unit.recipe, part.name, r) for r in range(plan.stack)]
@@ -149,7 +170,9 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _merging(folder: Path, part: Part, one: Mitigation, base: Base) -> float:
-    """Seconds of one merge: of one layer of every name, or of as many as are quick, times how much more all of them are."""
+    """Seconds of one merge: of one layer of every name, or of as many as are quick, times how much
+    more all of them are.
+    """
 
     def work(name: str) -> float:
         I, O = part.shapes[name]
@@ -167,11 +190,21 @@ def _merging(folder: Path, part: Part, one: Mitigation, base: Base) -> float:
     for k, source in enumerate(sources):
         own = torch.Generator().manual_seed(k)
         sizes = [(name, *part.shapes[name]) for name in chosen]
-        factors = {n: (torch.randn(part.rank, I, generator=own), torch.randn(O, part.rank, generator=own)) for n, I, O in sizes}
+        factors = {
+            n: (torch.randn(part.rank, I, generator=own), torch.randn(O, part.rank, generator=own))
+            for n, I, O in sizes
+        }
         targets = sorted({n.rpartition(".")[2] for n in chosen})
         trajectory = [f"snapshots/s{s:03d}" for s in range(parameters.get("last") or 1)]
         for name in [*trajectory, "averages/swa", "averages/ema", "."]:
-            write_adapter(source / name, factors, r=part.rank, alpha=part.rank, target_modules=targets, base=base.source)
+            write_adapter(
+                source / name,
+                factors,
+                r=part.rank,
+                alpha=part.rank,
+                target_modules=targets,
+                base=base.source,
+            )
     start = time.perf_counter()
     out = folder / part.name / one.label / "merged"
     merge_adapters(sources, out, method=one.merge or "", rank=one.rank, **parameters)
@@ -179,15 +212,21 @@ def _merging(folder: Path, part: Part, one: Mitigation, base: Base) -> float:
     return (time.perf_counter() - start) * sum(map(work, part.shapes)) / sum(map(work, chosen))
 
 
-def _answering(base: Base, prompts: Sequence[Prompt], recipe: Recipe, shapes: Shapes, rank: int) -> float:
+def _answering(
+    base: Base, prompts: Sequence[Prompt], recipe: Recipe, shapes: Shapes, rank: int
+) -> float:
     """Seconds in which a full stack of adapters answers a suite, told from some of its prompts.
 
-    How long answers will be nobody knows: taken as long as the references, of which the longest is the last to leave a batch. Without
+    How long answers will be nobody knows: taken as long as the references, of which the longest is
+    the last to leave a batch. Without
     references: as long as is allowed.
     """
     width, longest = answering.EVALUATION_WIDTH, recipe.evaluation.max_new_tokens
     ids = [encode_prompt(p, base.tokenizer) for p in prompts]
-    references = [None if p.reference is None else encode_reference(p, p.reference, base.tokenizer) for p in prompts]
+    references = [
+        None if p.reference is None else encode_reference(p, p.reference, base.tokenizer)
+        for p in prompts
+    ]
     known = [len(one) for one in references if one is not None] or [longest]
     usual, last = min(longest, round(sum(known) / len(known))), min(longest, max(known))
     batches = _some(ids, width, longest, usual, base)
@@ -223,20 +262,36 @@ def _answering(base: Base, prompts: Sequence[Prompt], recipe: Recipe, shapes: Sh
         taken = 0.0
         for batch in batches:
             some = {"continuations": [asked(i) for i in batch], "max_new_tokens": usual}
-            taken += seconds(lambda batch=batch, some=some: generate(stack, [ids[i] for i in batch], **some, **options))
+            taken += seconds(
+                lambda batch=batch, some=some: generate(
+                    stack, [ids[i] for i in batch], **some, **options
+                )
+            )
         if last > usual:
-            few, more = (seconds(lambda n=n: generate(stack, [ids[chosen[0]]], max_new_tokens=n, **options)) for n in (2, 10))
+            few, more = (
+                seconds(lambda n=n: generate(stack, [ids[chosen[0]]], max_new_tokens=n, **options))
+                for n in (2, 10)
+            )
             taken += max(0.0, more - few) / 8 * (last - usual) * len(batches)
     return taken / share
 
 
-def _some(ids: Sequence[Sequence[int]], width: int, longest: int, usual: int, base: Base) -> list[list[int]]:
-    """Batches as `generate` makes them, spread over lengths, until they hold enough tokens for all adapters; or a part of one."""
+def _some(
+    ids: Sequence[Sequence[int]], width: int, longest: int, usual: int, base: Base
+) -> list[list[int]]:
+    """Batches as `generate` makes them, spread over lengths, until they hold enough tokens for all
+    adapters; or a part of one.
+    """
     lengths = [len(one) for one in ids]
     enough = min(CACHED, max(PROMPT_TOKENS, PROBE_WORK // base.parameters))
-    batches = list(together(lengths, width, longest, base.model.config.get_text_config().vocab_size))
+    batches = list(
+        together(lengths, width, longest, base.model.config.get_text_config().vocab_size)
+    )
     every = max(1, round(width * sum(n + usual for n in lengths) / enough))
     chosen = batches[min(every // 2, len(batches) // 2) :: every]
     size = [width * sum(lengths[i] + usual for i in batch) for batch in chosen]
-    keep = [max(1, min(len(batch), round(len(batch) * enough / all))) for batch, all in zip(chosen, size, strict=True)]
+    keep = [
+        max(1, min(len(batch), round(len(batch) * enough / all)))
+        for batch, all in zip(chosen, size, strict=True)
+    ]
     return [batch[(len(batch) - n) // 2 :][:n] for batch, n in zip(chosen, keep, strict=True)]

@@ -1,4 +1,6 @@
-"""What a run consists of: conditions, families of subjects, units of work; and what their files weigh, which follows from shapes."""
+"""What a run consists of: conditions, families of subjects, units of work; and what their files
+weigh, which follows from shapes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Shapes = Mapping[str, tuple[int, int]]  # layer -> I, O
 
 @dataclass(frozen=True)
 class Family:
-    """Subjects of one procedure: `count` of them with `members` adapters each, of which none has a rank above `rank`."""
+    """Subjects of one procedure: `count` of them with `members` adapters each, of which none has a
+    rank above `rank`.
+    """
 
     count: int
     members: int
@@ -65,17 +69,25 @@ class Part:
     def folders(self) -> int:
         """Adapters that a replica consists of: itself, its averages, its snapshots."""
         one = self.condition
-        return 1 + (len(one.averages) + (one.snapshots.count if one.snapshots and one.snapshots.save else 0) if one else 0)
+        return 1 + (
+            len(one.averages) + (one.snapshots.count if one.snapshots and one.snapshots.save else 0)
+            if one
+            else 0
+        )
 
     def merged_rank(self, mitigation: Mitigation) -> int:
-        """The largest rank that a merge can have: all its layers are padded to that of the widest."""
+        """The largest rank that a merge can have: all its layers are padded to that of the
+        widest.
+        """
         if self.whole_bytes:
             return 0
         widest = max(min(sizes) for sizes in self.shapes.values())
         entries = find_method(mitigation.method, mitigation.parameters)[0].entries
         exact = widest if entries else min(mitigation.k * self.rank, widest)
         asked = {"same": self.rank, "full": exact}.get(str(mitigation.rank), mitigation.rank)
-        return asked if isinstance(asked, int) else exact  # a share of the energy: at most the exact rank
+        return (
+            asked if isinstance(asked, int) else exact
+        )  # a share of the energy: at most the exact rank
 
     def weights(self, rank: int) -> int:
         """Size of the file of one replica, or of a merge of that rank."""
@@ -98,29 +110,47 @@ def blocks(size: int) -> int:
 
 
 def adapter_bytes(shapes: Shapes, rank: int) -> int:
-    """Size of the weights file of an adapter in float32, to the byte: a header in JSON, padded to 8, then numbers."""
+    """Size of the weights file of an adapter in float32, to the byte: a header in JSON, padded to
+    8, then numbers.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for name, (I, O) in sorted(shapes.items()):
         for x, shape in (("A", [rank, I]), ("B", [O, rank])):
             end = start + 4 * shape[0] * shape[1]
-            header[f"base_model.model.{name}.lora_{x}.weight"] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+            header[f"base_model.model.{name}.lora_{x}.weight"] = {
+                "dtype": "F32",
+                "shape": shape,
+                "data_offsets": [start, end],
+            }
             start = end
     return 8 + -(-len(json.dumps(header, separators=(",", ":"))) // 8) * 8 + start
 
 
 def disk(part: Part, prompts: Mapping[str, Sequence[Prompt]], top_k: int) -> dict[str, int]:
-    """Bytes that each stage leaves, in whole blocks. Weights are exact; the small files beside them are counted by what they hold."""
+    """Bytes that each stage leaves, in whole blocks. Weights are exact; the small files beside them
+    are counted by what they hold.
+    """
     weights = blocks(part.weights(part.rank)) + BLOCK  # with its configuration
-    found = {"train": part.replicas * (part.folders * weights + blocks(700 + 130 * part.folders)) if part.plan else 0}
+    found = {
+        "train": part.replicas * (part.folders * weights + blocks(700 + 130 * part.folders))
+        if part.plan
+        else 0
+    }
     if part.plan:
         S, R = part.plan.steps, part.plan.stack
         rows = R * part.plan.rows * S / part.plan.steps_per_epoch
-        found["train"] += part.stacks * (blocks(round(2500 + 9 * R * S)) + blocks(round(2500 + 5.5 * rows)))  # losses do not compress
+        found["train"] += part.stacks * (
+            blocks(round(2500 + 9 * R * S)) + blocks(round(2500 + 5.5 * rows))
+        )  # losses do not compress
     found["merge"] = 0
     for one in part.mitigations:
         if one.merge:
-            texts = blocks(1500 + 320 * one.k + 120 * len(part.shapes)) + blocks(900 + 110 * one.k) + blocks(400 + 180 * one.k)
+            texts = (
+                blocks(1500 + 320 * one.k + 120 * len(part.shapes))
+                + blocks(900 + 110 * one.k)
+                + blocks(400 + 180 * one.k)
+            )
             size = blocks(part.weights(part.merged_rank(one))) + BLOCK
             found["merge"] += part.replicas // one.k * (size + texts)
     found["evaluate"] = sum(
@@ -132,5 +162,7 @@ def disk(part: Part, prompts: Mapping[str, Sequence[Prompt]], top_k: int) -> dic
 
 
 def shard_bytes(prompts: int, voices: int, top_k: int) -> int:
-    """Size of a file of outcomes: its columns, the ids of the prompts; of every row numbers, which do not compress, and a short text."""
+    """Size of a file of outcomes: its columns, the ids of the prompts; of every row numbers, which
+    do not compress, and a short text.
+    """
     return 4550 + prompts * (12 + voices * (22 + 6 * top_k))
