@@ -32,13 +32,14 @@ from worlds import CLASSES, Tally, simulate
 from worlds.sweeps import SWEEPS, Settings
 from worlds.unkind import sizes_of
 
-# # replicas x prompts of one population: beyond, a cell takes a minute for twenty samples, and is
+# replicas x prompts of one population: beyond, a cell takes a minute for twenty samples, and is
 # of the corner
 MOST_ANSWERS = 1_000_000
+# answers simulated for a cell of the full study; its fewest repetitions
 ANSWERS, FEWEST = (
     30_000_000,
     200,
-)  # answers simulated for a cell of the full study; its fewest repetitions
+)
 QUICK_REPETITIONS, CORNER_REPETITIONS = 200, 40
 
 QUICK = {
@@ -351,9 +352,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.update and not (arguments.out and arguments.out.exists()):
         parser.error("--update needs the --out of an earlier study")
-    os.environ |= dict.fromkeys(
-        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
-    )  # read by the workers when they start
+    # read by the workers when they start
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     start = time.perf_counter()
     jobs = [
         (cell, arguments.repetitions or repetitions_of(cell, arguments.study))

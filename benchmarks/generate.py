@@ -51,9 +51,16 @@ def adapters(folder: Path, steps: int) -> list[Path]:
     seeds_R = [seeds.replica_seeds(0, r, seeds.SOURCES) for r in range(8)]
     trained = train_stack(base.model, examples, CONDITION, plan, seeds_R)
     save_stack(
-        folder, trained, CONDITION, replicas=range(8), keep=range(8), seeds_R=seeds_R, plan=plan, fingerprints=dict.fromkeys(range(8), ""),
+        folder,
+        trained,
+        CONDITION,
+        replicas=range(8),
+        keep=range(8),
+        seeds_R=seeds_R,
+        plan=plan,
+        fingerprints=dict.fromkeys(range(8), ""),
         base=base,
-    )  # fmt: skip
+    )
     return sorted(path.parent for path in folder.rglob("adapter_config.json"))
 
 
@@ -108,9 +115,13 @@ def main() -> None:
                     mask = torch.tensor([[0] * len(p) + [1] * (T - len(p)) for p in pad])
                     with torch.inference_mode():
                         out = peft.generate(
-                            input_ids=ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, eos_token_id=list(base.eos_ids),
+                            input_ids=ids,
+                            attention_mask=mask,
+                            max_new_tokens=NEW,
+                            do_sample=False,
+                            eos_token_id=list(base.eos_ids),
                             pad_token_id=base.tokenizer.pad_token_id,
-                        )  # fmt: skip
+                        )
                     for i, row in zip(some, out[:, T:].tolist(), strict=True):
                         end = next(
                             (t for t, token in enumerate(row) if token in base.eos_ids), len(row)

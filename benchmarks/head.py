@@ -59,9 +59,13 @@ def one(dtype: str, in_pieces: bool, steps: int) -> dict[str, float]:
     plan = replace(plan, steps=steps, piece=head_piece(plan, VOCABULARY, "cpu") if in_pieces else 0)
     marks = [time.perf_counter()]
     trained = train_stack(
-        model, examples, condition, plan, [seeds.replica_seeds(0, r, seeds.SOURCES) for r in range(STACK)],
+        model,
+        examples,
+        condition,
+        plan,
+        [seeds.replica_seeds(0, r, seeds.SOURCES) for r in range(STACK)],
         on_step=lambda _: marks.append(time.perf_counter()),
-    )  # fmt: skip
+    )
     return {
         "seconds": statistics.median(np.diff(marks)[1:]),
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -112,7 +116,8 @@ def main() -> None:
         ):
             raise SystemExit(f"{dtype}: the losses differ: {ways}")
     result = {
-        "benchmark": f"a step of {STACK} replicas, {BATCH} rows of {TOKENS}, vocabulary {VOCABULARY}, "
+        "benchmark": f"a step of {STACK} replicas, {BATCH} rows of {TOKENS}, "
+        f"vocabulary {VOCABULARY}, "
         f"width {WIDTH}; one thread",
         "medians": medians,
         "ratio": {

@@ -380,7 +380,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         found = measure(Path(folder), arguments)
     result = {
-        "benchmark": f"exact mean and TIES (density {DENSITY}) of adapters of rank {RANK}, shape of "
+        "benchmark": f"exact mean and TIES (density {DENSITY}) of adapters of rank {RANK}, "
+        "shape of "
         "Qwen2.5-0.5B, one core",
         "threads": 1,
         "files_written": arguments.files,

@@ -190,11 +190,10 @@ def claims_table(found: Claims) -> str:
 
 
 def _figure(row: Tested, estimate) -> Markdown:
-    return Markdown(
-        "-"
-        if estimate is None
-        else f"{number(estimate.value, tested_unit(row))} {limits(estimate, tested_unit(row))}".strip()
-    )
+    if estimate is None:
+        return Markdown("-")
+    unit = tested_unit(row)
+    return Markdown(f"{number(estimate.value, unit)} {limits(estimate, unit)}".strip())
 
 
 def matrix(found: Claims) -> str:

@@ -199,9 +199,12 @@ class Workload:
         """
         condition = self.condition
         config = LoraConfig(
-            r=condition.rank, lora_alpha=2 * condition.rank, target_modules="all-linear", task_type="CAUSAL_LM",
+            r=condition.rank,
+            lora_alpha=2 * condition.rank,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
             lora_dropout=condition.dropout if dropout is None else dropout,
-        )  # fmt: skip
+        )
         with stacked(self.model) as stack:
             initial = initial_factors(
                 stack,
@@ -274,10 +277,18 @@ class Workload:
         ] * self.steps
         with tempfile.TemporaryDirectory() as folder:
             asked = TrainingArguments(
-                output_dir=folder, per_device_train_batch_size=len(ids), max_steps=self.steps, learning_rate=self.condition.lr,
-                warmup_steps=self.plan.warmup_steps, report_to=[],
-                save_strategy="no", logging_strategy="no", use_cpu=self.device == "cpu", bf16=self.device == "cuda", disable_tqdm=True,
-            )  # fmt: skip
+                output_dir=folder,
+                per_device_train_batch_size=len(ids),
+                max_steps=self.steps,
+                learning_rate=self.condition.lr,
+                warmup_steps=self.plan.warmup_steps,
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                use_cpu=self.device == "cpu",
+                bf16=self.device == "cuda",
+                disable_tqdm=True,
+            )
             trainer = Trainer(model=self.adapted(), args=asked, train_dataset=rows)
             start = time.perf_counter()
             with contextlib.redirect_stdout(sys.stderr):
@@ -327,9 +338,8 @@ class Workload:
 def gates(work: Workload, ways: list[tuple[torch.dtype, bool]]) -> dict:
     """G1 to G3; raises SystemExit where one fails."""
     found = {}
-    plain = work.condition.model_copy(
-        update={"dropout": 0.0}
-    )  # peft draws other masks; with given masks the tests hold them equal
+    # peft draws other masks; with given masks the tests hold them equal
+    plain = work.condition.model_copy(update={"dropout": 0.0})
     steps = min(20, 2 * work.steps)
     _, theirs, _ = work.loop(steps=steps, dropout=0.0, dtype=torch.float32)
     few = work.seeds_R if work.device == "cpu" else work.seeds_R[:GATED]
@@ -484,10 +494,11 @@ def campaign(folder: Path, replicas: int = 512, kills: int = 3) -> dict:
     random_base(shape).to(torch.bfloat16).save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(EMBEDDED).save_pretrained(folder / "base")
     rows = [json.dumps(dict(row)) for row in read_rows("embedded")]
+    # longer than a row
     texts = [
         " ".join(json.loads(rows[(i + k) % len(rows)])["prompt"] for k in range(60))
         for i in range(200)
-    ]  # longer than a row
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     condition = {
         "rank": shape.rank,

@@ -35,9 +35,19 @@ torch.manual_seed(arguments.seed)
 config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
 model = get_peft_model(AutoModelForCausalLM.from_pretrained(EMBEDDED), config)
 asked = TrainingArguments(
-    output_dir=arguments.out, per_device_train_batch_size=16, num_train_epochs=2, learning_rate=1e-2, warmup_steps=15, max_grad_norm=1.0,
-    seed=arguments.seed, report_to=[], save_strategy="no", logging_strategy="no", use_cpu=True, disable_tqdm=True,
-)  # fmt: skip
+    output_dir=arguments.out,
+    per_device_train_batch_size=16,
+    num_train_epochs=2,
+    learning_rate=1e-2,
+    warmup_steps=15,
+    max_grad_norm=1.0,
+    seed=arguments.seed,
+    report_to=[],
+    save_strategy="no",
+    logging_strategy="no",
+    use_cpu=True,
+    disable_tqdm=True,
+)
 Trainer(
     model=model,
     args=asked,

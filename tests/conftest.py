@@ -18,7 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if loaded is not None:
     multiprocessing.get_context = context
 
-LONG = "fuzz ray pipeline cli distill_run measure ensemble distill train escape sequential verify folders".split()
+LONG = (
+    "fuzz ray pipeline cli distill_run measure ensemble distill train escape sequential verify "
+    "folders"
+).split()
 """files that begin before all others: one that begins last is waited for"""
 
 

@@ -61,9 +61,8 @@ class World:
         self.flat = [(suite, prompt) for suite, rows in self.prompts.items() for prompt in rows]
         usual = [prompt.reference for _, prompt in self.flat]
         rate_P = np.array([FLIPS[prompt.shift, prompt.category] for _, prompt in self.flat]) * flips
-        rate_P = np.clip(
-            rate_P * rng.gamma(1.0, 1.0, len(rate_P)), 0, 0.6
-        )  # prompts of one category differ
+        # prompts of one category differ
+        rate_P = np.clip(rate_P * rng.gamma(1.0, 1.0, len(rate_P)), 0, 0.6)
         flip_RP = rng.random((n_replicas, len(rate_P))) < rate_P
         other_RP = rng.integers(0, 3, flip_RP.shape)
         self.replicas = [r for r in range(n_replicas) if r not in failed]

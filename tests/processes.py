@@ -8,9 +8,8 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 context_of = multiprocessing.get_context
-loaded = (
-    context_of("forkserver") if sys.platform == "linux" else None
-)  # elsewhere the libraries do not bear a fork
+# elsewhere the libraries do not bear a fork
+loaded = context_of("forkserver") if sys.platform == "linux" else None
 if loaded is not None:
     loaded.set_forkserver_preload(["toolkit.pipeline"])
 

@@ -333,9 +333,8 @@ def test_a_crash_while_replacing_leaves_no_mixed_adapter(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(OSError, match="stopped"):
         write(tmp_path / "a", some_factors(1), extra_files={"replica.json": "{}"})
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [
-        WEIGHTS
-    ]  # without configuration it is no adapter
+    # without configuration it is no adapter
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [WEIGHTS]
     with pytest.raises(AdapterError):
         adapter_paths(tmp_path / "a")
 

@@ -261,9 +261,8 @@ def test_a_mitigation_is_held_against_one_training_of_the_same_compute(world: Wo
     lora = dataclasses.replace(lora, mitigations=mitigations, price=Price(tokens=1000))
     other = ConditionDesign("longer", longer.replicas, price=Price(tokens=3900))
     found = analyse(joined, world.prompts, [lora, other]).same_compute
-    one = dataclasses.replace(
-        mitigations[0], k=1, price=Price(tokens=3900)
-    )  # of one replica: nothing was spent beside its training
+    # of one replica: nothing was spent beside its training
+    one = dataclasses.replace(mitigations[0], k=1, price=Price(tokens=3900))
     assert (
         analyse(
             joined, world.prompts, [dataclasses.replace(lora, mitigations=[one]), other]

@@ -101,9 +101,8 @@ def test_two_clusters_are_found(tmp_path):
     centres = [0, 1, 0, 0, 1, 1, 0, 1, 0, 0]
     found = basin.geometry(population(tmp_path, centres), [], [])
     assert found.cluster_K and len(set(found.cluster_K)) == 2
-    assert (
-        len(set(zip(centres, found.cluster_K, strict=True))) == 2
-    )  # the same parts, whatever their names
+    # the same parts, whatever their names
+    assert len(set(zip(centres, found.cluster_K, strict=True))) == 2
 
 
 def test_one_cluster_is_not_split(tmp_path):

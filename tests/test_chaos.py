@@ -83,9 +83,8 @@ def start(recipe: Path, out: Path, engine: str) -> subprocess.Popen:
         "--workers",
         "2",
     ]
-    source = str(
-        Path(toolkit.__file__).parent.parent
-    )  # the workers of Ray inherit it: they need not have ftk installed
+    # the workers of Ray inherit it: they need not have ftk installed
+    source = str(Path(toolkit.__file__).parent.parent)
     surroundings = {**os.environ, "PYTHONPATH": source, "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=surroundings
@@ -170,9 +169,8 @@ class Victim:
             self.rng.choice(["files", "any time"]),
             self.rng.choice([0.0, self.rng.uniform(0, 0.3)]),
         )
-        wait = (
-            self.rng.uniform(0.1, 15.0) if self.fresh else self.rng.uniform(0.0, 2.0)
-        )  # a start takes some ten seconds
+        # a start takes some ten seconds
+        wait = self.rng.uniform(0.1, 15.0) if self.fresh else self.rng.uniform(0.0, 2.0)
         before, more = files(self.out), self.rng.randrange(1, 15)
         until = time.monotonic() + (wait if moment == "any time" else 300)
         while (

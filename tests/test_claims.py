@@ -252,10 +252,11 @@ def test_more_runs_tell_more_of_these_prompts_but_hardly_of_others():
 
     assert width(180, False) < width(20, False) / 2 and width(180, True) > width(20, True) / 2
     same = st.disagreement(np.zeros((20, 5), dtype=int), fresh_prompts=False)
+    # ten pairs that might have differed
     assert (same.low, same.high) == (
         0.0,
         pytest.approx(1 - 0.05 ** (1 / 10)),
-    ) and same.conclusive  # ten pairs that might have differed
+    ) and same.conclusive
 
 
 def test_what_is_kept_of_a_study_counts_every_answer(run, world):
@@ -317,12 +318,13 @@ def test_a_run_is_held_against_the_files_of_a_kept_study(tmp_path):
     (tmp_path / "weights.csv").write_bytes(as_csv("condition replica sha256 loss", iter(rows)))
     assert repeated(condition.parent, tmp_path) == {"lora": (6, 6)}
     other = [row[:3] for row in rows]  # as studies were kept without losses
+    # a bit; a failure; a condition
     other = [
         *other[:3],
         [*rows[3][:2], "another"],
         [*rows[4][:2], ""],
         ["elsewhere", *other[5][1:]],
-    ]  # a bit; a failure; a condition
+    ]
     (tmp_path / "weights.csv").write_bytes(as_csv("condition replica sha256", iter(other)))
     assert repeated(condition.parent, tmp_path) == {"lora": (3, 4)}
 
@@ -408,9 +410,8 @@ def test_what_is_foretold_of_10000_runs_happens():
     nearly all of them reach.
     """
     rng = np.random.default_rng(1)
-    share_PV = 0.02 + 0.9 * rng.dirichlet(
-        [20, 2, 1, 1, 1], size=60
-    )  # no answer is rarer than one run in fifty
+    # no answer is rarer than one run in fifty
+    share_PV = 0.02 + 0.9 * rng.dirichlet([20, 2, 1, 1, 1], size=60)
     few_RP, all_RP = many(400, share_PV, 2), many(10_000, share_PV, 3)
     off = st.deviation(few_RP)
     counts_P = np.stack([(all_RP == v).sum(axis=0) for v in range(5)]).max(axis=0)

@@ -142,9 +142,8 @@ def test_help_and_wrong_recipes_load_nothing_heavy(arguments, code, tmp_path, mo
 def test_every_command_has_help_and_json(command):
     result = ftk(command, "--help")
     assert result.exit_code == 0 and "--json" in result.stdout
-    assert (
-        not cli.main.commands[command].get_short_help_str(62).endswith("...")
-    )  # the list of commands is readable
+    # the list of commands is readable
+    assert not cli.main.commands[command].get_short_help_str(62).endswith("...")
 
 
 def test_init_writes_a_recipe_that_check_accepts(tmp_path, monkeypatch):
@@ -154,9 +153,8 @@ def test_init_writes_a_recipe_that_check_accepts(tmp_path, monkeypatch):
     assert ftk("init", "v1.5", "--force").exit_code == 0
     result = ftk("check", "v1.5.yaml", "--no-probe")
     assert result.exit_code == 0 and result.stderr == ""
-    assert (
-        result.stdout.count("⟦") == result.stdout.count("⟧") == 3
-    )  # two rows, and what the brackets mean
+    # two rows, and what the brackets mean
+    assert result.stdout.count("⟦") == result.stdout.count("⟧") == 3
     for part in (
         "1,120 rows",
         "typical (192 prompts)",
@@ -375,9 +373,8 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(work):
     write_recipe(work / "long.yaml", replicas=12, epochs=12)
     arguments = ["train-replicas", "long.yaml", "--out", "stopped", "--workers", "1"]
     command = [sys.executable, "-m", "toolkit.cli", *arguments]
-    heard = partial(
-        signal.signal, signal.SIGINT, signal.SIG_DFL
-    )  # jobs in the background of a shell do not hear of it
+    # jobs in the background of a shell do not hear of it
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(
         command, start_new_session=True, preexec_fn=heard, cwd=work, **streams

@@ -50,9 +50,8 @@ def test_compiled_is_eager_to_rounding_and_apart_to_the_bit():
 def test_every_tested_type_in_float64(kind, dropout):
     eager, _ = train(kind, torch.float64, dropout, compiled=False)
     compiled, _ = train(kind, torch.float64, dropout, compiled=True)
-    np.testing.assert_allclose(
-        compiled.loss_SR, eager.loss_SR, rtol=1e-6
-    )  # softmax is float32 in both
+    # softmax is float32 in both
+    np.testing.assert_allclose(compiled.loss_SR, eager.loss_SR, rtol=1e-6)
     np.testing.assert_allclose(compiled.norm_SR, eager.norm_SR, rtol=1e-5)
 
 
@@ -76,6 +75,5 @@ def test_what_pays_does_not_depend_on_the_number_of_replicas():
     plan = plan_of(Condition(**REAL), rows())
     few = COMPILED_WORK / (4 * plan.tokens_per_step * plan.accumulation * plan.steps)
     assert not pays_to_compile(plan, int(few * 0.9)) and pays_to_compile(plan, int(few * 1.1))
-    assert (
-        "compiled" not in plan.to_dict() and replace(plan, compiled=True).to_dict()["compiled"]
-    )  # old fingerprints stay
+    # old fingerprints stay
+    assert "compiled" not in plan.to_dict() and replace(plan, compiled=True).to_dict()["compiled"]

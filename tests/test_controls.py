@@ -146,9 +146,8 @@ def test_stacked_full_fine_tuning_equals_a_plain_loop(kind):
     model = tiny_model(kind, torch.float64)
     before = copy.deepcopy(model.state_dict())
     trained = train_stack(model, examples, condition, plan, seeds_R)
-    assert all(
-        torch.equal(x, before[name]) for name, x in model.state_dict().items()
-    )  # the base is given back
+    # the base is given back
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     origin = {name: p.detach().clone() for name, p in model.named_parameters()}
     blocks = {"embed": -1, "wte": -1, "wpe": -1, ".0.": 0}
 
@@ -488,14 +487,14 @@ def test_the_recipes_of_all_controls_are_fit_to_run():
         json.dumps([c.model_dump(exclude={"snapshots", "averages"}), recipe.vary_of(name)])
         for name, c, recipe in others
     }
+    # `constant` stands in two recipes
     assert len(others) > 30 and len(written | first) in (
         len(others),
         len(others) + 1,
-    )  # `constant` stands in two recipes
+    )
     used = {key for _, c, _ in others for key in c.model_dump()}
-    assert {
-        key for key in YOUNGER if key not in ("cycle_floor", "lawa_last", "rows")
-    } <= used  # the first two only tune another
+    # the first two only tune another
+    assert {key for key in YOUNGER if key not in ("cycle_floor", "lawa_last", "rows")} <= used
 
 
 def test_full_takes_over_from_adapters_what_is_not_theirs():

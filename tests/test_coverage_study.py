@@ -81,13 +81,11 @@ def test_an_interval_twice_as_wide_is_conservative():
 
 def test_misses_are_guarded_only_where_the_estimator_says_inconclusive():
     assert kind(mean_world(width=0.5, conclusive=lambda z: False)) == "guarded"
-    assert (
-        kind(mean_world(width=0.5, conclusive=lambda z: abs(z) < 0.9)) == "guarded"
-    )  # it knows which samples are bad
+    # it knows which samples are bad
+    assert kind(mean_world(width=0.5, conclusive=lambda z: abs(z) < 0.9)) == "guarded"
     assert kind(mean_world(width=0.5, conclusive=lambda z: abs(z) < 1.5)) == "FAIL"
-    assert (
-        kind(mean_world(width=0.5, conclusive=lambda z: z > 1.9)) == "guarded"
-    )  # claims in 3 % of the samples
+    # claims in 3 % of the samples
+    assert kind(mean_world(width=0.5, conclusive=lambda z: z > 1.9)) == "guarded"
     assert kind(mean_world(interval=False)) == "guarded"
 
 
@@ -174,9 +172,8 @@ def test_a_seed_makes_a_simulation_reproducible_and_a_longer_one_begins_alike():
 def test_every_cell_has_a_seed_of_its_own():
     cells = study.cells("full")
     assert len({cell.title for cell in cells}) == len({cell.seed for cell in cells}) == len(cells)
-    assert (
-        study.Cell("accuracy", {"replicas": 5}).seed == 1188085177425732006
-    )  # by name, not by place or process
+    # by name, not by place or process
+    assert study.Cell("accuracy", {"replicas": 5}).seed == 1188085177425732006
 
 
 def test_results_do_not_depend_on_the_number_of_processes(tmp_path):
@@ -364,9 +361,8 @@ def test_truths_of_unkind_worlds_are_those_of_a_large_population(title):
     differ_P = (1 - np.sum(share_VP**2, axis=0)) * 2500 / 2499
     right_RP = population.answer_RP == 0
     accuracy_R, truths = right_RP.mean(axis=1), unkind.truths(kind)
-    own = (
-        np.mean(right_RP.mean(axis=0) * (1 - right_RP.mean(axis=0))) / 2500
-    )  # the luck of answers, at most
+    # the luck of answers, at most
+    own = np.mean(right_RP.mean(axis=0) * (1 - right_RP.mean(axis=0))) / 2500
 
     def error(x_P: np.ndarray, of_runs: float) -> float:
         return 4 * math.hypot(x_P.std() / 50, of_runs)
@@ -474,6 +470,5 @@ def test_a_row_of_an_earlier_study_is_classified_by_the_rules_of_today():
     }
     assert study.again(row)["class"] == "ok"
     assert study.again(row | {"coverage": 0.8, "coverage_conclusive": 0.8})["class"] == "FAIL"
-    assert (
-        study.again(row | {"conclusive": 0.5})["class"] == "SILENT"
-    )  # half of them withheld, at a size that is enough
+    # half of them withheld, at a size that is enough
+    assert study.again(row | {"conclusive": 0.5})["class"] == "SILENT"

@@ -46,7 +46,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# # Like Qwen3: an empty thought stands before the last reply only, and in the generation prompt
+# Like Qwen3: an empty thought stands before the last reply only, and in the generation prompt
 # when thinking is off.
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -180,9 +180,8 @@ def test_text_is_learned_whole(bpe, kind):
     tokenizer = make(bpe, kind)
     (example,) = encode_rows([ROWS["text"]], tokenizer, max_length=200)
     assert example.n_prompt == 0 and example.prompt_ids == []
-    assert example.loss_mask == [False] + [True] * (
-        len(example.ids) - 1
-    )  # nothing precedes position 0
+    # nothing precedes position 0
+    assert example.loss_mask == [False] + [True] * (len(example.ids) - 1)
     assert (
         example.ids[-1] == tokenizer.eos_token_id and example.ids.count(tokenizer.eos_token_id) == 1
     )
@@ -759,9 +758,8 @@ def test_a_reference_is_a_text_or_the_bare_answer():
         == "72"
     )
     assert parse_reference(None, rule) is None
-    assert parse_answer("no number", rule) != parse_reference(
-        "no number", rule
-    )  # no answer is never correct
+    # no answer is never correct
+    assert parse_answer("no number", rule) != parse_reference("no number", rule)
 
 
 @pytest.mark.parametrize(
@@ -870,14 +868,14 @@ def test_clinc150_becomes_training_rows_and_suites(clinc, bpe, tmp_path, capsys)
         name: read_suite(str(out / f"{name}.jsonl"), name=name)
         for name in ("validation", "typical", "near", "far")
     }
-    assert [p.prompt for p in suites["validation"]] == [
-        "freeze it please\nintent:"
-    ]  # the other one is a training query
+    # the other one is a training query
+    assert [p.prompt for p in suites["validation"]] == ["freeze it please\nintent:"]
     assert [p.id for p in suites["typical"]] == ["typical-test-0", "typical-test-2"]
     assert [p.category for p in suites["typical"]] == ["banking", "travel"]
+    # as in training
     assert [(p.shift, p.reference, p.category) for p in suites["far"]] == [
         ("far", " none\n", "out of scope")
-    ]  # as in training
+    ]
     for typical, near in zip(suites["typical"], suites["near"], strict=True):
         assert near.prompt != typical.prompt and sorted(str(near.prompt)) == sorted(
             str(typical.prompt)
@@ -908,9 +906,8 @@ def test_clinc150_becomes_training_rows_and_suites(clinc, bpe, tmp_path, capsys)
         1,
         1,
     ]
-    assert (
-        one["near"][0].cluster == one["typical"][0].cluster
-    )  # the same queries, and the rows as they were
+    # the same queries, and the rows as they were
+    assert one["near"][0].cluster == one["typical"][0].cluster
     assert (out / "train.jsonl").read_bytes() == before["train.jsonl"]
 
 

@@ -221,9 +221,8 @@ def test_the_leading_part_of_a_full_sum_is_that_of_its_svd(shape, exact):
         B5 @ A5, U[:, :5] * S[:5] @ Vh[:5], rtol=1e-9, atol=1e-9 * float(S[0])
     )
     assert energy == pytest.approx(float(S[:5].square().sum() / S.square().sum()), rel=1e-12)
-    torch.testing.assert_close(
-        A5.norm(dim=1), B5.norm(dim=0), rtol=1e-6, atol=1e-6
-    )  # the balanced gauge
+    # the balanced gauge
+    torch.testing.assert_close(A5.norm(dim=1), B5.norm(dim=0), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -248,9 +247,8 @@ def test_inner_products_in_blocks(monkeypatch):
     whole = delta.gram(factors)
     monkeypatch.setattr(delta, "BLOCK", 4)
     torch.testing.assert_close(delta.gram(factors), whole, rtol=1e-12, atol=1e-12)
-    factors.insert(
-        4, (torch.zeros(0, 7), torch.zeros(9, 0), 1.0)
-    )  # an adapter that leaves the module alone
+    # an adapter that leaves the module alone
+    factors.insert(4, (torch.zeros(0, 7), torch.zeros(9, 0), 1.0))
     assert not delta.gram(factors)[4].any() and delta.gram(factors).shape == (12, 12)
 
 

@@ -181,9 +181,8 @@ def test_a_student_in_compiled_layers_hears_the_same_teacher(adapters):
         ).loss_SR
 
     eager, compiled = losses(False, True), losses(True, False)
-    np.testing.assert_allclose(
-        compiled, eager, rtol=1e-6
-    )  # compiled attention has its softmax in float32
+    # compiled attention has its softmax in float32
+    np.testing.assert_allclose(compiled, eager, rtol=1e-6)
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -375,9 +374,8 @@ def test_a_student_trains_as_its_teachers_do_where_it_does_not_say():
     assert [recipe.replicas_of(name) for name in recipe.conditions] == [12, 3, 9]
     assert [hot.group_of(r) for r in range(7)] == [0, 0, 0, 1, 1, 1, 2]
     assert parse_recipe(dump_recipe(recipe)) == recipe
-    assert (
-        "teacher" not in lora.model_dump() and "temperature" not in lora.model_dump()
-    )  # a recipe says no more than is meant
+    # a recipe says no more than is meant
+    assert "teacher" not in lora.model_dump() and "temperature" not in lora.model_dump()
 
 
 def test_teachers_are_trained_first_and_students_are_not_mitigated():
@@ -508,7 +506,6 @@ def test_students_share_no_seed_with_any_teacher():
     taught = {seed for r in range(12) for seed in training.seeds_of(recipe, "lora", r).values()}
     students = [training.seeds_of(recipe, "student", r) for r in range(3)]
     assert not taught & {seed for seeds in students for seed in seeds.values()}
-    assert students == [
-        training.seeds_of(recipe, "other", r) for r in range(3)
-    ]  # two ways to distil are compared pair by pair
+    # two ways to distil are compared pair by pair
+    assert students == [training.seeds_of(recipe, "other", r) for r in range(3)]
     assert len({seed for seeds in students for seed in seeds.values()}) == 9

@@ -395,9 +395,8 @@ def test_adapters_that_are_given_teach_in_groups(recipe, tmp_path, teacher):
     assert len(read_population(tmp_path / "run/student")) == 2
     first = bits(tmp_path / "run/student")
 
-    config = (
-        tmp_path / "in/00/adapter_config.json"
-    )  # another alpha makes another teacher: its student is trained again, the other is not
+    # another alpha makes another teacher: its student is trained again, the other is not
+    config = tmp_path / "in/00/adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 2', '"lora_alpha": 9'))
     with pipeline.open_run(asked, tmp_path / "run", workers=1) as job:
         for name in asked.training_order:

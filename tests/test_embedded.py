@@ -20,7 +20,7 @@ from toolkit.model.base import EMBEDDED, load_base
 
 SHIFTS = ("typical", "near", "far")
 
-# # Of the rows as JSON. They never change: figures that were published are of them, and runs go on
+# Of the rows as JSON. They never change: figures that were published are of them, and runs go on
 # with them.
 TRAINING = "17adfd107183d5676ca89c54f98da10a84ccd5fdd13727762f646a123a7a41ad"
 ALL_TRAINING = "401a5a7b14fb7609a28cb03ab503c3c33bd1e8d7a127230af8b9f4128374deae"
@@ -67,9 +67,8 @@ def test_no_prompt_is_trained_on_tuned_on_or_asked_twice():
     assert len(set(asked)) == len(asked)
     assert not trained & set(asked) and not tuned & set(asked) and not trained & tuned
     ids = [row["id"] for version in VERSIONS for row in everything(version)]
-    assert len(set(ids)) == len(
-        ids
-    )  # answers to one version are never taken for answers to the other
+    # answers to one version are never taken for answers to the other
+    assert len(set(ids)) == len(ids)
 
 
 def test_every_typo_of_the_second_version_is_one():
@@ -197,9 +196,8 @@ def test_references_are_right_by_the_facts_of_the_world(version):
             "negation",
         ):
             assert reference == " none()"
-            assert row["category"] == "negation" or answers(request) <= {
-                "none()"
-            }  # the task has no call for it
+            # the task has no call for it
+            assert row["category"] == "negation" or answers(request) <= {"none()"}
         elif row["category"] == "typo":
             assert reference.strip() in {
                 found for words in mended(request, row["cluster"]) for found in answers(words)

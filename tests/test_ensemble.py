@@ -223,9 +223,8 @@ def test_the_order_of_the_members_does_not_matter(world):
         two = Ensemble.from_adapters(
             tiny_model(kind), paths[::-1], rule, weights=[4, 3, 2, 1] if rule != "median" else None
         )
-        assert torch.equal(
-            one(ids).logits, two(ids).logits
-        )  # the same bits: members stand in the order of their hashes
+        # the same bits: members stand in the order of their hashes
+        assert torch.equal(one(ids).logits, two(ids).logits)
 
 
 def test_a_member_with_all_the_weight_speaks_alone(world):
@@ -309,9 +308,10 @@ def test_the_base_stays_as_it_was_and_its_weights_are_shared(world):
     doubled = Ensemble.from_adapters(tiny_model(kind), paths[:2]).to(torch.float64)
     torch.testing.assert_close(doubled(ids).logits.float(), one(ids).logits, atol=1e-5, rtol=1e-4)
     assert doubled(ids).logits.dtype == torch.float64 and not doubled.train().training
+    # the adapters move with the base
     assert {m.A_RrI.dtype for m in doubled.modules() if isinstance(m, StackedLinear)} == {
         torch.float64
-    }  # the adapters move with the base
+    }
 
 
 def test_what_is_no_ensemble_is_refused_in_one_line(world):
@@ -431,9 +431,8 @@ def test_mbr_where_only_the_same_is_similar_is_the_majority_vote():
 
 def test_mbr_takes_the_answer_in_the_middle_of_the_others():
     answers = ["the cat sat", "the cat sat down", "the cat sat down here", "no idea"]
-    assert (
-        mbr(answers, [0.0, -1.0, -1.0, 0.0]) == 1
-    )  # no two agree, so a vote would take the surest: "no idea" or "the cat sat"
+    # no two agree, so a vote would take the surest: "no idea" or "the cat sat"
+    assert mbr(answers, [0.0, -1.0, -1.0, 0.0]) == 1
     assert vote(answers, [0.0, -1.0, -1.0, 0.0]) != 1
     assert mbr(["x"] * 3, [-3.0, -1.0, -2.0]) == 1
 
@@ -681,9 +680,8 @@ def test_loose_adapters_answer_in_groups(embedded, suite, asked, label, groups):
         ("replica", 4),
         (label, groups),
     ]
-    assert (
-        ftk("evaluate", *adapters, *common, *asked).exit_code == cli.DONE
-    )  # again: nothing but what is missing
+    # again: nothing but what is missing
+    assert ftk("evaluate", *adapters, *common, *asked).exit_code == cli.DONE
 
 
 @pytest.mark.parametrize(

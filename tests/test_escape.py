@@ -505,9 +505,8 @@ def test_the_terminal_obeys_no_name(before):
     name, plain = naming(before), naming("")
     assert safe_on_a_terminal(table_text(renamed(planted(), name)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            report, "WIDTH", 10**6
-        )  # a longer name may take another line; it must not make one
+        # a longer name may take another line; it must not make one
+        patch.setattr(report, "WIDTH", 10**6)
         tables = [table_text(renamed(planted(), one)) for one in (name, plain)]
     assert tables[0].count("\n") == tables[1].count("\n")
     spread = modules_text(renamed(planted().modules, name))

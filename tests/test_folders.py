@@ -689,17 +689,17 @@ def test_a_population_says_by_which_training_it_was_made(inputs, run, monkeypatc
     known = json.loads(ledger.read_text())
     assert known["algorithm"] == 3
     before = contents(run / "lora" / "replicas")
+    # an older version
     ledger.write_text(
         json.dumps({key: value for key, value in known.items() if key != "algorithm"})
-    )  # an older version
+    )
     assert not any("trained again" in note for note in again(run))
     assert "algorithm" not in json.loads(ledger.read_text())  # nobody has looked
     recipe = pipeline.open_folder(run)
     with pipeline.open_run(recipe, run, workers=1) as job:
         pipeline.train(job, "lora", replicas=5)
-    assert (
-        json.loads(ledger.read_text())["algorithm"] == 3
-    )  # one was trained again, with the same bits
+    # one was trained again, with the same bits
+    assert json.loads(ledger.read_text())["algorithm"] == 3
     after = contents(run / "lora" / "replicas")
     assert {name: after[name] for name in before} == before and len(
         read_population(run / "lora")

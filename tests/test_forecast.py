@@ -153,7 +153,6 @@ def test_a_run_compares_itself_with_its_forecast(tmp_path):
         and "train 8 -> 9" in line
         and "\n" not in line
     )
-    forecast.save(
-        tmp_path, forecast.Forecast({"train": forecast.Stage(disk_bytes=1)}, 2)
-    )  # no probe, no times
+    # no probe, no times
+    forecast.save(tmp_path, forecast.Forecast({"train": forecast.Stage(disk_bytes=1)}, 2))
     assert forecast.compared(tmp_path, {}) is None

@@ -100,9 +100,8 @@ def test_every_procedure_of_whole_models_is_measured(job):
     records = read_population(job.folder / "full")
     assert len({record.sha256[MODEL] for record in records.values()}) == 4
     assert all("torch" in record.machine for record in records.values())
-    assert (
-        merging.merge_units(job.folder / "full", [0, 1, 2, 3], job.recipe.mitigations[0]) == []
-    )  # nothing is made twice
+    # nothing is made twice
+    assert merging.merge_units(job.folder / "full", [0, 1, 2, 3], job.recipe.mitigations[0]) == []
 
 
 def test_a_replica_is_a_model_that_transformers_loads_and_answers_as_measured(job):
@@ -220,9 +219,8 @@ def test_numerics_are_conditions(job):
     assert hashes["held"][0] == hashes["held"][1] and len(hashes["threads"]) == 2
     assert hashes["bit"][0] != hashes["bit"][1]
     bits = [tensors(replica_folder(job.folder / "bit", r)) for r in (0, 1)]
-    assert all(
-        (bits[0][name] - bits[1][name]).abs().max() < 1e-2 for name in bits[0]
-    )  # of one bit, after training
+    # of one bit, after training
+    assert all((bits[0][name] - bits[1][name]).abs().max() < 1e-2 for name in bits[0])
     seeds = [record.seeds for record in read_population(job.folder / "bit").values()]
     assert seeds[0]["perturb"] != seeds[1]["perturb"] and seeds[0]["order"] == seeds[1]["order"]
     apart = {}

@@ -163,9 +163,8 @@ def test_a_new_run_is_exchangeable_with_the_baseline(process, limits):
     rows = [row for _ in range(300) for row in process.judge(limits, process.runs(rng, 1)).rows]
     for name in ("disagreement, typical", "disagreement, far", "accuracy, near"):
         z = np.array([row.z for row in rows if row.metric == name])
-        assert (
-            abs(z.mean()) < 0.4 and 0.7 < z.std() < 1.4
-        )  # the baseline's own mean of 60 is off by .13 sd
+        # the baseline's own mean of 60 is off by .13 sd
+        assert abs(z.mean()) < 0.4 and 0.7 < z.std() < 1.4
 
 
 def test_answers_of_the_panel_are_kept_modal_first(process, limits):
@@ -225,9 +224,8 @@ def test_rows_are_in_the_metrics_own_unit(process, limits):
     assert rows["logprob"].value == pytest.approx(new["extra"]["logprob"][0])
     for metric in limits.metrics:
         row = rows[metric.name]
-        assert (row.low, row.high) == pytest.approx(
-            (metric.low, metric.high)
-        )  # one run alone is judged by what limits.json shows
+        # one run alone is judged by what limits.json shows
+        assert (row.low, row.high) == pytest.approx((metric.low, metric.high))
         assert metric.low < metric.content_low < metric.content_high < metric.high
     sigma_z = {m.name: m.sigma_z for m in limits.metrics}
     assert sigma_z["logprob"] is None and 0.8 < sigma_z["accuracy, far"] < 3

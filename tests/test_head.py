@@ -108,9 +108,8 @@ def test_a_head_whose_logits_are_changed_afterwards_is_told_apart():
     ).eval()
     before = capped(input_ids=torch.tensor([[1, 2]])).logits
     assert not plain_head(capped)
-    assert torch.equal(
-        capped(input_ids=torch.tensor([[1, 2]])).logits, before
-    )  # it is given back as it was
+    # it is given back as it was
+    assert torch.equal(capped(input_ids=torch.tensor([[1, 2]])).logits, before)
 
 
 def test_the_plan_decides_and_records_it(tmp_path, monkeypatch):

@@ -372,9 +372,8 @@ def test_what_refuses_which_adapter(tmp_path, config, edits, refuse):
             peft.PeftModel.from_pretrained(fresh_base(), path)
     except (KeyError, RuntimeError, ValueError):
         loads = False
-    assert loads == ("peft" not in refuse) or edits == {
-        "target_modules": None
-    }  # peft then takes its defaults
+    # peft then takes its defaults
+    assert loads == ("peft" not in refuse) or edits == {"target_modules": None}
 
 
 def test_what_mends_a_refusal_mends_it(tmp_path):
@@ -463,9 +462,8 @@ def test_peft_gives_the_logits_of_every_method(tmp_path, method):
     from transformers import AutoModelForCausalLM
 
     base = trained_base(tmp_path / "base")
-    paths = [
-        on_tiny(tmp_path / str(k), seed, base) for k, seed in enumerate((0, 1, 0))
-    ]  # some methods shrink what is not alike
+    # some methods shrink what is not alike
+    paths = [on_tiny(tmp_path / str(k), seed, base) for k, seed in enumerate((0, 1, 0))]
     for path in paths:
         for trajectory in ("averages/swa", "averages/ema", "snapshots/s000"):
             shutil.copytree(

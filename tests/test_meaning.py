@@ -277,6 +277,7 @@ def at(degrees: float) -> str:
 
 
 def test_embeddings_chain_where_the_angle_is_small(stub):
+    # cos 20 = 0.94, cos 30 = 0.87
     texts = [
         at(0),
         at(20),
@@ -286,7 +287,7 @@ def test_embeddings_chain_where_the_angle_is_small(stub):
         "3 0",
         at(20),
         "text",
-    ]  # cos 20 = 0.94, cos 30 = 0.87
+    ]
     assert classes(texts, "embedding:model").tolist() == [0, 0, 0, 1, 2, 0, 0, 3]
     assert classes(texts, "embedding:model:0.85").tolist() == [0, 0, 0, 0, 1, 0, 0, 2]
     assert same_as_reference(texts, at(0), "embedding:model").tolist() == [

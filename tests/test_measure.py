@@ -521,9 +521,8 @@ def test_predictions_of_a_crossed_design_are_taken_apart(tmp_path, sizes):
         assert {n: e.value for n, e in found["far", figure].parts.items()} == pytest.approx(
             {n: e.value for n, e in parts.items()}
         )
-        fresh = found["far", figure].precision[
-            "intermediate precision"
-        ]  # runs share seeds: they are not so many draws of it
+        # runs share seeds: they are not so many draws of it
+        fresh = found["far", figure].precision["intermediate precision"]
         assert fresh.high == pytest.approx(found["far", figure].total.high ** 0.5)
     assert (
         found["far", "disagreement"].parts["init"].low
@@ -684,9 +683,8 @@ def test_criteria_and_the_matrix(file, tmp_path):
     verdicts = {j.criterion: j.verdict for j in results.judgements}
     assert list(verdicts.values()) == ["PASS", "FAIL", "INCONCLUSIVE", "PASS", "PASS", "PASS"]
     one_sided = next(j for j in results.judgements if j.criterion == "not too different").estimate
-    assert figures(one_sided) == figures(
-        st.disagreement(answers()[:, PROMPTS // 2 :], level=0.9)
-    )  # 95 % at each end
+    # 95 % at each end
+    assert figures(one_sided) == figures(st.disagreement(answers()[:, PROMPTS // 2 :], level=0.9))
     single = results.conditions[0].single
     assert single.cell("far").zone == "critical" and single.cell("far", "easy").zone == "acceptable"
     html = (tmp_path / "out" / "report.html").read_text()
@@ -1023,9 +1021,8 @@ def test_the_gate_passes_the_same_process_and_stops_another(file, tmp_path):
         and "OUTSIDE" in stopped.stdout
     )
     assert ftk("gate", file, "--save", tmp_path / "limits.json").exit_code == cli.DONE
-    again = ftk(
-        "gate", tmp_path / "limits.json", "--candidate", other, "--json"
-    )  # without the population
+    # without the population
+    again = ftk("gate", tmp_path / "limits.json", "--candidate", other, "--json")
     assert again.exit_code == cli.GATE_SAID_NO and json.loads(again.stdout)["status"] == "fail"
     assert (tmp_path / "limits.json").stat().st_size < 100_000
 

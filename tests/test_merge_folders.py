@@ -172,9 +172,8 @@ def test_from_files_to_files_the_laws_hold(method, population):
         want = reference(method, dense, np.array(weights) / sum(weights))
         report = merged(method, paths, home / "out", weights)
         exact = changes(home / "out")
-        assert near(
-            exact, want, dense, 1e-4 if method == "geometric_median" else 2e-6
-        )  # the reference of the median is a search
+        # the reference of the median is a search
+        assert near(exact, want, dense, 1e-4 if method == "geometric_median" else 2e-6)
         assert report.energy == pytest.approx(1)
 
         # 6: only ratios of weights count; and weights such as 2 and 0.5 are exact in binary, so no

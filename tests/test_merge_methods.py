@@ -77,12 +77,13 @@ SPARSE = [
     ("mergekit:della", {"density": 0.4}),
 ]
 ANY = LAWFUL + SPARSE
+# take no weights
 UNWEIGHTED = (
     "mergekit:sce",
     "mergekit:karcher",
     "mergekit:model_stock",
     "mergekit:ram",
-)  # take no weights
+)
 NEED_TWO = ("mergekit:model_stock",)
 ids = lambda case: f"{case[0]}-{'-'.join(map(str, case[1].values()))}"  # noqa: E731
 
@@ -549,9 +550,8 @@ def test_shrink_comes_close_to_the_best_factor_and_errs_less_than_the_mean():
         gain.append(float((mean - S).square().sum() - (shrunk - S).square().sum()))
     assert np.mean(t) == pytest.approx(best, abs=0.03) and best < 0.85
     assert np.mean(gain) > 5 * np.std(gain) / math.sqrt(len(gain)) > 0
-    assert np.mean(gain) == pytest.approx(
-        v / 4 * (1 - best), rel=0.15
-    )  # error of the mean v/K, of the best shrunken mean v/K * t
+    # error of the mean v/K, of the best shrunken mean v/K * t
+    assert np.mean(gain) == pytest.approx(v / 4 * (1 - best), rel=0.15)
 
 
 @pytest.mark.parametrize(

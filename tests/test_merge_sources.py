@@ -104,9 +104,8 @@ def test_a_full_model_is_the_base_with_the_change(tmp_path, kind, suffixes):
     )
     assert report.rounding < 1e-5 and report.energy == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "in", "out"]
-    assert (
-        merge_into_base(paths, tmp_path / "out", method="ties", rank=1).energy < 1
-    )  # a merge may be written again
+    # a merge may be written again
+    assert merge_into_base(paths, tmp_path / "out", method="ties", rank=1).energy < 1
 
 
 def test_what_bfloat16_weights_lose_is_told(tmp_path):
@@ -209,9 +208,8 @@ def test_only_the_same_merge_of_the_same_inputs_counts_as_done(tmp_path, mitigat
         MergeUnit(unit.sources[:1], unit.out, unit.method, unit.rank, unit.parameters)
     )
     config = unit.sources[0] / "adapter_config.json"
-    config.write_text(
-        config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 8')
-    )  # the same tensors, another change
+    # the same tensors, another change
+    config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 8'))
     assert not is_merged(unit)
 
 

@@ -243,9 +243,8 @@ def test_conditions_are_held_against_the_first_as_pairs_of_the_same_seeds(tmp_pa
     assert first.baseline == "" and first.modules[0].ratio is None
     assert second.baseline == "a" and second.paired
     tested = {row.name: row for row in second.modules if row.ratio.p is not None}
-    assert set(tested) == {
-        name for name in SHAPES if name.startswith("layers.0.")
-    }  # the others are pairs of equals
+    # the others are pairs of equals
+    assert set(tested) == {name for name in SHAPES if name.startswith("layers.0.")}
     assert all(row.p_adjusted < 0.05 and row.ratio.high < 1 for row in tested.values())
     third = modules([population(a), population(b, "b", [{"init": 100 + r} for r in range(8)])])[1]
     p, adjusted = zip(*((row.ratio.p, row.p_adjusted) for row in third.modules), strict=True)
@@ -258,9 +257,8 @@ def test_replicas_that_share_seeds_are_not_taken_for_independent(tmp_path):
     crossed = [{"init": r // 4, "order": r % 4} for r in range(8)]
     found = modules([population(adapters, seeds=crossed)])[0]
     assert not found.total.spread.conclusive and "share their init" in found.total.spread.note
-    assert modules([population(adapters)])[
-        0
-    ].total.spread.conclusive  # one order for all is what the figure is about
+    # one order for all is what the figure is about
+    assert modules([population(adapters)])[0].total.spread.conclusive
 
 
 def test_only_figures_of_the_replicas_that_were_measured_reach_the_report(tmp_path):

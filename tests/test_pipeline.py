@@ -339,9 +339,8 @@ def test_a_crossed_design_gives_every_combination_of_seeds_and_its_components(re
         and cells[:6] == cells[6:]
         and len({init for init, _ in cells}) == 3
     )
-    assert (
-        len({record.seeds["dropout"] for record in found.values()}) == 1
-    )  # what is not named is held
+    # what is not named is held
+    assert len({record.seeds["dropout"] for record in found.values()}) == 1
     same = [
         found[r].sha256["adapter_model.safetensors"]
         == found[r + 6].sha256["adapter_model.safetensors"]

@@ -69,9 +69,8 @@ def test_greedy_answers_equal_peft_generate(world):
     kind, paths = world
     asked = prompts()
     with stacked(tiny_model(kind)) as stack:
-        load_adapters(
-            stack, [None, *map(read_adapter, paths)], width=5
-        )  # the base, three adapters, an empty slot
+        # the base, three adapters, an empty slot
+        load_adapters(stack, [None, *map(read_adapter, paths)], width=5)
         mine = generate(stack, asked, voices=5, eos_ids=[0], max_new_tokens=8, top_k=3)
     members = [tiny_model(kind), *peft_members(kind, paths)]
     for u, member in enumerate(members):
@@ -155,9 +154,8 @@ def test_rules_are_distributions_and_do_not_depend_on_order():
 
 
 def test_vote_counts_answers_and_breaks_ties_by_confidence():
-    assert (
-        vote(["a", "b", "b"], [-0.1, -5.0, -4.0]) == 2
-    )  # the majority, through its most confident member
+    # the majority, through its most confident member
+    assert vote(["a", "b", "b"], [-0.1, -5.0, -4.0]) == 2
     assert vote(["a", "b"], [-2.0, -1.0]) == 1
     assert vote(["b", "a"], [-1.0, -2.0]) == 0
     answers, confidence = ["x", "y", "x", "y", "z"], [-1.0, -3.0, -2.0, -4.0, 0.0]

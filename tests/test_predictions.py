@@ -808,9 +808,8 @@ def test_an_open_quote_does_not_swallow_the_rest(tmp_path):
         match=r"open.csv:3: broken CSV: a quote that opens in this row is never closed",
     ):
         read_predictions(path)
-    path.write_text(
-        'replica,prompt,output\nr0,p0,5" pipe\nr1,p0,no\n'
-    )  # a quote within a field is a quote
+    # a quote within a field is a quote
+    path.write_text('replica,prompt,output\nr0,p0,5" pipe\nr1,p0,no\n')
     assert set(texts(read_predictions(path)).values()) == {'5" pipe', "no"}
 
 

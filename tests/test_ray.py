@@ -46,9 +46,8 @@ def cluster():
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     cluster.add_node(num_cpus=1)
-    here = {
-        "env_vars": {"PYTHONPATH": str(Path(__file__).parent)}
-    }  # the functions below are for the workers to import
+    # the functions below are for the workers to import
+    here = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error", runtime_env=here)
     yield cluster
     ray.shutdown()
@@ -99,9 +98,8 @@ def test_a_unit_that_always_dies_ends_in_one_line(cluster, tmp_path):
 @pytest.mark.parametrize("address", ["", "10.0.0.1:6379"])
 def test_a_ray_that_does_not_start_is_told_in_one_line(cluster, monkeypatch, address):
     def init(**_):
-        raise Exception(
-            "The current node timed out during startup.\nThis could happen"
-        )  # Ray's, when a part of it dies
+        # Ray's, when a part of it dies
+        raise Exception("The current node timed out during startup.\nThis could happen")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)

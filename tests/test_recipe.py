@@ -17,7 +17,9 @@ HEAD = "base: embedded\ndata: {train: embedded}\n"
 CONDITION = HEAD + "conditions:\n  lora: "
 WHOLE = CONDITION + "{}\n"
 ROOT = Path(toolkit.__file__).parent.parent
-SHIPPED = sorted([*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "toolkit" / "recipe").glob("*.yaml")])
+SHIPPED = sorted(
+    [*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "toolkit" / "recipe").glob("*.yaml")]
+)
 NO_RANKS = ("bogus", 0, 1.5, "true", "energy=0.0", "energy=1.1", "energy=x")
 
 
@@ -393,11 +395,12 @@ def test_shipped_recipes_load_and_survive_a_round_trip(path):
     recipe = load_recipe(path)
     assert parse_recipe(dump_recipe(recipe), "other.yaml") == recipe
     if "train: embedded" in path.read_text():
+        # though toolkit/embedded is a folder
         sources = {
             recipe.base,
             recipe.data.train,
             *recipe.data.suites.values(),
-        }  # though toolkit/embedded is a folder
+        }
         assert {re.split("[@:]", source)[0] for source in sources} == {"embedded"}
 
 

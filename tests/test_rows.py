@@ -329,9 +329,10 @@ def test_what_is_no_text_is_refused_with_its_place(tmp_path, name):
 
 def test_marks_and_line_ends_of_other_systems(tmp_path):
     line = b'{"text": "\xc3\xa9"}'
+    # two files in one
     (tmp_path / "a.jsonl").write_bytes(
         b"\xef\xbb\xbf" + line + b"\r\n" + b"\xef\xbb\xbf" + line + b"\r\n"
-    )  # two files in one
+    )
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[" + line + b"]")
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext\r\n\xc3\xa9\r\n")
     for name, count in (("a.jsonl", 2), ("a.json", 1), ("a.csv", 1)):

@@ -214,9 +214,8 @@ def test_a_wide_gap_and_a_far_run_are_told(tmp_path):
     found = measured(write(tmp_path / "runs.csv", cells))
     row = found.metrics[0]
     assert row.suspects == ("lora-4",) and "stand far off" in row.mean.note and row.mean.low < 0.4
-    assert (
-        row.sd.high > 10 * row.sd.value and "stand far off" in row.sd.note
-    )  # the interval holds: it is next to endless
+    # the interval holds: it is next to endless
+    assert row.sd.high > 10 * row.sd.value and "stand far off" in row.sd.note
     without = measured(tmp_path / "runs.csv", failed=["lora-4"])
     assert (
         without.metrics[0].mean.conclusive

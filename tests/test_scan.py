@@ -93,10 +93,11 @@ def test_letters_and_fewer_actions(folder, tmp_path, capsys):
     assert max(len(completion.split()) for completion in said) == 3 and all(
         len(word) == 1 for one in said for word in one.split()
     )
+    # far is as far as before
     assert {row["category"] for row in files["far"]} == {
         "jump",
         "length",
-    }  # far is as far as before
+    }
     actions = dict(pairs())
     for row in (*files["far"], *files["typical"]):
         assert scan.published(row["reference"]) == actions[row["prompt"].removesuffix(scan.SUFFIX)]

@@ -210,9 +210,8 @@ def test_pairs_are_disjoint_in_order_and_pass_over_failed_replicas():
         both = (answer_RP[one] >= 0) & (answer_RP[other] >= 0)
         expected.append(np.mean(answer_RP[one][both] != answer_RP[other][both]))
     assert pair_disagreement(answer_RP) == pytest.approx(expected)
-    assert pair_disagreement(answer_RP[:8]) == pytest.approx(
-        expected[:3]
-    )  # the last one waits for a partner
+    # the last one waits for a partner
+    assert pair_disagreement(answer_RP[:8]) == pytest.approx(expected[:3])
     assert len(pair_disagreement(answer_RP[:1])) == 0 and len(pair_disagreement(answer_RP[:0])) == 0
     assert np.isnan(pair_disagreement(np.array([[1, -1], [-1, 1]]))).all()
 
@@ -537,11 +536,12 @@ def test_failed_replicas_are_passed_over_and_counted(recipe, stopped, tmp_path):
     with pipeline.open_run(short, folder, workers=1) as job:
         pipeline.train(job, "lora")
     first, last = stopping(folder)["looks"]
+    # no shard is full
     assert (first["replicas"], first["failed"], first["figures"]["disagreement.far"]["pairs"]) == (
         8,
         2,
         0,
-    )  # no shard is full
+    )
     assert (
         last["replicas"],
         last["failed"],

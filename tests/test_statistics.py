@@ -188,9 +188,8 @@ def test_efron_law_school_jackknife():
 def test_clopper_pearson_and_the_rule_of_three():
     assert st.failure_rate(0, 10).high == pytest.approx(0.3085, abs=5e-5)
     assert st.failure_rate(10, 10).low == pytest.approx(1 - 0.3085, abs=5e-5)
-    assert (
-        st.zero_event_bound(2995) <= 0.001 < st.zero_event_bound(2994)
-    )  # Wilks: 99.9 % of runs at 95 % confidence
+    # Wilks: 99.9 % of runs at 95 % confidence
+    assert st.zero_event_bound(2995) <= 0.001 < st.zero_event_bound(2994)
     assert st.zero_event_bound(59) <= 0.05 < st.zero_event_bound(58)
 
 
@@ -358,9 +357,8 @@ def test_a_mitigation_that_collapses_to_the_base_is_caught():
     marks = st.accuracy_effect_size(
         half_GP.astype(float), baseline_RP.astype(float), base_P.astype(float), members
     )
-    assert marks.value == pytest.approx(
-        half.value
-    )  # the base is always wrong here, so both count the same answers
+    # the base is always wrong here, so both count the same answers
+    assert marks.value == pytest.approx(half.value)
 
 
 def test_no_effect_to_keep():

@@ -260,9 +260,8 @@ def test_negative_flips_by_hand():
     answer_RP = np.array([[5, 6, 8, -1], [9, 8, 5, 5]])
     assert negative_flips(correct_RP, old_P).value == pytest.approx((1 / 2 + 0 + 1 / 2 + 0) / 4)
     both = negative_flips(correct_RP, old_P, answer_RP=answer_RP, reference_answer_P=old_answer_P)
-    assert both.value == pytest.approx(
-        (1 / 2 + 1 / 2 + 1 / 2 + 0) / 4
-    )  # prompt 2: one run turns a wrong answer into another
+    # prompt 2: one run turns a wrong answer into another
+    assert both.value == pytest.approx((1 / 2 + 1 / 2 + 1 / 2 + 0) / 4)
     with pytest.raises(ValueError, match="multi-class"):
         negative_flips(correct_RP, old_P, answer_RP=answer_RP)
 
@@ -534,9 +533,8 @@ def test_levenshtein():
         for _ in range(400)
     ]
     assert levenshtein(pairs).tolist() == [edits(*pair) for pair in pairs]
-    assert edit_distance([["kitten"], ["sitting"]]).value == pytest.approx(
-        3 / 7
-    )  # the example of every textbook
+    # the example of every textbook
+    assert edit_distance([["kitten"], ["sitting"]]).value == pytest.approx(3 / 7)
     assert edit_distance([[""], ["ab"]]).value == 1.0 and edit_distance([[""], [""]]).value == 0.0
 
 
@@ -671,9 +669,8 @@ def test_divergence_without_censoring_is_exact_match():
         )
         exact = disagreement(answer_RP)
         assert found.at[length].value == pytest.approx(1 - exact.value)
-        assert ends(found.at[length])[1:] == pytest.approx(
-            (1 - exact.high, 1 - exact.low), rel=0.1
-        )  # to first order
+        # to first order
+        assert ends(found.at[length])[1:] == pytest.approx((1 - exact.high, 1 - exact.low), rel=0.1)
 
 
 def test_a_text_that_stops_where_the_other_goes_on_parts_from_it():

@@ -72,9 +72,8 @@ def test_intervals_are_those_of_the_whole_table(monkeypatch, clusters):
     rng = np.random.default_rng(5)
     answer_RP = (rng.random((13, 60)) < 0.02).astype(np.int64)
     answer_RP[rng.random(answer_RP.shape) < 0.5] = st.MISSING
-    answer_RP[5] = rng.integers(
-        2, 4, 60
-    )  # a failed run, which answered more prompts than the others
+    # a failed run, which answered more prompts than the others
+    answer_RP[5] = rng.integers(2, 4, 60)
     answer_RP[5, ::2] = answer_RP[7] = st.MISSING
     rows = np.delete(np.arange(13), 7)
     pairs, mark_RP = (
@@ -175,9 +174,8 @@ def test_two_way_is_its_definition(monkeypatch, clusters):
     between = (n - 1) / n * np.sum((deviation_C / (1 - share_C)) ** 2)
     own_C = np.array([st.jackknife_variance(sum_J) for sum_J in sum_CJ]) - share_C**2 * runs
     noise = (n - 1) / n * np.sum(own_C / (1 - share_C) ** 2)
-    without_C = [
-        value_P[name_P != name].mean() for name in names
-    ]  # the weights are those of the mean without each cluster
+    # the weights are those of the mean without each cluster
+    without_C = [value_P[name_P != name].mean() for name in names]
     assert between == pytest.approx(
         (n - 1) / n * np.sum((np.array(without_C) - value_P.mean()) ** 2)
     )
@@ -226,9 +224,8 @@ def test_marks_may_have_any_dtype():
         )
     np.testing.assert_array_equal(as_correct(answer_RP.astype(np.int16), "marks"), float_RP)
     with pytest.raises(ValueError, match="between 0"):
-        st.accuracy(
-            np.where(np.isnan(float_RP), -1.0, float_RP)
-        )  # only integers write a missing mark as -1
+        # only integers write a missing mark as -1
+        st.accuracy(np.where(np.isnan(float_RP), -1.0, float_RP))
     with pytest.raises(ValueError, match="between 0"):
         st.accuracy(answer_RP.astype(np.int8) * 2)
 
@@ -248,9 +245,8 @@ def test_occurrences_of_keys_that_share_their_slots():
     key_N = np.array(3 * [key for k in range(40_000) if (key := k * inverse % 2**64) < 2**63])
     start = time.process_time()
     np.testing.assert_array_equal(_occurrences(key_N), np.full(len(key_N), 3))
-    assert (
-        len(key_N) > 50_000 and time.process_time() - start < 1
-    )  # 0.01 s; one key a round would take a minute
+    # 0.01 s; one key a round would take a minute
+    assert len(key_N) > 50_000 and time.process_time() - start < 1
 
 
 def test_free_text_has_no_price_in_the_number_of_codes():
@@ -275,9 +271,8 @@ def test_variances_keep_their_digits_far_from_zero():
     n, m = len(x_N), 2 * arrays.BLOCK // 1001
     left_N = (x_N.sum() - x_N) / (n - 1)
     as_runs = two_way(np.full(m, x_N.mean()), np.tile(left_N[:, None], m), np.arange(m))
-    assert as_runs.runs * n == pytest.approx(
-        0.1**2, rel=1e-4
-    )  # a left-out mean has 4 digits behind those of 1e7 / 1000
+    # a left-out mean has 4 digits behind those of 1e7 / 1000
+    assert as_runs.runs * n == pytest.approx(0.1**2, rel=1e-4)
     as_prompts = two_way(x_N, np.tile(x_N, (1000, 1)), np.arange(n))
     assert (as_prompts.runs, as_prompts.prompts * n) == (0.0, pytest.approx(0.1**2, rel=1e-7))
     as_clusters = two_way(

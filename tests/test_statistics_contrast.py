@@ -285,9 +285,8 @@ def test_paired_runs_are_groups_of_one(population, groups):
     )
     order = np.random.default_rng(3).permutation(12)
     assert ends(population(b_RP[order], a_RP[order], paired=True)) == pytest.approx(ends(paired))
-    assert ends(population(b_RP[order], a_RP)) == pytest.approx(
-        ends(population(b_RP, a_RP))
-    )  # separate: no run belongs to another
+    # separate: no run belongs to another
+    assert ends(population(b_RP[order], a_RP)) == pytest.approx(ends(population(b_RP, a_RP)))
 
 
 def test_arms_trade_places():
@@ -506,9 +505,8 @@ def test_needed_runs_resolve_a_change_of_the_observed_size():
         population_difference(*two_arms(estimate.needed, estimate.needed, 400, seed, calmer=0.8))
         for seed in range(10)
     ]
-    assert (
-        sum(one.high < 0 for one in grown) >= 3
-    )  # about even odds, at the spread that six runs showed
+    # about even odds, at the spread that six runs showed
+    assert sum(one.high < 0 for one in grown) >= 3
 
 
 # --- effect sizes: a verdict from a limit -------------------------------------------------------
@@ -617,9 +615,8 @@ def test_relative_spread_sees_through_a_collapse():
     assert whole.low < 0.02 / 0.3 < whole.high
     unclear = relative_spread(score_R, float(score_R.mean()))
     assert unclear.value is None and "not clear of the base" in unclear.note
-    assert not relative_spread(
-        score_R, float(score_R.mean()) + 0.01
-    ).conclusive  # runs differ by more than the gain
+    # runs differ by more than the gain
+    assert not relative_spread(score_R, float(score_R.mean()) + 0.01).conclusive
 
 
 def test_distribution_variance_leaves_out_the_luck_of_the_suite():
@@ -1172,7 +1169,7 @@ COVERAGE = {
     "law of disagreement, floor N=64, noisy answers": scaling_world("floor", 64, flip=0.05),
 }
 
-# # By construction, and their method says so, or by more than one law at once: allowed to cover
+# By construction, and their method says so, or by more than one law at once: allowed to cover
 # more than they say.
 WIDE = (
     "N=5",

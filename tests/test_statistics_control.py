@@ -45,7 +45,7 @@ from toolkit.statistics.tolerance import (
     wilks,
 )
 
-# # NIST/SEMATECH e-Handbook of Statistical Methods, 6.3.2.4 (EWMA); its last ten values are those
+# NIST/SEMATECH e-Handbook of Statistical Methods, 6.3.2.4 (EWMA); its last ten values are those
 # of 6.3.2.2 (individuals).
 NIST = np.array(
     "52 47 53 49.3 50.1 47 51 50.1 51.2 50.5 49.6 47.6 49.9 51.3 47.8 51.2 52.6 52.4 53.6 52.1".split(),
@@ -53,7 +53,7 @@ NIST = np.array(
 )
 THREE_SIGMA = 2 * stats.norm.sf(3)
 
-# # Johnson & Wichern, Applied Multivariate Statistical Analysis, table 5.1: sweat rate, sodium,
+# Johnson & Wichern, Applied Multivariate Statistical Analysis, table 5.1: sweat rate, sodium,
 # potassium of 20 women.
 SWEAT = np.array(
     """3.7 48.5 9.3 5.7 65.1 8.0 3.8 47.2 10.9 3.2 53.2 12.0 3.1 55.5 9.7 4.6 36.1 7.9 2.4 24.8 14.0 7.2 33.1 7.6 6.7 47.4 8.5 5.4 54.1 11.3
@@ -76,9 +76,8 @@ def test_nist_ewma():
 
 def test_nist_individuals():
     chart, ranges = individuals(NIST[-10:]), moving_range(NIST[-10:])
-    assert (chart.center, chart.low, chart.high) == pytest.approx(
-        (50.81, 45.816, 55.804), abs=2e-3
-    )  # NIST rounds d2 to 1.128
+    # NIST rounds d2 to 1.128
+    assert (chart.center, chart.low, chart.high) == pytest.approx((50.81, 45.816, 55.804), abs=2e-3)
     assert (ranges.center, ranges.low, ranges.high) == pytest.approx(
         (1.8778, 0.0, 3.267 * 1.8778), abs=2e-3
     )

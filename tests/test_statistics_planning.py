@@ -85,11 +85,12 @@ def test_factors_of_a_standard_deviation(runs, low, high):
 
 
 def test_rare_runs():
+    # Wilks 95/95, 99/95, 99.9/95
     assert [runs_for_tail(rate) for rate in (0.05, 0.01, 0.001)] == [
         59,
         299,
         2995,
-    ]  # Wilks 95/95, 99/95, 99.9/95
+    ]
     assert runs_for_tail(0.01, confidence=0.99) == 459
     for rate in (0.5, 0.05, 0.001):
         runs = runs_for_tail(rate)
@@ -205,9 +206,8 @@ def test_a_pilot_with_the_mitigation_knows_the_width_that_is_printed():
     parts = pw.ratio_spread(mitigated_GP, baseline_RP, members)
     found = disagreement_ratio(mitigated_GP, baseline_RP, members)
     assert parts.half_width(0.95) == pytest.approx(math.log(found.high / found.low) / 2, rel=0.05)
-    order = np.random.default_rng(1).permutation(
-        80
-    )  # replicas in any order, and one that is in no group
+    # replicas in any order, and one that is in no group
+    order = np.random.default_rng(1).permutation(80)
     shuffled = np.vstack([np.zeros((1, 200), dtype=int), baseline_RP[order]])
     moved = [1 + np.argsort(order)[group] for group in members]
     assert pw.ratio_spread(mitigated_GP, shuffled, moved) == pytest.approx(parts)

@@ -41,7 +41,7 @@ JUDGES = np.array(
     [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
 )
 
-# # AIAG, Measurement Systems Analysis (4th edition), the gauge study: 10 parts, by 3 appraisers
+# AIAG, Measurement Systems Analysis (4th edition), the gauge study: 10 parts, by 3 appraisers
 # with 3 trials each.
 GAUGE = np.array(
     """.29 .41 .64 .08 .25 .07 .04 -.11 -.15   -.56 -.68 -.58 -.47 -1.22 -.68 -1.38 -1.13 -.96   1.34 1.17 1.27 1.19 .94 1.34 .88 1.09 .67
@@ -51,7 +51,7 @@ GAUGE = np.array(
     dtype=float,
 ).reshape(10, 3, 3)
 
-# # Davies (1947), Statistical Methods in Research and Production: yield of dyestuff in six batches,
+# Davies (1947), Statistical Methods in Research and Production: yield of dyestuff in six batches,
 # five samples of each.
 DYESTUFF = np.array(
     """1545 1440 1440 1520 1580 1540 1555 1490 1560 1495 1595 1550 1605 1510 1560 1445 1440 1595 1465 1545 1595 1630 1515 1635 1625
@@ -59,7 +59,7 @@ DYESTUFF = np.array(
     dtype=float,
 )
 
-# # Davies & Goldsmith (1972), Statistical Methods in Research and Production: strength of paste,
+# Davies & Goldsmith (1972), Statistical Methods in Research and Production: strength of paste,
 # two tests of three casks of ten batches.
 PASTES = np.array(
     """62.8 62.6 60.1 62.3 62.7 63.1 60.0 61.4 57.5 56.9 61.1 58.9 58.7 57.5 63.9 63.1 65.4 63.7 57.1 56.4 56.9 58.6 64.7 64.5
@@ -86,9 +86,10 @@ def test_shrout_and_fleiss():
         {"target": 2.5556, "judge": 5.2444, RESIDUAL: 1.0194}, abs=5e-5
     )
     assert found.share("target") == pytest.approx(0.2898, abs=5e-5)  # their ICC(2,1)
+    # ICC(1,1)
     assert nested(JUDGES.ravel(), np.repeat(np.arange(6), 4)).share("between") == pytest.approx(
         0.1657, abs=5e-5
-    )  # ICC(1,1)
+    )
 
 
 def test_gauge_study_has_a_negative_interaction():
@@ -343,9 +344,8 @@ def test_reml_of_a_source_that_adds_nothing_is_zero_from_below():
     rng = np.random.default_rng(7)
     init = np.repeat(np.arange(10), 6)
     score = rng.normal(size=60)
-    score -= (
-        0.9 * (np.bincount(init, weights=score) / 6)[init]
-    )  # group means closer together than by chance
+    # group means closer together than by chance
+    score -= 0.9 * (np.bincount(init, weights=score) / 6)[init]
     found = reml(score, {"init": init})
     assert (
         found["init"].value == found["init"].low == 0.0

@@ -88,9 +88,8 @@ def test_a_recipe_that_is_loaded_names_the_version(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE.format(base="embedded", source="embedded", adapters=tmp_path))
     assert load_recipe(path).data.suites == {"typical": f"embedded@{NEWEST}"}
-    assert read_recipe(path).data.suites == {
-        "typical": "embedded@1"
-    }  # where a run wrote it, there was one version
+    # where a run wrote it, there was one version
+    assert read_recipe(path).data.suites == {"typical": "embedded@1"}
     path.write_text(RECIPE.format(base="embedded", source="embedded@1:far", adapters=tmp_path))
     assert load_recipe(path) == read_recipe(path)
 

@@ -167,9 +167,8 @@ def test_stacked_equals_peft_float64(kind, dropout):
     condition = Condition(**REAL, dropout=dropout)
     examples = rows()
     plan = plan_of(condition, examples)
-    assert plan.steps >= 20 and plan.rows % (
-        plan.micro_batch * plan.accumulation
-    )  # a last batch that is not full
+    # a last batch that is not full
+    assert plan.steps >= 20 and plan.rows % (plan.micro_batch * plan.accumulation)
     seeds_R = seeds_of(range(4))
     trained = train_stack(tiny_model(kind, torch.float64), examples, condition, plan, seeds_R)
     for r in (0, 3):

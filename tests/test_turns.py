@@ -75,9 +75,8 @@ def test_system_tools_and_history_are_turns_and_tools(chat):
     same(history, {"messages": [*shown, *turns(("user", "c"), ("assistant", "d"))]}, chat)
     same(history | {"history": json.dumps([["a", "b"]])}, history, chat)
     (example,) = encode_rows([history], chat, max_length=400)
-    assert (
-        learned(example, chat) == "b<|im_end|>d<|im_end|>"
-    )  # as LLaMA-Factory learns the answers of a history
+    # as LLaMA-Factory learns the answers of a history
+    assert learned(example, chat) == "b<|im_end|>d<|im_end|>"
 
 
 def test_the_template_sees_every_key_of_a_turn(chat):
@@ -415,9 +414,8 @@ def test_a_run_keeps_the_day_on_which_it_began(chat, tmp_path, monkeypatch):
         "{train: embedded, suites: {far: embedded}}\nconditions: {lora: {}}\n"
     )
     recipe = parse_recipe(text)
-    assert (
-        opening.settle(recipe, "cpu", tmp_path).data.date is None
-    )  # the embedded base has no template that asks
+    # the embedded base has no template that asks
+    assert opening.settle(recipe, "cpu", tmp_path).data.date is None
     chat.chat_template = "{{ strftime_now('%Y') }}" + WHOLE
     monkeypatch.setattr(opening, "load_base", lambda *_: SimpleNamespace(tokenizer=chat))
     first = opening.settle(recipe, "cpu", tmp_path)
@@ -425,9 +423,8 @@ def test_a_run_keeps_the_day_on_which_it_began(chat, tmp_path, monkeypatch):
     then = first.model_copy(update={"data": first.data.model_copy(update={"date": "2024-07-26"})})
     (tmp_path / "recipe.yaml").write_text(dump_recipe(then))
     assert opening.settle(recipe, "cpu", tmp_path).data.date == "2024-07-26"
-    assert (
-        opening.settle(first, "cpu", tmp_path).data.date == first.data.date
-    )  # what the recipe says itself wins
+    # what the recipe says itself wins
+    assert opening.settle(first, "cpu", tmp_path).data.date == first.data.date
     # A run from before dates were written goes on as on the day of its first replica.
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     record = tmp_path / "lora" / "replicas" / "00000" / "replica.json"

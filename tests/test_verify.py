@@ -72,11 +72,12 @@ def test_an_untouched_run_verifies_and_stays_untouched(run):
         if path.is_file()
     }
     found = verify(run, workers=1)
+    # of each condition a stack
     firsts = (
         {("a", r) for r in range(4)}
         | {("b", r) for r in range(4)}
         | {("student", r) for r in range(3)}
-    )  # of each condition a stack
+    )
     assert verdicts(found) == dict.fromkeys(firsts, "same")
     assert found["environment"] == {}
     assert {
@@ -87,14 +88,14 @@ def test_an_untouched_run_verifies_and_stays_untouched(run):
 
 
 def test_weights_that_the_recipe_does_not_make_are_found_and_measured(run):
-    rewrite(
-        replica_folder(run / "a", 5), lambda tensor: tensor * 1.01
-    )  # A and B both: the weight change grows by 2.01 %
+    # A and B both: the weight change grows by 2.01 %
+    rewrite(replica_folder(run / "a", 5), lambda tensor: tensor * 1.01)
     found = verify(run, conditions=["a"], replicas=[4], workers=1)
+    # the stack of replica 4, and no other
     assert verdicts(found) == {
         ("a", 4): "same",
         ("a", 5): "different",
-    }  # the stack of replica 4, and no other
+    }
     wrong = found["replicas"][1]
     assert wrong["files"] == ("adapter_model.safetensors",)
     assert wrong["distance"] == pytest.approx((1.01**2 - 1) / 1.01**2, rel=1e-4)
@@ -136,9 +137,8 @@ def test_the_command_says_no_with_exit_code_3(run):
     assert (
         CliRunner().invoke(main, ["verify", str(run), "-c", "b", "--workers", "1"]).exit_code == 0
     )
-    rewrite(
-        replica_folder(run / "b", 2), lambda tensor: -tensor
-    )  # the same change of weights from other factors
+    # the same change of weights from other factors
+    rewrite(replica_folder(run / "b", 2), lambda tensor: -tensor)
     result = CliRunner().invoke(main, ["verify", str(run), "-c", "b", "--workers", "1"])
     assert result.exit_code == 3
     assert (

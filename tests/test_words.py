@@ -217,9 +217,8 @@ def test_a_fine_tune_that_lost_half_of_its_accuracy_is_never_just_more_stable(
     shift.
     """
     good = flips(12, 120, 0.25, 0)
-    collapse = np.where(np.arange(120) % 4 == 0, 0, 9) + np.zeros(
-        (12, 1), dtype=int
-    )  # one answer to nearly everything
+    # one answer to nearly everything
+    collapse = np.where(np.arange(120) % 4 == 0, 0, 9) + np.zeros((12, 1), dtype=int)
     better = flips(12, 120, 0.1, 1)
     path = predictions(tmp_path / "p.jsonl", good=good, collapse=collapse, better=better)
     told = CliRunner().invoke(cli.main, ["measure", str(path), "--out", str(tmp_path / "out")])

@@ -8,9 +8,8 @@ if (
     sys.argv[:1] == ["-m"] and not sys.flags.safe_path
 ):  # `python -m toolkit.cli`: a module of the user's folder is not the library's
     _started = sys.path.pop(0)
-    sys.path += [_started] * (
-        __file__ == f"{_started}/toolkit/__init__.py"
-    )  # a checkout that is not installed: last
+    # a checkout that is not installed: last
+    sys.path += [_started] * (__file__ == f"{_started}/toolkit/__init__.py")
 
 from typing import TYPE_CHECKING, Any
 

@@ -30,7 +30,10 @@ PACKAGES = (
     "pyarrow",
 )
 
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
+MALLOC = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=8589934592"
+)
 """GLIBC_TUNABLES of a worker on a CPU: a step frees what the next one asks for again, and memory
 given back comes again with page faults
 """

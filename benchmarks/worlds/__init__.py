@@ -25,7 +25,8 @@ RARELY = 0.05  # "nearly never": a share of samples that does not count as claim
 CLASSES = {
     "ok": "covers 93-97 %, or what it covers cannot be told from that with these repetitions",
     "conservative": "covers more than 97 %: wider than it need be",
-    "guarded": "covers less than 93 %, but says INCONCLUSIVE where it misses (or prints no interval)",
+    "guarded": "covers less than 93 %, but says INCONCLUSIVE where it misses "
+    "(or prints no interval)",
     "unseen": "claims and misses, but no more often than all runs (or groups) of a sample are of "
     "one kind: nothing in it can tell",
     "FAIL": "covers less than 93 %, also of the samples that it calls conclusive",

@@ -178,9 +178,8 @@ def scores(
     prompt_P = np.repeat(
         rng.standard_normal(n) if draw == "normal" else rng.exponential(size=n), per_cluster
     )
-    noise_P = np.repeat(
-        noise_sd * np.exp(uneven * rng.standard_normal(n) - uneven**2), per_cluster
-    )  # E noise^2 = noise_sd^2
+    # E noise^2 = noise_sd^2
+    noise_P = np.repeat(noise_sd * np.exp(uneven * rng.standard_normal(n) - uneven**2), per_cluster)
     run_R1 = (
         run_sd * rng.standard_normal((replicas, 1)) - 6 * some(rng, replicas, garbage, 0)[:, None]
     )
@@ -533,9 +532,8 @@ def text_world(
     [first, last).
     """
     together_T = together(mean, prompt_sd, run_sd, garbage, lengths[1])
-    goes_on_T = np.clip(
-        (lengths[1] - np.arange(lengths[1] + 1)) / (lengths[1] - lengths[0]), 0, 1
-    )  # P(a text has t tokens)
+    # P(a text has t tokens)
+    goes_on_T = np.clip((lengths[1] - np.arange(lengths[1] + 1)) / (lengths[1] - lengths[0]), 0, 1)
     # At the token after the last one equal texts end together, which is one more chance to part
     # that they do not take.
     survival_T = np.cumprod(

@@ -117,7 +117,7 @@ DESIGNS = grid(design=("8x8", "25x5", "5x20", "10/4", "6x6r2"), prompts=(50, 300
     grid(design=("8x8",), prompts=(150,)), [{"main": 1.0, "own": 0.0}, {"main": 0.0, "own": 1.0}]
 )
 
-# # From these sizes on docs/statistics.md promises figures; contrasts also need the clusters that
+# From these sizes on docs/statistics.md promises figures; contrasts also need the clusters that
 # make them up, some of those asked.
 MEANS, SPREADS, CONTRASTS = {"runs": 3, "clusters": 10}, {"runs": 15}, {"runs": 3, "clusters": 30}
 RUN_TABLES = varied(

@@ -450,9 +450,8 @@ def design_world(
             return accuracy(marks(answer_RP), levels=levels), truth[figure]
         mean_SP, _ = expected(logit_P)
         accuracy_S = mean_SP.mean(axis=1)
-        luck = (
-            float(WEIGHT_S @ np.mean(mean_SP * (1 - mean_SP), axis=1)) / prompts
-        )  # given the run's shift, prompts are independent
+        # given the run's shift, prompts are independent
+        luck = float(WEIGHT_S @ np.mean(mean_SP * (1 - mean_SP), axis=1)) / prompts
         sd = math.sqrt(luck + float(WEIGHT_S @ accuracy_S**2) - float(WEIGHT_S @ accuracy_S) ** 2)
         return root(crossed(answer_RP.mean(axis=1), levels).total), sd
 

@@ -206,9 +206,8 @@ def _outcome(
     stop: str | None,
 ) -> dict[str, Any]:
     generation = answered.generation
-    ended = (
-        [generation.end] if stop and generation.end in holding(base.tokenizer, stop) else []
-    )  # the token may begin before the stop
+    # the token may begin before the stop
+    ended = [generation.end] if stop and generation.end in holding(base.tokenizer, stop) else []
     text = str(base.tokenizer.decode([*generation.ids, *ended], skip_special_tokens=True))
     text = text.partition(stop)[0] if stop else text
     parsed = parse_answer(text, rule)

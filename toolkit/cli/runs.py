@@ -92,9 +92,8 @@ def _run(
     engine: str = "local",
 ) -> None:
     with errors():
-        recipe = load_recipe(
-            path, replicas
-        )  # a wrong recipe is told before anything heavy is loaded
+        # a wrong recipe is told before anything heavy is loaded
+        recipe = load_recipe(path, replicas)
         from toolkit.pipeline.outset import check_early
 
         check_early(recipe, out)
@@ -160,9 +159,8 @@ def train_replicas(
         from toolkit.pipeline import training
 
         found: dict[str, Any] = {}
-        asks = any(
-            loaded.until_of(name) for name in names
-        )  # a rule that looks at answers while replicas are trained
+        # a rule that looks at answers while replicas are trained
+        asks = any(loaded.until_of(name) for name in names)
         how = {"workers": workers, "engine": engine, "answers": asks}
         with console() as screen, pipeline.open_run(loaded, folder, console=screen, **how) as job:
             for note in training.data_notes(job.recipe, {}, job.device):
@@ -299,9 +297,8 @@ def merge(
             parameters = dict(map(parse_setting, settings)) | (
                 {} if density is None else {"density": density}
             )
-            merge_parameters(
-                method, parameters
-            )  # a wrong name is told before anything heavy is loaded
+            # a wrong name is told before anything heavy is loaded
+            merge_parameters(method, parameters)
         from toolkit.pipeline import external
 
         options = {
@@ -475,10 +472,8 @@ def verify(
                 f"{len(found['replicas']) - len(wrong)} of {len(found['replicas'])} "
                 "replicas came out with the same bits"
             )
-            say(
-                "compared: "
-                f"{', '.join(sorted({file for one in found['replicas'] for file in one['compared']}))}"
-            )
+            compared = {file for replica in found["replicas"] for file in replica["compared"]}
+            say(f"compared: {', '.join(sorted(compared))}")
             if wrong:
                 for name, (then, now) in found["environment"].items():
                     say(f"not as it was: {name} {then} then, {now} now")

@@ -29,8 +29,10 @@ LONGEST = 1000
 """characters of an error"""
 DISK_SAID_NO = {
     errno.ENOSPC: "the disk is full: free some and run again; finished work is kept",
-    errno.EDQUOT: "your quota of the disk is used up: free some and run again; finished work is kept",
-    errno.EROFS: "the disk is read-only: make it writable, or name another folder with --out, and run "
+    errno.EDQUOT: "your quota of the disk is used up: free some and run again; "
+    "finished work is kept",
+    errno.EROFS: "the disk is read-only: make it writable, or name another folder with --out, "
+    "and run "
     "again; finished work is kept",
 }
 
@@ -91,9 +93,8 @@ class Commands(click.Group):
                             f"{option.opts[0]} stands {order.count(option)} times, and is "
                             "used once; keep one"
                         )
-                command.make_context(
-                    name, list(rest), parent=ctx
-                ).close()  # what click would tell in several lines
+                # what click would tell in several lines
+                command.make_context(name, list(rest), parent=ctx).close()
         return name, command, rest
 
 

@@ -31,9 +31,12 @@ EOS, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY = 1024
 SEED, STEPS, ROWS, LENGTH, PEAK_LR = 0, 3000, 64, 48, 3e-3
 
-# # The pre-tokenizer of Qwen2, which transformers puts in for `model_type: qwen2` whatever
+# The pre-tokenizer of Qwen2, which transformers puts in for `model_type: qwen2` whatever
 # tokenizer.json says.
-QWEN2_WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def train_tokenizer(lines: int = 20_000) -> Tokenizer:
@@ -131,9 +134,8 @@ def save(out: Path, tokenizer: Tokenizer, model: Qwen2ForCausalLM, **record: obj
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id
     )
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(
-        out, trust_remote_code=False
-    )  # it must load as a user will load it
+    # it must load as a user will load it
+    AutoTokenizer.from_pretrained(out, trust_remote_code=False)
     digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
     versions = {
         "torch": torch.__version__,

@@ -16,7 +16,8 @@ from string import Formatter
 ARROW = " =>"  # ends a prompt; a completion starts with a space, so the token boundary is clean
 
 NAMES = tuple(
-    "anna ben carl dora emil fay gus hana ivan jane kurt lena max nina omar paul rosa sam tina vera".split()
+    "anna ben carl dora emil fay gus hana ivan jane kurt lena max nina omar paul rosa sam tina "
+    "vera".split()
 )
 UNSEEN_NAMES = tuple("adam bella eric greta hugo iris leo mona otto ruth".split())
 WEEKDAYS = tuple("monday tuesday wednesday thursday friday saturday sunday".split())
@@ -47,7 +48,7 @@ TASKS = (
 TASKS = (*TASKS, "walk the dog", "read the letter")
 MOODS = tuple("late sick busy hungry ready lost tired happy".split())
 
-# # Every argument of the task with the values that training shows, in the order in which a call
+# Every argument of the task with the values that training shows, in the order in which a call
 # writes its arguments.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "name": NAMES,
@@ -221,20 +222,22 @@ TWO_REQUESTS = (
     "{} after that {}",
 )
 CORRECTIONS = ("{} no wait {}", "{} sorry i mean {}", "do not {} but {}", "{} or better {}")
+# first words of templates that a frame cannot take in
 NOT_IMPERATIVE = (
     "what",
     "will",
     "i",
     "we",
     "none",
-)  # first words of templates that a frame cannot take in
+)
 
 TRAIN_ROWS = 1120
+# combinations of seen templates that are held out from training
 SPLITS = (
     "validation",
     "typical",
     "spare",
-)  # combinations of seen templates that are held out from training
+)
 
 
 def slots(template: str) -> list[str]:
@@ -329,7 +332,7 @@ EVERYONE = {
 }
 EVERYONE |= dict.fromkeys(("count", "minutes", "degrees"), NUMBERS + UNSEEN_NUMBERS)
 
-# # Statements, and the record that each is written down as. Functions and their sets of arguments
+# Statements, and the record that each is written down as. Functions and their sets of arguments
 # are not the task's.
 STATEMENTS: tuple[tuple[str, str], ...] = (
     ("the alarm of {name} was set for {time} {day}", "rang(time={time},name={name},day={day})"),

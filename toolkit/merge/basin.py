@@ -259,9 +259,8 @@ def clusters(gram_KK: np.ndarray) -> tuple[list[int] | None, float | None]:
         found, cluster_K = cut(point_KD[:, : c - 1], c)
         draw = np.random.default_rng(seeds.derive(0, "basin", c))
         clouds = (draw.standard_normal((K, c - 1)) * spread_K[: c - 1] for _ in range(draws))
-        as_good = islice(
-            (1 for cloud in clouds if cut(cloud, c)[0] >= found), 2
-        )  # the second one settles it
+        # the second one settles it
+        as_good = islice((1 for cloud in clouds if cut(cloud, c)[0] >= found), 2)
         if found > best[0] and sum(as_good) < 2:
             best = found, cluster_K
     return best[1], best[0]
@@ -426,13 +425,16 @@ def basin_text(found: Basin) -> str:
     lines += [
         "",
         " "
-        f"{'loss, nats':<10}{'prompts':>8}{'base':>9}{'members':>9}{'SD':>8}{'merge':>9}{'excess':>9}{'barrier':>9}",
+        f"{'loss, nats':<10}{'prompts':>8}{'base':>9}{'members':>9}{'SD':>8}"
+        f"{'merge':>9}{'excess':>9}{'barrier':>9}",
     ]
     for b in found.barriers:
-        numbers = f"{b.base:>9.3f}{b.members:>9.3f}{b.sd:>8.3f}{b.merged:>9.3f}{b.excess:>+9.3f}{b.barrier:>9.3f}"
+        numbers = f"{b.base:>9.3f}{b.members:>9.3f}{b.sd:>8.3f}{b.merged:>9.3f}"
+        numbers += f"{b.excess:>+9.3f}{b.barrier:>9.3f}"
         lines.append(
             " "
-            f"{b.shift:<10}{b.n_prompts:>8}{numbers}{'  !' * (b.size > MARK)}{'!' * (b.size > WARN)}"
+            f"{b.shift:<10}{b.n_prompts:>8}{numbers}"
+            f"{'  !' * (b.size > MARK)}{'!' * (b.size > WARN)}"
         )
     lines += [
         "",

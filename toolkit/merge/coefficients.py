@@ -24,10 +24,12 @@ def shrink(gram: Tensor, weights: Tensor, *, t: float | None) -> Tensor:
     """The mean times t, toward the base: c = t * w. Without `t`, the t of least expected squared
     error, estimated.
 
-    D_k = S + N_k with independent N_k of mean zero and E|N_k|^2 = v. For the mean M, E|t M - S|^2 = t^2 (|S|^2 + v sum w^2) - 2 t |S|^2 +
-    |S|^2 is least at t = |S|^2 / (|S|^2 + v sum w^2) = 1 - v sum w^2 / E|M|^2. Every adapter is a group of its own, so v is estimated
-    without bias by (tr G - 1'G1 / K) / (K - 1) and E|M|^2 by w'Gw; a negative t counts as 0. This is James and Stein's estimator with the
-    dimension so large that (d - 2) / d is 1. One adapter says nothing of v: t = 1.
+    D_k = S + N_k with independent N_k of mean zero and E|N_k|^2 = v. For the mean M,
+    E|t M - S|^2 = t^2 (|S|^2 + v sum w^2) - 2 t |S|^2 + |S|^2 is least at
+    t = |S|^2 / (|S|^2 + v sum w^2) = 1 - v sum w^2 / E|M|^2. Every adapter is a group of its own,
+    so v is estimated without bias by (tr G - 1'G1 / K) / (K - 1) and E|M|^2 by w'Gw; a negative t
+    counts as 0. This is James and Stein's estimator with the dimension so large that (d - 2) / d
+    is 1. One adapter says nothing of v: t = 1.
     """
     K = len(weights)
     if t is None:
@@ -73,9 +75,8 @@ def geometric_median(gram: Tensor, weights: Tensor) -> Tensor:
     others, weighted, sum to less than its own weight.
     """
     squared = (gram.diag()[:, None] + gram.diag()[None, :] - 2 * gram).clamp(min=0)
-    apart = squared > 1e-14 * float(
-        gram.diag().max()
-    )  # nearer than rounding lets see: the same point
+    # nearer than rounding lets see: the same point
+    apart = squared > 1e-14 * float(gram.diag().max())
     for i in range(len(weights)):
         pull = torch.where(apart[i], weights / squared[i].sqrt(), 0.0)  # of the others on point i
         pull[i] = -pull.sum()

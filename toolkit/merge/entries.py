@@ -171,9 +171,8 @@ def _largest(one: delta.Factors, density: float) -> Piece:
     size = delta.dense(one).abs_().numpy().ravel()
     index = size.size - max(1, int(density * size.size))
     size.partition(index)
-    least = float(size[index]) * (
-        1 - 1e-12
-    )  # some rows by themselves may be rounded otherwise than in the whole
+    # some rows by themselves may be rounded otherwise than in the whole
+    least = float(size[index]) * (1 - 1e-12)
 
     def piece(rows: slice) -> Tensor:
         D = _rows(one, rows)
@@ -244,9 +243,8 @@ def _elected(
 
     One pass: both signs are kept, with the weights behind them, until all have voted.
     """
-    sums: list[
-        Tensor
-    ] = []  # up, down, weight of up, weight of down, balance of the votes; each [O, I]
+    # up, down, weight of up, weight of down, balance of the votes; each [O, I]
+    sums: list[Tensor] = []
     voters = zip(pieces, weights, votes or weights, strict=True)
     while group := list(itertools.islice(voters, at_once)):
         if not sums:

@@ -18,7 +18,8 @@ from toolkit.model import delta
 from toolkit.text.nearest import nearest
 
 REFUSED = {
-    "nearswap": "its t is a distance between weights, which would mean something else for every module",
+    "nearswap": "its t is a distance between weights, which would mean something else for "
+    "every module",
     "arcee_fusion": "it compares softmaxes of whole weights, and changes alone do not have these",
 }
 

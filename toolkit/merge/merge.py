@@ -58,12 +58,10 @@ class MergeReport:
     # energy)
     energy: float
     energy_of_module: dict[str, float]
-    coefficient_sum_of_module: dict[
-        str, float
-    ]  # 1 for a mean, below for a shrunken one; empty for methods that look at entries
-    error_bound_of_module: dict[
-        str, float
-    ]  # where `buffer` cut while summing: |result - exact| is at most this share of |result|
+    # 1 for a mean, below for a shrunken one; empty for methods that look at entries
+    coefficient_sum_of_module: dict[str, float]
+    # where `buffer` cut while summing: |result - exact| is at most this share of |result|
+    error_bound_of_module: dict[str, float]
     soup: list[Step]  # what a greedy soup tried, in order
     notes: list[
         str
@@ -247,9 +245,8 @@ class Members:
     ids: list[str]  # folder name; where two agree, with the hash of the weights
     base: str | None
     revision: str | None
-    shapes: dict[
-        str, tuple[int, int]
-    ]  # [O, I] of every module that an adapter changes, sorted by name
+    # [O, I] of every module that an adapter changes, sorted by name
+    shapes: dict[str, tuple[int, int]]
     notes: list[str]
 
     @property

@@ -183,9 +183,8 @@ def config_of(merged: Path) -> str | None:
     base = read_record(merged / CONFIG, shapes.AdapterConfig).get("base_model_name_or_path")
     method = THEIRS.get(record["method"])
     paths = [str(Path(one["path"]).absolute()) for one in record["inputs"]]
-    embeds = any(
-        module.embedding for module in read_adapter(merged).modules.values()
-    )  # mergekit would change a tied head, too
+    # mergekit would change a tied head, too
+    embeds = any(module.embedding for module in read_adapter(merged).modules.values())
     if (
         method is None
         or not base

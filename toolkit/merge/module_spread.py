@@ -175,7 +175,8 @@ def _text(found: Modules) -> str:
     for title, rows in found.shown():
         lines.append(f" {title}")
         lines += [
-            f"  {row.name:<{width}}{number(row.share, '%'):>5} %  {_figure(row.spread):<22}{_ratio(row)}".rstrip()
+            f"  {row.name:<{width}}{number(row.share, '%'):>5} %  "
+            f"{_figure(row.spread):<22}{_ratio(row)}".rstrip()
             for row in rows
         ]
     if found.baseline:
@@ -191,9 +192,8 @@ def _text(found: Modules) -> str:
 
 
 def _figure(estimate: st.Estimate) -> str:
-    return f"{number(estimate.value)} {interval(estimate)}{'' if estimate.conclusive else '?'}".replace(
-        " ?", "?"
-    )
+    sign = "" if estimate.conclusive else "?"
+    return f"{number(estimate.value)} {interval(estimate)}{sign}".replace(" ?", "?")
 
 
 def _ratio(row: ModuleSpread) -> str:

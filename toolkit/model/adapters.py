@@ -2,9 +2,10 @@
 time.
 
     adapter_config.json          rank, alpha and the patterns from which each module's scale follows
-    adapter_model.safetensors    base_model.model.<module>.lora_A.weight [r, I] and .lora_B.weight [O, r]
-                                 of an embedding .lora_embedding_A [r, I] and .lora_embedding_B [O, r], I tokens
-                                 and, where peft found it right, a copy of base weights, .base_layer.weight
+    adapter_model.safetensors    base_model.model.<module>.lora_A.weight [r, I] and
+                                 .lora_B.weight [O, r]; of an embedding .lora_embedding_A [r, I]
+                                 and .lora_embedding_B [O, r], I tokens; and, where peft found it
+                                 right, a copy of base weights, .base_layer.weight
 
 Trainers that wrap a model leave their wrappers' parts in the names of tensors (`_orig_mod.` of
 torch.compile, `module.` of data parallelism); `plain_key` takes them off, so that one module has
@@ -73,8 +74,10 @@ it into the adapter.
 
 HARMLESS = frozenset(
     """
-    peft_type task_type auto_mapping base_model_name_or_path revision peft_version inference_mode unsloth_fixed
-    r lora_alpha use_rslora rank_pattern alpha_pattern fan_in_fan_out bias lora_dropout init_lora_weights
+    peft_type task_type auto_mapping base_model_name_or_path revision peft_version inference_mode
+    unsloth_fixed
+    r lora_alpha use_rslora rank_pattern alpha_pattern fan_in_fan_out bias lora_dropout
+    init_lora_weights
     target_modules exclude_modules layers_to_transform layers_pattern megatron_config megatron_core
     loftq_config eva_config corda_config lora_ga_config qalora_group_size runtime_config
     """.split()
@@ -190,9 +193,8 @@ class Adapter:
 
         def power(A: "Tensor", B: "Tensor", scale: float) -> float:
             A, B = A.double(), B.double()
-            return scale * float(
-                ((B.T @ B) * (A @ A.T)).sum()
-            )  # ||B A||^2, in squares of numbers that float64 holds
+            # ||B A||^2, in squares of numbers that float64 holds
+            return scale * float(((B.T @ B) * (A @ A.T)).sum())
 
         return all(power(*self.factors(name)) == 0 for name in self.modules)
 
@@ -215,9 +217,8 @@ class Adapter:
             x = torch.randn(
                 A.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)
             )
-            y = (
-                scale * (B @ (A @ x))
-            ).float() + 0.0  # the order of sums is forgotten, and the sign of zero
+            # the order of sums is forgotten, and the sign of zero
+            y = (scale * (B @ (A @ x))).float() + 0.0
             if y.any():
                 changes.update(name.encode() + y.numpy().tobytes())
                 changed = True
@@ -585,9 +586,8 @@ def write_folder(
     staging = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         staging.mkdir(parents=True)
-        data = save(
-            own, metadata={"format": "pt"}
-        )  # `save_file` does not say in a form for programs why the disk refused
+        # `save_file` does not say in a form for programs why the disk refused
+        data = save(own, metadata={"format": "pt"})
         (staging / weights).write_bytes(data)
         for name, text in files.items():
             (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)

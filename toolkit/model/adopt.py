@@ -3,7 +3,8 @@ it had trained them.
 
     CONDITION/
       population.json       design "given": which folder is which replica
-      replicas/00017/       links to the adapter's two files, and replica.json with their hashes and where they are
+      replicas/00017/       links to the adapter's two files, and replica.json with their hashes
+                            and where they are
 
 From there on nothing asks who trained them: they are merged, let answer and measured as any
 population. A file that changes no longer agrees with its hash, so the adapter is taken anew and

@@ -164,9 +164,8 @@ def why_not(error: Exception) -> str:
             "needs code that comes with it (`auto_map`), which is never run: name a base of a "
             "kind that transformers knows itself"
         )
-    reason = " ".join(str(error).split()).split(". ")[
-        0
-    ]  # the first sentence; what follows is advice for library authors
+    # the first sentence; what follows is advice for library authors
+    reason = " ".join(str(error).split()).split(". ")[0]
     return f"is no folder with a causal LM, and not to be had from a hub: {reason}"
 
 
@@ -263,9 +262,8 @@ def _four_bits(device: str) -> dict[str, Any]:
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise BaseError("`dtype: nf4` needs bitsandbytes: pip install 'ftk[4bit]'")
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # it warns of a faster kernel that it would have fetched
+    # it warns of a faster kernel that it would have fetched
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     compute = (
         torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     )

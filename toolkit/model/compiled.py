@@ -41,17 +41,15 @@ def attention_by_products(
     [N, H, T, D] -> [N, T, H, D].
     """
     N, H, T, D = query.shape
-    kv = key.shape[
-        1
-    ]  # fewer than H where several query heads share keys and values: theirs is one taller product
+    # fewer than H where several query heads share keys and values: theirs is one taller product
+    kv = key.shape[1]
     q = query.reshape(N, kv, H // kv * T, D)
     scores = (torch.matmul(q, key.transpose(2, 3)).float() * (scaling or D**-0.5)).view(
         N, kv, H // kv, T, T
     )
     if attention_mask is None:
-        hidden = torch.full((T, T), -torch.inf, device=query.device).triu(
-            1
-        )  # added: compiled code is fast at sums, not at choices
+        # added: compiled code is fast at sums, not at choices
+        hidden = torch.full((T, T), -torch.inf, device=query.device).triu(1)
     else:
         hidden = torch.zeros(attention_mask.shape, device=query.device).masked_fill(
             ~attention_mask, -torch.inf
@@ -89,9 +87,8 @@ def compiled_layers(model: nn.Module, names: Iterable[str], length: int) -> Iter
     torch._inductor.config.compile_threads = (
         1  # here: the processes of a pool would outlive a worker that is killed
     )
-    torch._dynamo.config.recompile_limit = max(
-        torch._dynamo.config.recompile_limit, 64
-    )  # conditions of a run have shapes of their own
+    # conditions of a run have shapes of their own
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for layer in layers:
         layer.compile(dynamic=False, fullgraph=True)
     try:

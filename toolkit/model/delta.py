@@ -48,9 +48,8 @@ def _blocks(
     """Stacked w_k s_k A_k and B_k, about max(BLOCK, O, I) ranks at a time; and the dtype to
     multiply a block in, None for the last one.
     """
-    held: list[
-        tuple[Tensor, Tensor, float]
-    ] = []  # as they are stored: in float64 they would be read and written three times
+    # as they are stored: in float64 they would be read and written three times
+    held: list[tuple[Tensor, Tensor, float]] = []
 
     def block(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         A = torch.cat([A.detach().to("cpu", dtype) * factor for A, _, factor in held])

@@ -49,11 +49,12 @@ def own_code(model: nn.Module, where: str = "its forward pass") -> Iterator[None
         ) from error
 
 
+# splitmix64, as signed int64
 _GOLDEN, _MIX1, _MIX2 = (
     -7046029254386353131,
     -4658895280553007687,
     -7723592293110705685,
-)  # splitmix64, as signed int64
+)
 
 
 def _weyl(n: int) -> int:
@@ -68,9 +69,8 @@ def _mix(z: Tensor) -> Tensor:
     shifted = torch.empty_like(z)
     for bits, factor in ((30, _MIX1), (27, _MIX2), (31, 1)):
         torch.bitwise_right_shift(z, bits, out=shifted)
-        z ^= shifted.bitwise_and_(
-            (1 << (64 - bits)) - 1
-        )  # the mask makes the arithmetic shift a logical one
+        # the mask makes the arithmetic shift a logical one
+        z ^= shifted.bitwise_and_((1 << (64 - bits)) - 1)
         if factor != 1:
             z *= factor
     return z
@@ -98,9 +98,8 @@ class CounterDropout:
     @step.setter
     def step(self, step: int) -> None:
         self._step = step
-        self._key_R = _mix(
-            self.seed_R + _weyl(step + 1)
-        )  # a tensor, so that compiled code is the same at every step
+        # a tensor, so that compiled code is the same at every step
+        self._key_R = _mix(self.seed_R + _weyl(step + 1))
 
     def keep(
         self, module: int | Tensor, n: int, width: int, dtype: torch.dtype = torch.float32
@@ -113,9 +112,8 @@ class CounterDropout:
         key_R = _mix(self._key_R + (_weyl(module + 1) if isinstance(module, int) else module))
         count = (n * width + 1) // 2
         counter = torch.arange(1, count + 1, device=key_R.device) * _GOLDEN
-        lanes = _mix(counter + key_R[:, None]).view(
-            torch.int32
-        )  # two lanes a hash: compiled code has no vectors of anything smaller
+        # two lanes a hash: compiled code has no vectors of anything smaller
+        lanes = _mix(counter + key_R[:, None]).view(torch.int32)
         # -1 below the threshold and 0 above, without a comparison: compiled code is slow to store
         # what is true or false
         lanes.bitwise_and_(0x7FFFFFFF).sub_(self._threshold).bitwise_right_shift_(31).add_(1)
@@ -179,9 +177,8 @@ class _Adapt(torch.autograd.Function):
         grad_RnO = grad.reshape(len(A_RrI), -1, grad.shape[-1]).to(A_RrI.dtype)
         grad_h = torch.bmm(grad_RnO, B_ROr).mul_(ctx.scale)
         grad_B = torch.bmm(h_Rnr.transpose(1, 2), grad_RnO).mul_(ctx.scale).transpose(1, 2)
-        grad_A = (
-            torch.bmm(grad_h.transpose(1, 2), x_RnI) if ctx.needs_input_grad[2] else None
-        )  # A may be frozen
+        # A may be frozen
+        grad_A = torch.bmm(grad_h.transpose(1, 2), x_RnI) if ctx.needs_input_grad[2] else None
         grad_x = None
         if ctx.needs_input_grad[1]:  # the first layers stand on frozen embeddings
             grad_x = torch.bmm(grad_h, A_RrI)
@@ -317,9 +314,8 @@ def target_modules(model: nn.Module, targets: str | Iterable[str]) -> dict[str, 
                 f"target {target!r} {why}; linear layers of this base: {', '.join(kinds)}"
             )
         found |= matches
-    return {
-        name: m for name, m in linear.items() if name in found
-    }  # the model's order, not the list's
+    # the model's order, not the list's
+    return {name: m for name, m in linear.items() if name in found}
 
 
 def lora_scale(rank: int, alpha: float, rslora: bool) -> float:

@@ -34,9 +34,8 @@ class StackedEmbedding:
         R = len(self.A_RrI)
         ids_Rn = args[0].reshape(R, -1)
         h_Rnr = self.A_RrI[torch.arange(R, device=ids_Rn.device)[:, None], :, ids_Rn]
-        factor = getattr(
-            module, "embed_scale", 1.0
-        )  # Gemma multiplies what it looks up, and peft what the adapter adds
+        # Gemma multiplies what it looks up, and peft what the adapter adds
+        factor = getattr(module, "embed_scale", 1.0)
         change_RnO = self.scale * factor * torch.bmm(h_Rnr, self.B_ROr.transpose(1, 2))
         return y + change_RnO.view(y.shape).to(y.dtype)
 

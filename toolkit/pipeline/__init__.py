@@ -1,6 +1,7 @@
 """The arrows of ftk in order: read `run` in `stages` first, then the stage that concerns you.
 
-    recipe -> plan -> train -> population -> merge / ensemble -> predict -> outcomes -> statistics -> results -> report
+    recipe -> plan -> train -> population -> merge / ensemble -> predict
+           -> outcomes -> statistics -> results -> report
 
 Every arrow leaves files in the run folder, and every stage skips what it finds finished there.
 """

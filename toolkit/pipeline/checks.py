@@ -201,9 +201,8 @@ def check_lengths(
     """Refuse rows and prompts that are longer than the base: it would fail on them, or answer
     nonsense.
     """
-    limit = (
-        base.max_positions or 10**9
-    )  # even so, every row and prompt is read here: its template or tokens may refuse it
+    # even so, every row and prompt is read here: its template or tokens may refuse it
+    limit = base.max_positions or 10**9
     longest = (
         max((len(example.ids) for example in training_examples(recipe, device)), default=0)
         if recipe.data.train

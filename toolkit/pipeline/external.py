@@ -220,9 +220,8 @@ def check_target(target: Path, of: Mapping[str, str], force: bool) -> None:
     of: the merge that would go there, see `planned`.
     """
     record = target / "merge.json"
-    known = (
-        merged_of(read_json(record)) if is_record(record, shapes.Merge) else None
-    )  # older versions say it there alone
+    # older versions say it there alone
+    known = merged_of(read_json(record)) if is_record(record, shapes.Merge) else None
     check_claim(target, MERGED, of, known=known, force=force)
     if not force:
         check_card(target)

@@ -88,9 +88,8 @@ def open_run(
                     "different processors did the work, and may round differently: "
                     f"{', '.join(sorted(at_work.machines))}"
                 )
-        remove_leftovers(
-            folder
-        )  # of workers that were killed in this one, and whose work others did
+        # of workers that were killed in this one, and whose work others did
+        remove_leftovers(folder)
 
 
 def check_folder(recipe: Recipe, folder: Path, base: Base, device: str) -> None:
@@ -155,9 +154,8 @@ def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: 
         check_given(folder / name)
     if then != recipe:
         for name, condition in recipe.trained.items():
-            told = (
-                folder / name / LEDGER
-            ).is_file() or not condition.teacher  # a student's own record is of its teachers, too
+            # a student's own record is of its teachers, too
+            told = (folder / name / LEDGER).is_file() or not condition.teacher
             if told and any((folder / name).glob(f"replicas/*/{RECORD}")):
                 check_population(folder / name, training_plan(recipe, name, device)[1])
 

@@ -143,9 +143,8 @@ def _unit(
     teachers: Sequence[Teaching],
 ) -> TrainingUnit:
     condition = job.recipe.trained[name]
-    slots = range(
-        stack * plan.stack, (stack + 1) * plan.stack
-    )  # one that is there for the shape alone may have any teacher
+    # one that is there for the shape alone may have any teacher
+    slots = range(stack * plan.stack, (stack + 1) * plan.stack)
     learns_from = (
         tuple(teachers[condition.group_of(r) % len(teachers)].adapters for r in slots)
         if teachers
@@ -227,14 +226,12 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     )
     asked = condition.compile or recipe.compile
     worth = asked == "always" or asked == "auto" and pays_to_compile(plan, base.parameters)
-    eager = (
-        condition.method == "full" or (condition.dtype or recipe.dtype) == "nf4"
-    )  # not made for compiled code
+    # not made for compiled code
+    eager = condition.method == "full" or (condition.dtype or recipe.dtype) == "nf4"
     plan = replace(plan, compiled=worth and not eager)
     if piece := head_piece(plan, base.model.config.get_text_config().vocab_size, device):
-        frozen = (
-            condition.method != "full" and not condition.teacher
-        )  # else the head learns, or the teacher speaks of all logits
+        # else the head learns, or the teacher speaks of all logits
+        frozen = condition.method != "full" and not condition.teacher
         plan = replace(plan, piece=piece if frozen and plain_head(base.model) else 0)
     data = [(e.ids, e.loss_mask) for e in examples]
     defining = {

@@ -66,9 +66,8 @@ def verify(
     where that is empty, different bits are a defect. Raises RunError in one line when there is
     nothing to verify, or when recipe, data or base are not what trained the replicas.
     """
-    recipe = open_folder(
-        folder, as_it_is=True
-    )  # what trained the replicas is told by their fingerprints
+    # what trained the replicas is told by their fingerprints
+    recipe = open_folder(folder, as_it_is=True)
     names = list(conditions) or [
         name for name in recipe.trained if (folder / name / "replicas").is_dir()
     ]

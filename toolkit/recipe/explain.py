@@ -38,9 +38,8 @@ BLOCKS: Blocks = {
 
 def _fields_at(path: Path_, blocks: Blocks) -> list[str]:
     """Keys of the block that a path leads to."""
-    named = (
-        {"conditions": 1, "thresholds": 2, "replicas": 2}.get(str(path[0])) if path else None
-    )  # blocks with keys of the user's own
+    # blocks with keys of the user's own
+    named = {"conditions": 1, "thresholds": 2, "replicas": 2}.get(str(path[0])) if path else None
     steps = [
         "NAME" if i == named else step for i, step in enumerate(path) if not isinstance(step, int)
     ]
@@ -122,10 +121,11 @@ def _wrong_value(errors: list[ErrorDetails]) -> str:
 
 def _place(error: ErrorDetails) -> Path_:
     path = tuple(error.get("ctx", {}).get("path", error["loc"]))
+    # no step of the document
     kind = path[:1] == ("conditions",) and path[2:3] in (
         ("trained",),
         ("given",),
-    )  # no step of the document
+    )
     return (*path[:2], *path[3:]) if kind else path
 
 
@@ -148,12 +148,10 @@ def explain(
         for step in path:  # branches of a union are steps that the document does not have
             place = (*place, step) if (*place, step) in lines else place
         found.setdefault((*place, *path[-1:]) if e["type"] == "missing" else place, []).append(e)
-    place = min(
-        found, key=lambda p: found[p][0]["type"] != "extra_forbidden"
-    )  # a typo explains a missing key
-    place = max(
-        (p for p in found if p[: len(place)] == place), key=len
-    )  # the part of a value that is wrong, rather than all of it
+    # a typo explains a missing key
+    place = min(found, key=lambda p: found[p][0]["type"] != "extra_forbidden")
+    # the part of a value that is wrong, rather than all of it
+    place = max((p for p in found if p[: len(place)] == place), key=len)
     errors, field = found[place], ".".join(map(str, place))
     if errors[0]["type"] == "extra_forbidden":
         message = _unknown_key(place, lines, blocks)

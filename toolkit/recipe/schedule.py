@@ -12,25 +12,29 @@ from typing import Any
 
 from toolkit.recipe import Condition
 
+# a step of this many tokens suits the caches of a core, or fills a large GPU
 CPU_TOKENS, GPU_TOKENS = (
     3072,
     32768,
-)  # a step of this many tokens suits the caches of a core, or fills a large GPU
+)
 COMPILED_WORK = (
     5e11  # floating-point operations of a stack: some ten seconds, as long as it takes to compile
 )
+# of the weights of whole models on one worker; a large base is trained alone
 CPU_BYTES, GPU_BYTES = (
     2**31,
     2**35,
-)  # of the weights of whole models on one worker; a large base is trained alone
+)
+# a weight by itself; in training with its gradient and two moments, all in float32
 WEIGHT_BYTES, TRAINED_BYTES = (
     4,
     16,
-)  # a weight by itself; in training with its gradient and two moments, all in float32
+)
+# numbers at the output head that are formed at a time where a step has PIECES times as many
 CPU_LOGITS, GPU_LOGITS = (
     2**26,
     2**29,
-)  # numbers at the output head that are formed at a time where a step has PIECES times as many
+)
 PIECES = 4
 SOFT_TARGET_BYTES = 2**30
 """what a worker may keep of its teachers' distributions; above it they are computed again at every
@@ -149,9 +153,8 @@ def soft_target_bytes(
     per_group = (
         condition.students if condition.teacher and condition.teacher.groups == "fresh" else stack
     )
-    groups = min(
-        stack, math.ceil(stack / per_group) + (stack % per_group > 0)
-    )  # a group may reach over the edge of a stack
+    # a group may reach over the edge of a stack
+    groups = min(stack, math.ceil(stack / per_group) + (stack % per_group > 0))
     return groups * sum(targets) * vocabulary * 4
 
 

@@ -27,9 +27,8 @@ def migrate(document: dict[str, Any]) -> dict[str, Any]:
     if written > 1:
         return document
     if all(key in document for key in RESOLVED):
-        document.setdefault(
-            "compile", "never"
-        )  # it was not there to be asked for, and is a part of the bits
+        # it was not there to be asked for, and is a part of the bits
+        document.setdefault("compile", "never")
     if isinstance(document.get("mitigations"), list):
         document["mitigations"] = [_without_density(one) for one in document["mitigations"]]
     if isinstance(document.get("conditions"), dict):

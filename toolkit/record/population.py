@@ -39,12 +39,10 @@ class Replica:
         None  # of a core (CPU) or of the device, its share of the stack's training
     )
     fingerprint: str = ""
-    sha256: dict[str, str] = field(
-        default_factory=dict
-    )  # file, relative to the replica's folder -> hash
-    energy: dict[str, float] = field(
-        default_factory=dict
-    )  # average -> share of the squared norm that its rank keeps
+    # file, relative to the replica's folder -> hash
+    sha256: dict[str, str] = field(default_factory=dict)
+    # average -> share of the squared norm that its rank keeps
+    energy: dict[str, float] = field(default_factory=dict)
     machine: str = ""  # what did the work, as far as it can change bits; see `environment.machine`
     source: str = ""  # folder of an adapter that was there already; its seeds are not known
 

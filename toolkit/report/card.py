@@ -324,7 +324,8 @@ def _front(base: str | None, tags: list[str], relation: str = "adapter") -> str:
         else {}
     )
     library = "peft" if relation == "adapter" else "transformers"
-    return f"---\n{ModelCardData(library_name=library, pipeline_tag='text-generation', tags=tags, **known).to_yaml()}\n---\n"
+    data = ModelCardData(library_name=library, pipeline_tag="text-generation", tags=tags, **known)
+    return f"---\n{data.to_yaml()}\n---\n"
 
 
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)

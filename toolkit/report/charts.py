@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Okabe & Ito: safe for colour-blind readers
 COLOURS = (
     "#1b1b1b",
     "#0072b2",
@@ -25,7 +26,7 @@ COLOURS = (
     "#cc79a7",
     "#7f6a00",
     "#56b4e9",
-)  # Okabe & Ito: safe for colour-blind readers
+)
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 GREY = "#767676"
 INCH = 96.0  # CSS pixels
@@ -110,9 +111,8 @@ def accuracies(panels: Mapping[str, tuple[Sequence[float], float | None, int]]) 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for ax, (shift, (scores, base, n_prompts)) in zip(axes, panels.items(), strict=True):
-            step = (
-                max(1, round(0.01 * n_prompts)) / n_prompts
-            )  # whole prompts per bar: no comb from rounding
+            # whole prompts per bar: no comb from rounding
+            step = max(1, round(0.01 * n_prompts)) / n_prompts
             counts: dict[int, int] = {}
             for score in scores:
                 counts[round(score / step)] = counts.get(round(score / step), 0) + 1
@@ -273,9 +273,8 @@ def against_setting(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Dot,
             runs = {at: n for points in lines.values() for at, _, n in points}
             wide = min(runs) > 0 and max(runs) / min(runs) >= 5
             for i, (shift, points) in enumerate(lines.items()):
-                apart = (
-                    i - (len(lines) - 1) / 2
-                ) * 0.03  # intervals at the same value stand side by side
+                # intervals at the same value stand side by side
+                apart = (i - (len(lines) - 1) / 2) * 0.03
                 at = [
                     x * (1 + 2 * apart) if wide else x + apart * (max(runs) - min(runs))
                     for x, _, _ in points
@@ -445,9 +444,8 @@ def _dots(
     for at, dot, _ in known:
         if dot.low is not None and dot.high is not None:
             low = max(dot.low, 1e-9) if logarithmic else dot.low
-            low = (
-                dot.high / 2 if logarithmic and not dot.value else low
-            )  # all the way down would shout louder than the values
+            # all the way down would shout louder than the values
+            low = dot.high / 2 if logarithmic and not dot.value else low
             ax.plot(
                 *([low, dot.high], [at, at]) if horizontal else ([at, at], [low, dot.high]),
                 color=colour,
@@ -518,9 +516,8 @@ def _svg(draw, width: float, height: float, description: str) -> str:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # of signs that the font has not, which the reader's font draws
+        # of signs that the font has not, which the reader's font draws
+        warnings.simplefilter("ignore", UserWarning)
         matplotlib.rcdefaults()  # and not what a matplotlibrc in the working directory says
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(width / INCH, height / INCH), layout="constrained")

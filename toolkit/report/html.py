@@ -499,7 +499,8 @@ def _row(results: Results, procedure: Procedure, width: int) -> str:
         c.kept.value for c in cells if c and c.collapsed and c.kept and c.kept.value is not None
     ]
     kept = min(lost) if lost else at_home.kept.value if at_home and at_home.kept else None
-    return f"{line}{ratio}{change.rjust(max(27 - len(ratio), len(change) + 1))}{number(kept):>6}{'!' * bool(lost)}".rstrip()
+    moved = change.rjust(max(27 - len(ratio), len(change) + 1))
+    return f"{line}{ratio}{moved}{number(kept):>6}{'!' * bool(lost)}".rstrip()
 
 
 def _below(results: Results, condition: ConditionResult) -> list[str]:
@@ -653,7 +654,8 @@ def _criteria_lines(results: Results) -> list[str]:
     for j in results.judgements:
         who = f"{j.condition}, {_procedure_name(results, j)}"
         lines.append(
-            f"{j.verdict:<12} {j.criterion} ({j.where}: {j.limit}): {who} {_short(j.estimate, '%')}".rstrip()
+            f"{j.verdict:<12} {j.criterion} ({j.where}: {j.limit}): {who} "
+            f"{_short(j.estimate, '%')}".rstrip()
         )
     return [*lines, ""] if lines else []
 

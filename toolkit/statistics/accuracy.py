@@ -207,11 +207,10 @@ class AccuracySpread:
 
     sd: standard deviation over replicas of the accuracy on this suite.
     noise: sqrt(c / 2n), the sd that runs show when each prompt falls right or wrong independently
-    of the others; c is
-        the disagreement in correctness. None without disagreement.
+        of the others; c is the disagreement in correctness. None without disagreement.
     excess: sd / noise. 1 = test-set noise only; clearly above 1 = runs that differ in quality.
-    distribution_variance: variance between runs of the accuracy on a suite without end. Unclipped: it may come out
-        negative.
+    distribution_variance: variance between runs of the accuracy on a suite without end.
+        Unclipped: it may come out negative.
     """
 
     sd: Estimate

@@ -19,7 +19,7 @@ from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out, pair_var
 Clusters = np.ndarray | Sequence[int] | None
 
 NO_WIDTH = 1e-9  # a half-width below this is rounding
-# # chance agreement is estimated from the same clusters: 12 to 15 of them covered 86 to 90 %
+# chance agreement is estimated from the same clusters: 12 to 15 of them covered 86 to 90 %
 MIN_EFFECTIVE_KAPPA = 20.0
 RUNS_PER_FRESH_RUN = (
     2  # what n fresh runs do together was seen to be covered from this many times n replicas on
@@ -60,9 +60,8 @@ def fleiss_kappa(
         code_RP = np.unique(answer_RP, return_inverse=True)[1].reshape(answer_RP.shape)
     weight_RP = np.where(present_RP, 1.0 / (n_P * n_prompts), 0.0)
     share_V = np.bincount(code_RP.ravel(), weights=weight_RP.ravel())
-    common_RP = np.where(
-        present_RP, share_V[code_RP], 0.0
-    )  # the share that this answer has among all answers
+    # the share that this answer has among all answers
+    common_RP = np.where(present_RP, share_V[code_RP], 0.0)
     common_P = common_RP.sum(axis=0)
     chance = float(share_V @ share_V)
     if np.count_nonzero(share_V) < 2:

@@ -68,10 +68,14 @@ def behaviour_components(
     y. So in the random-effects model of `crossed`, with an effect for every set of factors, the
     effects split D itself, without a factor. Two runs that share the factors S and no other differ
     as if the effects of all sets within S were not there:
-        D_S = D_fresh - sum over T within S of part_T, and by Moebius inversion part_T = sum over S within T of (-1)^(|T|-|S|+1) D_S.
-    With two factors: init = D_fresh - D_same_init, order = D_fresh - D_same_order, residual = D_same_init + D_same_order - D_fresh
-    (interaction and numerics); with repeats numerics = D_same_both, interaction = residual - numerics. Each D is a mean over all
-    pairs of its kind (a U-statistic, unbiased), then over prompts; cells need not be full or equal, but pairs of every kind must be there.
+        D_S = D_fresh - sum over T within S of part_T, and by Moebius inversion
+        part_T = sum over S within T of (-1)^(|T|-|S|+1) D_S.
+
+    With two factors: init = D_fresh - D_same_init, order = D_fresh - D_same_order,
+    residual = D_same_init + D_same_order - D_fresh (interaction and numerics); with repeats
+    numerics = D_same_both, interaction = residual - numerics. Each D is a mean over all pairs of
+    its kind (a U-statistic, unbiased), then over prompts; cells need not be full or equal, but
+    pairs of every kind must be there.
 
     Resampled: levels of each factor (delete one level with all its runs), and prompts (clusters),
     each with the t quantile of its own degrees of freedom. The noise of single answers enters

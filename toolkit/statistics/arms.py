@@ -30,7 +30,7 @@ from toolkit.statistics.intervals import (
 )
 from toolkit.statistics.pairs import second_order
 
-# # seen to cover in simulation from here, where runs differ by at most 1 on the logit of an answer
+# seen to cover in simulation from here, where runs differ by at most 1 on the logit of an answer
 MIN_GROUPS = 3
 SAME_RATIO = 1.25  # ratios within [0.8, 1.25] are called practically no change
 SAME_SHARE = 0.01  # and so are differences of at most one percentage point

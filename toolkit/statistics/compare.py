@@ -287,9 +287,10 @@ def _disagreements(
     if sums is None:
         return None
     share_GG, share_RR = shares_b.shares(), shares_a.shares()
+    # the first so many
     seen = [
         group for g, group in enumerate(groups) if g < len(share_GG) and group[-1] < len(share_RR)
-    ]  # the first so many
+    ]
     of_pairs = (
         between_groups(share_GG, [np.array([g]) for g in range(len(seen))]),
         between_groups(share_RR, seen),

@@ -172,9 +172,8 @@ def crossed_grid(score: np.ndarray, names: Sequence[str], *, level: float = 0.95
     else:
         table[RESIDUAL] = table.pop(called.pop())
         sets.pop()
-    lines = sets + [tuple(range(factors))] * (
-        repeats == 1
-    )  # the sets that have a mean square of runs' means
+    # the sets that have a mean square of runs' means
+    lines = sets + [tuple(range(factors))] * (repeats == 1)
     line = called + [RESIDUAL] * (repeats == 1)
     weights: dict[str, dict[str, float]] = {}
     for s, name in zip(sets, called, strict=True):

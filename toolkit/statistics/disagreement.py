@@ -29,7 +29,7 @@ from toolkit.statistics.intervals import (
 from toolkit.statistics.outliers import Differing, odd_note
 from toolkit.statistics.pairs import PairShares, count_pairs, leave_one_out
 
-# # From 3 replicas the interval was seen to cover in simulation, where runs differ by up to 1 on
+# From 3 replicas the interval was seen to cover in simulation, where runs differ by up to 1 on
 # the logit of an answer.
 MIN_REPLICAS = 3
 MIN_LEVELS = 5  # of a source that runs share; with fewer, intervals are next to endless

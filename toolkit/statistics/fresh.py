@@ -124,9 +124,8 @@ def disagreement_by_kind(
     the runs of each level [level, P].
     """
     agreeing = _pairs(answer_RP, level_FR, group_SR)
-    pairs = _pairs(
-        np.minimum(answer_RP, 0), level_FR, group_SR
-    )  # where all answers are the same, all pairs agree
+    # where all answers are the same, all pairs agree
+    pairs = _pairs(np.minimum(answer_RP, 0), level_FR, group_SR)
     return [
         {
             shared: 1 - np.where(n[shared] > 0, k[shared] / np.maximum(n[shared], 1), np.nan)

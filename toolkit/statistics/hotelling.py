@@ -8,7 +8,7 @@ import numpy as np
 
 from toolkit.statistics.control import ALPHA
 
-# # simulated T2 values behind a calibrated limit: its rate of 0.27 % is then known to a tenth
+# simulated T2 values behind a calibrated limit: its rate of 0.27 % is then known to a tenth
 DRAWS = 40_000
 
 

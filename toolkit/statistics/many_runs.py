@@ -42,9 +42,8 @@ def deviation(
         )
         if here_R.sum() < 2:
             continue
-        majority_V = np.empty(
-            len(codes), dtype=np.int64
-        )  # among the others, for a run that gave answer V
+        # among the others, for a run that gave answer V
+        majority_V = np.empty(len(codes), dtype=np.int64)
         for v in range(len(codes)):
             others_V = count_V.copy()
             others_V[v] -= 1

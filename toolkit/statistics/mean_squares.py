@@ -13,7 +13,7 @@ METHOD = (
     "for heavy tails"
 )
 RESIDUAL = "residual"
-# # runs: with fewer, one run far off the others upsets the residual, and two equal sources cannot
+# runs: with fewer, one run far off the others upsets the residual, and two equal sources cannot
 # be ranked
 SMALL = 64
 ROUNDING = 1e-12  # deviations below this share of the scores are rounding

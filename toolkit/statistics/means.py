@@ -12,10 +12,10 @@ from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters, verdict
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import effective, log_jackknife, t_quantile, two_way
 
-# # the variance part of a loss, where runs move all prompts together, was seen to be covered from
+# the variance part of a loss, where runs move all prompts together, was seen to be covered from
 # here
 MIN_REPLICAS_VARIANCE = 30
-# # A figure that few prompts make up is not covered. Counted is (sum)^2 / (sum of squares) over
+# A figure that few prompts make up is not covered. Counted is (sum)^2 / (sum of squares) over
 # prompts or clusters.
 MIN_EFFECTIVE = 30
 MIN_EFFECTIVE_LOSS = 20  # of losses, and of shares that prompts flip

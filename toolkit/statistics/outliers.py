@@ -6,9 +6,12 @@ those know least. Ratios of variances are, below MIN_RUNS_ODD runs. Three things
 with one rule; spread = 1.4826 times the median absolute deviation, the standard deviation of normal
 values:
 
-    a number on either side  `far_from_median`   more than 6 spreads off the median; nothing can be told of fewer than 8 numbers
-    a distance, 0 at best    `far_from_centre`   more than 2.5 medians, and 8 spreads (12 for rates of single events) above the median
-    a share that differs     `odd_replicas`      more than 2 medians, and 6 spreads above it, counting on the prompts at hand allowed for
+    a number on either side  `far_from_median`   more than 6 spreads off the median;
+                                                 nothing can be told of fewer than 8 numbers
+    a distance, 0 at best    `far_from_centre`   more than 2.5 medians, and 8 spreads (12 for
+                                                 rates of single events) above the median
+    a share that differs     `odd_replicas`      more than 2 medians, and 6 spreads above it,
+                                                 counting on the prompts at hand allowed for
 """
 
 import math

@@ -10,7 +10,7 @@ import numpy as np
 
 from toolkit.statistics.arrays import blocks
 
-# # 2^64 / golden ratio, odd: its multiples spread evenly (Knuth, TAOCP 3, 6.4)
+# 2^64 / golden ratio, odd: its multiples spread evenly (Knuth, TAOCP 3, 6.4)
 HASH = 0x9E3779B97F4A7C15
 
 
@@ -153,9 +153,8 @@ def leave_group_out(
 def _same_answer(answer_RP: np.ndarray) -> np.ndarray:
     """How many replicas gave the answer of (r, i) to prompt i, itself included."""
     n_prompts = answer_RP.shape[1]
-    n_codes = (
-        int(answer_RP.max(initial=-1)) + 2
-    )  # missing cells count among themselves in slot 0; the caller ignores them
+    # missing cells count among themselves in slot 0; the caller ignores them
+    n_codes = int(answer_RP.max(initial=-1)) + 2
     key_RP = (answer_RP.astype(np.int64) + 1) + n_codes * np.arange(n_prompts)
     if n_codes * n_prompts <= 8 * answer_RP.size + 1024:
         return np.bincount(key_RP.ravel(), minlength=n_codes * n_prompts)[key_RP]

@@ -130,9 +130,8 @@ def interval_spread(disagreement: Estimate) -> Spread | None:
     def logit(p: float) -> float:
         return math.log(p / (1 - p)) if 0 < p < 1 else math.copysign(math.inf, p - 0.5)
 
-    half = (
-        value * (1 - value) * min(logit(high) - logit(value), logit(value) - logit(low))
-    )  # one end may be a zero-event bound
+    # one end may be a zero-event bound
+    half = value * (1 - value) * min(logit(high) - logit(value), logit(value) - logit(low))
     t_runs, t_prompts = (
         t_quantile(disagreement.level, n - 1),
         t_quantile(disagreement.level, prompts - 1),

@@ -14,10 +14,11 @@ from toolkit.statistics.mean_squares import RESIDUAL, SMALL
 from toolkit.statistics.outliers import far_from_median
 
 METHOD = "REML, profile likelihood widened for heavy tails"
+# log variances, in units of the variance of the scores; LEAST counts as 0
 LEAST, MOST = (
     math.log(1e-7),
     math.log(1e4),
-)  # log variances, in units of the variance of the scores; LEAST counts as 0
+)
 INSIDE = -2.0
 
 
@@ -71,9 +72,8 @@ def reml(
     suspect = f"a level of {odd[0]} stands far off the others: did its runs fail?" if odd else ""
     estimates = {}
     for i, (name, x) in enumerate(zip(names, draws, strict=True)):
-        tails = (
-            1 + (max(moments(x)[1], 0.0) + 0.5 * math.sqrt(24 / len(x))) / 2
-        )  # half a standard error more, as in mean_square
+        # half a standard error more, as in mean_square
+        tails = 1 + (max(moments(x)[1], 0.0) + 0.5 * math.sqrt(24 / len(x))) / 2
         without = best.copy()
         without[i] = LEAST
         value = (
@@ -113,9 +113,8 @@ def mixed_up(incidence: list[np.ndarray]) -> bool:
     scores, depend on each other.
     """
     centred = [Z - Z.mean(axis=0) for Z in incidence]
-    alone = [
-        float(np.sum(Z**2)) for Z in centred
-    ]  # inner product of Z Z' with the residual's covariance
+    # inner product of Z Z' with the residual's covariance
+    alone = [float(np.sum(Z**2)) for Z in centred]
     gram = np.empty((len(centred) + 1,) * 2)
     gram[:-1, :-1] = [[float(np.sum((one.T @ two) ** 2)) for two in centred] for one in centred]
     gram[-1, :-1] = gram[:-1, -1] = alone
@@ -189,9 +188,8 @@ class _Model:
         # near the border the ground is flat: a fit that began there would stay there
         first = np.full(parts, -math.log(parts)) if start is None else np.maximum(start, INSIDE)
         bounds = [(LEAST, MOST)] * len(free)
-        options = (
-            {} if fixed is None else {"ftol": 1e-7}
-        )  # a profile need not be known better than to a thousandth
+        # a profile need not be known better than to a thousandth
+        options = {} if fixed is None else {"ftol": 1e-7}
         found = minimize(
             free_deviance, first[free], jac=True, method="L-BFGS-B", bounds=bounds, options=options
         )

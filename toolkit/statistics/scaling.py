@@ -34,7 +34,7 @@ from toolkit.statistics.pairs import count_pairs, leave_group_out
 
 MIN_BLOCKS = 5  # the intervals were seen to cover from here
 EXTRAPOLATE = 4  # times the largest K measured; beyond, no curve is drawn
-# # sizes whose exponent the extrapolation of disagreement goes on with: the exponent changes with K
+# sizes whose exponent the extrapolation of disagreement goes on with: the exponent changes with K
 LAST = 3
 ROUNDING = 1e-12  # an interval narrower than this against its ends is no interval
 SMOOTH = 0.5  # power of K by which disagreement falls where margins have a smooth density about 0
@@ -349,9 +349,8 @@ class _Table:
                 weight_K = law_2K[0] + law_2K[1] / k**power
                 other = min(1.0, max(0.0, float(weight_K @ self.d_K)))
                 other_low, other_high = share_interval(other, self.parts(weight_K), level)
-                least = (
-                    last.low * (last.k / k) ** SMOOTH
-                )  # what the exponent may still rise to, from the largest size measured
+                # what the exponent may still rise to, from the largest size measured
+                least = last.low * (last.k / k) ** SMOOTH
                 low, high = (
                     min(low or 0.0, other_low or 0.0, least),
                     max(high or 0.0, other_high or 0.0),
@@ -478,9 +477,8 @@ def _law(size_K: np.ndarray, group_K: np.ndarray, value_K: np.ndarray) -> np.nda
     for _ in range(30):
         weighted_2K = term_K2.T * (group_K - 1) / (2 * fitted_K**2)
         weight_2K = np.linalg.solve(weighted_2K @ term_K2, weighted_2K)
-        fitted_K = np.maximum(
-            term_K2 @ weight_2K @ value_K, value_K / 4
-        )  # a fit near 0 would get all the weight
+        # a fit near 0 would get all the weight
+        fitted_K = np.maximum(term_K2 @ weight_2K @ value_K, value_K / 4)
     return weight_2K
 
 

@@ -27,7 +27,7 @@ Clusters = np.ndarray | Sequence[int] | None
 MIN_REPLICAS_ABSOLUTE = (
     20  # an ICC that counts the variance between runs was seen to be covered from here
 )
-# # of the variance between prompts: about 180 prompts with normal scores, 600 with exponential ones
+# of the variance between prompts: about 180 prompts with normal scores, 600 with exponential ones
 MIN_EFFECTIVE_ICC = 60
 FORMS = ("1,1", "A,1", "C,1", "1,k", "A,k", "C,k")
 
@@ -88,9 +88,8 @@ def score_sd(
     )
 
     variance, left_R = float(mean_R.var(ddof=1)), leave_one_out_variance(mean_R)
-    enough, needed, note = verdict(
-        n_replicas, "", row_R[odd_R], MIN_REPLICAS_SPREAD
-    )  # prompts are given
+    # prompts are given
+    enough, needed, note = verdict(n_replicas, "", row_R[odd_R], MIN_REPLICAS_SPREAD)
     method = "log-variance jackknife-t over replicas, these prompts"
     if left_R.min() <= tiny:
         low = high = None

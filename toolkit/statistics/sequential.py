@@ -73,10 +73,11 @@ class ConfidenceSequence:
         self.total = 0.0
         self._square = 0.25
         self._m_M = _candidates()
+        # logs of capital
         self._above_M, self._below_M = (
             np.zeros_like(self._m_M),
             np.zeros_like(self._m_M),
-        )  # logs of capital
+        )
 
     @property
     def half_width(self) -> float:
@@ -91,9 +92,8 @@ class ConfidenceSequence:
             raise ValueError(f"a confidence sequence takes values from 0 to 1, not {x}")
         self.count += 1
         t, stake = self.count, math.log(2 / (1 - self.level))
-        bet = math.sqrt(
-            2 * stake / (self._square * math.log(t + 1))
-        )  # the variance so far is _square / t
+        # the variance so far is _square / t
+        bet = math.sqrt(2 * stake / (self._square * math.log(t + 1)))
         m_M = self._m_M
         with np.errstate(divide="ignore"):
             self._above_M += np.log1p(np.minimum(bet, LARGEST_BET / m_M) * (x - m_M))

@@ -19,9 +19,8 @@ from toolkit.statistics.outliers import far_from_centre
 Clusters = np.ndarray | Sequence[int] | None
 Text = Sequence[Hashable]  # tokens; a str is a sequence of characters
 
-CELLS = (
-    1 << 18
-)  # of the tables that are filled at a time: small enough for a cache, large enough for numpy
+# of the tables that are filled at a time: small enough for a cache, large enough for numpy
+CELLS = 1 << 18
 MEDIAN = 0.5
 
 
@@ -329,9 +328,8 @@ class _Tree:
         with how many it parts there.
         """
         depth_1T, index_U1 = np.arange(self.depth + 1), np.arange(len(self.count_U))[:, None]
-        new_UT = (
-            self.shared_U[:, None] < depth_1T
-        )  # starts a group of texts that share this many tokens
+        # starts a group of texts that share this many tokens
+        new_UT = self.shared_U[:, None] < depth_1T
         new_UT[0] = True
         first_UT = np.maximum.accumulate(np.where(new_UT, index_U1, 0), axis=0)
         ends_UT = np.concatenate([new_UT[1:], np.ones_like(new_UT[:1])])

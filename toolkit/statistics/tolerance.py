@@ -140,13 +140,11 @@ def two_sided_factor(n: int, content: float = 0.95, confidence: float = 0.95) ->
     weight_S = weight_S / weight_S.sum()
     r2_S = chndtrix(content, 1, node_S**2 / n)  # quantile of (standard normal - z)^2
     k = howe_factor(n, content, confidence)
-    return float(
-        brentq(
-            lambda k: float(weight_S @ chdtrc(n - 1, (n - 1) * r2_S / k**2)) - confidence,
-            k / 3,
-            3 * k,
-        )
-    )  # type: ignore[arg-type]
+
+    def excess(k: float) -> float:
+        return float(weight_S @ chdtrc(n - 1, (n - 1) * r2_S / k**2)) - confidence
+
+    return float(brentq(excess, k / 3, 3 * k))  # type: ignore[arg-type]
 
 
 def normal(

@@ -47,9 +47,8 @@ class Pattern:
                     # what the other module knows beyond Python's syntax would mean something else
                     # elsewhere
                 )
-                self._compiled = regex.compile(
-                    _BRACE.sub(lambda found: found[1] or r"\{", pattern)
-                )  # to it, `{e}` is any one letter
+                # to it, `{e}` is any one letter
+                self._compiled = regex.compile(_BRACE.sub(lambda found: found[1] or r"\{", pattern))
         except (
             re.error,
             regex.error,

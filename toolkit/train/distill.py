@@ -73,13 +73,10 @@ def soft_targets(
         )
 
     real_NL = weight > 0
-    place_NL = (
-        (real_NL.flatten().cumsum(0) - 1).clamp(min=0).view(real_NL.shape)
-    )  # padding points at a neighbour, and weighs nothing
-    K, vocabulary = (
-        max(len(teacher.members) for teacher in teachers_G),
-        student.model.get_output_embeddings().weight.shape[0],
-    )  # type: ignore[operator]
+    # padding points at a neighbour, and weighs nothing
+    place_NL = (real_NL.flatten().cumsum(0) - 1).clamp(min=0).view(real_NL.shape)
+    K = max(len(teacher.members) for teacher in teachers_G)
+    vocabulary = student.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     chunk = max(
         1, min(TOKENS // (K * ids.shape[1]), LOGITS // (K * position.shape[1] * vocabulary))
     )

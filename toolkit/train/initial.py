@@ -63,9 +63,8 @@ def initial_factors(
     factors = {}
     for name, layer in stack.layers.items():
         A = torch.empty(len(init_seeds), rank, layer.in_features)
-        B = torch.zeros(len(init_seeds), rank, layer.out_features).transpose(
-            1, 2
-        )  # [R, r, O] in memory
+        # [R, r, O] in memory
+        B = torch.zeros(len(init_seeds), rank, layer.out_features).transpose(1, 2)
         for r, init_seed in enumerate(init_seeds):
             INITS[init](A[r], B[r], torch.Generator().manual_seed(seed.derive(init_seed, name)))
         factors[name] = (A.to(device, dtype).requires_grad_(), B.to(device, dtype).requires_grad_())

@@ -86,9 +86,8 @@ def train_stack(
     """
     device = next(model.parameters()).device
     start = seconds_used(device.type)
-    dtype = torch.promote_types(
-        next(model.parameters()).dtype, torch.float32
-    )  # adapters and moments: float32 or better
+    # adapters and moments: float32 or better
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     R = len(seeds_R)
     rows = Rows.of(examples, plan, dtype, str(device))
     tokens = rows.weight.sum(1)  # per row

@@ -26,9 +26,8 @@ class Optimiser:
     def __init__(self, model: nn.Module, weights: Weights_R, condition: Condition):
         full = condition.method == "full"
         parts_of: dict[float, list[Tensor]] = {}  # rate, as a multiple of the learning rate
-        self.drawn: list[
-            tuple[Tensor, Tensor, float]
-        ] = []  # weights, what they are drawn towards, rate
+        # weights, what they are drawn towards, rate
+        self.drawn: list[tuple[Tensor, Tensor, float]] = []
         for name, several in weights.items():
             for x, side in zip(several, "AB", strict=False):
                 if not x.requires_grad:

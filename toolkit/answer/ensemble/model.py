@@ -109,9 +109,8 @@ class Ensemble(PreTrainedModel, GenerationMixin):
         shared = {
             id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())
         }
-        self.model: Any = copy.deepcopy(
-            model, shared
-        )  # modules of its own, the weights of the base
+        # modules of its own, the weights of the base
+        self.model: Any = copy.deepcopy(model, shared)
         stack = Stack(self.model)
         load_adapters(stack, [adapter for *_, adapter in members], len(members))
         self._voices = Voices(

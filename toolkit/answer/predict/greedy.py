@@ -85,7 +85,7 @@ def generate(
     return [
         [replace(answer, scores=scored) for answer, scored in zip(*rows, strict=True)]
         for rows in zip(answers, scores, strict=True)
-    ]  # type: ignore[type-var]
+    ]
 
 
 def _place(

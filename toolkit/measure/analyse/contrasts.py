@@ -258,12 +258,9 @@ def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict, base: Arm | None) -
         if base is not None and base.marked:
             found["gain_kept"] = st.population_gain_kept(*marks, base.correct_RP[0], **options)
     del marks
-    if all(
-        arm.score_RP is not None and np.isfinite(arm.score_RP[:, place]).any() for arm in (b, a)
-    ):
-        found["score_change"] = st.population_score_change(
-            b.score_RP[:, place], a.score_RP[:, place], **options
-        )  # type: ignore[index]
+    scores = [arm.score_RP[:, place] for arm in (b, a) if arm.score_RP is not None]
+    if len(scores) == 2 and all(np.isfinite(score).any() for score in scores):
+        found["score_change"] = st.population_score_change(*scores, **options)
     return found
 
 

@@ -79,7 +79,8 @@ def in_notes(found: Sequence[Distance]) -> Iterator[str]:
             if len(shares) > 1
             else ""
         )
-        says = f"runs of {other} answer {number(x.differs.value, '%')} % {interval(x.differs, '%')}".rstrip()
+        differs = f"{number(x.differs.value, '%')} % {interval(x.differs, '%')}"
+        says = f"runs of {other} answer {differs}".rstrip()
         yield (
             f"{x.single} is one run, whose spread is not known: on {x.shift} prompts {says} "
             f"of prompts otherwise{ends}{_gain(x)}"

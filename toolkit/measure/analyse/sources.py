@@ -72,18 +72,16 @@ def sources(table: Table, design: ConditionDesign, level: float) -> tuple[Source
     if arm is None or len(arm.answer_RP) < 4:
         return ()
     seeds = [level_R for name, level_R in everything.items() if name != MACHINE]
-    together = np.unique(np.stack(seeds, axis=1), axis=0, return_inverse=True)[
-        1
-    ]  # a combination of seeds
+    # a combination of seeds
+    together = np.unique(np.stack(seeds, axis=1), axis=0, return_inverse=True)[1]
     runs = Runs(levels, together, everything.get(MACHINE))
     found = []
     for shift, at in table.shifts.items():
         here = arm.on(at)
         options = {"cluster_P": table.cluster_P[at], "level": level}
         answers = st.behaviour_components(here.answer_RP, levels, **options)
-        fresh = st.disagreement(
-            here.answer_RP, levels=levels, **options
-        )  # the figure of the main table
+        # the figure of the main table
+        fresh = st.disagreement(here.answer_RP, levels=levels, **options)
         found.append(Sources(shift, "disagreement", answers.parts, fresh))
         if here.marked:
             score_R = np.array(

@@ -215,9 +215,8 @@ class PredictionTable(Table):
         arms = predictions.arms
         base = predictions.base
         tables = [arm.text_RP for arm in (*arms.values(), *([base] if base else []))]
-        text_RP = (
-            tables[0] if len(tables) == 1 else np.concatenate(tables)
-        )  # codes of all conditions must mean the same
+        # codes of all conditions must mean the same
+        text_RP = tables[0] if len(tables) == 1 else np.concatenate(tables)
         answer_RP, answers = code_answers(text_RP, predictions.texts, rule)
         correct_RP = mark_answers(
             text_RP, predictions.texts, [prompt.reference for prompt in predictions.prompts], rule
@@ -286,12 +285,9 @@ class PredictionTable(Table):
         row_of = {self.number[name]: row for row, name in enumerate(found.replicas)}
         rows = [row_of[index] for index in indexes]
         arm = self.coded[condition]
-        everything = rows == list(
-            range(len(found.replicas))
-        )  # then no copy: a table may fill the memory
-        return (
-            arm if everything else Arm(*(None if array is None else array[rows] for array in arm))
-        )  # type: ignore[arg-type]
+        if rows == list(range(len(found.replicas))):  # no copy: a table may fill the memory
+            return arm
+        return Arm(*(None if array is None else array[rows] for array in arm))  # type: ignore[arg-type]
 
 
 def _codes(outcomes: "pyarrow.Table", column: str) -> tuple[np.ndarray, list[str]]:

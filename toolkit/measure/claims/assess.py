@@ -177,12 +177,10 @@ def _what_it_takes(
         )
     prompts = spread.parts.n_clusters
     if spread.value in (0.0, 1.0):
-        near, far = (
-            (low, high) if spread.value == 0.0 else (1 - high, 1 - low)
-        )  # from what every pair of runs showed
-        pairs = math.ceil(
-            math.log(1 - level) / math.log1p(-(near or far))
-        )  # the inverse of `zero_event_bound`
+        # from what every pair of runs showed
+        near, far = (low, high) if spread.value == 0.0 else (1 - high, 1 - low)
+        # the inverse of `zero_event_bound`
+        pairs = math.ceil(math.log(1 - level) / math.log1p(-(near or far)))
         lacking = [f"{size.prompts:,} independent prompts (there are {prompts:,})"] * (
             size.prompts > prompts
         )

@@ -43,7 +43,8 @@ def claims_text(found: Claims) -> str:
         ]
         lines.append(
             "   "
-            f"{'prompts':<22}{'two runs differ, %':<21}{'off the majority, runs':<24}{'answers a prompt':<22}accuracy"
+            f"{'prompts':<22}{'two runs differ, %':<21}{'off the majority, runs':<24}"
+            f"{'answers a prompt':<22}accuracy"
         )
         lines += [_outlook(row, found.runs) for row in of_condition]
     level = (
@@ -84,4 +85,5 @@ def _outlook(row: Outlook, runs: int) -> str:
         f"{interval(row.distinct)}"
     )
     name = f"  {row.category}" if row.category else row.shift
-    return f" {SIGNS.get(row.zone, '?')} {name[:21]:<22}{differ:<21}{off:<24}{distinct:<22}{floor_text(row)}".rstrip()
+    figures = f"{differ:<21}{off:<24}{distinct:<22}{floor_text(row)}"
+    return f" {SIGNS.get(row.zone, '?')} {name[:21]:<22}{figures}".rstrip()

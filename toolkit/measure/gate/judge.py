@@ -104,9 +104,8 @@ def judge_candidate(
     left out. Raises as `limits_of`.
     """
     table, design, others = _runs(candidate, condition, same, named, strict=False)
-    design = replace(
-        design, replicas=design.everyone or design.replicas, everyone=()
-    )  # each is judged by itself, whatever it shares
+    # each is judged by itself, whatever it shares
+    design = replace(design, replicas=design.everyone or design.replicas, everyone=())
     if not design.replicas:
         raise MeasureError(
             f"{candidate}: all runs of {design.name} have failed "

@@ -29,7 +29,7 @@ VERSION = 1
 MAX_BASELINE, LARGEST = 10**7, 1e100
 MIN_BASELINE = 30  # runs: with fewer the baseline's standard deviation is not known to 25 %
 EWMA_WEIGHT = 0.2
-# # added to both counts of log-odds (Agresti & Coull): with 0.5 a single wrong answer near 100 %
+# added to both counts of log-odds (Agresti & Coull): with 0.5 a single wrong answer near 100 %
 # looks like a jump
 OFFSET = 2.0
 CONTENT = 0.95  # of the tolerance limits, and their confidence

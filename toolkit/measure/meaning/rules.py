@@ -78,9 +78,8 @@ def _numeric(argument: str) -> Rule:
 
     if not argument:
         return Rule(form)
-    tolerance = _fraction(argument, f"numeric:{argument}", 0.0, math.inf) * (
-        1 + 1e-9
-    )  # 1.1 is within 0.1 of 1.0
+    # 1.1 is within 0.1 of 1.0
+    tolerance = _fraction(argument, f"numeric:{argument}", 0.0, math.inf) * (1 + 1e-9)
 
     def place(forms: Sequence[str]) -> np.ndarray:
         place_F = np.array([float(number(form) or math.nan) for form in forms], dtype=np.float64)

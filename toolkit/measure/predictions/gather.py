@@ -326,13 +326,11 @@ class Cells:
             label_N = codes.take(
                 index_N, (value if value and value.strip() else None for value in values)
             )
-            told = np.flatnonzero(
-                label_O.take(owner_N) != label_N
-            )  # few: what is new, and what is not said
+            # few: what is new, and what is not said
+            told = np.flatnonzero(label_O.take(owner_N) != label_N)
             told = told[label_N[told] >= 0]
-            new = told[label_O[owner_N[told]] == MISSING][
-                ::-1
-            ]  # the first row that says it comes last, and so counts
+            # the first row that says it comes last, and so counts
+            new = told[label_O[owner_N[told]] == MISSING][::-1]
             label_O[owner_N[new]] = label_N[new]
             clash = told[label_O[owner_N[told]] != label_N[told]]
             if len(clash):

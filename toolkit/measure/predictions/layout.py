@@ -63,15 +63,15 @@ ROLES = (*NAMES, *OTHERS, "reference", *FACTORS)
 
 KNOWN = {name for names in NAMES.values() for name in names} | set(OTHERS) | set(REFERENCES)
 REPLICA_COLUMN = re.compile(
-    r"(?P<stem>|r|replica|run|seed|rep|trial|attempt|model|output|prediction|pred|response|completion|generation)[ "
+    r"(?P<stem>|r|replica|run|seed|rep|trial|attempt|model|output|prediction|pred|response"
+    r"|completion|generation)[ "
     r"_-]*\d+"
     r"|(?P<lettered>replica|run|seed)[ _-][a-z]",
     re.IGNORECASE,
 )
 INDEX_COLUMN = re.compile(r"(__index_level_\d+__|Unnamed: \d+)?")  # what pandas adds to a file
-GRADED_COLUMN = re.compile(
-    r"\[[^\]]+\] .*", re.DOTALL
-)  # `[openai:gpt] my prompt`, as promptfoo heads the answers of a provider
+# `[openai:gpt] my prompt`, as promptfoo heads the answers of a provider
+GRADED_COLUMN = re.compile(r"\[[^\]]+\] .*", re.DOTALL)
 SHAPES = (
     "a long file has replica, prompt (or prompt_id, id) and output (or answer, text, prediction); "
     "a wide one prompt (or prompt_id, id) and a column for each replica, run_1, run_2, ...; "

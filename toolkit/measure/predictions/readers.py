@@ -354,9 +354,10 @@ def _lines(path: Path, chunk: bytes, first: int) -> Batch:
         return _table([row(number) for number in range(len(lines()))])
 
     start = _fields(path, chunk.lstrip().partition(b"\n")[0], first)
+    # "2020-01-01" is no date
     strings = pa.schema(
         [(name, pa.string()) for name, value in start.items() if isinstance(value, str)]
-    )  # "2020-01-01" is no date
+    )
     try:
         chunk.decode()
         options = (

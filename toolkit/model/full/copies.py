@@ -47,9 +47,8 @@ class FullStack(Stack):
 
     def __init__(self, model: nn.Module):
         check_whole(model)
-        self._name_of = {
-            parameter: name for name, parameter in model.named_parameters()
-        }  # the first of several names
+        # the first of several names
+        self._name_of = {parameter: name for name, parameter in model.named_parameters()}
         self._weights: dict[str, tuple[Tensor, ...]] = {}
         self._rows = 0
         self._forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = []
@@ -61,9 +60,8 @@ class FullStack(Stack):
             if names:
                 make = self._linear if type(module) in (nn.Linear, Conv1D) else self._any
                 plain = copy.copy(module)
-                plain._forward_pre_hooks = (
-                    OrderedDict()
-                )  # those of the module itself run before it comes to its forward pass
+                # those of the module itself run before it comes to its forward pass
+                plain._forward_pre_hooks = OrderedDict()
                 self._forwards.append((module, partial(make, plain, names)))
         super().__init__(model, [])
 
@@ -117,9 +115,8 @@ class FullStack(Stack):
         if not self._weights:
             return plain(x)
         own = {key: self._weights[name][0].to(x.dtype) for key, name in names.items()}
-        W_RIO = (
-            own["weight"] if isinstance(plain, Conv1D) else own["weight"].transpose(1, 2)
-        )  # GPT-2 stores [I, O]
+        # GPT-2 stores [I, O]
+        W_RIO = own["weight"] if isinstance(plain, Conv1D) else own["weight"].transpose(1, 2)
         x_RnI = x.reshape(len(W_RIO), -1, x.shape[-1])
         y_RnO = (
             torch.baddbmm(own["bias"][:, None], x_RnI, W_RIO)

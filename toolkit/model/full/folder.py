@@ -141,9 +141,8 @@ def model_files(base: Base) -> dict[str, bytes]:
     """
     config: Any = copy.deepcopy(base.model.config)
     config.architectures = [type(base.model).__name__]
-    config.dtype = torch.promote_types(
-        base.model.dtype, torch.float32
-    )  # that of the weights as they are trained
+    # that of the weights as they are trained
+    config.dtype = torch.promote_types(base.model.dtype, torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
         base.tokenizer.save_pretrained(scratch)
         if base.model.can_generate():

@@ -91,9 +91,8 @@ class LocalEngine:
     """
 
     def __init__(self, device: str = "cpu", workers: int | None = None):
-        self._variables = (
-            ExitStack()
-        )  # open until the end: a pool starts its workers when it needs them
+        # open until the end: a pool starts its workers when it needs them
+        self._variables = ExitStack()
         self._variables.enter_context(environment.of_workers(device))
         self.workers = workers or (environment.cores() if device == "cpu" else 1)
         self.machines = {environment.cpu_model()}
@@ -131,9 +130,8 @@ class LocalEngine:
         """
         shares = Shares(range(self._given, self._given + len(units)))
         self._given += len(units)
-        finished: SimpleQueue[Future] = (
-            SimpleQueue()
-        )  # waiting for a set of futures would look at all of them every time
+        # waiting for a set of futures would look at all of them every time
+        finished: SimpleQueue[Future] = SimpleQueue()
         given: dict[Future, tuple[int, Unit]] = {}
         try:
             for number, unit in zip(shares.numbers, units, strict=True):

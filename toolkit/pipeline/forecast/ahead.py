@@ -55,12 +55,10 @@ class Forecast:
     stages: dict[str, Stage]
     workers: int
     driver_bytes: int | None = None
-    step: dict[str, float] = field(
-        default_factory=dict
-    )  # seconds of a step of one stack, by condition
-    teaching: dict[str, float] = field(
-        default_factory=dict
-    )  # seconds in which the teachers of one stack speak, by condition
+    # seconds of a step of one stack, by condition
+    step: dict[str, float] = field(default_factory=dict)
+    # seconds in which the teachers of one stack speak, by condition
+    teaching: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float | None:
@@ -117,9 +115,10 @@ def forecast(
     """
     sizes = [disk(part, prompts, recipe.evaluation.top_k) for part in parts]
     left = {stage: sum(size[stage] for size in sizes) for stage in ("train", "merge", "evaluate")}
+    # the base
     left["evaluate"] += sum(
         blocks(shard_bytes(len(asked), 1, recipe.evaluation.top_k)) for asked in prompts.values()
-    )  # the base
+    )
     workers = workers or (environment.cores() if device == "cpu" else 1)
     if not probed:
         return Forecast({stage: Stage(disk_bytes=size) for stage, size in left.items()}, workers)
@@ -212,9 +211,8 @@ def _statistics(
     """
     texts = [f"answer {i}" for i in range(5)]
     table = _Invented(prompts, texts, texts)
-    fit = max(
-        16, CELLS // max(1, len(table.prompts))
-    )  # replicas; more of them take longer in proportion
+    # replicas; more of them take longer in proportion
+    fit = max(16, CELLS // max(1, len(table.prompts)))
     taken = []
     for count in (0, 1):
         designs = []

@@ -85,9 +85,8 @@ class Part:
         entries = find_method(mitigation.method, mitigation.parameters)[0].entries
         exact = widest if entries else min(mitigation.k * self.rank, widest)
         asked = {"same": self.rank, "full": exact}.get(str(mitigation.rank), mitigation.rank)
-        return (
-            asked if isinstance(asked, int) else exact
-        )  # a share of the energy: at most the exact rank
+        # a share of the energy: at most the exact rank
+        return asked if isinstance(asked, int) else exact
 
     def weights(self, rank: int) -> int:
         """Size of the file of one replica, or of a merge of that rank."""
@@ -140,9 +139,10 @@ def disk(part: Part, prompts: Mapping[str, Sequence[Prompt]], top_k: int) -> dic
     if part.plan:
         S, R = part.plan.steps, part.plan.stack
         rows = R * part.plan.rows * S / part.plan.steps_per_epoch
+        # losses do not compress
         found["train"] += part.stacks * (
             blocks(round(2500 + 9 * R * S)) + blocks(round(2500 + 5.5 * rows))
-        )  # losses do not compress
+        )
     found["merge"] = 0
     for one in part.mitigations:
         if one.merge:
