@@ -25,9 +25,8 @@ from toolkit.statistics.texts import edit_distance, first_divergence
 from worlds import Sampled, World
 from worlds.core import NODE_S, WEIGHT_S, beta_grid, clusters, logits
 
-TRUTH_PROMPTS = (
-    400_000  # behind the one truth that is simulated: its error is far below any interval's width
-)
+# behind the one truth that is simulated: its error is far below any interval's width
+TRUTH_PROMPTS = 400_000
 PRIOR_V = np.array([0.5, 0.25, 0.15, 0.1])  # how common each answer is as the right one
 
 

@@ -224,9 +224,8 @@ def _as_peft_says(folder: Folder, model: Any) -> Iterator[Problem]:
             warnings.simplefilter("ignore")  # that nothing is copied to modules without weights
             config: Any = peft.PeftConfig.from_pretrained(str(folder.path))
             if folder.config.get("init_lora_weights", True) not in INITS:
-                config.init_lora_weights = (
-                    True  # one that looks at the base's weights changes no name and no shape
-                )
+                # one that looks at the base's weights changes no name and no shape
+                config.init_lora_weights = True
             tuned = peft.PeftModel.from_pretrained(
                 model, str(folder.path), config=config, torch_device="cpu"
             )

@@ -84,9 +84,8 @@ def compiled_layers(model: nn.Module, names: Iterable[str], length: int) -> Iter
     attention = config._attn_implementation
     if length <= SHORT:
         model.set_attn_implementation(PRODUCTS)  # type: ignore[operator]
-    torch._inductor.config.compile_threads = (
-        1  # here: the processes of a pool would outlive a worker that is killed
-    )
+    # here: the processes of a pool would outlive a worker that is killed
+    torch._inductor.config.compile_threads = 1
     # conditions of a run have shapes of their own
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for layer in layers:

@@ -45,9 +45,8 @@ class Verified:
     verdict: str
     files: tuple[str, ...] = ()  # that differ
     compared: tuple[str, ...] = ()  # that were held against what training makes now
-    distance: float | None = (
-        None  # ||dW' - dW|| / ||dW|| of the final weights: 1e-6 is rounding, 1 another model
-    )
+    # ||dW' - dW|| / ||dW|| of the final weights: 1e-6 is rounding, 1 another model
+    distance: float | None = None
 
 
 def verify(

@@ -17,9 +17,8 @@ CPU_TOKENS, GPU_TOKENS = (
     3072,
     32768,
 )
-COMPILED_WORK = (
-    5e11  # floating-point operations of a stack: some ten seconds, as long as it takes to compile
-)
+# floating-point operations of a stack: some ten seconds, as long as it takes to compile
+COMPILED_WORK = 5e11
 # of the weights of whole models on one worker; a large base is trained alone
 CPU_BYTES, GPU_BYTES = (
     2**31,

@@ -35,9 +35,8 @@ class Replica:
     steps: int
     final_loss: float | None
     failed_step: int | None = None
-    seconds: float | None = (
-        None  # of a core (CPU) or of the device, its share of the stack's training
-    )
+    # of a core (CPU) or of the device, its share of the stack's training
+    seconds: float | None = None
     fingerprint: str = ""
     # file, relative to the replica's folder -> hash
     sha256: dict[str, str] = field(default_factory=dict)

@@ -41,9 +41,8 @@ MIN_REPLICAS_SPREAD = 15
 """A kind of run that makes up a fifth of all is missing from 3.5 % of samples of 15, and from 10.7
 % of samples of 10, which look alike.
 """
-ROUNDING = (
-    1e-12  # accuracies closer than this are equal, and so is what differs by this share of itself
-)
+# accuracies closer than this are equal, and so is what differs by this share of itself
+ROUNDING = 1e-12
 
 
 def accuracy(

@@ -21,9 +21,8 @@ Clusters = np.ndarray | Sequence[int] | None
 NO_WIDTH = 1e-9  # a half-width below this is rounding
 # chance agreement is estimated from the same clusters: 12 to 15 of them covered 86 to 90 %
 MIN_EFFECTIVE_KAPPA = 20.0
-RUNS_PER_FRESH_RUN = (
-    2  # what n fresh runs do together was seen to be covered from this many times n replicas on
-)
+# what n fresh runs do together was seen to be covered from this many times n replicas on
+RUNS_PER_FRESH_RUN = 2
 
 
 def fleiss_kappa(

@@ -34,12 +34,10 @@ from toolkit.statistics.pairs import second_order
 MIN_GROUPS = 3
 SAME_RATIO = 1.25  # ratios within [0.8, 1.25] are called practically no change
 SAME_SHARE = 0.01  # and so are differences of at most one percentage point
-MIN_CARRIED = (
-    10.0  # where fewer clusters make up a contrast, it was seen to be covered by 78 to 92 %
-)
-MIN_CARRIED_MEANS = (
-    15.0  # the same of shares of right answers, which a few prompts change and nearly all make up
-)
+# where fewer clusters make up a contrast, it was seen to be covered by 78 to 92 %
+MIN_CARRIED = 10.0
+# the same of shares of right answers, which a few prompts change and nearly all make up
+MIN_CARRIED_MEANS = 15.0
 NO_WIDTH = 1e-12  # an interval narrower than this is rounding: nothing differs from anything
 SMALLEST_P = 1e-15  # closer to 0 a level has no floating-point number of its own
 

@@ -49,9 +49,8 @@ from toolkit.statistics.intervals import (
 from toolkit.statistics.outliers import Differing, odd_note
 from toolkit.statistics.pairs import PairShares, count_pairs, leave_one_out
 
-CONSERVATIVE_RUNS = (
-    10  # with fewer in an arm, separate degrees of freedom for two arms are on the safe side
-)
+# with fewer in an arm, separate degrees of freedom for two arms are on the safe side
+CONSERVATIVE_RUNS = 10
 
 
 def population_ratio(

@@ -20,9 +20,8 @@ from toolkit.statistics.outliers import far_from_centre, run_distance
 
 Clusters = np.ndarray | Sequence[int] | None
 
-MIN_REPLICAS_TV = (
-    20  # where runs move all prompts together, the interval was seen to cover from here
-)
+# where runs move all prompts together, the interval was seen to cover from here
+MIN_REPLICAS_TV = 20
 WHOLE = 1e-3  # probabilities that sum to less than 1 by more than this lack a tail
 
 

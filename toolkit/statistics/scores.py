@@ -24,9 +24,8 @@ from toolkit.statistics.outliers import far_from_centre, far_from_median, run_di
 
 Clusters = np.ndarray | Sequence[int] | None
 
-MIN_REPLICAS_ABSOLUTE = (
-    20  # an ICC that counts the variance between runs was seen to be covered from here
-)
+# an ICC that counts the variance between runs was seen to be covered from here
+MIN_REPLICAS_ABSOLUTE = 20
 # of the variance between prompts: about 180 prompts with normal scores, 600 with exponential ones
 MIN_EFFECTIVE_ICC = 60
 FORMS = ("1,1", "A,1", "C,1", "1,k", "A,k", "C,k")

@@ -29,9 +29,8 @@ from toolkit.statistics.intervals import (
 from toolkit.statistics.outliers import far_from_median
 from toolkit.statistics.variance import NO_ERROR, ROUNDING, has_spread
 
-PARTITIONS = (
-    16  # times K^2: from there the draw of the divisions adds little to the error of the variance
-)
+# times K^2: from there the draw of the divisions adds little to the error of the variance
+PARTITIONS = 16
 
 
 def subset_variance(score_R: np.ndarray, k: int, *, level: float = 0.95) -> Estimate:

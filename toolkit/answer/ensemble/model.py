@@ -67,9 +67,8 @@ class Ensemble(PreTrainedModel, GenerationMixin):
     """
 
     main_input_name = "input_ids"
-    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = (
-        True  # whatever the base was loaded with
-    )
+    # whatever the base was loaded with
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(
         self,
