@@ -218,8 +218,8 @@ def test_an_update_keeps_the_other_cells_and_its_place_in_the_study():
 def test_the_full_study_spans_the_sizes_and_leaves_out_what_costs_too_much():
     found = [cell.settings for cell in study.cells("full", "disagreement")]
     for name, values in (
-        ("replicas", {5, 10, 30, 100, 1000}),
-        ("prompts", {50, 500, 5000}),
+        ("replicas", {3, 4, 5, 10, 30, 100, 1000}),
+        ("prompts", {30, 50, 100, 500, 5000}),
         ("run_sd", {0.0, 0.2, 0.7, 1.0}),
     ):
         assert {settings[name] for settings in found} == values

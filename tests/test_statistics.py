@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.stats
 from worlds import simulate
 from worlds.core import spread_world
 from worlds.unkind import unkind_world
@@ -649,3 +650,20 @@ def test_a_spread_with_a_long_tail_is_claimed_and_covered(world):
     """
     tally = simulate(world, 200, seed=0)
     assert tally.conclusive > 190 and tally.coverage_conclusive >= 0.91
+
+
+@pytest.mark.parametrize("n_runs", [3, 4])
+def test_no_interval_is_narrower_than_the_prompts_alone_make_it(n_runs):
+    """Three runs that differ from each other equally often look as if they brought no error."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        answer_RP = (rng.random((n_runs, 30)) < 0.8).astype(np.int64)
+        d_P = np.array([len(set(answers)) > 1 for answers in answer_RP.T])
+        if not d_P.any():
+            continue
+        estimate = st.disagreement(answer_RP)
+        shares_P = np.array([2 * k * (n_runs - k) for k in answer_RP.sum(0)])
+        shares_P = shares_P / (n_runs * (n_runs - 1))
+        half = scipy.stats.t.ppf(0.975, 29) * shares_P.std(ddof=1) / math.sqrt(30)
+        low, high = logit_interval(shares_P.mean(), half)
+        assert estimate.low <= low * (1 + 1e-9) and estimate.high >= high * (1 - 1e-9)

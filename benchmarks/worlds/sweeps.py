@@ -41,6 +41,7 @@ def varied(middle: Iterable[Settings], changes: Iterable[Settings]) -> list[Sett
 N, PROMPTS, RUN = (5, 10, 30, 100, 1000), (50, 500, 5000), (0.0, 0.2, 0.7)
 FLAWS = [{"run_sd": 1.0}, {"failed": 0.05}, {"garbage": 0.05}, {"per_cluster": 5}, {"missing": 0.1}]
 SHIFTED = {"a": 18, "b": 2}  # prompts much alike, so that the run moves all of them
+FEW = grid(replicas=(3, 4), prompts=(30, 100, 500), run_sd=(0.0, 0.7))
 SUITE = grid(replicas=N, prompts=PROMPTS, run_sd=RUN) + varied(
     grid(replicas=(10, 30, 100), prompts=(500,), run_sd=(0.7,)), [*FLAWS, SHIFTED]
 )
@@ -142,9 +143,9 @@ BASES = varied(
 )
 
 SWEEPS: dict[str, Sweep] = {
-    "disagreement": Sweep(core.disagreement_world, SUITE, enough=MEANS),
+    "disagreement": Sweep(core.disagreement_world, [*SUITE, *FEW], enough=MEANS),
     "disagreement.these_prompts": Sweep(core.these_prompts_world, SUITE),
-    "accuracy": Sweep(core.accuracy_world, SUITE, enough=MEANS),
+    "accuracy": Sweep(core.accuracy_world, [*SUITE, *FEW], enough=MEANS),
     "accuracy_spread.sd": Sweep(partial(core.spread_world, "sd"), SUITE, enough=SPREADS),
     "accuracy_spread.excess": Sweep(partial(core.spread_world, "excess"), SUITE),
     "accuracy_spread.distribution_variance": Sweep(

@@ -10,6 +10,8 @@ import numpy as np
 
 from toolkit.statistics.arrays import cluster_blocks
 
+# three runs that differ from each other equally often look as if runs brought no error at all
+FEW_RUNS = 5
 NEVER = 100_000  # a required number of runs beyond this is not worth printing as a remedy
 
 
@@ -211,7 +213,8 @@ def two_way(value_P: np.ndarray, left_JP: np.ndarray, cluster_P: np.ndarray) -> 
     every prompt is its own cluster. Both hold the noise of single answers (run x prompt) in full,
     so their plain sum counts it twice: V_RP, the same jackknife cluster by cluster, is taken off
     once (as in two-way clustered errors, Cameron, Gelbach & Miller 2011), from V_P and never below
-    0.
+    0. Leaving out one of fewer than FEW_RUNS runs may change nothing by chance: there the sum is
+    never below V_P, which the choice of prompts alone brings.
     """
     cluster_P = np.unique(cluster_P, return_inverse=True)[1]
     pieces = (
@@ -256,6 +259,9 @@ def two_way_of(pieces: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], n_ru
         return TwoWay(runs, math.nan, n_runs, n_clusters)
     noise_C = (n_runs - 1) / n_runs * np.concatenate(squares) / n_prompts**2
     prompts, sizes = between_clusters(value_P, cluster_P, noise_C, runs)
+    if n_runs < FEW_RUNS:
+        whole, _ = between_clusters(value_P, cluster_P, np.zeros(n_clusters), 0.0)
+        prompts = max(prompts, whole - runs)
     return TwoWay(runs, prompts, n_runs, n_clusters, sizes)
 
 

@@ -83,7 +83,7 @@ def generate(
             ),
         )
     return [
-        [replace(answer, scores=scored) for answer, scored in zip(*rows, strict=True)]
+        [replace(answer, scores=scored) for answer, scored in zip(*rows, strict=True)]  # type: ignore[type-var]
         for rows in zip(answers, scores, strict=True)
     ]
 

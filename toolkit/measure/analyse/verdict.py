@@ -30,6 +30,8 @@ from toolkit.record.results import (
 
 SHOWN = 5
 """procedures that a sentence names"""
+RARE = 0.01
+"""share of trainings below which a kind of run that may be missing is not worth a sentence"""
 IN_WORDS: Mapping[str, tuple[str, str]] = {
     "disagreement": ("two runs differ on", "how often they differ from each of these"),
     "accuracy": ("accuracy is", "accuracy"),
@@ -290,7 +292,7 @@ def _percent(cell: Cell) -> str:
 
 def _caveats(results: Results, told: str) -> str:
     """told: the sentence before; what is lost is not said twice."""
-    parts = [_failed(results)]
+    parts = [_failed(results), *_unseen(results)]
     procedures = [
         (c, p)
         for c in results.conditions
@@ -342,6 +344,19 @@ def _caveats(results: Results, told: str) -> str:
             "tends to look better than it is"
         )
     return f"Bear in mind: {'; '.join(parts)}."
+
+
+def _unseen(results: Results) -> list[str]:
+    """No figure speaks of a kind of run that none of the runs is: how rare one must be for that."""
+    runs = [c.n_trained - c.n_failed for c in results.conditions]
+    fewest = min((n for n in runs if n > 1), default=0)
+    share = st.zero_event_bound(fewest) if fewest else 0.0
+    if share < RARE:
+        return []
+    return [
+        f"{fewest} runs may all lack a kind of run that turns up in as many as "
+        f"{number(share, '%')} % of trainings, and no figure counts those"
+    ]
 
 
 def _failed(results: Results) -> str:
