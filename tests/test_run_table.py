@@ -247,6 +247,17 @@ def test_missing_numbers_are_said(tmp_path):
     assert found.metrics[0].mean.value == pytest.approx(SCORES["lora"][2:].mean())
 
 
+def test_a_setting_is_no_figure_of_runs(tmp_path):
+    found = measured(write(tmp_path / "runs.jsonl", rows(lr=0.001)))
+    assert {row.metric for row in found.metrics} == {"mcc", "perplexity"}
+    assert any(
+        "lr is the same in all runs" in note and "0.001 (lora)" in note for note in found.notes
+    )
+    alone = [{"run": r, "accuracy": 0.3} for r in range(20)]
+    found = measured(write(tmp_path / "alone.jsonl", alone))
+    assert [(row.metric, row.sd.value) for row in found.metrics] == [("accuracy", 0.0)]
+
+
 def test_predictions_are_no_table_of_runs(tmp_path):
     long = [{"run": r, "id": p, "output": "x", "score": 0.5} for r in range(3) for p in range(4)]
     assert read_run_table(write(tmp_path / "long.jsonl", long)) is None

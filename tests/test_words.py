@@ -527,3 +527,33 @@ def test_half_of_the_accuracy_lost_against_the_base_is_a_loss_on_forty_prompts(
         "lora is less accurate than the base" in told.stdout
         and "the base is more accurate" in told.stdout
     )
+
+
+def test_the_accuracy_of_runs_stands_beside_their_remedies(planted: World, tmp_path: Path) -> None:
+    assert planted.mitigations
+    assert "lora, accuracy in %: " in as_text(results_of(planted), tmp_path)["terminal"]
+
+
+@pytest.mark.parametrize(("runs", "share"), [(5, "45.1 %"), (20, "13.9 %"), (64, "4.6 %")])
+def test_the_verdict_says_what_kind_of_run_may_be_missing(runs: int, share: str) -> None:
+    said = " ".join(results_of(World(runs)).verdict)
+    assert f"{runs} runs may all lack a kind of run that turns up in as many as {share}" in said
+
+
+def test_a_change_of_the_score_is_said_where_there_are_no_references(tmp_path: Path) -> None:
+    """Nothing tells accuracy there, and a score that falls would be lost in silence."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"replica": r, "condition": name, "prompt": p, "output": f"t{rng.integers(3)}"}
+        | {"score": float(rng.normal(0.5 - 0.2 * (name == "b"), 0.1))}
+        for name in "ab"
+        for r in range(12)
+        for p in range(40)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = measure_predictions(tmp_path / "p.jsonl", tmp_path / "out")
+    said = as_text(results, tmp_path)
+    assert "b, mean of the score: typical 0.3" in said["terminal"]
+    assert re.search(r"change of the mean score: typical -0\.(19|20|21)", said["terminal"])
+    assert "the mean score moves by -0." in results.verdict[1]
+    assert "mean score -0." in said["report"]

@@ -89,15 +89,15 @@ def measure_run_table(
     ]
     names = sorted(arms, key=lambda name: name != (baseline or next(iter(arms))))
     first = arms[names[0]]
+    settings = _settings(arms, table.metrics)
+    measured = [metric for metric in table.metrics if metric not in settings]
     found = [
-        _metric(name, arms[name], metric, fixed, level)
-        for name in names
-        for metric in table.metrics
+        _metric(name, arms[name], metric, fixed, level) for name in names for metric in measured
     ]
     contrasts = [
         _contrast(name, arms[name], names[0], first, metric, paired, level)
         for name in names[1:]
-        for metric in table.metrics
+        for metric in measured
     ]
     adjusted = st.holm([contrast.mean_change.p for contrast in contrasts])
     contrasts = [
@@ -138,11 +138,30 @@ def measure_run_table(
         level,
         tuple(found),
         tuple(contrasts),
-        (*table.notes, *excluded, *sharing, *lacking, *apart),
+        (*table.notes, *settings.values(), *excluded, *sharing, *lacking, *apart),
     )
     claim(out, MEASURED, of, force=force)
     save_results(out / METRICS, metrics)
     return metrics
+
+
+def _settings(arms: Mapping[str, RunScores], metrics: Sequence[str]) -> dict[str, str]:
+    """Columns of numbers that are no figures of runs, each with what is said of it: all runs of
+    every condition have one and the same. Where that is so of all columns, none is left aside.
+    """
+    found = {}
+    for metric in metrics:
+        values = {name: set(arm.scores[metric]) for name, arm in arms.items()}
+        if (
+            all(len(of) == 1 for of in values.values())
+            and max(len(a.runs) for a in arms.values()) > 1
+        ):
+            told = ", ".join(f"{next(iter(of)):g} ({name})" for name, of in values.items())
+            found[metric] = (
+                f"{metric} is the same in all runs of a condition, so it is taken as a setting "
+                f"and not measured: {told}"
+            )
+    return found if len(found) < len(metrics) else {}
 
 
 def _without(

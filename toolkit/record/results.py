@@ -159,6 +159,8 @@ class ConditionDesign:
 
 GAINED = "accuracy gained over the base"
 """the metric of that name"""
+MEAN_SCORE = "score: mean"
+"""the metric of predictions that come with a number each"""
 
 
 @dataclass(frozen=True)
@@ -849,6 +851,16 @@ def change_of_accuracy(change: Estimate | None) -> str:
         return f"it loses accuracy: {number(change.value, '%', True)} points {ends}"
     sure = "" if change.conclusive else ", inconclusive"
     return f"accuracy moves by {number(change.value, '%', True)} points {ends}".strip() + sure
+
+
+def has_scores(results: Results) -> bool:
+    """Whether predictions came with a number each; the scores of a run are log-probabilities."""
+    return any(
+        metric.name == MEAN_SCORE
+        for condition in results.conditions
+        for cell in condition.single.cells
+        for metric in cell.metrics
+    )
 
 
 def return_to_base(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from toolkit.record.folders import FolderError, check_sealed, is_report, read_marker
 from toolkit.record.population import sha256_file, write_text
 from toolkit.record.results import (
+    MEAN_SCORE,
     Claims,
     ConditionResult,
     Contrast,
@@ -18,6 +19,7 @@ from toolkit.record.results import (
     Trade,
     claimed_range,
     floor_text,
+    has_scores,
     interval,
     is_loss,
     load_claims,
@@ -95,7 +97,11 @@ def render(results: Results, claims: Claims | None = None) -> str:
         "tested_unit": tested_unit,
         "floor_text": floor_text,
     }
-    environment.globals |= {"warnings": warnings, "return_to_base": return_to_base}
+    environment.globals |= {
+        "warnings": warnings,
+        "return_to_base": return_to_base,
+        "has_scores": has_scores,
+    }
     environment.globals |= {
         "multiplicity": _multiplicity,
         "source_figures": _source_figures,
@@ -545,16 +551,10 @@ def _note_lines(results: Results) -> list[str]:
 
 
 def _accuracy_lines(results: Results) -> list[str]:
-    """How good runs are, of conditions without mitigations, whose rows have no place for it; and
-    what became of the base in them.
-    """
+    """How good runs are, for which the table has no place; and what became of the base in them."""
     lines = []
     for condition in results.conditions:
-        cells = (
-            [cell for shift in results.shifts if (cell := condition.single.cell(shift))]
-            if len(condition.procedures) == 1
-            else []
-        )
+        cells = [cell for shift in results.shifts if (cell := condition.single.cell(shift))]
         rows = {
             "accuracy in %": [(c.shift, _short(c.accuracy, "%")) for c in cells if c.accuracy],
             "gained over the base in points": [
@@ -562,8 +562,14 @@ def _accuracy_lines(results: Results) -> list[str]:
                 for c in cells
                 if c.gained
             ],
-            "answers kept from the base in %": [
+            "answers equal to the base's in %": [
                 (c.shift, _short(c.as_base, "%")) for c in cells if c.as_base
+            ],
+            "mean of the score": [
+                (c.shift, _short(m.estimate))
+                for c in cells
+                for m in c.metrics
+                if m.name == MEAN_SCORE
             ],
         }
         lines += [
@@ -606,6 +612,7 @@ def _contrast_lines(results: Results) -> list[str]:
         lines += _beside_each_other(
             [c for c in results.contrasts if c.condition == name],
             f"{name} against {results.contrasts[0].baseline}",
+            scored=has_scores(results),
         )
         lines += [
             f"{name} against {c.baseline}, {c.figure} by prompt: {c.clear} of "
@@ -628,14 +635,19 @@ def _contrast_lines(results: Results) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _beside_each_other(contrasts: Sequence[Contrast], who: str) -> list[str]:
-    """What is won, and below it what is lost: the change of accuracy on the same shifts, and a
-    return to the base.
+def _beside_each_other(contrasts: Sequence[Contrast], who: str, scored: bool = False) -> list[str]:
+    """What is won, and below it what is lost: the change of accuracy on the same shifts, of the
+    mean score where predictions come with one, and a return to the base.
     """
     ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in contrasts)
     changes = [(c, c.accuracy_change) for c in contrasts if c.accuracy_change is not None]
     points = "   ".join(
         f"{c.shift} {_short(e, '%', signed=True)}{' a loss' if c.loses else ''}" for c, e in changes
+    )
+    scores = "   ".join(
+        f"{c.shift} {_short(c.score_change, signed=True)}"
+        for c in contrasts
+        if scored and c.score_change
     )
     returns = [
         return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline)
@@ -645,6 +657,7 @@ def _beside_each_other(contrasts: Sequence[Contrast], who: str) -> list[str]:
     return [
         f"{who}, ratio of disagreement: {ratios}",
         f"  change of accuracy in points: {points or 'not known, the prompts have no references'}",
+        *([f"  change of the mean score: {scores}"] if scores else []),
         *(f"  ! {said}" for said in returns),
     ]
 

@@ -282,7 +282,9 @@ def run_sd(score_R: np.ndarray, *, level: float = 0.95) -> Estimate:
             MIN_REPLICAS_SPREAD,
             "fewer than three runs",
         )
-    value, left_R = float(score_R.std(ddof=1)), leave_one_out_variance(score_R)
+    # what equal numbers differ by from their mean is rounding
+    value = float(score_R.std(ddof=1)) if np.ptp(score_R) else 0.0
+    left_R = leave_one_out_variance(score_R)
     _, needed, note = _guard([score_R])
     short = n < MIN_REPLICAS_SPREAD
     if left_R.min() <= (1e-12 * float(np.abs(score_R).max())) ** 2:

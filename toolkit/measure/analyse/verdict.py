@@ -20,6 +20,7 @@ from toolkit.record.results import (
     Suspects,
     change_of_accuracy,
     estimate_in_words,
+    has_scores,
     interval,
     mitigation_of,
     number,
@@ -249,6 +250,12 @@ def _beside(contrast: Contrast, results: Results) -> list[str]:
     found = [("but " if contrast.loses else "") + change_of_accuracy(contrast.accuracy_change)]
     found += [
         f"on {c.shift} prompts {change_of_accuracy(c.accuracy_change)}" for c in others if c.loses
+    ]
+    found += [
+        f"the mean score moves by {estimate_in_words(c.score_change, signed=True)}"
+        + f" on {c.shift} prompts" * (c is not contrast)
+        for c in (contrast, *others)
+        if c.score_change is not None and has_scores(results)
     ]
     for c in (contrast, *others):
         if c.returned:
