@@ -33,7 +33,8 @@ data:
 replicas: 64
 stack: 4
 conditions:
-  lora: {{rank: 4, epochs: 3, batch_size: 4, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2, start: 0.5, save: true}}, averages: [swa]}}
+  lora: {{rank: 4, epochs: 3, batch_size: 4, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2,
+      start: 0.5, save: true}}, averages: [swa]}}
 mitigations:
   - {{merge: mean, k: 2}}
   - {{merge: swa, k: 4}}

@@ -32,7 +32,8 @@ pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
 RECIPE = """
 base: embedded
-data: {{train: {folder}/train.jsonl, suites: {{typical: {folder}/typical.jsonl, near: {folder}/near.jsonl, far: {folder}/far.jsonl}}}}
+data: {{train: {folder}/train.jsonl, suites: {{typical: {folder}/typical.jsonl,
+    near: {folder}/near.jsonl, far: {folder}/far.jsonl}}}}
 conditions:
   lora: {{epochs: 2}}
 """

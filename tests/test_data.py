@@ -53,7 +53,8 @@ THINKING = (
     "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ "
     "m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>"
+    "\n\n{% endif %}{% endif %}"
 )
 COUNTING = (
     "{{ messages | length }} turns: {% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"

@@ -345,7 +345,8 @@ def test_memory_counts_every_group_that_a_stack_can_hold(stack, students):
 HEAD = "base: embedded\ndata: {train: embedded}\nreplicas: 16\nconditions:\n"
 LORA = (
     "  lora: "
-    "{rank: 4, dropout: 0.1, lr: 1e-2, replicas: 12, vary: [order], snapshots: {count: 4}, averages: [swa]}\n"
+    "{rank: 4, dropout: 0.1, lr: 1e-2, replicas: 12, vary: [order], "
+    "snapshots: {count: 4}, averages: [swa]}\n"
 )
 TAUGHT = "method: distill, teacher: {condition: lora, ensemble: logits, k: 4}"
 

@@ -41,8 +41,10 @@ stack: 4
 conditions:
   soup: {{method: distill, teacher: {{condition: lora, merge: mean, k: 2}}, students: 2, epochs: 1}}
   lora: {{epochs: 2, batch_size: 8, lr: 1e-2, dropout: 0.1, rank: 4}}
-  student: {{method: distill, teacher: {{condition: lora, ensemble: probabilities, k: 2}}, mix: 0.9, epochs: 1}}
-  same: {{method: distill, teacher: {{condition: lora, ensemble: logits, k: 3, groups: fixed}}, replicas: 3, epochs: 1}}
+  student: {{method: distill, teacher: {{condition: lora, ensemble: probabilities, k: 2}},
+      mix: 0.9, epochs: 1}}
+  same: {{method: distill, teacher: {{condition: lora, ensemble: logits, k: 3, groups: fixed}},
+      replicas: 3, epochs: 1}}
 mitigations: [{{ensemble: probabilities, k: 2}}]
 evaluation: {{max_new_tokens: 12, answer: embedded}}
 """

@@ -329,11 +329,9 @@ def test_late_runs_are_those_that_the_losses_tell():
     )
     ends = (100 * right["lora-10-epochs"].min(), 100 * right["lora-10-epochs"].max())
     assert (
-        "the worst of 64 answers {:.0f} % of the typical prompts right, the best {:.0f} %, seven fewer than 30 %".format(
-            *ends
-        )
-        in told
-    )
+        "the worst of 64 answers {:.0f} % of the typical prompts right, the best {:.0f} %, "
+        "seven fewer than 30 %"
+    ).format(*ends) in told
     assert "from {:.0f} % of the typical prompts of SCAN right to {:.0f} %".format(*ends) in told
 
     def ranks(name: str) -> str:

@@ -156,17 +156,21 @@ def test_a_run_on_a_full_or_read_only_disk_ends_in_one_line_and_goes_on(recipe, 
     lines = shell(f"""
         mount -t tmpfs -o size=40k none {disk}
         for size in 40 120 260; do
-            mount -o remount,rw,size=${{size}}k {disk}; ftk run {recipe} --out {disk}/run --workers 2
+            mount -o remount,rw,size=${{size}}k {disk}
+            ftk run {recipe} --out {disk}/run --workers 2
         done
         mount -o remount,ro {disk}; ftk run {recipe} --out {disk}/run --workers 2
         mount -o remount,rw,size=100m {disk}
         ftk run {recipe} --out {disk}/run --workers 2; cp -r {disk}/run {tmp_path}/run
         mount -o remount,rw,size=$(( $(du -sk {disk} | cut -f1) + 8 ))k {disk}
-        ftk merge {disk}/run --method ties --groups 2; ftk evaluate {disk}/run --prompts {recipe.parent}/rows.jsonl --out {disk}/asked
+        ftk merge {disk}/run --method ties --groups 2
+        ftk evaluate {disk}/run --prompts {recipe.parent}/rows.jsonl --out {disk}/asked
         ftk train-replicas {recipe} --out {disk}/run --replicas 16; ftk measure {disk}/run
         mount -o remount,ro {disk}
-        ftk merge {disk}/run --method ties --groups 2; ftk evaluate {disk}/run --prompts {recipe.parent}/rows.jsonl --out {disk}/asked
-        ftk train-replicas {recipe} --out {disk}/run --replicas 16; ftk measure {disk}/run; ftk report {disk}/run
+        ftk merge {disk}/run --method ties --groups 2
+        ftk evaluate {disk}/run --prompts {recipe.parent}/rows.jsonl --out {disk}/asked
+        ftk train-replicas {recipe} --out {disk}/run --replicas 16; ftk measure {disk}/run
+        ftk report {disk}/run
     """)
     print("\n".join(lines))
     told = [line for line in lines if line.startswith("ftk: ")]

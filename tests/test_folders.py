@@ -225,7 +225,8 @@ WRITERS = {
     "demo": "demo --replicas 2 --out {out}",
     "check": "check {i}/a.yaml --no-probe --out {out}",
     "evaluate": "evaluate {i}/run/lora --prompts {i}/suite.jsonl --out {out}",
-    "evaluate, ensemble": "evaluate {i}/run/lora --prompts {i}/suite.jsonl --ensemble vote -k 2 --out {out}",
+    "evaluate, ensemble": "evaluate {i}/run/lora --prompts {i}/suite.jsonl --ensemble vote -k 2 "
+    "--out {out}",
     "merge": "merge {i}/run/lora/replicas/00000 {i}/run/lora/replicas/00001 --method mean --out "
     "{out}",
     "merge, groups": "merge {i}/run/lora --method mean --groups 2 --out {out}",
@@ -738,14 +739,16 @@ name: recipe
 base: embedded
 dtype: float32
 device: auto
-data: {{train: {folder}/train.jsonl, suites: {{typical: {folder}/suite.jsonl}}, format: auto, max_length: 512}}
+data: {{train: {folder}/train.jsonl, suites: {{typical: {folder}/suite.jsonl}}, format: auto,
+    max_length: 512}}
 seed: 0
 replicas: 4
 vary: [init, order, dropout]
 stack: 4
 conditions:
-  lora: {{method: lora, rank: 8, alpha: null, rslora: false, dropout: 0.1, targets: all-linear, epochs: 1.0, batch_size: 4,
-    gradient_accumulation: 1, lr: 0.01, schedule: linear, warmup: 0.03, clip: 1.0, weight_decay: 0.0, betas: [0.9, 0.999], eps: 1.0e-08,
+  lora: {{method: lora, rank: 8, alpha: null, rslora: false, dropout: 0.1, targets: all-linear,
+    epochs: 1.0, batch_size: 4, gradient_accumulation: 1, lr: 0.01, schedule: linear, warmup: 0.03,
+    clip: 1.0, weight_decay: 0.0, betas: [0.9, 0.999], eps: 1.0e-08,
     snapshots: null, averages: [], ema_decay: 0.7, replicas: null, vary: null}}
 mitigations:
 - {{merge: mean, ensemble: null, k: 2, rank: full, density: null}}
@@ -765,7 +768,10 @@ def test_resolved_recipes_of_older_versions_are_read(inputs):
     assert recipe.compile == "never"
     written = dump_recipe(recipe)
     assert written.startswith("format: 2\n") and parse_recipe(written, "recipe.yaml") == recipe
-    teacher = "{method: distill, teacher: {condition: lora, merge: null, ensemble: probabilities, k: 2, rank: full, density: null}}"
+    teacher = (
+        "{method: distill, teacher: {condition: lora, merge: null, ensemble: probabilities, k: 2, "
+        "rank: full, density: null}}"
+    )
     old = OLD.format(folder=inputs).replace("mitigations:", f"  student: {teacher}\nmitigations:")
     taught = parse_recipe(old, "recipe.yaml").trained["student"].teacher
     assert taught is not None and taught.k == 2

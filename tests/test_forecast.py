@@ -28,7 +28,8 @@ data:
 replicas: 9
 stack: 4
 conditions:
-  lora: {{rank: 4, epochs: 2, batch_size: 4, snapshots: {{count: 2, start: 0.5, save: true}}, averages: [swa]}}
+  lora: {{rank: 4, epochs: 2, batch_size: 4, snapshots: {{count: 2, start: 0.5, save: true}},
+      averages: [swa]}}
 mitigations:
   - {{merge: mean, k: 2}}
   - {{merge: swa, k: 4, rank: same}}

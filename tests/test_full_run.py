@@ -42,7 +42,8 @@ conditions:
     averages: [swa, lawa]
     lawa_last: 1
   bit: {{method: full, from: full, epochs: 1, vary: [], perturb: bit, replicas: 2}}
-  held: {{epochs: 1, batch_size: 8, lr: 1e-2, replicas: 2, snapshots: {{count: 1, save: true}}, averages: [swa, ema]}}
+  held: {{epochs: 1, batch_size: 8, lr: 1e-2, replicas: 2, snapshots: {{count: 1, save: true}},
+      averages: [swa, ema]}}
   double: {{from: held, dtype: float64}}
   half: {{from: held, dtype: bfloat16}}
   wide: {{from: held, stack: 4}}

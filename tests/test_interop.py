@@ -100,7 +100,8 @@ def population(foreign, tmp_path):
 def recipe_of(folder: Path, adapters: object, mitigations: str = ""):
     suite = folder / "far.jsonl"
     suite.write_text(
-        '{"prompt": "call ben and play blue moon =>", "reference": " none()"}\n{"prompt": "the cat =>"}\n'
+        '{"prompt": "call ben and play blue moon =>", "reference": " none()"}\n'
+        '{"prompt": "the cat =>"}\n'
     )
     path = folder / "given.yaml"
     path.write_text(GIVEN.format(suite=suite, adapters=adapters, mitigations=mitigations))
@@ -310,8 +311,10 @@ def test_paths_count_from_the_recipe(foreign, tmp_path, monkeypatch):
 # -- who can load it -----------------------------------------------------------------------------
 
 OLD_KEYS = """
-    peft_type auto_mapping base_model_name_or_path revision task_type inference_mode loftq_bits loftq_iter r target_modules lora_alpha
-    lora_dropout fan_in_fan_out bias use_rslora modules_to_save init_lora_weights layers_to_transform layers_pattern rank_pattern
+    peft_type auto_mapping base_model_name_or_path revision task_type inference_mode loftq_bits
+    loftq_iter r target_modules lora_alpha
+    lora_dropout fan_in_fan_out bias use_rslora modules_to_save init_lora_weights
+    layers_to_transform layers_pattern rank_pattern
     alpha_pattern megatron_config megatron_core loftq_config
 """.split()
 """of LoraConfig in peft 0.8.2 (February 2024), which fails on others"""

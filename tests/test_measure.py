@@ -663,7 +663,8 @@ def test_factors_that_cannot_be_are_one_line(tmp_path):
 
 
 CRITERIA = """
-thresholds: {acceptable: 0.02, critical: 0.10, categories: {easy: {acceptable: 0.9, critical: 0.95}}}
+thresholds: {acceptable: 0.02, critical: 0.10, categories: {easy: {acceptable: 0.9,
+    critical: 0.95}}}
 criteria:
   - {name: not too different, suite: far, limit: 0.9}
   - {name: nearly equal, suite: far, limit: 0.01}

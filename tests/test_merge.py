@@ -448,10 +448,8 @@ def test_ties_leaves_the_random_state_alone(tmp_path):
     torch.manual_seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     merge_adapters(paths, tmp_path / "out", method="ties")
-    assert (
-        torch.equal(torch.get_rng_state(), before[0])
-        and (np.random.get_state()[1] == before[1]).all()
-    )  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
 
 
 @pytest.mark.parametrize("density", [0, 1.5])
@@ -481,9 +479,10 @@ def test_the_median_is_that_of_whole_adapters(tmp_path):
     ]
     merge_adapters(paths, tmp_path / "out", method="geometric_median")
     got, D = deltas(tmp_path / "out"), [deltas(path) for path in paths]
-    cost = lambda m: sum(
-        math.sqrt(sum(float((m[n] - d[n]).square().sum()) for n in (a, b))) for d in D
-    )  # noqa: E731
+
+    def cost(m):
+        return sum(math.sqrt(sum(float((m[n] - d[n]).square().sum()) for n in (a, b))) for d in D)
+
     assert all(cost(got) <= cost(d) * (1 + 1e-9) for d in D)
     for n in (a, b):
         for eps in (1e-2, -1e-2):

@@ -132,9 +132,11 @@ def reference(method, dense, w):
             name: part.reshape(shape)
             for (name, shape), part in zip(SHAPES.items(), parts, strict=True)
         }
-    ids = lambda name: (
-        {"ids": [f"{k:05d}:{name}" for k in range(len(w))]} if method in ("dare", "della") else {}
-    )  # noqa: E731
+
+    def ids(name):
+        drawn = method in ("dare", "della")
+        return {"ids": [f"{k:05d}:{name}" for k in range(len(w))]} if drawn else {}
+
     return {name: merge(D, w, **parameters, **ids(name)) for name, D in single.items()}
 
 

@@ -180,7 +180,8 @@ def true_spread(spread: float, size: float) -> float:
 
 
 @pytest.mark.parametrize(("runs", "dimensions", "spread", "size"), [
-    (8, 200, 0.05, 0.0), (8, 20, 0.5, 0.3), (8, 3, 0.95, 0.0), (16, 1, 0.05, 0.3), (32, 3, 0.95, 0.3), (32, 200, 1.0, 0.3),
+    (8, 200, 0.05, 0.0), (8, 20, 0.5, 0.3), (8, 3, 0.95, 0.0), (16, 1, 0.05, 0.3), (32, 3, 0.95,
+        0.3), (32, 200, 1.0, 0.3),
 ])  # fmt: skip
 def test_intervals_cover(runs, dimensions, spread, size):
     rng, held = np.random.default_rng(1), 0

@@ -28,7 +28,8 @@ from toolkit.record.outcomes import read_outcomes
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
 SUITE = (
-    '{"id": "a", "prompt": "call ben and play blue moon =>", "reference": " none()"}\n{"id": "b", "prompt": "the cat =>"}\n'
+    '{"id": "a", "prompt": "call ben and play blue moon =>", "reference": " none()"}\n'
+    '{"id": "b", "prompt": "the cat =>"}\n'
     '{"id": "c", "prompt": "play moon and call ann =>"}\n{"id": "d", "prompt": "stop =>"}\n'
 )
 

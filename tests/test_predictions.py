@@ -400,7 +400,9 @@ def test_which_columns_are_replicas(tmp_path):
 
 REFUSED = {
     "prompt,expected,llama_a,llama_b": "--replica-columns llama_a,llama_b ",
-    "prompt,run_1,run_2,latency_1,run_1_latency,output_1": "columns of several kinds may be the replicas",
+    "prompt,run_1,run_2,latency_1,run_1_latency,output_1": (
+        "columns of several kinds may be the replicas"
+    ),
     "prompt,a,b,latency": "--replica-columns a,b,latency ",
     "prompt,gold,label,run_1": "columns 'gold' and 'label' may each be the reference",
     "prompt,__expected,[openai:a] Answer: {{prompt}}": "results of promptfoo",

@@ -29,7 +29,8 @@ data:
 replicas: 8
 stack: 2
 conditions:
-  lora: {{epochs: 2, batch_size: 8, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2, start: 0.5}}, averages: [swa]}}
+  lora: {{epochs: 2, batch_size: 8, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2, start: 0.5}},
+      averages: [swa]}}
 mitigations:
   - {{merge: mean, k: 2}}
   - {{ensemble: probabilities, k: 2}}

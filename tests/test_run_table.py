@@ -254,7 +254,8 @@ def test_a_setting_is_no_figure_of_runs(tmp_path):
         "lr is the same in all runs" in note and "0.001 (lora)" in note for note in found.notes
     )
     alone = [{"run": r, "accuracy": 0.3} for r in range(20)]
-    found = measured(write(tmp_path / "alone.jsonl", alone))
+    (tmp_path / "b").mkdir()
+    found = measured(write(tmp_path / "b" / "alone.jsonl", alone))
     assert [(row.metric, row.sd.value) for row in found.metrics] == [("accuracy", 0.0)]
 
 

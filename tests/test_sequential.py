@@ -398,7 +398,8 @@ def recipe(tmp_path_factory):
         f"""
 base: {folder / "base"}
 data: {{train: {train}, suites: {{typical: {typical}, far: {far}}}}}
-replicas: {{max: 120, min: 6, batch: 12, until: {{disagreement.far: {{half_width: 0.15}}, disagreement.typical: {{above: 0.001}}}}}}
+replicas: {{max: 120, min: 6, batch: 12, until: {{disagreement.far: {{half_width: 0.15}},
+    disagreement.typical: {{above: 0.001}}}}}}
 stack: 4
 conditions:
   lora: {{epochs: 2, batch_size: 8, lr: 3e-2, rank: 2}}

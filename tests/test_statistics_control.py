@@ -48,7 +48,9 @@ from toolkit.statistics.tolerance import (
 # NIST/SEMATECH e-Handbook of Statistical Methods, 6.3.2.4 (EWMA); its last ten values are those
 # of 6.3.2.2 (individuals).
 NIST = np.array(
-    "52 47 53 49.3 50.1 47 51 50.1 51.2 50.5 49.6 47.6 49.9 51.3 47.8 51.2 52.6 52.4 53.6 52.1".split(),
+    (
+        "52 47 53 49.3 50.1 47 51 50.1 51.2 50.5 49.6 47.6 49.9 51.3 47.8 51.2 52.6 52.4 53.6 52.1"
+    ).split(),
     dtype=float,
 )
 THREE_SIGMA = 2 * stats.norm.sf(3)
@@ -56,8 +58,10 @@ THREE_SIGMA = 2 * stats.norm.sf(3)
 # Johnson & Wichern, Applied Multivariate Statistical Analysis, table 5.1: sweat rate, sodium,
 # potassium of 20 women.
 SWEAT = np.array(
-    """3.7 48.5 9.3 5.7 65.1 8.0 3.8 47.2 10.9 3.2 53.2 12.0 3.1 55.5 9.7 4.6 36.1 7.9 2.4 24.8 14.0 7.2 33.1 7.6 6.7 47.4 8.5 5.4 54.1 11.3
-    3.9 36.9 12.7 4.5 58.8 12.3 3.5 27.8 9.8 4.5 40.2 8.4 1.5 13.5 10.1 8.5 56.4 7.1 4.5 71.6 8.2 6.5 52.8 10.9 4.1 44.1 11.2 5.5 40.9 9.4
+    """3.7 48.5 9.3 5.7 65.1 8.0 3.8 47.2 10.9 3.2 53.2 12.0 3.1 55.5 9.7 4.6 36.1 7.9 2.4 24.8
+    14.0 7.2 33.1 7.6 6.7 47.4 8.5 5.4 54.1 11.3
+    3.9 36.9 12.7 4.5 58.8 12.3 3.5 27.8 9.8 4.5 40.2 8.4 1.5 13.5 10.1 8.5 56.4 7.1 4.5 71.6 8.2
+    6.5 52.8 10.9 4.1 44.1 11.2 5.5 40.9 9.4
     """.split(),
     dtype=float,
 ).reshape(20, 3)

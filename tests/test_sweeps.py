@@ -228,7 +228,8 @@ def test_conditions_train_on_the_first_rows_of_one_shuffle():
     from toolkit.recipe import parse_recipe
 
     recipe = parse_recipe(
-        "{base: embedded, data: {train: embedded, suites: {}}, conditions: {a: {}, b: {rows: 30}, c: {rows: 10}, d: {rows: 5000}}}"
+        "{base: embedded, data: {train: embedded, suites: {}}, "
+        "conditions: {a: {}, b: {rows: 30}, c: {rows: 10}, d: {rows: 5000}}}"
     )
     a, b, c = (examples_of(recipe, name, "cpu") for name in "abc")
     assert (

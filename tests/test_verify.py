@@ -25,7 +25,8 @@ data: {{train: {train}}}
 replicas: 6
 stack: 4
 conditions:
-  a: {{epochs: 1, batch_size: 8, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2, start: 0.5}}, averages: [swa]}}
+  a: {{epochs: 1, batch_size: 8, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2, start: 0.5}},
+      averages: [swa]}}
   b: {{epochs: 1, batch_size: 8, lr: 1e-3}}
   student: {{method: distill, teacher: {{condition: b, ensemble: probabilities, k: 2}}}}
 """
