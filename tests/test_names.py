@@ -144,6 +144,62 @@ def test_a_wrappers_names_are_the_same_modules(tmp_path, wrapper):
     assert plain.sha256 == found.sha256
 
 
+# how a wrapper names a module of the model in it, in tensors and in patterns alike
+INSIDE = {
+    "compiled": lambda name: "_orig_mod." + name,
+    "data parallel": lambda name: "module." + name,
+    "twice by peft": lambda name: "base_model.model." + name,
+    "checkpointed": lambda name: name.replace(
+        "layers.0.", "layers.0._checkpoint_wrapped_module._fsdp_wrapped_module."
+    ),
+    "fabric": lambda name: name.replace("layers.0.", "layers.0._forward_module."),
+    "nobody knows": lambda name: name.replace("layers.0.", "layers.0._layer."),
+}
+Q0 = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("wrapper", INSIDE)
+def test_patterns_mean_the_names_that_peft_had_in_training(tmp_path, wrapper, rslora):
+    def inside(key: str) -> str:
+        return "base_model.model." + INSIDE[wrapper](key.removeprefix("base_model.model."))
+
+    patterns = {
+        "rank_pattern": {Q0: 3, "layers.1.*q_proj": 1},
+        "alpha_pattern": {Q0: 64, r"layers\.1\..*": 5, "q_proj": 7},
+    }
+    one = by_peft(tmp_path / "one", 1, use_rslora=rslora, **patterns)
+    other = renamed(one, tmp_path / "other", inside)
+    written = {
+        key: {INSIDE[wrapper](k) if k == Q0 else k: v for k, v in values.items()}
+        for key, values in patterns.items()
+    }
+    edit(other, **written)
+    want = read_adapter(one)
+    assert list(read_adapter(other).modules.values()) == list(want.modules.values())
+    assert want.modules[Q0].scale == 64 / (3**0.5 if rslora else 3)
+    plain, found = (
+        merge_adapters([x], tmp_path / f"m-{x.name}", method="mean") for x in (one, other)
+    )
+    assert plain.sha256 == found.sha256
+    # an earlier pattern that means the plain name: whether peft saw that name, no file says
+    part = INSIDE[wrapper](Q0) != Q0 and not INSIDE[wrapper](Q0).endswith("." + Q0)
+    edit(other, alpha_pattern={Q0: 64, "q_proj": 7}, rank_pattern={Q0: 3, "layers.1.*q_proj": 1})
+    if part:
+        with pytest.raises(AdapterError, match="write the pattern as the tensors are called"):
+            read_adapter(other)
+    else:
+        assert read_adapter(other).modules[Q0].scale == want.modules[Q0].scale
+
+
+def test_a_pattern_that_means_no_module_is_told(tmp_path):
+    one = by_peft(tmp_path / "one", 1)
+    edit(one, alpha_pattern={"_orig_mod." + Q0: 64})
+    said = f"alpha_pattern has '_orig_mod.{Q0}', which means none of its modules"
+    assert said in merge_adapters([one], tmp_path / "m", method="mean").notes[0]
+    assert said in remarks([one], "embedded")[0]
+
+
 STRANGE = {
     "another case": lambda name: name.replace("q_proj", "Q_proj"),
     "layers shifted": lambda name: re.sub(

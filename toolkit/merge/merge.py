@@ -457,6 +457,8 @@ def remarks(adapters: Sequence[Adapter], base: str | None) -> list[str]:
     notes = []
     if wrapped := [adapter for adapter in adapters if adapter.wrapped]:
         notes.append(f"{_several(wrapped)}: {wrapped[0].wrapped}")
+    if idle := [adapter for adapter in adapters if adapter.idle]:
+        notes.append(f"{_several(idle)}: {idle[0].idle}")
     if zero := [adapter for adapter in adapters if adapter.is_zero]:
         notes.append(
             f"{_several(zero)}: its change is exactly zero, so it only makes the merge smaller"

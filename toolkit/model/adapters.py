@@ -137,6 +137,7 @@ class Adapter:
     places: Mapping[str, Place]  # of every tensor in the file
     stamp: tuple[int, int]  # size and time of the file that the places are of
     wrapped: str | None = None  # what is said of names that are not the base's own
+    idle: str | None = None  # what is said of patterns for rank and alpha that mean no module
 
     @property
     def base(self) -> str | None:
@@ -250,11 +251,7 @@ class Adapter:
         own = {part for name in names for part in name.split(".")}
         new: dict[str, str] = {}
         for name in self.modules:
-            parts = (
-                part
-                for part in name.split(".")
-                if part in own or not (part == "module" or part.startswith("_"))
-            )
+            parts = (part for part in name.split(".") if part in own or not _of_wrapper(part))
             meant = known.get(text_name(".".join(parts)), [])
             new[name] = meant[0] if name not in names and len(meant) == 1 else name
         if len(set(new.values())) < len(new):
@@ -351,7 +348,9 @@ def read_adapter(path: str | Path) -> Adapter:
         raise AdapterError(f"{path}: {WEIGHTS} holds no tensors; train or save the adapter again")
     if problem := empty_tensor({key: place.shape for key, place in written.items()}):
         raise AdapterError(f"{path}: {problem}; {GATHER}")
-    places = {plain: written[key] for plain, key in sorted(plain_keys(path, written).items())}
+    own = plain_keys(path, written)
+    places = {plain: written[key] for plain, key in sorted(own.items())}
+    written_as = written_names(own)
     wrapped = next(
         (_wrapped(key, plain_key(key)) for key in written if plain_key(key) != key), None
     )
@@ -363,7 +362,9 @@ def read_adapter(path: str | Path) -> Adapter:
             names.setdefault(match[1], {})[match[2] or match[3]] = shape
             embeddings |= {match[1]} if match[3] else set()
     modules = {
-        name: module_of(path, config, name, names[name])._replace(embedding=name in embeddings)
+        name: module_of(path, config, name, names[name], written_as.get(name))._replace(
+            embedding=name in embeddings
+        )
         for name in sorted(names)
     }
     for key, shape in shapes.items():
@@ -385,6 +386,7 @@ def read_adapter(path: str | Path) -> Adapter:
         _shared(tuple(places.items())),
         stamp,
         wrapped,
+        _idle(config, [written_as.get(name, name) for name in modules]),
     )
 
 
@@ -782,23 +784,43 @@ def factor_key(name: str, x: str, embedding: bool) -> str:
     return f"{PREFIX}{name}.lora_embedding_{x}" if embedding else f"{PREFIX}{name}.lora_{x}.weight"
 
 
+def written_names(own: Mapping[str, str]) -> dict[str, str]:
+    """Of modules whose names in the file are not their plain ones: plain name -> name in the file,
+    as peft had it in training. own: plain name of a tensor -> name in the file.
+    """
+    found = {}
+    for plain, key in own.items():
+        if plain != key and (match := FACTOR.fullmatch(plain)):
+            found[match[1]] = key.partition(PREFIX)[2].rpartition(".lora_")[0]
+    return found
+
+
 def module_of(
-    path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]
+    path: Path,
+    config: Mapping[str, Any],
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    written: str | None = None,
 ) -> Module:
     """Rank and scale as PEFT resolves them: the first pattern that matches the name from some
-    component to its end.
+    component to its end. written: the name that the file has, where it is not the plain one.
+
+    Raises AdapterError where rank and tensors differ, and where a pattern counts only if a wrapper
+    was put on after peft: the scale is not known then.
     """
     if set(shapes) != {"A", "B"}:
         raise AdapterError(
             f"{path}: {name} has only lora_{''.join(shapes)}; save the adapter again"
         )
     A, B = shapes["A"], shapes["B"]
+    written = name if written is None else written
     try:
-        r = _pattern(config.get("rank_pattern"), name, config.get("r", 8))
-        alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
-        scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
-        if not math.isfinite(scale):
-            raise ValueError(f"scale {scale}")
+        ranks = _readings(config.get("rank_pattern"), written, name, config.get("r", 8))
+        alphas = _readings(config.get("alpha_pattern"), written, name, config.get("lora_alpha", 8))
+        r = next((r for r in ranks if len(A) == 2 and A[0] == r), ranks[-1])
+        scales = [alpha / (math.sqrt(r) if config.get("use_rslora") else r) for alpha in alphas]
+        if not all(map(math.isfinite, scales)):
+            raise ValueError(f"scale {scales[-1]}")
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
         raise AdapterError(
             f"{path}: rank and alpha of {name} cannot be read ({error}); repair {CONFIG}"
@@ -808,16 +830,54 @@ def module_of(
             f"{path}: {name} has A {A} and B {B}, but {CONFIG} says rank {r}; save the "
             "adapter again"
         )
-    return Module(B[0], A[1], r, scale)
+    if len(set(scales)) > 1:
+        raise AdapterError(
+            f"{path}: alpha_pattern of {CONFIG} means {name!r}, which the tensors call "
+            f"{written!r}, so its scale is {scales[0]:g} if the wrapper was put on after peft, and "
+            f"{scales[-1]:g} if before; write the pattern as the tensors are called, or delete it"
+        )
+    return Module(B[0], A[1], r, scales[-1])
 
 
-def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    matches = (
-        value
-        for pattern, value in (patterns or {}).items()
-        if compiled(rf"(.*\.)?({pattern})$").match(name)
-    )
-    return next(matches, default)
+def _readings(
+    patterns: Mapping[str, Any] | None, written: str, plain: str, default: Any
+) -> list[Any]:
+    """What the patterns may give a module: last what they give its name in the file, and before it
+    what an earlier pattern gives the name without any part of a wrapper.
+    """
+    bare = ".".join(part for part in plain.split(".") if not _of_wrapper(part))
+    found = []
+    for pattern, value in (patterns or {}).items():
+        if matches(pattern, written):
+            return [*found, value]
+        if matches(pattern, bare):
+            found.append(value)
+    return [*found, default]
+
+
+def _idle(config: Mapping[str, Any], written: Sequence[str]) -> str | None:
+    """What is said of keys of rank_pattern and alpha_pattern that mean none of the modules, by
+    their names in the file.
+    """
+    for key in ("alpha_pattern", "rank_pattern"):
+        for pattern in config.get(key) or {}:
+            try:
+                if any(matches(pattern, name) for name in written):
+                    continue
+            except PatternError:
+                pass  # no module came so far, else it had been refused
+            return f"{key} has {pattern!r}, which means none of its modules, so it counts for none"
+    return None
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a key of rank_pattern or alpha_pattern means a module, as peft has it."""
+    return compiled(rf"(.*\.)?({pattern})$").match(name) is not None
+
+
+def _of_wrapper(part: str) -> bool:
+    """Whether a part of a name can be a wrapper's."""
+    return part == "module" or part.startswith("_")
 
 
 def _no_factor(key: str, shape: tuple[int, ...]) -> str:

@@ -34,6 +34,7 @@ from toolkit.model.adapters import (
     read_adapter,
     read_files,
     text_name,
+    written_names,
     wrong_type,
 )
 from toolkit.model.adopt import check_modules, layer_shapes
@@ -90,6 +91,11 @@ class Folder:
         return (
             frozenset() if model is None else frozenset(name for name, _ in model.named_modules())
         )
+
+    @cached_property
+    def written(self) -> dict[str, str]:
+        """`written_names` of its tensors."""
+        return written_names({plain_key(key): key for key in self.shapes})
 
     @property
     def rank(self) -> int:
@@ -349,7 +355,7 @@ def _ranks(folder: Folder) -> Iterator[Problem]:
     """Where configuration and tensors disagree."""
     try:
         for name, shapes in _factors(folder).items():
-            module_of(folder.path, folder.config, name, shapes)
+            module_of(folder.path, folder.config, name, shapes, folder.written.get(name))
     except AdapterError as error:
         yield Problem(str(error).removeprefix(f"{folder.path}: ").partition(";")[0], RESAVE)
 
@@ -360,7 +366,7 @@ def _scales(folder: Folder, says: str, scale: Callable[[int], float]) -> Iterato
     """
     try:
         for name, shapes in _factors(folder).items():
-            module = module_of(folder.path, folder.config, name, shapes)
+            module = module_of(folder.path, folder.config, name, shapes, folder.written.get(name))
             if not math.isclose(taken := scale(module.rank), module.scale):
                 yield Problem(
                     f"{says}, in silence: {name} would get {taken:.4g} instead of "
