@@ -16,7 +16,7 @@ from test_interop import by_peft, edit
 from toolkit import cli, pipeline
 from toolkit.measure.run import read_design
 from toolkit.merge import merge_adapters
-from toolkit.model.adapters import AdapterError, read_adapter, write_adapter
+from toolkit.model.adapters import AdapterError, aims_at, read_adapter, write_adapter
 from toolkit.model.adopt import adopt, check_modules, layer_shapes, read_all, remarks
 from toolkit.model.base import EMBEDDED, load_base, named_modules, skeleton
 from toolkit.model.compatibility import check_adapter
@@ -200,6 +200,92 @@ def test_a_pattern_that_means_no_module_is_told(tmp_path):
     assert said in remarks([one], "embedded")[0]
 
 
+@pytest.mark.parametrize("wrapper", INSIDE)
+def test_full_names_of_a_wrapped_model_become_the_bases_own(tmp_path, wrapper):
+    """Two of them lack a module at which they aim, and that is told, too."""
+    folders = []
+    for k in (1, 2):
+        plain = by_peft(tmp_path / f"p{k}", k)
+        wrapped = renamed(
+            plain,
+            tmp_path / f"w{k}",
+            lambda key: (
+                "base_model.model." + INSIDE[wrapper](key.removeprefix("base_model.model."))
+            ),
+        )
+        edit(wrapped, target_modules=[INSIDE[wrapper](n) for n in read_adapter(plain).modules])
+        folders.append(wrapped)
+    report = merge_adapters(folders, tmp_path / "m", method="mean")
+    assert len(report.notes) == 1 and "a wrapper's part" in report.notes[0]
+    written = json.loads((tmp_path / "m" / "adapter_config.json").read_text())["target_modules"]
+    assert written == sorted(read_adapter(tmp_path / "p1").modules)
+    assert [one.ok for one in check_adapter(tmp_path / "m", ("peft",))] == [True]
+
+
+UNAIMED = {
+    "fewer kinds": {"target_modules": ["q_proj"]},
+    "a pattern": {"target_modules": r".*\.0\..*q_proj"},
+    "excluded": {"exclude_modules": ["v_proj"]},
+    "layers": {"layers_to_transform": [0]},
+    "full names": {"target_modules": [Q0]},
+}
+
+
+@pytest.mark.parametrize("case", UNAIMED)
+def test_factors_at_which_the_configuration_does_not_aim_count_and_are_told(tmp_path, case):
+    one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
+    less = shutil.copytree(one, tmp_path / "less")
+    edit(less, **UNAIMED[case])
+    found = check_adapter(less, ("peft",))[0]
+    assert not found.ok and "writes a folder in which all of them count" in found.fix
+    for beside in ([], [other]):
+        plain, found = (
+            merge_adapters([x, *beside], tmp_path / f"{x.name}{len(beside)}", method="mean")
+            for x in (one, less)
+        )
+        assert plain.sha256 == found.sha256 and plain.notes == []
+        assert "less: adapter_config.json does not aim at" in found.notes[0]
+        assert [x.ok for x in check_adapter(found.out, ("peft",))] == [True]
+    assert "so peft leaves them out" in remarks([less], "embedded")[0]
+
+
+AIMS = [
+    *UNAIMED.values(),
+    {"target_modules": [Q0, "v_proj"], "layers_to_transform": [1]},
+    {"target_modules": ["v_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
+    {"target_modules": ["v_proj"], "layers_to_transform": [0, 3], "layers_pattern": ["h", "ers"]},
+    {"target_modules": ["v_proj"], "layers_to_transform": [1], "layers_pattern": ["h", "layers"]},
+    {"target_modules": ["proj"], "layers_to_transform": []},
+    {"target_modules": ["up"], "layers_to_transform": [1], "layers_pattern": []},
+    {"target_modules": "q_proj|v_proj|.*v_proj", "exclude_modules": r".*\.1\..*"},
+]
+ANY_NAMES = [
+    Q0,
+    "layers.1.v_proj",
+    "1.v_proj",
+    "v_proj",
+    "h.1.v_proj",
+    "x.h.0.v_proj",
+    "model.layers.1.self_attn.v_proj",
+    "model.layers.1.mlp.experts.0.up",
+    "model.layers.0.mlp.experts.1.up",
+    "model.layers.0.mlp.v_proj.up",
+]
+
+
+@pytest.mark.parametrize("config", AIMS)
+def test_what_a_configuration_aims_at_is_what_peft_says(config):
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = {"target_modules": ["v_proj"], **config}
+    found = LoraConfig(**config)
+    if isinstance(config["target_modules"], list):
+        found.target_modules = set(config["target_modules"])
+    for name in ANY_NAMES:
+        assert aims_at(config, name) == bool(check_target_module_exists(found, name)), name
+
+
 STRANGE = {
     "another case": lambda name: name.replace("q_proj", "Q_proj"),
     "layers shifted": lambda name: re.sub(
@@ -236,7 +322,7 @@ def test_a_name_that_the_base_has_not_is_refused_before_anything_is_written(tmp_
     )
     assert result.exit_code == cli.DONE
     notes = json.loads((tmp_path / "m" / "merge.json").read_text())["notes"]
-    assert len(notes) == 1 and notes[0] in result.stderr
+    assert all(note in result.stderr for note in notes)
     assert notes[0].startswith(
         "names of modules were not checked: the configuration of nobody/has-it is not on "
         "this machine"

@@ -21,7 +21,15 @@ from toolkit.merge.methods import Method, accepted, find_coefficients, find_meth
 from toolkit.merge.naming import under_one_naming
 from toolkit.merge.soup import Step, greedy_soup
 from toolkit.model import delta
-from toolkit.model.adapters import CONFIG, FULL, WEIGHTS, Adapter, AdapterError, write_adapter
+from toolkit.model.adapters import (
+    CONFIG,
+    FULL,
+    WEIGHTS,
+    Adapter,
+    AdapterError,
+    aims_at,
+    write_adapter,
+)
 from toolkit.model.full import MODEL, FullModel, copies, read_weights
 from toolkit.recipe.merges import MERGEKIT
 from toolkit.record.files import sha256_file
@@ -459,6 +467,8 @@ def remarks(adapters: Sequence[Adapter], base: str | None) -> list[str]:
         notes.append(f"{_several(wrapped)}: {wrapped[0].wrapped}")
     if idle := [adapter for adapter in adapters if adapter.idle]:
         notes.append(f"{_several(idle)}: {idle[0].idle}")
+    if unaimed := [adapter for adapter in adapters if adapter.unaimed]:
+        notes.append(f"{_several(unaimed)}: {unaimed[0].unaimed}")
     if zero := [adapter for adapter in adapters if adapter.is_zero]:
         notes.append(
             f"{_several(zero)}: its change is exactly zero, so it only makes the merge smaller"
@@ -541,8 +551,8 @@ def _pad(A: Tensor, B: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 
 def _target_modules(adapters: Sequence[Adapter], names: list[str]) -> list[str]:
-    """The list all inputs agree on; else the full names, which match these modules and no
-    others.
+    """The list all inputs agree on, where it means all these modules; else their full names, which
+    mean them and no others.
     """
     lists = set()
     for adapter in adapters:
@@ -551,5 +561,6 @@ def _target_modules(adapters: Sequence[Adapter], names: list[str]) -> list[str]:
             "exclude_modules"
         )
         lists.add(tuple(sorted(target)) if isinstance(target, list) and not narrowed else None)
-    common = lists.pop() if len(lists) == 1 else None
-    return list(common) if common else names
+    common = list((lists.pop() if len(lists) == 1 else None) or ())
+    whole = common and all(aims_at({"target_modules": common}, name) for name in names)
+    return common if whole else names

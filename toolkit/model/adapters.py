@@ -138,6 +138,7 @@ class Adapter:
     stamp: tuple[int, int]  # size and time of the file that the places are of
     wrapped: str | None = None  # what is said of names that are not the base's own
     idle: str | None = None  # what is said of patterns for rank and alpha that mean no module
+    unaimed: str | None = None  # what is said of modules at which the configuration does not aim
 
     @property
     def base(self) -> str | None:
@@ -379,14 +380,43 @@ def read_adapter(path: str | Path) -> Adapter:
                 f"{path}: {key!r} is {list(shape)}, which its factors do not fit; save "
                 "the adapter again"
             )
+    plain_config = {**config, **_plain_lists(config)}
     return Adapter(
         path,
-        config,
+        plain_config,
         _shared(tuple(modules.items())),
         _shared(tuple(places.items())),
         stamp,
         wrapped,
         _idle(config, [written_as.get(name, name) for name in modules]),
+        _unaimed(
+            [
+                name
+                for name in modules
+                if not aims_at(config, written_as.get(name, name))
+                and not aims_at(plain_config, name)
+            ],
+            len(modules),
+        ),
+    )
+
+
+def _plain_lists(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Lists of modules in a configuration, without the parts that wrappers put into names."""
+    return {
+        key: sorted({plain_key(PREFIX + name).removeprefix(PREFIX) for name in names})
+        for key in ("target_modules", "exclude_modules")
+        if isinstance(names := config.get(key), list)
+    }
+
+
+def _unaimed(names: Sequence[str], count: int) -> str | None:
+    """What is said of the modules `names`, of `count`, at which the configuration does not aim."""
+    if not names:
+        return None
+    return (
+        f"{CONFIG} does not aim at {len(names)} of the {count} modules that have tensors, as "
+        f"{names[0]!r}, so peft leaves them out; here all of them count"
     )
 
 
@@ -462,24 +492,36 @@ def aims_at(config: Mapping[str, Any], module: str) -> bool:
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     if excluded and _among(excluded, module):
         return False
+    if targets is None or targets == "all-linear":
+        return True
+    if not _among(targets, module):
+        return False
     layers = config.get("layers_to_transform")
-    if layers is not None and not isinstance(targets, str):
-        numbers = [int(part) for part in module.split(".") if part.isdecimal()]
-        if not numbers or numbers[0] not in (layers if isinstance(layers, list) else [layers]):
-            return False
-    return targets is None or targets == "all-linear" or _among(targets, module)
+    if isinstance(targets, str) or module in targets or layers is None or layers == []:
+        return True
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        before = r".*?\." if pattern == r"[^.]*" else r"(?:.*?\.)?"
+        if found := _match(rf"{before}{pattern}\.(?P<idx>\d+)\.", module):
+            return int(found["idx"]) in (layers if isinstance(layers, list) else [layers])
+    return False
 
 
 def _among(names: Any, module: str) -> bool:
     """A regular expression matches whole names, a list whole components at the end."""
     if isinstance(names, str):
-        try:
-            return compiled(rf"(?:{names})\Z").match(module) is not None
-        except PatternError:
-            return False
+        return _match(rf"(?:{names})\Z", module) is not None
     return isinstance(names, list) and any(
         module == name or module.endswith(f".{name}") for name in names
     )
+
+
+def _match(pattern: str, text: str) -> Any:
+    """The match at the start of a text; None for a pattern that is broken."""
+    try:
+        return compiled(pattern).match(text)
+    except PatternError:
+        return None
 
 
 @lru_cache(maxsize=64)
