@@ -574,6 +574,23 @@ COPIES = {
         lambda name, x: x / 2 if ".lora_B." in name else x,
         lora_alpha=2 * alpha(source),
     ),
+    "another gauge": lambda source, out: rewritten(
+        source, out, lambda name, x: x * 3 if ".lora_A." in name else x / 3
+    ),
+    "another gauge of few digits": lambda source, out: rewritten(
+        source,
+        out,
+        lambda name, x: (x * 3 if ".lora_A." in name else x / 3).bfloat16(),
+    ),
+    "half the factor, twice alpha, few digits": lambda source, out: rewritten(
+        source,
+        out,
+        lambda name, x: (x / 2 if ".lora_B." in name else x).half(),
+        lora_alpha=2 * alpha(source),
+    ),
+    "ranks in another order": lambda source, out: rewritten(
+        source, out, lambda name, x: x.flip(0) if ".lora_A." in name else x.flip(1)
+    ),
     "remark": lambda source, out: rewritten(source, out, lambda name, x: x, peft_version="0.0.1"),
     "more rank": lambda source, out: rewritten(
         source,
@@ -601,6 +618,52 @@ def test_a_copy_is_known_by_what_it_computes(tmp_path, how):
         external.module_spreads([tmp_path / "p"])
     with pytest.raises(AdapterError, match="two copies are not two runs; leave one out"):
         adopt(tmp_path / "run" / "mine", [one, other, twin], load_base("embedded"))
+
+
+def test_copies_of_one_adapter_in_two_narrow_dtypes_are_copies(tmp_path):
+    one = by_peft(tmp_path / "one", 1)
+    half = rewritten(one, tmp_path / "half", lambda name, x: (x / 30).half())
+    brain = rewritten(one, tmp_path / "brain", lambda name, x: (x / 30).bfloat16())
+    assert f"{half}: the same weights as {brain}" in copies(read_all([brain, half], "embedded"))
+    for seed in (2, 3):  # runs that are alike are none: a hundredth apart
+        by_peft(tmp_path / f"own{seed}", seed)
+    own = load_file(tmp_path / "own2" / "adapter_model.safetensors")
+    near = rewritten(
+        one, tmp_path / "near", lambda name, x: (x / 30 + own[name] / 30 / 20).bfloat16()
+    )
+    assert copies(read_all([brain, near], "embedded")) == ""
+
+
+def test_what_a_merge_leaves_alone_is_told(tmp_path):
+    one, other = by_peft(tmp_path / "one", 1), by_peft(tmp_path / "other", 2)
+    half = rewritten(other, tmp_path / "half", lambda name, x: x * (".v_proj.lora_B" not in name))
+    notes = merge_adapters([one, half], tmp_path / "m1", method="mean").notes
+    assert len(notes) == 1 and "half: its change is exactly zero in 4 of its 8 modules" in notes[0]
+    minus = rewritten(one, tmp_path / "minus", lambda name, x: -x if ".lora_B." in name else x)
+    result = CliRunner().invoke(
+        cli.main,
+        ["merge", str(one), str(minus), "--method", "mean", "--out", str(tmp_path / "m2")],
+    )
+    assert result.exit_code == cli.DONE and "the merged change is zero" in result.stderr
+    assert "energy kept" not in result.stdout
+    # tensors of a kind that all lack, with the base here and without
+    lost = []
+    for source in (one, other):
+        out = shutil.copytree(source, tmp_path / f"lost-{source.name}")
+        tensors = load_file(source / "adapter_model.safetensors")
+        save_file(
+            {k: v for k, v in tensors.items() if "v_proj" not in k},
+            out / "adapter_model.safetensors",
+        )
+        lost.append(out)
+    report = merge_adapters(lost, tmp_path / "m3", method="mean")
+    assert len(report.notes) == 1
+    assert "has no tensors for 'model.layers.0.self_attn.v_proj' and 3 more" in report.notes[0]
+    assert [one.ok for one in check_adapter(report.out, ("peft",))] == [True]
+    for out in lost:
+        edit(out, base_model_name_or_path="nobody/has-it")
+    notes = merge_adapters(lost, tmp_path / "m4", method="mean").notes
+    assert any("has no tensors for 'v_proj' of target_modules" in note for note in notes)
 
 
 def test_a_change_a_little_different_and_another_untrained_adapter_are_no_copies(tmp_path):

@@ -35,7 +35,6 @@ from toolkit.record.shapes import AdapterConfig
 from toolkit.text.patterns import PatternError, compiled
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 CONFIG = "adapter_config.json"
@@ -189,53 +188,13 @@ class Adapter:
         """Whether it changes nothing, to the last bit, as an adapter that was never trained. Reads
         no more than it takes to see.
         """
+        return all(map(self.leaves_alone, self.modules))
 
-        def power(A: "Tensor", B: "Tensor", scale: float) -> float:
-            A, B = A.double(), B.double()
-            return scale * float(
-                ((B.T @ B) * (A @ A.T)).sum()
-            )  # ||B A||^2, in squares of numbers that float64 holds
-
-        return all(power(*self.factors(name)) == 0 for name in self.modules)
-
-    @property
-    def dtypes(self) -> set[str]:
-        """Of the factors, as stored."""
-        return {DTYPES[place.dtype] for key, place in self.places.items() if FACTOR.fullmatch(key)}
-
-    def change_digest(self, dtype: "torch.dtype | None" = None) -> str:
-        """Of what it does, by the modules' names: the same for two adapters whose changes are the
-        same, however they are written.
-
-        Every module's dW is applied to a fixed input. dtype: factors are rounded to it before. One
-        that changes nothing counts by its factors.
-        """
-        import torch
-
-        changes, changed = hashlib.sha256(), False
-        for name, A, B, scale in self._rounded(dtype):
-            x = torch.randn(
-                A.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-            )
-            y = (
-                scale * (B @ (A @ x))
-            ).float() + 0.0  # the order of sums is forgotten, and the sign of zero
-            if y.any():
-                changes.update(name.encode() + y.numpy().tobytes())
-                changed = True
-        if not changed:
-            for name, A, B, scale in self._rounded(dtype):
-                changes.update(
-                    f"{name} {scale}".encode() + A.numpy().tobytes() + B.numpy().tobytes()
-                )
-        return changes.hexdigest()
-
-    def _rounded(
-        self, dtype: "torch.dtype | None"
-    ) -> "Iterator[tuple[str, Tensor, Tensor, float]]":
-        """Factors in float64, rounded to a dtype before where one is given."""
-        for name, (A, B, scale) in self.items():
-            yield name, A.to(dtype or A.dtype).double(), B.to(dtype or B.dtype).double(), scale
+    def leaves_alone(self, name: str) -> bool:
+        """Whether the change of one module is zero, to the last bit."""
+        A, B, scale = self.factors(name)
+        A, B = A.double(), B.double()  # squares of numbers that float64 holds
+        return scale * float(((B.T @ B) * (A @ A.T)).sum()) == 0
 
     def fitted(self, names: Collection[str]) -> "Adapter":
         """The same adapter under a base's own names of modules, where they differ in
