@@ -903,7 +903,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
 
 KILLED = """
 import os, sys
-from toolkit import adapters
+from toolkit.model import adapters
 from toolkit.merge import merge_adapters
 plain, count = os.replace, 0
 def killed(*paths):  # between the files that are moved into a folder that is there

@@ -509,10 +509,8 @@ def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
         kind = "models" if whole else "adapters"
         size = "whole" if whole else f"rank {report['rank']}" if "rank" in report else dense
         bound = f", error at most {report['error_bound']:.1e}" if "error_bound" in report else ""
-        say(
-            f"{report['out']}: {report['method']} of {report['k']} {kind}, {size}, energy "
-            f"kept {report['energy']:.4f}{bound}"
-        )
+        kept = f"energy kept {report['energy']:.4f}" if report["energy"] else "no change left"
+        say(f"{report['out']}: {report['method']} of {report['k']} {kind}, {size}, {kept}{bound}")
 
 
 def _as_mergekit(

@@ -20,6 +20,7 @@ from toolkit.merge.merge import (
     choose_members,
     exact_changes,
     merged_of,
+    nothing_left,
     rank_limit,
     versions,
 )
@@ -98,6 +99,7 @@ def merge_into_base(
             weight.copy_(wanted)
             lost += float((weight.double() - wanted).square().sum())
             kept, total = kept + energy * power, total + power
+    nothing = nothing_left(members, total)
     record = {
         "method": method,
         "paper": chosen.paper,
@@ -106,10 +108,10 @@ def merge_into_base(
         "base": members.base,
         "revision": members.revision,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "energy": kept / total if total else 1.0,
-        "rounding": (lost / total) ** 0.5 if total else 0.0,
+        "energy": 0.0 if nothing else kept / total if total else 1.0,
+        "rounding": (lost / total) ** 0.5 if total and not nothing else 0.0,
         "soup": soup,
-        "notes": members.notes,
+        "notes": members.notes + nothing,
         "versions": versions(method),
     }
     _write(out, model, tokenizer, record)

@@ -21,7 +21,15 @@ from toolkit.merge.methods import Method, accepted, find_coefficients, find_meth
 from toolkit.merge.naming import under_one_naming
 from toolkit.merge.soup import Step, greedy_soup
 from toolkit.model import delta
-from toolkit.model.adapters import CONFIG, FULL, WEIGHTS, Adapter, AdapterError, write_adapter
+from toolkit.model.adapters import (
+    CONFIG,
+    FULL,
+    WEIGHTS,
+    Adapter,
+    AdapterError,
+    aims_at,
+    write_adapter,
+)
 from toolkit.model.full import MODEL, FullModel, copies, read_weights
 from toolkit.recipe.merges import MERGEKIT
 from toolkit.record.files import sha256_file
@@ -29,6 +37,8 @@ from toolkit.record.folders import MERGED
 from toolkit.record.plain import parse
 
 REPORT = "merge.json"
+CANCELLED = 1e-12
+"""share of the squared norm of what goes in; less is the rounding of float32"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class MergeReport:
     inputs: list[Input]
     rank: int
     # share of ||dW||^2 that truncation kept, over all modules; the relative error is sqrt(1 -
-    # energy)
+    # energy); 0 where nothing is left of what went in
     energy: float
     energy_of_module: dict[str, float]
     # 1 for a mean, below for a shrunken one; empty for methods that look at entries
@@ -132,6 +142,7 @@ def merge_adapters(
             sums[name] = coefficient_sum
         factors[name] = (A.float(), B.float())
         kept, total = kept + energies[name] * power, total + power
+    nothing = nothing_left(members, total)
     r = max(A.shape[0] for A, _ in factors.values())
     factors = {name: _pad(A, B, r) for name, (A, B) in factors.items()}
 
@@ -142,12 +153,12 @@ def merge_adapters(
         "parameters": {**values, "rank": rank} | ({} if buffer is None else {"buffer": buffer}),
         "inputs": members.inputs,
         "rank": r,
-        "energy": kept / total if total else 1.0,
+        "energy": 0.0 if nothing else kept / total if total else 1.0,
         "energy_of_module": energies,
         "coefficient_sum_of_module": sums,
         "error_bound_of_module": bounds,
         "soup": soup,
-        "notes": members.notes,
+        "notes": members.notes + nothing,
         "versions": versions(method),
     }
     digest = write_adapter(
@@ -170,6 +181,25 @@ def merge_adapters(
         of=merged_of(record),
     )
     return MergeReport(out=out, sha256=digest, **record)
+
+
+NOTHING_LEFT = (
+    "the merged change is zero up to rounding: what goes in takes itself back, so the merge answers "
+    "as the base"
+)
+
+
+def nothing_left(members: "Members", total: float) -> list[str]:
+    """A note where a merge of squared norm `total` is zero beside what went in, though that is not.
+    Reads no more modules than it takes to see.
+    """
+    power = 0.0
+    for adapter in members.adapters:
+        for _, factors in adapter.items():
+            power += delta.norm(factors) ** 2
+            if total > CANCELLED**0.5 * power > 0:
+                return []
+    return [NOTHING_LEFT] if power > 0 and total <= CANCELLED * power else []
 
 
 def as_text(record: Mapping[str, Any]) -> str:
@@ -454,9 +484,24 @@ def remarks(adapters: Sequence[Adapter], base: str | None) -> list[str]:
     notes = []
     if wrapped := [adapter for adapter in adapters if adapter.wrapped]:
         notes.append(f"{_several(wrapped)}: {wrapped[0].wrapped}")
-    if zero := [adapter for adapter in adapters if adapter.is_zero]:
+    if idle := [adapter for adapter in adapters if adapter.idle]:
+        notes.append(f"{_several(idle)}: {idle[0].idle}")
+    if unaimed := [adapter for adapter in adapters if adapter.unaimed]:
+        notes.append(f"{_several(unaimed)}: {unaimed[0].unaimed}")
+    still = [
+        (adapter, [name for name in adapter.modules if adapter.leaves_alone(name)])
+        for adapter in adapters
+    ]
+    if zero := [adapter for adapter, names in still if len(names) == len(adapter.modules)]:
         notes.append(
             f"{_several(zero)}: its change is exactly zero, so it only makes the merge smaller"
+        )
+    if partly := [(one, names) for one, names in still if 0 < len(names) < len(one.modules)]:
+        first, names = partly[0]
+        notes.append(
+            f"{_several([one for one, _ in partly])}: its change is exactly zero in {len(names)} "
+            f"of its {len(first.modules)} modules, as {names[0]!r}; what it leaves alone counts as "
+            "unchanged"
         )
     if other := [
         adapter for adapter in adapters if base is not None and adapter.base not in (None, base)
@@ -536,8 +581,8 @@ def _pad(A: Tensor, B: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 
 def _target_modules(adapters: Sequence[Adapter], names: list[str]) -> list[str]:
-    """The list all inputs agree on; else the full names, which match these modules and no
-    others.
+    """The list all inputs agree on, where it means all these modules and every entry means some;
+    else their full names, which mean them and no others.
     """
     lists = set()
     for adapter in adapters:
@@ -546,5 +591,6 @@ def _target_modules(adapters: Sequence[Adapter], names: list[str]) -> list[str]:
             "exclude_modules"
         )
         lists.add(tuple(sorted(target)) if isinstance(target, list) and not narrowed else None)
-    common = lists.pop() if len(lists) == 1 else None
-    return list(common) if common else names
+    common: list[str] = list((lists.pop() if len(lists) == 1 else None) or ())
+    meant = [{n for n in names if aims_at({"target_modules": [one]}, n)} for one in common]
+    return common if all(meant) and set().union(*meant) == set(names) else names

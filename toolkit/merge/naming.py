@@ -27,7 +27,8 @@ def under_one_naming(
     module though their target_modules mean the same ones, and where names differ in
     `language_model.` and nothing says which are the base's.
     """
-    adapters, checked = _named_by_base(adapters, identity)
+    adapters, known = _named_by_base(adapters, identity)
+    checked = known is not None
     layouts = list({frozenset(adapter.modules): adapter for adapter in adapters}.values())
     every = frozenset[str]().union(*(adapter.modules for adapter in layouts))
     if not checked and len({text_name(name) for name in every}) < len(every):
@@ -50,12 +51,14 @@ def under_one_naming(
         if checked
         else [f"names of modules were not checked: {there}; name a folder of the base with `base`"]
     )
-    return adapters, [*_left_out(layouts), *unchecked]
+    return adapters, [*_left_out(layouts, known or {}), *unchecked]
 
 
-def _named_by_base(adapters: Sequence[Adapter], identity: Identity) -> tuple[list[Adapter], bool]:
-    """The adapters under the names that their base has, and whether it is here to tell. Raises
-    AdapterError for a name that it has not.
+def _named_by_base(
+    adapters: Sequence[Adapter], identity: Identity
+) -> tuple[list[Adapter], Mapping[str, bool] | None]:
+    """The adapters under the names that their base has, and its modules where it is here to tell.
+    Raises AdapterError for a name that it has not.
     """
     from toolkit.model.base import named_modules
 
@@ -79,11 +82,11 @@ def _named_by_base(adapters: Sequence[Adapter], identity: Identity) -> tuple[lis
             None,
         )
         if stray is None:
-            return fitted, True
+            return fitted, known
         refusal = refusal or AdapterError(f"{stray[0].path}: {no_such_layer(stray[1], str(name))}")
     if refusal:
         raise refusal
-    return list(adapters), False
+    return list(adapters), None
 
 
 def _is_there(module: str, known: Mapping[str, bool]) -> bool:
@@ -118,9 +121,9 @@ def _place(name: str) -> str:
     return name if at is None else ".".join(parts[at:])
 
 
-def _left_out(layouts: Sequence[Adapter]) -> list[str]:
-    """Of adapters that are laid out differently: whose target_modules name modules that they do not
-    change, and who shares none.
+def _left_out(layouts: Sequence[Adapter], known: Mapping[str, bool]) -> list[str]:
+    """Whose target_modules name modules of the others, or of the base, that they do not change; and
+    who shares none. known: what the base has, where it is here to tell.
     """
     every = sorted({name for adapter in layouts for name in adapter.modules})
     notes = []
@@ -133,6 +136,11 @@ def _left_out(layouts: Sequence[Adapter]) -> list[str]:
                 f"{adapter.path}: changes {len(adapter.modules)} of the {len(every)} "
                 "modules that these adapters change, and not "
                 f"{missing[0]!r}, at which it aims; what it leaves alone counts as unchanged"
+            )
+        elif lacking := _lacking(adapter, known):
+            notes.append(
+                f"{adapter.path}: has no tensors for {lacking}, at which it aims; what it leaves "
+                "alone counts as unchanged"
             )
     apart = [
         (one, other)
@@ -147,6 +155,30 @@ def _left_out(layouts: Sequence[Adapter]) -> list[str]:
             "counts as unchanged by the other"
         )
     return notes
+
+
+def _lacking(adapter: Adapter, known: Mapping[str, bool]) -> str:
+    """What its target_modules mean by name, and none of its tensors is of: modules of the base, or
+    where that is not here, entries of the list.
+    """
+    targets = adapter.config.get("target_modules")
+    if targets is None or targets == "all-linear":
+        return ""
+    if known:
+        missing = [
+            name
+            for name, matrix in known.items()
+            if matrix and name not in adapter.modules and aims_at(adapter.config, name)
+        ]
+        more = f" and {len(missing) - 1} more modules" if len(missing) > 1 else ""
+        return f"{missing[0]!r}{more}" if missing else ""
+    idle = [
+        one
+        for one in targets
+        if isinstance(targets, list)
+        and not any(aims_at({"target_modules": [one]}, name) for name in adapter.modules)
+    ]
+    return f"{idle[0]!r} of target_modules" if idle else ""
 
 
 def _parted(layouts: Sequence[Adapter]) -> tuple[Adapter, Adapter]:

@@ -36,7 +36,6 @@ from toolkit.record.shapes import AdapterConfig
 from toolkit.text.patterns import PatternError, compiled
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 CONFIG = "adapter_config.json"
@@ -140,6 +139,8 @@ class Adapter:
     places: Mapping[str, Place]  # of every tensor in the file
     stamp: tuple[int, int]  # size and time of the file that the places are of
     wrapped: str | None = None  # what is said of names that are not the base's own
+    idle: str | None = None  # what is said of patterns for rank and alpha that mean no module
+    unaimed: str | None = None  # what is said of modules at which the configuration does not aim
 
     @property
     def base(self) -> str | None:
@@ -190,51 +191,13 @@ class Adapter:
         """Whether it changes nothing, to the last bit, as an adapter that was never trained. Reads
         no more than it takes to see.
         """
+        return all(map(self.leaves_alone, self.modules))
 
-        def power(A: "Tensor", B: "Tensor", scale: float) -> float:
-            A, B = A.double(), B.double()
-            # ||B A||^2, in squares of numbers that float64 holds
-            return scale * float(((B.T @ B) * (A @ A.T)).sum())
-
-        return all(power(*self.factors(name)) == 0 for name in self.modules)
-
-    @property
-    def dtypes(self) -> set[str]:
-        """Of the factors, as stored."""
-        return {DTYPES[place.dtype] for key, place in self.places.items() if FACTOR.fullmatch(key)}
-
-    def change_digest(self, dtype: "torch.dtype | None" = None) -> str:
-        """Of what it does, by the modules' names: the same for two adapters whose changes are the
-        same, however they are written.
-
-        Every module's dW is applied to a fixed input. dtype: factors are rounded to it before. One
-        that changes nothing counts by its factors.
-        """
-        import torch
-
-        changes, changed = hashlib.sha256(), False
-        for name, A, B, scale in self._rounded(dtype):
-            x = torch.randn(
-                A.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-            )
-            # the order of sums is forgotten, and the sign of zero
-            y = (scale * (B @ (A @ x))).float() + 0.0
-            if y.any():
-                changes.update(name.encode() + y.numpy().tobytes())
-                changed = True
-        if not changed:
-            for name, A, B, scale in self._rounded(dtype):
-                changes.update(
-                    f"{name} {scale}".encode() + A.numpy().tobytes() + B.numpy().tobytes()
-                )
-        return changes.hexdigest()
-
-    def _rounded(
-        self, dtype: "torch.dtype | None"
-    ) -> "Iterator[tuple[str, Tensor, Tensor, float]]":
-        """Factors in float64, rounded to a dtype before where one is given."""
-        for name, (A, B, scale) in self.items():
-            yield name, A.to(dtype or A.dtype).double(), B.to(dtype or B.dtype).double(), scale
+    def leaves_alone(self, name: str) -> bool:
+        """Whether the change of one module is zero, to the last bit."""
+        A, B, scale = self.factors(name)
+        A, B = A.double(), B.double()  # squares of numbers that float64 holds
+        return scale * float(((B.T @ B) * (A @ A.T)).sum()) == 0
 
     def fitted(self, names: Collection[str]) -> "Adapter":
         """The same adapter under a base's own names of modules, where they differ in
@@ -251,11 +214,7 @@ class Adapter:
         own = {part for name in names for part in name.split(".")}
         new: dict[str, str] = {}
         for name in self.modules:
-            parts = (
-                part
-                for part in name.split(".")
-                if part in own or not (part == "module" or part.startswith("_"))
-            )
+            parts = (part for part in name.split(".") if part in own or not _of_wrapper(part))
             meant = known.get(text_name(".".join(parts)), [])
             new[name] = meant[0] if name not in names and len(meant) == 1 else name
         if len(set(new.values())) < len(new):
@@ -352,7 +311,9 @@ def read_adapter(path: str | Path) -> Adapter:
         raise AdapterError(f"{path}: {WEIGHTS} holds no tensors; train or save the adapter again")
     if problem := empty_tensor({key: place.shape for key, place in written.items()}):
         raise AdapterError(f"{path}: {problem}; {GATHER}")
-    places = {plain: written[key] for plain, key in sorted(plain_keys(path, written).items())}
+    own = plain_keys(path, written)
+    places = {plain: written[key] for plain, key in sorted(own.items())}
+    written_as = written_names(own)
     wrapped = next(
         (_wrapped(key, plain_key(key)) for key in written if plain_key(key) != key), None
     )
@@ -364,7 +325,9 @@ def read_adapter(path: str | Path) -> Adapter:
             names.setdefault(match[1], {})[match[2] or match[3]] = shape
             embeddings |= {match[1]} if match[3] else set()
     modules = {
-        name: module_of(path, config, name, names[name])._replace(embedding=name in embeddings)
+        name: module_of(path, config, name, names[name], written_as.get(name))._replace(
+            embedding=name in embeddings
+        )
         for name in sorted(names)
     }
     for key, shape in shapes.items():
@@ -379,13 +342,43 @@ def read_adapter(path: str | Path) -> Adapter:
                 f"{path}: {key!r} is {list(shape)}, which its factors do not fit; save "
                 "the adapter again"
             )
+    plain_config = {**config, **_plain_lists(config)}
     return Adapter(
         path,
-        config,
+        plain_config,
         _shared(tuple(modules.items())),
         _shared(tuple(places.items())),
         stamp,
         wrapped,
+        _idle(config, [written_as.get(name, name) for name in modules]),
+        _unaimed(
+            [
+                name
+                for name in modules
+                if not aims_at(config, written_as.get(name, name))
+                and not aims_at(plain_config, name)
+            ],
+            len(modules),
+        ),
+    )
+
+
+def _plain_lists(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Lists of modules in a configuration, without the parts that wrappers put into names."""
+    return {
+        key: sorted({plain_key(PREFIX + name).removeprefix(PREFIX) for name in names})
+        for key in ("target_modules", "exclude_modules")
+        if isinstance(names := config.get(key), list)
+    }
+
+
+def _unaimed(names: Sequence[str], count: int) -> str | None:
+    """What is said of the modules `names`, of `count`, at which the configuration does not aim."""
+    if not names:
+        return None
+    return (
+        f"{CONFIG} does not aim at {len(names)} of the {count} modules that have tensors, as "
+        f"{names[0]!r}, so peft leaves them out; here all of them count"
     )
 
 
@@ -461,24 +454,36 @@ def aims_at(config: Mapping[str, Any], module: str) -> bool:
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     if excluded and _among(excluded, module):
         return False
+    if targets is None or targets == "all-linear":
+        return True
+    if not _among(targets, module):
+        return False
     layers = config.get("layers_to_transform")
-    if layers is not None and not isinstance(targets, str):
-        numbers = [int(part) for part in module.split(".") if part.isdecimal()]
-        if not numbers or numbers[0] not in (layers if isinstance(layers, list) else [layers]):
-            return False
-    return targets is None or targets == "all-linear" or _among(targets, module)
+    if isinstance(targets, str) or module in targets or layers is None or layers == []:
+        return True
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        before = r".*?\." if pattern == r"[^.]*" else r"(?:.*?\.)?"
+        if found := _match(rf"{before}{pattern}\.(?P<idx>\d+)\.", module):
+            return int(found["idx"]) in (layers if isinstance(layers, list) else [layers])
+    return False
 
 
 def _among(names: Any, module: str) -> bool:
     """A regular expression matches whole names, a list whole components at the end."""
     if isinstance(names, str):
-        try:
-            return compiled(rf"(?:{names})\Z").match(module) is not None
-        except PatternError:
-            return False
+        return _match(rf"(?:{names})\Z", module) is not None
     return isinstance(names, list) and any(
         module == name or module.endswith(f".{name}") for name in names
     )
+
+
+def _match(pattern: str, text: str) -> Any:
+    """The match at the start of a text; None for a pattern that is broken."""
+    try:
+        return compiled(pattern).match(text)
+    except PatternError:
+        return None
 
 
 @lru_cache(maxsize=64)
@@ -782,23 +787,43 @@ def factor_key(name: str, x: str, embedding: bool) -> str:
     return f"{PREFIX}{name}.lora_embedding_{x}" if embedding else f"{PREFIX}{name}.lora_{x}.weight"
 
 
+def written_names(own: Mapping[str, str]) -> dict[str, str]:
+    """Of modules whose names in the file are not their plain ones: plain name -> name in the file,
+    as peft had it in training. own: plain name of a tensor -> name in the file.
+    """
+    found = {}
+    for plain, key in own.items():
+        if plain != key and (match := FACTOR.fullmatch(plain)):
+            found[match[1]] = key.partition(PREFIX)[2].rpartition(".lora_")[0]
+    return found
+
+
 def module_of(
-    path: Path, config: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]
+    path: Path,
+    config: Mapping[str, Any],
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    written: str | None = None,
 ) -> Module:
     """Rank and scale as PEFT resolves them: the first pattern that matches the name from some
-    component to its end.
+    component to its end. written: the name that the file has, where it is not the plain one.
+
+    Raises AdapterError where rank and tensors differ, and where a pattern counts only if a wrapper
+    was put on after peft: the scale is not known then.
     """
     if set(shapes) != {"A", "B"}:
         raise AdapterError(
             f"{path}: {name} has only lora_{''.join(shapes)}; save the adapter again"
         )
     A, B = shapes["A"], shapes["B"]
+    written = name if written is None else written
     try:
-        r = _pattern(config.get("rank_pattern"), name, config.get("r", 8))
-        alpha = _pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8))
-        scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
-        if not math.isfinite(scale):
-            raise ValueError(f"scale {scale}")
+        ranks = _readings(config.get("rank_pattern"), written, name, config.get("r", 8))
+        alphas = _readings(config.get("alpha_pattern"), written, name, config.get("lora_alpha", 8))
+        r = next((r for r in ranks if len(A) == 2 and A[0] == r), ranks[-1])
+        scales = [alpha / (math.sqrt(r) if config.get("use_rslora") else r) for alpha in alphas]
+        if not all(map(math.isfinite, scales)):
+            raise ValueError(f"scale {scales[-1]}")
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, AttributeError) as error:
         raise AdapterError(
             f"{path}: rank and alpha of {name} cannot be read ({error}); repair {CONFIG}"
@@ -808,16 +833,54 @@ def module_of(
             f"{path}: {name} has A {A} and B {B}, but {CONFIG} says rank {r}; save the "
             "adapter again"
         )
-    return Module(B[0], A[1], r, scale)
+    if len(set(scales)) > 1:
+        raise AdapterError(
+            f"{path}: alpha_pattern of {CONFIG} means {name!r}, which the tensors call "
+            f"{written!r}, so its scale is {scales[0]:g} if the wrapper was put on after peft, and "
+            f"{scales[-1]:g} if before; write the pattern as the tensors are called, or delete it"
+        )
+    return Module(B[0], A[1], r, scales[-1])
 
 
-def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    matches = (
-        value
-        for pattern, value in (patterns or {}).items()
-        if compiled(rf"(.*\.)?({pattern})$").match(name)
-    )
-    return next(matches, default)
+def _readings(
+    patterns: Mapping[str, Any] | None, written: str, plain: str, default: Any
+) -> list[Any]:
+    """What the patterns may give a module: last what they give its name in the file, and before it
+    what an earlier pattern gives the name without any part of a wrapper.
+    """
+    bare = ".".join(part for part in plain.split(".") if not _of_wrapper(part))
+    found = []
+    for pattern, value in (patterns or {}).items():
+        if matches(pattern, written):
+            return [*found, value]
+        if matches(pattern, bare):
+            found.append(value)
+    return [*found, default]
+
+
+def _idle(config: Mapping[str, Any], written: Sequence[str]) -> str | None:
+    """What is said of keys of rank_pattern and alpha_pattern that mean none of the modules, by
+    their names in the file.
+    """
+    for key in ("alpha_pattern", "rank_pattern"):
+        for pattern in config.get(key) or {}:
+            try:
+                if any(matches(pattern, name) for name in written):
+                    continue
+            except PatternError:
+                pass  # no module came so far, else it had been refused
+            return f"{key} has {pattern!r}, which means none of its modules, so it counts for none"
+    return None
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a key of rank_pattern or alpha_pattern means a module, as peft has it."""
+    return compiled(rf"(.*\.)?({pattern})$").match(name) is not None
+
+
+def _of_wrapper(part: str) -> bool:
+    """Whether a part of a name can be a wrapper's."""
+    return part == "module" or part.startswith("_")
 
 
 def _no_factor(key: str, shape: tuple[int, ...]) -> str:

@@ -118,13 +118,15 @@ def read_all(paths: Sequence[Path], base: str) -> list[Adapter | FullModel]:
 
 def remarks(paths: Sequence[Path], base: str) -> list[str]:
     """Lines on adapters that are to answer on `base` beside each other: another base by name, a
-    wrapper's names, a change of zero.
+    wrapper's names, patterns that mean no module, modules that peft leaves out, a change of zero.
     """
     found = [one for one in read_all(paths, base) if isinstance(one, Adapter)]
     source = str(EMBEDDED) if base == "embedded" else base
     known = {None, base, source, str(real(home(source)))}
     other = [adapter for adapter in found if adapter.base not in known]
     wrapped = [adapter for adapter in found if adapter.wrapped]
+    idle = [adapter for adapter in found if adapter.idle]
+    unaimed = [adapter for adapter in found if adapter.unaimed]
     zero = [adapter for adapter in found if adapter.is_zero]
     said = [
         (
@@ -135,6 +137,8 @@ def remarks(paths: Sequence[Path], base: str) -> list[str]:
             ),
         ),
         (wrapped, lambda a: a.wrapped),
+        (idle, lambda a: a.idle),
+        (unaimed, lambda a: a.unaimed),
         (zero, lambda a: "its change is exactly zero: it answers as the base"),
     ]
     more = {len(of): f" and {len(of) - 1} more" if len(of) > 1 else "" for of, _ in said}

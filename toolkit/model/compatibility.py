@@ -34,6 +34,7 @@ from toolkit.model.adapters import (
     read_adapter,
     read_files,
     text_name,
+    written_names,
     wrong_type,
 )
 from toolkit.model.adopt import check_modules, layer_shapes
@@ -44,6 +45,10 @@ from toolkit.text.patterns import on_the_clock
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """what --max-lora-rank may be"""
 REWRITE = "`ftk merge {path} --method mean --out NEW` writes the same change plainly"
+COUNT_ALL = (
+    "`ftk merge {path} --method mean --out NEW` writes a folder in which all of them count; else "
+    "delete the tensors"
+)
 RESAVE = "save the adapter again"
 RESIZE = (
     "resize the base alike (model.resize_token_embeddings({tokens})), save it with its "
@@ -90,6 +95,21 @@ class Folder:
         return (
             frozenset() if model is None else frozenset(name for name, _ in model.named_modules())
         )
+
+    @cached_property
+    def written(self) -> dict[str, str]:
+        """`written_names` of its tensors."""
+        return written_names({plain_key(key): key for key in self.shapes})
+
+    @property
+    def unaimed(self) -> bool:
+        """Whether ftk reads it, and finds tensors of modules at which its configuration does not
+        aim.
+        """
+        try:
+            return read_adapter(self.path).unaimed is not None
+        except AdapterError:
+            return False
 
     @property
     def rank(self) -> int:
@@ -242,7 +262,7 @@ def _as_peft_says(folder: Folder, model: Any) -> Iterator[Problem]:
         yield Problem(
             f"the base has no place for {unused[0]!r}: it leaves {share} tensors out in "
             f"silence, so {effect}",
-            _rename(folder),
+            COUNT_ALL if folder.unaimed else _rename(folder),
         )
     if left.missing_keys:
         of = left.missing_keys[0].removeprefix(PREFIX).partition(".lora_")[0]
@@ -348,7 +368,7 @@ def _ranks(folder: Folder) -> Iterator[Problem]:
     """Where configuration and tensors disagree."""
     try:
         for name, shapes in _factors(folder).items():
-            module_of(folder.path, folder.config, name, shapes)
+            module_of(folder.path, folder.config, name, shapes, folder.written.get(name))
     except AdapterError as error:
         yield Problem(str(error).removeprefix(f"{folder.path}: ").partition(";")[0], RESAVE)
 
@@ -359,7 +379,7 @@ def _scales(folder: Folder, says: str, scale: Callable[[int], float]) -> Iterato
     """
     try:
         for name, shapes in _factors(folder).items():
-            module = module_of(folder.path, folder.config, name, shapes)
+            module = module_of(folder.path, folder.config, name, shapes, folder.written.get(name))
             if not math.isclose(taken := scale(module.rank), module.scale):
                 yield Problem(
                     f"{says}, in silence: {name} would get {taken:.4g} instead of "

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from toolkit.model.adapters import DTYPES, FULL, Adapter, AdapterError, read_adapter, write_folder
 from toolkit.model.base import Base
+from toolkit.model.sketch import equal_pairs, sketch
 from toolkit.record.files import sha256_file
 from toolkit.record.plain import read_record
 from toolkit.record.shapes import Full
@@ -65,7 +66,7 @@ class FullModel:
         with safe_open(self.path / MODEL, framework="pt") as file:
             return {DTYPES.get(file.get_slice(name).get_dtype(), "float64") for name in self.shapes}
 
-    def change_digest(self, dtype: torch.dtype | None = None) -> str:
+    def digest(self, dtype: torch.dtype | None = None) -> str:
         """Of all weights, however they are written. dtype: they are rounded to it before."""
         digest = hashlib.sha256()
         for name in sorted(self.shapes):
@@ -113,26 +114,31 @@ def copies(found: Sequence[Adapter | FullModel]) -> str:
     """One line where some of them are the same model: names and files do not tell, what is computed
     does. Empty where none are.
 
-    Where they are stored in several dtypes, the narrowest is what is compared.
+    Adapters are compared up to the rounding of the dtypes they are stored in, whole models in the
+    narrowest of theirs.
     """
-    stored = {dtype for one in found for dtype in one.dtypes}
-    narrow = (
-        min((getattr(torch, name) for name in stored), key=lambda dtype: dtype.itemsize)
-        if len(stored) > 1
-        else None
-    )
-    first: dict[str, int] = {}
-    twins = [
-        (i, k)
-        for i, one in enumerate(found)
-        if (k := first.setdefault(one.change_digest(narrow), i)) != i
-    ]
+    adapters = [i for i, one in enumerate(found) if isinstance(one, Adapter)]
+    pairs = equal_pairs([sketch(one) for one in found if isinstance(one, Adapter)])
+    twins = sorted([(adapters[i], adapters[k]) for i, k in pairs] + _equal_models(found))
     if not twins:
         return ""
     twin, original = (found[i].path for i in twins[0])
     name = f"{twin} (given again)" if twin == original else twin
     more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
     return f"{name}: the same weights as {original}{more}; two copies are not two runs"
+
+
+def _equal_models(found: Sequence[Adapter | FullModel]) -> list[tuple[int, int]]:
+    """(later, first) of the whole models that equal an earlier one."""
+    models = [(i, one) for i, one in enumerate(found) if isinstance(one, FullModel)]
+    stored = {dtype for _, one in models for dtype in one.dtypes}
+    narrow = (
+        min((getattr(torch, name) for name in stored), key=lambda dtype: dtype.itemsize)
+        if len(stored) > 1
+        else None
+    )
+    first: dict[str, int] = {}
+    return [(i, k) for i, one in models if (k := first.setdefault(one.digest(narrow), i)) != i]
 
 
 def model_files(base: Base) -> dict[str, bytes]:
