@@ -25,6 +25,7 @@ from toolkit.measure.predictions import (
     read_predictions,
     readers,
 )
+from toolkit.measure.predictions.layout import source_of
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -838,3 +839,46 @@ def test_csv_of_the_standard_library(tmp_path):
     assert texts(read_predictions(tmp_path / "preds.csv")) == {
         key: text or None for key, text in world()[0].items()
     }
+
+
+def shared_seeds(tmp_path, name: str, **more) -> Path:
+    """4 x 3 runs, of which those of one level of `name` share what they were initialised with."""
+    rows = [
+        {"run": f"r{i}-{k}", name: i, "id": q, "output": "AB"[(i + q) % 2], "reference": "A"}
+        | {key: value(i, k) for key, value in more.items()}
+        for i in range(4)
+        for k in range(3)
+        for q in range(5)
+    ]
+    return write(tmp_path / "runs.jsonl", rows)
+
+
+@pytest.mark.parametrize(
+    "name", "init init_seed initSeed data_seed SEED model-seed seed_of_init random_state".split()
+)
+def test_a_seed_that_runs_share_is_a_source_whatever_its_name(tmp_path, name):
+    found = read_predictions(shared_seeds(tmp_path, name))
+    assert found.arms["runs"].factors == {name: tuple(str(i) for i in range(4) for _ in range(3))}
+    assert not any("not used" in note for note in found.notes)
+    aside = read_predictions(tmp_path / "runs.jsonl", columns={source_of(name): ""})
+    assert not aside.arms["runs"].factors
+
+
+def test_one_seed_under_two_names_is_one_source_and_one_of_every_run_is_none(tmp_path):
+    more = {"model_seed": lambda i, k: 10 + i, "data_seed": lambda i, k: f"{i}{k}"}
+    found = read_predictions(shared_seeds(tmp_path, "init_seed", **more))
+    assert list(found.arms["runs"].factors) == ["init_seed"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_what_runs_share_in_an_unused_column_is_told(tmp_path, suffix):
+    rows = [
+        {"run": f"{i}{k}", "start": f"s{i}", "host": f"h{i}{k}", "day": 1, "took": q, "id": q}
+        | {"output": "A"}
+        for i in range(4)
+        for k in range(3)
+        for q in range(5)
+    ]
+    told = [n for n in read_predictions(write(tmp_path / f"a{suffix}", rows)).notes if "share" in n]
+    assert len(told) == 1 and "runs share values of start:" in told[0], told
+    assert "--column seed=start" in told[0]

@@ -5,6 +5,7 @@ in the end.
 import itertools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,23 +15,23 @@ import numpy as np
 
 from toolkit.data import SHIFTS
 from toolkit.measure.predictions.layout import (
-    FACTORS,
     LABELS,
     LARGEST_SCORE,
     PROMPTFOO,
     ROLES,
-    RUN_LABELS,
-    SEED,
     SHAPES,
     Asked,
     Layout,
     PredictionsError,
+    different,
     layout_of,
     listed,
+    maybe_sources,
 )
 from toolkit.measure.predictions.readers import CELLS, Batch, distinct, keeps_values, place, stem
 from toolkit.measure.predictions.readers import text as files_text
-from toolkit.statistics import MISSING
+from toolkit.seeds import SOURCES
+from toolkit.statistics import MISSING, shared_sources
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -168,14 +169,11 @@ class Cells:
     runs: Codes = field(default_factory=Codes)  # of (condition, replica)
     prompts: Codes = field(default_factory=Codes)  # of (suite, id)
     texts: Codes = field(default_factory=Codes)
-    labels: dict[str, Codes] = field(
-        default_factory=lambda: {name: Codes() for name in (*LABELS, *RUN_LABELS)}
+    labels: dict[str, Codes] = field(default_factory=lambda: defaultdict(Codes))
+    told: dict[str, np.ndarray] = field(  # the code of each label by prompt, of each source by run
+        default_factory=lambda: defaultdict(lambda: np.empty(0, dtype=np.int32))
     )
-    told: dict[str, np.ndarray] = field(  # the code of each label by prompt, of each factor by run
-        default_factory=lambda: {
-            name: np.empty(0, dtype=np.int32) for name in (*LABELS, *RUN_LABELS)
-        }
-    )
+    varied: set[str] = field(default_factory=set)  # unused columns that differ within a run
     parts: list[Part] = field(default_factory=list)
 
     def see(self, names: list[str], row: int | None = None) -> Layout:
@@ -216,7 +214,9 @@ class Cells:
             run_N = self.runs.take_pairs(
                 (condition_N, conditions), self._key(batch, table, "replica")
             )
-            self._label(batch, table, RUN_LABELS, run_N, self.runs, "replica")
+            parts = (*layout.sources, "failed")
+            self._label(batch, table, parts, run_N, self.runs, "replica")
+            self._watch(batch, table, run_N)
             codes = narrow(run_N), narrow(prompt_N), narrow(self._text(batch, table))
             self.parts.append(Part(batch.first, rows, *codes, self._score(batch, table)))
             return
@@ -313,29 +313,10 @@ class Cells:
         owner_N: of which row.
         """
         for part in parts:
-            codes = self.labels[part]
-            if len(self.told[part]) < len(owners):
-                self.told[part] = np.append(
-                    self.told[part],
-                    np.full(len(owners) - len(self.told[part]), MISSING, dtype=np.int32),
-                )
-            label_O, name = self.told[part], self.layout.role.get(part)
-            if name not in table.column_names:
-                continue
-            index_N, values = distinct([table[name]])
-            label_N = codes.take(
-                index_N, (value if value and value.strip() else None for value in values)
-            )
-            told = np.flatnonzero(
-                label_O.take(owner_N) != label_N
-            )  # few: what is new, and what is not said
-            told = told[label_N[told] >= 0]
-            new = told[label_O[owner_N[told]] == MISSING][
-                ::-1
-            ]  # the first row that says it comes last, and so counts
-            label_O[owner_N[new]] = label_N[new]
-            clash = told[label_O[owner_N[told]] != label_N[told]]
+            name = self.layout.role.get(part)
+            clash, label_N = self._tell(table, part, name, owner_N, owners)
             if len(clash):
+                codes, label_O = self.labels[part], self.told[part]
                 row, words = clash[0], list(codes)
                 here, other = (
                     repr(words[code][:40]) for code in (label_N[row], label_O[owner_N[row]])
@@ -346,8 +327,35 @@ class Cells:
                     f": {kind} {whose!r} has {here} here and {other} on another row; it can "
                     "have only one"
                 )
-                says += f", or --column {part}= leaves the column aside" if part in ROLES else ""
+                if part in self.layout.sources:
+                    says += f", or {self.layout.left_aside(part)}"
+                elif part in ROLES:
+                    says += f", or --column {part}= leaves the column aside"
                 raise self._error(batch, row, name, says)
+
+    def _tell(
+        self, table: "pa.Table", part: str, name: str | None, owner_N: np.ndarray, owners: Codes
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Takes in what a column says about each owner; the rows that say something else than a row
+        before, and the codes of all rows.
+        """
+        if len(self.told[part]) < len(owners):
+            new_O = np.full(len(owners) - len(self.told[part]), MISSING, dtype=np.int32)
+            self.told[part] = np.append(self.told[part], new_O)
+        codes, label_O = self.labels[part], self.told[part]
+        if name not in table.column_names:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)
+        index_N, values = distinct([table[name]])
+        label_N = codes.take(
+            index_N, (value if value and value.strip() else None for value in values)
+        )
+        # few: what is new, and what is not said
+        told = np.flatnonzero(label_O.take(owner_N) != label_N)
+        told = told[label_N[told] >= 0]
+        # the first row that says it comes last, and so counts
+        new = told[label_O[owner_N[told]] == MISSING][::-1]
+        label_O[owner_N[new]] = label_N[new]
+        return told[label_O[owner_N[told]] != label_N[told]], label_N
 
     def _error(self, batch: Batch, row: Any, name: object, says: str) -> PredictionsError:
         return PredictionsError(f"{place(self.path, batch.first + int(row))}: field {name!r}{says}")
@@ -429,30 +437,54 @@ class Cells:
     def _factors(self, condition: str, runs: list[tuple[str, int]]) -> dict[str, tuple[str, ...]]:
         """The level of every run in each factor that the condition has."""
         found = {}
-        for factor in FACTORS:
-            words, told_O = [*self.labels[factor]], self.told[factor]
-            level = {
-                replica: words[told_O[code]]
-                for replica, code in runs
-                if len(told_O) and told_O[code] >= 0
-            }
-            if (
-                level
-                and (
-                    lacking := next((replica for replica, _ in runs if replica not in level), None)
-                )
-                is not None
-            ):
+        for factor in self.layout.sources:
+            level = self._levels(factor, runs)
+            if level and factor not in SOURCES and len(set(level.values())) == len(runs):
+                continue  # it is one more name of the run
+            lacking = next((replica for replica, _ in runs if replica not in level), None)
+            if level and lacking is not None:
                 raise PredictionsError(
-                    f"{self.path}: field {factor!r} of replica {lacking!r} ({condition}) "
-                    "is missing; others have one "
-                    f"(--column {factor}= leaves the column aside)"
+                    f"{self.path}: field {self.layout.role[factor]!r} of replica {lacking!r} "
+                    f"({condition}) is missing; others have one "
+                    f"({self.layout.left_aside(factor)})"
                 )
-            if level and not (
-                factor == SEED and len(set(level.values())) == len(runs)
-            ):  # then it is one more name of the run
-                found[factor] = tuple(level[replica] for replica, _ in runs)
-        return found
+            if level:
+                found[factor] = tuple(level.values())
+        return different(found)
+
+    def _levels(self, part: str, runs: list[tuple[str, int]]) -> dict[str, str]:
+        """What a column says about runs, of those about which it says something."""
+        words, told_O = [*self.labels[part]], self.told[part]
+        return {
+            replica: words[told_O[code]]
+            for replica, code in runs
+            if code < len(told_O) and told_O[code] >= 0
+        }
+
+    def _watch(self, batch: Batch, table: "pa.Table", run_N: np.ndarray) -> None:
+        """Which unused columns say one thing about a run on all its rows, as a source would."""
+        from pyarrow.types import is_nested
+
+        for name in self.layout.unused:
+            if name in self.varied or name not in table.column_names:
+                continue
+            if is_nested(table[name].type):
+                self.varied.add(name)
+            elif len(self._tell(table, name, name, run_N, self.runs)[0]):
+                self.varied.add(name)
+                del self.labels[name], self.told[name]
+
+    def _maybe_sources(self) -> list[str]:
+        """Unused columns in which some runs of a condition, and not all, share a level."""
+        arms: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for code, (condition, replica) in enumerate(self.runs):
+            arms[condition].append((replica, code))
+
+        def shared(name: str) -> bool:
+            found = [[*self._levels(name, runs).values()] for runs in arms.values()]
+            return any(shared_sources({name: level}, len(level)) for level in found if level)
+
+        return [n for n in self.layout.unused if n not in self.varied and shared(n)]
 
     def _at(self, part: Part, row_of: np.ndarray) -> np.ndarray:
         return row_of.take(part.run_N) * len(self.prompts) + part.prompt_N
@@ -485,6 +517,8 @@ class Cells:
                 yield f"{part}: column {role[part]}"
         if self.layout.unused:
             yield f"columns not used: {listed(self.layout.unused)}"
+        if shared := self._maybe_sources():
+            yield maybe_sources(shared)
         for condition, arm in arms.items():
             if arm.missing:
                 yield f"{condition}: {arm.missing} of {arm.text_RP.size} answers are missing"

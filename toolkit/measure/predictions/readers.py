@@ -209,10 +209,20 @@ def _parquet(path: Path, see: Callable[[list[str]], Layout]) -> Iterator[Batch]:
             for at in range(0, len(layout.replicas), size):
                 yield Batch(0, file.read([*layout.columns, *layout.replicas[at : at + size]]))
             return
-        first = 0
-        for batch in file.iter_batches(CELLS, columns=layout.columns):
+        first, columns = 0, [*layout.columns, *_short(file.metadata, layout.unused)]
+        for batch in file.iter_batches(CELLS, columns=columns):
             yield Batch(first, pa.Table.from_batches([batch]))
             first += batch.num_rows
+
+
+def _short(metadata: Any, names: Iterable[str]) -> list[str]:
+    """Those of the columns that take few bytes a row, as what is said of runs does."""
+    size: dict[str, int] = dict.fromkeys(names, 0)
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema in size:
+                size[column.path_in_schema] += column.total_uncompressed_size
+    return [name for name, total in size.items() if 0 < total < 64 * max(metadata.num_rows, 1e4)]
 
 
 def _csv(path: Path) -> Iterator[Batch]:
