@@ -17,6 +17,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
+from toolkit.measure.analyse import PredictionTable, analyse_table
 from toolkit.measure.predictions import (
     ROLES,
     Predictions,
@@ -882,3 +883,63 @@ def test_what_runs_share_in_an_unused_column_is_told(tmp_path, suffix):
     told = [n for n in read_predictions(write(tmp_path / f"a{suffix}", rows)).notes if "share" in n]
     assert len(told) == 1 and "runs share values of start:" in told[0], told
     assert "--column seed=start" in told[0]
+
+
+def clusters(*prompts: dict) -> list[int]:
+    rows = [{"cluster": None, "reference": None} | prompt for prompt in prompts]
+    asked = [gather.PredictedPrompt(**{"category": "c", "shift": "far"} | row) for row in rows]
+    answer_RP = np.zeros((2, len(asked)), dtype=np.int32)
+    found = Predictions(tuple(asked), {"a": gather.Arm(("1", "2"), answer_RP, None)}, ["x"], ())
+    return PredictionTable(found, "exact").cluster_P.tolist()
+
+
+def test_prompts_of_one_text_or_one_named_cluster_are_together():
+    turns = [{"role": "user", "content": "what\nis it?"}]
+    assert clusters(
+        {"id": "0", "prompt": "what is it?"},
+        {"id": "1", "prompt": "who is it?", "cluster": "c"},
+        {"id": "2", "prompt": " what  is\tit? "},
+        {"id": "3", "prompt": turns},
+        {"id": "4", "prompt": "when?", "cluster": "c"},
+        {"id": "5", "prompt": [{"role": "user", "content": "what is it?"}]},
+        {"id": "6", "prompt": "when?"},
+        {"id": "7", "prompt": "why?"},
+    ) == [0, 1, 0, 2, 1, 2, 1, 3]
+
+
+def test_ids_of_two_suites_are_no_text_and_prompts_of_two_suites_are(tmp_path):
+    rows = [
+        {"run": run, "suite": suite, "id": id, "prompt": "what?", "output": "A"}
+        for run in "ab"
+        for suite in ("near", "far")
+        for id in (1, 2)
+    ]
+    bare = [{name: row[name] for name in row if name != "prompt"} for row in rows]
+    texts = [{name: row[name] for name in row if name != "id"} for row in rows if row["id"] == 1]
+    cases = {"prompt": rows, "question": rows, "id": bare, "text": texts}
+    found = {}
+    for name, some in cases.items():
+        if name == "question":
+            some = [{("question" if k == "prompt" else k): v for k, v in r.items()} for r in some]
+        table = PredictionTable(read_predictions(write(tmp_path / "a.jsonl", some)), "exact")
+        found[name] = len(set(table.cluster_P.tolist()))
+    assert found == {"prompt": 1, "question": 1, "id": 4, "text": 1}
+
+
+def test_asking_every_prompt_many_times_makes_no_interval_narrower(tmp_path):
+    def interval(times: int) -> tuple:
+        rows = [
+            {"run": r, "id": f"{q}-{k}", "prompt": f"is it {q}?", "reference": "0"}
+            | {"output": (r * q * 7 + q) % 3 // 2}
+            for r in range(6)
+            for q in range(12)
+            for k in range(times)
+        ]
+        table = PredictionTable(read_predictions(write(tmp_path / "a.jsonl", rows)), "exact")
+        results = analyse_table(table, table.designs(["a"]))
+        said = [note for note in results.notes if "one cluster" in note]
+        assert len(said) == (times > 1), results.notes
+        shift = results.conditions[0].procedures[0].cells[0]
+        return shift.disagreement.low, shift.disagreement.high, shift.accuracy.low
+
+    assert interval(20) == pytest.approx(interval(1))

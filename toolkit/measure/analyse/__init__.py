@@ -112,6 +112,11 @@ def analyse_table(
             f"{CATEGORIES} categories have figures of their own, those with the most "
             f"prompts; {table.unlisted:,} more do not"
         )
+    if table.repeated:
+        unmeasured.append(
+            f"{table.repeated:,} of {len(table.prompts):,} prompts repeat the text of one before: "
+            "prompts of one text are one cluster, no independent sample"
+        )
     uncrossed = [
         f"{design.name}: {note}" for design in conditions if (note := crossing(design.factors).note)
     ]

@@ -498,7 +498,9 @@ class Cells:
                 _shift(suite) if _shift(suite) in SHIFTS else SHIFTS[0]
             )
             about = says["category"] or suite or "all", shift, says["cluster"], says["reference"]
-            yield PredictedPrompt(_id((suite, id)) if several else id, says["words"] or id, *about)
+            name = _id((suite, id)) if several else id
+            asked = says["words"] or (id if self.layout.asks_by_text else name)
+            yield PredictedPrompt(name, asked, *about)
 
     def _notes(self, arms: Mapping[str, Arm]) -> Iterator[str]:
         role, columns = self.layout.role, self.layout.replicas

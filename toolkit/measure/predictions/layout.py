@@ -33,6 +33,7 @@ NAMES = {
     "replica": ("replica", "run", "seed"),
     "prompt": ("prompt_id", "id", "prompt", "doc_id"),
     "output": ("output", "answer", "text", "prediction", "filtered_resps"),
+    "words": ("prompt", "question"),
     "failed": ("failed", "status"),
     "base": ("base_answer", "base_output"),
 }
@@ -124,6 +125,11 @@ class Layout:
     unused: tuple[str, ...]
     sources: tuple[str, ...] = ()
 
+    @property
+    def asks_by_text(self) -> bool:
+        """Whether what names a prompt is its text, not an id, which other suites may have, too."""
+        return self.role.get("prompt") in NAMES["words"]
+
     def left_aside(self, source: str) -> str:
         """How the user leaves a source aside."""
         return f"--column {source if source in FACTORS else source_of(source)}= leaves it aside"
@@ -188,10 +194,8 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
     role = {part: name for name, part in taken.items()}
     for part in (*OTHERS, *NAMES):
         if part not in asked.role:
-            usual = next(
-                (name for name in NAMES.get(part, (part,)) if name in names and name not in taken),
-                None,
-            )
+            free = [name for name in names if name not in taken and name not in role.values()]
+            usual = next((name for name in NAMES.get(part, (part,)) if name in free), None)
             role |= {part: usual} if usual else {}
     if "reference" not in asked.role:
         role |= _reference(names, taken, error)
@@ -202,8 +206,6 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
             raise error("no column for the replica", LM_EVAL)
     if "prompt" not in role:
         raise error("no column for the prompt")
-    if "prompt" in names and "prompt" not in role.values():
-        role["words"] = "prompt"
     if asked.replicas and "replica" not in asked.role:
         role.pop("replica", None)
     if "replica" in role:
