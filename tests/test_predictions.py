@@ -17,6 +17,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
+from toolkit.data.suites import read_suite
 from toolkit.measure.analyse import PredictionTable, analyse_table
 from toolkit.measure.predictions import (
     ROLES,
@@ -27,6 +28,7 @@ from toolkit.measure.predictions import (
     readers,
 )
 from toolkit.measure.predictions.layout import source_of
+from toolkit.measure.run import measure_predictions
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -943,3 +945,75 @@ def test_asking_every_prompt_many_times_makes_no_interval_narrower(tmp_path):
         return shift.disagreement.low, shift.disagreement.high, shift.accuracy.low
 
     assert interval(20) == pytest.approx(interval(1))
+
+
+D = datetime.datetime
+ALIKE = {
+    "booleans and text": ([True, False, True], ["True", "False", "TRUE"]),
+    "text and booleans": (["True", "false", "TRUE"], [True, False, True]),
+    "decimals and integers": ([decimal.Decimal("7.00"), decimal.Decimal("10.00")], [7, 10]),
+    "decimals and floats": ([decimal.Decimal("0.10"), decimal.Decimal("-2.50")], [0.1, -2.5]),
+    "floats and text": ([1.0, 2.5, 3.25], ["1.0", "2.50", "3.25"]),
+    "single precision": (pa.array([0.1, 3.0, -2.5, 1e20], pa.float32()), ["0.1", "3", "-2.5"]),
+    "half precision": (pa.array(np.float16([0.1, 3.0]), pa.float16()), ["0.1", "3"]),
+    "a text and midnight": (["2024-01-01", "2024-02-29"], [D(2024, 1, 1), D(2024, 2, 29)]),
+    "a day and midnight": ([D(2024, 1, 1).date()] * 2, [D(2024, 1, 1)] * 2),
+    "integers with nulls": ([7, 8, 0], pa.array([7.0, None, -0.0])),
+    "large numbers": ([10**20, 10**21], [1e20, 1e21]),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_an_answer_is_right_whatever_the_type_of_its_column(tmp_path, case):
+    output, reference = (column[:2] for column in ALIKE[case])
+    if case == "large numbers":
+        output = [str(value) for value in output]
+    table = {"run": ["a", "a"], "id": ["1", "2"], "output": output, "reference": reference}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    arm = PredictionTable(read_predictions(tmp_path / "a.parquet"), "exact").coded["a"]
+    assert set(arm.correct_RP[arm.correct_RP >= 0].tolist()) == {1}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("more", [{}, {"score": "0.5"}, {"score": 0.5, "words": [1.5]}])
+def test_booleans_of_json_are_as_right_as_their_text(tmp_path, name, more):
+    rows = [
+        {"run": r, "id": q, "output": q > 1, "reference": str(q > 1), **more}
+        for r in range(2)
+        for q in range(4)
+    ]
+    found = read_predictions(write(tmp_path / name, rows))
+    assert sorted(found.texts) == ["false", "true"]
+    assert (PredictionTable(found, "exact").coded["a"].correct_RP == 1).all()
+    both = [row | {"output": str(row["output"]).lower()} for row in rows]  # text on both sides
+    found = read_predictions(write(tmp_path / name, both))
+    assert not (PredictionTable(found, "exact").coded["a"].correct_RP == 1).any()
+
+
+def test_a_suite_writes_values_as_predictions_do(tmp_path):
+    columns = {
+        "prompt": ["1?", "2?", "3?"],
+        "reference": pa.array([7.0, 10.0, None]),
+        "category": pa.array([0.1, 0.5, 0.1], pa.float32()),
+        "cluster": [D(2024, 1, 1)] * 3,
+        "id": [decimal.Decimal("1.00"), decimal.Decimal("1.50"), decimal.Decimal("2.00")],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "suite.parquet")
+    found = read_suite(str(tmp_path / "suite.parquet"), name="s")
+    assert [prompt.reference for prompt in found] == ["7", "10", None]
+    assert [prompt.category for prompt in found] == ["0.1", "0.5", "0.1"]
+    assert {prompt.cluster for prompt in found} == {"2024-01-01"}
+    assert [prompt.id for prompt in found] == ["1", "1.5", "2"]
+    (tmp_path / "suite.jsonl").write_text('{"prompt": "is it?", "reference": true}')
+    assert read_suite(str(tmp_path / "suite.jsonl"), name="s")[0].reference == "true"
+
+
+def test_it_is_told_that_no_answer_is_right(tmp_path):
+    rows = [
+        {"run": r, "id": q, "output": f"{q}.0", "reference": q} for r in range(4) for q in range(9)
+    ]
+    for some, told in ((rows, True), ([*rows[1:], rows[0] | {"output": "0"}], False)):
+        path = write(tmp_path / f"{told}.jsonl", some)
+        results = measure_predictions(path, tmp_path / f"out{told}")
+        notes = [note for note in results.notes if "no answer is right" in note]
+        assert len(notes) == told and all("'0.0'" in n and "'0'" in n for n in notes)

@@ -17,6 +17,7 @@ from typing import IO, Any
 from toolkit.data.locate import PACKED, DataError, files_of, kind_of
 from toolkit.record.files import home
 from toolkit.record.plain import JsonError, parse
+from toolkit.text.values import as_written
 
 CELL = 2**31 - 1
 """characters of a CSV cell; Python's own limit is 131,072, less than a long document"""
@@ -292,7 +293,8 @@ def _read_arrow(path: Path) -> Iterator[Row]:
 
 
 def _table_rows(table: Any, path: Path) -> Iterator[Row]:
-    for number, fields in enumerate(table.to_pylist(), 1):
+    columns = dict(zip(table.column_names, map(as_written, table.columns), strict=True))
+    for number, fields in enumerate(table.from_pydict(columns).to_pylist(), 1):
         yield Row(
             {name: _as_written(value) for name, value in fields.items()}, f"{path}, row {number}"
         )

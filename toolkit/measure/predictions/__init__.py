@@ -52,7 +52,7 @@ def read_predictions(
     `score`, `failed` or `status`, and `init`, `order`, `dropout` and, beside a column for the run,
     `seed`, `init_seed`, `data_seed` and others that name a seed: the level that a replica has in
     this source of variation, the same on all its rows. What
-    a value is as text, see `toolkit.measure.predictions.readers.text`. Missing is a cell without a
+    a value is as text, see `toolkit.text.values.text`. Missing is a cell without a
     row, null, nan, and a field of a CSV file that is empty and not quoted.
 
     replica, prompt, output: names of the columns where they have others; for a wide file `replica`

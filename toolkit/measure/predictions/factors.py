@@ -8,7 +8,7 @@ from toolkit.data import DataError, Row, read_rows
 from toolkit.measure.predictions.gather import Predictions
 from toolkit.measure.predictions.layout import NAMES, PredictionsError, listed
 from toolkit.measure.predictions.metrics import RunTable
-from toolkit.measure.predictions.readers import text
+from toolkit.text.values import text
 
 Told = TypeVar("Told", Predictions, RunTable)
 

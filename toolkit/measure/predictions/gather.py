@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,18 @@ from toolkit.measure.predictions.layout import (
     listed,
     maybe_sources,
 )
-from toolkit.measure.predictions.readers import CELLS, Batch, distinct, keeps_values, place, stem
-from toolkit.measure.predictions.readers import text as files_text
+from toolkit.measure.predictions.readers import (
+    CELLS,
+    Batch,
+    distinct,
+    keeps_values,
+    place,
+    stem,
+    untexted,
+)
 from toolkit.seeds import SOURCES
 from toolkit.statistics import MISSING, shared_sources
+from toolkit.text.values import text as in_words
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +51,7 @@ FINISHED = frozenset(
 )
 # log-likelihoods of choices as lm-eval logs them: [["-1.5", "False"], ["-2.25", "False"]]
 LIKELIHOODS = re.compile(r'\[{1,2}"?-?\d[\d.e+-]*"?, "?(true|false)"?\]', re.IGNORECASE)
+DECIMAL = re.compile(r"-?\d+\.\d+")
 GRADES = ("[PASS]", "[FAIL]", "[ERROR]")
 
 
@@ -173,6 +182,7 @@ class Cells:
     told: dict[str, np.ndarray] = field(  # the code of each label by prompt, of each source by run
         default_factory=lambda: defaultdict(lambda: np.empty(0, dtype=np.int32))
     )
+    untexted: set[tuple[str, str]] = field(default_factory=set)  # (kind, column)
     varied: set[str] = field(default_factory=set)  # unused columns that differ within a run
     parts: list[Part] = field(default_factory=list)
 
@@ -205,6 +215,7 @@ class Cells:
                 for name, column in zip(names, table.columns, strict=True)
             ):
                 table = batch.exact()
+        self.untexted |= untexted(table)
         prompt_N = self.prompts.take_pairs(
             self._key(batch, table, "suite"), self._key(batch, table, "prompt")
         )
@@ -253,9 +264,7 @@ class Cells:
     def _text(self, batch: Batch, table: "pa.Table") -> np.ndarray:
         """Of JSON a null is a missing answer, and a row that lacks the field a mistake."""
         name = self.layout.role["output"]
-        if name in table.column_names and LIKELIHOODS.match(
-            files_text(table[name][0].as_py()) or ""
-        ):
+        if name in table.column_names and LIKELIHOODS.match(in_words(table[name][0].as_py()) or ""):
             says = (
                 " holds log-likelihoods, which differ in every run; write the choice instead: "
                 "in jq, "
@@ -387,6 +396,7 @@ class Cells:
         ):
             raise self._twice(row_of)
         np.maximum(text_RP, MISSING, out=text_RP)
+        self._spell(text_RP)
 
         found, start = {}, 0
         for condition, runs in in_order.items():
@@ -404,11 +414,45 @@ class Cells:
             tuple(self._prompts()), found, list(self.texts), tuple(self._notes(found)), base
         )
 
+    def _spelling(self) -> Callable[[str], str]:
+        """How texts are written that are held against values of another type: true, True and the
+        value of a boolean column are one answer, and 7.0 is the number 7 where answers are numbers.
+        """
+        role = self.layout.role
+        answers = {role.get("output"), *self.layout.replicas}
+        held = {role[part] for part in ("reference", "base") if part in role}
+        booleans = held and any(("boolean", name) in self.untexted for name in answers | held)
+        numbers = held and any(("number", name) in self.untexted for name in answers)
+
+        def spelled(word: str) -> str:
+            if booleans and word.lower() in ("true", "false"):
+                return word.lower()
+            if numbers and DECIMAL.fullmatch(word):
+                return word.rstrip("0").rstrip(".")
+            return word
+
+        return spelled
+
+    def _words(self, part: str) -> list[str | None]:
+        """What the codes of a label stand for, None the last."""
+        if part not in ("reference", "base"):
+            return [*self.labels[part], None]
+        return [*map(self._spelling(), self.labels[part]), None]
+
+    def _spell(self, text_RP: np.ndarray) -> None:
+        """Answers in one spelling, in place."""
+        texts, spelled = Codes(), self._spelling()
+        code_T = np.array([*(texts.of(spelled(word)) for word in self.texts), MISSING], np.int32)
+        if len(texts) < len(self.texts):
+            for text_P in text_RP:
+                text_P[:] = code_T[text_P]
+        self.texts = texts
+
     def _base(self) -> Arm | None:
         """What the base answers, where a column says so for every prompt."""
         if "base" not in self.layout.role:
             return None
-        words = [*self.labels["base"], None]
+        words = self._words("base")
         text_P = np.array(
             [self.texts.of(words[code]) for code in self.told["base"]], dtype=np.int32
         )
@@ -491,7 +535,7 @@ class Cells:
 
     def _prompts(self) -> Iterator[PredictedPrompt]:
         several = len({suite for suite, _ in self.prompts}) > 1
-        words = {part: [*codes, None] for part, codes in self.labels.items()}
+        words = {part: self._words(part) for part in LABELS}
         for code, (suite, id) in enumerate(self.prompts):
             says = {part: words[part][self.told[part][code]] for part in LABELS}
             shift = _shift(says["shift"] or "") or (
