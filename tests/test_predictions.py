@@ -29,6 +29,7 @@ from toolkit.measure.predictions import (
 )
 from toolkit.measure.predictions.layout import source_of
 from toolkit.measure.run import measure_predictions
+from toolkit.record.results import Results, load_results
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -1017,3 +1018,42 @@ def test_it_is_told_that_no_answer_is_right(tmp_path):
         results = measure_predictions(path, tmp_path / f"out{told}")
         notes = [note for note in results.notes if "no answer is right" in note]
         assert len(notes) == told and all("'0.0'" in n and "'0'" in n for n in notes)
+
+
+def two_conditions(tmp_path, answer, asked) -> Results:
+    """answer(condition, run, prompt): an answer or None; asked(condition): numbers of prompts."""
+    rows = [
+        {"condition": c, "run": f"{c}{r}", "id": q, "output": answer(c, r, q), "reference": "A"}
+        for c in "xy"
+        for r in range(8)
+        for q in asked(c)
+    ]
+    return measure_predictions(write(tmp_path / "a.jsonl", rows), tmp_path / "out")
+
+
+def test_what_missing_answers_may_hide_is_said_with_the_change_of_accuracy(tmp_path):
+    def answer(c: str, r: int, q: int) -> str | None:
+        right = q % 4 > 0 or (r * 7 + q // 4 * 3) % 5 < 2
+        return "A" if right else None if c == "y" else "B"
+
+    results = two_conditions(tmp_path, answer, lambda c: range(160))
+    (contrast,) = results.contrasts
+    assert contrast.accuracy_change.low > 0 and contrast.gaps.at_worst.value == pytest.approx(0)
+    assert contrast.gaps.missing == pytest.approx(0.15) and contrast.gaps.baseline_missing == 0
+    said = next(s for s in results.verdict if "accuracy moves by" in s)
+    assert "missing are 15.0 % of the answers of y and 0.0 % of x" in said
+    assert "would move by 0.0 points" in said and "depends on them" in said
+    assert any("y: 15.0 % of the answers" in n and "85.0 % would be" in n for n in results.notes)
+    assert load_results(tmp_path / "out" / "results.json") == results
+
+
+def test_conditions_on_other_prompts_are_compared_on_those_of_both_and_it_is_said(tmp_path):
+    def answer(c: str, r: int, q: int) -> str:
+        return "B" if (r * 7 + q * 3) % 5 < 2 and q >= 50 else "A"
+
+    results = two_conditions(tmp_path, answer, lambda c: range(60) if c == "x" else range(40, 100))
+    assert "answered different typical prompts, 20 of 100 in common" in results.verdict[0]
+    assert "on the 20 typical prompts that both answered, of 100" in results.verdict[1]
+    (tmp_path / "same").mkdir()
+    same = two_conditions(tmp_path / "same", answer, lambda c: range(60))
+    assert same.contrasts[0].gaps is None and "answered" not in " ".join(same.verdict)

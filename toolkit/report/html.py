@@ -645,6 +645,7 @@ def _beside_each_other(contrasts: Sequence[Contrast], who: str) -> list[str]:
         f"{who}, ratio of disagreement: {ratios}",
         f"  change of accuracy in points: {points or 'not known, the prompts have no references'}",
         *(f"  ! {said}" for said in returns),
+        *(f"  ! {said}" for c in contrasts for said in c.caveats),
     ]
 
 
