@@ -200,6 +200,28 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             yield _object(value, where)
 
 
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+
+def keys_aside(path: Path) -> list[str]:
+    """A note on what stands beside the rows of a JSON file, {"data": [...], "version": 2}; nothing
+    of any other file.
+    """
+    if kind_of(path) != ".json":
+        return []
+    with _open(path) as file:
+        text = file.read()
+    if not text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return []
+    try:
+        value = _parse(text, str(path))
+    except JsonError:  # one object per line
+        return []
+    keys = [key for key in value if key != "data"]
+    return [f"{path}: keys beside the rows that are not read: {', '.join(keys)}"] if keys else []
+
+
 def _read_json(path: Path) -> Iterator[Row]:
     with _open(path) as file:
         text = file.read()
@@ -213,6 +235,13 @@ def _read_json(path: Path) -> Iterator[Row]:
             f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}"
         ) from None
     if isinstance(value, dict):
+        tables = [key for key, inner in value.items() if _is_table(inner)]
+        if "data" in tables and len(tables) > 1:
+            named = " and ".join(json.dumps(key) for key in tables[:3])
+            raise DataError(
+                f"{path}: keys {named} hold rows; write each as a file of its own, a list of "
+                "objects"
+            )
         value = value.get("data")
     if not isinstance(value, list):
         raise DataError(f'{path}: expected a list of objects, or {{"data": [...]}}')

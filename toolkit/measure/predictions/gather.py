@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data import SHIFTS
+from toolkit.data.rows import keys_aside
 from toolkit.measure.predictions.layout import (
     LABELS,
     LARGEST_SCORE,
@@ -561,6 +562,7 @@ class Cells:
         for part in ("reference", "base", "failed"):
             if role.get(part, part) != part:
                 yield f"{part}: column {role[part]}"
+        yield from keys_aside(self.path)
         if self.layout.unused:
             yield f"columns not used: {listed(self.layout.unused)}"
         if shared := self._maybe_sources():

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.data import DataError
+from toolkit.data.rows import keys_aside
 from toolkit.measure.predictions.gather import FAILED, FINISHED
 from toolkit.measure.predictions.layout import (
     FACTORS,
@@ -215,6 +216,7 @@ def _table(
         f"a row is a run ({role['replica']}), with {counted(len(metrics), 'number')}: "
         f"{listed(metrics)}"
     ]
+    notes += keys_aside(path)
     notes += [f"columns not used: {listed(unused)}"] if unused else []
     groups = [
         [rows[place_of[condition, run]] for run in arm.runs] for condition, arm in arms.items()
