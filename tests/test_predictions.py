@@ -1057,3 +1057,16 @@ def test_conditions_on_other_prompts_are_compared_on_those_of_both_and_it_is_sai
     (tmp_path / "same").mkdir()
     same = two_conditions(tmp_path / "same", answer, lambda c: range(60))
     assert same.contrasts[0].gaps is None and "answered" not in " ".join(same.verdict)
+
+
+def test_a_column_that_is_not_the_whole_prompt_can_be_left_aside(tmp_path):
+    rows = [
+        {"run": r, "id": q, "prompt": "Answer:", "task": f"is it {q}?", "output": "A"}
+        for r in range(2)
+        for q in range(3)
+    ]
+    path, found = write(tmp_path / "a.jsonl", rows), []
+    for columns in ({}, {"words": ""}, {"words": "task"}):
+        table = PredictionTable(read_predictions(path, columns=columns), "exact")
+        found.append((len(set(table.cluster_P.tolist())), table.prompts[1][1].prompt))
+    assert found == [(1, "Answer:"), (3, "1"), (3, "is it 1?")]

@@ -430,6 +430,11 @@ def _told(table: PredictionTable, predictions: Predictions) -> Iterator[str]:
             f"the base's answers are missing for {missing:,} of {prompts}; what is said of it "
             "is of the others"
         )
+    if table.repeated:
+        yield (
+            "where the text of a prompt stands in another column, name it with --column words=NAME, "
+            "or none with --column words="
+        )
     arms = table.coded.values()
     if any(arm.marked for arm in arms) and not any((arm.correct_RP == 1).any() for arm in arms):
         arm = next(arm for arm in arms if arm.marked)
