@@ -432,8 +432,8 @@ def _told(table: PredictionTable, predictions: Predictions) -> Iterator[str]:
         )
     if table.repeated:
         yield (
-            "where the text of a prompt stands in another column, name it with --column words=NAME, "
-            "or none with --column words="
+            "where the text of a prompt stands in another column, name it with --column "
+            "words=NAME, or none with --column words="
         )
     arms = table.coded.values()
     if any(arm.marked for arm in arms) and not any((arm.correct_RP == 1).any() for arm in arms):
