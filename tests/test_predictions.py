@@ -17,6 +17,8 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
+from toolkit.data.suites import read_suite
+from toolkit.measure.analyse import PredictionTable, analyse_table
 from toolkit.measure.predictions import (
     ROLES,
     Predictions,
@@ -25,6 +27,9 @@ from toolkit.measure.predictions import (
     read_predictions,
     readers,
 )
+from toolkit.measure.predictions.layout import source_of
+from toolkit.measure.run import measure_predictions
+from toolkit.record.results import Results, load_results
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -839,3 +844,230 @@ def test_csv_of_the_standard_library(tmp_path):
     assert texts(read_predictions(tmp_path / "preds.csv")) == {
         key: text or None for key, text in world()[0].items()
     }
+
+
+def shared_seeds(tmp_path, name: str, **more) -> Path:
+    """4 x 3 runs, of which those of one level of `name` share what they were initialised with."""
+    rows = [
+        {"run": f"r{i}-{k}", name: i, "id": q, "output": "AB"[(i + q) % 2], "reference": "A"}
+        | {key: value(i, k) for key, value in more.items()}
+        for i in range(4)
+        for k in range(3)
+        for q in range(5)
+    ]
+    return write(tmp_path / "runs.jsonl", rows)
+
+
+@pytest.mark.parametrize(
+    "name", "init init_seed initSeed data_seed SEED model-seed seed_of_init random_state".split()
+)
+def test_a_seed_that_runs_share_is_a_source_whatever_its_name(tmp_path, name):
+    found = read_predictions(shared_seeds(tmp_path, name))
+    assert found.arms["runs"].factors == {name: tuple(str(i) for i in range(4) for _ in range(3))}
+    assert not any("not used" in note for note in found.notes)
+    aside = read_predictions(tmp_path / "runs.jsonl", columns={source_of(name): ""})
+    assert not aside.arms["runs"].factors
+
+
+def test_one_seed_under_two_names_is_one_source_and_one_of_every_run_is_none(tmp_path):
+    more = {"model_seed": lambda i, k: 10 + i, "data_seed": lambda i, k: f"{i}{k}"}
+    found = read_predictions(shared_seeds(tmp_path, "init_seed", **more))
+    assert list(found.arms["runs"].factors) == ["init_seed"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_what_runs_share_in_an_unused_column_is_told(tmp_path, suffix):
+    rows = [
+        {"run": f"{i}{k}", "start": f"s{i}", "host": f"h{i}{k}", "day": 1, "took": q, "id": q}
+        | {"output": "A"}
+        for i in range(4)
+        for k in range(3)
+        for q in range(5)
+    ]
+    told = [n for n in read_predictions(write(tmp_path / f"a{suffix}", rows)).notes if "share" in n]
+    assert len(told) == 1 and "runs share values of start:" in told[0], told
+    assert "--column seed=start" in told[0]
+
+
+def clusters(*prompts: dict) -> list[int]:
+    rows = [{"cluster": None, "reference": None} | prompt for prompt in prompts]
+    asked = [gather.PredictedPrompt(**{"category": "c", "shift": "far"} | row) for row in rows]
+    answer_RP = np.zeros((2, len(asked)), dtype=np.int32)
+    found = Predictions(tuple(asked), {"a": gather.Arm(("1", "2"), answer_RP, None)}, ["x"], ())
+    return PredictionTable(found, "exact").cluster_P.tolist()
+
+
+def test_prompts_of_one_text_or_one_named_cluster_are_together():
+    turns = [{"role": "user", "content": "what\nis it?"}]
+    assert clusters(
+        {"id": "0", "prompt": "what is it?"},
+        {"id": "1", "prompt": "who is it?", "cluster": "c"},
+        {"id": "2", "prompt": " what  is\tit? "},
+        {"id": "3", "prompt": turns},
+        {"id": "4", "prompt": "when?", "cluster": "c"},
+        {"id": "5", "prompt": [{"role": "user", "content": "what is it?"}]},
+        {"id": "6", "prompt": "when?"},
+        {"id": "7", "prompt": "why?"},
+    ) == [0, 1, 0, 2, 1, 2, 1, 3]
+
+
+def test_ids_of_two_suites_are_no_text_and_prompts_of_two_suites_are(tmp_path):
+    rows = [
+        {"run": run, "suite": suite, "id": id, "prompt": "what?", "output": "A"}
+        for run in "ab"
+        for suite in ("near", "far")
+        for id in (1, 2)
+    ]
+    bare = [{name: row[name] for name in row if name != "prompt"} for row in rows]
+    texts = [{name: row[name] for name in row if name != "id"} for row in rows if row["id"] == 1]
+    cases = {"prompt": rows, "question": rows, "id": bare, "text": texts}
+    found = {}
+    for name, some in cases.items():
+        if name == "question":
+            some = [{("question" if k == "prompt" else k): v for k, v in r.items()} for r in some]
+        table = PredictionTable(read_predictions(write(tmp_path / "a.jsonl", some)), "exact")
+        found[name] = len(set(table.cluster_P.tolist()))
+    assert found == {"prompt": 1, "question": 1, "id": 4, "text": 1}
+
+
+def test_asking_every_prompt_many_times_makes_no_interval_narrower(tmp_path):
+    def interval(times: int) -> tuple:
+        rows = [
+            {"run": r, "id": f"{q}-{k}", "prompt": f"is it {q}?", "reference": "0"}
+            | {"output": (r * q * 7 + q) % 3 // 2}
+            for r in range(6)
+            for q in range(12)
+            for k in range(times)
+        ]
+        table = PredictionTable(read_predictions(write(tmp_path / "a.jsonl", rows)), "exact")
+        results = analyse_table(table, table.designs(["a"]))
+        said = [note for note in results.notes if "one cluster" in note]
+        assert len(said) == (times > 1), results.notes
+        shift = results.conditions[0].procedures[0].cells[0]
+        return shift.disagreement.low, shift.disagreement.high, shift.accuracy.low
+
+    assert interval(20) == pytest.approx(interval(1))
+
+
+D = datetime.datetime
+ALIKE = {
+    "booleans and text": ([True, False, True], ["True", "False", "TRUE"]),
+    "text and booleans": (["True", "false", "TRUE"], [True, False, True]),
+    "decimals and integers": ([decimal.Decimal("7.00"), decimal.Decimal("10.00")], [7, 10]),
+    "decimals and floats": ([decimal.Decimal("0.10"), decimal.Decimal("-2.50")], [0.1, -2.5]),
+    "floats and text": ([1.0, 2.5, 3.25], ["1.0", "2.50", "3.25"]),
+    "single precision": (pa.array([0.1, 3.0, -2.5, 1e20], pa.float32()), ["0.1", "3", "-2.5"]),
+    "half precision": (pa.array(np.float16([0.1, 3.0]), pa.float16()), ["0.1", "3"]),
+    "a text and midnight": (["2024-01-01", "2024-02-29"], [D(2024, 1, 1), D(2024, 2, 29)]),
+    "a day and midnight": ([D(2024, 1, 1).date()] * 2, [D(2024, 1, 1)] * 2),
+    "integers with nulls": ([7, 8, 0], pa.array([7.0, None, -0.0])),
+    "large numbers": ([10**20, 10**21], [1e20, 1e21]),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_an_answer_is_right_whatever_the_type_of_its_column(tmp_path, case):
+    output, reference = (column[:2] for column in ALIKE[case])
+    if case == "large numbers":
+        output = [str(value) for value in output]
+    table = {"run": ["a", "a"], "id": ["1", "2"], "output": output, "reference": reference}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    arm = PredictionTable(read_predictions(tmp_path / "a.parquet"), "exact").coded["a"]
+    assert set(arm.correct_RP[arm.correct_RP >= 0].tolist()) == {1}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize("more", [{}, {"score": "0.5"}, {"score": 0.5, "words": [1.5]}])
+def test_booleans_of_json_are_as_right_as_their_text(tmp_path, name, more):
+    rows = [
+        {"run": r, "id": q, "output": q > 1, "reference": str(q > 1), **more}
+        for r in range(2)
+        for q in range(4)
+    ]
+    found = read_predictions(write(tmp_path / name, rows))
+    assert sorted(found.texts) == ["false", "true"]
+    assert (PredictionTable(found, "exact").coded["a"].correct_RP == 1).all()
+    both = [row | {"output": str(row["output"]).lower()} for row in rows]  # text on both sides
+    found = read_predictions(write(tmp_path / name, both))
+    assert not (PredictionTable(found, "exact").coded["a"].correct_RP == 1).any()
+
+
+def test_a_suite_writes_values_as_predictions_do(tmp_path):
+    columns = {
+        "prompt": ["1?", "2?", "3?"],
+        "reference": pa.array([7.0, 10.0, None]),
+        "category": pa.array([0.1, 0.5, 0.1], pa.float32()),
+        "cluster": [D(2024, 1, 1)] * 3,
+        "id": [decimal.Decimal("1.00"), decimal.Decimal("1.50"), decimal.Decimal("2.00")],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "suite.parquet")
+    found = read_suite(str(tmp_path / "suite.parquet"), name="s")
+    assert [prompt.reference for prompt in found] == ["7", "10", None]
+    assert [prompt.category for prompt in found] == ["0.1", "0.5", "0.1"]
+    assert {prompt.cluster for prompt in found} == {"2024-01-01"}
+    assert [prompt.id for prompt in found] == ["1", "1.5", "2"]
+    (tmp_path / "suite.jsonl").write_text('{"prompt": "is it?", "reference": true}')
+    assert read_suite(str(tmp_path / "suite.jsonl"), name="s")[0].reference == "true"
+
+
+def test_it_is_told_that_no_answer_is_right(tmp_path):
+    rows = [
+        {"run": r, "id": q, "output": f"{q}.0", "reference": q} for r in range(4) for q in range(9)
+    ]
+    for some, told in ((rows, True), ([*rows[1:], rows[0] | {"output": "0"}], False)):
+        path = write(tmp_path / f"{told}.jsonl", some)
+        results = measure_predictions(path, tmp_path / f"out{told}")
+        notes = [note for note in results.notes if "no answer is right" in note]
+        assert len(notes) == told and all("'0.0'" in n and "'0'" in n for n in notes)
+
+
+def two_conditions(tmp_path, answer, asked) -> Results:
+    """answer(condition, run, prompt): an answer or None; asked(condition): numbers of prompts."""
+    rows = [
+        {"condition": c, "run": f"{c}{r}", "id": q, "output": answer(c, r, q), "reference": "A"}
+        for c in "xy"
+        for r in range(8)
+        for q in asked(c)
+    ]
+    return measure_predictions(write(tmp_path / "a.jsonl", rows), tmp_path / "out")
+
+
+def test_what_missing_answers_may_hide_is_said_with_the_change_of_accuracy(tmp_path):
+    def answer(c: str, r: int, q: int) -> str | None:
+        right = q % 4 > 0 or (r * 7 + q // 4 * 3) % 5 < 2
+        return "A" if right else None if c == "y" else "B"
+
+    results = two_conditions(tmp_path, answer, lambda c: range(160))
+    (contrast,) = results.contrasts
+    assert contrast.accuracy_change.low > 0 and contrast.gaps.at_worst.value == pytest.approx(0)
+    assert contrast.gaps.missing == pytest.approx(0.15) and contrast.gaps.baseline_missing == 0
+    said = next(s for s in results.verdict if "accuracy moves by" in s)
+    assert "missing are 15.0 % of the answers of y and 0.0 % of x" in said
+    assert "would move by 0.0 points" in said and "depends on them" in said
+    assert any("y: 15.0 % of the answers" in n and "85.0 % would be" in n for n in results.notes)
+    assert load_results(tmp_path / "out" / "results.json") == results
+
+
+def test_conditions_on_other_prompts_are_compared_on_those_of_both_and_it_is_said(tmp_path):
+    def answer(c: str, r: int, q: int) -> str:
+        return "B" if (r * 7 + q * 3) % 5 < 2 and q >= 50 else "A"
+
+    results = two_conditions(tmp_path, answer, lambda c: range(60) if c == "x" else range(40, 100))
+    assert "answered different typical prompts, 20 of 100 in common" in results.verdict[0]
+    assert "on the 20 typical prompts that both answered, of 100" in results.verdict[1]
+    (tmp_path / "same").mkdir()
+    same = two_conditions(tmp_path / "same", answer, lambda c: range(60))
+    assert same.contrasts[0].gaps is None and "answered" not in " ".join(same.verdict)
+
+
+def test_a_column_that_is_not_the_whole_prompt_can_be_left_aside(tmp_path):
+    rows = [
+        {"run": r, "id": q, "prompt": "Answer:", "task": f"is it {q}?", "output": "A"}
+        for r in range(2)
+        for q in range(3)
+    ]
+    path, found = write(tmp_path / "a.jsonl", rows), []
+    for columns in ({}, {"words": ""}, {"words": "task"}):
+        table = PredictionTable(read_predictions(path, columns=columns), "exact")
+        found.append((len(set(table.cluster_P.tolist())), table.prompts[1][1].prompt))
+    assert found == [(1, "Answer:"), (3, "1"), (3, "is it 1?")]

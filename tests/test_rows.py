@@ -17,6 +17,8 @@ from toolkit.data import DataError, read_rows, read_suite, survey
 from toolkit.data.formats import split_row
 from toolkit.data.locate import files_of, split_of
 from toolkit.data.rows import READERS
+from toolkit.data.survey import aside
+from toolkit.measure.predictions import PredictionsError, read_predictions
 
 ROWS = [{"prompt": f"call ben {i}", "completion": "call ann"} for i in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -355,3 +357,32 @@ def test_nulls_that_parquet_fills_in_are_no_keys(tmp_path):
         pyarrow.Table.from_pylist([{"messages": turns, "tools": None}]), tmp_path / "a.parquet"
     )
     assert read_rows(str(tmp_path / "a.parquet")) == [{"messages": turns, "tools": None}]
+
+
+PAIRS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+
+
+def test_what_stands_beside_the_rows_of_a_json_file_is_told_and_other_rows_are_refused(tmp_path):
+    path, note = tmp_path / "d.json", "keys beside the rows that are not read: system, version"
+    path.write_text(json.dumps({"system": "Be terse.", "data": PAIRS, "version": 2}))
+    assert len(read_rows(str(path))) == 2
+    for source in (path, tmp_path):
+        assert [n for n in aside(str(source)) if n.endswith(note)] == [f"{path}: {note}"]
+    for plain in (PAIRS, {"data": PAIRS}):
+        path.write_text(json.dumps(plain))
+        assert not aside(str(path))
+    path.write_text("\n".join(map(json.dumps, PAIRS)))
+    assert not aside(str(path)) and len(read_rows(str(path))) == 2
+    path.write_text(json.dumps({"data": PAIRS, "validation": PAIRS[:1], "system": "Be terse."}))
+    with pytest.raises(DataError, match='d.json: keys "data" and "validation" hold rows; write'):
+        read_rows(str(path))
+
+
+def test_predictions_tell_and_refuse_the_same(tmp_path):
+    rows = [{"run": r, "id": q, "output": "A"} for r in range(3) for q in range(2)]
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"data": rows, "model": "m"}))
+    assert any(n.endswith("not read: model") for n in read_predictions(path).notes)
+    path.write_text(json.dumps({"data": rows, "results": rows}))
+    with pytest.raises(PredictionsError, match='keys "data" and "results" hold rows'):
+        read_predictions(path)

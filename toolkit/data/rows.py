@@ -17,6 +17,7 @@ from typing import IO, Any
 from toolkit.data.locate import PACKED, DataError, files_of, kind_of
 from toolkit.record.files import home
 from toolkit.record.plain import JsonError, parse
+from toolkit.text.values import as_written
 
 CELL = 2**31 - 1
 """characters of a CSV cell; Python's own limit is 131,072, less than a long document"""
@@ -199,6 +200,28 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             yield _object(value, where)
 
 
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+
+def keys_aside(path: Path) -> list[str]:
+    """A note on what stands beside the rows of a JSON file, {"data": [...], "version": 2}; nothing
+    of any other file.
+    """
+    if kind_of(path) != ".json":
+        return []
+    with _open(path) as file:
+        text = file.read()
+    if not text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return []
+    try:
+        value = _parse(text, str(path))
+    except JsonError:  # one object per line
+        return []
+    keys = [key for key in value if key != "data"]
+    return [f"{path}: keys beside the rows that are not read: {', '.join(keys)}"] if keys else []
+
+
 def _read_json(path: Path) -> Iterator[Row]:
     with _open(path) as file:
         text = file.read()
@@ -212,6 +235,13 @@ def _read_json(path: Path) -> Iterator[Row]:
             f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}"
         ) from None
     if isinstance(value, dict):
+        tables = [key for key, inner in value.items() if _is_table(inner)]
+        if "data" in tables and len(tables) > 1:
+            named = " and ".join(json.dumps(key) for key in tables[:3])
+            raise DataError(
+                f"{path}: keys {named} hold rows; write each as a file of its own, a list of "
+                "objects"
+            )
         value = value.get("data")
     if not isinstance(value, list):
         raise DataError(f'{path}: expected a list of objects, or {{"data": [...]}}')
@@ -292,7 +322,8 @@ def _read_arrow(path: Path) -> Iterator[Row]:
 
 
 def _table_rows(table: Any, path: Path) -> Iterator[Row]:
-    for number, fields in enumerate(table.to_pylist(), 1):
+    columns = dict(zip(table.column_names, map(as_written, table.columns), strict=True))
+    for number, fields in enumerate(table.from_pydict(columns).to_pylist(), 1):
         yield Row(
             {name: _as_written(value) for name, value in fields.items()}, f"{path}, row {number}"
         )

@@ -19,8 +19,9 @@ from toolkit.data.formats import (
     with_system,
 )
 from toolkit.data.rows import DataError, Row, read_rows
-from toolkit.data.turns import Message, Turn, missing
+from toolkit.data.turns import Message, Turn
 from toolkit.embedded import NEWEST, suite_of
+from toolkit.text.values import text
 
 SHIFTS = ("typical", "near", "far")
 """How far a prompt is from the training data."""
@@ -188,10 +189,8 @@ def _reply(row: Fields, answer: list[Turn]) -> str | None:
 
 
 def _label(row: Fields, column: str) -> str | None:
-    """A field as text, numbers included; None where it is missing or empty."""
+    """A field as text, numbers and dates included; None where it is missing or empty."""
     value: Any = row.get(column)
-    if missing(value):
-        return None
-    if isinstance(value, (bool, int, float, str)):
-        return str(value) if str(value).strip() else None
+    if not isinstance(value, (dict, list, bytes)):
+        return word if (word := text(value)) and word.strip() else None
     raise DataError(f"{place(row)}: field {column!r} must be text, not {type(value).__name__}")

@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.data.encode import Example, prompt_text, reads_the_same
 from toolkit.data.formats import USED, Fields, detect_format, split_row, unused_columns
 from toolkit.data.locate import files_of
-from toolkit.data.rows import READERS, Row, read_rows
+from toolkit.data.rows import READERS, Row, keys_aside, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, unused_in_suite
 from toolkit.data.turns import Message, missing
 from toolkit.embedded import suite_of
@@ -63,9 +63,12 @@ def survey(
 
 
 def aside(source: str, *, suite: bool = False) -> list[str]:
-    """What of a folder is not read; nothing of any other source."""
-    folder = home(source)
-    return files_of(folder, READERS, suite=suite)[1] if folder.is_dir() else []
+    """What of a folder, or of a JSON file, is not read; nothing of any other source."""
+    path = home(source)
+    if path.is_file():
+        return keys_aside(path)
+    files, notes = files_of(path, READERS, suite=suite) if path.is_dir() else ([], [])
+    return [*notes, *(note for file in files for note in keys_aside(file))]
 
 
 def _together(source: str, rows: Sequence[Row], used: Sequence[str] = ()) -> list[str]:

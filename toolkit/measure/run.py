@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 import toolkit
@@ -428,6 +429,20 @@ def _told(table: PredictionTable, predictions: Predictions) -> Iterator[str]:
         yield (
             f"the base's answers are missing for {missing:,} of {prompts}; what is said of it "
             "is of the others"
+        )
+    if table.repeated:
+        yield (
+            "where the text of a prompt stands in another column, name it with --column "
+            "words=NAME, or none with --column words="
+        )
+    arms = table.coded.values()
+    if any(arm.marked for arm in arms) and not any((arm.correct_RP == 1).any() for arm in arms):
+        arm = next(arm for arm in arms if arm.marked)
+        run, at = (int(places[0]) for places in np.nonzero(arm.correct_RP == 0))
+        answer, right = table.texts[arm.text_RP[run, at]], predictions.prompts[at].reference or ""
+        yield (
+            f"no answer is right: one is {answer[:40]!r} where the reference is {right[:40]!r}; if "
+            "that is the same, write both alike, or say when two are the same with --same"
         )
 
 

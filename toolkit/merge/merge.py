@@ -184,8 +184,8 @@ def merge_adapters(
 
 
 NOTHING_LEFT = (
-    "the merged change is zero up to rounding: what goes in takes itself back, so the merge answers "
-    "as the base"
+    "the merged change is zero up to rounding: what goes in takes itself back, so the merge "
+    "answers as the base"
 )
 
 

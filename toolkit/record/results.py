@@ -468,6 +468,26 @@ class Judgement:
     reason: str
 
 
+UNEVEN = 0.01
+"""A difference in the share of missing answers that is told."""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Answers that one of two conditions lacks.
+
+    common: prompts that both answered, of n_prompts that either did; missing, baseline_missing: the
+    share of their answers to these that the runs lack; at_worst: the change of accuracy, were all of
+    these wrong.
+    """
+
+    common: int
+    n_prompts: int
+    missing: float
+    baseline_missing: float
+    at_worst: Estimate | None = None
+
+
 @dataclass(frozen=True)
 class Contrast:
     """Two conditions on one shift: the condition against the baseline. paired: run j of both shares
@@ -497,6 +517,7 @@ class Contrast:
     gain_kept: Estimate | None = None
     as_base: Estimate | None = None
     baseline_as_base: Estimate | None = None
+    gaps: Gaps | None = None
 
     @property
     def returned(self) -> bool:
@@ -507,6 +528,34 @@ class Contrast:
     def loses(self) -> bool:
         """As of a Cell."""
         return is_loss(self.accuracy_change)
+
+    @property
+    def caveats(self) -> list[str]:
+        """Which answers it rests on, where either condition lacks some, and what that may hide."""
+        gaps = self.gaps
+        if gaps is None:
+            return []
+        found = []
+        if gaps.common < gaps.n_prompts:
+            found.append(
+                f"on the {gaps.common:,} {self.shift} prompts that both answered, of "
+                f"{gaps.n_prompts:,}"
+            )
+        if abs(gaps.missing - gaps.baseline_missing) >= UNEVEN:
+            said = (
+                f"missing are {number(gaps.missing, '%')} % of the answers of {self.condition} and "
+                f"{number(gaps.baseline_missing, '%')} % of {self.baseline}"
+            )
+            if gaps.at_worst is not None and self.accuracy_change is not None:
+                change = gaps.at_worst
+                said += (
+                    "; were they all wrong, accuracy would move by "
+                    f"{number(change.value, '%', True)} points {interval(change, '%', True)}"
+                ).rstrip()
+                if _side(gaps.at_worst) != _side(self.accuracy_change):
+                    said += ", so that what happens to accuracy depends on them"
+            found.append(said)
+        return found
 
 
 @dataclass(frozen=True)
@@ -817,6 +866,13 @@ def remedy(estimate: Estimate, k: int = 1) -> str:
     """`inconclusive; needs about 96 replicas`: a run of the procedure is a group of k replicas."""
     needed = f"; needs about {estimate.needed * k:,} replicas" if estimate.needed else ""
     return f"inconclusive{needed}"
+
+
+def _side(change: Estimate) -> int:
+    """-1, 1: shown to be below, above 0; 0 neither."""
+    if not change.conclusive or change.low is None or change.high is None:
+        return 0
+    return (change.low > 0) - (change.high < 0)
 
 
 def is_loss(change: Estimate | None) -> bool:

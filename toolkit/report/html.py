@@ -659,6 +659,7 @@ def _beside_each_other(contrasts: Sequence[Contrast], who: str, scored: bool = F
         f"  change of accuracy in points: {points or 'not known, the prompts have no references'}",
         *([f"  change of the mean score: {scores}"] if scores else []),
         *(f"  ! {said}" for said in returns),
+        *(f"  ! {said}" for c in contrasts for said in c.caveats),
     ]
 
 

@@ -2,7 +2,7 @@
 about it in words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,15 @@ from toolkit.measure.analyse.table import (
 from toolkit.measure.analyse.trades import trade
 from toolkit.measure.analyse.verdict import verdict
 from toolkit.recipe import Criterion
-from toolkit.record.results import About, ConditionDesign, Results, SuiteCount, Thresholds
+from toolkit.record.results import (
+    UNEVEN,
+    About,
+    ConditionDesign,
+    Results,
+    SuiteCount,
+    Thresholds,
+    number,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -112,6 +120,11 @@ def analyse_table(
             f"{CATEGORIES} categories have figures of their own, those with the most "
             f"prompts; {table.unlisted:,} more do not"
         )
+    if table.repeated:
+        unmeasured.append(
+            f"{table.repeated:,} of {len(table.prompts):,} prompts repeat the text of one before: "
+            "prompts of one text are one cluster, no independent sample"
+        )
     uncrossed = [
         f"{design.name}: {note}" for design in conditions if (note := crossing(design.factors).note)
     ]
@@ -128,6 +141,7 @@ def analyse_table(
             *filter(None, map(shared_note, conditions)),
             *uncrossed,
             *unmeasured,
+            *_missing(table, conditions),
             *in_notes(apart),
         ),
         thresholds=thresholds,
@@ -142,6 +156,27 @@ def analyse_table(
         ),
     )
     return replace(found, verdict=verdict(found))
+
+
+def _missing(table: Table, designs: Sequence[ConditionDesign]) -> Iterator[str]:
+    """Of how accurate the runs of a condition would be, were the answers wrong that they lack."""
+    for design in designs:
+        arm = table.arm(design.name, "replica", list(design.replicas))
+        if arm is None:
+            continue
+        for shift, at in table.shifts.items():
+            here = arm.on(at)
+            asked_P = (here.answer_RP >= 0).any(axis=0)
+            mark_RP, lost_RP = here.correct_RP[:, asked_P], here.answer_RP[:, asked_P] < 0
+            mark_RP, lost_RP = (x[:, (mark_RP >= 0).any(axis=0)] for x in (mark_RP, lost_RP))
+            if not lost_RP.any() or lost_RP.mean() < UNEVEN:
+                continue
+            right = int((mark_RP == 1).sum())
+            yield (
+                f"{design.name}: {number(float(lost_RP.mean()), '%')} % of the answers to {shift} "
+                f"prompts are missing; were they all wrong, {number(right / lost_RP.size, '%')} % "
+                f"would be right, not {number(right / int((mark_RP >= 0).sum()), '%')} %"
+            )
 
 
 def _counts(table: Table) -> tuple[SuiteCount, ...]:

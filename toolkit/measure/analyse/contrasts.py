@@ -4,6 +4,7 @@ p-values adjusted for their number.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from toolkit.record.results import (
     ConditionDesign,
     ConditionResult,
     Contrast,
+    Gaps,
     PromptContrast,
     Scaling,
     Thresholds,
@@ -227,7 +229,7 @@ def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict, base: Arm | None) -
     """On the prompts `at`. Answers first, then marks: two tables fill the memory."""
     place = together(at)
     pair = b.answer_RP[:, place], a.answer_RP[:, place]
-    found = {
+    found: dict[str, Any] = {
         "ratio": st.population_ratio(*pair, **options),
         "change": st.population_difference(*pair, **options),
     }
@@ -244,8 +246,9 @@ def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict, base: Arm | None) -
         found["as_base"], found["baseline_as_base"] = (
             as_base(answer_RP, base.answer_RP[0], alone) for answer_RP in pair
         )
-    del pair
     marks = b.correct_RP[:, place], a.correct_RP[:, place]
+    found["gaps"] = _gaps(pair, marks, options)
+    del pair
     if all(map(marked, marks)):
         found["accuracy_change"] = st.population_accuracy_change(*marks, **options)
         scores = [
@@ -262,6 +265,30 @@ def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict, base: Arm | None) -
     if len(scores) == 2 and all(np.isfinite(score).any() for score in scores):
         found["score_change"] = st.population_score_change(*scores, **options)
     return found
+
+
+def _gaps(
+    pair: tuple[np.ndarray, np.ndarray], marks: tuple[np.ndarray, np.ndarray], options: dict
+) -> Gaps | None:
+    """Answers that one of two conditions lacks; None where neither does."""
+    if all((answer_RP >= 0).all() for answer_RP in pair):
+        return None
+    answered_P = [(answer_RP >= 0).any(axis=0) for answer_RP in pair]
+    both_P = answered_P[0] & answered_P[1]
+    common, either = int(both_P.sum()), int((answered_P[0] | answered_P[1]).sum())
+    lost, lost_a = (
+        float((answer_RP[:, both_P] < 0).mean()) if common else 0.0 for answer_RP in pair
+    )
+    found = Gaps(common, either, lost, lost_a)
+    if not (lost or lost_a) or not all(map(marked, marks)):
+        return found
+    known_P = both_P & ((marks[0] >= 0).any(axis=0) | (marks[1] >= 0).any(axis=0))
+    worst = [
+        np.where((answer_RP < 0) & known_P, mark_RP.dtype.type(0), mark_RP)
+        for answer_RP, mark_RP in zip(pair, marks, strict=True)
+    ]
+    at_worst = st.population_accuracy_change(worst[0], worst[1], **options)
+    return replace(found, at_worst=at_worst)
 
 
 def adjusted(conditions: Sequence[ConditionResult]) -> list[ConditionResult]:

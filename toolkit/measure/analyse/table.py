@@ -4,10 +4,12 @@ somebody's predictions.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from toolkit import statistics as st
 from toolkit.measure.meaning import code_answers, mark_answers
@@ -88,7 +90,8 @@ class Table(ABC):
     answers, texts: what the codes of answer_RP and text_RP stand for. shifts, parts: positions of
     the prompts of a shift, and of a category of it, for the CATEGORIES with the most prompts;
     unlisted: how many more there are. cluster_P: prompts that are no independent sample share a
-    number. scored: what score_RP is.
+    number: those of one named cluster, and those of one text, white space apart; repeated: how many
+    clusters fewer there are for equal texts. scored: what score_RP is.
     """
 
     scored = "score"
@@ -115,12 +118,10 @@ class Table(ABC):
             if place in listed
         }
         self.unlisted = len(counted) - len(self.parts)
-        names = [
-            ("", i) if p.cluster is None else (p.cluster, -1)
-            for i, (_, p) in enumerate(self.prompts)
-        ]
-        numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        self.cluster_P = np.array([numbers[name] for name in names], dtype=np.int64)
+        named = [i if p.cluster is None else p.cluster for i, (_, p) in enumerate(self.prompts)]
+        asked = [_asked(prompt.prompt) for _, prompt in self.prompts]
+        self.cluster_P = _together(named, asked)
+        self.repeated = len(set(named)) - len(set(self.cluster_P.tolist()))
 
     def run_names(self, design: ConditionDesign) -> tuple[str, ...]:
         """What the user calls the replicas of a condition, in their order."""
@@ -133,6 +134,33 @@ class Table(ABC):
     @abstractmethod
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:
         """Runs `indexes` of a procedure; None where there is nothing of it at all."""
+
+
+def _asked(prompt: str | Sequence[Mapping[str, str]]) -> Hashable:
+    """What is asked, white space apart."""
+    if isinstance(prompt, str):
+        return " ".join(prompt.split())
+    return tuple((turn.get("role"), _asked(str(turn.get("content")))) for turn in prompt)
+
+
+def _together(*groupings: Sequence[Hashable]) -> np.ndarray:
+    """A number for each thing, by first appearance: the same for all that are in one group of a
+    grouping, or in a chain of groups.
+    """
+    places: dict[Hashable, int] = {}
+    group_N = np.array(
+        [
+            places.setdefault((kind, group), len(places))
+            for kind, groups in enumerate(groupings)
+            for group in groups
+        ],
+        dtype=np.int64,
+    )
+    n = len(groupings[0])
+    thing_N = np.tile(np.arange(n), len(groupings))
+    size = n + len(places)
+    links = coo_array((np.ones(len(thing_N)), (thing_N, n + group_N)), shape=(size, size))
+    return connected_components(links, directed=False)[1][:n].astype(np.int64)
 
 
 class OutcomeTable(Table):

@@ -29,6 +29,8 @@ from toolkit.record.results import (
     warnings,
 )
 
+ALIKE = 0.9
+"""share of prompts that two conditions answered, by which their figures are of the same prompts"""
 SHOWN = 5
 """procedures that a sentence names"""
 RARE = 0.01
@@ -74,6 +76,12 @@ def _instability(results: Results) -> str:
             f"on {_share(cell.disagreement)} of {shift} prompts" for shift, cell in cells if cell
         )
         parts.append(f"with {condition.name} {shares} ({condition.in_words})")
+    parts += [
+        f"{c.condition} and {c.baseline} answered different {c.shift} prompts, "
+        f"{c.gaps.common:,} of {c.gaps.n_prompts:,} in common, so these figures do not compare"
+        for c in results.contrasts
+        if c.shift in ends and c.gaps and c.gaps.common < ALIKE * c.gaps.n_prompts
+    ]
     return (
         f"Two independent runs give different answers: {'; '.join(parts)}; "
         f"{100 * results.level:g} % intervals in brackets."
@@ -262,6 +270,8 @@ def _beside(contrast: Contrast, results: Results) -> list[str]:
             found.append(
                 return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline)
             )
+    for c in (contrast, *others):
+        found += c.caveats
     return found
 
 

@@ -50,8 +50,9 @@ def read_predictions(
     Both may have `condition`, `suite`, `category`, `shift`, `cluster`, `reference` (or `expected`,
     `target`, `gold`, `label`, ...) and `base_answer`, what the base model answers; long files also
     `score`, `failed` or `status`, and `init`, `order`, `dropout` and, beside a column for the run,
-    `seed`: the level that a replica has in this source of variation, the same on all its rows. What
-    a value is as text, see `toolkit.measure.predictions.readers.text`. Missing is a cell without a
+    `seed`, `init_seed`, `data_seed` and others that name a seed: the level that a replica has in
+    this source of variation, the same on all its rows. What
+    a value is as text, see `toolkit.text.values.text`. Missing is a cell without a
     row, null, nan, and a field of a CSV file that is empty and not quoted.
 
     replica, prompt, output: names of the columns where they have others; for a wide file `replica`

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from toolkit.data import DataError, Row, read_rows
+from toolkit.data.rows import keys_aside
 from toolkit.measure.predictions.gather import Predictions
 from toolkit.measure.predictions.layout import NAMES, PredictionsError, listed
 from toolkit.measure.predictions.metrics import RunTable
-from toolkit.measure.predictions.readers import text
+from toolkit.text.values import text
 
 Told = TypeVar("Told", Predictions, RunTable)
 
@@ -67,7 +68,8 @@ def with_factors(predictions: Told, path: Path) -> Told:
         arms[condition] = replace(arm, factors={**arm.factors, **levels})
     idle = len(table) - len(used)
     notes = (f"{path.name}: {idle} of its replicas have no predictions",) if idle else ()
-    return replace(predictions, arms=arms, notes=(*predictions.notes, *notes))
+    notes = (*predictions.notes, *keys_aside(path), *notes)
+    return replace(predictions, arms=arms, notes=notes)
 
 
 def _word(row: Row, name: str) -> str | None:

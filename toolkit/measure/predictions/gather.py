@@ -5,7 +5,8 @@ in the end.
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,24 +14,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data import SHIFTS
+from toolkit.data.rows import keys_aside
 from toolkit.measure.predictions.layout import (
-    FACTORS,
     LABELS,
     LARGEST_SCORE,
     PROMPTFOO,
     ROLES,
-    RUN_LABELS,
-    SEED,
     SHAPES,
     Asked,
     Layout,
     PredictionsError,
+    different,
     layout_of,
     listed,
+    maybe_sources,
 )
-from toolkit.measure.predictions.readers import CELLS, Batch, distinct, keeps_values, place, stem
-from toolkit.measure.predictions.readers import text as files_text
-from toolkit.statistics import MISSING
+from toolkit.measure.predictions.readers import (
+    CELLS,
+    Batch,
+    distinct,
+    keeps_values,
+    place,
+    stem,
+    untexted,
+)
+from toolkit.seeds import SOURCES
+from toolkit.statistics import MISSING, shared_sources
+from toolkit.text.values import text as in_words
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +52,7 @@ FINISHED = frozenset(
 )
 # log-likelihoods of choices as lm-eval logs them: [["-1.5", "False"], ["-2.25", "False"]]
 LIKELIHOODS = re.compile(r'\[{1,2}"?-?\d[\d.e+-]*"?, "?(true|false)"?\]', re.IGNORECASE)
+DECIMAL = re.compile(r"-?\d+\.\d+")
 GRADES = ("[PASS]", "[FAIL]", "[ERROR]")
 
 
@@ -168,14 +179,12 @@ class Cells:
     runs: Codes = field(default_factory=Codes)  # of (condition, replica)
     prompts: Codes = field(default_factory=Codes)  # of (suite, id)
     texts: Codes = field(default_factory=Codes)
-    labels: dict[str, Codes] = field(
-        default_factory=lambda: {name: Codes() for name in (*LABELS, *RUN_LABELS)}
+    labels: dict[str, Codes] = field(default_factory=lambda: defaultdict(Codes))
+    told: dict[str, np.ndarray] = field(  # the code of each label by prompt, of each source by run
+        default_factory=lambda: defaultdict(lambda: np.empty(0, dtype=np.int32))
     )
-    told: dict[str, np.ndarray] = field(  # the code of each label by prompt, of each factor by run
-        default_factory=lambda: {
-            name: np.empty(0, dtype=np.int32) for name in (*LABELS, *RUN_LABELS)
-        }
-    )
+    untexted: set[tuple[str, str]] = field(default_factory=set)  # (kind, column)
+    varied: set[str] = field(default_factory=set)  # unused columns that differ within a run
     parts: list[Part] = field(default_factory=list)
 
     def see(self, names: list[str], row: int | None = None) -> Layout:
@@ -207,6 +216,7 @@ class Cells:
                 for name, column in zip(names, table.columns, strict=True)
             ):
                 table = batch.exact()
+        self.untexted |= untexted(table)
         prompt_N = self.prompts.take_pairs(
             self._key(batch, table, "suite"), self._key(batch, table, "prompt")
         )
@@ -216,7 +226,9 @@ class Cells:
             run_N = self.runs.take_pairs(
                 (condition_N, conditions), self._key(batch, table, "replica")
             )
-            self._label(batch, table, RUN_LABELS, run_N, self.runs, "replica")
+            parts = (*layout.sources, "failed")
+            self._label(batch, table, parts, run_N, self.runs, "replica")
+            self._watch(batch, table, run_N)
             codes = narrow(run_N), narrow(prompt_N), narrow(self._text(batch, table))
             self.parts.append(Part(batch.first, rows, *codes, self._score(batch, table)))
             return
@@ -253,9 +265,7 @@ class Cells:
     def _text(self, batch: Batch, table: "pa.Table") -> np.ndarray:
         """Of JSON a null is a missing answer, and a row that lacks the field a mistake."""
         name = self.layout.role["output"]
-        if name in table.column_names and LIKELIHOODS.match(
-            files_text(table[name][0].as_py()) or ""
-        ):
+        if name in table.column_names and LIKELIHOODS.match(in_words(table[name][0].as_py()) or ""):
             says = (
                 " holds log-likelihoods, which differ in every run; write the choice instead: "
                 "in jq, "
@@ -313,27 +323,10 @@ class Cells:
         owner_N: of which row.
         """
         for part in parts:
-            codes = self.labels[part]
-            if len(self.told[part]) < len(owners):
-                self.told[part] = np.append(
-                    self.told[part],
-                    np.full(len(owners) - len(self.told[part]), MISSING, dtype=np.int32),
-                )
-            label_O, name = self.told[part], self.layout.role.get(part)
-            if name not in table.column_names:
-                continue
-            index_N, values = distinct([table[name]])
-            label_N = codes.take(
-                index_N, (value if value and value.strip() else None for value in values)
-            )
-            # few: what is new, and what is not said
-            told = np.flatnonzero(label_O.take(owner_N) != label_N)
-            told = told[label_N[told] >= 0]
-            # the first row that says it comes last, and so counts
-            new = told[label_O[owner_N[told]] == MISSING][::-1]
-            label_O[owner_N[new]] = label_N[new]
-            clash = told[label_O[owner_N[told]] != label_N[told]]
+            name = self.layout.role.get(part)
+            clash, label_N = self._tell(table, part, name, owner_N, owners)
             if len(clash):
+                codes, label_O = self.labels[part], self.told[part]
                 row, words = clash[0], list(codes)
                 here, other = (
                     repr(words[code][:40]) for code in (label_N[row], label_O[owner_N[row]])
@@ -344,8 +337,35 @@ class Cells:
                     f": {kind} {whose!r} has {here} here and {other} on another row; it can "
                     "have only one"
                 )
-                says += f", or --column {part}= leaves the column aside" if part in ROLES else ""
+                if part in self.layout.sources:
+                    says += f", or {self.layout.left_aside(part)}"
+                elif part in ROLES:
+                    says += f", or --column {part}= leaves the column aside"
                 raise self._error(batch, row, name, says)
+
+    def _tell(
+        self, table: "pa.Table", part: str, name: str | None, owner_N: np.ndarray, owners: Codes
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Takes in what a column says about each owner; the rows that say something else than a row
+        before, and the codes of all rows.
+        """
+        if len(self.told[part]) < len(owners):
+            new_O = np.full(len(owners) - len(self.told[part]), MISSING, dtype=np.int32)
+            self.told[part] = np.append(self.told[part], new_O)
+        codes, label_O = self.labels[part], self.told[part]
+        if name not in table.column_names:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)
+        index_N, values = distinct([table[name]])
+        label_N = codes.take(
+            index_N, (value if value and value.strip() else None for value in values)
+        )
+        # few: what is new, and what is not said
+        told = np.flatnonzero(label_O.take(owner_N) != label_N)
+        told = told[label_N[told] >= 0]
+        # the first row that says it comes last, and so counts
+        new = told[label_O[owner_N[told]] == MISSING][::-1]
+        label_O[owner_N[new]] = label_N[new]
+        return told[label_O[owner_N[told]] != label_N[told]], label_N
 
     def _error(self, batch: Batch, row: Any, name: object, says: str) -> PredictionsError:
         return PredictionsError(f"{place(self.path, batch.first + int(row))}: field {name!r}{says}")
@@ -377,6 +397,7 @@ class Cells:
         ):
             raise self._twice(row_of)
         np.maximum(text_RP, MISSING, out=text_RP)
+        self._spell(text_RP)
 
         found, start = {}, 0
         for condition, runs in in_order.items():
@@ -394,11 +415,45 @@ class Cells:
             tuple(self._prompts()), found, list(self.texts), tuple(self._notes(found)), base
         )
 
+    def _spelling(self) -> Callable[[str], str]:
+        """How texts are written that are held against values of another type: true, True and the
+        value of a boolean column are one answer, and 7.0 is the number 7 where answers are numbers.
+        """
+        role = self.layout.role
+        answers = {role.get("output"), *self.layout.replicas}
+        held = {role[part] for part in ("reference", "base") if part in role}
+        booleans = held and any(("boolean", name) in self.untexted for name in answers | held)
+        numbers = held and any(("number", name) in self.untexted for name in answers)
+
+        def spelled(word: str) -> str:
+            if booleans and word.lower() in ("true", "false"):
+                return word.lower()
+            if numbers and DECIMAL.fullmatch(word):
+                return word.rstrip("0").rstrip(".")
+            return word
+
+        return spelled
+
+    def _words(self, part: str) -> list[str | None]:
+        """What the codes of a label stand for, None the last."""
+        if part not in ("reference", "base"):
+            return [*self.labels[part], None]
+        return [*map(self._spelling(), self.labels[part]), None]
+
+    def _spell(self, text_RP: np.ndarray) -> None:
+        """Answers in one spelling, in place."""
+        texts, spelled = Codes(), self._spelling()
+        code_T = np.array([*(texts.of(spelled(word)) for word in self.texts), MISSING], np.int32)
+        if len(texts) < len(self.texts):
+            for text_P in text_RP:
+                text_P[:] = code_T[text_P]
+        self.texts = texts
+
     def _base(self) -> Arm | None:
         """What the base answers, where a column says so for every prompt."""
         if "base" not in self.layout.role:
             return None
-        words = [*self.labels["base"], None]
+        words = self._words("base")
         text_P = np.array(
             [self.texts.of(words[code]) for code in self.told["base"]], dtype=np.int32
         )
@@ -427,44 +482,70 @@ class Cells:
     def _factors(self, condition: str, runs: list[tuple[str, int]]) -> dict[str, tuple[str, ...]]:
         """The level of every run in each factor that the condition has."""
         found = {}
-        for factor in FACTORS:
-            words, told_O = [*self.labels[factor]], self.told[factor]
-            level = {
-                replica: words[told_O[code]]
-                for replica, code in runs
-                if len(told_O) and told_O[code] >= 0
-            }
-            if (
-                level
-                and (
-                    lacking := next((replica for replica, _ in runs if replica not in level), None)
-                )
-                is not None
-            ):
+        for factor in self.layout.sources:
+            level = self._levels(factor, runs)
+            if level and factor not in SOURCES and len(set(level.values())) == len(runs):
+                continue  # it is one more name of the run
+            lacking = next((replica for replica, _ in runs if replica not in level), None)
+            if level and lacking is not None:
                 raise PredictionsError(
-                    f"{self.path}: field {factor!r} of replica {lacking!r} ({condition}) "
-                    "is missing; others have one "
-                    f"(--column {factor}= leaves the column aside)"
+                    f"{self.path}: field {self.layout.role[factor]!r} of replica {lacking!r} "
+                    f"({condition}) is missing; others have one "
+                    f"({self.layout.left_aside(factor)})"
                 )
-            if level and not (
-                factor == SEED and len(set(level.values())) == len(runs)
-            ):  # then it is one more name of the run
-                found[factor] = tuple(level[replica] for replica, _ in runs)
-        return found
+            if level:
+                found[factor] = tuple(level.values())
+        return different(found)
+
+    def _levels(self, part: str, runs: list[tuple[str, int]]) -> dict[str, str]:
+        """What a column says about runs, of those about which it says something."""
+        words, told_O = [*self.labels[part]], self.told[part]
+        return {
+            replica: words[told_O[code]]
+            for replica, code in runs
+            if code < len(told_O) and told_O[code] >= 0
+        }
+
+    def _watch(self, batch: Batch, table: "pa.Table", run_N: np.ndarray) -> None:
+        """Which unused columns say one thing about a run on all its rows, as a source would."""
+        from pyarrow.types import is_nested
+
+        for name in self.layout.unused:
+            if name in self.varied or name not in table.column_names:
+                continue
+            if is_nested(table[name].type):
+                self.varied.add(name)
+            elif len(self._tell(table, name, name, run_N, self.runs)[0]):
+                self.varied.add(name)
+                del self.labels[name], self.told[name]
+
+    def _maybe_sources(self) -> list[str]:
+        """Unused columns in which some runs of a condition, and not all, share a level."""
+        arms: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for code, (condition, replica) in enumerate(self.runs):
+            arms[condition].append((replica, code))
+
+        def shared(name: str) -> bool:
+            found = [[*self._levels(name, runs).values()] for runs in arms.values()]
+            return any(shared_sources({name: level}, len(level)) for level in found if level)
+
+        return [n for n in self.layout.unused if n not in self.varied and shared(n)]
 
     def _at(self, part: Part, row_of: np.ndarray) -> np.ndarray:
         return row_of.take(part.run_N) * len(self.prompts) + part.prompt_N
 
     def _prompts(self) -> Iterator[PredictedPrompt]:
         several = len({suite for suite, _ in self.prompts}) > 1
-        words = {part: [*codes, None] for part, codes in self.labels.items()}
+        words = {part: self._words(part) for part in LABELS}
         for code, (suite, id) in enumerate(self.prompts):
             says = {part: words[part][self.told[part][code]] for part in LABELS}
             shift = _shift(says["shift"] or "") or (
                 _shift(suite) if _shift(suite) in SHIFTS else SHIFTS[0]
             )
             about = says["category"] or suite or "all", shift, says["cluster"], says["reference"]
-            yield PredictedPrompt(_id((suite, id)) if several else id, says["words"] or id, *about)
+            name = _id((suite, id)) if several else id
+            asked = says["words"] or (id if self.layout.asks_by_text else name)
+            yield PredictedPrompt(name, asked, *about)
 
     def _notes(self, arms: Mapping[str, Arm]) -> Iterator[str]:
         role, columns = self.layout.role, self.layout.replicas
@@ -481,8 +562,11 @@ class Cells:
         for part in ("reference", "base", "failed"):
             if role.get(part, part) != part:
                 yield f"{part}: column {role[part]}"
+        yield from keys_aside(self.path)
         if self.layout.unused:
             yield f"columns not used: {listed(self.layout.unused)}"
+        if shared := self._maybe_sources():
+            yield maybe_sources(shared)
         for condition, arm in arms.items():
             if arm.missing:
                 yield f"{condition}: {arm.missing} of {arm.text_RP.size} answers are missing"

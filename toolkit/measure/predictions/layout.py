@@ -33,6 +33,7 @@ NAMES = {
     "replica": ("replica", "run", "seed"),
     "prompt": ("prompt_id", "id", "prompt", "doc_id"),
     "output": ("output", "answer", "text", "prediction", "filtered_resps"),
+    "words": ("prompt", "question"),
     "failed": ("failed", "status"),
     "base": ("base_answer", "base_output"),
 }
@@ -48,8 +49,14 @@ FACTORS = (*SOURCES, SEED)
 """What a long file may say about a replica: the level, such as the seed, of each source that makes
 it differ from others.
 """
-SEEDED = re.compile(r"(.*[\W_])?seed([\W_].*)?", re.IGNORECASE | re.DOTALL)
-"""columns of a table of runs that are a source, too: `data_seed`"""
+SEEDS = {
+    "init": "init",
+    "data": "order",
+    "order": "order",
+    "shuffle": "order",
+    "dropout": "dropout",
+}
+"""Word of the name of a seed -> the source that it is the seed of; of others, the seed itself."""
 
 RUN_LABELS = (*FACTORS, "failed")
 LABELS = ("words", "category", "shift", "cluster", "reference", "base")
@@ -110,17 +117,56 @@ class Asked:
 @dataclass(frozen=True)
 class Layout:
     """role: role -> column; replicas: the columns of a wide file, none for a long one; unused:
-    columns that are not read.
+    columns that say nothing; sources: the roles of the columns that are sources of variation.
     """
 
     role: Mapping[str, str]
     replicas: tuple[str, ...]
     unused: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+
+    @property
+    def asks_by_text(self) -> bool:
+        """Whether what names a prompt is its text, not an id, which other suites may have, too."""
+        return self.role.get("prompt") in NAMES["words"]
+
+    def left_aside(self, source: str) -> str:
+        """How the user leaves a source aside."""
+        return f"--column {source if source in FACTORS else source_of(source)}= leaves it aside"
 
     @property
     def columns(self) -> list[str]:
         """The columns that are read, those of replicas apart."""
         return list(dict.fromkeys(self.role.values()))
+
+
+def source_of(name: str) -> str | None:
+    """Which of FACTORS a column is by its name, in predictions and in tables of runs: `order` for
+    order, data_seed and shuffleSeed; None for a column that names no source.
+    """
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+    if name in FACTORS:
+        return name
+    if not {"seed", "seeds"} & set(words) and words != ["random", "state"]:
+        return None
+    return next((SEEDS[word] for word in words if word in SEEDS), SEED)
+
+
+def different(levels: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Sources -> the level of every run, without those that say the same as one before."""
+    found: dict[tuple[int, ...], str] = {}
+    for name, level_R in levels.items():
+        number: dict[str, int] = {}
+        found.setdefault(tuple(number.setdefault(of, len(number)) for of in level_R), name)
+    return {name: levels[name] for name in found.values()}
+
+
+def maybe_sources(names: Sequence[str]) -> str:
+    """A note on columns that are not used, of which runs share values."""
+    return (
+        f"runs share values of {listed(names)}: where that is something they were trained with, "
+        f"such as a seed, they are not independent; name it, --column {command('seed', names[0])}"
+    )
 
 
 def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> Layout:
@@ -148,10 +194,8 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
     role = {part: name for name, part in taken.items()}
     for part in (*OTHERS, *NAMES):
         if part not in asked.role:
-            usual = next(
-                (name for name in NAMES.get(part, (part,)) if name in names and name not in taken),
-                None,
-            )
+            free = [name for name in names if name not in taken and name not in role.values()]
+            usual = next((name for name in NAMES.get(part, (part,)) if name in free), None)
             role |= {part: usual} if usual else {}
     if "reference" not in asked.role:
         role |= _reference(names, taken, error)
@@ -162,8 +206,6 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
             raise error("no column for the replica", LM_EVAL)
     if "prompt" not in role:
         raise error("no column for the prompt")
-    if "prompt" in names and "prompt" not in role.values():
-        role["words"] = "prompt"
     if asked.replicas and "replica" not in asked.role:
         role.pop("replica", None)
     if "replica" in role:
@@ -179,12 +221,12 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
             )
             raise error("no column for the output", scores if "score" in role else SHAPES)
         replicas = []
-        role |= {
-            name: name
-            for name in FACTORS
-            if name in names and name not in role.values() and name not in asked.role
-        }
+        free = [n for n in names if n not in role.values() and n not in asked.role]
+        seeds = [n for n in free if (source := source_of(n)) and asked.role.get(source) != ""]
+        sources = [*(name for name in FACTORS if name in role), *seeds]
+        role |= {name: name for name in seeds}
     else:
+        sources = []
         for part in ("output", "score", *RUN_LABELS):
             if part in asked.role and asked.role[part]:
                 raise error(f"--column {part}= is for long files: a row of a wide one is a prompt")
@@ -195,6 +237,7 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
         role,
         tuple(replicas),
         tuple(n for n in names if n not in used and not INDEX_COLUMN.fullmatch(n)),
+        tuple(sources),
     )
 
 

@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.data import DataError
+from toolkit.data.rows import keys_aside
 from toolkit.measure.predictions.gather import FAILED, FINISHED
 from toolkit.measure.predictions.layout import (
     FACTORS,
     INDEX_COLUMN,
     LARGEST,
     NAMES,
-    SEEDED,
     Layout,
     PredictionsError,
+    different,
     listed,
+    maybe_sources,
+    source_of,
 )
 from toolkit.measure.predictions.readers import Batch, batches, distinct, place, stem
 from toolkit.statistics import shared_sources
@@ -149,8 +152,8 @@ def _table(
         name for name in names if name not in role.values() and not INDEX_COLUMN.fullmatch(name)
     ]
     named = [role[name] for name in FACTORS if name in role]
-    seeds = [name for name in free if name in FACTORS or SEEDED.fullmatch(name)]
-    sources = named + [name for name in seeds if name not in aside]
+    seeds = {name: source for name in free if (source := source_of(name))}
+    sources = named + [name for name, source in seeds.items() if source not in aside]
     measured = [name for name in free if name not in NO_METRIC and name not in seeds]
     numbers = {name: _numbers(path, name, [row.get(name) for row in rows]) for name in measured}
     metrics = {name: value_N for name, value_N in numbers.items() if value_N is not None}
@@ -203,7 +206,7 @@ def _table(
                 f"{place(path, at[row])}: field {name!r} is missing; other runs have one, "
                 "and some share it"
             )
-        arms[condition] = RunScores(tuple(runs), scores, tuple(failed), shared)
+        arms[condition] = RunScores(tuple(runs), scores, tuple(failed), different(shared))
     unused = [
         name
         for name in free
@@ -213,7 +216,21 @@ def _table(
         f"a row is a run ({role['replica']}), with {counted(len(metrics), 'number')}: "
         f"{listed(metrics)}"
     ]
+    notes += keys_aside(path)
     notes += [f"columns not used: {listed(unused)}"] if unused else []
+    groups = [
+        [rows[place_of[condition, run]] for run in arm.runs] for condition, arm in arms.items()
+    ]
+    if shared := [
+        name
+        for name in unused
+        if name not in seeds
+        and any(
+            shared_sources({name: [row.get(name) or "" for row in runs]}, len(runs))
+            for runs in groups
+        )
+    ]:
+        notes.append(maybe_sources(shared))
     return RunTable(arms, tuple(metrics), tuple(notes))
 
 

@@ -2,13 +2,11 @@
 where something is.
 """
 
-import codecs
 import csv
 import functools
 import io
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from toolkit.data.rows import READERS, DataError
+from toolkit.data.turns import missing
 from toolkit.measure.predictions.layout import PROMPTFOO, Layout, PredictionsError
 from toolkit.record.plain import JsonError, parse
+from toolkit.text.values import as_written, marked, text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,6 +28,8 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 CHUNK = 1 << 25  # bytes of JSONL or CSV parsed at a time
 CELLS = 1 << 22  # rows of a long Parquet file, or cells of a wide file, at a time
 ROWS = 1 << 16  # rows of a JSON list at a time
+KINDS = "kinds"
+"""Beside a table of JSON, every value of which is text: the types that each column had."""
 
 
 @dataclass(frozen=True)
@@ -97,33 +99,6 @@ def place(path: Path, row: int) -> str:
     return f"{path}, row {row + 1}" if line is None else f"{path}:{line}"
 
 
-MARKED = "ftk-marked"
-"""Half of a surrogate pair, or a byte that is no UTF-8, as `\\ud83d` or `\\xff` behind U+FDD0,
-which no text holds.
-
-So different answers stay different, and all can be written as UTF-8.
-"""
-
-
-def _marked(error: UnicodeError) -> tuple[str | bytes, int]:
-    if isinstance(error, UnicodeDecodeError):
-        return "".join(
-            f"\ufdd0\\x{byte:02x}" for byte in error.object[error.start : error.end]
-        ), error.end
-    if isinstance(error, UnicodeEncodeError):
-        return "".join(
-            f"\ufdd0\\u{ord(sign):04x}" for sign in error.object[error.start : error.end]
-        ).encode(), error.end
-    raise error
-
-
-codecs.register_error(MARKED, _marked)
-
-
-def marked(text: str) -> str:
-    return text.encode(errors=MARKED).decode()
-
-
 # -- values --------------------------------------------------------------------------------------
 
 
@@ -136,6 +111,7 @@ def distinct(columns: Sequence["pa.ChunkedArray"]) -> tuple[np.ndarray, list[str
     column = pa.chunked_array(
         [chunk for column in columns for chunk in column.chunks], columns[0].type
     )
+    column = as_written(column)
     if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
         column = pa.chunked_array(
             [pa.array([text(value) for value in column.to_pylist()], pa.string())]
@@ -149,27 +125,6 @@ def distinct(columns: Sequence["pa.ChunkedArray"]) -> tuple[np.ndarray, list[str
     return indices.to_numpy(), values if pa.types.is_string(encoded.dictionary.type) else [
         text(value) for value in values
     ]
-
-
-def text(value: Any) -> str | None:
-    """A value as text; what is no text as its JSON, and a list of one text as that text.
-
-    So "7", 7, 7.0 and ["7"] are equal, and true is "true"; the text "7.0" and [7] are not. nan is
-    how data frames write a missing cell; the text "nan" is an answer.
-    """
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
-        value = value[0]
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return None if math.isnan(value) else repr(value).removesuffix(".0")
-    if isinstance(value, bytes):
-        return value.decode(errors=MARKED)
-    return (
-        json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-        if isinstance(value, (bool, int, list, dict))
-        else str(value)
-    )
 
 
 def keeps_values(column: "pa.DataType") -> bool:
@@ -209,10 +164,20 @@ def _parquet(path: Path, see: Callable[[list[str]], Layout]) -> Iterator[Batch]:
             for at in range(0, len(layout.replicas), size):
                 yield Batch(0, file.read([*layout.columns, *layout.replicas[at : at + size]]))
             return
-        first = 0
-        for batch in file.iter_batches(CELLS, columns=layout.columns):
+        first, columns = 0, [*layout.columns, *_short(file.metadata, layout.unused)]
+        for batch in file.iter_batches(CELLS, columns=columns):
             yield Batch(first, pa.Table.from_batches([batch]))
             first += batch.num_rows
+
+
+def _short(metadata: Any, names: Iterable[str]) -> list[str]:
+    """Those of the columns that take few bytes a row, as what is said of runs does."""
+    size: dict[str, int] = dict.fromkeys(names, 0)
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema in size:
+                size[column.path_in_schema] += column.total_uncompressed_size
+    return [name for name, total in size.items() if 0 < total < 64 * max(metadata.num_rows, 1e4)]
 
 
 def _csv(path: Path) -> Iterator[Batch]:
@@ -407,6 +372,24 @@ def _table(rows: Sequence[dict]) -> "pa.Table":
         ):  # half of a surrogate pair, which JSON can write and UTF-8 cannot
             return pa.array([value and marked(value) for value in values], pa.string())
 
-    return pa.table(
-        {name: column(name) for name in dict.fromkeys(itertools.chain.from_iterable(rows))}
-    )
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
+    kinds = {
+        name: sorted({type(v).__name__ for row in rows if not missing(v := row.get(name))})
+        for name in names
+    }
+    return pa.table({name: column(name) for name in names}, metadata={KINDS: json.dumps(kinds)})
+
+
+def untexted(table: "pa.Table") -> set[tuple[str, str]]:
+    """(kind, column) of the columns that hold numbers or booleans, not only as text."""
+    from pyarrow.types import is_boolean, is_decimal, is_floating, is_integer
+
+    kinds = json.loads((table.schema.metadata or {}).get(KINDS.encode(), "{}"))
+    found = set()
+    for column in table.schema:
+        of, kind = {*kinds.get(column.name, ())}, column.type
+        if is_boolean(kind) or "bool" in of:
+            found.add(("boolean", column.name))
+        if is_integer(kind) or is_floating(kind) or is_decimal(kind) or of & {"int", "float"}:
+            found.add(("number", column.name))
+    return found
