@@ -349,9 +349,7 @@ class GateCommand(click.Command):
 )
 @click.option(
     "--same",
-    default="exact",
-    show_default=True,
-    help="For predictions: when two outputs mean the same.",
+    help="For predictions: when two outputs mean the same (default: exact; saved limits know).",
 )
 @click.option(
     "--alpha",
@@ -368,7 +366,7 @@ def gate(
     recipe: Path | None,
     save: Path | None,
     force: bool,
-    same: str,
+    same: str | None,
     alpha: float | None,
     columns: tuple[str, ...],
     replica_columns: tuple[str, ...],
@@ -383,6 +381,7 @@ def gate(
     with errors():
         from toolkit.measure.gate import judge as gating
         from toolkit.measure.gate.limits import save_limits
+        from toolkit.measure.run import is_outcomes
 
         if candidate is None and save is None:
             raise click.UsageError(
@@ -390,13 +389,19 @@ def gate(
             )
         if candidate is not None and not candidate.exists():
             raise click.UsageError(f"{candidate}: no such file or folder")
-        files = [
-            path
-            for path in (baseline, candidate)
-            if path and path.is_file() and not gating.is_limits(path)
-        ]
-        if (columns or replica_columns) and not files:
+        saved = gating.is_limits(baseline)
+        files = [path for path in (baseline, candidate) if path and path.is_file()]
+        if (columns or replica_columns) and not files[saved:]:
             raise click.UsageError("--column and --replica-columns are for files of predictions")
+        adapters = candidate is not None and candidate.is_dir() and not is_outcomes(candidate)
+        lost = {
+            "--recipe is for adapters that must answer first": recipe and not adapters,
+            "--workers is for adapters that must answer first": workers and not adapters,
+            "--force is for --save": force and not save,
+            "--condition is for what is learned or judged": condition and saved and not candidate,
+        }
+        if useless := [words for words, given in lost.items() if given]:
+            raise click.UsageError(f"{useless[0]}; leave it out")
         named = gating.Named(roles_of(columns), replica_columns)
         limits = gating.limits_of(
             baseline, condition=condition, same=same, alpha=alpha, named=named
@@ -423,7 +428,7 @@ def gate(
             else candidate
         )
         verdict = gating.judge_candidate(
-            limits, judged, condition=condition, same=same, named=named
+            limits, judged, condition=condition, named=named, strict=saved
         )
         print_json(asdict(verdict)) if as_json else show(gating.verdict_text(verdict))
     if verdict.status == "fail":
@@ -432,9 +437,9 @@ def gate(
 
 def _outcomes_of(candidate: Path, recipe: Path, workers: int | None) -> Path:
     """A folder of outcomes as it is; adapters answer the recipe's suites first."""
-    from toolkit.measure.run import DESIGN
+    from toolkit.measure.run import is_outcomes
 
-    if (candidate / DESIGN).is_file():
+    if is_outcomes(candidate):
         return candidate
     if not recipe.is_file():
         raise click.UsageError(

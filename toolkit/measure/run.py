@@ -105,6 +105,11 @@ def save_design(
     seal(folder, DESIGN, *([] if prompts is None else [PROMPTS]))
 
 
+def is_outcomes(path: Path) -> bool:
+    """Whether a folder has outcomes, which a run, or `ftk evaluate`, wrote."""
+    return (path / DESIGN).is_file()
+
+
 def read_run(folder: Path) -> tuple[Recipe, Design]:
     """Recipe and design of a run whose files are what was written. Raises MeasureError or
     FolderError in one line.
