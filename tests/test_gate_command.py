@@ -108,6 +108,18 @@ def test_limits_of_version_1_are_read_and_take_a_rule(tmp_path):
     assert ftk("gate", again, "--candidate", candidate).stdout == now
 
 
+def test_limits_are_never_written_over_what_they_are_made_of(tmp_path):
+    baseline = write(tmp_path / "baseline.jsonl", rows(answers(replicas=32)))
+    candidate = write(tmp_path / "candidate.jsonl", rows(_fresh(0.3)))
+    for path in (baseline, candidate):
+        was = path.read_bytes()
+        one_line(
+            ftk("gate", baseline, "--candidate", candidate, "--save", path, "--force"),
+            "is read here",
+        )
+        assert path.read_bytes() == was
+
+
 MODES = {
     "learned": ["baseline.jsonl", "--save", "new.json"],
     "saved again": ["limits.json", "--save", "new.json"],

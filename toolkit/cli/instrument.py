@@ -407,10 +407,8 @@ def gate(
             baseline, condition=condition, same=same, alpha=alpha, named=named
         )
         if save is not None:
-            if not force:
-                gating.check_save(
-                    save, limits, [path for path in (baseline, candidate, recipe) if path]
-                )
+            inputs = [path for path in (baseline, candidate, recipe) if path]
+            gating.check_save(save, limits, inputs, force=force)
             save_limits(save, limits)
         if candidate is None:
             found = {

@@ -110,12 +110,14 @@ def limits_of(
     return replace(limits, prompts=prompts, n_failed=design.failed)
 
 
-def check_save(path: Path, limits: Limits, inputs: Sequence[Path]) -> None:
+def check_save(path: Path, limits: Limits, inputs: Sequence[Path], *, force: bool = False) -> None:
     """Refuse to write limits over an input, or over anything but limits on the same prompts. Raises
     FolderError in one line.
+
+    force: over any other file, but never an input.
     """
     check_outputs([path], inputs)
-    if not path.exists():
+    if force or not path.exists():
         return
     try:
         there = load_limits(path).prompts

@@ -378,9 +378,11 @@ def _check(limits: Limits) -> None:
         "alpha lies between 0 and 1": 0 < limits.alpha < 1,
         "ewma_weight lies above 0, up to 1": 0 < limits.ewma_weight <= 1,
         "n is 2 or more": 2 <= limits.n <= MAX_BASELINE,
-        "no answer was given by more than n runs": all(
-            0 < c <= limits.n for prompt in limits.prompts for c in prompt.answers.values()
+        "n runs answered every prompt": all(
+            min(prompt.answers.values(), default=0) > 0 and sum(prompt.answers.values()) == limits.n
+            for prompt in limits.prompts
         ),
+        "no count is negative": min(limits.n_incomplete, limits.n_failed) >= 0,
         "an id stands once": len({prompt.id for prompt in limits.prompts}) == len(limits.prompts),
         "a metric is of the prompts, or a value": all(
             m.kind == "value" or m.name in counted for m in limits.metrics
@@ -405,7 +407,7 @@ def _check(limits: Limits) -> None:
     if broken := [rule for rule, holds in rules.items() if not holds]:
         raise ValueError(f"{broken[0]}, here not")
     if limits.covariance:
-        within = np.linalg.eigvalsh(np.array(limits.covariance))
+        within = np.linalg.eigvalsh(np.array(limits.covariance, dtype=np.float64))
         if not (np.isfinite(within).all() and within.min() > 0 and limits.n > varying):
             raise ValueError("covariance is not one of metrics that vary")
 
@@ -592,7 +594,7 @@ def _judged(limits: Limits, x_CM: np.ndarray, notes: tuple[str, ...]) -> Verdict
         center_M = np.array([limits.metrics[m].center for m in varying])
         chart = from_covariance(
             center_M,
-            np.array(limits.covariance),
+            np.array(limits.covariance, dtype=np.float64),
             limits.n,
             alpha=limits.alpha / kinds / runs,
             heavy=limits.heavy,
