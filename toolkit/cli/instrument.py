@@ -20,6 +20,7 @@ from toolkit.cli.terminal import (
     as_json,
     console,
     errors,
+    given,
     load_recipe,
     print_json,
     say,
@@ -142,21 +143,14 @@ def measure(
         from toolkit.report.html import table_text
 
         asked = load_criteria(criteria) if criteria else None
-        of_files = {
-            "--same": same != "exact",
-            "--baseline": baseline,
-            "--paired": paired,
-            "--factors": factors,
-            "--base": base,
-            "--failed": failed,
-            "--column": columns,
-            "--replica-columns": replica_columns,
-        }
-        given = ", ".join(option for option, value in of_files.items() if value)
+        of_files = given(
+            *("same", "baseline", "paired", "factors", "base", "failed"),
+            *("columns", "replica_columns"),
+        )
         if others:
-            if given:
+            if of_files:
                 raise click.UsageError(
-                    f"several runs are measured as they are: {given} is for files"
+                    f"several runs are measured as they are: {of_files} is for files"
                 )
             if loose := [path for path in (source, *others) if not path.is_dir()]:
                 raise click.UsageError(f"{loose[0]}: no run folder; several sources are runs")
@@ -165,19 +159,16 @@ def measure(
             folder = out or source.with_name(f"{source.name}-together")
             results = measure_runs([source, *others], folder, asked, force=force)
         elif source.is_dir():
-            if given or out:
-                given = ", ".join(filter(None, ["--out" if out else "", given]))
+            if lost := ", ".join(filter(None, [given("out", "force"), of_files])):
                 raise click.UsageError(
-                    f"{source}: a run says itself what its answers mean; {given} is for files"
+                    f"{source}: a run says itself what its answers mean; {lost} is for files"
                 )
             folder, results = source, stage.measure_run(source, asked)
         else:
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
             table = None if replica_columns else read_run_table(source, roles_of(columns))
             if table is not None:
-                if lost := ", ".join(
-                    o for o in ("--same", "--criteria") if (of_files | {"--criteria": criteria})[o]
-                ):
+                if lost := given("same", "criteria"):
                     raise click.UsageError(
                         f"{source}: a row is a run, without prompts; {lost} is for predictions"
                     )
@@ -303,6 +294,8 @@ def plan(
     with errors():
         from toolkit.measure import replicas_needed
 
+        if pilot is not None and (lost := given("prompts", "replicas")):
+            raise click.UsageError(f"{lost} is for --guess; a pilot has its own")
         usual = replicas_needed.Targets()
         targets = replicas_needed.Targets(
             half_widths or usual.half_widths, ratios or usual.ratios, k, power
@@ -394,14 +387,12 @@ def gate(
         if (columns or replica_columns) and not files[saved:]:
             raise click.UsageError("--column and --replica-columns are for files of predictions")
         adapters = candidate is not None and candidate.is_dir() and not is_outcomes(candidate)
-        lost = {
-            "--recipe is for adapters that must answer first": recipe and not adapters,
-            "--workers is for adapters that must answer first": workers and not adapters,
-            "--force is for --save": force and not save,
-            "--condition is for what is learned or judged": condition and saved and not candidate,
-        }
-        if useless := [words for words, given in lost.items() if given]:
-            raise click.UsageError(f"{useless[0]}; leave it out")
+        if not adapters and (lost := given("recipe", "workers")):
+            raise click.UsageError(f"{lost} is for adapters, which must answer first; leave it out")
+        if lost := "" if save else given("force"):
+            raise click.UsageError(f"{lost} is for --save; leave it out")
+        if lost := given("condition") if saved and not candidate else "":
+            raise click.UsageError(f"{lost} is for what is learned or judged; leave it out")
         named = gating.Named(roles_of(columns), replica_columns)
         limits = gating.limits_of(
             baseline, condition=condition, same=same, alpha=alpha, named=named

@@ -344,6 +344,10 @@ def measure_predictions(
         )
     if baseline is not None:
         names = [baseline, *(name for name in names if name != baseline)]
+    if paired and len(names) < 2:
+        raise MeasureError(
+            f"{path}: --paired is about runs of several conditions, and there is one; leave it out"
+        )
     if len(names) > CONDITIONS:
         raise MeasureError(
             f"{path}: {len(names):,} conditions, and {CONDITIONS} are measured together; "
