@@ -120,6 +120,22 @@ def test_limits_are_never_written_over_what_they_are_made_of(tmp_path):
         assert path.read_bytes() == was
 
 
+def test_adapters_that_would_answer_otherwise_are_refused_before_they_do(tmp_path):
+    (tmp_path / "run").mkdir()
+    run = folder_of(World(32, per_category=5, seed=3), tmp_path / "run")
+    assert ftk("gate", run, "--save", tmp_path / "limits.json").exit_code == cli.DONE
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((run / "recipe.yaml").read_text() + "evaluation: {max_new_tokens: 6}\n")
+    (tmp_path / "adapter").mkdir()
+    one_line(
+        ftk(
+            *("gate", tmp_path / "limits.json", "--candidate", tmp_path / "adapter"),
+            *("--recipe", recipe),
+        ),
+        "recipe.yaml: max_new_tokens is 6 there, and 64",
+    )
+
+
 MODES = {
     "learned": ["baseline.jsonl", "--save", "new.json"],
     "saved again": ["limits.json", "--save", "new.json"],

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,6 +29,9 @@ from toolkit.cli.terminal import (
     workers_option,
 )
 from toolkit.record.plain import read_json
+
+if TYPE_CHECKING:
+    from toolkit.measure.gate.limits import Limits
 
 
 def columns_options(command: Callable) -> Callable:
@@ -412,7 +416,7 @@ def gate(
             )
             return
         judged = (
-            _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers)
+            _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers, limits)
             if candidate.is_dir()
             else candidate
         )
@@ -424,7 +428,7 @@ def gate(
         sys.exit(GATE_SAID_NO)
 
 
-def _outcomes_of(candidate: Path, recipe: Path, workers: int | None) -> Path:
+def _outcomes_of(candidate: Path, recipe: Path, workers: int | None, limits: Limits) -> Path:
     """A folder of outcomes as it is; adapters answer the recipe's suites first."""
     from toolkit.measure.run import is_outcomes
 
@@ -435,9 +439,12 @@ def _outcomes_of(candidate: Path, recipe: Path, workers: int | None) -> Path:
             f"{candidate}: adapters must answer the prompts first; --recipe says which "
             "base and suites"
         )
-    from toolkit.pipeline import external
+    from toolkit.measure.gate.judge import check_recipe
 
     loaded = load_recipe(recipe, None)
+    check_recipe(recipe, loaded, limits)
+    from toolkit.pipeline import external
+
     with console() as screen:
         return external.answer_suites(
             loaded,

@@ -30,6 +30,7 @@ from toolkit.measure.meaning import canonical, rule_of
 from toolkit.measure.predictions import SUFFIXES, read_predictions
 from toolkit.measure.predictions.layout import listed
 from toolkit.measure.run import MeasureError, is_outcomes, outcome_table, read_run
+from toolkit.recipe import Recipe
 from toolkit.record.folders import FolderError, check_outputs
 from toolkit.record.plain import read_json
 from toolkit.record.results import ConditionDesign
@@ -209,8 +210,7 @@ def _runs(
                 "`ftk evaluate --out` wrote"
             )
         recipe, design = read_run(source)
-        how = recipe.evaluation
-        terms: Terms = {"rule": how.answer, "max_new_tokens": how.max_new_tokens, "stop": how.stop}
+        terms = _terms(recipe)
         if same is not None:
             _check_terms(source, terms, {"rule": same})
         table: Table = outcome_table(source, recipe, design)[0]
@@ -222,7 +222,7 @@ def _runs(
                 f"({', '.join(SUFFIXES)})"
             )
         rule = same or "exact"
-        terms = {"rule": rule}
+        terms: Terms = {"rule": rule}
         try:
             rule_of(rule)
         except ValueError as error:
@@ -240,6 +240,18 @@ def _runs(
         raise MeasureError(f"{source}: no condition {condition!r}; there are: {listed(names)}")
     found = designs.get(condition or "", designs[names[0]])
     return _Found(table, found, [name for name in names if name != found.name], terms)
+
+
+def check_recipe(source: Path, recipe: Recipe, limits: Limits) -> None:
+    """Raises MeasureError, before anything answers, where adapters would answer by this recipe in
+    another way than the limits were learned on.
+    """
+    _check_terms(source, _terms(recipe), limits.terms)
+
+
+def _terms(recipe: Recipe) -> Terms:
+    how = recipe.evaluation
+    return {"rule": how.answer, "max_new_tokens": how.max_new_tokens, "stop": how.stop}
 
 
 def _check_terms(source: Path, here: Terms, asked: Terms) -> None:
