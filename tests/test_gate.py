@@ -384,6 +384,10 @@ def test_limits_survive_the_file(process, limits, tmp_path):
         (lambda data: {name: x for name, x in data.items() if name != "metrics"}, "metrics"),
         (lambda data: data | {"surprise": 1}, "surprise"),
         (lambda data: data | {"prompts": data["prompts"][1:]}, "prompts"),
+        (lambda data: data | {"alpha": 0.5}, "edited"),
+        (lambda data: data | {"version": 1}, "sha256"),
+        (lambda data: {name: x for name, x in data.items() if name != "terms"}, "edited"),
+        (lambda data: data | {"covariance": [[10**30] * 7] * 7}, "edited"),
         (lambda data: [data], "no limits"),
     ],
 )

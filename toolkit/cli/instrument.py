@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +21,7 @@ from toolkit.cli.terminal import (
     as_json,
     console,
     errors,
+    given,
     load_recipe,
     print_json,
     say,
@@ -27,6 +29,9 @@ from toolkit.cli.terminal import (
     workers_option,
 )
 from toolkit.record.plain import read_json
+
+if TYPE_CHECKING:
+    from toolkit.measure.gate.limits import Limits
 
 
 def columns_options(command: Callable) -> Callable:
@@ -142,21 +147,14 @@ def measure(
         from toolkit.report.html import table_text
 
         asked = load_criteria(criteria) if criteria else None
-        of_files = {
-            "--same": same != "exact",
-            "--baseline": baseline,
-            "--paired": paired,
-            "--factors": factors,
-            "--base": base,
-            "--failed": failed,
-            "--column": columns,
-            "--replica-columns": replica_columns,
-        }
-        given = ", ".join(option for option, value in of_files.items() if value)
+        of_files = given(
+            *("same", "baseline", "paired", "factors", "base", "failed"),
+            *("columns", "replica_columns"),
+        )
         if others:
-            if given:
+            if of_files:
                 raise click.UsageError(
-                    f"several runs are measured as they are: {given} is for files"
+                    f"several runs are measured as they are: {of_files} is for files"
                 )
             if loose := [path for path in (source, *others) if not path.is_dir()]:
                 raise click.UsageError(f"{loose[0]}: no run folder; several sources are runs")
@@ -165,19 +163,16 @@ def measure(
             folder = out or source.with_name(f"{source.name}-together")
             results = measure_runs([source, *others], folder, asked, force=force)
         elif source.is_dir():
-            if given or out:
-                given = ", ".join(filter(None, ["--out" if out else "", given]))
+            if lost := ", ".join(filter(None, [given("out", "force"), of_files])):
                 raise click.UsageError(
-                    f"{source}: a run says itself what its answers mean; {given} is for files"
+                    f"{source}: a run says itself what its answers mean; {lost} is for files"
                 )
             folder, results = source, stage.measure_run(source, asked)
         else:
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
             table = None if replica_columns else read_run_table(source, roles_of(columns))
             if table is not None:
-                if lost := ", ".join(
-                    o for o in ("--same", "--criteria") if (of_files | {"--criteria": criteria})[o]
-                ):
+                if lost := given("same", "criteria"):
                     raise click.UsageError(
                         f"{source}: a row is a run, without prompts; {lost} is for predictions"
                     )
@@ -303,6 +298,8 @@ def plan(
     with errors():
         from toolkit.measure import replicas_needed
 
+        if pilot is not None and (lost := given("prompts", "replicas")):
+            raise click.UsageError(f"{lost} is for --guess; a pilot has its own")
         usual = replicas_needed.Targets()
         targets = replicas_needed.Targets(
             half_widths or usual.half_widths, ratios or usual.ratios, k, power
@@ -349,9 +346,7 @@ class GateCommand(click.Command):
 )
 @click.option(
     "--same",
-    default="exact",
-    show_default=True,
-    help="For predictions: when two outputs mean the same.",
+    help="For predictions: when two outputs mean the same (default: exact; saved limits know).",
 )
 @click.option(
     "--alpha",
@@ -368,7 +363,7 @@ def gate(
     recipe: Path | None,
     save: Path | None,
     force: bool,
-    same: str,
+    same: str | None,
     alpha: float | None,
     columns: tuple[str, ...],
     replica_columns: tuple[str, ...],
@@ -383,6 +378,7 @@ def gate(
     with errors():
         from toolkit.measure.gate import judge as gating
         from toolkit.measure.gate.limits import save_limits
+        from toolkit.measure.run import is_outcomes
 
         if candidate is None and save is None:
             raise click.UsageError(
@@ -390,22 +386,24 @@ def gate(
             )
         if candidate is not None and not candidate.exists():
             raise click.UsageError(f"{candidate}: no such file or folder")
-        files = [
-            path
-            for path in (baseline, candidate)
-            if path and path.is_file() and not gating.is_limits(path)
-        ]
-        if (columns or replica_columns) and not files:
+        saved = gating.is_limits(baseline)
+        files = [path for path in (baseline, candidate) if path and path.is_file()]
+        if (columns or replica_columns) and not files[saved:]:
             raise click.UsageError("--column and --replica-columns are for files of predictions")
+        adapters = candidate is not None and candidate.is_dir() and not is_outcomes(candidate)
+        if not adapters and (lost := given("recipe", "workers")):
+            raise click.UsageError(f"{lost} is for adapters, which must answer first; leave it out")
+        if lost := "" if save else given("force"):
+            raise click.UsageError(f"{lost} is for --save; leave it out")
+        if lost := given("condition") if saved and not candidate else "":
+            raise click.UsageError(f"{lost} is for what is learned or judged; leave it out")
         named = gating.Named(roles_of(columns), replica_columns)
         limits = gating.limits_of(
             baseline, condition=condition, same=same, alpha=alpha, named=named
         )
         if save is not None:
-            if not force:
-                gating.check_save(
-                    save, limits, [path for path in (baseline, candidate, recipe) if path]
-                )
+            inputs = [path for path in (baseline, candidate, recipe) if path]
+            gating.check_save(save, limits, inputs, force=force)
             save_limits(save, limits)
         if candidate is None:
             found = {
@@ -418,32 +416,35 @@ def gate(
             )
             return
         judged = (
-            _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers)
+            _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers, limits)
             if candidate.is_dir()
             else candidate
         )
         verdict = gating.judge_candidate(
-            limits, judged, condition=condition, same=same, named=named
+            limits, judged, condition=condition, named=named, strict=saved
         )
         print_json(asdict(verdict)) if as_json else show(gating.verdict_text(verdict))
     if verdict.status == "fail":
         sys.exit(GATE_SAID_NO)
 
 
-def _outcomes_of(candidate: Path, recipe: Path, workers: int | None) -> Path:
+def _outcomes_of(candidate: Path, recipe: Path, workers: int | None, limits: Limits) -> Path:
     """A folder of outcomes as it is; adapters answer the recipe's suites first."""
-    from toolkit.measure.run import DESIGN
+    from toolkit.measure.run import is_outcomes
 
-    if (candidate / DESIGN).is_file():
+    if is_outcomes(candidate):
         return candidate
     if not recipe.is_file():
         raise click.UsageError(
             f"{candidate}: adapters must answer the prompts first; --recipe says which "
             "base and suites"
         )
-    from toolkit.pipeline import external
+    from toolkit.measure.gate.judge import check_recipe
 
     loaded = load_recipe(recipe, None)
+    check_recipe(recipe, loaded, limits)
+    from toolkit.pipeline import external
+
     with console() as screen:
         return external.answer_suites(
             loaded,

@@ -22,6 +22,7 @@ from toolkit.cli.terminal import (
     console,
     engine_option,
     errors,
+    given,
     load_recipe,
     out_option,
     print_json,
@@ -277,22 +278,25 @@ def merge(
         if k and merge_all:
             raise click.UsageError("--groups and --all exclude each other")
         if config:
-            reports = [
-                _as_mergekit(
-                    config,
-                    sources,
-                    method or k or density or settings or dense or guard,
-                    rank,
-                    out,
-                    force,
+            with_it = {"config", "rank", "out", "force", "as_json"}
+            names = [str(parameter.name) for parameter in merge.params]
+            if lost := given(*(name for name in names if name not in with_it)):
+                raise click.UsageError(
+                    "--config says what is merged and how; only --rank, --out and --force go with "
+                    f"it, not {lost}"
                 )
-            ]
-            _show_merges(reports, as_json)
+            _show_merges([_as_mergekit(config, rank, out, force)], as_json)
             return
         if not sources or not method:
             raise click.UsageError(
                 "name folders of adapters and a --method, or a --config of mergekit"
             )
+        if not prompts and given("score"):
+            raise click.UsageError(
+                "--score says what greedy_soup takes on its --prompts: name them"
+            )
+        if strict and not guard:
+            raise click.UsageError("--strict is what a --guard does: name its suite")
         with _usage():
             parameters = dict(map(parse_setting, settings)) | (
                 {} if density is None else {"density": density}
@@ -513,18 +517,7 @@ def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
         say(f"{report['out']}: {report['method']} of {report['k']} {kind}, {size}, {kept}{bound}")
 
 
-def _as_mergekit(
-    config: Path,
-    sources: tuple[Path, ...],
-    others: object,
-    rank: str,
-    out: Path | None,
-    force: bool,
-) -> dict[str, Any]:
-    if sources or others:
-        raise click.UsageError(
-            "--config says what is merged and how; only --rank, --out and --force go with it"
-        )
+def _as_mergekit(config: Path, rank: str, out: Path | None, force: bool) -> dict[str, Any]:
     from toolkit.pipeline import external
 
     with _usage():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
 from toolkit.text import escape
 
@@ -96,6 +97,19 @@ class Commands(click.Group):
                 # what click would tell in several lines
                 command.make_context(name, list(rest), parent=ctx).close()
         return name, command, rest
+
+
+def given(*names: str) -> str:
+    """Those of the command's options, by the names of its parameters, that stand on the command
+    line, also with the value that they would have anyway. For what would be taken and not used.
+    """
+    context = click.get_current_context()
+    options = {parameter.name: parameter for parameter in context.command.params}
+    return ", ".join(
+        max(options[name].opts, key=len)
+        for name in names
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    )
 
 
 def load_recipe(path: Path, replicas: int | None) -> Any:

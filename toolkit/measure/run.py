@@ -106,6 +106,11 @@ def save_design(
     seal(folder, DESIGN, *([] if prompts is None else [PROMPTS]))
 
 
+def is_outcomes(path: Path) -> bool:
+    """Whether a folder has outcomes, which a run, or `ftk evaluate`, wrote."""
+    return (path / DESIGN).is_file()
+
+
 def read_run(folder: Path) -> tuple[Recipe, Design]:
     """Recipe and design of a run whose files are what was written. Raises MeasureError or
     FolderError in one line.
@@ -340,6 +345,10 @@ def measure_predictions(
         )
     if baseline is not None:
         names = [baseline, *(name for name in names if name != baseline)]
+    if paired and len(names) < 2:
+        raise MeasureError(
+            f"{path}: --paired is about runs of several conditions, and there is one; leave it out"
+        )
     if len(names) > CONDITIONS:
         raise MeasureError(
             f"{path}: {len(names):,} conditions, and {CONDITIONS} are measured together; "

@@ -88,6 +88,10 @@ def measure_run_table(
         if len(arm.runs) < len(whole[name].runs)
     ]
     names = sorted(arms, key=lambda name: name != (baseline or next(iter(arms))))
+    if paired and len(names) < 2:
+        raise PredictionsError(
+            f"{path}: --paired is about runs of several conditions, and there is one; leave it out"
+        )
     first = arms[names[0]]
     settings = _settings(arms, table.metrics)
     measured = [metric for metric in table.metrics if metric not in settings]

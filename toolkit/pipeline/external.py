@@ -486,6 +486,11 @@ def evaluate_subjects(
                 f"{sources[0]}: a run makes the ensembles of its recipe; with --prompts "
                 "SUITE its replicas are as any others"
             )
+        if answer_rule or max_new_tokens:
+            raise RunError(
+                f"{sources[0]}: a run answers its own suites as its recipe says; --answer and "
+                "--max-new-tokens go with --prompts SUITE"
+            )
         recipe = open_folder(sources[0])
         for name in recipe.trained:  # a condition that is given is taken anew
             refuse_damaged(sources[0] / name)

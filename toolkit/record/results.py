@@ -477,8 +477,8 @@ class Gaps:
     """Answers that one of two conditions lacks.
 
     common: prompts that both answered, of n_prompts that either did; missing, baseline_missing: the
-    share of their answers to these that the runs lack; at_worst: the change of accuracy, were all of
-    these wrong.
+    share of their answers to these that the runs lack; at_worst: the change of accuracy, were all
+    of these wrong.
     """
 
     common: int

@@ -11,11 +11,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from toolkit.measure.meaning import RULES, classes, code_answers, rule_of
 from toolkit.record.plain import from_plain, read_json, shortened
 from toolkit.record.population import write_text
 from toolkit.statistics.arrays import as_answers, as_correct
@@ -25,7 +27,8 @@ from toolkit.statistics.pairs import count_pairs
 from toolkit.statistics.tolerance import normal
 from toolkit.text.nearest import counted
 
-VERSION = 1
+VERSION = 2
+"""1: without terms, and without what a prompt asks"""
 MAX_BASELINE, LARGEST = 10**7, 1e100
 MIN_BASELINE = 30  # runs: with fewer the baseline's standard deviation is not known to 25 %
 EWMA_WEIGHT = 0.2
@@ -35,18 +38,25 @@ OFFSET = 2.0
 CONTENT = 0.95  # of the tolerance limits, and their confidence
 
 Extra = Mapping[str, Sequence[float] | np.ndarray]
+Terms = dict[str, str | int | None]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """The panel that a new run is compared with. referenced: it has a right answer; answers: text
-    -> baseline runs, the modal one first.
+    """The panel that a new run is compared with. referenced: it has a right answer; answers: form
+    of a text -> baseline runs, the modal one first.
+
+    asked: hash of what the prompt says, empty where its source does not tell. reference: the right
+    answer as it was written, where it is known. scored: it counts in the score of its shift.
     """
 
     id: str
     shift: str
     referenced: bool
     answers: dict[str, int]
+    asked: str = ""
+    reference: str | None = None
+    scored: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,10 @@ class Limits:
     """What `limits.json` holds. alpha: probability that a run of the same process fails, all tests
     together.
 
-    n: baseline runs; n_incomplete: those left out because something of theirs is missing.
+    n: baseline runs; n_incomplete: those left out because something of theirs is missing;
+    n_failed: those left out because they have failed.
+    terms: what decides what a number means beside the prompts, such as `rule`, by which two answers
+    are the same. What a source does not know is not there; of version 1 nothing is.
     covariance: of the metrics that vary, in their order; empty where the runs do not determine it.
     heavy: their excess kurtosis together (see `statistics.hotelling.from_covariance`).
     """
@@ -98,11 +111,17 @@ class Limits:
     n_incomplete: int
     alpha: float
     ewma_weight: float
-    prompts_sha256: str
     prompts: tuple[Prompt, ...]
     metrics: tuple[Metric, ...]
     covariance: tuple[tuple[float, ...], ...]
     heavy: float
+    n_failed: int = 0
+    terms: Terms = field(default_factory=dict)
+
+    @property
+    def linked(self) -> str | None:
+        """The rule of the answers, where it is one that links forms that are close."""
+        return linking(self.terms.get("rule"))
 
 
 @dataclass(frozen=True)
@@ -148,6 +167,7 @@ def learn(
     extra: Extra | None = None,
     alpha: float = ALPHA,
     ewma_weight: float = EWMA_WEIGHT,
+    terms: Terms | None = None,
 ) -> Limits:
     """Limits from a baseline population, for `judge`.
 
@@ -156,10 +176,10 @@ def learn(
     none of them, is exchangeable with them.
     extra: more numbers per run, such as the mean reference log-prob or the final loss.
 
-    answer_RP: codes into `texts`, -1 = missing. correct_RP: 1, 0, nan = missing or without
-    reference. Prompts that no run answered are left out; so are runs that lack an answer, a mark or
-    an extra that others have, and they are counted. Raises ValueError for other shapes, fewer than
-    two runs, or equal prompt ids.
+    answer_RP: codes into `texts`, the forms of answers, -1 = missing. correct_RP: 1, 0, nan =
+    missing or without reference. terms: see `Limits`. Prompts that no run answered are left out; so
+    are runs that lack an answer, a mark or an extra that others have, and they are counted. Raises
+    ValueError for other shapes, fewer than two runs, or equal prompt ids.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
@@ -185,23 +205,47 @@ def learn(
         Prompt(str(prompt_id_P[p]), str(shift_P[p]), bool(referenced), _counted(code_R, texts))
         for p, referenced, code_R in zip(asked.tolist(), referenced_P, answer_RP.T, strict=True)
     )
+    if rule := linking((terms or {}).get("rule")):
+        answer_RP = code_answers(answer_RP, texts, rule)[0]
     differ_RP = 1 - count_pairs(answer_RP).others_RP / max(1, n - 1)
     table = _scores(differ_RP, correct_RP, prompts, values) if n > 1 else {}
     varying = [x_R for _, x_R in table.values() if prediction(x_R).low is not None]
     covariance, heavy = _covariance(varying)
-    each = alpha / (1 + bool(covariance)) / max(1, len(varying))
-    metrics = tuple(_metric(name, kind, x_R, each) for (name, (kind, x_R)) in table.items())
-    return Limits(
+    metrics = tuple(_metric(name, kind, x_R) for (name, (kind, x_R)) in table.items())
+    learned = Limits(
         n,
         int((~whole_R).sum()),
         alpha,
         ewma_weight,
-        _digest(prompts),
         prompts,
         metrics,
         covariance,
         heavy,
+        terms=dict(terms or {}),
     )
+    return with_alpha(learned, alpha)
+
+
+def with_alpha(limits: Limits, alpha: float) -> Limits:
+    """The same baseline, with limits for another rate of false alarms."""
+    varying = sum(metric.low is not None for metric in limits.metrics)
+    each = alpha / (1 + bool(limits.covariance)) / max(1, varying)
+    found = []
+    for metric in limits.metrics:
+        if metric.low is not None:
+            below, above = reaches(metric.sd, limits.n, metric.skew, metric.excess, each)
+            low, high = metric.shown(metric.center - below), metric.shown(metric.center + above)
+            metric = replace(metric, low=low, high=high)
+        found.append(metric)
+    return replace(limits, alpha=alpha, metrics=tuple(found))
+
+
+def linking(rule: object) -> str | None:
+    """The rule itself where it links forms that are close, so that a class of answers is known only
+    among all of them.
+    """
+    name = str(rule)
+    return name if name.partition(":")[0] in RULES and rule_of(name).link else None
 
 
 def judge(
@@ -237,6 +281,8 @@ def judge(
             f"not in the limits: {counted(limits.n_incomplete, 'baseline run')} with "
             "something missing"
         )
+    if limits.n_failed:
+        notes.append(f"not in the limits: {counted(limits.n_failed, 'failed baseline run')}")
     if len(at) > len(known):
         notes.append(
             f"left out: {counted(len(at) - len(known), 'prompt')} that the baseline does not have"
@@ -268,16 +314,7 @@ def judge(
     if lacking:
         return Verdict("inconclusive", tuple(lacking), notes=tuple(notes))
 
-    rows: list[list[int]] = answer_CP.tolist()
-    same_CP = np.array(
-        [
-            [
-                prompt.answers.get(str(texts[code]), 0)
-                for prompt, code in zip(known, row, strict=True)
-            ]
-            for row in rows
-        ]
-    )
+    same_CP = _agreeing(limits.linked, known, answer_CP, texts)
     table = _scores(
         1 - same_CP / limits.n, correct_CP, known, {name: values[name] for name in wanted}
     )
@@ -288,34 +325,45 @@ def judge(
 
 def save_limits(path: Path | str, limits: Limits) -> None:
     """Write limits.json: beside, synced, renamed."""
-    write_text(
-        Path(path),
-        json.dumps(
-            {"version": VERSION, **asdict(limits)}, indent=1, ensure_ascii=False, allow_nan=False
-        )
-        + "\n",
-    )
+    data = {"version": VERSION, **asdict(limits)}
+    data = {"sha256": _digest(data), **data}
+    write_text(Path(path), json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def load_limits(path: Path | str) -> Limits:
     """Read limits.json. ValueError where it is of another version, broken, or was edited."""
     try:
         data = read_json(Path(path))
-        version = data.pop("version", None) if isinstance(data, dict) else None
-        if version != VERSION:
+        version = data.get("version") if isinstance(data, dict) else None
+        if version not in (1, VERSION) or isinstance(version, bool):
             raise ValueError(
-                f"limits of version {shortened(version)}; this ftk reads version "
+                f"limits of version {shortened(version)}; this ftk reads versions 1 to "
                 f"{VERSION}: learn them again"
             )
+        digest = data.pop("prompts_sha256" if version == 1 else "sha256", None)
+        content = _digest(data)
+        del data["version"]
         limits: Limits = from_plain(Limits, data)
         if unknown := sorted(data.keys() - {f.name for f in fields(Limits)}):
             raise ValueError(f"key {shortened(unknown[0])} is unknown")
-        if limits.prompts_sha256 != _digest(limits.prompts):
-            raise ValueError("its prompts are not those that the limits were learned on")
+        if version == 1:
+            content = _digest([[prompt.id, prompt.shift] for prompt in limits.prompts])
+            limits = _of_version_1(limits)
+        if digest != content:
+            raise ValueError("its prompts or numbers were edited: learn the limits again")
         _check(limits)
     except ValueError as error:
         raise ValueError(f"{path}: no limits of the gate ({error})") from None
     return limits
+
+
+def _of_version_1(limits: Limits) -> Limits:
+    """Where a shift had a score, nothing says which of its prompts had one: all of them are asked
+    for it.
+    """
+    scored = {m.name for m in limits.metrics}
+    prompts = (replace(p, scored=f"score, {p.shift}" in scored) for p in limits.prompts)
+    return replace(limits, prompts=tuple(prompts), terms={})
 
 
 def _check(limits: Limits) -> None:
@@ -330,9 +378,11 @@ def _check(limits: Limits) -> None:
         "alpha lies between 0 and 1": 0 < limits.alpha < 1,
         "ewma_weight lies above 0, up to 1": 0 < limits.ewma_weight <= 1,
         "n is 2 or more": 2 <= limits.n <= MAX_BASELINE,
-        "no answer was given by more than n runs": all(
-            0 < c <= limits.n for prompt in limits.prompts for c in prompt.answers.values()
+        "n runs answered every prompt": all(
+            min(prompt.answers.values(), default=0) > 0 and sum(prompt.answers.values()) == limits.n
+            for prompt in limits.prompts
         ),
+        "no count is negative": min(limits.n_incomplete, limits.n_failed) >= 0,
         "an id stands once": len({prompt.id for prompt in limits.prompts}) == len(limits.prompts),
         "a metric is of the prompts, or a value": all(
             m.kind == "value" or m.name in counted for m in limits.metrics
@@ -357,7 +407,7 @@ def _check(limits: Limits) -> None:
     if broken := [rule for rule, holds in rules.items() if not holds]:
         raise ValueError(f"{broken[0]}, here not")
     if limits.covariance:
-        within = np.linalg.eigvalsh(np.array(limits.covariance))
+        within = np.linalg.eigvalsh(np.array(limits.covariance, dtype=np.float64))
         if not (np.isfinite(within).all() and within.min() > 0 and limits.n > varying):
             raise ValueError("covariance is not one of metrics that vary")
 
@@ -391,7 +441,8 @@ def _scores(
     return table | {name: (("value", "", 0), x_R) for name, x_R in values.items()}
 
 
-def _metric(name: str, kind: Kind, x_R: np.ndarray, alpha: float) -> Metric:
+def _metric(name: str, kind: Kind, x_R: np.ndarray) -> Metric:
+    """Without the limits of a run, which `with_alpha` sets where low is not None."""
     chart, content, (skew, excess) = prediction(x_R), normal(x_R, CONTENT, CONTENT), moments(x_R)
     bare = Metric(
         name, *kind, chart.center, chart.sigma, skew, excess, None, None, None, None, None
@@ -402,11 +453,14 @@ def _metric(name: str, kind: Kind, x_R: np.ndarray, alpha: float) -> Metric:
     if kind[0] == "accuracy":
         size_R = np.full(len(x_R), float(kind[2]))
         sigma_z = laney(np.array([bare.shown(x) for x in x_R]) * size_R, size_R).sigma_z
-    below, above = reaches(chart.sigma, chart.n, skew, excess, alpha)
-    low, high = bare.shown(chart.center - below), bare.shown(chart.center + above)
     inner = [None if x is None else bare.shown(x) for x in (content.low, content.high)]
     return replace(
-        bare, low=low, high=high, content_low=inner[0], content_high=inner[1], sigma_z=sigma_z
+        bare,
+        low=chart.low,
+        high=chart.high,
+        content_low=inner[0],
+        content_high=inner[1],
+        sigma_z=sigma_z,
     )
 
 
@@ -432,10 +486,32 @@ def _counted(code_R: np.ndarray, texts: Sequence[str]) -> dict[str, int]:
     return {str(texts[code]): count for code, count in Counter(code_R.tolist()).most_common()}
 
 
-def _digest(prompts: Sequence[Prompt]) -> str:
-    return hashlib.sha256(
-        json.dumps([[prompt.id, prompt.shift] for prompt in prompts]).encode()
-    ).hexdigest()
+def _agreeing(
+    rule: str | None, known: Sequence[Prompt], answer_CP: np.ndarray, texts: Sequence[str]
+) -> np.ndarray:
+    """How many baseline runs answer each prompt as the new run does, int [C, P].
+
+    rule: one that links: the chains of a prompt are laid through the panel's answers and the one
+    new answer, as those of the baseline are laid through all of its own.
+    """
+    rows = [[str(texts[code]) for code in row] for row in answer_CP.tolist()]
+    if rule is None:
+        found = [[p.answers.get(a, 0) for p, a in zip(known, row, strict=True)] for row in rows]
+        return np.array(found)
+    panel = [(p, form, n) for p, prompt in enumerate(known) for form, n in prompt.answers.items()]
+    prompt_N = np.array([p for p, _, _ in panel])
+    count_N = np.array([n for _, _, n in panel])
+    same_CP = []
+    for row in rows:
+        words = [*row, *(form for _, form, _ in panel)]
+        code_T = classes(words, rule, groups=[*range(len(row)), *prompt_N.tolist()])
+        same_N = code_T[len(row) :] == code_T[prompt_N]
+        same_CP.append(np.bincount(prompt_N, weights=count_N * same_N, minlength=len(row)))
+    return np.array(same_CP)
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _tables(
@@ -518,7 +594,7 @@ def _judged(limits: Limits, x_CM: np.ndarray, notes: tuple[str, ...]) -> Verdict
         center_M = np.array([limits.metrics[m].center for m in varying])
         chart = from_covariance(
             center_M,
-            np.array(limits.covariance),
+            np.array(limits.covariance, dtype=np.float64),
             limits.n,
             alpha=limits.alpha / kinds / runs,
             heavy=limits.heavy,
