@@ -365,7 +365,7 @@ def test_a_plan_from_results_alone(results, tmp_path):
     needed = far.goals[2]
     assert (
         f"; {needed.replicas:,} on {needed.prompts:,} prompts" in text
-        and "no number of replicas is enough on those there are" in text
+        and "more replicas do not help on the prompts of the pilot" in text
     )
     assert max(map(len, text.splitlines())) <= 140
 

@@ -557,3 +557,24 @@ def test_a_change_of_the_score_is_said_where_there_are_no_references(tmp_path: P
     assert re.search(r"change of the mean score: typical -0\.(19|20|21)", said["terminal"])
     assert "the mean score moves by -0." in results.verdict[1]
     assert "mean score -0." in said["report"]
+
+
+def test_a_table_says_nothing_of_columns_that_it_lacks_and_why_a_contrast_is_open() -> None:
+    world = World(6)
+    world.rows += [
+        dict(row, condition="other") for row in world.rows if row["procedure"] == "replica"
+    ]
+    results = analyse(
+        world.table, world.prompts, [*world.designs, ConditionDesign("other", world.replicas)]
+    )
+    said = table_text(results)
+    assert "kept" not in said and "ratio, far" not in said
+    assert said.rstrip().endswith("95 % intervals in brackets; '?' inconclusive")
+    reasons = {
+        estimate.note
+        for c in results.contrasts
+        for estimate in (c.ratio, c.accuracy_change)
+        if estimate is not None and not estimate.conclusive and estimate.note
+    }
+    flat = " ".join(said.split())
+    assert reasons and all(" ".join(reason.split()) in flat for reason in reasons)

@@ -288,9 +288,8 @@ def merge(
             _show_merges([_as_mergekit(config, rank, out, force)], as_json)
             return
         if not sources or not method:
-            raise click.UsageError(
-                "name folders of adapters and a --method, or a --config of mergekit"
-            )
+            lacking = "--method, such as mean" if sources else "folders of adapters to merge"
+            raise click.UsageError(f"add {lacking}; or name a --config of mergekit")
         if not prompts and given("score"):
             raise click.UsageError(
                 "--score says what greedy_soup takes on its --prompts: name them"

@@ -410,7 +410,10 @@ def plan_text(found: Plan) -> str:
         if shift.disagreement not in (0.0, 1.0)
     ]
     if any(goal.prompts > shift.prompts for shift in shifts for goal in _goals(shift)):
-        lines += ["", "on P prompts: no number of replicas is enough on those there are"]
+        lines += [
+            "",
+            "on P prompts: more replicas do not help on the prompts of the pilot; it takes more",
+        ]
     if any(c.assumed for shift in shifts for c in shift.comparisons):
         lines += [
             "*: the pilot has too few groups of it, or none; how its runs will differ is "

@@ -136,10 +136,9 @@ def check(
                 "the rows is all that varies"
             )
         if stacks * plan.stack > replicas:
-            idle = stacks * plan.stack - replicas
             warnings.append(
-                f"{name}: {idle} of {stacks * plan.stack} places are trained for the "
-                f"shape alone; N = {stacks * plan.stack} costs the same"
+                f"{name}: {stacks * plan.stack} replicas would cost no more than these "
+                f"{replicas}: stacks of {plan.stack} are always trained whole"
             )
     ahead = forecast(
         recipe,

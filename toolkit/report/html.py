@@ -444,10 +444,9 @@ def table_text(results: Results) -> str:
         ]
         width = _width(results, condition)
         shifts = "".join(f"{shift:<{width}}" for shift in results.shifts)
-        lines += [
-            f" {'procedure':<21}{'runs':>5}  "
-            f"{shifts}{'ratio, ' + target:<17}{'accuracy':>9}{'kept':>7}"
-        ]
+        gains = f"{'ratio, ' + target:<17}{'accuracy':>9}{'kept':>7}"
+        mitigated = len(condition.procedures) > 1
+        lines.append(f" {'procedure':<21}{'runs':>5}  {shifts}{gains * mitigated}".rstrip())
         lines += [_row(results, procedure, width) for procedure in condition.procedures]
         lines += _below(results, condition)
         lines.append("")
@@ -458,16 +457,14 @@ def table_text(results: Results) -> str:
         + _criteria_lines(results)
         + _note_lines(results)
     )
-    level = f"{100 * results.level:g} % intervals in brackets"
-    lines.append(
-        f"{level}; '?' inconclusive; accuracy: change on {target} prompts in points, '!' "
-        "shown to be a loss;"
-    )
-    lines.append(
-        f"kept: of the fine-tuning on {home} prompts (answers that it changed, accuracy "
-        "that it gained: the lower);"
-    )
-    lines.append("'!' shown to be below 0.9, the lowest of all shifts")
+    lines.append(f"{100 * results.level:g} % intervals in brackets; '?' inconclusive")
+    if any(len(condition.procedures) > 1 for condition in results.conditions):
+        lines += [
+            f"accuracy: change on {target} prompts in points, '!' shown to be a loss",
+            f"kept: of the fine-tuning on {home} prompts (answers that it changed, accuracy that "
+            "it gained: the lower);",
+            "      '!' shown to be below 0.9, the lowest of all shifts",
+        ]
     return escape.lines(lines)
 
 
@@ -649,6 +646,11 @@ def _beside_each_other(contrasts: Sequence[Contrast], who: str, scored: bool = F
         for c in contrasts
         if scored and c.score_change
     )
+    whys: dict[str, list[str]] = {}
+    for c in contrasts:
+        for estimate in (c.ratio, c.accuracy_change):
+            if estimate is not None and not estimate.conclusive and estimate.note:
+                whys.setdefault(estimate.note, []).append(c.shift)
     returns = [
         return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline)
         for c in contrasts
@@ -659,6 +661,9 @@ def _beside_each_other(contrasts: Sequence[Contrast], who: str, scored: bool = F
         f"  change of accuracy in points: {points or 'not known, the prompts have no references'}",
         *([f"  change of the mean score: {scores}"] if scores else []),
         *(f"  ! {said}" for said in returns),
+        *_wrapped(
+            [f"? {', '.join(dict.fromkeys(shifts))}: {why}" for why, shifts in whys.items()], "  "
+        ),
         *(f"  ! {said}" for c in contrasts for said in c.caveats),
     ]
 

@@ -551,13 +551,13 @@ class Cells:
         role, columns = self.layout.role, self.layout.replicas
         if columns:
             yield (
-                f"wide: a row is a prompt ({role['prompt']}), and a column a replica "
-                f"({len(columns)}: {listed(columns)})"
+                f"read as wide, a row for each prompt: prompt = {role['prompt']}, "
+                f"{len(columns)} columns of replicas ({listed(columns)})"
             )
         else:
             yield (
-                f"long: a row is the answer ({role['output']}) of a replica "
-                f"({role['replica']}) to a prompt ({role['prompt']})"
+                f"read as long, a row for each answer: replica = {role['replica']}, "
+                f"prompt = {role['prompt']}, answer = {role['output']}"
             )
         for part in ("reference", "base", "failed"):
             if role.get(part, part) != part:
