@@ -18,7 +18,7 @@ from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.base import load_base
 from toolkit.model.delta import dense
 from toolkit.model.stack import stacked
-from toolkit.pipeline import external
+from toolkit.pipeline import inspect_given, merge_given
 from toolkit.record.population import groups
 
 PROMPTS = [p for p in read_suite("embedded:typical", name="typical") if p.reference][:4]
@@ -328,9 +328,9 @@ def test_the_guard_stops_a_merge_before_it_is_written(tmp_path, monkeypatch, bas
         and found["barriers"][0]["n_prompts"] == 4
     )
 
-    bad = external.look
+    bad = inspect_given.look
     monkeypatch.setattr(
-        external,
+        inspect_given,
         "look",
         lambda *a, **k: basin.Basin(
             **{**bad(*a, **k).__dict__, "verdict": "warn", "reasons": ["a ridge"]}
@@ -380,14 +380,14 @@ def test_the_guard_judges_the_method_that_was_asked_for(tmp_path, base):
         [tmp_path / "runs"],
         {"guard": [str(suite)], "strict": True, "rank": "same", "base": "embedded"},
     )
-    made = external.merge_sources(
+    made = merge_given.merge_sources(
         sources, method="mean", k=None, out=tmp_path / "mean", parameters={}, **guard
     )
     assert len(made) == 1 and read_adapter(tmp_path / "mean").rank == 2
     said = []
-    with pytest.raises(external.GuardError, match="nothing was merged"):
+    with pytest.raises(merge_given.GuardError, match="nothing was merged"):
         far = {"lambda": 60.0}
-        external.merge_sources(
+        merge_given.merge_sources(
             sources,
             method="task_arithmetic",
             k=None,

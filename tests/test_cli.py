@@ -206,11 +206,11 @@ def test_an_option_that_is_taken_once_is_not_given_twice(command, option, monkey
 
 
 def test_an_option_that_may_be_repeated_is_taken_as_often_as_it_is_given(monkeypatch):
-    from toolkit.pipeline import external
+    from toolkit.pipeline import inspect_given
 
     asked = []
     monkeypatch.setattr(
-        external, "basins", lambda sources, *, prompts, **_: asked.append(prompts) or []
+        inspect_given, "basins", lambda sources, *, prompts, **_: asked.append(prompts) or []
     )
     assert (
         ftk("basin", "a", "--prompts", "embedded:typical", "--prompts=embedded:far").exit_code

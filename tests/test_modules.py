@@ -18,7 +18,7 @@ from toolkit.measure.run import _read_modules, save_modules
 from toolkit.merge.module_spread import Population, modules, modules_text, place
 from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.delta import dense
-from toolkit.pipeline import external
+from toolkit.pipeline import inspect_given
 from toolkit.record.folders import RUN, claim
 from toolkit.record.plain import JsonError
 from toolkit.record.results import About, ConditionDesign, Results
@@ -301,19 +301,25 @@ def test_of_a_run_whole_models_are_left_out(tmp_path, monkeypatch):
     whole.mkdir(parents=True)
     (whole / "full.json").touch()
     found: list[list[str]] = []
-    monkeypatch.setattr(external, "_collections", lambda sources: [(tmp_path / "full", [whole])])
+    monkeypatch.setattr(
+        inspect_given, "collections_of", lambda sources: [(tmp_path / "full", [whole])]
+    )
     with pytest.raises(RuntimeError, match="none of its conditions trains adapters"):
-        external.module_spreads([tmp_path])
+        inspect_given.module_spreads([tmp_path])
     monkeypatch.setattr(
-        external, "modules", lambda populations: found.append([one.name for one in populations])
+        inspect_given,
+        "modules",
+        lambda populations: found.append([one.name for one in populations]),
     )
-    monkeypatch.setattr(external, "save_modules", lambda folder, modules: None)
+    monkeypatch.setattr(inspect_given, "save_modules", lambda folder, modules: None)
     monkeypatch.setattr(
-        external, "read_adapter", lambda path: SimpleNamespace(base=None, revision=None)
+        inspect_given, "read_adapter", lambda path: SimpleNamespace(base=None, revision=None)
     )
-    monkeypatch.setattr(external, "under_one_naming", lambda adapters, identity: (adapters, []))
-    monkeypatch.setattr(external, "copies", lambda adapters: "")
+    monkeypatch.setattr(
+        inspect_given, "under_one_naming", lambda adapters, identity: (adapters, [])
+    )
+    monkeypatch.setattr(inspect_given, "copies", lambda adapters: "")
     adapters = [(tmp_path / "lora", [tmp_path / "a", tmp_path / "b"]), (tmp_path / "full", [whole])]
-    monkeypatch.setattr(external, "_collections", lambda sources: adapters)
-    external.module_spreads([tmp_path])
+    monkeypatch.setattr(inspect_given, "collections_of", lambda sources: adapters)
+    inspect_given.module_spreads([tmp_path])
     assert found == [["lora"]]

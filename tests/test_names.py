@@ -21,7 +21,7 @@ from toolkit.model.adopt import adopt, check_modules, layer_shapes, read_all, re
 from toolkit.model.base import EMBEDDED, load_base, named_modules, skeleton
 from toolkit.model.compatibility import check_adapter
 from toolkit.model.full import copies
-from toolkit.pipeline import external
+from toolkit.pipeline import given, inspect_given
 from toolkit.recipe import load_recipe
 from toolkit.record.outcomes import read_outcomes
 
@@ -332,10 +332,10 @@ def test_a_name_that_the_base_has_not_is_refused_before_anything_is_written(tmp_
 
 def test_the_spread_by_module_is_of_the_bases_modules(tmp_path):
     one, other = by_peft(tmp_path / "p" / "one", 1), by_peft(tmp_path / "p" / "other", 2)
-    plain = external.module_spreads([tmp_path / "p"])
+    plain = inspect_given.module_spreads([tmp_path / "p"])
     renamed(other, tmp_path / "q" / "other", WRAPPERS["a wrapper of blocks that nobody knows"])
     shutil.copytree(one, tmp_path / "q" / "one")
-    found = external.module_spreads([tmp_path / "q"])
+    found = inspect_given.module_spreads([tmp_path / "q"])
     assert found[0].modules == plain[0].modules
 
 
@@ -530,8 +530,8 @@ def test_empty_tensors_are_refused(tmp_path):
 
 def test_folders_of_one_name_are_not_one_population(tmp_path):
     folders = [tmp_path / run / "lora" for run in ("a", "b")]
-    assert external.unlike(folders) == ["a-lora", "b-lora"]
-    assert external.unlike([tmp_path / "lora", tmp_path / "full"]) == ["lora", "full"]
+    assert given.unlike(folders) == ["a-lora", "b-lora"]
+    assert given.unlike([tmp_path / "lora", tmp_path / "full"]) == ["lora", "full"]
     for i, folder in enumerate(folders):
         for seed in range(2):
             by_peft(folder / "replicas" / f"{seed:05d}", 2 * i + seed)
@@ -544,7 +544,7 @@ def test_folders_of_one_name_are_not_one_population(tmp_path):
                 "sha256": {},
             }
             (folder / "replicas" / f"{seed:05d}" / "replica.json").write_text(json.dumps(record))
-    assert [one.condition for one in external.module_spreads(folders)] == ["a-lora", "b-lora"]
+    assert [one.condition for one in inspect_given.module_spreads(folders)] == ["a-lora", "b-lora"]
 
 
 def rewritten(source: Path, out: Path, change, **config) -> Path:
@@ -615,8 +615,8 @@ def test_a_copy_is_known_by_what_it_computes(tmp_path, how):
     said = f"{twin}: the same weights as {one}; two copies are not two runs"
     assert copies(read_all([one, other, twin], "embedded")) == said
     assert said in merge_adapters([one, other, twin], tmp_path / "m", method="mean").notes
-    with pytest.raises(external.RunError, match="two copies are not two runs; leave one out"):
-        external.module_spreads([tmp_path / "p"])
+    with pytest.raises(given.RunError, match="two copies are not two runs; leave one out"):
+        inspect_given.module_spreads([tmp_path / "p"])
     with pytest.raises(AdapterError, match="two copies are not two runs; leave one out"):
         adopt(tmp_path / "run" / "mine", [one, other, twin], load_base("embedded"))
 

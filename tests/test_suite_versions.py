@@ -14,7 +14,7 @@ from toolkit.data import DataError, read_rows, read_suite
 from toolkit.embedded import NEWEST, suite_of, suites, with_version
 from toolkit.measure.run import measure_run, read_design
 from toolkit.model.base import load_base
-from toolkit.pipeline.external import evaluate_subjects
+from toolkit.pipeline.answer_given import evaluate_subjects
 from toolkit.pipeline.job import Console
 from toolkit.pipeline.outset import keep_suites
 from toolkit.recipe import load_recipe, parse_recipe, read_recipe

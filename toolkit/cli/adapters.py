@@ -51,9 +51,9 @@ def basin(
     with errors():
         without_network(base, *prompts)
         from toolkit.merge.basin import basin_text
-        from toolkit.pipeline import external
+        from toolkit.pipeline import inspect_given
 
-        found = external.basins(sources, prompts=prompts, base=base, k=k)
+        found = inspect_given.basins(sources, prompts=prompts, base=base, k=k)
         if as_json:
             print_json(
                 {
@@ -79,10 +79,10 @@ def modules(sources: tuple[Path, ...], as_json: bool) -> None:
     """
     with errors():
         from toolkit.merge.module_spread import modules_text
-        from toolkit.pipeline import external
+        from toolkit.pipeline import inspect_given
         from toolkit.record.results import to_plain
 
-        found = external.module_spreads(sources)
+        found = inspect_given.module_spreads(sources)
         print_json({"conditions": to_plain(found)}) if as_json else show(modules_text(found))
 
 

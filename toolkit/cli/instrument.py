@@ -443,10 +443,10 @@ def _outcomes_of(candidate: Path, recipe: Path, workers: int | None, limits: Lim
 
     loaded = load_recipe(recipe, None)
     check_recipe(recipe, loaded, limits)
-    from toolkit.pipeline import external
+    from toolkit.pipeline import answer_given
 
     with console() as screen:
-        return external.answer_suites(
+        return answer_given.answer_suites(
             loaded,
             [candidate],
             Path("runs") / f"gate-{candidate.name}",

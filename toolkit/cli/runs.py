@@ -302,7 +302,7 @@ def merge(
             )
             # a wrong name is told before anything heavy is loaded
             merge_parameters(method, parameters)
-        from toolkit.pipeline import external
+        from toolkit.pipeline import merge_given
 
         options = {
             "base": base,
@@ -317,7 +317,7 @@ def merge(
         options["note"] = partial(say, err=True)
         try:
             with _usage():
-                reports = external.merge_sources(
+                reports = merge_given.merge_sources(
                     sources,
                     method=method,
                     k=k,
@@ -326,7 +326,7 @@ def merge(
                     parameters=parameters,
                     **options,
                 )
-        except external.GuardError as error:
+        except merge_given.GuardError as error:
             say(error, err=True)
             sys.exit(GATE_SAID_NO)
         _show_merges(reports, as_json)
@@ -397,7 +397,7 @@ def evaluate(
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         without_network(base, prompts)
-        from toolkit.pipeline import external
+        from toolkit.pipeline import answer_given
         from toolkit.report.html import table_text
 
         how = {
@@ -408,7 +408,7 @@ def evaluate(
             "ensemble": asked,
         }
         with console() as screen:
-            folder, results = external.evaluate_subjects(
+            folder, results = answer_given.evaluate_subjects(
                 subjects, out=out, workers=workers, console=screen, **how
             )
         if as_json:
@@ -517,10 +517,10 @@ def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _as_mergekit(config: Path, rank: str, out: Path | None, force: bool) -> dict[str, Any]:
-    from toolkit.pipeline import external
+    from toolkit.pipeline import merge_given
 
     with _usage():
-        report, notes = external.merge_request(
+        report, notes = merge_given.merge_request(
             config, rank=rank, out=out or config.with_name("merged"), force=force
         )
     for note in notes:
