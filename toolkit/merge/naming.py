@@ -11,6 +11,7 @@ from toolkit.model.adapters import (
     aims_at,
     no_such_layer,
     text_name,
+    without_tensors,
 )
 
 Identity = tuple[str | None, str | None]
@@ -161,24 +162,14 @@ def _lacking(adapter: Adapter, known: Mapping[str, bool]) -> str:
     """What its target_modules mean by name, and none of its tensors is of: modules of the base, or
     where that is not here, entries of the list.
     """
-    targets = adapter.config.get("target_modules")
-    if targets is None or targets == "all-linear":
+    if adapter.config.get("target_modules") == "all-linear":
         return ""
-    if known:
-        missing = [
-            name
-            for name, matrix in known.items()
-            if matrix and name not in adapter.modules and aims_at(adapter.config, name)
-        ]
-        more = f" and {len(missing) - 1} more modules" if len(missing) > 1 else ""
-        return f"{missing[0]!r}{more}" if missing else ""
-    idle = [
-        one
-        for one in targets
-        if isinstance(targets, list)
-        and not any(aims_at({"target_modules": [one]}, name) for name in adapter.modules)
-    ]
-    return f"{idle[0]!r} of target_modules" if idle else ""
+    layers = [name for name, matrix in known.items() if matrix]
+    missing = without_tensors(adapter.config, adapter.modules, layers)
+    if not missing or not known:
+        return f"{missing[0]!r} of target_modules" if missing else ""
+    more = f" and {len(missing) - 1} more modules" if len(missing) > 1 else ""
+    return f"{missing[0]!r}{more}"
 
 
 def _parted(layouts: Sequence[Adapter]) -> tuple[Adapter, Adapter]:
