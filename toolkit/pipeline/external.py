@@ -34,7 +34,7 @@ from toolkit.merge.basin import Basin, look
 from toolkit.merge.module_spread import Population, modules
 from toolkit.model.adapters import adapter_paths, read_adapter
 from toolkit.model.adopt import check_base, layer_shapes, read_all, remarks
-from toolkit.model.base import EMBEDDED, load_base
+from toolkit.model.base import EMBEDDED, check_cache, load_base
 from toolkit.model.full import FULL, copies, read_weights
 from toolkit.pipeline import evaluate, measure, merge
 from toolkit.pipeline.answering import answer, answer_units, weights_digest
@@ -249,6 +249,7 @@ def validation_score(
             f"{prompts}: no prompt has a reference, so nothing is right or wrong; a "
             "greedy soup needs some"
         )
+    check_cache(base)
     model = load_base(
         base,
         known.dtype if known else "float32",
@@ -375,6 +376,7 @@ def basins(
     """
     collections = _collections(sources)
     known, base, _ = _setting(sources, collections[0][1][0], base)
+    check_cache(base)
     loaded = load_base(base, known.dtype if known else "float32")
     chat = (
         known is not None
