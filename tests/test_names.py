@@ -567,6 +567,15 @@ COPIES = {
         source, out, WRAPPERS["a wrapper of blocks that nobody knows"]
     ),
     "dtype": lambda source, out: rewritten(source, out, lambda name, x: x.bfloat16()),
+    "dtype, and back": lambda source, out: rewritten(
+        source, out, lambda name, x: x.bfloat16().float()
+    ),
+    "a narrow dtype in a wide one": lambda source, out: rewritten(
+        source, out, lambda name, x: x.half().double()
+    ),
+    "dtype of one factor, and back": lambda source, out: rewritten(
+        source, out, lambda name, x: x.bfloat16().float() if ".lora_A." in name else x
+    ),
     "wider": lambda source, out: rewritten(source, out, lambda name, x: x.double()),
     "sign": lambda source, out: rewritten(source, out, lambda name, x: -x),
     "scale": lambda source, out: rewritten(
