@@ -2,7 +2,7 @@
 two, each changed by a part of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from toolkit.model.adapters import (
     SINGLE_EXPERT,
@@ -61,15 +61,12 @@ def _named_by_base(
     """The adapters under the names that their base has, and its modules where it is here to tell.
     Raises AdapterError for a name that it has not.
     """
-    from toolkit.model.base import named_modules
-
-    name, revision = identity
     refusal = None
     for whole in (
         False,
         True,
     ):  # the model of text that ftk and peft take, then that of text and images
-        known = named_modules(f"{name}@{revision}" if revision else name, whole) if name else None
+        known = _modules_of(identity, whole)
         if known is None:
             continue
         fitted = [adapter.fitted(known) for adapter in adapters]
@@ -84,10 +81,28 @@ def _named_by_base(
         )
         if stray is None:
             return fitted, known
-        refusal = refusal or AdapterError(f"{stray[0].path}: {no_such_layer(stray[1], str(name))}")
+        refusal = refusal or AdapterError(
+            f"{stray[0].path}: {no_such_layer(stray[1], str(identity[0]))}"
+        )
     if refusal:
         raise refusal
     return list(adapters), None
+
+
+def _modules_of(identity: Identity, whole: bool) -> Mapping[str, bool] | None:
+    from toolkit.model.base import named_modules
+
+    name, revision = identity
+    return named_modules(f"{name}@{revision}" if revision else name, whole) if name else None
+
+
+def layers_of_base(identity: Identity, modules: Collection[str]) -> list[str]:
+    """All layers of the base that has these modules; empty where it is not here to tell."""
+    for whole in (False, True):
+        known = _modules_of(identity, whole)
+        if known is not None and all(_is_there(name, known) for name in modules):
+            return [name for name, matrix in known.items() if matrix]
+    return []
 
 
 def _is_there(module: str, known: Mapping[str, bool]) -> bool:
