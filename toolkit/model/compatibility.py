@@ -127,9 +127,7 @@ class Folder:
     def sizes(self) -> dict[str, float]:
         """The largest absolute value of every tensor; NaN where one of its values is."""
         return {
-            name: float(max(map(abs, (x.double() for x in tensor.aminmax()))))
-            if tensor.numel() and not tensor.isnan().any()
-            else math.nan * tensor.numel()
+            name: max(abs(x.item()) for x in tensor.aminmax()) if tensor.numel() else 0.0
             for name, tensor in stored(self.path)
         }
 
