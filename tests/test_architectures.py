@@ -17,7 +17,7 @@ from toolkit import cli, pipeline
 from toolkit.answer.predict import generate, load_adapters
 from toolkit.model.adapters import AdapterError, read_adapter
 from toolkit.model.adopt import check_base, layer_shapes
-from toolkit.model.base import EMBEDDED, BaseError, load_base
+from toolkit.model.base import EMBEDDED, BaseError, check_cache, load_base
 from toolkit.model.compatibility import check_adapter
 from toolkit.model.stack import ForwardError, stacked, target_modules
 from toolkit.pipeline import preview
@@ -189,7 +189,7 @@ def test_hybrids_answer_as_peft_does_however_early_some_rows_end(base_of, tmp_pa
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("falcon_h1", "Sizes of tensors must match"), ("mamba", "no attribute 'past_key_values'")],
+    [("falcon_h1", "Sizes of tensors must match"), ("mamba", "key-value cache")],
 )
 def test_a_base_that_cannot_answer_is_one_line_before_anything_starts(
     base_of, tmp_path, kind, reason
@@ -209,12 +209,59 @@ def test_a_base_that_cannot_answer_is_one_line_before_anything_starts(
     result = CliRunner().invoke(cli.main, asked)
     assert result.exit_code == cli.BAD_INPUT, result.output
     line = result.stderr.strip().splitlines()[-1]
-    assert (
-        line.startswith(f"ftk: base '{folder}': a ")
-        and "cannot answer prompts here" in line
-        and reason in line
-    )
+    assert line.startswith(f"ftk: base '{folder}': ") and line.endswith("; name another base")
+    assert reason in line and "past_key_values" not in line
+    if kind == "mamba":  # its configuration says so, and nothing was loaded
+        assert "falling back" not in result.stderr
     assert "Traceback" not in result.output and not (tmp_path / "out").exists()
+
+
+NO_BASES = {
+    "bert": ("BertForMaskedLM", "is an encoder (`is_decoder` is false); name a causal LM"),
+    "roberta": ("RobertaForMaskedLM", "is an encoder (`is_decoder` is false); name a causal LM"),
+    "distilbert": (
+        "DistilBertForMaskedLM",
+        "is of a kind that transformers has no causal LM of; name a causal LM",
+    ),
+    "bart": ("BartForConditionalGeneration", "is an encoder with a decoder; name a causal LM"),
+    "t5": ("T5ForConditionalGeneration", "is an encoder with a decoder; name a causal LM"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_BASES)
+def test_a_model_that_does_not_write_on_is_no_base(tmp_path, kind):
+    """By its configuration alone: there are no weights."""
+    architecture, said = NO_BASES[kind]
+    AutoConfig.for_model(kind, architectures=[architecture]).save_pretrained(str(tmp_path))
+    load_base("embedded").tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BaseError) as caught:
+        load_base(str(tmp_path))
+    line = str(caught.value)
+    assert line == f"base '{tmp_path}' ({kind}) {said}"
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "falcon_mamba", "rwkv", "xlstm", "openai-gpt", "xlnet"])
+def test_a_base_without_a_cache_is_known_by_its_configuration(tmp_path, kind):
+    AutoConfig.for_model(kind).save_pretrained(str(tmp_path))
+    with pytest.raises(BaseError, match="answers through a key-value cache, and a .* has none"):
+        check_cache(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "jamba", "qwen3_next", "falcon_h1", "gpt2", "opt"])
+def test_bases_with_a_cache_pass(tmp_path, kind):
+    AutoConfig.for_model(kind).save_pretrained(str(tmp_path))
+    check_cache(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])  # of the first, transformers makes one up
+def test_a_base_without_a_tokenizer_is_told_so(tmp_path, kind):
+    for file in EMBEDDED.iterdir():
+        if "token" not in file.name and file.is_file():
+            text = file.read_bytes()
+            text = text.replace(b"qwen2", kind.encode()) if file.name == "config.json" else text
+            (tmp_path / file.name).write_bytes(text)
+    with pytest.raises(BaseError, match="has no tokenizer that can be read .*save its tokenizer"):
+        load_base(str(tmp_path))
 
 
 def test_whatever_a_base_raises_is_one_line(tmp_path):

@@ -3,6 +3,7 @@ real thing.
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,13 +14,13 @@ import peft
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from toolkit import cli, pipeline
 from toolkit.merge import METHODS, merge_adapters, mergekit_yaml
 from toolkit.model.adapters import AdapterError, adapter_paths, read_adapter
 from toolkit.model.adopt import adopt, find_adapters
-from toolkit.model.base import load_base
+from toolkit.model.base import EMBEDDED, load_base
 from toolkit.model.compatibility import check_adapter
 from toolkit.model.delta import dense
 from toolkit.pipeline import preview
@@ -413,6 +414,53 @@ def test_old_weights_are_read_as_they_are(tmp_path):
     assert verdicts(path) == {
         name: name != "ftk" for name in ("peft", "vllm", "llama.cpp", "lm-eval", "ftk")
     }
+
+
+BROKEN = {"nan": (math.nan, ALL), "inf": (-math.inf, ALL), "1e5": (1e5, {"vllm"})}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("old", [False, True])
+def test_no_tool_takes_values_with_which_answers_are_nan(tmp_path, case, factor, old):
+    """One value is enough. A base in float16 is one in which vLLM holds the adapter, too."""
+    path, (value, refuse) = by_peft(tmp_path / "a", 0), BROKEN[case]
+    base = shutil.copytree(EMBEDDED, tmp_path / "base")
+    config = base / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float16"}))
+    file = path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = [name for name in tensors if factor in name][-1]
+    tensors[name][0, 0] = value
+    save_file(tensors, file)
+    if old:
+        torch.save(tensors, path / "adapter_model.bin")
+        file.unlink()
+    found = check_adapter(path, base=str(base))
+    bad = {one.target: one.because for one in found if not one.ok}
+    assert bad.keys() == (refuse | {"ftk"} if old else refuse)
+    assert all(
+        name in text and ("answers would be NaN" in text) == (tool != "ftk")
+        for tool, text in bad.items()
+        if not (old and tool == "ftk")
+    )
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear", r".*\.[qv]_proj"])
+@pytest.mark.parametrize("part", ["v_proj", ".layers.1."])
+def test_what_is_missing_is_missing_in_every_tool(tmp_path, targets, part):
+    path = by_peft(tmp_path / "a", 0, target_modules=["q_proj", "v_proj"])
+    file = path / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if part not in k}, file)
+    edit(path, target_modules=targets)
+    said = {one.because for one in check_adapter(path)}
+    assert len(said) == 1 and "are not there, as of model.layers." in said.pop()
+    edit(path, base_model_name_or_path="nobody/has-it")
+    found = check_adapter(path)
+    assert all(one.ok for one in found)
+    assert ("no tensor is of 'v_proj'" in found[0].unchecked) == (
+        part == "v_proj" and isinstance(targets, list)
+    )
 
 
 def test_check_adapter_as_a_command(tmp_path):

@@ -567,6 +567,15 @@ COPIES = {
         source, out, WRAPPERS["a wrapper of blocks that nobody knows"]
     ),
     "dtype": lambda source, out: rewritten(source, out, lambda name, x: x.bfloat16()),
+    "dtype, and back": lambda source, out: rewritten(
+        source, out, lambda name, x: x.bfloat16().float()
+    ),
+    "a narrow dtype in a wide one": lambda source, out: rewritten(
+        source, out, lambda name, x: x.half().double()
+    ),
+    "dtype of one factor, and back": lambda source, out: rewritten(
+        source, out, lambda name, x: x.bfloat16().float() if ".lora_A." in name else x
+    ),
     "wider": lambda source, out: rewritten(source, out, lambda name, x: x.double()),
     "sign": lambda source, out: rewritten(source, out, lambda name, x: -x),
     "scale": lambda source, out: rewritten(
@@ -647,7 +656,7 @@ def test_what_a_merge_leaves_alone_is_told(tmp_path):
     )
     assert result.exit_code == cli.DONE and "the merged change is zero" in result.stderr
     assert "energy kept" not in result.stdout
-    # tensors of a kind that all lack, with the base here and without
+    # tensors of a kind, or of a layer, that all lack, with the base here and without
     lost = []
     for source in (one, other):
         out = shutil.copytree(source, tmp_path / f"lost-{source.name}")
@@ -661,7 +670,22 @@ def test_what_a_merge_leaves_alone_is_told(tmp_path):
     assert len(report.notes) == 1
     assert "has no tensors for 'model.layers.0.self_attn.v_proj' and 3 more" in report.notes[0]
     assert [one.ok for one in check_adapter(report.out, ("peft",))] == [True]
-    for out in lost:
+    for out in lost:  # all lack the same layers: the short list would mean those, too
+        tensors = load_file(tmp_path / out.name.removeprefix("lost-") / "adapter_model.safetensors")
+        save_file(
+            {k: v for k, v in tensors.items() if ".layers.1." not in k},
+            out / "adapter_model.safetensors",
+        )
+    report = merge_adapters(lost, tmp_path / "m5", method="mean")
+    assert all(one.ok for one in check_adapter(report.out))
+    config = json.loads((report.out / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(read_adapter(report.out).modules)
+    for source, out in zip((one, other), lost, strict=True):
+        tensors = load_file(source / "adapter_model.safetensors")
+        save_file(
+            {k: v for k, v in tensors.items() if "v_proj" not in k},
+            out / "adapter_model.safetensors",
+        )
         edit(out, base_model_name_or_path="nobody/has-it")
     notes = merge_adapters(lost, tmp_path / "m4", method="mean").notes
     assert any("has no tensors for 'v_proj' of target_modules" in note for note in notes)

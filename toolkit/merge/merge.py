@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 import toolkit
 from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
-from toolkit.merge.naming import under_one_naming
+from toolkit.merge.naming import layers_of_base, under_one_naming
 from toolkit.merge.soup import Step, greedy_soup
 from toolkit.model import delta
 from toolkit.model.adapters import (
@@ -28,6 +28,7 @@ from toolkit.model.adapters import (
     Adapter,
     AdapterError,
     aims_at,
+    without_tensors,
     write_adapter,
 )
 from toolkit.model.full import MODEL, FullModel, copies, read_weights
@@ -166,7 +167,7 @@ def merge_adapters(
         factors,
         r=r,
         alpha=r,
-        target_modules=_target_modules(adapters, list(members.shapes)),
+        target_modules=_target_modules(members),
         base=members.base,
         revision=members.revision,
         fan_in_fan_out=any(adapter.config.get("fan_in_fan_out") for adapter in adapters),
@@ -580,12 +581,14 @@ def _pad(A: Tensor, B: Tensor, r: int) -> tuple[Tensor, Tensor]:
     return pad(A, (0, 0, 0, missing)), pad(B, (0, missing))
 
 
-def _target_modules(adapters: Sequence[Adapter], names: list[str]) -> list[str]:
-    """The list all inputs agree on, where it means all these modules and every entry means some;
-    else their full names, which mean them and no others.
+def _target_modules(members: Members) -> list[str]:
+    """The list all inputs agree on, where it means all modules with tensors, every entry means
+    some, and none means another layer of the base, where that is here to tell; else their full
+    names, which mean them and no others.
     """
+    names = list(members.shapes)
     lists = set()
-    for adapter in adapters:
+    for adapter in members.adapters:
         target = adapter.config.get("target_modules")
         narrowed = adapter.config.get("layers_to_transform") is not None or adapter.config.get(
             "exclude_modules"
@@ -593,4 +596,9 @@ def _target_modules(adapters: Sequence[Adapter], names: list[str]) -> list[str]:
         lists.add(tuple(sorted(target)) if isinstance(target, list) and not narrowed else None)
     common: list[str] = list((lists.pop() if len(lists) == 1 else None) or ())
     meant = [{n for n in names if aims_at({"target_modules": [one]}, n)} for one in common]
-    return common if all(meant) and set().union(*meant) == set(names) else names
+    if not all(meant) or set().union(*meant) != set(names):
+        return names
+    layers = layers_of_base((members.base, members.revision), names)
+    return (
+        names if layers and without_tensors({"target_modules": common}, names, layers) else common
+    )

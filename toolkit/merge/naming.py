@@ -2,7 +2,7 @@
 two, each changed by a part of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from toolkit.model.adapters import (
     SINGLE_EXPERT,
@@ -11,6 +11,7 @@ from toolkit.model.adapters import (
     aims_at,
     no_such_layer,
     text_name,
+    without_tensors,
 )
 
 Identity = tuple[str | None, str | None]
@@ -60,15 +61,12 @@ def _named_by_base(
     """The adapters under the names that their base has, and its modules where it is here to tell.
     Raises AdapterError for a name that it has not.
     """
-    from toolkit.model.base import named_modules
-
-    name, revision = identity
     refusal = None
     for whole in (
         False,
         True,
     ):  # the model of text that ftk and peft take, then that of text and images
-        known = named_modules(f"{name}@{revision}" if revision else name, whole) if name else None
+        known = _modules_of(identity, whole)
         if known is None:
             continue
         fitted = [adapter.fitted(known) for adapter in adapters]
@@ -83,10 +81,28 @@ def _named_by_base(
         )
         if stray is None:
             return fitted, known
-        refusal = refusal or AdapterError(f"{stray[0].path}: {no_such_layer(stray[1], str(name))}")
+        refusal = refusal or AdapterError(
+            f"{stray[0].path}: {no_such_layer(stray[1], str(identity[0]))}"
+        )
     if refusal:
         raise refusal
     return list(adapters), None
+
+
+def _modules_of(identity: Identity, whole: bool) -> Mapping[str, bool] | None:
+    from toolkit.model.base import named_modules
+
+    name, revision = identity
+    return named_modules(f"{name}@{revision}" if revision else name, whole) if name else None
+
+
+def layers_of_base(identity: Identity, modules: Collection[str]) -> list[str]:
+    """All layers of the base that has these modules; empty where it is not here to tell."""
+    for whole in (False, True):
+        known = _modules_of(identity, whole)
+        if known is not None and all(_is_there(name, known) for name in modules):
+            return [name for name, matrix in known.items() if matrix]
+    return []
 
 
 def _is_there(module: str, known: Mapping[str, bool]) -> bool:
@@ -161,24 +177,14 @@ def _lacking(adapter: Adapter, known: Mapping[str, bool]) -> str:
     """What its target_modules mean by name, and none of its tensors is of: modules of the base, or
     where that is not here, entries of the list.
     """
-    targets = adapter.config.get("target_modules")
-    if targets is None or targets == "all-linear":
+    if adapter.config.get("target_modules") == "all-linear":
         return ""
-    if known:
-        missing = [
-            name
-            for name, matrix in known.items()
-            if matrix and name not in adapter.modules and aims_at(adapter.config, name)
-        ]
-        more = f" and {len(missing) - 1} more modules" if len(missing) > 1 else ""
-        return f"{missing[0]!r}{more}" if missing else ""
-    idle = [
-        one
-        for one in targets
-        if isinstance(targets, list)
-        and not any(aims_at({"target_modules": [one]}, name) for name in adapter.modules)
-    ]
-    return f"{idle[0]!r} of target_modules" if idle else ""
+    layers = [name for name, matrix in known.items() if matrix]
+    missing = without_tensors(adapter.config, adapter.modules, layers)
+    if not missing or not known:
+        return f"{missing[0]!r} of target_modules" if missing else ""
+    more = f" and {len(missing) - 1} more modules" if len(missing) > 1 else ""
+    return f"{missing[0]!r}{more}"
 
 
 def _parted(layouts: Sequence[Adapter]) -> tuple[Adapter, Adapter]:

@@ -469,6 +469,26 @@ def aims_at(config: Mapping[str, Any], module: str) -> bool:
     return False
 
 
+def without_tensors(
+    config: Mapping[str, Any], modules: Collection[str], known: Collection[str]
+) -> list[str]:
+    """What an adapter's target_modules mean, and none of `modules`, which have tensors, is: layers
+    of the base, or where none are `known`, entries of the list. Both under plain names.
+    """
+    config = {**config, **_plain_lists(config)}
+    targets = config.get("target_modules")
+    if targets is None:
+        return []
+    if known:
+        have = {text_name(name) for name in modules}
+        return [n for n in known if text_name(n) not in have and aims_at(config, n)]
+    return [
+        one
+        for one in (targets if isinstance(targets, list) else [])
+        if not any(_among([one], name) for name in modules)
+    ]
+
+
 def _among(names: Any, module: str) -> bool:
     """A regular expression matches whole names, a list whole components at the end."""
     if isinstance(names, str):
@@ -680,6 +700,26 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise AdapterError(f"{path}: {CONFIG} is no block of keys; save the adapter again")
     return config
+
+
+def stored(path: str | Path) -> "Iterator[tuple[str, Tensor]]":
+    """Name and values of every tensor of a folder that `read_files` reads, one at a time. Raises
+    AdapterError in one line where they cannot be read.
+    """
+    import torch
+
+    path = Path(path)
+    try:
+        if not (path / WEIGHTS).is_file():
+            yield from torch.load(path / OLD_WEIGHTS, map_location="cpu", weights_only=True).items()
+            return
+        with open(path / WEIGHTS, "rb", buffering=0) as file:
+            for key, place in _read_places(path)[0].items():
+                yield key, _tensor(file, place)
+    except (OSError, EOFError, RuntimeError) as error:
+        raise AdapterError(
+            f"{path}: its weights cannot be read ({error}); copy or train it again"
+        ) from None
 
 
 def wrong_type(config: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,10 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -150,6 +155,10 @@ def _one_line(name: str) -> Iterator[None]:
         raise BaseError(f"base {name!r} {why_not(error)}") from None
 
 
+def _wants_code(error: Exception) -> bool:
+    return "trust_remote_code" in str(error) or "custom code" in str(error)
+
+
 def why_not(error: Exception) -> str:
     """Why a model is not loaded, after its name: transformers' reason, and whether it would have
     run code that came with it.
@@ -159,7 +168,7 @@ def why_not(error: Exception) -> str:
             "has weights in a pickle that holds more than tensors, which could run code: name "
             "one with .safetensors"
         )
-    if "trust_remote_code" in str(error) or "custom code" in str(error):
+    if _wants_code(error):
         return (
             "needs code that comes with it (`auto_map`), which is never run: name a base of a "
             "kind that transformers knows itself"
@@ -177,7 +186,33 @@ def load_config(name: str) -> PretrainedConfig:
             source, trust_remote_code=False, **({"revision": revision} if revision else {})
         )
     check_kernels(name, config)
+    _check_kind(name, config)
     return config
+
+
+def _check_kind(name: str, config: PretrainedConfig) -> None:
+    """Raises BaseError for a model that does not write on from a text."""
+    kind = None
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder with a decoder"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
+        kind = "an encoder (`is_decoder` is false)"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "of a kind that transformers has no causal LM of"
+    if kind:
+        raise BaseError(f"base {name!r} ({config.model_type}) is {kind}; name a causal LM")
+
+
+def check_cache(name: str) -> None:
+    """Raises BaseError for a base that can be trained and not asked: ftk answers through a
+    key-value cache. Its configuration alone is read.
+    """
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(load_config(name))]
+    if "past_key_values" not in inspect.signature(architecture.forward).parameters:
+        raise BaseError(
+            f"base {name!r}: ftk answers through a key-value cache, and a "
+            f"{architecture.__name__} has none; name another base"
+        )
 
 
 def check_kernels(name: str, config: PretrainedConfig) -> None:
@@ -276,6 +311,22 @@ def _four_bits(device: str) -> dict[str, Any]:
     return {"quantization_config": config, "dtype": compute, "device_map": {"": device}}
 
 
+def _tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Raises BaseError where there is none; of some kinds transformers makes an empty one then."""
+    try:
+        found = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        if found.get_vocab().keys() <= set(found.all_special_tokens):
+            raise ValueError("it knows no text")
+        return found
+    except Exception as error:  # of libraries, which fail in whatever way they like
+        if _wants_code(error):
+            raise BaseError(f"base {name!r} {why_not(error)}") from None
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        raise BaseError(
+            f"base {name!r} has no tokenizer that can be read ({reason}); save its tokenizer there"
+        ) from None
+
+
 @lru_cache(maxsize=1)  # a worker process serves many stacks on one base
 def _load(name: str, dtype: str, device: str) -> Base:
     source, revision = _locate(name)
@@ -284,8 +335,8 @@ def _load(name: str, dtype: str, device: str) -> Base:
     options: dict[str, Any] = {"revision": revision} if revision else {}
     packed = dtype == "nf4"
     kind = _four_bits(device) if packed else {"dtype": getattr(torch, dtype)}
+    tokenizer = _tokenizer(name, source, options)
     with _one_line(name):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, weights_only=True, **kind, **options
         )

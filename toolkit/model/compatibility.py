@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +34,15 @@ from toolkit.model.adapters import (
     plain_key,
     read_adapter,
     read_files,
+    stored,
     text_name,
+    without_tensors,
     written_names,
     wrong_type,
 )
 from toolkit.model.adopt import check_modules, layer_shapes
 from toolkit.model.base import BaseError, skeleton
+from toolkit.model.stack import target_modules
 from toolkit.record.files import home
 from toolkit.text.patterns import on_the_clock
 
@@ -54,6 +58,9 @@ RESIZE = (
     "resize the base alike (model.resize_token_embeddings({tokens})), save it with its "
     "tokenizer, and name that one"
 )
+LEAVE = "leave it out"
+LARGEST = {"float32": 3.4028235e38, "float16": 65504.0}
+"""what a dtype that tools load adapters in holds"""
 UNLOAD = "merge it into the base: PeftModel.merge_and_unload, then save the model"
 
 
@@ -89,12 +96,45 @@ class Folder:
             return None
 
     @cached_property
+    def bare(self) -> Any | None:
+        """`skeleton`, made once: nobody may change it."""
+        return self.skeleton()
+
+    @cached_property
     def modules_of_base(self) -> frozenset[str]:
         """Names of the base's modules; empty where it is not here."""
-        model = self.skeleton()
         return (
-            frozenset() if model is None else frozenset(name for name, _ in model.named_modules())
+            frozenset(name for name, _ in self.bare.named_modules()) if self.bare else frozenset()
         )
+
+    @cached_property
+    def lacking(self) -> list[str]:
+        """Modules at which it aims, and of which it has no tensors; where the base is not here,
+        entries of target_modules, which may be names of other bases.
+        """
+        layers: list[str] = []
+        if self.bare is not None and self.config.get("target_modules") == "all-linear":
+            layers = [*target_modules(self.bare, "all-linear")]
+        elif self.bare is not None:
+            layers = [
+                name
+                for name, module in self.bare.named_modules()
+                if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+            ]
+        return without_tensors(self.config, _factors(self), layers)
+
+    @cached_property
+    def sizes(self) -> dict[str, float]:
+        """The largest absolute value of every tensor; NaN where one of its values is."""
+        return {
+            name: max(abs(x.item()) for x in tensor.aminmax()) if tensor.numel() else 0.0
+            for name, tensor in stored(self.path)
+        }
+
+    @property
+    def dtype(self) -> str:
+        """In which the base is stored; empty text where it is not here."""
+        return str(getattr(getattr(self.bare, "config", None), "dtype", "")).removeprefix("torch.")
 
     @cached_property
     def written(self) -> dict[str, str]:
@@ -173,12 +213,14 @@ def check_adapter(
             f"names of modules were not checked: the configuration of {folder.base} is not on "
             "this machine; name a folder with --base"
         )
+        if folder.lacking:
+            unchecked += f" (no tensor is of {folder.lacking[0]!r}, which target_modules names)"
     wrong = wrong_type(folder.config)
     typed = Problem(wrong, f"repair {CONFIG}, or save the adapter again") if wrong else None
     found = []
     for target, (problems, command) in TARGETS.items():
         if not targets or target in targets:
-            problem = typed or next(problems(folder), None)
+            problem = typed or next(chain(problems(folder), _anywhere(folder, target)), None)
             fix = problem.fix.format(path=folder.path) if problem else ""
             found.append(
                 Finding(
@@ -206,6 +248,31 @@ def to_plain(found: list[Finding]) -> list[dict[str, Any]]:
 
 
 # -- what stands in the way ----------------------------------------------------------------------
+
+
+def _anywhere(folder: Folder, target: str) -> Iterator[Problem]:
+    """What no tool looks at, and all of them compute with: values, and modules that are missing."""
+    # vLLM holds adapters in the dtype of the base, the others in float32
+    dtype = "float16" if target == "vllm" and folder.dtype == "float16" else "float32"
+    for name, size in folder.sizes.items():
+        if not size <= LARGEST[dtype]:
+            what = (
+                f"values up to {size:.2g}, and {dtype} holds none above {LARGEST[dtype]:.2g}"
+                if math.isfinite(size)
+                else "values that are not finite"
+            )
+            says = "" if target == "ftk" else "it loads, and answers would be NaN: "
+            yield Problem(f"{says}{name!r} has {what} (a diverged run?)", LEAVE)
+    if folder.bare is not None and folder.config.get("peft_type") == "LORA" and folder.lacking:
+        yield _missing(2 * len(folder.lacking), folder.lacking[0])
+
+
+def _missing(factors: int, module: str) -> Problem:
+    return Problem(
+        f"{factors} factors that target_modules asks for are not there, as of {module}: their "
+        "effect is 0",
+        RESAVE,
+    )
 
 
 def _peft(folder: Folder) -> Iterator[Problem]:
@@ -266,11 +333,7 @@ def _as_peft_says(folder: Folder, model: Any) -> Iterator[Problem]:
         )
     if left.missing_keys:
         of = left.missing_keys[0].removeprefix(PREFIX).partition(".lora_")[0]
-        yield Problem(
-            f"{len(left.missing_keys)} factors that target_modules asks for are not "
-            f"there, as of {of}: their effect is 0",
-            RESAVE,
-        )
+        yield _missing(len(left.missing_keys), of)
 
 
 def _refusal(folder: Folder, error: Exception) -> Problem:

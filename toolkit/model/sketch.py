@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from toolkit.model.adapters import DTYPES, Adapter, factor_key
+from toolkit.model.adapters import Adapter
 
 OUTPUTS = 4
 """numbers a module"""
@@ -20,6 +20,7 @@ ROUNDINGS = 2.0
 """how many standard deviations of rounding two copies may lie apart; rounding to the nearest is
 less than half of the one that is counted
 """
+NARROW = (torch.bfloat16, torch.float16, torch.float32)
 FINEST = 2.0**-40
 """of sums in float64, whose order may differ"""
 
@@ -32,7 +33,7 @@ class Sketch:
 
     names: tuple[str, ...]  # M modules
     values: Tensor  # [M, OUTPUTS], float64
-    variances: Tensor  # [M, OUTPUTS], of rounding the factors to the dtype that they are stored in
+    variances: Tensor  # [M, OUTPUTS], of rounding the factors to the dtype that holds them
     factors: str  # hash of the factors where the whole change is zero, else empty
 
     @cached_property
@@ -59,8 +60,8 @@ def sketch(adapter: Adapter) -> Sketch:
     rows = {}
     for name, (A, B, scale) in adapter.items():
         x, G = _inputs(A.shape[1]), _outputs(B.shape[0])
+        (uA, leastA), (uB, leastB) = (_rounding(factor) for factor in (A, B))
         A, B = A.double(), B.double()
-        (uA, leastA), (uB, leastB) = (_rounding(adapter, name, factor) for factor in "AB")
         t, P = A @ x, G @ B
         value = scale * (P @ t)
         if not value.any():
@@ -96,10 +97,12 @@ def _factors(adapter: Adapter) -> str:
     return digest.hexdigest()
 
 
-def _rounding(adapter: Adapter, name: str, factor: str) -> tuple[float, float]:
-    """Of a factor as stored: the largest relative error, and the largest of what is nearly zero."""
-    key = factor_key(name, factor, adapter.modules[name].embedding)
-    info = torch.finfo(getattr(torch, DTYPES[adapter.places[key].dtype]))
+def _rounding(factor: Tensor) -> tuple[float, float]:
+    """Of a factor: the largest relative error, and the largest of what is nearly zero. Its dtype is
+    the narrowest that holds all its values, whichever it is stored in.
+    """
+    fits = (dtype for dtype in NARROW if torch.equal(factor.to(dtype).to(factor.dtype), factor))
+    info = torch.finfo(next(fits, torch.float64))
     return max(info.eps / 2, FINEST), info.smallest_normal * info.eps / 2
 
 

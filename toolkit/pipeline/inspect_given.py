@@ -15,7 +15,7 @@ from toolkit.merge.basin import Basin, look
 from toolkit.merge.module_spread import Population, modules
 from toolkit.model.adapters import read_adapter
 from toolkit.model.adopt import check_base, layer_shapes
-from toolkit.model.base import load_base
+from toolkit.model.base import check_cache, load_base
 from toolkit.model.full import FULL, copies
 from toolkit.pipeline.given import collections_of, setting_of, suite_name, unlike
 from toolkit.pipeline.job import RunError
@@ -45,6 +45,7 @@ def basins(
     """
     collections = collections_of(sources)
     known, base, _ = setting_of(sources, collections[0][1][0], base)
+    check_cache(base)
     loaded = load_base(base, known.dtype if known else "float32")
     chat = (
         known is not None

@@ -22,7 +22,7 @@ from toolkit.merge import (
     planned,
 )
 from toolkit.model.adapters import read_adapter
-from toolkit.model.base import load_base
+from toolkit.model.base import check_cache, load_base
 from toolkit.pipeline.given import collections_of, one_suite, setting_of
 from toolkit.pipeline.inspect_given import basins
 from toolkit.pipeline.job import RunError
@@ -225,6 +225,7 @@ def validation_score(
             f"{prompts}: no prompt has a reference, so nothing is right or wrong; a "
             "greedy soup needs some"
         )
+    check_cache(base)
     model = load_base(
         base,
         known.dtype if known else "float32",

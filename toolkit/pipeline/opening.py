@@ -14,7 +14,7 @@ from toolkit import environment
 from toolkit.data import asks_for_the_date
 from toolkit.measure.run import read_prompts
 from toolkit.model.adopt import check_given
-from toolkit.model.base import Base, fastest_dtype, load_base, load_config, width
+from toolkit.model.base import Base, check_cache, fastest_dtype, load_base, load_config, width
 from toolkit.model.compiled import TESTED
 from toolkit.pipeline.checks import check_all
 from toolkit.pipeline.engines import ENGINES
@@ -66,6 +66,8 @@ def open_run(
     recipe = keep_suites(recipe, folder, console.note)
     kind, of = check_free(recipe, folder, kind)
     recipe = settle(recipe, device, folder)
+    if answers:
+        check_cache(recipe.base)
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
     for note in check_all(recipe, base, prompts, device, answers=answers):

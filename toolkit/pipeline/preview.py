@@ -17,7 +17,7 @@ from toolkit import data, environment
 from toolkit.measure.run import read_prompts
 from toolkit.model.adapters import read_adapter
 from toolkit.model.adopt import base_hash, check_base, find_adapters, layer_shapes, remarks
-from toolkit.model.base import Base, load_base
+from toolkit.model.base import Base, check_cache, load_base
 from toolkit.model.full import copies
 from toolkit.model.stack import stacked
 from toolkit.pipeline import checks, opening, populations, training
@@ -56,6 +56,7 @@ def check(
         check_claim(out, RUN)
     recipe = opening.settle(recipe, device, out)
     prompts = read_prompts(recipe)
+    check_cache(recipe.base)
     base = load_base(recipe.base, recipe.dtype, device)
     if out:
         opening.check_folder(recipe, out, base, device)

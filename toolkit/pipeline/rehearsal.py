@@ -39,7 +39,10 @@ def rehearse_training(base: Base, targets: Any) -> None:
     """A step of two replicas on the base. Raises BaseError in one line where the model's code fails
     or mixes the replicas up.
     """
-    with _told(base, "cannot be trained"), stacked(base.model, targets) as stack:
+    with (
+        _told(base, "cannot be trained", "choose other targets, or another base"),
+        stacked(base.model, targets) as stack,
+    ):
         factors = _factors(stack, base)
         ids_NT = torch.stack([_ids(base, start, max(LENGTHS)) for start in range(R)])
         position_NT = torch.arange(max(LENGTHS), device=ids_NT.device).expand(R, -1)
@@ -68,7 +71,7 @@ def rehearse_answers(base: Base, modules: Collection[str]) -> None:
     """Two adapters of some modules answer three prompts from caches; one leaves the batch. Raises
     BaseError in one line, as above.
     """
-    with _told(base, "cannot answer prompts"), stacked(base.model) as stack:
+    with _told(base, "cannot answer prompts", "name another base"), stacked(base.model) as stack:
         stack.load(
             {name: factors for name, factors in _factors(stack, base).items() if name in modules}
         )
@@ -141,7 +144,7 @@ def _hold(expected: Tensor, found: Tensor, what: str) -> None:
 
 
 @contextmanager
-def _told(base: Base, what: str) -> Iterator[None]:
+def _told(base: Base, what: str, fix: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, AdapterError):
@@ -149,15 +152,14 @@ def _told(base: Base, what: str) -> Iterator[None]:
     except ValueError as error:
         if type(error).__module__.startswith("toolkit."):
             raise
-        raise _refused(base, what, error) from error
+        raise _refused(base, what, fix, error) from error
     except Exception as error:  # of the model's own code, which fails in whatever way it likes
-        raise _refused(base, what, error) from error
+        raise _refused(base, what, fix, error) from error
 
 
-def _refused(base: Base, what: str, error: Exception) -> BaseError:
+def _refused(base: Base, what: str, fix: str, error: Exception) -> BaseError:
     cause = error.__cause__ if isinstance(error, ForwardError) and error.__cause__ else error
     reason = " ".join(str(cause).split())[:200] or type(cause).__name__
     return BaseError(
-        f"base {base.name!r}: a {type(base.model).__name__} {what} here: {reason}; choose "
-        "other targets, or another base"
+        f"base {base.name!r}: a {type(base.model).__name__} {what} here: {reason}; {fix}"
     )

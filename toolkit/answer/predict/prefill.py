@@ -160,7 +160,9 @@ def read(
 
             def last(i: int, input_UPT=input_UPT, caches=caches, pieces=pieces) -> Tensor:
                 output = speak.stack.step(speak.rows(pieces[i], input_UPT))
-                caches[i] = output.past_key_values
+                caches[i] = getattr(output, "past_key_values", None)
+                if caches[i] is None:
+                    raise ValueError("it has no key-value cache, through which ftk answers")
                 return output.logits[:, -1]
 
             log_UPV = speak.log_probs(pieces, last)

@@ -114,8 +114,8 @@ def copies(found: Sequence[Adapter | FullModel]) -> str:
     """One line where some of them are the same model: names and files do not tell, what is computed
     does. Empty where none are.
 
-    Adapters are compared up to the rounding of the dtypes they are stored in, whole models in the
-    narrowest of theirs.
+    Adapters are compared up to the rounding of the dtypes that hold their values, whole models in
+    the narrowest that one of them is stored in.
     """
     adapters = [i for i, one in enumerate(found) if isinstance(one, Adapter)]
     pairs = equal_pairs([sketch(one) for one in found if isinstance(one, Adapter)])
