@@ -135,8 +135,9 @@ def test_json_is_read_in_one_place():
     # a canonical form of answers keeps numbers as written; the others read what they wrote in the
     # same breath
     assert readers == {
-        "plain.py",
-        "meaning/forms.py",
+        "record/plain.py",
+        "measure/meaning/forms.py",
+        "measure/predictions/readers.py",
         "pipeline/merging.py",
         "embedded/pretrain.py",
     }

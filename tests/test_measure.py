@@ -827,7 +827,7 @@ def test_what_a_fine_tune_lost_against_its_base_is_told_everywhere(tmp_path, con
         told = " ".join(done.stdout.split())
         assert "base model, accuracy in %: typical 100.0" in told and gained in told
         assert f"lora-0, accuracy in %: typical {100 * load_share(tmp_path, 'typical'):.1f}" in told
-        assert "lora-0, answers kept from the base in %: typical" in told
+        assert "lora-0, answers equal to the base's in %: typical" in told
         assert "Right answers: lora-0 is less accurate than the base: on typical prompts" in told
         report = (tmp_path / "out" / "report.html").read_text()
         assert (

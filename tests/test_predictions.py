@@ -144,7 +144,7 @@ def test_long_and_wide_files_of_every_kind_say_the_same(tmp_path, name):
     check_world(read_predictions(write(tmp_path / name, long_rows())))
     wide = read_predictions(write(tmp_path / name, wide_rows()))
     check_world(wide)
-    assert "wide" in wide.notes[0] and "12: replica_0" in wide.notes[0]
+    assert "wide" in wide.notes[0] and "12 columns of replicas (replica_0" in wide.notes[0]
     assert f"preds: {wide.arms['preds'].missing} of 360 answers are missing" in wide.notes
 
 
@@ -1071,3 +1071,10 @@ def test_a_column_that_is_not_the_whole_prompt_can_be_left_aside(tmp_path):
         table = PredictionTable(read_predictions(path, columns=columns), "exact")
         found.append((len(set(table.cluster_P.tolist())), table.prompts[1][1].prompt))
     assert found == [(1, "Answer:"), (3, "1"), (3, "is it 1?")]
+
+
+def test_what_a_parquet_file_says_of_itself_is_not_taken_for_ours(tmp_path):
+    rows = [{"replica": r, "prompt": p, "output": str(p)} for r in range(3) for p in range(4)]
+    table = pa.Table.from_pylist(rows).replace_schema_metadata({"kinds": "{broken"})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert read_predictions(tmp_path / "p.parquet").arms["p"].text_RP.shape == (3, 4)

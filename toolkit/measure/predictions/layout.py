@@ -153,12 +153,18 @@ def source_of(name: str) -> str | None:
 
 
 def different(levels: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """Sources -> the level of every run, without those that say the same as one before."""
+    """Sources -> the level of every run, without a plain seed that says what another says.
+
+    Init and order that go together stay two: which of them makes runs differ is not known.
+    """
     found: dict[tuple[int, ...], str] = {}
-    for name, level_R in levels.items():
+    kept = []
+    for name in sorted(levels, key=lambda name: source_of(name) in (SEED, None)):
         number: dict[str, int] = {}
-        found.setdefault(tuple(number.setdefault(of, len(number)) for of in level_R), name)
-    return {name: levels[name] for name in found.values()}
+        level_R = tuple(number.setdefault(of, len(number)) for of in levels[name])
+        if found.setdefault(level_R, name) == name or source_of(name) in SOURCES:
+            kept.append(name)
+    return {name: levels[name] for name in levels if name in kept}
 
 
 def maybe_sources(names: Sequence[str]) -> str:

@@ -162,11 +162,12 @@ def _parquet(path: Path, see: Callable[[list[str]], Layout]) -> Iterator[Batch]:
         if layout.replicas and rows:
             size = max(1, CELLS // rows)
             for at in range(0, len(layout.replicas), size):
-                yield Batch(0, file.read([*layout.columns, *layout.replicas[at : at + size]]))
+                table = file.read([*layout.columns, *layout.replicas[at : at + size]])
+                yield Batch(0, table.replace_schema_metadata())  # which is the file's word
             return
         first, columns = 0, [*layout.columns, *_short(file.metadata, layout.unused)]
         for batch in file.iter_batches(CELLS, columns=columns):
-            yield Batch(first, pa.Table.from_batches([batch]))
+            yield Batch(first, pa.Table.from_batches([batch]).replace_schema_metadata())
             first += batch.num_rows
 
 
