@@ -1,8 +1,11 @@
-"""How well does `ftk check` predict? It predicts, then the run is made; ratios of taken to predicted; the last line is JSON.
+"""How well does `ftk check` predict? It predicts, then the run is made; ratios of taken to
+predicted; the last line is JSON.
 
-Wall time is that of the whole command, start included. Memory is the peak of each process as the system keeps it (VmHWM), read while they
-live: of the largest worker, and of the largest workers and the leading process together. Disk is what the files of the run take in
-blocks. Both commands run with the same number of workers. On a busy machine the times mean little.
+Wall time is that of the whole command, start included. Memory is the peak of each process as the
+system keeps it (VmHWM), read while they
+live: of the largest worker, and of the largest workers and the leading process together. Disk is
+what the files of the run take in blocks. Both commands run with the same number of workers. On a
+busy machine the times mean little.
 
     python benchmarks/check.py recipes/demo.yaml --out benchmarks/results/check-demo.json
 """
@@ -31,8 +34,15 @@ def peaks(session: int) -> dict[int, tuple[int, bool]]:
         try:
             if os.getsid(int(process.name)) != session:
                 continue
-            high = next(line for line in (process / "status").read_text().splitlines() if line.startswith("VmHWM:"))
-            found[int(process.name)] = int(high.split()[1]) * 1024, b"spawn_main" in (process / "cmdline").read_bytes()
+            high = next(
+                line
+                for line in (process / "status").read_text().splitlines()
+                if line.startswith("VmHWM:")
+            )
+            found[int(process.name)] = (
+                int(high.split()[1]) * 1024,
+                b"spawn_main" in (process / "cmdline").read_bytes(),
+            )
         except (OSError, StopIteration):
             continue
     return found
@@ -52,27 +62,43 @@ def watched(command: list[str]) -> tuple[dict[str, float], dict]:
         said.seek(0)
         found = json.loads(said.read().splitlines()[-1])
     workers = [high for high, worker in seen.values() if worker]
-    taken = {"seconds": seconds, "worker_bytes": max(workers, default=0), "memory_bytes": sum(workers) + seen[process.pid][0]}
+    taken = {
+        "seconds": seconds,
+        "worker_bytes": max(workers, default=0),
+        "memory_bytes": sum(workers) + seen[process.pid][0],
+    }
     return taken, found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--workers", type=int, default=environment.cores())
-    parser.add_argument("--run", type=Path, help="a new folder where the run is kept; default: it is not")
+    parser.add_argument(
+        "--run", type=Path, help="a new folder where the run is kept; default: it is not"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    ftk, options = [sys.executable, "-m", "toolkit.cli"], ["--workers", str(arguments.workers), "--json"]
+    ftk, options = (
+        [sys.executable, "-m", "toolkit.cli"],
+        ["--workers", str(arguments.workers), "--json"],
+    )
     with tempfile.TemporaryDirectory() as scratch:
         run = arguments.run or Path(scratch) / "run"
         if run.exists():
             raise SystemExit(f"{run} exists: what is finished in it would take no time")
         check, found = watched([*ftk, "check", str(arguments.recipe), *options])
         taken, said = watched([*ftk, "run", str(arguments.recipe), "--out", str(run), *options])
-        taken["disk_bytes"] = sum(path.stat().st_blocks * 512 for path in run.rglob("*") if path.is_file())
+        taken["disk_bytes"] = sum(
+            path.stat().st_blocks * 512 for path in run.rglob("*") if path.is_file()
+        )
     ahead = found["forecast"]
-    stages = {name: {"predicted": stage["seconds"], "took": said["seconds"].get(name)} for name, stage in ahead["stages"].items()}
+    stages = {
+        name: {"predicted": stage["seconds"], "took": said["seconds"].get(name)}
+        for name, stage in ahead["stages"].items()
+    }
     ratio = {name: taken[name] / ahead[name] for name in LIMITS}
     result = {
         "benchmark": f"ftk check against ftk run, {arguments.recipe}",

@@ -1,6 +1,8 @@
-"""The figures over all conditions as SVG, for the documents: controls.svg, dependence.svg and sources.svg.
+"""The figures over all conditions as SVG, for the documents: controls.svg, dependence.svg and
+sources.svg.
 
-Of several results.json that begin with the same condition, such as those of recipes/controls, it makes one figure.
+Of several results.json that begin with the same condition, such as those of recipes/controls, it
+makes one figure.
 
     python benchmarks/figures.py runs/dependence/results.json --out docs/figures
     python benchmarks/figures.py runs/controls-*/results.json --only controls --out docs/figures
@@ -9,16 +11,20 @@ Of several results.json that begin with the same condition, such as those of rec
 import argparse
 from pathlib import Path
 
-from toolkit.report import figures
-from toolkit.results import load_results
-from toolkit.sweeps import joined
+from toolkit.record.results import load_results
+from toolkit.report.html import figures
+from toolkit.report.sweeps import joined
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="folder")
-    parser.add_argument("--only", action="append", metavar="NAME", help="this figure, where there are several")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="this figure, where there are several"
+    )
     options = parser.parse_args()
     drawn = figures(joined([load_results(path) for path in options.results]))
     for name in options.only or ():

@@ -1,4 +1,6 @@
-"""How a benchmark ends: its result with the machine and the versions, as a file and as the last line of its output."""
+"""How a benchmark ends: its result with the machine and the versions, as a file and as the last
+line of its output.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The table of a results.json or claims.json, or of `benchmarks/merge.py`, `train.py` or `scale.py`, as Markdown, for the documents.
+"""The table of a results.json or claims.json, or of `benchmarks/merge.py`, `train.py` or
+`scale.py`, as Markdown, for the documents.
 
 python benchmarks/tables.py benchmarks/results/methods.json
 python benchmarks/tables.py benchmarks/results/claims/claims.json
@@ -12,31 +13,65 @@ import argparse
 import json
 from pathlib import Path
 
-from toolkit import escape
-from toolkit.escape import Markdown, markdown
-from toolkit.results import Claims, Estimate, Results, Tested, claimed_range, load_claims, load_results, number, tested_unit
-from toolkit.results import interval as limits
-from toolkit.sweeps import controls, joined
+from toolkit.record.results import (
+    Claims,
+    Estimate,
+    Results,
+    Tested,
+    claimed_range,
+    load_claims,
+    load_results,
+    number,
+    tested_unit,
+)
+from toolkit.record.results import interval as limits
+from toolkit.report.sweeps import controls, joined
+from toolkit.text import escape
+from toolkit.text.escape import Markdown, markdown
 
-HEAD = ["method", "K", "groups", "ratio, typical", "near", "far", "accuracy, far (points)", "kept", "models that answer", "rank"]
+HEAD = [
+    "method",
+    "K",
+    "groups",
+    "ratio, typical",
+    "near",
+    "far",
+    "accuracy, far (points)",
+    "kept",
+    "models that answer",
+    "rank",
+]
 
 
 def interval(estimate: dict | None, scale: float = 1, form: str = "z.2f") -> Markdown:
     """`0.86 [0.81, 0.92]`, with ? where it is inconclusive; - where there is none."""
     if not estimate or estimate["value"] is None:
         return Markdown("-")
-    value, low, high = (x if x is None else format(scale * x, form) for x in (estimate["value"], estimate["low"], estimate["high"]))
-    return Markdown(value + (f" [{low}, {high}]" if low and high else "") + ("" if estimate["conclusive"] else " ?"))
+    value, low, high = (
+        x if x is None else format(scale * x, form)
+        for x in (estimate["value"], estimate["low"], estimate["high"])
+    )
+    return Markdown(
+        value
+        + (f" [{low}, {high}]" if low and high else "")
+        + ("" if estimate["conclusive"] else " ?")
+    )
 
 
 def table(results: dict) -> str:
-    """Every mitigation of the first condition: ratios on every shift, accuracy and what is kept, with their intervals."""
+    """Every mitigation of the first condition: ratios on every shift, accuracy and what is kept,
+    with their intervals.
+    """
     lines = [HEAD]
     for procedure in results["conditions"][0]["procedures"]:
         if procedure["kind"] == "replica":
             continue
         on = {cell["shift"]: cell for cell in procedure["cells"] if not cell["category"]}
-        kept = [e for e in (on["typical"]["effect_size"], on["typical"]["gain_kept"]) if e and e["value"] is not None]
+        kept = [
+            e
+            for e in (on["typical"]["effect_size"], on["typical"]["gain_kept"])
+            if e and e["value"] is not None
+        ]
         lines.append(
             [
                 procedure["title"],
@@ -53,13 +88,23 @@ def table(results: dict) -> str:
 
 
 def merge_table(results: dict) -> str:
-    """Every case of the benchmark of merging: seconds of one core, and peak memory of its process."""
+    """Every case of the benchmark of merging: seconds of one core, and peak memory of its
+    process.
+    """
     lines = [["case", "K", "measured", "CPU seconds", "for 24 layers", "peak GiB"]]
     for one in results["cases"]:
         seconds = ["not finished", "-"]
         if "cpu_seconds" in one:
             seconds = [f"{one['cpu_seconds']:.3g}", f"{one['cpu_seconds_for_24_layers']:,.3g}"]
-        lines.append([one["case"], f"{one['k']:,}", one["what"], *seconds, f"{one.get('peak_gib', float('nan')):.2f}"])
+        lines.append(
+            [
+                one["case"],
+                f"{one['k']:,}",
+                one["what"],
+                *seconds,
+                f"{one.get('peak_gib', float('nan')):.2f}",
+            ]
+        )
     return as_markdown(lines)
 
 
@@ -69,9 +114,15 @@ def as_markdown(lines: list[list[str]]) -> str:
 
 
 def train_table(results: dict) -> str:
-    """Milliseconds of one step of one replica, a side in each row, and how many times the chosen way of a stack is as fast."""
+    """Milliseconds of one step of one replica, a side in each row, and how many times the chosen
+    way of a stack is as fast.
+    """
     works = results["workloads"]
-    sides = list(dict.fromkeys(side for work in works.values() for side in work["milliseconds_of_a_replica_step"]))
+    sides = list(
+        dict.fromkeys(
+            side for work in works.values() for side in work["milliseconds_of_a_replica_step"]
+        )
+    )
     lines = [["ms a replica-step", *works]]
     for side in sides:
         cells = []
@@ -79,57 +130,107 @@ def train_table(results: dict) -> str:
             taken, chosen = work["milliseconds_of_a_replica_step"].get(side), work["chosen"]
             ratio = work["ratios"].get(side, {}).get(chosen)
             own = " (chosen)" if side == chosen else ""
-            cells.append("-" if taken is None else f"{taken:.3g}" + (f" ({ratio:.1f}x)" if ratio else own))
+            cells.append(
+                "-" if taken is None else f"{taken:.3g}" + (f" ({ratio:.1f}x)" if ratio else own)
+            )
         lines.append([side, *cells])
     if all("ratio_on_all_cores" in work for work in works.values()):
-        lines.append(["the faster of the loops, both on all cores", *(f"({work['ratio_on_all_cores']:.1f}x)" for work in works.values())])
+        lines.append(
+            [
+                "the faster of the loops, both on all cores",
+                *(f"({work['ratio_on_all_cores']:.1f}x)" for work in works.values()),
+            ]
+        )
     return as_markdown(lines)
 
 
 def scale_table(results: dict) -> str:
-    """Processor seconds of every command at every size, how they grow, and the largest process at the last."""
+    """Processor seconds of every command at every size, how they grow, and the largest process at
+    the last.
+    """
     sizes = results["seconds_and_peak_gib"]
     lines = [["command", *(f"{int(size):,}" for size in sizes), "exponent", "peak GiB"]]
     for name, exponent in results["exponent_of_the_processor_seconds"].items():
         seconds = [f"{of_size[name]['cpu_seconds']:.1f}" for of_size in sizes.values()]
-        lines.append([name, *seconds, f"{exponent:.2f}", f"{list(sizes.values())[-1][name]['peak_gib']:.2f}"])
+        lines.append(
+            [name, *seconds, f"{exponent:.2f}", f"{list(sizes.values())[-1][name]['peak_gib']:.2f}"]
+        )
     return as_markdown(lines)
 
 
 def claims_table(found: Claims) -> str:
     """Every claim beside what was measured: for fresh prompts, and of those of the suite alone."""
-    lines = [["claim", "condition", "N", "claimed", "measured", "verdict", "of these prompts alone", "verdict"]]
+    lines = [
+        [
+            "claim",
+            "condition",
+            "N",
+            "claimed",
+            "measured",
+            "verdict",
+            "of these prompts alone",
+            "verdict",
+        ]
+    ]
     for row in found.tested:
         runs = f"{row.estimate.n_replicas:,}" if row.estimate else "-"
         alone = [_figure(row, row.alone), row.alone_verdict] if row.alone else ["-", "-"]
-        lines.append([row.says, row.condition or "-", runs, claimed_range(row) or "-", _figure(row, row.estimate), row.verdict, *alone])
+        lines.append(
+            [
+                row.says,
+                row.condition or "-",
+                runs,
+                claimed_range(row) or "-",
+                _figure(row, row.estimate),
+                row.verdict,
+                *alone,
+            ]
+        )
     return as_markdown(lines)
 
 
 def _figure(row: Tested, estimate) -> Markdown:
-    return Markdown("-" if estimate is None else f"{number(estimate.value, tested_unit(row))} {limits(estimate, tested_unit(row))}".strip())
+    if estimate is None:
+        return Markdown("-")
+    unit = tested_unit(row)
+    return Markdown(f"{number(estimate.value, unit)} {limits(estimate, unit)}".strip())
 
 
 def matrix(found: Claims) -> str:
-    """Where the spread of runs is acceptable and where critical: per cent of differing answers, categories against conditions."""
+    """Where the spread of runs is acceptable and where critical: per cent of differing answers,
+    categories against conditions.
+    """
     conditions = list(dict.fromkeys(row.condition for row in found.outlook))
     cells = {(row.shift, row.category, row.condition): row for row in found.outlook}
     lines = [["prompts", "number", *conditions]]
     for shift, category in dict.fromkeys((row.shift, row.category) for row in found.outlook):
         row = [cells.get((shift, category, condition)) for condition in conditions]
         said = [
-            Markdown("-" if one is None else f"{number(one.differ.value, '%')} {limits(one.differ, '%')} {markdown(one.zone)}")
+            Markdown(
+                "-"
+                if one is None
+                else f"{number(one.differ.value, '%')} {limits(one.differ, '%')} "
+                f"{markdown(one.zone)}"
+            )
             for one in row
         ]
         number_of = next(one.n_prompts for one in row if one)
-        lines.append([f"{shift}: {category}" if category else Markdown(f"**{markdown(shift)}**"), str(number_of), *said])
+        lines.append(
+            [
+                f"{shift}: {category}" if category else Markdown(f"**{markdown(shift)}**"),
+                str(number_of),
+                *said,
+            ]
+        )
     return as_markdown(lines)
 
 
 def conditions_table(results: Results) -> str:
-    """Every other condition, and every procedure on the first one's replicas, against single replicas of the first.
+    """Every other condition, and every procedure on the first one's replicas, against single
+    replicas of the first.
 
-    The steadiest on the last shift first. Price: of one run, in seconds of a core or of the device, as a multiple of the first one's.
+    The steadiest on the last shift first. Price: of one run, in seconds of a core or of the device,
+    as a multiple of the first one's.
     """
     first, shifts = results.conditions[0], results.shifts
     against = {
@@ -138,12 +239,23 @@ def conditions_table(results: Results) -> str:
         if c.baseline == first.name
     }
     against |= {
-        (f"{procedure.title}, K = {procedure.k}", cell.shift): (cell.ratio, cell.accuracy_change, None)
+        (f"{procedure.title}, K = {procedure.k}", cell.shift): (
+            cell.ratio,
+            cell.accuracy_change,
+            None,
+        )
         for procedure in first.procedures[1:]
         for cell in procedure.cells
         if not cell.category
     }
-    lines = [["against " + first.name, "N", *(f"ratio, {s}" for s in shifts), *(f"accuracy, {s} (points)" for s in shifts)]]
+    lines = [
+        [
+            "against " + first.name,
+            "N",
+            *(f"ratio, {s}" for s in shifts),
+            *(f"accuracy, {s} (points)" for s in shifts),
+        ]
+    ]
     lines[0] += [f"pairs differ, {shifts[-1]} (%)", "price"]
     for one in controls(results):
         pairs = [against.get((one.name, shift), (None, None, None)) for shift in shifts]
@@ -169,9 +281,15 @@ def _told(estimate: Estimate | None, unit: str = "", signed: bool = False) -> Ma
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", type=Path, nargs="+")
-    parser.add_argument("--conditions", action="store_true", help="compare them; results that begin with the same one are joined")
+    parser.add_argument(
+        "--conditions",
+        action="store_true",
+        help="compare them; results that begin with the same one are joined",
+    )
     options = parser.parse_args()
     if options.conditions:
         print(conditions_table(joined([load_results(path) for path in options.results])))
@@ -182,7 +300,11 @@ def main() -> None:
         found = load_claims(path)
         print(claims_table(found), matrix(found), sep="\n\n")
     else:
-        kinds = {"cases": merge_table, "workloads": train_table, "exponent_of_the_processor_seconds": scale_table}
+        kinds = {
+            "cases": merge_table,
+            "workloads": train_table,
+            "exponent_of_the_processor_seconds": scale_table,
+        }
         print(next((make for key, make in kinds.items() if key in results), table)(results))
 
 

@@ -4,17 +4,21 @@
     python benchmarks/train.py --workloads G-A G-B G-C --out benchmarks/results/train-gpu.json
     python benchmarks/train.py --workloads --campaign --out benchmarks/results/campaign-gpu.json
 
-Workloads C1 to C3 (random Llama-shaped bases, LoRA of rank 8 on all linear layers, dropout 0.05, clipping and schedule on) and the
-embedded default; on a GPU G-A to G-C, of the shape of Qwen2.5-0.5B with rank 16 (`--device cpu` runs them on a CPU, which takes hours).
-Peers: a plain peft loop in float32 and with bfloat16 autocast, the same compiled, peft under the Hugging Face Trainer, and
-torch.func.vmap over peft adapters. One thread each, or one GPU, where peers need not be deterministic; repeats are interleaved; figures
-are medians of milliseconds for one step of one replica, and tokens are real ones. `--cold` times fresh processes, `--cores` the faster
-loop and the stack in one process for every core, `--end-to-end` a replica of the embedded default from the shell: `ftk train-replicas`
-against a script with the Trainer. `--campaign` (G-D) trains 512 replicas of G-A's shape from the shell while the run is killed three
-times, and lets `ftk verify` train one stack again.
+Workloads C1 to C3 (random Llama-shaped bases, LoRA of rank 8 on all linear layers, dropout 0.05,
+clipping and schedule on) and the embedded default; on a GPU G-A to G-C, of the shape of
+Qwen2.5-0.5B with rank 16 (`--device cpu` runs them on a CPU, which takes hours). Peers: a plain
+peft loop in float32 and with bfloat16 autocast, the same compiled, peft under the Hugging Face
+Trainer, and torch.func.vmap over peft adapters. One thread each, or one GPU, where peers need not
+be deterministic; repeats are interleaved; figures are medians of milliseconds for one step of one
+replica, and tokens are real ones. `--cold` times fresh processes, `--cores` the faster loop and the
+stack in one process for every core, `--end-to-end` a replica of the embedded default from the
+shell: `ftk train-replicas` against a script with the Trainer. `--campaign` (G-D) trains 512
+replicas of G-A's shape from the shell while the run is killed three times, and lets `ftk verify`
+train one stack again.
 
-No ratio is printed before the gates hold in the same run. G1: gradients of one step and 20 losses equal those of the peft loop (float32).
-G2: a rerun and another order of replicas give the same bits. G3: a replica with NaN leaves the others' bits alone.
+No ratio is printed before the gates hold in the same run. G1: gradients of one step and 20 losses
+equal those of the peft loop (float32). G2: a rerun and another order of replicas give the same
+bits. G3: a replica with NaN leaves the others' bits alone.
 """
 
 import argparse
@@ -52,17 +56,19 @@ from transformers import (
 )
 
 from toolkit import environment, seeds
-from toolkit.base import EMBEDDED, fastest_dtype, load_base
 from toolkit.data import Example, encode_rows, read_rows
-from toolkit.plan import head_piece, plan_training
+from toolkit.model.base import EMBEDDED, fastest_dtype, load_base
+from toolkit.model.stack import stacked
 from toolkit.recipe import Condition
-from toolkit.stack import stacked
+from toolkit.recipe.schedule import head_piece, plan_training
 from toolkit.train import batch_rows, initial_factors, loop, train_stack
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A base, and rows of random tokens; `completion`: the share of them, at the end, that has a loss."""
+    """A base, and rows of random tokens; `completion`: the share of them, at the end, that has a
+    loss.
+    """
 
     hidden: int
     layers: int
@@ -93,11 +99,23 @@ GATED = 4
 def random_base(shape: Shape) -> PreTrainedModel:
     """A Llama or, with fewer key-value heads, a Qwen2 of this shape with random weights."""
     torch.manual_seed(0)
-    common = {"hidden_size": shape.hidden, "num_hidden_layers": shape.layers, "intermediate_size": shape.inner}
-    common |= {"vocab_size": shape.vocabulary, "num_attention_heads": shape.heads, "tie_word_embeddings": True}
+    common = {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "intermediate_size": shape.inner,
+    }
+    common |= {
+        "vocab_size": shape.vocabulary,
+        "num_attention_heads": shape.heads,
+        "tie_word_embeddings": True,
+    }
     if shape.kv_heads is None:
         return LlamaForCausalLM(LlamaConfig(**common, max_position_embeddings=shape.tokens)).eval()
-    return Qwen2ForCausalLM(Qwen2Config(**common, num_key_value_heads=shape.kv_heads, max_position_embeddings=shape.tokens)).eval()
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            **common, num_key_value_heads=shape.kv_heads, max_position_embeddings=shape.tokens
+        )
+    ).eval()
 
 
 class Workload:
@@ -113,14 +131,21 @@ class Workload:
             self.model = base.model
         else:
             shape = SHAPES[name]
-            self.condition = Condition(**common, rank=shape.rank, batch_size=shape.rows, lr=1e-3, dropout=0.05)
+            self.condition = Condition(
+                **common, rank=shape.rank, batch_size=shape.rows, lr=1e-3, dropout=0.05
+            )
             rng = np.random.default_rng(0)
             rows = [rng.integers(1, shape.vocabulary, shape.tokens).tolist() for _ in range(256)]
             prompt = max(1, round((1 - shape.completion) * shape.tokens))
             mask = [False] * prompt + [True] * (shape.tokens - prompt)
             self.examples = [Example(ids, mask, prompt, prompt="", completion="") for ids in rows]
-            self.model = random_base(shape).to(device, torch.bfloat16 if device == "cuda" else torch.float32)
-        lengths, targets = [len(e.ids) for e in self.examples], [sum(e.loss_mask[1:]) for e in self.examples]
+            self.model = random_base(shape).to(
+                device, torch.bfloat16 if device == "cuda" else torch.float32
+            )
+        lengths, targets = (
+            [len(e.ids) for e in self.examples],
+            [sum(e.loss_mask[1:]) for e in self.examples],
+        )
         plan = plan_training(self.condition, lengths, targets, stack=None, device=device)
         plan = replace(plan, piece=head_piece(plan, self.model.config.vocab_size, device))
         self.plan = replace(plan, steps=self.steps)  # the schedule of a short run, on every side
@@ -129,12 +154,19 @@ class Workload:
 
     def stack(self, dtype: torch.dtype, compiled: bool, **changes):
         """Seconds of one step of one replica, and what was trained."""
-        plan = replace(self.plan, compiled=compiled, **{k: v for k, v in changes.items() if k == "steps"})
+        plan = replace(
+            self.plan, compiled=compiled, **{k: v for k, v in changes.items() if k == "steps"}
+        )
         seeds_R = changes.get("seeds_R", self.seeds_R)
         model = copy.deepcopy(self.model).to(dtype)
         marks = [time.perf_counter()]
         trained = train_stack(
-            model, self.examples, changes.get("condition", self.condition), plan, seeds_R, on_step=lambda _: marks.append(self.now())
+            model,
+            self.examples,
+            changes.get("condition", self.condition),
+            plan,
+            seeds_R,
+            on_step=lambda _: marks.append(self.now()),
         )
         return statistics.median(np.diff(marks)[1:]) / len(seeds_R), trained
 
@@ -146,25 +178,48 @@ class Workload:
 
     def batch(self, step: int, seed: dict[str, int]):
         """Padded to the longest row of the batch, as a careful loop does."""
-        batch = [self.examples[i] for i in batch_rows(self.plan, seed["order"], step) if i < self.plan.rows]
+        batch = [
+            self.examples[i]
+            for i in batch_rows(self.plan, seed["order"], step)
+            if i < self.plan.rows
+        ]
         length = max(len(e.ids) for e in batch)
         ids = torch.tensor([[*e.ids, *[0] * (length - len(e.ids))] for e in batch])
         mask = torch.tensor([[1] * len(e.ids) + [0] * (length - len(e.ids)) for e in batch])
-        labels = [[t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)] + [-100] * (length - len(e.ids)) for e in batch]
+        labels = [
+            [t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)]
+            + [-100] * (length - len(e.ids))
+            for e in batch
+        ]
         return ids.to(self.device), mask.to(self.device), torch.tensor(labels, device=self.device)
 
     def adapted(self, dropout: float | None = None, dtype: torch.dtype | None = None):
-        """The base with one fresh peft adapter, the stack's first one. dtype: of the base, if not its own."""
+        """The base with one fresh peft adapter, the stack's first one. dtype: of the base, if not
+        its own.
+        """
         condition = self.condition
         config = LoraConfig(
-            r=condition.rank, lora_alpha=2 * condition.rank, target_modules="all-linear", task_type="CAUSAL_LM",
+            r=condition.rank,
+            lora_alpha=2 * condition.rank,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
             lora_dropout=condition.dropout if dropout is None else dropout,
-        )  # fmt: skip
+        )
         with stacked(self.model) as stack:
-            initial = initial_factors(stack, condition.rank, [self.seeds_R[0]["init"]], torch.float32, torch.device(self.device))
-        model = get_peft_model(copy.deepcopy(self.model).to(dtype or self.model.dtype), config).train()
+            initial = initial_factors(
+                stack,
+                condition.rank,
+                [self.seeds_R[0]["init"]],
+                torch.float32,
+                torch.device(self.device),
+            )
+        model = get_peft_model(
+            copy.deepcopy(self.model).to(dtype or self.model.dtype), config
+        ).train()
         for name, (A, _) in initial.items():
-            model.base_model.model.get_submodule(name).lora_A["default"].weight.data.copy_(A[0].detach())
+            model.base_model.model.get_submodule(name).lora_A["default"].weight.data.copy_(
+                A[0].detach()
+            )
         return model
 
     def loop(
@@ -179,20 +234,32 @@ class Workload:
         model = self.adapted(dropout, dtype)
         forward: Callable = torch.compile(model, dynamic=False) if compiled else model
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.condition.lr, weight_decay=0.0, fused=True)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=self.condition.lr, weight_decay=0.0, fused=True
+        )
         scheduler = get_scheduler("linear", optimizer, self.plan.warmup_steps, self.plan.steps)
         seconds, losses, first = [], [], {}
         for step in range(steps or self.steps):
             start = self.now()
             ids, mask, labels = self.batch(step, self.seeds_R[0])
-            if compiled and ids.shape[1] < self.plan.length:  # one shape, or it would compile for every length
+            if (
+                compiled and ids.shape[1] < self.plan.length
+            ):  # one shape, or it would compile for every length
                 pad = self.plan.length - ids.shape[1]
-                ids, mask, labels = F.pad(ids, (0, pad)), F.pad(mask, (0, pad)), F.pad(labels, (0, pad), value=-100)
+                ids, mask, labels = (
+                    F.pad(ids, (0, pad)),
+                    F.pad(mask, (0, pad)),
+                    F.pad(labels, (0, pad), value=-100),
+                )
             with torch.autocast(self.device, torch.bfloat16, enabled=autocast):
                 logits = forward(input_ids=ids, attention_mask=mask).logits
-            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            loss = F.cross_entropy(
+                logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+            )
             loss.backward()
-            first = first or {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            first = first or {
+                n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+            }
             clip_grad_norm_(parameters, self.condition.clip)
             optimizer.step()
             scheduler.step()
@@ -204,13 +271,24 @@ class Workload:
     def trainer(self):
         """peft under the Hugging Face Trainer: seconds of a step, from a whole run of `steps`."""
         ids, mask, labels = self.batch(0, self.seeds_R[0])
-        rows = [{"input_ids": i, "attention_mask": m, "labels": y} for i, m, y in zip(ids, mask, labels, strict=True)] * self.steps
+        rows = [
+            {"input_ids": i, "attention_mask": m, "labels": y}
+            for i, m, y in zip(ids, mask, labels, strict=True)
+        ] * self.steps
         with tempfile.TemporaryDirectory() as folder:
             asked = TrainingArguments(
-                output_dir=folder, per_device_train_batch_size=len(ids), max_steps=self.steps, learning_rate=self.condition.lr,
-                warmup_steps=self.plan.warmup_steps, report_to=[],
-                save_strategy="no", logging_strategy="no", use_cpu=self.device == "cpu", bf16=self.device == "cuda", disable_tqdm=True,
-            )  # fmt: skip
+                output_dir=folder,
+                per_device_train_batch_size=len(ids),
+                max_steps=self.steps,
+                learning_rate=self.condition.lr,
+                warmup_steps=self.plan.warmup_steps,
+                report_to=[],
+                save_strategy="no",
+                logging_strategy="no",
+                use_cpu=self.device == "cpu",
+                bf16=self.device == "cuda",
+                disable_tqdm=True,
+            )
             trainer = Trainer(model=self.adapted(), args=asked, train_dataset=rows)
             start = time.perf_counter()
             with contextlib.redirect_stdout(sys.stderr):
@@ -224,12 +302,22 @@ class Workload:
         names = [n for n, p in model.named_parameters() if p.requires_grad]
         R = self.plan.stack
         frozen = {n: p.detach() for n, p in model.named_parameters() if n not in names}
-        mine = {n: p.detach().expand(R, *p.shape).clone() for n, p in model.named_parameters() if n in names}
-        optimizer = torch.optim.AdamW(list(mine.values()), lr=self.condition.lr, weight_decay=0.0, fused=True)
+        mine = {
+            n: p.detach().expand(R, *p.shape).clone()
+            for n, p in model.named_parameters()
+            if n in names
+        }
+        optimizer = torch.optim.AdamW(
+            list(mine.values()), lr=self.condition.lr, weight_decay=0.0, fused=True
+        )
 
         def loss(own, ids, labels):
-            logits = torch.func.functional_call(model, {**frozen, **own}, (), {"input_ids": ids, "use_cache": False}).logits
-            return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            logits = torch.func.functional_call(
+                model, {**frozen, **own}, (), {"input_ids": ids, "use_cache": False}
+            ).logits
+            return F.cross_entropy(
+                logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+            )
 
         step = torch.func.vmap(torch.func.grad(loss))
         T, seconds = self.plan.length, []
@@ -250,16 +338,21 @@ class Workload:
 def gates(work: Workload, ways: list[tuple[torch.dtype, bool]]) -> dict:
     """G1 to G3; raises SystemExit where one fails."""
     found = {}
-    plain = work.condition.model_copy(update={"dropout": 0.0})  # peft draws other masks; with given masks the tests hold them equal
+    # peft draws other masks; with given masks the tests hold them equal
+    plain = work.condition.model_copy(update={"dropout": 0.0})
     steps = min(20, 2 * work.steps)
     _, theirs, _ = work.loop(steps=steps, dropout=0.0, dtype=torch.float32)
     few = work.seeds_R if work.device == "cpu" else work.seeds_R[:GATED]
-    for dtype, compiled in dict.fromkeys([*ways, *([] if work.device == "cpu" else [(torch.float32, False)])]):
+    for dtype, compiled in dict.fromkeys(
+        [*ways, *([] if work.device == "cpu" else [(torch.float32, False)])]
+    ):
         way = f"{str(dtype).removeprefix('torch.')}{', compiled' if compiled else ''}"
         _, trained = work.stack(dtype, compiled, condition=plain, steps=steps, seeds_R=few)
         gap = float(np.max(np.abs(trained.loss_SR[:, 0] / np.array(theirs) - 1)))
         if dtype == torch.float32 and gap > 1e-4:
-            raise SystemExit(f"G1 {work.name}, {way}: losses differ from the peft loop's by {gap:.1e}")
+            raise SystemExit(
+                f"G1 {work.name}, {way}: losses differ from the peft loop's by {gap:.1e}"
+            )
         found[way] = {"largest_relative_loss_gap": gap}
         if (dtype, compiled) not in ways:
             continue
@@ -271,7 +364,9 @@ def gates(work: Workload, ways: list[tuple[torch.dtype, bool]]) -> dict:
         same = all(
             torch.equal(x, y) and torch.equal(x, z.roll(1, 0))
             for name in one.factors
-            for x, y, z in zip(one.factors[name], again.factors[name], other.factors[name], strict=True)
+            for x, y, z in zip(
+                one.factors[name], again.factors[name], other.factors[name], strict=True
+            )
         )
         if not same:
             raise SystemExit(f"G2 {work.name}, {way}: a rerun or another order gave other bits")
@@ -294,7 +389,11 @@ def isolated(work: Workload, dtype: torch.dtype, compiled: bool, healthy) -> boo
     finally:
         loop.initial_weights = original
     others = [r for r in range(work.plan.stack) if r != 1]
-    kept = all(torch.equal(x[others], y[others]) for n in healthy.factors for x, y in zip(healthy.factors[n], sick.factors[n], strict=True))
+    kept = all(
+        torch.equal(x[others], y[others])
+        for n in healthy.factors
+        for x, y in zip(healthy.factors[n], sick.factors[n], strict=True)
+    )
     if not kept or sick.failed_step(1) != 0:
         raise SystemExit(f"G3 {work.name}: NaN of one replica reached another, or went unnoticed")
     return kept
@@ -319,7 +418,12 @@ def measure(name: str, repeats: int, vmap: bool, device: str) -> dict:
     fast = getattr(torch, fastest_dtype(work.model.config.hidden_size, device))
     on_cpu = [(torch.float32, False), (torch.float32, True), (fast, True), (torch.bfloat16, True)]
     ways = list(dict.fromkeys(on_cpu if device == "cpu" else [(fast, False), (fast, True)]))
-    ours = {f"stack {str(d).removeprefix('torch.')}{', compiled' if c else ''}": (lambda d=d, c=c: work.stack(d, c)[0]) for d, c in ways}
+    ours = {
+        f"stack {str(d).removeprefix('torch.')}{', compiled' if c else ''}": (
+            lambda d=d, c=c: work.stack(d, c)[0]
+        )
+        for d, c in ways
+    }
     peers = {
         "peft loop float32": lambda: work.loop(dtype=torch.float32)[0],
         "peft loop bfloat16 autocast": lambda: work.loop(autocast=True)[0],
@@ -345,9 +449,16 @@ def measure(name: str, repeats: int, vmap: bool, device: str) -> dict:
             if repeat:  # the first warms up and compiles
                 seconds[side].append(taken)
     times = {side: 1000 * statistics.median(s) for side, s in seconds.items() if s}
-    spread = {side: [1000 * float(np.quantile(s, q)) for q in (0.25, 0.75)] for side, s in seconds.items() if s}
+    spread = {
+        side: [1000 * float(np.quantile(s, q)) for q in (0.25, 0.75)]
+        for side, s in seconds.items()
+        if s
+    }
     chosen = f"stack {str(fast).removeprefix('torch.')}, compiled"
-    fastest = min((side for side in times if side.startswith("peft loop") and "compiled" not in side), key=times.__getitem__)
+    fastest = min(
+        (side for side in times if side.startswith("peft loop") and "compiled" not in side),
+        key=times.__getitem__,
+    )
     memory = {}
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -366,24 +477,54 @@ def measure(name: str, repeats: int, vmap: bool, device: str) -> dict:
         "chosen": chosen,
         "faster_loop": fastest,
         "ratio_to_faster_loop": times[fastest] / times[chosen],
-        "ratios": {peer: {own: times[peer] / times[own] for own in ours if own in times} for peer in peers if peer in times},
+        "ratios": {
+            peer: {own: times[peer] / times[own] for own in ours if own in times}
+            for peer in peers
+            if peer in times
+        },
         "real_tokens_per_second": work.tokens / times[chosen] * 1000,
     }
 
 
 def campaign(folder: Path, replicas: int = 512, kills: int = 3) -> dict:
-    """G-D: tokens per second of a whole run from the shell that is killed on the way, and whether a stack comes out the same again."""
+    """G-D: tokens per second of a whole run from the shell that is killed on the way, and whether a
+    stack comes out the same again.
+    """
     shape = SHAPES["G-A"]
     random_base(shape).to(torch.bfloat16).save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(EMBEDDED).save_pretrained(folder / "base")
     rows = [json.dumps(dict(row)) for row in read_rows("embedded")]
-    texts = [" ".join(json.loads(rows[(i + k) % len(rows)])["prompt"] for k in range(60)) for i in range(200)]  # longer than a row
+    # longer than a row
+    texts = [
+        " ".join(json.loads(rows[(i + k) % len(rows)])["prompt"] for k in range(60))
+        for i in range(200)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    condition = {"rank": shape.rank, "batch_size": shape.rows, "epochs": 2, "lr": 1e-4, "dropout": 0.05, "warmup": 10}
+    condition = {
+        "rank": shape.rank,
+        "batch_size": shape.rows,
+        "epochs": 2,
+        "lr": 1e-4,
+        "dropout": 0.05,
+        "warmup": 10,
+    }
     data = {"train": str(folder / "rows.jsonl"), "max_length": shape.tokens}
-    recipe = {"base": str(folder / "base"), "data": data, "replicas": replicas, "conditions": {"lora": condition}}
+    recipe = {
+        "base": str(folder / "base"),
+        "data": data,
+        "replicas": replicas,
+        "conditions": {"lora": condition},
+    }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    command = [sys.executable, "-m", "toolkit.cli", "train-replicas", str(folder / "recipe.yaml"), "--out", str(folder / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "toolkit.cli",
+        "train-replicas",
+        str(folder / "recipe.yaml"),
+        "--out",
+        str(folder / "run"),
+    ]
     start, killed = time.perf_counter(), 0
     while True:
         process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
@@ -400,7 +541,9 @@ def campaign(folder: Path, replicas: int = 512, kills: int = 3) -> dict:
     seconds = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"the run ended with {process.returncode}")
-    again = subprocess.run([*command[:3], "verify", str(folder / "run")], stdout=sys.stderr).returncode
+    again = subprocess.run(
+        [*command[:3], "verify", str(folder / "run")], stdout=sys.stderr
+    ).returncode
     plan = json.loads((folder / "run" / "lora" / "population.json").read_text())["plan"]
     tokens = replicas * plan["steps"] * plan["micro_batch"] * plan["length"]
     return {
@@ -429,7 +572,9 @@ def on_all_cores(name: str, side: str) -> float:
     context = multiprocessing.get_context("spawn")
     cores = environment.cores()
     barrier, queue = context.Barrier(cores), context.Queue()
-    workers = [context.Process(target=_core, args=(name, side, 10.0, barrier, queue)) for _ in range(cores)]
+    workers = [
+        context.Process(target=_core, args=(name, side, 10.0, barrier, queue)) for _ in range(cores)
+    ]
     for worker in workers:
         worker.start()
     found = [queue.get() for _ in workers]
@@ -439,14 +584,25 @@ def on_all_cores(name: str, side: str) -> float:
 
 
 def cold(name: str, loop: str) -> dict[str, float]:
-    """Wall seconds of a fresh process that imports, loads and takes the steps of a workload: the stack without and with compiled code on
-    disk (all replicas of a stack), and the loop (one replica)."""
+    """Wall seconds of a fresh process that imports, loads and takes the steps of a workload: the
+    stack without and with compiled code on disk (all replicas of a stack), and the loop (one
+    replica).
+    """
     found = {}
     with tempfile.TemporaryDirectory() as cache:
-        for label, side in (("stack, nothing compiled", "stack"), ("stack, compiled code on disk", "stack"), ("peft loop", loop)):
+        for label, side in (
+            ("stack, nothing compiled", "stack"),
+            ("stack, compiled code on disk", "stack"),
+            ("peft loop", loop),
+        ):
             start = time.perf_counter()
             command = [sys.executable, __file__, "--workloads", name, "--once", side]
-            subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache})
+            subprocess.run(
+                command,
+                check=True,
+                stdout=sys.stderr,
+                env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache},
+            )
             found[label] = time.perf_counter() - start
     return found
 
@@ -454,47 +610,103 @@ def cold(name: str, loop: str) -> dict[str, float]:
 def side_of(work: Workload, side: str) -> Callable[[], float]:
     """Seconds of a step of the stack as it is chosen for this machine, or of a plain loop."""
     fast = getattr(torch, fastest_dtype(work.model.config.hidden_size, "cpu"))
-    sides = {"stack": lambda: work.stack(fast, True)[0], "float32": lambda: work.loop()[0], "autocast": lambda: work.loop(autocast=True)[0]}
+    sides = {
+        "stack": lambda: work.stack(fast, True)[0],
+        "float32": lambda: work.loop()[0],
+        "autocast": lambda: work.loop(autocast=True)[0],
+    }
     return sides[side]
 
 
 def end_to_end(replicas: int = 64, theirs: int = 2) -> dict:
-    """Wall seconds of a replica of the embedded default, from the shell: start-up, training and saving."""
+    """Wall seconds of a replica of the embedded default, from the shell: start-up, training and
+    saving.
+    """
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
-        condition = {"rank": 8, "epochs": 2, "batch_size": 16, "lr": 1e-2, "warmup": 15, "clip": 1.0}
+        condition = {
+            "rank": 8,
+            "epochs": 2,
+            "batch_size": 16,
+            "lr": 1e-2,
+            "warmup": 15,
+            "clip": 1.0,
+        }
         recipe.write_text(
-            json.dumps({"base": "embedded", "data": {"train": "embedded"}, "replicas": replicas, "conditions": {"lora": condition}})
+            json.dumps(
+                {
+                    "base": "embedded",
+                    "data": {"train": "embedded"},
+                    "replicas": replicas,
+                    "conditions": {"lora": condition},
+                }
+            )
         )
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "toolkit.cli", "train-replicas", str(recipe), "--out", f"{folder}/run"], check=True, stdout=sys.stderr
+            [
+                sys.executable,
+                "-m",
+                "toolkit.cli",
+                "train-replicas",
+                str(recipe),
+                "--out",
+                f"{folder}/run",
+            ],
+            check=True,
+            stdout=sys.stderr,
         )
         ours = (time.perf_counter() - start) / replicas
         start = time.perf_counter()
         for seed in range(theirs):
             script = Path(__file__).with_name("trainer_script.py")
             subprocess.run(
-                [sys.executable, str(script), "--seed", str(seed), "--out", f"{folder}/trainer-{seed}"], check=True, stdout=sys.stderr
+                [
+                    sys.executable,
+                    str(script),
+                    "--seed",
+                    str(seed),
+                    "--out",
+                    f"{folder}/trainer-{seed}",
+                ],
+                check=True,
+                stdout=sys.stderr,
             )
         peer = (time.perf_counter() - start) / theirs
-    return {"replicas": replicas, "ftk_seconds_a_replica": ours, "trainer_seconds_a_replica": peer, "ratio": peer / ours}
+    return {
+        "replicas": replicas,
+        "ftk_seconds_a_replica": ours,
+        "trainer_seconds_a_replica": peer,
+        "ratio": peer / ours,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads", nargs="*", default=["C1", "C2", "C3", "embedded"], choices=STEPS)
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda for G-A to G-C, cpu for the others")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--workloads", nargs="*", default=["C1", "C2", "C3", "embedded"], choices=STEPS
+    )
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="default: cuda for G-A to G-C, cpu for the others"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--vmap", action="store_true", help="torch.func.vmap, too")
     parser.add_argument("--cores", action="store_true", help="one process for every core, too")
-    parser.add_argument("--cold", action="store_true", help="fresh processes, too: what the first stack waits for")
+    parser.add_argument(
+        "--cold", action="store_true", help="fresh processes, too: what the first stack waits for"
+    )
     parser.add_argument("--once", choices=["stack", "float32", "autocast"], help=argparse.SUPPRESS)
     parser.add_argument("--end-to-end", action="store_true")
     parser.add_argument("--campaign", action="store_true", help="G-D")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    usual = "cuda" if arguments.campaign or any(name.startswith("G-") for name in arguments.workloads) else "cpu"
+    usual = (
+        "cuda"
+        if arguments.campaign or any(name.startswith("G-") for name in arguments.workloads)
+        else "cpu"
+    )
     try:
         device = environment.resolve_device(arguments.device or usual)
     except ValueError as error:
@@ -507,14 +719,20 @@ def main() -> None:
     result: dict = {"benchmark": f"stacked training against peft, {where}", "workloads": {}}
     for name in arguments.workloads:
         result["workloads"][name] = measure(name, arguments.repeats, arguments.vmap, device)
-        print(name, json.dumps(result["workloads"][name]["milliseconds_of_a_replica_step"]), flush=True)
+        print(
+            name,
+            json.dumps(result["workloads"][name]["milliseconds_of_a_replica_step"]),
+            flush=True,
+        )
         faster = "autocast" if "autocast" in result["workloads"][name]["faster_loop"] else "float32"
         if arguments.cold:
             result["workloads"][name]["seconds_of_a_fresh_process"] = cold(name, faster)
         if arguments.cores:
             whole = {side: on_all_cores(name, side) for side in ("stack", faster)}
             result["workloads"][name]["replica_steps_per_second_on_all_cores"] = whole
-            result["workloads"][name]["ratio_on_all_cores"] = whole.pop("stack") / next(iter(whole.values()))
+            result["workloads"][name]["ratio_on_all_cores"] = whole.pop("stack") / next(
+                iter(whole.values())
+            )
     if arguments.end_to_end:
         result["end_to_end"] = end_to_end()
     if arguments.campaign:

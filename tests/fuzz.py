@@ -1,8 +1,11 @@
-"""Broken and hostile inputs for every command that reads a file; `python tests/fuzz.py --inputs 2000 --seed 0` prints what was tried.
+"""Broken and hostile inputs for every command that reads a file; `python tests/fuzz.py --inputs
+2000 --seed 0` prints what was tried.
 
-A case is a folder with files and a command line. A `Fleet` of processes that have loaded everything once forks a child for each case, on
-a clock of the processor and under a ceiling of memory. Right is an exit code from 0 to 3 with at most one line of error, no traceback
-(neither printed nor in a file of the last handler), no markup that is alive in a report and no control sequence on the terminal.
+A case is a folder with files and a command line. A `Fleet` of processes that have loaded everything
+once forks a child for each case, on a clock of the processor and under a ceiling of memory. Right
+is an exit code from 0 to 3 with at most one line of error, no traceback (neither printed nor in a
+file of the last handler), no markup that is alive in a report and no control sequence on the
+terminal.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ BYTES = 2 << 30
 ALIVE = "<zz9"
 """begins markup that must never be alive"""
 
-# -- values that hurt ---------------------------------------------------------------------------------------------------
+# -- values that hurt -----------------------------------------------------------------------------
 
 TEXTS = [
     "",
@@ -118,12 +121,18 @@ def any_value(rng: random.Random) -> Any:
     return deep(rng.choice([5, 70, 400]), rng.choice(["list", "dict"]))
 
 
-# -- mutations of structure, of text, of bytes, of files ------------------------------------------------------------------
+# -- mutations of structure, of text, of bytes, of files -----------------------------------------
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = [path] if path else []
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         if len(found) < 3000:
             found += places(item, (*path, key))
@@ -144,16 +153,32 @@ def mutated(value: Any, rng: random.Random) -> Any:
     if how == 0:
         del home[last]
     elif how == 1 and isinstance(home, dict):
-        home[rng.choice([str(last).upper(), f"{last}_", "", "__proto__", *TEXTS[:14]])] = home.pop(last)
+        home[rng.choice([str(last).upper(), f"{last}_", "", "__proto__", *TEXTS[:14]])] = home.pop(
+            last
+        )
     elif how == 2 and isinstance(home, list):
         home += [home[last]] * rng.choice([1, 2, 500])
     elif how == 3 and isinstance(home, dict):
         home[rng.choice(TEXTS)] = any_value(rng)
     elif how == 4 and isinstance(home[last], int | float):
-        home[last] = rng.choice([-home[last], home[last] * 10**9, home[last] + 1, home[last] - 1, str(home[last]), [home[last]]])
+        home[last] = rng.choice(
+            [
+                -home[last],
+                home[last] * 10**9,
+                home[last] + 1,
+                home[last] - 1,
+                str(home[last]),
+                [home[last]],
+            ]
+        )
     elif how == 5 and isinstance(home[last], str):
         home[last] = rng.choice(
-            [home[last][: len(home[last]) // 2], home[last] * 50, home[last].swapcase(), home[last] + rng.choice(TEXTS)]
+            [
+                home[last][: len(home[last]) // 2],
+                home[last] * 50,
+                home[last].swapcase(),
+                home[last] + rng.choice(TEXTS),
+            ]
         )
     elif how == 6:
         home[last] = [home[last]] if rng.random() < 0.5 else {"x": home[last]}
@@ -169,7 +194,12 @@ def as_json(value: Any, rng: random.Random) -> bytes:
     return text.encode()
 
 
-LAUGHS = "\n".join([f"l0: &l0 [{', '.join('x' * 9)}]", *(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 10))])
+LAUGHS = "\n".join(
+    [
+        f"l0: &l0 [{', '.join('x' * 9)}]",
+        *(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 10)),
+    ]
+)
 SNIPPETS = [
     "\n- ",
     "\n\t",
@@ -216,7 +246,19 @@ def broken_text(data: bytes, rng: random.Random) -> bytes:
     elif how == 3:
         text = text[:at] + rng.choice(TEXTS) + text[until:]
     else:
-        text = text.replace(*rng.choice([(":", ""), ("\n", "\r"), ('"', ""), (",", ";"), ("}", ""), ("1", "1e400"), ("-", "–")]))
+        text = text.replace(
+            *rng.choice(
+                [
+                    (":", ""),
+                    ("\n", "\r"),
+                    ('"', ""),
+                    (",", ";"),
+                    ("}", ""),
+                    ("1", "1e400"),
+                    ("-", "–"),
+                ]
+            )
+        )
     return text.encode(errors="surrogatepass")
 
 
@@ -231,10 +273,14 @@ def broken_bytes(data: bytes, rng: random.Random) -> bytes:
             data.decode(errors="replace").encode("utf-16"),
             data.decode(errors="replace").encode("latin-1", errors="replace"),
             data + data,
-            data[:at] + bytes(rng.randrange(256) for _ in range(rng.choice([1, 8, 100]))) + data[at:],
+            data[:at]
+            + bytes(rng.randrange(256) for _ in range(rng.choice([1, 8, 100])))
+            + data[at:],
             bytes(rng.randrange(256) for _ in range(200)),
             data[:at] + b"\0" * 16 + data[at:],
-            data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :] if at < len(data) else b"\0",
+            data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+            if at < len(data)
+            else b"\0",
             b"\x1f\x8b" + data,
             b"PK\x03\x04" + data,
         ]
@@ -289,9 +335,12 @@ def break_any(path: Path, data: bytes, rng: random.Random) -> None:
         broken_file(path, rng)
 
 
-# -- what is whole --------------------------------------------------------------------------------------------------------
+# -- what is whole -------------------------------------------------------------------------------
 
-ROWS = [{"prompt": f"count to {i}", "completion": f" {' '.join(map(str, range(i)))}"} for i in range(1, 9)]
+ROWS = [
+    {"prompt": f"count to {i}", "completion": f" {' '.join(map(str, range(i)))}"}
+    for i in range(1, 9)
+]
 CHAT = [
     {
         "messages": [
@@ -317,18 +366,48 @@ SUITE = [
 RECIPE: dict[str, Any] = {
     "name": "fuzz",
     "base": "embedded",
-    "data": {"train": "train.jsonl", "suites": {"typical": "suite.jsonl"}, "format": "auto", "max_length": 64},
+    "data": {
+        "train": "train.jsonl",
+        "suites": {"typical": "suite.jsonl"},
+        "format": "auto",
+        "max_length": 64,
+    },
     "seed": 1,
     "replicas": 4,
     "vary": ["init", "order"],
     "stack": 4,
     "conditions": {
-        "lora": {"epochs": 1, "rank": 2, "batch_size": 4, "lr": 0.005, "snapshots": {"count": 2, "save": True}, "averages": ["swa"]},
+        "lora": {
+            "epochs": 1,
+            "rank": 2,
+            "batch_size": 4,
+            "lr": 0.005,
+            "snapshots": {"count": 2, "save": True},
+            "averages": ["swa"],
+        },
         "half": {"from": "lora", "lr": 0.001, "targets": ["q_proj"]},
     },
-    "mitigations": [{"merge": "mean", "k": 2}, {"merge": "ties", "k": 2, "density": 0.5}, {"ensemble": "vote", "k": 2}],
-    "evaluation": {"max_new_tokens": 2, "answer": "text", "top_k": 3, "choices": ["1", "2"], "token_scores": True},
-    "criteria": [{"name": "steady", "suite": "typical", "category": "odd", "statistic": "disagreement", "limit": 0.1}],
+    "mitigations": [
+        {"merge": "mean", "k": 2},
+        {"merge": "ties", "k": 2, "density": 0.5},
+        {"ensemble": "vote", "k": 2},
+    ],
+    "evaluation": {
+        "max_new_tokens": 2,
+        "answer": "text",
+        "top_k": 3,
+        "choices": ["1", "2"],
+        "token_scores": True,
+    },
+    "criteria": [
+        {
+            "name": "steady",
+            "suite": "typical",
+            "category": "odd",
+            "statistic": "disagreement",
+            "limit": 0.1,
+        }
+    ],
     "thresholds": {"acceptable": 0.05, "critical": 0.2, "categories": {"odd": {"critical": 0.5}}},
     "level": 0.95,
 }
@@ -343,12 +422,20 @@ CLAIMS = {
             "prompts": "typical",
             "range": [0.1, 0.2],
         },
-        {"name": "two", "says": "files differ", "about": {"condition": "lora"}, "quantity": "files"},
+        {
+            "name": "two",
+            "says": "files differ",
+            "about": {"condition": "lora"},
+            "quantity": "files",
+        },
     ]
 }
 MERGEKIT = {
     "merge_method": "ties",
-    "models": [{"model": f"base+lora/replicas/0000{i}", "parameters": {"weight": 1.0, "density": 0.5}} for i in range(2)],
+    "models": [
+        {"model": f"base+lora/replicas/0000{i}", "parameters": {"weight": 1.0, "density": 0.5}}
+        for i in range(2)
+    ],
     "parameters": {"normalize": True},
     "dtype": "float32",
 }
@@ -377,11 +464,18 @@ def lines(rows: list[Any]) -> bytes:
 
 def csv_of(rows: list[dict[str, Any]]) -> bytes:
     names = list(rows[0])
-    return "\n".join([",".join(names), *(",".join(f'"{row[name]}"' for name in names) for row in rows)]).encode() + b"\n"
+    return (
+        "\n".join(
+            [",".join(names), *(",".join(f'"{row[name]}"' for name in names) for row in rows)]
+        ).encode()
+        + b"\n"
+    )
 
 
 def template(folder: Path) -> Path:
-    """A run, limits and predictions that are whole, made once. Raises RuntimeError where ftk cannot make them."""
+    """A run, limits and predictions that are whole, made once. Raises RuntimeError where ftk cannot
+    make them.
+    """
     if (folder / "limits.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -405,7 +499,7 @@ def template(folder: Path) -> Path:
     return folder
 
 
-# -- cases: folder and random numbers in, command line out ----------------------------------------------------------------
+# -- cases: folder and random numbers in, command line out ---------------------------------------
 
 Case = Callable[[Path, Path, random.Random], list[str]]
 
@@ -441,7 +535,11 @@ def rows_of(rows: list[dict[str, Any]], path: Path, rng: random.Random) -> Path:
         flat = rows
         if rng.random() < 0.9:
             changed = mutated(rows, rng) if rng.random() < 0.5 else rows
-            flat = [row for row in changed if isinstance(row, dict)] if isinstance(changed, list) else []
+            flat = (
+                [row for row in changed if isinstance(row, dict)]
+                if isinstance(changed, list)
+                else []
+            )
         try:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), path)
         except (pyarrow.ArrowException, OverflowError, UnicodeError, TypeError):
@@ -452,7 +550,11 @@ def rows_of(rows: list[dict[str, Any]], path: Path, rng: random.Random) -> Path:
         break_any(path, path.read_bytes(), rng)
     elif rng.random() < 0.7:
         changed = mutated(rows, rng)
-        path.write_bytes(lines(changed) if kind == "jsonl" and isinstance(changed, list) else as_json(changed, rng))
+        path.write_bytes(
+            lines(changed)
+            if kind == "jsonl" and isinstance(changed, list)
+            else as_json(changed, rng)
+        )
     else:
         path.write_bytes(lines(rows))
         break_any(path, path.read_bytes(), rng)
@@ -461,15 +563,23 @@ def rows_of(rows: list[dict[str, Any]], path: Path, rng: random.Random) -> Path:
 
 def train_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:
     os.link(whole / "suite.jsonl", folder / "suite.jsonl")
-    path = rows_of(rng.choice([ROWS, CHAT, ALPACA, [{"text": f"text {i}"} for i in range(5)]]), folder / "train", rng)
-    (folder / "recipe.yaml").write_text(json.dumps(RECIPE | {"data": RECIPE["data"] | {"train": path.name}}))
+    path = rows_of(
+        rng.choice([ROWS, CHAT, ALPACA, [{"text": f"text {i}"} for i in range(5)]]),
+        folder / "train",
+        rng,
+    )
+    (folder / "recipe.yaml").write_text(
+        json.dumps(RECIPE | {"data": RECIPE["data"] | {"train": path.name}})
+    )
     return ["check", "recipe.yaml", "--no-probe"]
 
 
 def suite_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:
     os.link(whole / "train.jsonl", folder / "train.jsonl")
     path = rows_of(SUITE, folder / "suite", rng)
-    (folder / "recipe.yaml").write_text(json.dumps(RECIPE | {"data": RECIPE["data"] | {"suites": {"typical": path.name}}}))
+    (folder / "recipe.yaml").write_text(
+        json.dumps(RECIPE | {"data": RECIPE["data"] | {"suites": {"typical": path.name}}})
+    )
     return ["check", "recipe.yaml", "--no-probe"]
 
 
@@ -512,7 +622,13 @@ def predictions_case(folder: Path, whole: Path, rng: random.Random) -> list[str]
         path = folder / "preds.jsonl"
     elif rng.random() < 0.1:
         many = [
-            {"replica": r, "prompt": f"p{i}", "output": str((i * r) % 3), "reference": "1", "category": f"c{i}"}
+            {
+                "replica": r,
+                "prompt": f"p{i}",
+                "output": str((i * r) % 3),
+                "reference": "1",
+                "category": f"c{i}",
+            }
             for i in range(1500)
             for r in range(2)
         ]
@@ -520,13 +636,25 @@ def predictions_case(folder: Path, whole: Path, rng: random.Random) -> list[str]
         path.write_bytes(lines(many))
     else:
         path = rows_of(rows, folder / "preds", rng)
-    more = rng.choice([[], ["--same", rng.choice(RULES)], ["--baseline", rng.choice(["b", "", "\x1b[2J"])], ["--paired"], ["--json"]])
+    more = rng.choice(
+        [
+            [],
+            ["--same", rng.choice(RULES)],
+            ["--baseline", rng.choice(["b", "", "\x1b[2J"])],
+            ["--paired"],
+            ["--json"],
+        ]
+    )
     return ["measure", path.name, "--out", "out", *more]
 
 
 def factors_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:
-    (folder / "preds.jsonl").write_bytes(lines([{k: v for k, v in row.items() if k != "condition"} for row in predictions(4)[:24]]))
-    path = rows_of([{"replica": r, "init": r // 2, "order": r % 2} for r in range(4)], folder / "factors", rng)
+    (folder / "preds.jsonl").write_bytes(
+        lines([{k: v for k, v in row.items() if k != "condition"} for row in predictions(4)[:24]])
+    )
+    path = rows_of(
+        [{"replica": r, "init": r // 2, "order": r % 2} for r in range(4)], folder / "factors", rng
+    )
     return ["measure", "preds.jsonl", "--out", "out", "--factors", path.name]
 
 
@@ -554,26 +682,59 @@ def broken_header(data: bytes, rng: random.Random) -> bytes:
 
 def adapter_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:
     for r in range(2):
-        shutil.copytree(whole / "run" / "lora" / "replicas" / f"0000{r}", folder / f"r{r}", copy_function=os.link)
-    config, weights = folder / "r0" / "adapter_config.json", folder / "r0" / "adapter_model.safetensors"
+        shutil.copytree(
+            whole / "run" / "lora" / "replicas" / f"0000{r}",
+            folder / f"r{r}",
+            copy_function=os.link,
+        )
+    config, weights = (
+        folder / "r0" / "adapter_config.json",
+        folder / "r0" / "adapter_model.safetensors",
+    )
     how = rng.randrange(6)
     if how < 2:
         break_json(config, rng)
     elif how == 2:
         known = json.loads(config.read_bytes())
-        pattern = rng.choice(["(a+)+$", "(.*)*x", "(" * 500, "model.(layers|x)*.*.(.*)*", "q_proj", "", "[", "a{99999}"])
-        known[rng.choice(["alpha_pattern", "rank_pattern"])] = {pattern: rng.choice([2, 4, "x", 1e400, -1, None])}
+        pattern = rng.choice(
+            [
+                "(a+)+$",
+                "(.*)*x",
+                "(" * 500,
+                "model.(layers|x)*.*.(.*)*",
+                "q_proj",
+                "",
+                "[",
+                "a{99999}",
+            ]
+        )
+        known[rng.choice(["alpha_pattern", "rank_pattern"])] = {
+            pattern: rng.choice([2, 4, "x", 1e400, -1, None])
+        }
         if rng.random() < 0.3:
             known["target_modules"] = pattern
         write(config, json.dumps(known).encode())
     elif how < 5:
-        write(weights, broken_header(weights.read_bytes(), rng) if rng.random() < 0.7 else broken_bytes(weights.read_bytes(), rng))
+        write(
+            weights,
+            broken_header(weights.read_bytes(), rng)
+            if rng.random() < 0.7
+            else broken_bytes(weights.read_bytes(), rng),
+        )
     else:
         broken_file(rng.choice([config, weights]), rng)
     return rng.choice(
         [
             ["check-adapter", "r0"],
-            ["merge", "r0", "r1", "--method", rng.choice(["mean", "ties", "karcher"]), "--out", "merged"],
+            [
+                "merge",
+                "r0",
+                "r1",
+                "--method",
+                rng.choice(["mean", "ties", "karcher"]),
+                "--out",
+                "merged",
+            ],
             ["modules", "r0", "r1"],
         ]
     )
@@ -586,13 +747,29 @@ RUN_COMMANDS: list[tuple[list[str], list[str]]] = [
     (["report", "run"], ["results.json", "claims.json"]),
     (["plan", "run"], ["design.json", "recipe.yaml", "outcomes", "results.json"]),
     (["plan", "run/results.json"], ["results.json"]),
-    (["claims", "run"], [*OF_OUTCOMES, "results.json", "lora/population.json", "lora/replicas/00000/replica.json"]),
+    (
+        ["claims", "run"],
+        [*OF_OUTCOMES, "results.json", "lora/population.json", "lora/replicas/00000/replica.json"],
+    ),
     (["card", "run"], ["results.json"]),
-    (["card", f"run/{MERGED}"], [f"{MERGED}/merge.json", "results.json", f"{MERGED}/adapter_config.json"]),
+    (
+        ["card", f"run/{MERGED}"],
+        [f"{MERGED}/merge.json", "results.json", f"{MERGED}/adapter_config.json"],
+    ),
     (["gate", "run", "--save", "l.json"], OF_OUTCOMES),
-    (["modules", "run/lora"], ["lora/replicas/00000/replica.json", "lora/replicas/00000/adapter_config.json", "lora/population.json"]),
+    (
+        ["modules", "run/lora"],
+        [
+            "lora/replicas/00000/replica.json",
+            "lora/replicas/00000/adapter_config.json",
+            "lora/population.json",
+        ],
+    ),
     (["measure", "run", "run2"], [*OF_OUTCOMES, "lora/replicas/00000/replica.json"]),
-    (["train-replicas", "run/recipe.yaml", "--out", "run", "--workers", "1"], ["recipe.yaml", "lora/population.json"]),
+    (
+        ["train-replicas", "run/recipe.yaml", "--out", "run", "--workers", "1"],
+        ["recipe.yaml", "lora/population.json"],
+    ),
 ]
 """a command, and the files of a run that it reads"""
 
@@ -631,7 +808,11 @@ def claims_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:
 
 def mergekit_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:
     for r in range(2):
-        shutil.copytree(whole / "run" / "lora" / "replicas" / f"0000{r}", folder / "lora" / "replicas" / f"0000{r}", copy_function=os.link)
+        shutil.copytree(
+            whole / "run" / "lora" / "replicas" / f"0000{r}",
+            folder / "lora" / "replicas" / f"0000{r}",
+            copy_function=os.link,
+        )
     yaml_case(MERGEKIT, folder / "merge.yaml", rng)
     return [
         "merge",
@@ -647,7 +828,16 @@ def shell_case(folder: Path, whole: Path, rng: random.Random) -> list[str]:
     """Whole files, and words on the command line that are not."""
     os.link(whole / "preds.jsonl", folder / "preds.jsonl")
     link_run(whole, folder)
-    word = rng.choice([text for text in TEXTS if "\0" not in text and len(text) < 400 and "\ud800" not in text and "\udfff" not in text])
+    word = rng.choice(
+        [
+            text
+            for text in TEXTS
+            if "\0" not in text
+            and len(text) < 400
+            and "\ud800" not in text
+            and "\udfff" not in text
+        ]
+    )
     return rng.choice(
         [
             ["measure", word],
@@ -685,7 +875,7 @@ KINDS: dict[str, tuple[Case, int]] = {
 """name -> how a case is made, and how often beside the others"""
 
 
-# -- one process that has loaded everything, and a child of it for each case ------------------------------------------------
+# -- one process that has loaded everything, and a child of it for each case ---------------------
 
 
 @dataclass(frozen=True)
@@ -701,7 +891,9 @@ class Answer:
 
 
 def serve() -> None:
-    """Read cases as lines of JSON, answer with lines of JSON; the child that runs one dies with it."""
+    """Read cases as lines of JSON, answer with lines of JSON; the child that runs one dies with
+    it.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -711,14 +903,17 @@ def serve() -> None:
     import pyarrow
     import pyarrow.json
 
-    from toolkit import charts, cli, compatibility, external, gating, measure, planning, precision, preview, report, run_table  # noqa: F401
-    from toolkit.base import load_base
-    from toolkit.claims import hold_claims  # noqa: F401
+    from toolkit import cli
+    from toolkit.measure import run as measure  # noqa: F401
+    from toolkit.measure.claims import hold_claims  # noqa: F401
+    from toolkit.model.base import load_base
+    from toolkit.report import charts
 
     load_base("embedded", "float32", "cpu")
     pyarrow.array(["what it loads at the first use"])
     charts._svg(lambda figure: figure.subplots().set_title("fonts"), 100, 100, "a chart")
-    gc.freeze()  # a child that looks for garbage need not look at, and copy, all that is loaded here
+    # a child that looks for garbage need not look at, and copy, all that is loaded here
+    gc.freeze()
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -735,7 +930,16 @@ def serve() -> None:
                 os.kill(child, signal.SIGKILL)
             time.sleep(0.005)
         code = os.waitstatus_to_exitcode(status)
-        print(json.dumps({"code": code, "seconds": usage.ru_utime + usage.ru_stime, "bytes": usage.ru_maxrss * 1024}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "code": code,
+                    "seconds": usage.ru_utime + usage.ru_stime,
+                    "bytes": usage.ru_maxrss * 1024,
+                }
+            ),
+            flush=True,
+        )
 
 
 def _work(main: Any, folder: Path, arguments: list[str]) -> None:
@@ -771,9 +975,17 @@ class Server:
     """A process that runs cases one after the other."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__, "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         assert self.process.stdout and "ready" in self.process.stdout.readline()
 
@@ -798,20 +1010,31 @@ class Server:
 
 
 def _judged(folder: Path, told: dict[str, Any]) -> Answer:
-    out, err = ((folder / name).read_bytes() if (folder / name).is_file() else b"" for name in (".stdout", ".stderr"))
+    out, err = (
+        (folder / name).read_bytes() if (folder / name).is_file() else b""
+        for name in (".stdout", ".stderr")
+    )
     stdout, stderr = out.decode(errors="replace"), err.decode(errors="replace")
     faults = []
     if told["code"] not in (0, 1, 2, 3):
         faults.append(f"exit code {told['code']}")
     if "Traceback" in stderr or any(folder.glob("ftk-error-*")):
         faults.append("traceback")
-    if sum(line.startswith("ftk: ") for line in stderr.splitlines()) > 1 or told["code"] in (1, 2) and len(stderr.splitlines()) != 1:
+    if (
+        sum(line.startswith("ftk: ") for line in stderr.splitlines()) > 1
+        or told["code"] in (1, 2)
+        and len(stderr.splitlines()) != 1
+    ):
         faults.append(f"{len(stderr.splitlines())} lines of error")
     if told["seconds"] > SECONDS:
         faults.append("slow")
     if told["bytes"] > BYTES:
         faults.append("memory")
-    if any(ALIVE in path.read_text(errors="replace") for path in folder.glob("**/report.html") if path.is_file()):
+    if any(
+        ALIVE in path.read_text(errors="replace")
+        for path in folder.glob("**/report.html")
+        if path.is_file()
+    ):
         faults.append("markup")
     if any(ord(sign) < 32 and sign not in "\n\t" for sign in stdout + stderr):
         faults.append("control sequence")
@@ -824,7 +1047,7 @@ def made(kind: str, folder: Path, whole: Path, rng: random.Random) -> list[str]:
     return KINDS[kind][0](folder, whole, rng)
 
 
-# -- the command ------------------------------------------------------------------------------------------------------------
+# -- the command ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -838,10 +1061,18 @@ class Tried:
 
 
 def campaign(
-    inputs: int, seed: int, *, servers: int = 2, only: str | None = None, keep: Path | None = None, whole: Path | None = None
+    inputs: int,
+    seed: int,
+    *,
+    servers: int = 2,
+    only: str | None = None,
+    keep: Path | None = None,
+    whole: Path | None = None,
 ) -> dict[str, Any]:
     """Try so many inputs; each depends on the seed and its number alone."""
-    kinds = [name for name, (_, often) in KINDS.items() for _ in range(often) if only in (None, name)]
+    kinds = [
+        name for name, (_, often) in KINDS.items() for _ in range(often) if only in (None, name)
+    ]
     tried: dict[str, Tried] = defaultdict(Tried)
     codes: dict[str, Counter[int]] = defaultdict(Counter)
     wrong: list[dict[str, Any]] = []
@@ -855,15 +1086,25 @@ def campaign(
             answer = fleet[at].answer(folder)
             found = tried[kind]
             found.inputs += 1
-            found.slowest, found.peak_bytes = max(found.slowest, answer.seconds), max(found.peak_bytes, answer.bytes)
+            found.slowest, found.peak_bytes = (
+                max(found.slowest, answer.seconds),
+                max(found.peak_bytes, answer.bytes),
+            )
             codes[kind][answer.code] += 1
             if answer.faults:
                 found.faults += 1
                 wrong.append(
-                    {"input": number, "kind": kind, "arguments": arguments, "faults": answer.faults, "stderr": answer.stderr[-600:]}
+                    {
+                        "input": number,
+                        "kind": kind,
+                        "arguments": arguments,
+                        "faults": answer.faults,
+                        "stderr": answer.stderr[-600:],
+                    }
                 )
                 print(
-                    f"{number} {kind} {arguments}: {', '.join(answer.faults)}: {answer.stderr.strip()[-200:]!r}",
+                    f"{number} {kind} {arguments}: {', '.join(answer.faults)}: "
+                    f"{answer.stderr.strip()[-200:]!r}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -890,7 +1131,10 @@ def campaign(
     return {
         "inputs": inputs,
         "seed": seed,
-        "kinds": {kind: asdict(tried[kind]) | {"codes": dict(sorted(codes[kind].items()))} for kind in sorted(tried)},
+        "kinds": {
+            kind: asdict(tried[kind]) | {"codes": dict(sorted(codes[kind].items()))}
+            for kind in sorted(tried)
+        },
         "slowest_seconds": max((t.slowest for t in tried.values()), default=0.0),
         "peak_bytes": max((t.peak_bytes for t in tried.values()), default=0),
         "faults": wrong,
@@ -904,19 +1148,29 @@ def main() -> None:
     parser.add_argument("--servers", type=int, default=2)
     parser.add_argument("--only", choices=[*KINDS])
     parser.add_argument("--keep", type=Path, help="folder that keeps the inputs with faults")
-    parser.add_argument("--whole", type=Path, help="folder that keeps the run that inputs are made from")
+    parser.add_argument(
+        "--whole", type=Path, help="folder that keeps the run that inputs are made from"
+    )
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.serve:
         serve()
         return
     found = campaign(
-        asked.inputs, asked.seed, servers=asked.servers, only=asked.only, keep=asked.keep, whole=asked.whole and asked.whole.resolve()
+        asked.inputs,
+        asked.seed,
+        servers=asked.servers,
+        only=asked.only,
+        keep=asked.keep,
+        whole=asked.whole and asked.whole.resolve(),
     )
     print(f"{'kind':<15}{'inputs':>7}  {'exit codes':<32}{'slowest':>8}{'peak':>10}{'faults':>8}")
     for kind, row in found["kinds"].items():
         told = ", ".join(f"{code}: {count}" for code, count in row["codes"].items())
-        print(f"{kind:<15}{row['inputs']:>7}  {told:<32}{row['slowest']:>6.1f} s{row['peak_bytes'] / 2**20:>6.0f} MiB{row['faults']:>8}")
+        print(
+            f"{kind:<15}{row['inputs']:>7}  {told:<32}{row['slowest']:>6.1f} "
+            f"s{row['peak_bytes'] / 2**20:>6.0f} MiB{row['faults']:>8}"
+        )
     print(json.dumps(found))
     sys.exit(bool(found["faults"]))
 

@@ -1,4 +1,6 @@
-"""A table of outcomes with planted instability, for tests of the analysis and the report: no model is involved."""
+"""A table of outcomes with planted instability, for tests of the analysis and the report: no model
+is involved.
+"""
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -6,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 
-from toolkit.results import ConditionDesign, MitigationDesign, Price
+from toolkit.record.results import ConditionDesign, MitigationDesign, Price
 
 FLIPS = {
     ("typical", "opening hours"): 0.02,
@@ -25,7 +27,16 @@ def make_prompts(per_category: int = 40) -> dict[str, list[SimpleNamespace]]:
         for i in range(per_category):
             id = f"{category}-{i}"
             text = f"Question {i} about {category}?"
-            rows.append(SimpleNamespace(id=id, prompt=text, category=category, shift=shift, cluster=id, reference=f"answer {i}"))
+            rows.append(
+                SimpleNamespace(
+                    id=id,
+                    prompt=text,
+                    category=category,
+                    shift=shift,
+                    cluster=id,
+                    reference=f"answer {i}",
+                )
+            )
     return suites
 
 
@@ -37,19 +48,29 @@ class World:
     """Answers of R replicas to all prompts; mitigations are functions of the answers of a group."""
 
     def __init__(
-        self, n_replicas: int = 64, *, per_category: int = 40, failed: Sequence[int] = (), seed: int = 0, flips: float = 1.0
+        self,
+        n_replicas: int = 64,
+        *,
+        per_category: int = 40,
+        failed: Sequence[int] = (),
+        seed: int = 0,
+        flips: float = 1.0,
     ) -> None:
         rng = np.random.default_rng(seed)
         self.prompts = make_prompts(per_category)
         self.flat = [(suite, prompt) for suite, rows in self.prompts.items() for prompt in rows]
         usual = [prompt.reference for _, prompt in self.flat]
         rate_P = np.array([FLIPS[prompt.shift, prompt.category] for _, prompt in self.flat]) * flips
-        rate_P = np.clip(rate_P * rng.gamma(1.0, 1.0, len(rate_P)), 0, 0.6)  # prompts of one category differ
+        # prompts of one category differ
+        rate_P = np.clip(rate_P * rng.gamma(1.0, 1.0, len(rate_P)), 0, 0.6)
         flip_RP = rng.random((n_replicas, len(rate_P))) < rate_P
         other_RP = rng.integers(0, 3, flip_RP.shape)
         self.replicas = [r for r in range(n_replicas) if r not in failed]
         self.failed = len(failed)
-        self.answers = {r: [f"other {other_RP[r, i]}" if flip_RP[r, i] else usual[i] for i in range(len(usual))] for r in self.replicas}
+        self.answers = {
+            r: [f"other {other_RP[r, i]}" if flip_RP[r, i] else usual[i] for i in range(len(usual))]
+            for r in self.replicas
+        }
         self.base = [answer if rng.random() < 0.3 else "I do not know" for answer in usual]
         self.rows: list[dict] = []
         self.mitigations: list[MitigationDesign] = []
@@ -60,10 +81,22 @@ class World:
     def _add(self, condition: str, procedure: str, index: int, answers: Sequence[str]) -> None:
         for (suite, prompt), answer in zip(self.flat, answers, strict=True):
             correct = None if prompt.reference is None else answer == prompt.reference
-            row = {"suite": suite, "prompt_id": prompt.id, "condition": condition, "procedure": procedure, "index": index}
+            row = {
+                "suite": suite,
+                "prompt_id": prompt.id,
+                "condition": condition,
+                "procedure": procedure,
+                "index": index,
+            }
             self.rows.append(row | {"text": answer, "answer": answer, "correct": correct})
 
-    def mitigate(self, label: str, k: int, combine: Callable[[list[list[str]]], list[str]], kind: str = "ensemble") -> "World":
+    def mitigate(
+        self,
+        label: str,
+        k: int,
+        combine: Callable[[list[list[str]]], list[str]],
+        kind: str = "ensemble",
+    ) -> "World":
         members = groups(self.replicas, k)
         for g, group in enumerate(members):
             self._add("lora", f"{label}-k{k}", g, combine([self.answers[r] for r in group]))
@@ -73,13 +106,20 @@ class World:
 
     @property
     def designs(self) -> list[ConditionDesign]:
-        return [ConditionDesign("lora", self.replicas, self.failed, self.mitigations, Price(rank=8))]
+        return [
+            ConditionDesign("lora", self.replicas, self.failed, self.mitigations, Price(rank=8))
+        ]
 
     @property
     def table(self) -> pa.Table:
         schema = pa.schema(
             [(name, pa.string()) for name in ("suite", "prompt_id", "condition", "procedure")]
-            + [("index", pa.int32()), ("text", pa.string()), ("answer", pa.string()), ("correct", pa.bool_())]
+            + [
+                ("index", pa.int32()),
+                ("text", pa.string()),
+                ("answer", pa.string()),
+                ("correct", pa.bool_()),
+            ]
         )
         return pa.Table.from_pylist(self.rows, schema=schema)
 

@@ -11,13 +11,16 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 context_of = multiprocessing.get_context
-loaded = context_of("forkserver") if sys.platform == "linux" else None  # elsewhere the libraries do not bear a fork
+# elsewhere the libraries do not bear a fork
+loaded = context_of("forkserver") if sys.platform == "linux" else None
 if loaded is not None:
     loaded.set_forkserver_preload(["toolkit.pipeline"])
 
 
 def context(method: str | None = None) -> BaseContext:
-    """What `multiprocessing.get_context` gives, with forks of the server in place of spawned processes."""
+    """What `multiprocessing.get_context` gives, with forks of the server in place of spawned
+    processes.
+    """
     return loaded if method == "spawn" and loaded is not None else context_of(method)
 
 
@@ -25,13 +28,19 @@ def _alone(function: Callable, arguments: tuple, options: dict) -> None:
     os.setsid()  # a group of its own, which a test can kill as a whole
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if loaded is not None:
-        multiprocessing.get_context = lambda method=None: context_of("fork" if method == "spawn" else method)
+        multiprocessing.get_context = lambda method=None: context_of(
+            "fork" if method == "spawn" else method
+        )
     function(*arguments, **options)
 
 
 def started(function: Callable, *arguments: object, **options: object) -> BaseProcess:
-    """A process in a session of its own that calls the function; its own workers are forks of it."""
-    process = (loaded or context_of("spawn")).Process(target=_alone, args=(function, arguments, options))
+    """A process in a session of its own that calls the function; its own workers are forks of
+    it.
+    """
+    process = (loaded or context_of("spawn")).Process(
+        target=_alone, args=(function, arguments, options)
+    )
     process.start()
     return process
 
@@ -45,10 +54,13 @@ def kill(process: BaseProcess) -> None:
 
 
 def ended(session: int) -> None:
-    """Wait until no process of a session runs: one that has ended and is still listed holds nothing."""
+    """Wait until no process of a session runs: one that is listed as ended holds nothing."""
     deadline = time.monotonic() + 60
     listing = ["ps", "-o", "stat=", "-s", str(session)]
-    while not all(state.startswith("Z") for state in subprocess.run(listing, capture_output=True, text=True).stdout.split()):
+    while not all(
+        state.startswith("Z")
+        for state in subprocess.run(listing, capture_output=True, text=True).stdout.split()
+    ):
         assert time.monotonic() < deadline, "something of it runs on"
         time.sleep(0.05)
 

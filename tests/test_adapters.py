@@ -1,4 +1,6 @@
-"""Adapter folders: what peft writes is read exactly or refused, what we write is what peft reads."""
+"""Adapter folders: what peft writes is read exactly or refused, what we write is what peft
+reads.
+"""
 
 import json
 import math
@@ -11,12 +13,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
-from toolkit import adapters, delta
-from toolkit.adapters import CONFIG, WEIGHTS, AdapterError, adapter_paths, read_adapter, write_adapter
+from toolkit.model import adapters, delta
+from toolkit.model.adapters import (
+    CONFIG,
+    WEIGHTS,
+    AdapterError,
+    adapter_paths,
+    read_adapter,
+    write_adapter,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft comments on patterns that match nothing
 
-TARGETS = {"gpt2": ["c_attn", "c_fc"], "gpt-neox": ["query_key_value", "dense"], "llama": ["q_proj", "v_proj", "down_proj"]}
+TARGETS = {
+    "gpt2": ["c_attn", "c_fc"],
+    "gpt-neox": ["query_key_value", "dense"],
+    "llama": ["q_proj", "v_proj", "down_proj"],
+}
 TARGETS["qwen2"] = TARGETS["qwen3"] = TARGETS["llama"]
 
 
@@ -38,7 +51,9 @@ def dense_of_peft(model):
     for name, module in model.named_modules():
         if isinstance(module, peft.tuners.lora.LoraLayer):
             change = module.get_delta_weight("default").detach()
-            deltas[name.removeprefix("base_model.model.")] = change.T if module.fan_in_fan_out else change
+            deltas[name.removeprefix("base_model.model.")] = (
+                change.T if module.fan_in_fan_out else change
+            )
     return deltas
 
 
@@ -48,8 +63,15 @@ def dense_of_peft(model):
     [
         {},
         {"use_rslora": True},
-        {"rank_pattern": {"0.self_attn.q_proj": 2, "h.1.mlp.c_fc": 3}, "alpha_pattern": {r"\d\.(self_)?attn.*": 32}},
-        {"use_rslora": True, "rank_pattern": {"v_proj": 7, "dense": 5}, "alpha_pattern": {"_proj": 9, "v_proj": 1, "c_attn": 3}},
+        {
+            "rank_pattern": {"0.self_attn.q_proj": 2, "h.1.mlp.c_fc": 3},
+            "alpha_pattern": {r"\d\.(self_)?attn.*": 32},
+        },
+        {
+            "use_rslora": True,
+            "rank_pattern": {"v_proj": 7, "dense": 5},
+            "alpha_pattern": {"_proj": 9, "v_proj": 1, "c_attn": 3},
+        },
         {"target_modules": "all-linear"},
     ],
 )
@@ -62,12 +84,17 @@ def test_scales_are_those_of_peft(tmp_path, kind, config):
     assert list(adapter.modules) == sorted(want)
     for name, factors in adapter.items():
         torch.testing.assert_close(delta.dense(factors).float(), want[name], rtol=1e-5, atol=1e-7)
-        assert (adapter.modules[name].out_features, adapter.modules[name].in_features) == tuple(want[name].shape)
+        assert (adapter.modules[name].out_features, adapter.modules[name].in_features) == tuple(
+            want[name].shape
+        )
 
 
 def test_regular_expressions_as_targets(tmp_path):
     peft_folder(tmp_path, target_modules=r".*\.1\.self_attn\.[qk]_proj")
-    assert list(read_adapter(tmp_path).modules) == ["model.layers.1.self_attn.k_proj", "model.layers.1.self_attn.q_proj"]
+    assert list(read_adapter(tmp_path).modules) == [
+        "model.layers.1.self_attn.k_proj",
+        "model.layers.1.self_attn.q_proj",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +141,12 @@ def test_half_an_embedding_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("config", "kind"),
     [
-        (peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]), "IA3"),
+        (
+            peft.IA3Config(
+                task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]
+            ),
+            "IA3",
+        ),
         (peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["k_proj"], r=2), "LOHA"),
         (peft.VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2), "VERA"),
     ],
@@ -168,7 +200,10 @@ def drop_b(folder):
 
 
 def other_key(folder):
-    save_file({**load_file(folder / WEIGHTS), "base_model.model.model.norm.weight": torch.ones(4)}, folder / WEIGHTS)
+    save_file(
+        {**load_file(folder / WEIGHTS), "base_model.model.model.norm.weight": torch.ones(4)},
+        folder / WEIGHTS,
+    )
 
 
 def cut(folder):
@@ -184,7 +219,9 @@ DAMAGE = {
     "no tensors": lambda folder: save_file({}, folder / WEIGHTS),
     "not JSON": lambda folder: (folder / CONFIG).write_text("{"),
     "a list": lambda folder: (folder / CONFIG).write_text("[]"),
-    "integers": lambda folder: save_file({k: v.int() for k, v in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS),
+    "integers": lambda folder: save_file(
+        {k: v.int() for k, v in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS
+    ),
     "wrong rank": damage_shape,
     "no B": drop_b,
     "another tensor": other_key,
@@ -210,19 +247,33 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(AdapterError, match="not finite"):
         dict(read_adapter(tmp_path).items())
     with pytest.raises(AdapterError, match="not finite"):
-        write_adapter(tmp_path / "out", {"m": (tensors[name], torch.zeros(4, 4))}, r=4, alpha=4, target_modules=["m"], base=None)
+        write_adapter(
+            tmp_path / "out",
+            {"m": (tensors[name], torch.zeros(4, 4))},
+            r=4,
+            alpha=4,
+            target_modules=["m"],
+            base=None,
+        )
     assert not (tmp_path / "out").exists()
 
 
 def some_factors(seed=0, r=3):
     generator = torch.Generator().manual_seed(seed)
     stack = torch.randn(5, r, 32, generator=generator), torch.randn(5, 32, r, generator=generator)
-    return {"model.layers.0.self_attn.q_proj": (stack[0][1], stack[1][1]), "model.layers.1.self_attn.q_proj": (stack[0][2], stack[1][2])}
+    return {
+        "model.layers.0.self_attn.q_proj": (stack[0][1], stack[1][1]),
+        "model.layers.1.self_attn.q_proj": (stack[0][2], stack[1][2]),
+    }
 
 
 def write(path, factors=None, **changes):
     factors = some_factors() if factors is None else factors
-    return write_adapter(path, factors, **{"r": 3, "alpha": 6, "target_modules": ["q_proj"], "base": "org/base", **changes})
+    return write_adapter(
+        path,
+        factors,
+        **{"r": 3, "alpha": 6, "target_modules": ["q_proj"], "base": "org/base", **changes},
+    )
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -233,7 +284,9 @@ def test_written_folders_round_trip_and_load_in_peft(tmp_path, dtype, rslora):
     adapter = read_adapter(tmp_path / "a")
     assert adapter.sha256() == digest and adapter.base == "org/base" and adapter.rank == 3
     for name, (A, B, scale) in adapter.items():
-        assert torch.equal(A, factors[name][0].to(A.dtype)) and torch.equal(B, factors[name][1].to(B.dtype))
+        assert torch.equal(A, factors[name][0].to(A.dtype)) and torch.equal(
+            B, factors[name][1].to(B.dtype)
+        )
         assert A.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert scale == (6 / math.sqrt(3) if rslora else 2)
     model = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "a")
@@ -266,7 +319,9 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 
 
 def test_a_crash_while_replacing_leaves_no_mixed_adapter(tmp_path, monkeypatch):
-    """Old weights under a new configuration, or the reverse, would be another adapter in silence."""
+    """Old weights under a new configuration, or the reverse, would be another adapter in
+    silence.
+    """
     write(tmp_path / "a", extra_files={"replica.json": "{}"})
     done = []
 
@@ -278,7 +333,8 @@ def test_a_crash_while_replacing_leaves_no_mixed_adapter(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(OSError, match="stopped"):
         write(tmp_path / "a", some_factors(1), extra_files={"replica.json": "{}"})
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [WEIGHTS]  # without configuration it is no adapter
+    # without configuration it is no adapter
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [WEIGHTS]
     with pytest.raises(AdapterError):
         adapter_paths(tmp_path / "a")
 
@@ -286,15 +342,27 @@ def test_a_crash_while_replacing_leaves_no_mixed_adapter(tmp_path, monkeypatch):
 def test_files_are_on_the_disk_before_they_get_their_names(tmp_path, monkeypatch):
     events = []
     monkeypatch.setattr(adapters, "sync", lambda path: events.append(path.name))
-    monkeypatch.setattr(os, "rename", lambda source, target, rename=os.rename: (events.append("rename"), rename(source, target)))
+    monkeypatch.setattr(
+        os,
+        "rename",
+        lambda source, target, rename=os.rename: (events.append("rename"), rename(source, target)),
+    )
     write(tmp_path / "a", extra_files={"replica.json": "{}"})
-    assert events[:3] == [WEIGHTS, CONFIG, "replica.json"] and events[4:] == ["rename", tmp_path.name]
+    assert events[:3] == [WEIGHTS, CONFIG, "replica.json"] and events[4:] == [
+        "rename",
+        tmp_path.name,
+    ]
 
 
 def test_writing_into_a_folder_that_has_snapshots(tmp_path):
     write(tmp_path / "r" / "snapshots" / "s001")
     digest = write(tmp_path / "r", some_factors(1), extra_files={"replica.json": "{}"})
-    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [CONFIG, WEIGHTS, "replica.json", "snapshots"]
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == [
+        CONFIG,
+        WEIGHTS,
+        "replica.json",
+        "snapshots",
+    ]
     assert read_adapter(tmp_path / "r").sha256() == digest
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
 

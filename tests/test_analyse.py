@@ -1,4 +1,6 @@
-"""The numbers in results are those of the statistics, whatever the order of the table; what data cannot support is said so."""
+"""The numbers in results are those of the statistics, whatever the order of the table; what data
+cannot support is said so.
+"""
 
 import dataclasses
 
@@ -8,10 +10,17 @@ import pytest
 from outcomes_of import World, vote
 
 from toolkit import statistics as st
-from toolkit.analyse import analyse
-from toolkit.report import render, table_text
-from toolkit.results import About, ConditionDesign, Price, Results, load_results, save_results
-from toolkit.sweeps import controls
+from toolkit.measure.analyse import analyse
+from toolkit.record.results import (
+    About,
+    ConditionDesign,
+    Price,
+    Results,
+    load_results,
+    save_results,
+)
+from toolkit.report.html import render, table_text
+from toolkit.report.sweeps import controls
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -32,17 +41,27 @@ def results(world: World) -> Results:
 
 
 def test_results_are_the_statistics_called_directly(world: World, results: Results) -> None:
-    single, mitigation = results.conditions[0].single, next(m for m in world.mitigations if m.label == "vote-k4")
+    single, mitigation = (
+        results.conditions[0].single,
+        next(m for m in world.mitigations if m.label == "vote-k4"),
+    )
     voted = [vote([world.answers[r] for r in group]) for group in mitigation.members]
     codes = st.encode([world.base, *world.answers.values(), *voted])
-    base_P, answer_RP, answer_GP = codes[0], codes[1 : 1 + len(world.replicas)], codes[1 + len(world.replicas) :]
+    base_P, answer_RP, answer_GP = (
+        codes[0],
+        codes[1 : 1 + len(world.replicas)],
+        codes[1 + len(world.replicas) :],
+    )
     members = [[world.replicas.index(r) for r in group] for group in mitigation.members]
     right_P = np.array([prompt.reference for _, prompt in world.flat])
     right_RP = (np.array(list(world.answers.values())) == right_P).astype(float)
     right_GP = (np.array(voted) == right_P).astype(float)
     for shift in ("typical", "near", "far"):
         at = np.array([prompt.shift == shift for _, prompt in world.flat])
-        cell, pair = results.conditions[0].procedures[2].cell(shift), (answer_GP[:, at], answer_RP[:, at])
+        cell, pair = (
+            results.conditions[0].procedures[2].cell(shift),
+            (answer_GP[:, at], answer_RP[:, at]),
+        )
         assert cell and single.cell(shift).disagreement == st.disagreement(answer_RP[:, at])
         assert cell.disagreement == st.disagreement(answer_GP[:, at])
         assert cell.ratio == st.disagreement_ratio(*pair, members)
@@ -76,14 +95,21 @@ def test_collapse_to_the_base_is_flagged_and_never_recommended(results: Results)
     assert collapsed.cell("far").ratio.high < 1, "it is perfectly stable"
     assert collapsed.cell("typical").collapsed and collapsed.cell("typical").effect_size.value == 0
     assert "collapse" not in results.verdict[1]
-    assert "fall back towards the base" in results.verdict[2] and "collapse, K = 4" in results.verdict[2]
+    assert (
+        "fall back towards the base" in results.verdict[2]
+        and "collapse, K = 4" in results.verdict[2]
+    )
 
 
 def test_a_merge_that_answers_nonsense_keeps_nothing_though_it_differs_from_the_base() -> None:
-    results = results_of(World(40).mitigate("broken", 4, lambda members: ["nonsense"] * len(members[0]), "merge"))
+    results = results_of(
+        World(40).mitigate("broken", 4, lambda members: ["nonsense"] * len(members[0]), "merge")
+    )
     broken = results.conditions[0].procedures[1]
     cell = broken.cell("typical")
-    assert broken.cell("far").ratio.high < 1 and cell.effect_size.value > 1, "stable, and other than the base"
+    assert broken.cell("far").ratio.high < 1 and cell.effect_size.value > 1, (
+        "stable, and other than the base"
+    )
     assert cell.kept == cell.gain_kept and cell.kept.value < 0 and cell.collapsed
     assert "none is recommended" in results.verdict[1] and "broken, K = 4" in results.verdict[2]
 
@@ -96,10 +122,19 @@ def test_only_a_collapse_resolves_then_nothing_is_recommended() -> None:
 
 def test_a_mitigation_that_makes_it_worse_is_named() -> None:
     rng = np.random.default_rng(3)
-    world = World(30).mitigate("noise", 2, lambda members: [f"{rng.integers(9)}" for _ in members[0]], "merge")
+    world = World(30).mitigate(
+        "noise", 2, lambda members: [f"{rng.integers(9)}" for _ in members[0]], "merge"
+    )
     verdict = results_of(world).verdict
-    assert "noise, K = 2" not in verdict[1] and "conclusively less stable than a single replica: noise, K = 2 (lora)" in verdict[2]
-    several = results_of(world.mitigate("noise", 3, lambda members: [f"{rng.integers(9)}" for _ in members[0]], "merge")).verdict
+    assert (
+        "noise, K = 2" not in verdict[1]
+        and "conclusively less stable than a single replica: noise, K = 2 (lora)" in verdict[2]
+    )
+    several = results_of(
+        world.mitigate(
+            "noise", 3, lambda members: [f"{rng.integers(9)}" for _ in members[0]], "merge"
+        )
+    ).verdict
     assert "less stable than a single replica: noise, K = 2, 3 (lora)" in several[2]
 
 
@@ -118,7 +153,10 @@ def test_too_few_groups_are_inconclusive_with_the_number_needed() -> None:
     for procedure, runs in zip(results.conditions[0].procedures[1:], (2, 1, 0), strict=True):
         ratio = procedure.cell("far").ratio
         assert procedure.n_runs == runs and not ratio.conclusive and ratio.needed >= st.MIN_GROUPS
-    assert "No mitigation is shown" in results.verdict[1] and "12 replicas would be needed" in results.verdict[1]
+    assert (
+        "No mitigation is shown" in results.verdict[1]
+        and "12 replicas would be needed" in results.verdict[1]
+    )
 
 
 def test_missing_cells_and_references_are_no_obstacle(world: World) -> None:
@@ -136,7 +174,10 @@ def test_one_replica_and_no_base(world: World) -> None:
     alone = World(1)
     alone.rows = [row for row in alone.rows if row["procedure"] != "base"]
     results = results_of(alone)
-    assert results.base is None and not results.conditions[0].single.cell("far").disagreement.conclusive
+    assert (
+        results.base is None
+        and not results.conditions[0].single.cell("far").disagreement.conclusive
+    )
 
 
 def test_mitigation_without_outcomes_is_noted(world: World) -> None:
@@ -159,11 +200,15 @@ def test_what_cannot_be_meant_is_refused(world: World) -> None:
 
 def test_least_stable_prompts_come_with_their_answers(world: World, results: Results) -> None:
     unstable = results.conditions[0].unstable
-    assert len(unstable) == 10 and [u.disagreement for u in unstable] == sorted((u.disagreement for u in unstable), reverse=True)
+    assert len(unstable) == 10 and [u.disagreement for u in unstable] == sorted(
+        (u.disagreement for u in unstable), reverse=True
+    )
     for prompt in unstable:
         assert sum(count for _, count in prompt.answers) == len(world.replicas)
         i = next(i for i, (_, p) in enumerate(world.flat) if p.id == prompt.id)
-        assert dict(prompt.answers)[world.answers[0][i]] == sum(a[i] == world.answers[0][i] for a in world.answers.values())
+        assert dict(prompt.answers)[world.answers[0][i]] == sum(
+            a[i] == world.answers[0][i] for a in world.answers.values()
+        )
         assert prompt.base_answer == world.base[i]
 
 
@@ -200,32 +245,61 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text: str) -> None:
 
 
 def test_a_mitigation_is_held_against_one_training_of_the_same_compute(world: World) -> None:
-    """K times the epochs: a condition whose training takes as many tokens as all K trainings of a group."""
+    """K times the epochs: a condition whose training takes as many tokens as all K trainings of a
+    group.
+    """
     longer = World(48, seed=5, flips=0.3)
-    longer.rows = [row | {"condition": "longer"} for row in longer.rows if row["procedure"] == "replica"]
+    longer.rows = [
+        row | {"condition": "longer"} for row in longer.rows if row["procedure"] == "replica"
+    ]
     joined = pa.concat_tables([world.table, longer.table])
     (lora,) = world.designs
-    mitigations = [dataclasses.replace(m, price=dataclasses.replace(m.price, tokens=m.k * 1000)) for m in lora.mitigations]
+    mitigations = [
+        dataclasses.replace(m, price=dataclasses.replace(m.price, tokens=m.k * 1000))
+        for m in lora.mitigations
+    ]
     lora = dataclasses.replace(lora, mitigations=mitigations, price=Price(tokens=1000))
     other = ConditionDesign("longer", longer.replicas, price=Price(tokens=3900))
     found = analyse(joined, world.prompts, [lora, other]).same_compute
-    one = dataclasses.replace(mitigations[0], k=1, price=Price(tokens=3900))  # of one replica: nothing was spent beside its training
-    assert analyse(joined, world.prompts, [dataclasses.replace(lora, mitigations=[one]), other]).same_compute == ()
-    assert {c.condition for c in found} == {"vote, K = 4 (lora)", "collapse, K = 4 (lora)"} and {c.baseline for c in found} == {"longer"}
+    # of one replica: nothing was spent beside its training
+    one = dataclasses.replace(mitigations[0], k=1, price=Price(tokens=3900))
+    assert (
+        analyse(
+            joined, world.prompts, [dataclasses.replace(lora, mitigations=[one]), other]
+        ).same_compute
+        == ()
+    )
+    assert {c.condition for c in found} == {"vote, K = 4 (lora)", "collapse, K = 4 (lora)"} and {
+        c.baseline for c in found
+    } == {"longer"}
     far = next(c for c in found if c.condition.startswith("vote") and c.shift == "far")
     voted = [vote([world.answers[r] for r in group]) for group in mitigations[1].members]
     codes = st.encode([*voted, *longer.answers.values()])
     at = np.array([prompt.shift == "far" for _, prompt in world.flat])
-    assert far.ratio == st.population_ratio(codes[: len(voted), at], codes[len(voted) :, at]) and far.p_adjusted >= far.ratio.p
-    assert analyse(joined, world.prompts, [lora, dataclasses.replace(other, price=Price(tokens=3000))]).same_compute == ()
+    assert (
+        far.ratio == st.population_ratio(codes[: len(voted), at], codes[len(voted) :, at])
+        and far.p_adjusted >= far.ratio.p
+    )
+    assert (
+        analyse(
+            joined, world.prompts, [lora, dataclasses.replace(other, price=Price(tokens=3000))]
+        ).same_compute
+        == ()
+    )
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_a_mitigation_of_another_condition_is_held_against_single_replicas_of_the_first(paired: bool) -> None:
-    """Groups of several replicas are independent of the first condition's; those of one are its pairs by seed."""
+def test_a_mitigation_of_another_condition_is_held_against_single_replicas_of_the_first(
+    paired: bool,
+) -> None:
+    """Groups of several replicas are independent of the first condition's; those of one are its
+    pairs by seed.
+    """
     world = World(24)
     other = (
-        World(24, seed=5, flips=0.3).mitigate("swa", 1, lambda members: world.answers[0][:50] + members[0][50:]).mitigate("vote", 4, vote)
+        World(24, seed=5, flips=0.3)
+        .mitigate("swa", 1, lambda members: world.answers[0][:50] + members[0][50:])
+        .mitigate("vote", 4, vote)
     )
     rows = [row | {"condition": "other"} for row in other.rows if row["procedure"] != "base"]
     other.rows = world.rows + rows
@@ -233,16 +307,29 @@ def test_a_mitigation_of_another_condition_is_held_against_single_replicas_of_th
     results = analyse(other.table, world.prompts, [*world.designs, design], paired=paired)
     at = np.array([prompt.shift == "far" for _, prompt in world.flat])
     for m in other.mitigations:
-        pairs, found = paired and m.k == 1, [c for c in results.mitigated if c.condition == m.of("other")]
-        assert [c.shift for c in found] == ["typical", "near", "far"] and {c.paired for c in found} == {pairs}
+        pairs, found = (
+            paired and m.k == 1,
+            [c for c in results.mitigated if c.condition == m.of("other")],
+        )
+        assert [c.shift for c in found] == ["typical", "near", "far"] and {
+            c.paired for c in found
+        } == {pairs}
         groups = {row["index"]: [] for row in rows if row["procedure"] == m.label}
         for row in rows:
             if row["procedure"] == m.label:
                 groups[row["index"]].append(row["answer"])
         codes = st.encode([*groups.values(), *world.answers.values()])
-        assert found[-1].ratio == st.population_ratio(codes[: len(groups), at], codes[len(groups) :, at], paired=pairs)
-        differs_RP = (codes[: len(groups), at] != codes[len(groups) :, at]).astype(float) if pairs else None
+        assert found[-1].ratio == st.population_ratio(
+            codes[: len(groups), at], codes[len(groups) :, at], paired=pairs
+        )
+        differs_RP = (
+            (codes[: len(groups), at] != codes[len(groups) :, at]).astype(float) if pairs else None
+        )
         assert found[-1].pair_differs == (st.accuracy(differs_RP) if pairs else None)
         assert f"{m.of('other')} against single replicas of lora" in table_text(results)
-    assert {one.name for one in controls(results)} == {"other", "swa, K = 1 (other)", "vote, K = 4 (other)"}
+    assert {one.name for one in controls(results)} == {
+        "other",
+        "swa, K = 1 (other)",
+        "vote, K = 4 (other)",
+    }
     assert "Mitigations of other conditions" in render(results)

@@ -1,4 +1,6 @@
-"""The workloads for a GPU, run small on a CPU: the same code, gates included. `pytest -m slow tests/test_benchmarks.py`."""
+"""The workloads for a GPU, run small on a CPU: the same code, gates included. `pytest -m slow
+tests/test_benchmarks.py`.
+"""
 
 import importlib
 import sys
@@ -7,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import environment, plan
+from toolkit import environment
+from toolkit.recipe import schedule
 
 
 @pytest.fixture
@@ -15,8 +18,16 @@ def train(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     module = importlib.import_module("train")
     small = module.Shape(32, 2, 48, 1100, 4, 2, 24, rank=4, kv_heads=2)
-    monkeypatch.setattr(module, "SHAPES", {"G-A": small, "G-B": replace(small, rows=1, tokens=16), "G-C": replace(small, completion=0.25)})
-    monkeypatch.setattr(plan, "CPU_LOGITS", 20_000)  # as with a large vocabulary
+    monkeypatch.setattr(
+        module,
+        "SHAPES",
+        {
+            "G-A": small,
+            "G-B": replace(small, rows=1, tokens=16),
+            "G-C": replace(small, completion=0.25),
+        },
+    )
+    monkeypatch.setattr(schedule, "CPU_LOGITS", 20_000)  # as with a large vocabulary
     yield module
     sys.modules.pop("train")
 

@@ -1,7 +1,9 @@
-"""Runs that are killed again and again, at moments that nobody chose, end in the same bits: `pytest -m slow tests/test_chaos.py`.
+"""Runs that are killed again and again, at moments that nobody chose, end in the same bits: `pytest
+-m slow tests/test_chaos.py`.
 
-`kill -9` strikes the driver, one of its workers, or all of them; the command is started again at once, while what the dead left behind may
-still be dying. Half of the moments are while files come into being, half anywhere, the start of the processes included.
+`kill -9` strikes the driver, one of its workers, or all of them; the command is started again at
+once, while what the dead left behind may still be dying. Half of the moments are while files come
+into being, half anywhere, the start of the processes included.
 """
 
 import json
@@ -19,7 +21,7 @@ from tiny import tiny_base
 
 import toolkit
 from toolkit.data import read_rows
-from toolkit.population import read_population, sha256_file
+from toolkit.record.population import read_population, sha256_file
 
 KILLS = 50
 REPLICAS = 64
@@ -31,7 +33,8 @@ data:
 replicas: 64
 stack: 4
 conditions:
-  lora: {{rank: 4, epochs: 3, batch_size: 4, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2, start: 0.5, save: true}}, averages: [swa]}}
+  lora: {{rank: 4, epochs: 3, batch_size: 4, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2,
+      start: 0.5, save: true}}, averages: [swa]}}
 mitigations:
   - {{merge: mean, k: 2}}
   - {{merge: swa, k: 4}}
@@ -44,11 +47,16 @@ evaluation: {{max_new_tokens: 6, token_scores: true}}
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
-    for name, rows in {"train": read_rows("embedded")[:24], "suite": read_rows("embedded")[24:34]}.items():
+    for name, rows in {
+        "train": read_rows("embedded")[:24],
+        "suite": read_rows("embedded")[24:34],
+    }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(dict(row)) + "\n" for row in rows))
     base = tiny_base(folder / "base")
     path = folder / "recipe.yaml"
-    path.write_text(RECIPE.format(base=base, train=folder / "train.jsonl", suite=folder / "suite.jsonl"))
+    path.write_text(
+        RECIPE.format(base=base, train=folder / "train.jsonl", suite=folder / "suite.jsonl")
+    )
     return path
 
 
@@ -63,14 +71,31 @@ def undisturbed(recipe, tmp_path_factory):
 
 def start(recipe: Path, out: Path, engine: str) -> subprocess.Popen:
     """`ftk run`."""
-    command = [sys.executable, "-m", "toolkit.cli", "run", str(recipe), "--out", str(out), "--engine", engine, "--workers", "2"]
-    source = str(Path(toolkit.__file__).parent.parent)  # the workers of Ray inherit it: they need not have ftk installed
+    command = [
+        sys.executable,
+        "-m",
+        "toolkit.cli",
+        "run",
+        str(recipe),
+        "--out",
+        str(out),
+        "--engine",
+        engine,
+        "--workers",
+        "2",
+    ]
+    # the workers of Ray inherit it: they need not have ftk installed
+    source = str(Path(toolkit.__file__).parent.parent)
     surroundings = {**os.environ, "PYTHONPATH": source, "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=surroundings)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=surroundings
+    )
 
 
 def family(driver: int) -> dict[int, str]:
-    """The driver and all living processes that descend from it, with their command lines; Ray's have sessions of their own."""
+    """The driver and all living processes that descend from it, with their command lines; Ray's
+    have sessions of their own.
+    """
     parents, commands = {}, {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -89,7 +114,9 @@ def family(driver: int) -> dict[int, str]:
 
 def workers(driver: int, engine: str) -> list[int]:
     mark = "spawn_main" if engine == "local" else "ray::"
-    return sorted(pid for pid, command in family(driver).items() if pid != driver and mark in command)
+    return sorted(
+        pid for pid, command in family(driver).items() if pid != driver and mark in command
+    )
 
 
 def kill(pids: list[int]) -> None:
@@ -118,8 +145,15 @@ class Victim:
             said = self.process.communicate()[1]
             if self.process.returncode == 0:
                 return False
-            expected = {"local": "a worker process was killed", "ray": "finished replicas are kept"}[self.engine]
-            assert self.process.returncode == 1 and expected in said.splitlines()[-1] and "Traceback" not in said.splitlines()[-1], said
+            expected = {
+                "local": "a worker process was killed",
+                "ray": "finished replicas are kept",
+            }[self.engine]
+            assert (
+                self.process.returncode == 1
+                and expected in said.splitlines()[-1]
+                and "Traceback" not in said.splitlines()[-1]
+            ), said
             fresh = True
         if fresh:
             self.process = start(self.recipe, self.out, self.engine)
@@ -127,14 +161,24 @@ class Victim:
         return True
 
     def strike(self) -> str | None:
-        """Wait for a random moment and kill a part of it; what was killed, or None where it had ended before."""
+        """Wait for a random moment and kill a part of it; what was killed, or None where it had
+        ended before.
+        """
         assert self.process is not None
         victim = self.rng.choice(["driver", "worker", "everything"])
-        moment, later = self.rng.choice(["files", "any time"]), self.rng.choice([0.0, self.rng.uniform(0, 0.3)])
-        wait = self.rng.uniform(0.1, 15.0) if self.fresh else self.rng.uniform(0.0, 2.0)  # a start takes some ten seconds
+        moment, later = (
+            self.rng.choice(["files", "any time"]),
+            self.rng.choice([0.0, self.rng.uniform(0, 0.3)]),
+        )
+        # a start takes some ten seconds
+        wait = self.rng.uniform(0.1, 15.0) if self.fresh else self.rng.uniform(0.0, 2.0)
         before, more = files(self.out), self.rng.randrange(1, 15)
         until = time.monotonic() + (wait if moment == "any time" else 300)
-        while time.monotonic() < until and self.process.poll() is None and (moment == "any time" or files(self.out) < before + more):
+        while (
+            time.monotonic() < until
+            and self.process.poll() is None
+            and (moment == "any time" or files(self.out) < before + more)
+        ):
             time.sleep(0.01)
         time.sleep(later)
         if self.process.poll() is not None:
@@ -164,17 +208,25 @@ def contents(run: Path) -> dict[str, object]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(recipe, undisturbed, tmp_path, engine):
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(
+    recipe, undisturbed, tmp_path, engine
+):
     if engine == "ray":
         pytest.importorskip("ray", reason="the extra ftk[ray] is not installed")
     rng, struck = random.Random(f"chaos {engine}"), []
-    while len(struck) < KILLS:  # a fast machine is through with one run before it was struck so often
+    while (
+        len(struck) < KILLS
+    ):  # a fast machine is through with one run before it was struck so often
         before, out = len(struck), tmp_path / f"run-{len(struck)}"
         victim = Victim(recipe, out, engine, rng)
         while len(struck) < KILLS and victim.at_work():
             if what := victim.strike():
                 struck.append(what)
-                print(f"kill {len(struck)}: {what}, {len(read_population(out / 'lora'))} replicas, {files(out)} files", flush=True)
+                print(
+                    f"kill {len(struck)}: {what}, {len(read_population(out / 'lora'))} "
+                    f"replicas, {files(out)} files",
+                    flush=True,
+                )
         if victim.process is not None:  # a worker was the last
             victim.process.communicate(timeout=1200)
         process = start(recipe, out, engine)
@@ -188,9 +240,15 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(recipe, undi
 def same(out: Path, undisturbed: Path) -> None:
     assert contents(out) == contents(undisturbed)
     population = read_population(out / "lora")
-    assert sorted(population) == list(range(REPLICAS)) and {one.status for one in population.values()} == {"ok"}
+    assert sorted(population) == list(range(REPLICAS)) and {
+        one.status for one in population.values()
+    } == {"ok"}
     assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
-    conditions = [json.loads((run / "results.json").read_text())["conditions"] for run in (out, undisturbed)]
-    for procedure in (p for condition in conditions for one in condition for p in one["procedures"]):
+    conditions = [
+        json.loads((run / "results.json").read_text())["conditions"] for run in (out, undisturbed)
+    ]
+    for procedure in (
+        p for condition in conditions for one in condition for p in one["procedures"]
+    ):
         procedure["price"].pop("seconds")
     assert conditions[0] == conditions[1]

@@ -9,7 +9,12 @@ from tiny import tiny_model
 from toolkit.recipe import Condition, Lookahead, Snapshots
 from toolkit.train import Checkpoint, train_stack
 
-ADAPTERS = {**REAL, "dropout": 0.1, "snapshots": Snapshots(count=4, start=0.0), "lookahead": Lookahead(k=3)}
+ADAPTERS = {
+    **REAL,
+    "dropout": 0.1,
+    "snapshots": Snapshots(count=4, start=0.0),
+    "lookahead": Lookahead(k=3),
+}
 WHOLE = {
     **{key: value for key, value in REAL.items() if key not in ("rank", "alpha")},
     "method": "full",
@@ -30,14 +35,29 @@ def train(condition, path=None, *, mark="a", seconds=0.0, stop=None):
             raise Interrupted
 
     checkpoint = Checkpoint(path, mark, seconds) if path else None
-    return train_stack(tiny_model(), examples, condition, plan, seeds_of(range(4)), checkpoint=checkpoint, on_step=on_step)
+    return train_stack(
+        tiny_model(),
+        examples,
+        condition,
+        plan,
+        seeds_of(range(4)),
+        checkpoint=checkpoint,
+        on_step=on_step,
+    )
 
 
 def same(a, b):
     tensors = [(x, y) for n in a.factors for x, y in zip(a.factors[n], b.factors[n], strict=True)]
-    tensors += [(x, y) for s, t in zip(a.snapshots, b.snapshots, strict=True) for n in s for x, y in zip(s[n], t[n], strict=True)]
+    tensors += [
+        (x, y)
+        for s, t in zip(a.snapshots, b.snapshots, strict=True)
+        for n in s
+        for x, y in zip(s[n], t[n], strict=True)
+    ]
     arrays = ("loss_SR", "norm_SR", "lr_S", "row_SRB", "row_loss_SRB")
-    return all(torch.equal(x, y) for x, y in tensors) and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in arrays)
+    return all(torch.equal(x, y) for x, y in tensors) and all(
+        np.array_equal(getattr(a, n), getattr(b, n)) for n in arrays
+    )
 
 
 @pytest.mark.parametrize("keys", [ADAPTERS, WHOLE], ids=["adapters", "whole"])
@@ -51,7 +71,13 @@ def test_interrupted_twice_is_undisturbed_to_the_bit(tmp_path, keys):
     examples = rows(seed=6)
     plan = plan_of(condition, examples)
     resumed = train_stack(
-        tiny_model(), examples, condition, plan, seeds_of(range(4)), checkpoint=Checkpoint(path, "a"), on_step=steps.append
+        tiny_model(),
+        examples,
+        condition,
+        plan,
+        seeds_of(range(4)),
+        checkpoint=Checkpoint(path, "a"),
+        on_step=steps.append,
     )
     assert steps[0] == 12 and same(undisturbed, resumed)
     assert [f.name for f in path.parent.iterdir()] == ["s.pt"]

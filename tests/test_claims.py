@@ -1,4 +1,6 @@
-"""Claims held against a run: the verdict is the interval's, a claims file is read strictly, and what is foretold of many runs happens."""
+"""Claims held against a run: the verdict is the interval's, a claims file is read strictly, and
+what is foretold of many runs happens.
+"""
 
 import json
 from dataclasses import replace
@@ -14,15 +16,15 @@ from test_report import Reader
 
 from toolkit import cli
 from toolkit import statistics as st
-from toolkit.adapters import WEIGHTS
-from toolkit.analyse import analyse
-from toolkit.claims import ORIGIN, claims_text, hold_claims, read_claims, verdict
-from toolkit.measure import save_design
-from toolkit.outcomes import write_outcomes
-from toolkit.population import Replica, replica_folder, sha256_file, write_text
+from toolkit.measure.analyse import analyse
+from toolkit.measure.claims import ORIGIN, claims_text, hold_claims, read_claims, verdict
+from toolkit.measure.run import save_design
+from toolkit.model.adapters import WEIGHTS
 from toolkit.recipe import RecipeError
-from toolkit.report import render, write_report
-from toolkit.results import Results, load_claims, save_results
+from toolkit.record.outcomes import write_outcomes
+from toolkit.record.population import Replica, replica_folder, sha256_file, write_text
+from toolkit.record.results import Results, load_claims, save_results
+from toolkit.report.html import render, write_report
 from toolkit.statistics.intervals import TwoWay, share_interval
 from toolkit.statistics.power import Spread, replicas_for_range
 
@@ -30,7 +32,8 @@ pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
 RECIPE = """
 base: embedded
-data: {{train: {folder}/train.jsonl, suites: {{typical: {folder}/typical.jsonl, near: {folder}/near.jsonl, far: {folder}/far.jsonl}}}}
+data: {{train: {folder}/train.jsonl, suites: {{typical: {folder}/typical.jsonl,
+    near: {folder}/near.jsonl, far: {folder}/far.jsonl}}}}
 conditions:
   lora: {{epochs: 2}}
 """
@@ -50,7 +53,9 @@ def folder_of(world: World, folder: Path) -> Path:
     """A run folder as `ftk run` leaves it, but for the replicas."""
     (folder / "train.jsonl").write_text(json.dumps({"prompt": "a", "completion": " b"}) + "\n")
     for suite, prompts in world.prompts.items():
-        (folder / f"{suite}.jsonl").write_text("".join(json.dumps(vars(prompt)) + "\n" for prompt in prompts))
+        (folder / f"{suite}.jsonl").write_text(
+            "".join(json.dumps(vars(prompt)) + "\n" for prompt in prompts)
+        )
     (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
     write_outcomes(folder / "outcomes.parquet", world.rows)
     save_design(folder, [folder / "outcomes.parquet"], world.designs, "ftk run")
@@ -87,7 +92,14 @@ def test_agreement_is_judged_as_disagreement_is(run, world, tmp_path):
     far = next(row for row in hold_claims(run).outlook if (row.shift, row.category) == ("far", ""))
     edge = np.floor(64 * far.differ.value) / 64  # exact in binary
     rows = [
-        {"name": f"{quantity}{i}", "says": "x", "about": {}, "quantity": quantity, "prompts": "far", "range": list(ends)}
+        {
+            "name": f"{quantity}{i}",
+            "says": "x",
+            "about": {},
+            "quantity": quantity,
+            "prompts": "far",
+            "range": list(ends),
+        }
         for i, (a, b) in enumerate([(0.0, 0.125), (0.125, 0.5), (edge, 0.5), (0.75, 1.0)])
         for quantity, ends in (("disagreement", (a, b)), ("agreement", (1 - b, 1 - a)))
     ]
@@ -100,7 +112,9 @@ def test_agreement_is_judged_as_disagreement_is(run, world, tmp_path):
 
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.9), (0.0, 0.22), (0.21, 0.9), (0.0, 0.1)])
 def test_the_replicas_that_it_would_take_are_the_fewest(low, high):
-    """With them the interval lies on one side of every edge, with one fewer it does not; on the edge itself nothing helps."""
+    """With them the interval lies on one side of every edge, with one fewer it does not; on the
+    edge itself nothing helps.
+    """
     spread = Spread(0.2, TwoWay(4e-3, 1e-6, 10, 2_000), 0.05)
     size = replicas_for_range(spread, low, high)
 
@@ -120,7 +134,10 @@ def test_the_replicas_that_it_would_take_are_the_fewest(low, high):
         ("quantity: size", "'agreement', 'disagreement', 'files' or 'weights'"),
         ("quantity: agreement", "`prompts`"),
         ("quantity: agreement\n    prompts: far\n    range: [95, 98]", "98 % is 0.98"),
-        ("quantity: agreement\n    prompts: far\n    range: [0.9, 0.1]", "lowest of `range` comes first"),
+        (
+            "quantity: agreement\n    prompts: far\n    range: [0.9, 0.1]",
+            "lowest of `range` comes first",
+        ),
         ("quantity: files\n    about: {condition: a, epochs: 2}", "not both"),
     ],
 )
@@ -137,20 +154,43 @@ def test_a_claims_file_that_is_wrong_says_where(tmp_path, change, said):
 
 
 def test_where_no_two_runs_differ_more_prompts_decide_not_more_replicas(tmp_path):
-    """Zero disagreement on 40 prompts is no 99.9 % agreement: the bound over prompts says how many it takes, about 3,000."""
+    """Zero disagreement on 40 prompts is no 99.9 % agreement: the bound over prompts says how many
+    it takes, about 3,000.
+    """
     folder = folder_of(World(8, per_category=20, flips=0.0), tmp_path)
     rows = {row.name: row for row in hold_claims(folder).tested}
-    assert rows["lora-typical"].estimate.value == 1 and rows["lora-typical"].verdict == "not resolvable"
-    claim = {"name": "a", "says": "b", "about": {}, "quantity": "agreement", "prompts": "typical", "range": [0.999, 1]}
+    assert (
+        rows["lora-typical"].estimate.value == 1
+        and rows["lora-typical"].verdict == "not resolvable"
+    )
+    claim = {
+        "name": "a",
+        "says": "b",
+        "about": {},
+        "quantity": "agreement",
+        "prompts": "typical",
+        "range": [0.999, 1],
+    }
     (tmp_path / "c.yaml").write_text(json.dumps({"claims": [claim]}))
     (row,) = hold_claims(folder, tmp_path / "c.yaml").tested
-    assert row.verdict == "not resolvable" and row.remark.startswith("would take about 2,995 independent prompts (there are 40)")
+    assert row.verdict == "not resolvable" and row.remark.startswith(
+        "would take about 2,995 independent prompts (there are 40)"
+    )
 
 
 def test_where_no_two_runs_differ_many_prompts_do_not_make_up_for_few_runs(tmp_path):
-    """Among 20 equal runs may lack one in ten that differs on every prompt, whatever the number of prompts."""
+    """Among 20 equal runs may lack one in ten that differs on every prompt, whatever the number of
+    prompts.
+    """
     folder = folder_of(World(20, per_category=100, flips=0.0), tmp_path)
-    claim = {"name": "a", "says": "b", "about": {}, "quantity": "disagreement", "prompts": "all", "range": [0.01, 0.03]}
+    claim = {
+        "name": "a",
+        "says": "b",
+        "about": {},
+        "quantity": "disagreement",
+        "prompts": "all",
+        "range": [0.01, 0.03],
+    }
     (tmp_path / "c.yaml").write_text(json.dumps({"claims": [claim]}))
     (row,) = hold_claims(folder, tmp_path / "c.yaml").tested
     assert row.estimate.high < 0.01 < row.alone.high and row.verdict == "not resolvable"
@@ -159,7 +199,10 @@ def test_where_no_two_runs_differ_many_prompts_do_not_make_up_for_few_runs(tmp_p
 
 def test_an_unknown_key_is_told_at_its_own_line(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("claims:\n  - name: one\n    says: something\n    about: {}\n    quantity: files\n    claimd: 2\n")
+    path.write_text(
+        "claims:\n  - name: one\n    says: something\n    about: {}\n    quantity: "
+        "files\n    claimd: 2\n"
+    )
     with pytest.raises(RecipeError, match=rf"^{path}:6: unknown key 'claimd'"):
         read_claims(path)
 
@@ -168,13 +211,28 @@ def test_claims_of_a_run(run, world):
     found = hold_claims(run)
     rows = {row.name: row for row in found.tested}
     assert set(rows) == {claim.name for claim in read_claims(ORIGIN)}
-    assert rows["full-typical"].verdict == "not in this run" and rows["fixed"].verdict == "not in this run"
+    assert (
+        rows["full-typical"].verdict == "not in this run"
+        and rows["fixed"].verdict == "not in this run"
+    )
     far = rows["lora-rare"]
-    assert far.condition == "lora" and far.estimate and far.estimate.n_replicas == 60 and far.verdict != "not in this run"
-    assert rows["files"].estimate is None and "not in the folder" in rows["files"].remark, "the replicas were not kept"
+    assert (
+        far.condition == "lora"
+        and far.estimate
+        and far.estimate.n_replicas == 60
+        and far.verdict != "not in this run"
+    )
+    assert rows["files"].estimate is None and "not in the folder" in rows["files"].remark, (
+        "the replicas were not kept"
+    )
     assert load_claims(run / "claims.json") == found
     text = claims_text(found)
-    assert text.isascii() and max(map(len, text.splitlines())) <= 120 and far.says in text and "10,000 runs of lora" in text
+    assert (
+        text.isascii()
+        and max(map(len, text.splitlines())) <= 120
+        and far.says in text
+        and "10,000 runs of lora" in text
+    )
 
 
 def test_of_its_own_prompts_a_suite_knows_more_than_of_others(run):
@@ -195,7 +253,11 @@ def test_more_runs_tell_more_of_these_prompts_but_hardly_of_others():
 
     assert width(180, False) < width(20, False) / 2 and width(180, True) > width(20, True) / 2
     same = st.disagreement(np.zeros((20, 5), dtype=int), fresh_prompts=False)
-    assert (same.low, same.high) == (0.0, pytest.approx(1 - 0.05 ** (1 / 10))) and same.conclusive  # ten pairs that might have differed
+    # ten pairs that might have differed
+    assert (same.low, same.high) == (
+        0.0,
+        pytest.approx(1 - 0.05 ** (1 / 10)),
+    ) and same.conclusive
 
 
 def test_what_is_kept_of_a_study_counts_every_answer(run, world):
@@ -203,7 +265,9 @@ def test_what_is_kept_of_a_study_counts_every_answer(run, world):
 
     rows = list(answers(run))
     prompts = sum(len(asked) for asked in world.prompts.values())
-    assert sum(count for *_, count in rows) == 60 * prompts and {condition for _, _, condition, _, _ in rows} == {"lora"}
+    assert sum(count for *_, count in rows) == 60 * prompts and {
+        condition for _, _, condition, _, _ in rows
+    } == {"lora"}
     first = [row for row in rows if row[:2] == rows[0][:2]]
     assert [count for *_, count in first] == sorted((count for *_, count in first), reverse=True)
 
@@ -233,10 +297,21 @@ def test_a_run_is_held_against_the_files_of_a_kept_study(tmp_path):
         write_text(folder / "replica.json", record.to_json())
     write_text(condition / "population.json", "{}")
     (condition / "training").mkdir()
-    for first in (0, 3):  # of the last tenth of 20 steps the mean is the replica's number; the sixth became infinite
-        steps = [(first + i, step, first + i + (step - 18.5 if step > 17 else 9)) for i in range(3) for step in range(20)]
-        steps = [(i, step, float("inf") if (i, step) == (5, 19) else loss) for i, step, loss in steps]
-        table = pa.table(dict(zip(("replica", "step", "loss"), zip(*steps, strict=True), strict=True)))
+    for first in (
+        0,
+        3,
+    ):  # of the last tenth of 20 steps the mean is the replica's number; the sixth became infinite
+        steps = [
+            (first + i, step, first + i + (step - 18.5 if step > 17 else 9))
+            for i in range(3)
+            for step in range(20)
+        ]
+        steps = [
+            (i, step, float("inf") if (i, step) == (5, 19) else loss) for i, step, loss in steps
+        ]
+        table = pa.table(
+            dict(zip(("replica", "step", "loss"), zip(*steps, strict=True), strict=True))
+        )
         pq.write_table(table, condition / f"training/steps-{first:05}.parquet")
     rows = list(weights(condition.parent))
     assert len({row[2] for row in rows}) == 6
@@ -244,7 +319,13 @@ def test_a_run_is_held_against_the_files_of_a_kept_study(tmp_path):
     (tmp_path / "weights.csv").write_bytes(as_csv("condition replica sha256 loss", iter(rows)))
     assert repeated(condition.parent, tmp_path) == {"lora": (6, 6)}
     other = [row[:3] for row in rows]  # as studies were kept without losses
-    other = [*other[:3], [*rows[3][:2], "another"], [*rows[4][:2], ""], ["elsewhere", *other[5][1:]]]  # a bit; a failure; a condition
+    # a bit; a failure; a condition
+    other = [
+        *other[:3],
+        [*rows[3][:2], "another"],
+        [*rows[4][:2], ""],
+        ["elsewhere", *other[5][1:]],
+    ]
     (tmp_path / "weights.csv").write_bytes(as_csv("condition replica sha256", iter(other)))
     assert repeated(condition.parent, tmp_path) == {"lora": (3, 4)}
 
@@ -263,17 +344,26 @@ def test_a_study_is_kept_of_one_finished_measurement_alone(world, tmp_path, caps
     save_results(claims, replace(load_claims(claims), design="of more replicas"))
     with pytest.raises(SystemExit):
         main([str(run), "--out", str(out)])
-    assert f"{claims}: of an earlier measurement of this run; `ftk claims" in capsys.readouterr().err and not out.exists()
+    assert (
+        f"{claims}: of an earlier measurement of this run; `ftk claims" in capsys.readouterr().err
+        and not out.exists()
+    )
 
 
 def test_what_is_kept_names_no_place_and_no_text_of_a_prompt():
     from study import elsewhere, without_texts
 
-    data = {"train": "/home/me/data/train.jsonl", "suites": {"far": "/home/me/data/far.jsonl", "near": "embedded"}}
+    data = {
+        "train": "/home/me/data/train.jsonl",
+        "suites": {"far": "/home/me/data/far.jsonl", "near": "embedded"},
+    }
     kept = elsewhere({"base": "/home/me/model", "data": data, "seed": 0})
     assert kept == {
         "base": "model",
-        "data": {"train": "data/train.jsonl", "suites": {"far": "data/far.jsonl", "near": "embedded@1"}},  # it names no version
+        "data": {
+            "train": "data/train.jsonl",
+            "suites": {"far": "data/far.jsonl", "near": "embedded@1"},
+        },  # it names no version
         "seed": 0,
     }
     assert elsewhere({"base": "Qwen/Qwen2.5-0.5B", "data": data})["base"] == "Qwen/Qwen2.5-0.5B"
@@ -307,7 +397,7 @@ def test_the_command(run, tmp_path):
     assert done.exit_code == cli.BAD_INPUT and f"{tmp_path / 'c.yaml'}:1:" in done.output
 
 
-# -- many runs ---------------------------------------------------------------------------------------------------------
+# -- many runs -----------------------------------------------------------------------------------
 
 
 def many(n: int, share_PV: np.ndarray, seed: int) -> np.ndarray:
@@ -317,9 +407,12 @@ def many(n: int, share_PV: np.ndarray, seed: int) -> np.ndarray:
 
 
 def test_what_is_foretold_of_10000_runs_happens():
-    """From 400 runs: how many of 10,000 are off the majority, how many answers a prompt gets, what nearly all of them reach."""
+    """From 400 runs: how many of 10,000 are off the majority, how many answers a prompt gets, what
+    nearly all of them reach.
+    """
     rng = np.random.default_rng(1)
-    share_PV = 0.02 + 0.9 * rng.dirichlet([20, 2, 1, 1, 1], size=60)  # no answer is rarer than one run in fifty
+    # no answer is rarer than one run in fifty
+    share_PV = 0.02 + 0.9 * rng.dirichlet([20, 2, 1, 1, 1], size=60)
     few_RP, all_RP = many(400, share_PV, 2), many(10_000, share_PV, 3)
     off = st.deviation(few_RP)
     counts_P = np.stack([(all_RP == v).sum(axis=0) for v in range(5)]).max(axis=0)
@@ -327,13 +420,19 @@ def test_what_is_foretold_of_10000_runs_happens():
     assert abs(off.value - (1 - counts_P / 10_000).mean()) < 0.01
     distinct = st.distinct_answers(few_RP, 10_000)
     seen = np.mean([len(np.unique(column)) for column in all_RP.T])
-    assert distinct.value == pytest.approx(seen, abs=0.01) and not distinct.conclusive and distinct.needed == 5_000
+    assert (
+        distinct.value == pytest.approx(seen, abs=0.01)
+        and not distinct.conclusive
+        and distinct.needed == 5_000
+    )
     floor = st.accuracy_floor((few_RP == 0).mean(axis=1))
     assert floor.content == 0.99 and np.mean((all_RP == 0).mean(axis=1) >= floor.low) >= 0.99
 
 
 def test_answers_that_no_run_hints_at_are_not_foretold():
-    """Where rare answers abound, 200 runs say too little, never too much, of what 10,000 give; 5,000 runs say nearly all."""
+    """Where rare answers abound, 200 runs say too little, never too much, of what 10,000 give;
+    5,000 runs say nearly all.
+    """
     share_PV = np.random.default_rng(1).dirichlet([20, 2, 0.5, 0.2, 0.1], size=40)
     all_RP = many(10_000, share_PV, 3)
     seen = np.mean([len(np.unique(column)) for column in all_RP.T])
@@ -342,18 +441,28 @@ def test_answers_that_no_run_hints_at_are_not_foretold():
 
 
 def test_fewer_runs_than_there_are_is_a_count_over_all_subsets():
-    """Rarefaction to n equals the mean over every subset of n runs, and one run gives one answer."""
+    """Rarefaction to n equals the mean over every subset of n runs, and one run gives one
+    answer.
+    """
     answer_RP = np.array([[0, 1], [0, 2], [1, 2], [0, 3], [4, 2]])
     from itertools import combinations
 
-    exact = np.mean([len(np.unique(answer_RP[list(rows), p])) for p in range(2) for rows in combinations(range(5), 3)])
+    exact = np.mean(
+        [
+            len(np.unique(answer_RP[list(rows), p]))
+            for p in range(2)
+            for rows in combinations(range(5), 3)
+        ]
+    )
     assert st.distinct_answers(answer_RP, 3).value == pytest.approx(exact)
     assert st.distinct_answers(answer_RP, 1).value == pytest.approx(1)
     assert st.distinct_answers(answer_RP, 5).value == pytest.approx(3)
 
 
 def test_a_run_is_held_against_the_others_alone():
-    """Of two runs that differ each is off the other; of three that all differ each is off whatever the others' majority is."""
+    """Of two runs that differ each is off the other; of three that all differ each is off whatever
+    the others' majority is.
+    """
     assert st.deviation(np.array([[0], [1]])).value == 1.0
     assert st.deviation(np.array([[0], [0], [1]])).value == pytest.approx(1 / 3)
     assert st.deviation(np.array([[0], [1], [2]])).value == 1.0
@@ -366,18 +475,22 @@ def test_a_floor_below_which_few_runs_fall_needs_runs():
     assert st.accuracy_floor(np.linspace(0.5, 0.9, 59)).low == 0.5
 
 
-# -- weights and categories --------------------------------------------------------------------------------------------
+# -- weights and categories ----------------------------------------------------------------------
 
 
 def test_files_are_counted_in_disjoint_pairs():
-    assert st.files_differ(["a"] * 200).value == 0 and st.files_differ(["a"] * 200).high == pytest.approx(0.0362, abs=1e-3)
+    assert st.files_differ(["a"] * 200).value == 0 and st.files_differ(
+        ["a"] * 200
+    ).high == pytest.approx(0.0362, abs=1e-3)
     every = st.files_differ([str(i) for i in range(200)])
     assert every.value == 1 and every.high == 1 and every.note == "200 different files of 200"
 
 
 @pytest.mark.parametrize(("runs", "prompts"), [(40, 36), (200, 40)])
 def test_categories_that_know_nothing_of_each_other_show_no_trade(runs, prompts):
-    """95 % intervals of a correlation cover 0, and that of `together` covers 1; a plain trade is seen."""
+    """95 % intervals of a correlation cover 0, and that of `together` covers 1; a plain trade is
+    seen.
+    """
     rng = np.random.default_rng(runs)
     pairs, together = [], []
     for _ in range(120):
@@ -394,11 +507,24 @@ def test_a_trade_is_seen():
     shift_R = rng.normal(0, 0.1, 60)
     scores = np.stack([0.6 + shift_R, 0.6 - shift_R], axis=1) + rng.normal(0, 0.03, (60, 2))
     found = st.tradeoff(scores, [40, 40])
-    assert found.correlation_CC[0][1].high < -0.7 and found.together.high < 0.5 and found.correlation_CC[0][0] is None
+    assert (
+        found.correlation_CC[0][1].high < -0.7
+        and found.together.high < 0.5
+        and found.correlation_CC[0][0] is None
+    )
 
 
 def test_a_few_runs_that_differ_decide_nothing():
-    """One run in forty fails in both categories: a correlation of 1, and no claim; also no p-value to be adjusted."""
+    """One run in forty fails in both categories: a correlation of 1, and no claim; also no p-value
+    to be adjusted.
+    """
     scores = np.where(np.arange(200)[:, None] % 40 == 0, 0.5, 1.0) * np.ones((1, 2))
-    found = st.tradeoff(scores + 1e-3 * (np.arange(200)[:, None] == 1), [12, 12]).correlation_CC[0][1]
-    assert found.value > 0.99 and not found.conclusive and found.p is None and "a few runs decide" in found.note
+    found = st.tradeoff(scores + 1e-3 * (np.arange(200)[:, None] == 1), [12, 12]).correlation_CC[0][
+        1
+    ]
+    assert (
+        found.value > 0.99
+        and not found.conclusive
+        and found.p is None
+        and "a few runs decide" in found.note
+    )

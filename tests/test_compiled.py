@@ -9,9 +9,9 @@ from test_train import REAL, plan_of, rows, same_bits, seeds_of
 from tiny import tiny_model
 
 from toolkit import environment
-from toolkit.compiled import TESTED, attention_by_products
-from toolkit.plan import COMPILED_WORK, pays_to_compile
+from toolkit.model.compiled import TESTED, attention_by_products
 from toolkit.recipe import Condition
+from toolkit.recipe.schedule import COMPILED_WORK, pays_to_compile
 from toolkit.train import train_stack
 
 needs_compiler = pytest.mark.skipif(environment.compiler() is None, reason="no C++ compiler here")
@@ -24,8 +24,12 @@ def train(kind, dtype, dropout, *, compiled, replicas=(0, 1, 2, 3), steps=3):
     model = tiny_model(kind, dtype)
     attention = model.config._attn_implementation
     trained = train_stack(model, examples, condition, plan, seeds_of(replicas))
-    assert model.config._attn_implementation == attention and all(m._compiled_call_impl is None for m in model.modules())
-    return trained, [{n: (A[r], B[r]) for n, (A, B) in trained.factors.items()} for r in range(len(replicas))]
+    assert model.config._attn_implementation == attention and all(
+        m._compiled_call_impl is None for m in model.modules()
+    )
+    return trained, [
+        {n: (A[r], B[r]) for n, (A, B) in trained.factors.items()} for r in range(len(replicas))
+    ]
 
 
 @needs_compiler
@@ -46,7 +50,8 @@ def test_compiled_is_eager_to_rounding_and_apart_to_the_bit():
 def test_every_tested_type_in_float64(kind, dropout):
     eager, _ = train(kind, torch.float64, dropout, compiled=False)
     compiled, _ = train(kind, torch.float64, dropout, compiled=True)
-    np.testing.assert_allclose(compiled.loss_SR, eager.loss_SR, rtol=1e-6)  # softmax is float32 in both
+    # softmax is float32 in both
+    np.testing.assert_allclose(compiled.loss_SR, eager.loss_SR, rtol=1e-6)
     np.testing.assert_allclose(compiled.norm_SR, eager.norm_SR, rtol=1e-5)
 
 
@@ -54,8 +59,14 @@ def test_every_tested_type_in_float64(kind, dropout):
 def test_attention_by_products_is_scaled_dot_product_attention(masked):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(3, heads, 7, 8, generator=generator) for heads in (4, 2, 2))
-    mask = torch.ones(7, 7, dtype=torch.bool).tril(2)[None, None].expand(3, 1, -1, -1) if masked else None
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+    mask = (
+        torch.ones(7, 7, dtype=torch.bool).tril(2)[None, None].expand(3, 1, -1, -1)
+        if masked
+        else None
+    )
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
     found, _ = attention_by_products(torch.nn.Module(), q, k, v, mask)
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
@@ -64,4 +75,5 @@ def test_what_pays_does_not_depend_on_the_number_of_replicas():
     plan = plan_of(Condition(**REAL), rows())
     few = COMPILED_WORK / (4 * plan.tokens_per_step * plan.accumulation * plan.steps)
     assert not pays_to_compile(plan, int(few * 0.9)) and pays_to_compile(plan, int(few * 1.1))
-    assert "compiled" not in plan.to_dict() and replace(plan, compiled=True).to_dict()["compiled"]  # old fingerprints stay
+    # old fingerprints stay
+    assert "compiled" not in plan.to_dict() and replace(plan, compiled=True).to_dict()["compiled"]

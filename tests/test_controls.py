@@ -1,4 +1,6 @@
-"""The controls of a condition: each does to a stacked replica what it does in a plain loop, and nothing to a condition without it."""
+"""The controls of a condition: each does to a stacked replica what it does in a plain loop, and
+nothing to a condition without it.
+"""
 
 import copy
 import json
@@ -12,13 +14,13 @@ from peft import LoraConfig, get_peft_model
 from test_train import plan_of, rows, seeds_of
 from tiny import MODELS, tiny_model
 
-from toolkit.full import stacked_whole
-from toolkit.plan import learning_rate, plan_training, snapshot_steps
-from toolkit.population import fingerprint
-from toolkit.preview import check
+from toolkit.model.full import stacked_whole
+from toolkit.model.stack import stacked
+from toolkit.pipeline.preview import check
 from toolkit.recipe import Condition, Lookahead, Snapshots, load_recipe, parse_recipe
 from toolkit.recipe.conditions import YOUNGER
-from toolkit.stack import stacked
+from toolkit.recipe.schedule import learning_rate, plan_training, snapshot_steps
+from toolkit.record.population import fingerprint
 from toolkit.train import batch_rows, initial_factors, train_stack
 from toolkit.train.initial import flip_last_bits
 from toolkit.train.optimise import layer_rate
@@ -30,10 +32,14 @@ FULL = {**SHORT, "method": "full"}
 
 
 def alone(model, examples, condition, plan, seed, rate_of, origin=None):
-    """A plain PyTorch loop over the parameters that require a gradient: AdamW, Lookahead as its paper has it, decay towards `origin`."""
+    """A plain PyTorch loop over the parameters that require a gradient: AdamW, Lookahead as its
+    paper has it, decay towards `origin`.
+    """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = [{"params": [p], "rate": rate_of(name)} for name, p in named.items()]
-    adam = torch.optim.AdamW(groups, lr=condition.lr, weight_decay=0.0 if origin else condition.weight_decay)
+    adam = torch.optim.AdamW(
+        groups, lr=condition.lr, weight_decay=0.0 if origin else condition.weight_decay
+    )
     slow = {name: p.detach().clone() for name, p in named.items()}
     losses = []
     for step in range(plan.steps):
@@ -41,8 +47,15 @@ def alone(model, examples, condition, plan, seed, rate_of, origin=None):
         total, count = 0.0, sum(sum(e.loss_mask[1:]) for e in batch)
         for e in batch:
             logits = model(input_ids=torch.tensor([e.ids])).logits[0, :-1]
-            target = torch.tensor([t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)])[1:]
-            total += F.cross_entropy(logits, target, reduction="sum", label_smoothing=condition.label_smoothing) / count
+            target = torch.tensor(
+                [t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)]
+            )[1:]
+            total += (
+                F.cross_entropy(
+                    logits, target, reduction="sum", label_smoothing=condition.label_smoothing
+                )
+                / count
+            )
         total.backward()
         torch.nn.utils.clip_grad_norm_(named.values(), condition.clip)
         lr = learning_rate(step, plan, condition)
@@ -53,7 +66,9 @@ def alone(model, examples, condition, plan, seed, rate_of, origin=None):
                 p -= lr * rate_of(name) * condition.weight_decay * (p - origin[name])
             adam.step()
             adam.zero_grad()
-            if condition.lookahead and ((step + 1) % condition.lookahead.k == 0 or step + 1 == plan.steps):
+            if condition.lookahead and (
+                (step + 1) % condition.lookahead.k == 0 or step + 1 == plan.steps
+            ):
                 for name, p in named.items():
                     slow[name] += condition.lookahead.alpha * (p - slow[name])
                     p.copy_(slow[name])
@@ -64,7 +79,14 @@ def alone(model, examples, condition, plan, seed, rate_of, origin=None):
 def lora_alone(kind, examples, condition, plan, seed, rate_of):
     model = tiny_model(kind, torch.float64)
     with stacked(model) as stack:
-        start = initial_factors(stack, condition.rank, [seed["init"]], torch.float64, torch.device("cpu"), init=condition.init)
+        start = initial_factors(
+            stack,
+            condition.rank,
+            [seed["init"]],
+            torch.float64,
+            torch.device("cpu"),
+            init=condition.init,
+        )
     config = LoraConfig(r=condition.rank, lora_alpha=condition.alpha, target_modules="all-linear")
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=False).to(torch.float64)
     for name, (A, B) in start.items():
@@ -74,7 +96,10 @@ def lora_alone(kind, examples, condition, plan, seed, rate_of):
         layer.lora_A["default"].weight.requires_grad_("A" not in condition.freeze)
     losses, _ = alone(peft_model, examples, condition, plan, seed, rate_of)
     layers = {name: peft_model.base_model.model.get_submodule(name) for name in start}
-    return losses, {name: (one.lora_A["default"].weight.detach(), one.lora_B["default"].weight.detach()) for name, one in layers.items()}
+    return losses, {
+        name: (one.lora_A["default"].weight.detach(), one.lora_B["default"].weight.detach())
+        for name, one in layers.items()
+    }
 
 
 CONTROLS = {
@@ -98,14 +123,18 @@ def test_a_stacked_replica_with_a_control_equals_a_plain_peft_loop(control):
 
     def rate_of(name):
         block = int(name.split("layers.")[1][0])  # of two
-        return condition.layer_lr_decay ** (1 - block) * (condition.lr_ratio_B if "lora_B" in name else 1)
+        return condition.layer_lr_decay ** (1 - block) * (
+            condition.lr_ratio_B if "lora_B" in name else 1
+        )
 
     losses, weights = lora_alone("qwen2", examples, condition, plan, seeds_R[2], rate_of)
     np.testing.assert_allclose(trained.loss_SR[:, 2], losses, rtol=1e-9)
     for name, pair in weights.items():
         for mine, theirs in zip((x[2] for x in trained.factors[name]), pair, strict=True):
             assert (mine - theirs).norm() <= 1e-9 * theirs.norm(), name
-    plain = train_stack(tiny_model("qwen2", torch.float64), examples, Condition(**LORA), plan, seeds_R)
+    plain = train_stack(
+        tiny_model("qwen2", torch.float64), examples, Condition(**LORA), plan, seeds_R
+    )
     assert not np.allclose(plain.loss_SR[-1], trained.loss_SR[-1], rtol=1e-6)  # it does something
 
 
@@ -117,7 +146,8 @@ def test_stacked_full_fine_tuning_equals_a_plain_loop(kind):
     model = tiny_model(kind, torch.float64)
     before = copy.deepcopy(model.state_dict())
     trained = train_stack(model, examples, condition, plan, seeds_R)
-    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())  # the base is given back
+    # the base is given back
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     origin = {name: p.detach().clone() for name, p in model.named_parameters()}
     blocks = {"embed": -1, "wte": -1, "wpe": -1, ".0.": 0}
 
@@ -133,10 +163,18 @@ def test_stacked_full_fine_tuning_equals_a_plain_loop(kind):
 
 
 def test_full_fine_tuning_of_a_narrow_base_keeps_wide_weights():
-    """The base computes in bfloat16; what is trained is float32, so that steps below its last digit add up."""
+    """The base computes in bfloat16; what is trained is float32, so that steps below its last digit
+    add up.
+    """
     condition = Condition(**{**FULL, "lr": 1e-5})
     examples = rows(11)
-    trained = train_stack(tiny_model("qwen2", torch.bfloat16), examples, condition, plan_of(condition, examples), seeds_of(range(4)))
+    trained = train_stack(
+        tiny_model("qwen2", torch.bfloat16),
+        examples,
+        condition,
+        plan_of(condition, examples),
+        seeds_of(range(4)),
+    )
     base = dict(tiny_model("qwen2", torch.bfloat16).named_parameters())
     name = "model.layers.0.mlp.up_proj.weight"
     W = trained.factors[name][0][0]
@@ -145,12 +183,24 @@ def test_full_fine_tuning_of_a_narrow_base_keeps_wide_weights():
 
 
 def same(a, b, slot, other):
-    return all(torch.equal(x[slot], y[other]) for name in a for x, y in zip(a[name], b[name], strict=True))
+    return all(
+        torch.equal(x[slot], y[other]) for name in a for x, y in zip(a[name], b[name], strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     "settings",
-    [FULL, {**LORA, "lookahead": Lookahead(), "init": "orthogonal", "lr_ratio_B": 2.0, "layer_lr_decay": 0.7, "label_smoothing": 0.1}],
+    [
+        FULL,
+        {
+            **LORA,
+            "lookahead": Lookahead(),
+            "init": "orthogonal",
+            "lr_ratio_B": 2.0,
+            "layer_lr_decay": 0.7,
+            "label_smoothing": 0.1,
+        },
+    ],
     ids=["full", "lora"],
 )
 def test_neighbours_do_not_matter_to_the_bit(settings):
@@ -171,7 +221,7 @@ def test_a_full_replica_that_diverges_harms_no_other():
     plan, model = plan_of(condition, examples), tiny_model("qwen2")
     healthy = train_stack(model, examples, condition, plan, seeds_of(range(4)))
     with pytest.MonkeyPatch.context() as patch:
-        from toolkit.full import FullStack
+        from toolkit.model.full import FullStack
 
         def poisoned(stack, R, dtype, copies=FullStack.copies):
             weights = copies(stack, R, dtype)
@@ -195,21 +245,33 @@ def test_without_a_source_that_varies_all_full_replicas_are_one():
 def test_a_base_with_weights_of_another_kind_is_refused():
     model = tiny_model("qwen2")
     model.model.layers[0].mlp.gate = torch.nn.Parameter(torch.zeros(2))
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp \(Qwen2MLP\) has 'gate'"), stacked_whole(model):
+    with (
+        pytest.raises(ValueError, match=r"model\.layers\.0\.mlp \(Qwen2MLP\) has 'gate'"),
+        stacked_whole(model),
+    ):
         pass
 
 
 @pytest.mark.parametrize("init", ["kaiming", "gaussian", "orthogonal"])
 def test_adapters_begin_as_those_of_peft_do(init):
-    """The same law of the draws, and no change of the base; peft draws from a global state, so not the same numbers."""
+    """The same law of the draws, and no change of the base; peft draws from a global state, so not
+    the same numbers.
+    """
     model, rank = tiny_model("qwen2"), 8
     with stacked(model) as stack:
-        mine = initial_factors(stack, rank, list(range(40)), torch.float32, torch.device("cpu"), init=init)
+        mine = initial_factors(
+            stack, rank, list(range(40)), torch.float32, torch.device("cpu"), init=init
+        )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = [
             get_peft_model(
-                tiny_model("qwen2"), LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=True if init == "kaiming" else init)
+                tiny_model("qwen2"),
+                LoraConfig(
+                    r=rank,
+                    target_modules="all-linear",
+                    init_lora_weights=True if init == "kaiming" else init,
+                ),
             )
             for _ in range(10)
         ]
@@ -218,7 +280,9 @@ def test_adapters_begin_as_those_of_peft_do(init):
     assert (B @ A).abs().max() < 1e-5
     theirs = [m.base_model.model.get_submodule(name) for m in made]
     for x, side in ((A, "lora_A"), (B, "lora_B")):
-        reference = torch.stack([getattr(layer, side)["default"].weight.detach() for layer in theirs])
+        reference = torch.stack(
+            [getattr(layer, side)["default"].weight.detach() for layer in theirs]
+        )
         assert x[0].shape == reference[0].shape
         assert float(x.std()) == pytest.approx(float(reference.std()), rel=0.1)
         assert float(x.abs().max()) == pytest.approx(float(reference.abs().max()), rel=0.5)
@@ -229,7 +293,10 @@ def test_lookahead_of_one_step_and_all_the_way_is_no_lookahead():
     examples = rows(11)
     plain, idle = Condition(**LORA), Condition(**LORA, lookahead=Lookahead(k=1, alpha=1.0))
     plan = plan_of(plain, examples)
-    a, b = (train_stack(tiny_model("qwen2", torch.float64), examples, c, plan, seeds_of(range(4))) for c in (plain, idle))
+    a, b = (
+        train_stack(tiny_model("qwen2", torch.float64), examples, c, plan, seeds_of(range(4)))
+        for c in (plain, idle)
+    )
     for name, pair in a.factors.items():
         for x, y in zip(pair, b.factors[name], strict=True):
             torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
@@ -237,7 +304,10 @@ def test_lookahead_of_one_step_and_all_the_way_is_no_lookahead():
 
 def test_a_cycle_ends_low_at_every_snapshot_and_begins_high_after_it():
     condition = Condition(
-        **{**LORA, "epochs": 10, "warmup": 0}, schedule="cyclic", cycle_floor=0.1, snapshots=Snapshots(count=4, start=0.5)
+        **{**LORA, "epochs": 10, "warmup": 0},
+        schedule="cyclic",
+        cycle_floor=0.1,
+        snapshots=Snapshots(count=4, start=0.5),
     )
     plan = plan_of(condition, rows(16))
     rates = [learning_rate(step, plan, condition) for step in range(plan.steps)]
@@ -250,7 +320,9 @@ def test_a_cycle_ends_low_at_every_snapshot_and_begins_high_after_it():
 
 
 def test_averages_are_of_the_snapshots_that_they_say():
-    condition = Condition(**LORA, snapshots=Snapshots(count=6), averages=["swa", "ema", "lawa"], lawa_last=2)
+    condition = Condition(
+        **LORA, snapshots=Snapshots(count=6), averages=["swa", "ema", "lawa"], lawa_last=2
+    )
     found = average_weights(condition, 6)
     assert found["swa"] == [1 / 6] * 6 and found["lawa-last2"] == [0, 0, 0, 0, 0.5, 0.5]
     assert sum(found["ema"]) == pytest.approx(1)
@@ -258,7 +330,12 @@ def test_averages_are_of_the_snapshots_that_they_say():
 
 def test_blocks_below_learn_slower():
     model = tiny_model("qwen2")
-    names = ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
+    names = [
+        "model.embed_tokens.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.1.mlp.up_proj.weight",
+        "model.norm.weight",
+    ]
     assert [layer_rate(model, name, 0.5) for name in names] == [0.25, 0.5, 1.0, 1.0]
 
 
@@ -272,20 +349,32 @@ def test_one_bit_of_one_weight_is_flipped_by_the_seed_of_its_own(dtype):
     flip_last_bits(flipped, [5, 6, 7, 8])
     flip_last_bits(again, [9, 6, 10, 11])
     for r in range(4):
-        changed = [(x[r], y[r]) for name in plain for x, y in zip(plain[name], flipped[name], strict=True) if not torch.equal(x[r], y[r])]
+        changed = [
+            (x[r], y[r])
+            for name in plain
+            for x, y in zip(plain[name], flipped[name], strict=True)
+            if not torch.equal(x[r], y[r])
+        ]
         assert len(changed) == 1
         before, after = (x[changed[0][0] != changed[0][1]] for x in changed[0])
-        assert len(before) == 1 and abs(float(after - before)) <= torch.finfo(dtype).eps * abs(float(before))
+        assert len(before) == 1 and abs(float(after - before)) <= torch.finfo(dtype).eps * abs(
+            float(before)
+        )
     assert same(flipped, again, 1, 1) and not same(flipped, again, 0, 0)
 
 
-# -- recipes -----------------------------------------------------------------------------------------------------------
+# -- recipes -------------------------------------------------------------------------------------
 
-RECIPE = "base: embedded\ndata: {train: embedded}\nconditions:\n  lora: {lr: 1e-3, dropout: 0.1}\n  other: "
+RECIPE = (
+    "base: embedded\ndata: {train: embedded}\nconditions:\n  lora: {lr: 1e-3, dropout: 0.1}\n "
+    " other: "
+)
 
 
 def test_an_older_condition_keeps_its_fingerprint():
-    """What this condition was written as before there were controls; a replica that is on disk is named by a hash of it."""
+    """What this condition was written as before there were controls; a replica that is on disk is
+    named by a hash of it.
+    """
     known = {
         "method": "lora",
         "rank": 8,
@@ -340,11 +429,24 @@ def test_an_older_condition_keeps_its_fingerprint():
         ("{freeze: [A], lr_ratio_B: 2}", "`freeze: [A]` holds A"),
         ("{freeze: [B]}", "should be 'A'"),
         ("{lawa_last: 3}", "'lawa_last' belongs to `averages: [lawa]`"),
-        ("{averages: [lawa], snapshots: {count: 3}}", "'lawa_last' (5) is more than the 3 snapshots"),
-        ("{lookahead: {k: 5, alfa: 0.5}}", "unknown key 'alfa' in 'conditions.other.lookahead'; did you mean 'alpha'?"),
+        (
+            "{averages: [lawa], snapshots: {count: 3}}",
+            "'lawa_last' (5) is more than the 3 snapshots",
+        ),
+        (
+            "{lookahead: {k: 5, alfa: 0.5}}",
+            "unknown key 'alfa' in 'conditions.other.lookahead'; did you mean 'alpha'?",
+        ),
         ("{perturb: byte}", "should be 'bit'"),
-        ("{method: distill, teacher: {condition: third, ensemble: probabilities, k: 2}}\n  third: {method: full}", "trains all weights"),
-        ("{method: full}\nmitigations: [{merge: mean, k: 2, rank: same}]", "a rank is for adapters"),
+        (
+            "{method: distill, teacher: {condition: third, ensemble: probabilities, k: 2}}\n "
+            " third: {method: full}",
+            "trains all weights",
+        ),
+        (
+            "{method: full}\nmitigations: [{merge: mean, k: 2, rank: same}]",
+            "a rank is for adapters",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(other, says):
@@ -352,31 +454,61 @@ def test_what_does_not_fit_is_said_in_one_line(other, says):
 
     with pytest.raises(RecipeError) as caught:
         parse_recipe(RECIPE + other, "r.yaml")
-    assert says in str(caught.value) and "\n" not in str(caught.value) and str(caught.value).startswith("r.yaml:")
+    assert (
+        says in str(caught.value)
+        and "\n" not in str(caught.value)
+        and str(caught.value).startswith("r.yaml:")
+    )
 
 
 def test_the_recipes_of_all_controls_are_fit_to_run():
     """`ftk check` takes them, they begin alike, and no two conditions of all are the same."""
-    recipes = [load_recipe(path) for path in sorted((Path(__file__).parent.parent / "recipes" / "controls").glob("*.yaml"))]
+    recipes = [
+        load_recipe(path)
+        for path in sorted((Path(__file__).parent.parent / "recipes" / "controls").glob("*.yaml"))
+    ]
     found = [check(recipe, probe=False)["conditions"] for recipe in recipes]
-    assert all(set(one) == set(recipe.conditions) for one, recipe in zip(found, recipes, strict=True))
+    assert all(
+        set(one) == set(recipe.conditions) for one, recipe in zip(found, recipes, strict=True)
+    )
     assert sum(one["full"]["trained_parameters"] for one in found if "full" in one) == 505_440
-    first = {json.dumps(recipe.trained["lora"].model_dump(exclude={"snapshots", "averages"})) for recipe in recipes}
+    first = {
+        json.dumps(recipe.trained["lora"].model_dump(exclude={"snapshots", "averages"}))
+        for recipe in recipes
+    }
     assert len(first) == 1 and all(next(iter(recipe.conditions)) == "lora" for recipe in recipes)
-    others = [(name, c, recipe) for recipe in recipes for name, c in recipe.trained.items() if name != "lora"]
-    written = {json.dumps([c.model_dump(exclude={"snapshots", "averages"}), recipe.vary_of(name)]) for name, c, recipe in others}
-    assert len(others) > 30 and len(written | first) in (len(others), len(others) + 1)  # `constant` stands in two recipes
+    others = [
+        (name, c, recipe)
+        for recipe in recipes
+        for name, c in recipe.trained.items()
+        if name != "lora"
+    ]
+    written = {
+        json.dumps([c.model_dump(exclude={"snapshots", "averages"}), recipe.vary_of(name)])
+        for name, c, recipe in others
+    }
+    # `constant` stands in two recipes
+    assert len(others) > 30 and len(written | first) in (
+        len(others),
+        len(others) + 1,
+    )
     used = {key for _, c, _ in others for key in c.model_dump()}
-    assert {key for key in YOUNGER if key not in ("cycle_floor", "lawa_last", "rows")} <= used  # the first two only tune another
+    # the first two only tune another
+    assert {key for key in YOUNGER if key not in ("cycle_floor", "lawa_last", "rows")} <= used
 
 
 def test_full_takes_over_from_adapters_what_is_not_theirs():
-    recipe = parse_recipe(RECIPE.replace("dropout", "epochs: 3, dropout") + "{from: lora, method: full}", "r.yaml")
+    recipe = parse_recipe(
+        RECIPE.replace("dropout", "epochs: 3, dropout") + "{from: lora, method: full}", "r.yaml"
+    )
     other = recipe.trained["other"]
     assert (other.method, other.epochs, other.lr) == ("full", 3, 2e-5)
     assert (
         "rank" not in other.model_dump()
-        and parse_recipe(RECIPE + str(other.model_dump(exclude_none=True)), "r.yaml").trained["other"] == other
+        and parse_recipe(RECIPE + str(other.model_dump(exclude_none=True)), "r.yaml").trained[
+            "other"
+        ]
+        == other
     )
 
 
@@ -385,9 +517,14 @@ def test_a_large_base_is_trained_alone():
 
     def width(parameters, **asked):
         settings = Condition(method="full", **asked)
-        return plan_training(settings, lengths, lengths, stack=None, device="cpu", parameters=parameters).stack
+        return plan_training(
+            settings, lengths, lengths, stack=None, device="cpu", parameters=parameters
+        ).stack
 
-    assert width(500_000) == plan_training(Condition(), lengths, lengths, stack=None, device="cpu").stack
+    assert (
+        width(500_000)
+        == plan_training(Condition(), lengths, lengths, stack=None, device="cpu").stack
+    )
     assert width(20_000_000) == 4
     assert width(500_000_000) == 1
     assert width(500_000_000, stack=2) == 2

@@ -1,4 +1,6 @@
-"""The data layer: every format ends in tokens whose mask is exactly the completion, and bad input in one clear line."""
+"""The data layer: every format ends in tokens whose mask is exactly the completion, and bad input
+in one clear line.
+"""
 
 import csv
 import importlib.util
@@ -11,7 +13,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from rich.text import Text
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from toolkit.data import (
@@ -36,25 +46,41 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Like Qwen3: an empty thought stands before the last reply only, and in the generation prompt when thinking is off.
+# Like Qwen3: an empty thought stands before the last reply only, and in the generation prompt
+# when thinking is off.
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ "
+    "m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>"
+    "\n\n{% endif %}{% endif %}"
 )
-COUNTING = "{{ messages | length }} turns: {% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+COUNTING = (
+    "{{ messages | length }} turns: {% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+)
 REFUSING = "{{ raise_exception('roles must alternate') }}"
 
-USER, ASSISTANT = {"role": "user", "content": "wake me at seven"}, {"role": "assistant", "content": "alarm(seven)"}
+USER, ASSISTANT = (
+    {"role": "user", "content": "wake me at seven"},
+    {"role": "assistant", "content": "alarm(seven)"},
+)
 SYSTEM = {"role": "system", "content": "you are a clock"}
-MORE = [{"role": "user", "content": "and at [bold]nine[/bold]?"}, {"role": "assistant", "content": "alarm(nine) ✓"}]
+MORE = [
+    {"role": "user", "content": "and at [bold]nine[/bold]?"},
+    {"role": "assistant", "content": "alarm(nine) ✓"},
+]
 ROWS = {
     "text": {"text": "wake me at seven => alarm(seven)"},
     "prompt-completion": {"prompt": "wake me at seven =>", "completion": " alarm(seven)"},
     "messages": {"messages": [SYSTEM, USER, ASSISTANT]},
     "alpaca": {"instruction": "wake me at seven", "input": "tomorrow", "output": "alarm(seven)"},
-    "sharegpt": {"conversations": [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": ASSISTANT["content"]}]},
+    "sharegpt": {
+        "conversations": [
+            {"from": "human", "value": USER["content"]},
+            {"from": "gpt", "value": ASSISTANT["content"]},
+        ]
+    },
 }
 TOKENIZERS = ("plain", "chat", "bos", "chat-bos", "closes-prompts")
 
@@ -71,20 +97,32 @@ def bpe() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["wake me at seven => alarm(seven)", "you are a clock", "### Instruction:"] * 20, trainer)
+    tokenizer.train_from_iterator(
+        ["wake me at seven => alarm(seven)", "you are a clock", "### Instruction:"] * 20, trainer
+    )
     return tokenizer
 
 
 def make(bpe: Tokenizer, kind: str = "plain", **options: Any) -> Any:
-    """A tokenizer of a kind: with a chat template, with BOS in front of every text, or with EOS behind every text."""
+    """A tokenizer of a kind: with a chat template, with BOS in front of every text, or with EOS
+    behind every text.
+    """
     backend = Tokenizer.from_str(bpe.to_str())
     special = [("<s>", backend.token_to_id("<s>")), ("</s>", backend.token_to_id("</s>"))]
     if "bos" in kind:
-        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=special)
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=special
+        )
     if kind == "closes-prompts":
-        backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=special
+        )
     chat = kind.startswith("chat")
-    options = {"bos_token": "<s>", "eos_token": "<|im_end|>" if chat else "</s>", "pad_token": "<pad>"} | options
+    options = {
+        "bos_token": "<s>",
+        "eos_token": "<|im_end|>" if chat else "</s>",
+        "pad_token": "<pad>",
+    } | options
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **options)
     if chat:
         tokenizer.chat_template = "{{ bos_token }}" + CHATML if "bos" in kind else CHATML
@@ -92,7 +130,9 @@ def make(bpe: Tokenizer, kind: str = "plain", **options: Any) -> Any:
 
 
 def learned(example: Example, tokenizer) -> str:
-    return tokenizer.decode([i for i, counts in zip(example.ids, example.loss_mask, strict=True) if counts])
+    return tokenizer.decode(
+        [i for i, counts in zip(example.ids, example.loss_mask, strict=True) if counts]
+    )
 
 
 def prompt_of(fmt: str):
@@ -111,7 +151,9 @@ def prompt_of(fmt: str):
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("fmt", [fmt for fmt in ROWS if fmt != "text"])
-def test_the_loss_is_on_the_completion_and_evaluation_sees_the_prompt_of_training(bpe, kind, fmt, tmp_path):
+def test_the_loss_is_on_the_completion_and_evaluation_sees_the_prompt_of_training(
+    bpe, kind, fmt, tmp_path
+):
     tokenizer = make(bpe, kind)
     (tmp_path / "train.jsonl").write_text(json.dumps(ROWS[fmt]))
     rows = read_rows(str(tmp_path / "train.jsonl"))
@@ -119,9 +161,13 @@ def test_the_loss_is_on_the_completion_and_evaluation_sees_the_prompt_of_trainin
     (example,) = encode_rows(rows, tokenizer, max_length=200)
     completion = " alarm(seven)" if fmt == "prompt-completion" else "alarm(seven)"
     assert learned(example, tokenizer) == completion + tokenizer.eos_token
-    assert example.loss_mask == [False] * example.n_prompt + [True] * (len(example.ids) - example.n_prompt)
+    assert example.loss_mask == [False] * example.n_prompt + [True] * (
+        len(example.ids) - example.n_prompt
+    )
     assert example.prompt_ids == encode_prompt(prompt_of(fmt), tokenizer)
-    assert example.ids.count(tokenizer.bos_token_id) == (kind in ("bos", "chat-bos", "closes-prompts"))
+    assert example.ids.count(tokenizer.bos_token_id) == (
+        kind in ("bos", "chat-bos", "closes-prompts")
+    )
     assert example.ids[example.n_prompt :].count(tokenizer.eos_token_id) == 1
     assert not example.truncated
     # The same row as a suite gives the same prompt and the completion as reference.
@@ -135,15 +181,23 @@ def test_text_is_learned_whole(bpe, kind):
     tokenizer = make(bpe, kind)
     (example,) = encode_rows([ROWS["text"]], tokenizer, max_length=200)
     assert example.n_prompt == 0 and example.prompt_ids == []
-    assert example.loss_mask == [False] + [True] * (len(example.ids) - 1)  # nothing precedes position 0
-    assert example.ids[-1] == tokenizer.eos_token_id and example.ids.count(tokenizer.eos_token_id) == 1
+    # nothing precedes position 0
+    assert example.loss_mask == [False] + [True] * (len(example.ids) - 1)
+    assert (
+        example.ids[-1] == tokenizer.eos_token_id and example.ids.count(tokenizer.eos_token_id) == 1
+    )
     assert tokenizer.decode(example.ids, skip_special_tokens=True) == ROWS["text"]["text"]
 
 
 def test_every_assistant_turn_is_learned_and_nothing_behind_its_end(bpe):
-    for kind, expected in (("chat", "alarm(seven)<|im_end|>alarm(nine) ✓<|im_end|>"), ("bos", "alarm(seven)alarm(nine) ✓</s>")):
+    for kind, expected in (
+        ("chat", "alarm(seven)<|im_end|>alarm(nine) ✓<|im_end|>"),
+        ("bos", "alarm(seven)alarm(nine) ✓</s>"),
+    ):
         tokenizer = make(bpe, kind)
-        (example,) = encode_rows([{"messages": [SYSTEM, USER, ASSISTANT, *MORE]}], tokenizer, max_length=400)
+        (example,) = encode_rows(
+            [{"messages": [SYSTEM, USER, ASSISTANT, *MORE]}], tokenizer, max_length=400
+        )
         assert learned(example, tokenizer) == expected
         assert example.prompt_ids == encode_prompt([SYSTEM, USER, ASSISTANT, MORE[0]], tokenizer)
 
@@ -153,25 +207,36 @@ def test_message_lists_as_prompt_and_completion_learn_the_completion_only(bpe):
     row = {"prompt": [USER, ASSISTANT, MORE[0]], "completion": [MORE[1]]}
     (example,) = encode_rows([row], tokenizer, max_length=400)
     assert learned(example, tokenizer) == "alarm(nine) ✓<|im_end|>"
-    assert is_chat([row]) and not is_chat([ROWS["prompt-completion"]]) and not is_chat([ROWS["text"]])
+    assert (
+        is_chat([row]) and not is_chat([ROWS["prompt-completion"]]) and not is_chat([ROWS["text"]])
+    )
 
 
 def test_an_assistants_greeting_is_not_learned(bpe):
     tokenizer = make(bpe, "chat")
-    (example,) = encode_rows([{"messages": [{"role": "assistant", "content": "hello"}, USER, ASSISTANT]}], tokenizer, max_length=400)
+    (example,) = encode_rows(
+        [{"messages": [{"role": "assistant", "content": "hello"}, USER, ASSISTANT]}],
+        tokenizer,
+        max_length=400,
+    )
     assert learned(example, tokenizer) == "alarm(seven)<|im_end|>"
 
 
 def test_prompts_equal_those_of_apply_chat_template(bpe):
     tokenizer = make(bpe, "chat-bos")
     messages = [SYSTEM, USER, ASSISTANT, MORE[0]]
-    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    expected = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
     assert encode_prompt(messages, tokenizer) == expected
 
 
 def test_without_a_template_a_conversation_stands_under_headings(bpe):
     (example,) = encode_rows([ROWS["messages"]], make(bpe), max_length=200)
-    assert example.prompt == "### System:\nyou are a clock\n\n### Instruction:\nwake me at seven\n\n### Response:\n"
+    assert (
+        example.prompt
+        == "### System:\nyou are a clock\n\n### Instruction:\nwake me at seven\n\n### Response:\n"
+    )
     assert example.completion == "alarm(seven)"
 
 
@@ -182,7 +247,9 @@ def test_an_empty_thought_belongs_to_the_prompt(bpe):
     assert learned(example, tokenizer) == "alarm(seven)<|im_end|>"
     assert example.prompt.endswith("</think>\n\n")
     row = {"prompt": [USER, ASSISTANT, MORE[0]], "completion": [MORE[1]]}
-    assert encode_rows([row], tokenizer, max_length=400)[0].prompt_ids == encode_prompt(row["prompt"], tokenizer)
+    assert encode_rows([row], tokenizer, max_length=400)[0].prompt_ids == encode_prompt(
+        row["prompt"], tokenizer
+    )
 
 
 def test_an_end_token_that_the_template_does_not_write_is_added(bpe):
@@ -193,7 +260,9 @@ def test_an_end_token_that_the_template_does_not_write_is_added(bpe):
 
 def test_bos_and_eos_that_the_text_holds_are_not_doubled(bpe):
     tokenizer = make(bpe, "bos")
-    (example,) = encode_rows([{"prompt": "<s>wake", "completion": " alarm</s>"}], tokenizer, max_length=50)
+    (example,) = encode_rows(
+        [{"prompt": "<s>wake", "completion": " alarm</s>"}], tokenizer, max_length=50
+    )
     assert tokenizer.decode(example.ids) == "<s>wake alarm</s>"
 
 
@@ -209,8 +278,12 @@ def test_a_long_prompt_loses_its_beginning(bpe, kind):
     (whole,) = encode_rows([ROWS["prompt-completion"]], tokenizer, max_length=200)
     for length in range(2, len(whole.ids) + 2):
         (example,) = encode_rows([ROWS["prompt-completion"]], tokenizer, max_length=length)
-        assert example.truncated == (length < len(whole.ids)) and len(example.ids) == min(length, len(whole.ids))
-        assert len(example.loss_mask) == len(example.ids) and not any(example.loss_mask[: example.n_prompt])
+        assert example.truncated == (length < len(whole.ids)) and len(example.ids) == min(
+            length, len(whole.ids)
+        )
+        assert len(example.loss_mask) == len(example.ids) and not any(
+            example.loss_mask[: example.n_prompt]
+        )
         completion = whole.ids[whole.n_prompt :]
         kept = example.ids[example.n_prompt :]
         assert kept == completion[: len(kept)] and example.n_prompt >= 1
@@ -229,7 +302,10 @@ def test_a_long_text_loses_its_end_and_long_turns_keep_mask_and_ids_together(bpe
     row = {"messages": [USER, ASSISTANT, *MORE]}
     (whole,) = encode_rows([row], tokenizer, max_length=400)
     (cut,) = encode_rows([row], tokenizer, max_length=len(whole.ids) - 5)
-    assert cut.ids == whole.ids[:1] + whole.ids[6:] and cut.loss_mask == whole.loss_mask[:1] + whole.loss_mask[6:]
+    assert (
+        cut.ids == whole.ids[:1] + whole.ids[6:]
+        and cut.loss_mask == whole.loss_mask[:1] + whole.loss_mask[6:]
+    )
 
 
 def test_random_conversations_keep_prompt_and_completion(bpe):
@@ -241,7 +317,9 @@ def test_random_conversations_keep_prompt_and_completion(bpe):
     def law(prompt, completion):
         for kind in ("bos", "chat"):
             tokenizer = make(bpe, kind)
-            (example,) = encode_rows([{"prompt": prompt, "completion": completion}], tokenizer, max_length=10_000)
+            (example,) = encode_rows(
+                [{"prompt": prompt, "completion": completion}], tokenizer, max_length=10_000
+            )
             assert example.prompt_ids == encode_prompt(prompt, tokenizer)
             assert learned(example, tokenizer) == completion + tokenizer.eos_token
             render(example, tokenizer)
@@ -258,7 +336,11 @@ def test_render_shows_the_mask_and_escapes_markup(bpe, kind):
     row = {"prompt": "say [bold]é[/bold]\n", "completion": " 漢 [red]\\"}
     (example,) = encode_rows([row], tokenizer, max_length=200)
     plain = render(example, tokenizer)
-    assert plain.replace("|", "").replace("↵", "").startswith(tokenizer.decode(example.prompt_ids) + "⟦")
+    assert (
+        plain.replace("|", "")
+        .replace("↵", "")
+        .startswith(tokenizer.decode(example.prompt_ids) + "⟦")
+    )
     assert "漢" in plain and "\N{REPLACEMENT CHARACTER}" not in plain and plain.count("⟦") == 1
     assert Text.from_markup(render(example, tokenizer, markup=True)).plain == plain
 
@@ -285,7 +367,10 @@ def write(path: Path, rows: list[dict]) -> str:
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
-            writer.writerows({k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()} for row in rows)
+            writer.writerows(
+                {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
+                for row in rows
+            )
     return str(path)
 
 
@@ -314,7 +399,10 @@ def test_a_folder_is_its_files_in_order(tmp_path):
 
 def test_a_json_file_may_hold_lines(tmp_path):
     (tmp_path / "a.json").write_text('{"text": "one"}\n{"text": "two"}\n')
-    assert [row.where.rpartition(":")[2] for row in read_rows(str(tmp_path / "a.json"))] == ["1", "2"]
+    assert [row.where.rpartition(":")[2] for row in read_rows(str(tmp_path / "a.json"))] == [
+        "1",
+        "2",
+    ]
 
 
 def test_a_hub_data_set_takes_configuration_and_split(monkeypatch):
@@ -331,7 +419,11 @@ def test_a_hub_data_set_takes_configuration_and_split(monkeypatch):
     assert read_rows("owner/set")[0].where == "owner/set, row 1"
     read_rows("owner/set:test")
     read_rows("owner/set:main:test")
-    assert calls == [("owner/set", None, "train"), ("owner/set", None, "test"), ("owner/set", "main", "test")]
+    assert calls == [
+        ("owner/set", None, "train"),
+        ("owner/set", None, "test"),
+        ("owner/set", "main", "test"),
+    ]
 
 
 def test_a_hub_data_set_that_cannot_be_had_is_one_line(monkeypatch):
@@ -341,7 +433,10 @@ def test_a_hub_data_set_that_cannot_be_had_is_one_line(monkeypatch):
             raise ConnectionError("Couldn't reach\nthe Hub")
 
     monkeypatch.setitem(sys.modules, "datasets", Hub)
-    with pytest.raises(DataError, match=r"^owner/set: neither a file here .*: Couldn't reach the Hub \(ConnectionError\)$"):
+    with pytest.raises(
+        DataError,
+        match=r"^owner/set: neither a file here .*: Couldn't reach the Hub \(ConnectionError\)$",
+    ):
         read_rows("owner/set")
     monkeypatch.setitem(sys.modules, "datasets", None)  # not installed
     with pytest.raises(DataError, match="pip install datasets"):
@@ -353,9 +448,18 @@ def test_alpaca_with_a_ready_made_text_column_is_alpaca():
 
 
 BAD_FILES = {
-    "broken.jsonl": (b'{"text": "a"}\n\n{"text": \n', r"broken\.jsonl:3: broken JSON at column \d+"),
-    "list.jsonl": (b'{"text": "a"}\n["b"]\n', r"list\.jsonl:2: a row is an object with named fields"),
-    "latin.jsonl": ('{"text": "a"}\n{"text": "é"}\n'.encode("latin-1"), r"latin\.jsonl:2: not UTF-8"),
+    "broken.jsonl": (
+        b'{"text": "a"}\n\n{"text": \n',
+        r"broken\.jsonl:3: broken JSON at column \d+",
+    ),
+    "list.jsonl": (
+        b'{"text": "a"}\n["b"]\n',
+        r"list\.jsonl:2: a row is an object with named fields",
+    ),
+    "latin.jsonl": (
+        '{"text": "a"}\n{"text": "é"}\n'.encode("latin-1"),
+        r"latin\.jsonl:2: not UTF-8",
+    ),
     "empty.jsonl": (b"\n \n", r"empty\.jsonl: no rows"),
     "broken.json": (b'[{"text": "a"},\n{"text" "b"}]', r"broken\.json:2: broken JSON"),
     "object.json": (b'{"rows": []}', r'object\.json: expected a list of objects, or \{"data"'),
@@ -367,7 +471,11 @@ BAD_FILES = {
     "latin.csv": ("text\né\n".encode("latin-1"), r"latin\.csv: not UTF-8"),
     "header.csv": (b"text\n", r"header\.csv: no rows"),
     "not.parquet": (b"hello", r"not\.parquet: not a Parquet file"),
-    "data.xlsx": (b"hello", r"data\.xlsx: unknown kind of file; use one of \.jsonl, \.json, \.csv, \.tsv, \.parquet, \.arrow"),
+    "data.xlsx": (
+        b"hello",
+        r"data\.xlsx: unknown kind of file; use one of \.jsonl, \.json, \.csv, \.tsv, "
+        r"\.parquet, \.arrow",
+    ),
 }
 
 
@@ -383,7 +491,9 @@ def test_a_broken_file_names_the_line(tmp_path, name):
 def test_missing_files_and_empty_folders_are_named(tmp_path):
     with pytest.raises(DataError, match=r"missing\.jsonl: no such file or folder"):
         read_rows("missing.jsonl")
-    with pytest.raises(DataError, match=r"\.jsonl, \.json, \.csv, \.tsv, \.parquet, \.arrow file in this folder"):
+    with pytest.raises(
+        DataError, match=r"\.jsonl, \.json, \.csv, \.tsv, \.parquet, \.arrow file in this folder"
+    ):
         read_rows(str(tmp_path))
 
 
@@ -392,15 +502,27 @@ def turns(*pairs: tuple[str, object]) -> dict:
 
 
 BAD_ROWS = [
-    ({"question": "a", "answer": "b"}, r"columns question, answer are none of the five formats.*text.*messages.*alpaca.*sharegpt"),
+    (
+        {"question": "a", "answer": "b"},
+        r"columns question, answer are none of the five formats.*text.*messages.*alpaca.*sharegpt",
+    ),
     (ROWS["alpaca"] | ROWS["messages"], r"fit messages and alpaca: keep the columns of one"),
     ({"text": " "}, r"field 'text' is empty"),
     ({"text": None}, r"field 'text' must be text, not NoneType"),
     ({"prompt": "a", "completion": "\n"}, r"field 'completion' is empty; fill it or drop the row"),
     ({"prompt": "", "completion": "b"}, r"field 'prompt' is empty; rows without a prompt"),
-    ({"prompt": "a", "completion": [ASSISTANT]}, r"two texts or two lists of turns, not text and a list"),
-    ({"prompt": [USER], "completion": [ASSISTANT, ASSISTANT]}, r"'completion' must be one assistant turn, found 2"),
-    ({"prompt": [USER], "completion": [USER]}, r"'completion' must end with an assistant turn, not 'user'"),
+    (
+        {"prompt": "a", "completion": [ASSISTANT]},
+        r"two texts or two lists of turns, not text and a list",
+    ),
+    (
+        {"prompt": [USER], "completion": [ASSISTANT, ASSISTANT]},
+        r"'completion' must be one assistant turn, found 2",
+    ),
+    (
+        {"prompt": [USER], "completion": [USER]},
+        r"'completion' must end with an assistant turn, not 'user'",
+    ),
     ({"instruction": "a", "output": ""}, r"field 'output' is empty"),
     ({"instruction": "a", "input": 3, "output": "b"}, r"field 'input' must be text, not int"),
     ({"messages": []}, r"field 'messages' must be a list of turns"),
@@ -412,7 +534,10 @@ BAD_ROWS = [
     (turns(("user", ["a"]), ("assistant", "b")), r"turn 1: 'content' must be text, not list"),
     ({"messages": [USER, ASSISTANT | {"tool_calls": [1]}]}, r"turn 2: tool call 1 must be"),
     ({"messages": [USER, "hello"]}, r'turn 2: a turn is \{"role": \.\.\., "content": \.\.\.\}'),
-    ({"conversations": [{"from": "robot", "value": "a"}]}, r"unknown from 'robot'; use one of human, gpt"),
+    (
+        {"conversations": [{"from": "robot", "value": "a"}]},
+        r"unknown from 'robot'; use one of human, gpt",
+    ),
 ]
 
 
@@ -427,9 +552,13 @@ def test_a_bad_row_names_line_field_and_fix(bpe, tmp_path, row, message):
 
 def test_mixed_formats_name_both_rows(bpe, tmp_path):
     rows = read_rows(write(tmp_path / "a.jsonl", [ROWS["text"], ROWS["alpaca"]]))
-    with pytest.raises(DataError, match=r"a\.jsonl:3: this row is alpaca .*the first row \(.*a\.jsonl:1\) is text"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:3: this row is alpaca .*the first row \(.*a\.jsonl:1\) is text"
+    ):
         detect_format(rows)
-    with pytest.raises(DataError, match=r"a\.jsonl:3: field 'text' is missing; the format text needs text"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:3: field 'text' is missing; the format text needs text"
+    ):
         encode_rows(rows, make(bpe), max_length=9, fmt="text")
 
 
@@ -437,8 +566,16 @@ def test_templates_that_break_the_prefix_are_refused(bpe):
     tokenizer = make(bpe, "chat")
     cases = [
         (COUNTING, [USER, ASSISTANT], "writes the turns before a reply differently"),
-        (REFUSING, [USER, ASSISTANT], "the chat template refuses these turns: roles must alternate"),
-        (THINKING, [USER, ASSISTANT, *MORE], "rewrites assistant turn 2 once later turns follow.*one prompt-completion row per"),
+        (
+            REFUSING,
+            [USER, ASSISTANT],
+            "the chat template refuses these turns: roles must alternate",
+        ),
+        (
+            THINKING,
+            [USER, ASSISTANT, *MORE],
+            "rewrites assistant turn 2 once later turns follow.*one prompt-completion row per",
+        ),
     ]
     for template, messages, message in cases:
         tokenizer.chat_template = template
@@ -465,21 +602,37 @@ def test_rows_and_prompts_without_a_token_are_refused(bpe):
 
 
 def test_a_suite_row_has_its_fields_and_defaults(tmp_path):
-    full = {"id": "7", "prompt": "a =>", "category": "c", "shift": "far", "cluster": "k", "reference": "r"}
+    full = {
+        "id": "7",
+        "prompt": "a =>",
+        "category": "c",
+        "shift": "far",
+        "cluster": "k",
+        "reference": "r",
+    }
     for name in ("a.jsonl", "a.csv", "a.parquet"):
         (prompt,) = read_suite(write(tmp_path / name, [full]), name="mine")
         assert prompt.to_dict() == full
     path = write(tmp_path / "b.jsonl", [{"prompt": "a", "reference": 42}, {"prompt": "a", "id": 3}])
     first, second = read_suite(path, name="near")
-    assert (first.category, first.shift, first.cluster, first.reference) == ("near", "near", first.id, "42")
+    assert (first.category, first.shift, first.cluster, first.reference) == (
+        "near",
+        "near",
+        first.id,
+        "42",
+    )
     assert (second.id, second.cluster, second.reference) == ("3", "3", None)
     assert read_suite(path, name="mine")[0].shift == "typical"
     assert read_suite(path, name="mine", chat=True)[0].prompt == [{"role": "user", "content": "a"}]
 
 
 def test_generated_ids_depend_on_position_and_content(tmp_path):
-    one = read_suite(write(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}]), name="x")
-    two = read_suite(write(tmp_path / "b.jsonl", [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "b"}]), name="x")
+    one = read_suite(
+        write(tmp_path / "a.jsonl", [{"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}]), name="x"
+    )
+    two = read_suite(
+        write(tmp_path / "b.jsonl", [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "b"}]), name="x"
+    )
     assert len({prompt.id for prompt in one}) == 3
     assert [p.id == q.id for p, q in zip(one, two, strict=True)] == [True, False, True]
 
@@ -487,8 +640,15 @@ def test_generated_ids_depend_on_position_and_content(tmp_path):
 def test_empty_cells_are_missing_fields(tmp_path):
     (tmp_path / "a.csv").write_text("id,prompt,category,shift,cluster,reference\n,a,,,, \n")
     (prompt,) = read_suite(str(tmp_path / "a.csv"), name="far")
-    assert (prompt.category, prompt.shift, prompt.cluster, prompt.reference) == ("far", "far", prompt.id, None)
-    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "reference": [float("nan")]}), tmp_path / "a.parquet")
+    assert (prompt.category, prompt.shift, prompt.cluster, prompt.reference) == (
+        "far",
+        "far",
+        prompt.id,
+        None,
+    )
+    pyarrow.parquet.write_table(
+        pyarrow.table({"prompt": ["a"], "reference": [float("nan")]}), tmp_path / "a.parquet"
+    )
     assert read_suite(str(tmp_path / "a.parquet"), name="far")[0].reference is None
 
 
@@ -502,7 +662,14 @@ def test_training_rows_are_prompts_with_a_reference(tmp_path):
         {"conversations": [{"from": "human", "value": "a"}]},
     ]
     prompts = read_suite(write(tmp_path / "a.jsonl", rows), name="x")
-    assert [p.reference for p in prompts] == [None, "alarm(seven)", "alarm(seven)", None, None, None]
+    assert [p.reference for p in prompts] == [
+        None,
+        "alarm(seven)",
+        "alarm(seven)",
+        None,
+        None,
+        None,
+    ]
     assert [p.prompt for p in prompts] == [
         *([USER], [USER], [USER], [SYSTEM, USER]),
         *([{"role": "user", "content": "a\n\nb"}], [{"role": "user", "content": "a"}]),
@@ -510,13 +677,25 @@ def test_training_rows_are_prompts_with_a_reference(tmp_path):
 
 
 BAD_SUITES = [
-    ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], r"suite\.jsonl:3: field 'id': 'x' stands at .*suite\.jsonl:1 already"),
-    ([{"prompt": "a", "shift": "very far"}], r"suite\.jsonl:1: field 'shift': unknown 'very far'; use one of typical, near, far"),
+    (
+        [{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}],
+        r"suite\.jsonl:3: field 'id': 'x' stands at .*suite\.jsonl:1 already",
+    ),
+    (
+        [{"prompt": "a", "shift": "very far"}],
+        r"suite\.jsonl:1: field 'shift': unknown 'very far'; use one of typical, near, far",
+    ),
     ([{"prompt": "  "}], r"suite\.jsonl:1: field 'prompt' is empty"),
     ([{"prompt": None}], r"suite\.jsonl:1: field 'prompt' must be text"),
     ([{"text": "a"}], r"suite\.jsonl:1: field 'prompt' is missing \(columns text\)"),
-    ([{"prompt": "a", "reference": ["b"]}], r"suite\.jsonl:1: field 'reference' must be text, not list"),
-    ([{"messages": [ASSISTANT]}], r"suite\.jsonl:1: the prompt must end with a turn that the assistant answers"),
+    (
+        [{"prompt": "a", "reference": ["b"]}],
+        r"suite\.jsonl:1: field 'reference' must be text, not list",
+    ),
+    (
+        [{"messages": [ASSISTANT]}],
+        r"suite\.jsonl:1: the prompt must end with a turn that the assistant answers",
+    ),
     ([turns(("user", " "))], r"suite\.jsonl:1: the last turn of the prompt is empty"),
 ]
 
@@ -532,7 +711,11 @@ def test_empty_and_unknown_suites(tmp_path):
     with pytest.raises(DataError, match=r"suite\.jsonl: no rows"):
         read_suite(str(tmp_path / "suite.jsonl"), name="mine")
     for source, name in (("embedded", "mine"), ("embedded:mine", "far")):
-        with pytest.raises(DataError, match="no embedded suite 'mine'; use one of embedded:typical, embedded:near, embedded:far"):
+        with pytest.raises(
+            DataError,
+            match="no embedded suite 'mine'; use one of embedded:typical, embedded:near, "
+            "embedded:far",
+        ):
             read_suite(source, name=name)
 
 
@@ -569,13 +752,23 @@ def test_parse_answer(rule, text, answer):
 
 def test_a_reference_is_a_text_or_the_bare_answer():
     rule = r"regex:#### (\d+)"
-    assert parse_reference("so #### 72", rule) == parse_reference("72", rule) == parse_reference(" 72 ", "text") == "72"
+    assert (
+        parse_reference("so #### 72", rule)
+        == parse_reference("72", rule)
+        == parse_reference(" 72 ", "text")
+        == "72"
+    )
     assert parse_reference(None, rule) is None
-    assert parse_answer("no number", rule) != parse_reference("no number", rule)  # no answer is never correct
+    # no answer is never correct
+    assert parse_answer("no number", rule) != parse_reference("no number", rule)
 
 
 @pytest.mark.parametrize(
-    ("rule", "message"), [("regex:(", "'regex:\\(': the pattern is broken"), ("json", "unknown rule 'json'; use one of text, first-line")]
+    ("rule", "message"),
+    [
+        ("regex:(", "'regex:\\(': the pattern is broken"),
+        ("json", "unknown rule 'json'; use one of text, first-line"),
+    ],
 )
 def test_bad_rules(rule, message):
     with pytest.raises(DataError, match=message):
@@ -589,19 +782,26 @@ def test_a_tokenizer_that_differs_from_its_file_is_reported(bpe, tmp_path):
     from transformers import AutoTokenizer
 
     wrong = Tokenizer.from_str(bpe.to_str())
-    wrong.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=False), wrong.pre_tokenizer])
+    wrong.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=False), wrong.pre_tokenizer]
+    )
     wrong.normalizer = normalizers.Lowercase()
-    PreTrainedTokenizerFast(tokenizer_object=wrong, eos_token="</s>", pad_token="<pad>").save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(
+        tokenizer_object=wrong, eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(tmp_path)
     texts = ["Wake me", "wake me"]
     assert check_tokenizer(AutoTokenizer.from_pretrained(tmp_path), texts) == []
-    # The trap: the model type names a class, which puts its own normaliser and pre-tokeniser in place of the file's.
+    # The trap: the model type names a class, which puts its own normaliser and pre-tokeniser in
+    # place of the file's.
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     settings.pop("tokenizer_class")
     settings.pop("backend", None)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (warning,) = check_tokenizer(AutoTokenizer.from_pretrained(tmp_path), texts)
-    assert warning.startswith("1 of 2 texts get other ids from Qwen2Tokenizer than from tokenizer.json, first 'Wake me'")
+    assert warning.startswith(
+        "1 of 2 texts get other ids from Qwen2Tokenizer than from tokenizer.json, first 'Wake me'"
+    )
 
 
 def test_end_padding_and_unknown_tokens_are_noted(bpe):
@@ -611,7 +811,9 @@ def test_end_padding_and_unknown_tokens_are_noted(bpe):
     words = Tokenizer(models.WordLevel({"wake": 0, "<unk>": 1, "</s>": 2}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
-    assert check_tokenizer(tokenizer, ["wake", "sleep"]) == ["1 of 2 texts hold characters that the tokenizer does not know, first 'sleep'"]
+    assert check_tokenizer(tokenizer, ["wake", "sleep"]) == [
+        "1 of 2 texts hold characters that the tokenizer does not know, first 'sleep'"
+    ]
 
 
 # --- the CLINC150 recipe
@@ -628,7 +830,11 @@ def clinc():
 
 
 FAKE_CLINC = {
-    "train": [["freeze my account", "freeze_account"], ["book a flight", "flight"], ["tell me a joke", "joke"]],
+    "train": [
+        ["freeze my account", "freeze_account"],
+        ["book a flight", "flight"],
+        ["tell me a joke", "joke"],
+    ],
     "val": [["freeze it please", "freeze_account"], ["book a flight", "flight"]],
     "test": [
         ["please freeze everything", "freeze_account"],
@@ -644,9 +850,13 @@ FAKE_CLINC = {
 
 def test_clinc150_becomes_training_rows_and_suites(clinc, bpe, tmp_path, capsys):
     (tmp_path / "data_full.json").write_text(json.dumps(FAKE_CLINC))
-    (tmp_path / "domains.json").write_text(json.dumps({"banking": ["freeze_account"], "travel": ["flight"], "talk": ["joke"]}))
+    (tmp_path / "domains.json").write_text(
+        json.dumps({"banking": ["freeze_account"], "travel": ["flight"], "talk": ["joke"]})
+    )
     out = tmp_path / "out"
-    clinc.main([str(tmp_path / "data_full.json"), "--out", str(out), "--domains", "banking, travel"])
+    clinc.main(
+        [str(tmp_path / "data_full.json"), "--out", str(out), "--domains", "banking, travel"]
+    )
     assert f"{out / 'train.jsonl'}: 3 rows" in capsys.readouterr().out
     rows = read_rows(str(out / "train.jsonl"))
     assert [(row["prompt"], row["completion"]) for row in rows] == [
@@ -655,21 +865,50 @@ def test_clinc150_becomes_training_rows_and_suites(clinc, bpe, tmp_path, capsys)
         ("why is the sky blue\nintent:", " none\n"),
     ]
     assert len(encode_rows(rows, make(bpe), max_length=100)) == 3
-    suites = {name: read_suite(str(out / f"{name}.jsonl"), name=name) for name in ("validation", "typical", "near", "far")}
-    assert [p.prompt for p in suites["validation"]] == ["freeze it please\nintent:"]  # the other one is a training query
+    suites = {
+        name: read_suite(str(out / f"{name}.jsonl"), name=name)
+        for name in ("validation", "typical", "near", "far")
+    }
+    # the other one is a training query
+    assert [p.prompt for p in suites["validation"]] == ["freeze it please\nintent:"]
     assert [p.id for p in suites["typical"]] == ["typical-test-0", "typical-test-2"]
     assert [p.category for p in suites["typical"]] == ["banking", "travel"]
-    assert [(p.shift, p.reference, p.category) for p in suites["far"]] == [("far", " none\n", "out of scope")]  # as in training
+    # as in training
+    assert [(p.shift, p.reference, p.category) for p in suites["far"]] == [
+        ("far", " none\n", "out of scope")
+    ]
     for typical, near in zip(suites["typical"], suites["near"], strict=True):
-        assert near.prompt != typical.prompt and sorted(str(near.prompt)) == sorted(str(typical.prompt))
-        assert (near.shift, near.cluster, near.reference) == ("near", typical.cluster, typical.reference)
+        assert near.prompt != typical.prompt and sorted(str(near.prompt)) == sorted(
+            str(typical.prompt)
+        )
+        assert (near.shift, near.cluster, near.reference) == (
+            "near",
+            typical.cluster,
+            typical.reference,
+        )
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     clinc.main([str(tmp_path / "data_full.json"), "--out", str(out), "--domains", "banking,travel"])
     assert before == {path.name: path.read_bytes() for path in out.iterdir()}
-    clinc.main([str(tmp_path / "data_full.json"), "--out", str(out), "--domains", "banking,travel", "--prompts", "1"])
+    clinc.main(
+        [
+            str(tmp_path / "data_full.json"),
+            "--out",
+            str(out),
+            "--domains",
+            "banking,travel",
+            "--prompts",
+            "1",
+        ]
+    )
     one = {name: read_suite(str(out / f"{name}.jsonl"), name=name) for name in suites}
-    assert one["typical"][0] in suites["typical"] and [len(one[name]) for name in suites] == [1, 1, 1, 1]
-    assert one["near"][0].cluster == one["typical"][0].cluster  # the same queries, and the rows as they were
+    assert one["typical"][0] in suites["typical"] and [len(one[name]) for name in suites] == [
+        1,
+        1,
+        1,
+        1,
+    ]
+    # the same queries, and the rows as they were
+    assert one["near"][0].cluster == one["typical"][0].cluster
     assert (out / "train.jsonl").read_bytes() == before["train.jsonl"]
 
 
@@ -682,11 +921,15 @@ def test_clinc150_refuses_what_it_does_not_know(clinc, tmp_path):
         clinc.main([str(tmp_path / "data_full.json"), *out, "--domains", "sports"])
     with pytest.raises(SystemExit, match="no 'train'"):
         clinc.main([str(tmp_path / "other.json"), *out])
-    with pytest.raises(SystemExit, match=r"missing.json: no such file; .*README.md says where to get it"):
+    with pytest.raises(
+        SystemExit, match=r"missing.json: no such file; .*README.md says where to get it"
+    ):
         clinc.main([str(tmp_path / "missing.json"), *out])
 
 
 def test_a_typo_keeps_the_ends_of_words(clinc):
     for query in ("what's the exchange rate", "set an alarm for seven", "ok"):
         assert clinc.typo(query) != query
-        assert [word[0] + word[-1] for word in clinc.typo(query).split()] == [word[0] + word[-1] for word in query.split()]
+        assert [word[0] + word[-1] for word in clinc.typo(query).split()] == [
+            word[0] + word[-1] for word in query.split()
+        ]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit import delta
+from toolkit.model import delta
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 
@@ -17,12 +17,16 @@ def draw(generator, r, rows, columns, dtype=torch.float32, scale=None):
 
 
 def reference(factors, weights):
-    return sum(w * s * (B.double() @ A.double()) for (A, B, s), w in zip(factors, weights, strict=True))
+    return sum(
+        w * s * (B.double() @ A.double()) for (A, B, s), w in zip(factors, weights, strict=True)
+    )
 
 
 @st.composite
 def adapters(draw_):
-    """One module's factors of K adapters with ranks, scales and dtypes of their own; and weights."""
+    """One module's factors of K adapters with ranks, scales and dtypes of their own; and
+    weights.
+    """
     rows, columns = draw_(st.integers(2, 12)), draw_(st.integers(2, 12))
     ranks = draw_(st.lists(st.integers(1, 6), min_size=1, max_size=6))
     dtype = draw_(st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
@@ -36,9 +40,9 @@ def gauge(factors, generator):
     """The same change in another basis of its rank: A -> G A, B -> B G^-1."""
     A, B, scale = factors
     r = A.shape[0]
-    G = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64))[0] @ torch.diag(
-        0.5 + 2 * torch.rand(r, generator=generator, dtype=torch.float64)
-    )
+    G = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64))[
+        0
+    ] @ torch.diag(0.5 + 2 * torch.rand(r, generator=generator, dtype=torch.float64))
     return G @ A.double(), B.double() @ torch.linalg.inv(G), scale
 
 
@@ -64,7 +68,9 @@ def test_truncation_is_optimal_and_reports_the_true_energy(case, data):
     error = (B @ A - want).norm()
     assert error <= S[rank:].norm() * (1 + 1e-5) + 1e-9 * S.norm()
     assert energy == pytest.approx(float(S[:rank].square().sum() / S.square().sum()), abs=1e-9)
-    assert float(error) == pytest.approx(float(want.norm()) * (1 - energy) ** 0.5, rel=1e-4, abs=1e-6 * float(want.norm()))
+    assert float(error) == pytest.approx(
+        float(want.norm()) * (1 - energy) ** 0.5, rel=1e-4, abs=1e-6 * float(want.norm())
+    )
     # balanced: both factors carry the square roots of the singular values
     torch.testing.assert_close(A @ A.T, B.T @ B, rtol=1e-8, atol=1e-8 * float(S[0]))
 
@@ -109,8 +115,12 @@ def test_inner_products(case):
     factors, _ = case
     flat = torch.stack([delta.dense(one).flatten() for one in factors])
     gram = flat @ flat.T
-    torch.testing.assert_close(delta.gram(factors), gram, rtol=1e-9, atol=1e-9 * float(gram.abs().max()))
-    assert delta.inner(factors[0], factors[-1]) == pytest.approx(float(gram[0, -1]), rel=1e-9, abs=1e-9 * float(gram.abs().max()))
+    torch.testing.assert_close(
+        delta.gram(factors), gram, rtol=1e-9, atol=1e-9 * float(gram.abs().max())
+    )
+    assert delta.inner(factors[0], factors[-1]) == pytest.approx(
+        float(gram[0, -1]), rel=1e-9, abs=1e-9 * float(gram.abs().max())
+    )
     assert delta.norm(factors[0]) == pytest.approx(float(flat[0].norm()), rel=1e-9)
 
 
@@ -135,11 +145,16 @@ def test_homogeneous(scale):
     A, B, _ = draw(torch.Generator().manual_seed(0), 6, 20, 12)
     plain = delta.truncate(A, B, rank=3)
     scaled = delta.truncate(scale * A, B, rank=3)
-    torch.testing.assert_close(scaled[1] @ scaled[0], scale * (plain[1] @ plain[0]), rtol=1e-5, atol=1e-7 * abs(scale))
+    torch.testing.assert_close(
+        scaled[1] @ scaled[0], scale * (plain[1] @ plain[0]), rtol=1e-5, atol=1e-7 * abs(scale)
+    )
     assert scaled[2] == pytest.approx(plain[2], abs=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [{"rank": 0}, {"rank": 6}, {"energy": 0.0}, {"energy": 1.5}, {}, {"rank": 1, "energy": 0.5}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"rank": 0}, {"rank": 6}, {"energy": 0.0}, {"energy": 1.5}, {}, {"rank": 1, "energy": 0.5}],
+)
 def test_impossible_ranks_are_refused(arguments):
     with pytest.raises(ValueError):
         delta.truncate(torch.randn(3, 9), torch.randn(5, 3), **arguments)
@@ -191,27 +206,39 @@ def test_concat_holds_one_dense_sum_however_many_adapters():
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
 @pytest.mark.parametrize("exact", [3, 24])
 def test_the_leading_part_of_a_full_sum_is_that_of_its_svd(shape, exact):
-    """Found from D D' instead: the same ranks, energy and change, also where D has fewer ranks than are asked for."""
+    """Found from D D' instead: the same ranks, energy and change, also where D has fewer ranks than
+    are asked for.
+    """
     generator = torch.Generator().manual_seed(0)
-    B, A = (torch.randn(n, generator=generator, dtype=torch.float64) for n in ((shape[0], exact), (exact, shape[1])))
+    B, A = (
+        torch.randn(n, generator=generator, dtype=torch.float64)
+        for n in ((shape[0], exact), (exact, shape[1]))
+    )
     D = B @ A
     U, S, Vh = torch.linalg.svd(D, full_matrices=False)
     A5, B5, energy = delta.truncate(*delta.from_dense(D), rank=5)
-    torch.testing.assert_close(B5 @ A5, U[:, :5] * S[:5] @ Vh[:5], rtol=1e-9, atol=1e-9 * float(S[0]))
+    torch.testing.assert_close(
+        B5 @ A5, U[:, :5] * S[:5] @ Vh[:5], rtol=1e-9, atol=1e-9 * float(S[0])
+    )
     assert energy == pytest.approx(float(S[:5].square().sum() / S.square().sum()), rel=1e-12)
-    torch.testing.assert_close(A5.norm(dim=1), B5.norm(dim=0), rtol=1e-6, atol=1e-6)  # the balanced gauge
+    # the balanced gauge
+    torch.testing.assert_close(A5.norm(dim=1), B5.norm(dim=0), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_many_adapters_are_summed_in_blocks_to_1e_6(dtype):
-    """400 adapters of rank 8 are three blocks: the error against float64 stays below 1e-6, for independent changes and for copies."""
+    """400 adapters of rank 8 are three blocks: the error against float64 stays below 1e-6, for
+    independent changes and for copies.
+    """
     generator = torch.Generator().manual_seed(0)
     factors = [draw(generator, 8, 40, 30, dtype, 0.5) for _ in range(400)]
     weights = [1 / 400] * 400
     for members in (factors, factors[:1] * 400):
         A, B = delta.concat(iter(members), weights)
         want = reference(members, weights)
-        assert float((B @ A - want).norm() / want.norm()) < (1e-12 if dtype == torch.float64 else 1e-6)
+        assert float((B @ A - want).norm() / want.norm()) < (
+            1e-12 if dtype == torch.float64 else 1e-6
+        )
 
 
 def test_inner_products_in_blocks(monkeypatch):
@@ -220,7 +247,8 @@ def test_inner_products_in_blocks(monkeypatch):
     whole = delta.gram(factors)
     monkeypatch.setattr(delta, "BLOCK", 4)
     torch.testing.assert_close(delta.gram(factors), whole, rtol=1e-12, atol=1e-12)
-    factors.insert(4, (torch.zeros(0, 7), torch.zeros(9, 0), 1.0))  # an adapter that leaves the module alone
+    # an adapter that leaves the module alone
+    factors.insert(4, (torch.zeros(0, 7), torch.zeros(9, 0), 1.0))
     assert not delta.gram(factors)[4].any() and delta.gram(factors).shape == (12, 12)
 
 
@@ -237,7 +265,9 @@ def test_a_stream_errs_by_no_more_than_it_says(case, buffer):
 
 
 def test_a_stream_finds_what_is_common_to_all():
-    """64 adapters of one direction and a little noise: a buffer of 8 keeps the mean to within its bound, which is tight here."""
+    """64 adapters of one direction and a little noise: a buffer of 8 keeps the mean to within its
+    bound, which is tight here.
+    """
     generator = torch.Generator().manual_seed(0)
     common = draw(generator, 1, 40, 30, torch.float64, 1.0)
     factors = []

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from toolkit.engines.local import LocalEngine, Shares
-from toolkit.plan import stacks_for
+from toolkit.pipeline.engines.local import LocalEngine, Shares
+from toolkit.recipe.schedule import stacks_for
 
 
 def test_stacks_are_whole_and_know_whom_they_hold():
@@ -17,7 +17,14 @@ def test_stacks_are_whole_and_know_whom_they_hold():
 
 def test_shares_add_up_and_end_at_exactly_one():
     shares = Shares(range(2, 9))
-    for number, share in [(2, 0.1), (2, 0.3), (2, 0.2), (3, 0.7), (1, 1.0), (9, 1.0)]:  # late; of an earlier list; of none
+    for number, share in [
+        (2, 0.1),
+        (2, 0.3),
+        (2, 0.2),
+        (3, 0.7),
+        (1, 1.0),
+        (9, 1.0),
+    ]:  # late; of an earlier list; of none
         shares.put(number, share)
     assert abs(shares.mean - (0.3 + 0.7) / 7) < 1e-12
     for number in shares.numbers:
@@ -49,12 +56,16 @@ def environment_of_worker(_: int, progress) -> dict[str, str]:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_what_workers_need_in_their_environment_is_not_left_in_the_callers(device, monkeypatch):
-    """A program that the caller starts later, and torch in the caller, must find what the user has set."""
+    """A program that the caller starts later, and torch in the caller, must find what the user has
+    set.
+    """
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     before = dict(os.environ)
     with pytest.raises(KeyboardInterrupt), LocalEngine(device, 1) as engine:
-        assert os.environ["PYTHONSAFEPATH"] == "1" and (device == "cuda" or os.environ["OMP_NUM_THREADS"] == "1")
+        assert os.environ["PYTHONSAFEPATH"] == "1" and (
+            device == "cuda" or os.environ["OMP_NUM_THREADS"] == "1"
+        )
         raise KeyboardInterrupt
     assert dict(os.environ) == before
     with LocalEngine("cpu", 1) as engine:

@@ -1,4 +1,6 @@
-"""K adapters that answer as one: at every token, over whole answers, afterwards from stored scores, and as a Hugging Face model."""
+"""K adapters that answer as one: at every token, over whole answers, afterwards from stored scores,
+and as a Hugging Face model.
+"""
 
 import json
 import math
@@ -17,17 +19,17 @@ from tiny import VOCABULARY, tiny_model
 
 import toolkit
 from toolkit import cli
-from toolkit.adapters import read_adapter, write_adapter
-from toolkit.base import load_base
+from toolkit.answer.ensemble import ENSEMBLES, SIMILARITIES, Ensemble, ensemble_scores, mbr, vote
+from toolkit.answer.evaluate import EvaluationUnit, Subject, evaluate_unit
+from toolkit.answer.predict import batches, generate, load_adapters, score, score_tokens
 from toolkit.data import read_suite
-from toolkit.ensemble import ENSEMBLES, SIMILARITIES, Ensemble, ensemble_scores, mbr, vote
-from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit
-from toolkit.external import _of_groups
-from toolkit.outcomes import read_outcomes, read_token_scores
-from toolkit.pipeline import RunError
-from toolkit.predict import batches, generate, load_adapters, score, score_tokens
+from toolkit.model.adapters import read_adapter, write_adapter
+from toolkit.model.base import load_base
+from toolkit.model.stack import StackedLinear, stacked
+from toolkit.pipeline.answer_given import _of_groups
+from toolkit.pipeline.job import RunError
 from toolkit.recipe import EnsembleMethod, Similarity
-from toolkit.stack import StackedLinear, stacked
+from toolkit.record.outcomes import read_outcomes, read_token_scores
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -38,21 +40,37 @@ K = 4
 def random_adapters(model, folder, n, spread=0.2):
     generator = torch.Generator().manual_seed(3)
     with stacked(model) as stack:
-        shapes = {name: (layer.in_features, layer.out_features, layer.is_conv) for name, layer in stack.layers.items()}
+        shapes = {
+            name: (layer.in_features, layer.out_features, layer.is_conv)
+            for name, layer in stack.layers.items()
+        }
     for k in range(n):
         draw = {
-            name: (torch.randn(2, i, generator=generator) * spread, torch.randn(o, 2, generator=generator) * spread)
+            name: (
+                torch.randn(2, i, generator=generator) * spread,
+                torch.randn(o, 2, generator=generator) * spread,
+            )
             for name, (i, o, _) in shapes.items()
         }
         targets = sorted({name.rsplit(".", 1)[-1] for name in draw})
         conv = any(conv for *_, conv in shapes.values())
-        write_adapter(folder / f"a{k}", draw, r=2, alpha=4.0, target_modules=targets, base=None, fan_in_fan_out=conv)
+        write_adapter(
+            folder / f"a{k}",
+            draw,
+            r=2,
+            alpha=4.0,
+            target_modules=targets,
+            base=None,
+            fan_in_fan_out=conv,
+        )
     return [folder / f"a{k}" for k in range(n)]
 
 
 @pytest.fixture(scope="module", params=["qwen2", "gpt2"])
 def world(request, tmp_path_factory):
-    return request.param, random_adapters(tiny_model(request.param), tmp_path_factory.mktemp(request.param), K)
+    return request.param, random_adapters(
+        tiny_model(request.param), tmp_path_factory.mktemp(request.param), K
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +95,10 @@ def left_padded(rows):
 def answers_of(model, rows, **options):
     """Generated ids behind each prompt, cut at the end token."""
     inputs = left_padded(rows)
-    out = model.generate(**inputs, **{"max_new_tokens": 7, "do_sample": False, "eos_token_id": 0, "pad_token_id": 0} | options)
+    out = model.generate(
+        **inputs,
+        **{"max_new_tokens": 7, "do_sample": False, "eos_token_id": 0, "pad_token_id": 0} | options,
+    )
     tails = [row[inputs["input_ids"].shape[1] :] for row in out.tolist()]
     return [tail[: tail.index(0)] if 0 in tail else tail for tail in tails]
 
@@ -102,17 +123,22 @@ def test_the_rules_are_what_they_are_called(size):
     log_GKNV = torch.tensor(np.log(p_KV))[None, :, None]
     for name, p_V in expected.items():
         rule = ENSEMBLES[name].rule
-        np.testing.assert_allclose(rule(log_GKNV, torch.tensor(weight_K)[None])[0, 0].exp(), p_V, rtol=1e-10)
+        np.testing.assert_allclose(
+            rule(log_GKNV, torch.tensor(weight_K)[None])[0, 0].exp(), p_V, rtol=1e-10
+        )
         torch.testing.assert_close(rule(log_GKNV.flip(1)), rule(log_GKNV))
 
 
-# -- as a Hugging Face model -------------------------------------------------------------------------------------------
+# -- as a Hugging Face model ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", TOKEN_RULES)
 def test_copies_of_one_adapter_are_that_adapter(world, rule):
     kind, paths = world
-    ensemble, alone = Ensemble.from_adapters(tiny_model(kind), [paths[1]] * 3, rule), member(kind, paths[1])
+    ensemble, alone = (
+        Ensemble.from_adapters(tiny_model(kind), [paths[1]] * 3, rule),
+        member(kind, paths[1]),
+    )
     ids = torch.tensor(asked(1))
     theirs = alone(input_ids=ids).logits.log_softmax(-1)
     mine = ensemble(ids).logits
@@ -123,12 +149,22 @@ def test_copies_of_one_adapter_are_that_adapter(world, rule):
     assert answers_of(ensemble, asked()) == answers_of(alone, asked())
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}, {"do_sample": True, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 2},
+        {"do_sample": True, "top_p": 0.9},
+    ],
+)
 @pytest.mark.parametrize("tokens", [batches.TOKENS, 1])
 def test_beams_and_samples_of_copies_are_those_of_the_adapter(world, options, tokens, monkeypatch):
     monkeypatch.setattr(batches, "TOKENS", tokens)  # 1: the members pass one by one
     kind, paths = world
-    ensemble, alone = Ensemble.from_adapters(tiny_model(kind), [paths[1]] * 3), member(kind, paths[1])
+    ensemble, alone = (
+        Ensemble.from_adapters(tiny_model(kind), [paths[1]] * 3),
+        member(kind, paths[1]),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(5)
         mine = answers_of(ensemble, asked(), **options)
@@ -142,13 +178,24 @@ def test_generate_is_that_of_ftk_and_padding_on_the_left_changes_nothing(world, 
     ensemble = Ensemble.from_adapters(tiny_model(kind), paths, rule)
     with stacked(tiny_model(kind)) as stack:
         load_adapters(stack, list(map(read_adapter, paths)), width=K)
-        own = generate(stack, asked(), voices=1, members=K, combine=ENSEMBLES[rule].rule, eos_ids=[0], max_new_tokens=7, top_k=2)[0]
+        own = generate(
+            stack,
+            asked(),
+            voices=1,
+            members=K,
+            combine=ENSEMBLES[rule].rule,
+            eos_ids=[0],
+            max_new_tokens=7,
+            top_k=2,
+        )[0]
     assert answers_of(ensemble, asked()) == [answer.ids for answer in own]
     assert [answers_of(ensemble, [row])[0] for row in asked()] == [answer.ids for answer in own]
     inputs = left_padded(asked())
     together = ensemble(**inputs).logits
     for i, row in enumerate(asked()):
-        torch.testing.assert_close(together[i, -len(row) :], ensemble(torch.tensor([row])).logits[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            together[i, -len(row) :], ensemble(torch.tensor([row])).logits[0], atol=1e-5, rtol=1e-4
+        )
 
 
 def test_the_mixture_is_the_mean_of_the_members_and_loses_at_most_log_k(world):
@@ -170,9 +217,14 @@ def test_the_order_of_the_members_does_not_matter(world):
     kind, paths = world
     ids = torch.tensor(asked(1))
     for rule in TOKEN_RULES:
-        one = Ensemble.from_adapters(tiny_model(kind), paths, rule, weights=[1, 2, 3, 4] if rule != "median" else None)
-        two = Ensemble.from_adapters(tiny_model(kind), paths[::-1], rule, weights=[4, 3, 2, 1] if rule != "median" else None)
-        assert torch.equal(one(ids).logits, two(ids).logits)  # the same bits: members stand in the order of their hashes
+        one = Ensemble.from_adapters(
+            tiny_model(kind), paths, rule, weights=[1, 2, 3, 4] if rule != "median" else None
+        )
+        two = Ensemble.from_adapters(
+            tiny_model(kind), paths[::-1], rule, weights=[4, 3, 2, 1] if rule != "median" else None
+        )
+        # the same bits: members stand in the order of their hashes
+        assert torch.equal(one(ids).logits, two(ids).logits)
 
 
 def test_a_member_with_all_the_weight_speaks_alone(world):
@@ -180,7 +232,9 @@ def test_a_member_with_all_the_weight_speaks_alone(world):
     ids = torch.tensor(asked(1))
     theirs = member(kind, paths[2])(input_ids=ids).logits.log_softmax(-1)
     for rule in ("probabilities", "logits"):
-        mine = Ensemble.from_adapters(tiny_model(kind), paths, rule, weights=[0, 0, 5, 0])(ids).logits
+        mine = Ensemble.from_adapters(tiny_model(kind), paths, rule, weights=[0, 0, 5, 0])(
+            ids
+        ).logits
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
@@ -191,23 +245,43 @@ def test_64_members_pass_a_few_at_a_time(world, rule, monkeypatch):
     weights = None if rule == "median" else [k % 5 + 1.0 for k in range(64)]
     ids = torch.tensor([row[:3] for row in asked(2)])
     whole = Ensemble.from_adapters(tiny_model(kind), many, rule, weights=weights)
-    expected, said = whole(ids).logits, whole.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    expected, said = (
+        whole(ids).logits,
+        whole.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0),
+    )
     monkeypatch.setattr(batches, "TOKENS", 24)
     few = Ensemble.from_adapters(tiny_model(kind), many, rule, weights=weights)
     rows = []
-    few.model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    few.model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
     torch.testing.assert_close(few(ids).logits, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(few.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0), said)
     assert max(rows) <= 24
-    with stacked(tiny_model(kind)) as stack:  # ftk's own: prompts of several lengths, some finished before others
+    with stacked(
+        tiny_model(kind)
+    ) as stack:  # ftk's own: prompts of several lengths, some finished before others
         load_adapters(stack, list(map(read_adapter, many)), width=64)
-        options = {"voices": 1, "members": 64, "combine": ENSEMBLES[rule].rule, "weight_UK": weights and torch.tensor([weights])}
+        options = {
+            "voices": 1,
+            "members": 64,
+            "combine": ENSEMBLES[rule].rule,
+            "weight_UK": weights and torch.tensor([weights]),
+        }
         limits = {"eos_ids": [0, 5, 9], "max_new_tokens": 6, "top_k": 2}
-        in_pieces = generate(stack, asked(8), **options, **limits)[0], score_tokens(stack, asked(8), asked(8, 1), **options)[0]
+        in_pieces = (
+            generate(stack, asked(8), **options, **limits)[0],
+            score_tokens(stack, asked(8), asked(8, 1), **options)[0],
+        )
         monkeypatch.setattr(batches, "TOKENS", 1 << 20)
-        at_once = generate(stack, asked(8), **options, **limits)[0], score_tokens(stack, asked(8), asked(8, 1), **options)[0]
+        at_once = (
+            generate(stack, asked(8), **options, **limits)[0],
+            score_tokens(stack, asked(8), asked(8, 1), **options)[0],
+        )
     assert [a.ids for a in in_pieces[0]] == [a.ids for a in at_once[0]]
-    np.testing.assert_allclose([s.logprob for s in in_pieces[1]], [s.logprob for s in at_once[1]], rtol=1e-5)
+    np.testing.assert_allclose(
+        [s.logprob for s in in_pieces[1]], [s.logprob for s in at_once[1]], rtol=1e-5
+    )
 
 
 def test_the_recipe_knows_the_tables():
@@ -222,13 +296,22 @@ def test_the_base_stays_as_it_was_and_its_weights_are_shared(world):
     before = model(input_ids=ids).logits
     one, two = Ensemble.from_adapters(model, paths[:2]), Ensemble.from_adapters(model, paths[2:])
     assert not any(isinstance(module, StackedLinear) for module in model.modules())
-    assert torch.equal(model(input_ids=ids).logits, before) and not torch.equal(one(ids).logits, two(ids).logits)
+    assert torch.equal(model(input_ids=ids).logits, before) and not torch.equal(
+        one(ids).logits, two(ids).logits
+    )
     pointers = {p.data_ptr() for p in model.parameters()}
-    assert {p.data_ptr() for p in one.parameters()} == pointers == {p.data_ptr() for p in two.parameters()}
+    assert (
+        {p.data_ptr() for p in one.parameters()}
+        == pointers
+        == {p.data_ptr() for p in two.parameters()}
+    )
     doubled = Ensemble.from_adapters(tiny_model(kind), paths[:2]).to(torch.float64)
     torch.testing.assert_close(doubled(ids).logits.float(), one(ids).logits, atol=1e-5, rtol=1e-4)
     assert doubled(ids).logits.dtype == torch.float64 and not doubled.train().training
-    assert {m.A_RrI.dtype for m in doubled.modules() if isinstance(m, StackedLinear)} == {torch.float64}  # the adapters move with the base
+    # the adapters move with the base
+    assert {m.A_RrI.dtype for m in doubled.modules() if isinstance(m, StackedLinear)} == {
+        torch.float64
+    }
 
 
 def test_what_is_no_ensemble_is_refused_in_one_line(world):
@@ -245,20 +328,24 @@ def test_what_is_no_ensemble_is_refused_in_one_line(world):
         assert "\n" not in str(error.value)
     ensemble = Ensemble.from_adapters(tiny_model(kind), paths)
     with pytest.raises(ValueError, match="cache_implementation"):
-        ensemble.generate(torch.tensor(asked(1)), max_new_tokens=2, cache_implementation="static", pad_token_id=0)
+        ensemble.generate(
+            torch.tensor(asked(1)), max_new_tokens=2, cache_implementation="static", pad_token_id=0
+        )
     with pytest.raises(NotImplementedError, match="from_adapters"):
         ensemble.save_pretrained("somewhere")
 
 
 def test_importing_the_package_brings_no_torch():
-    code = "import sys, toolkit; assert 'Ensemble' in toolkit.__all__ and 'torch' not in sys.modules"
+    code = (
+        "import sys, toolkit; assert 'Ensemble' in toolkit.__all__ and 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert toolkit.Ensemble is Ensemble
     with pytest.raises(AttributeError, match="no attribute 'Ensembl'"):
         toolkit.Ensembl  # noqa: B018
 
 
-# -- afterwards, from cached scores ------------------------------------------------------------------------------------
+# -- afterwards, from cached scores --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", ["probabilities", "token-vote"])
@@ -272,12 +359,19 @@ def test_offline_is_online(world, rule):
         online = []
         for group in groups:
             load_adapters(stack, [read_adapter(paths[k]) for k in group], width=len(group))
-            online.append(score(stack, prompts, said, voices=1, members=len(group), combine=ENSEMBLES[rule].rule)[0])
+            online.append(
+                score(
+                    stack, prompts, said, voices=1, members=len(group), combine=ENSEMBLES[rule].rule
+                )[0]
+            )
     T = max(map(len, said))
     log_RPT, best_RPT = np.full((K, 5, T), np.nan), np.zeros((K, 5, T), dtype=bool)
     for r, row in enumerate(single):
         for p, scored in enumerate(row):
-            log_RPT[r, p, : len(said[p])], best_RPT[r, p, : len(said[p])] = scored.logprobs, scored.best
+            log_RPT[r, p, : len(said[p])], best_RPT[r, p, : len(said[p])] = (
+                scored.logprobs,
+                scored.best,
+            )
     offline = ensemble_scores(log_RPT, groups, rule, best_RNT=best_RPT)
     np.testing.assert_allclose(offline, online, rtol=1e-5)
     copies = ensemble_scores(log_RPT, [[2, 2, 2]], "probabilities")[0]
@@ -294,11 +388,13 @@ def test_rules_that_need_whole_distributions_are_not_faked():
     assert np.isnan(ensemble_scores(np.full((2, 1, 3), np.nan), [[0, 1]])).all()
 
 
-# -- over whole answers ------------------------------------------------------------------------------------------------
+# -- over whole answers --------------------------------------------------------------------------
 
 
 def majority(answers, logprobs):
-    """The definition, written another way: all maxima, then the surest on average, then the alphabet."""
+    """The definition, written another way: all maxima, then the surest on average, then the
+    alphabet.
+    """
     count = Counter(answers)
     tied = [a for a in count if count[a] == max(count.values())]
     sure = {a: np.mean([l for b, l in zip(answers, logprobs, strict=True) if b == a]) for a in tied}
@@ -311,16 +407,32 @@ def test_mbr_where_only_the_same_is_similar_is_the_majority_vote():
         answers = [rng.choice("abcd") for _ in range(rng.randint(1, 9))]
         logprobs = [-float(rng.randint(0, 3)) for _ in answers]
         expected = majority(answers, logprobs)
-        assert answers[mbr(answers, logprobs, similarity=SIMILARITIES["exact"])] == expected == answers[vote(answers, logprobs)]
+        assert (
+            answers[mbr(answers, logprobs, similarity=SIMILARITIES["exact"])]
+            == expected
+            == answers[vote(answers, logprobs)]
+        )
         order = rng.sample(range(len(answers)), len(answers))
         for similarity in (SIMILARITIES["exact"], SIMILARITIES["edit"]):
             here = answers[mbr(answers, logprobs, similarity=similarity)]
-            assert here == answers[order[mbr([answers[i] for i in order], [logprobs[i] for i in order], similarity=similarity)]]
+            assert (
+                here
+                == answers[
+                    order[
+                        mbr(
+                            [answers[i] for i in order],
+                            [logprobs[i] for i in order],
+                            similarity=similarity,
+                        )
+                    ]
+                ]
+            )
 
 
 def test_mbr_takes_the_answer_in_the_middle_of_the_others():
     answers = ["the cat sat", "the cat sat down", "the cat sat down here", "no idea"]
-    assert mbr(answers, [0.0, -1.0, -1.0, 0.0]) == 1  # no two agree, so a vote would take the surest: "no idea" or "the cat sat"
+    # no two agree, so a vote would take the surest: "no idea" or "the cat sat"
+    assert mbr(answers, [0.0, -1.0, -1.0, 0.0]) == 1
     assert vote(answers, [0.0, -1.0, -1.0, 0.0]) != 1
     assert mbr(["x"] * 3, [-3.0, -1.0, -2.0]) == 1
 
@@ -328,7 +440,9 @@ def test_mbr_takes_the_answer_in_the_middle_of_the_others():
 def test_weights_decide_a_vote_and_their_scale_does_not():
     answers, logprobs = ["a", "a", "b"], [-1.0, -1.0, -1.0]
     assert vote(answers, logprobs) in (0, 1) and vote(answers, logprobs, [0.1, 0.2, 0.9]) == 2
-    assert vote(answers, logprobs, [1, 2, 9]) == 2 and vote(answers, logprobs, [0, 0, 0]) == vote(answers, logprobs)
+    assert vote(answers, logprobs, [1, 2, 9]) == 2 and vote(answers, logprobs, [0, 0, 0]) == vote(
+        answers, logprobs
+    )
 
 
 def test_similarities_are_1_for_the_same_and_0_for_nothing_in_common():
@@ -340,19 +454,38 @@ def test_similarities_are_1_for_the_same_and_0_for_nothing_in_common():
     assert SIMILARITIES["edit"](["kitten", "sitting"])[0, 1] == pytest.approx(1 - 3 / 7)
 
 
-# -- evaluated ---------------------------------------------------------------------------------------------------------
+# -- evaluated -----------------------------------------------------------------------------------
 
 
-def evaluated(embedded, tmp_path, prompts, members, rule=None, threshold=None, combine="probabilities"):
+def evaluated(
+    embedded, tmp_path, prompts, members, rule=None, threshold=None, combine="probabilities"
+):
     """Outcomes of one group, or of every adapter alone."""
     base, paths = embedded
     sha256 = tuple(read_adapter(path).sha256() for path in paths)
-    single = [Subject("c", "replica", k, (str(path),), (sha256[k],)) for k, path in enumerate(paths)]
-    subjects = (Subject("c", "e", 0, tuple(map(str, paths)), sha256),) if members > 1 else tuple(single)
+    single = [
+        Subject("c", "replica", k, (str(path),), (sha256[k],)) for k, path in enumerate(paths)
+    ]
+    subjects = (
+        (Subject("c", "e", 0, tuple(map(str, paths)), sha256),) if members > 1 else tuple(single)
+    )
     shard = tmp_path / f"{rule}-{threshold}-{members}.parquet"
     unit = EvaluationUnit(subjects, "far", 1 if members > 1 else K, members, rule, shard, threshold)
-    options = {"answer": "text", "max_new_tokens": 10, "top_k": 2, "choices": ["yes", "no"], "token_scores": True}
-    evaluate_unit(unit, base, prompts, combine=ENSEMBLES[combine].rule if members > 1 else None, progress=lambda share: None, **options)
+    options = {
+        "answer": "text",
+        "max_new_tokens": 10,
+        "top_k": 2,
+        "choices": ["yes", "no"],
+        "token_scores": True,
+    }
+    evaluate_unit(
+        unit,
+        base,
+        prompts,
+        combine=ENSEMBLES[combine].rule if members > 1 else None,
+        progress=lambda share: None,
+        **options,
+    )
     return read_outcomes([shard]).to_pylist(), shard
 
 
@@ -368,21 +501,41 @@ def test_a_gate_is_the_first_member_at_0_and_the_ensemble_at_infinity(embedded, 
     closed, _ = evaluated(embedded, tmp_path, prompts, K, "gated", 0.0)
     opened, _ = evaluated(embedded, tmp_path, prompts, K, "gated", math.inf)
     assert said(closed) == said(first) and [row["streams"] for row in closed] == [1] * len(prompts)
-    assert said(opened) == said(together) and [row["streams"] for row in opened] == [1 + K] * len(prompts)
-    np.testing.assert_allclose([r["reference_logprob"] for r in opened], [r["reference_logprob"] for r in together], rtol=1e-5)
+    assert said(opened) == said(together) and [row["streams"] for row in opened] == [1 + K] * len(
+        prompts
+    )
+    np.testing.assert_allclose(
+        [r["reference_logprob"] for r in opened],
+        [r["reference_logprob"] for r in together],
+        rtol=1e-5,
+    )
     assert said(first) != said(together)
     middle = float(np.median([row["margin"] for row in first]))
     half, _ = evaluated(embedded, tmp_path, prompts, K, "gated", middle)
-    for mixed, one, all_, margin in zip(half, first, together, [row["margin"] for row in first], strict=True):
-        assert mixed["text"] == (all_ if margin < middle else one)["text"] and mixed["streams"] == (1 + K if margin < middle else 1)
+    for mixed, one, all_, margin in zip(
+        half, first, together, [row["margin"] for row in first], strict=True
+    ):
+        assert mixed["text"] == (all_ if margin < middle else one)["text"] and mixed["streams"] == (
+            1 + K if margin < middle else 1
+        )
 
     # every K and every group afterwards, from the token scores of the replicas
-    scores, of_group = read_token_scores([shard], condition="c"), read_token_scores([joint], condition="c", procedure="e")
+    scores, of_group = (
+        read_token_scores([shard], condition="c"),
+        read_token_scores([joint], condition="c", procedure="e"),
+    )
     assert scores.choices == [None, "yes", "no"] and scores.indexes == list(range(K))
-    offline, online = ensemble_scores(scores.log_RPCT, [range(K)])[0], np.nansum(of_group.log_RPCT[0], -1)
+    offline, online = (
+        ensemble_scores(scores.log_RPCT, [range(K)])[0],
+        np.nansum(of_group.log_RPCT[0], -1),
+    )
     np.testing.assert_allclose(offline, online, rtol=1e-4)
     assert (offline[:, 1:].argmax(-1) == online[:, 1:].argmax(-1)).all()
-    np.testing.assert_allclose(np.nansum(scores.log_RPCT[:, :, 0], -1).ravel(), [row["reference_logprob"] for row in alone], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.nansum(scores.log_RPCT[:, :, 0], -1).ravel(),
+        [row["reference_logprob"] for row in alone],
+        rtol=1e-5,
+    )
     with pytest.raises(ValueError, match="two rows"):
         read_token_scores([shard, shard], condition="c")
     with pytest.raises(ValueError, match="token_scores: true"):
@@ -398,11 +551,16 @@ def test_the_margin_is_the_least_lead_along_the_answer(world):
     for row, answer in zip(asked(), answers, strict=True):
         text = [*row, *answer.ids]
         steps = len(answer.ids) + answer.finished
-        best = alone(input_ids=torch.tensor([text])).logits[0, len(row) - 1 : len(row) - 1 + steps].topk(2).values
+        best = (
+            alone(input_ids=torch.tensor([text]))
+            .logits[0, len(row) - 1 : len(row) - 1 + steps]
+            .topk(2)
+            .values
+        )
         assert answer.margin == pytest.approx(float((best[:, 0] - best[:, 1]).min()), abs=1e-4)
 
 
-# -- in lm-eval --------------------------------------------------------------------------------------------------------
+# -- in lm-eval ----------------------------------------------------------------------------------
 
 
 def test_lm_eval_takes_an_ensemble(embedded, tmp_path):
@@ -413,7 +571,10 @@ def test_lm_eval_takes_an_ensemble(embedded, tmp_path):
 
     base, paths = embedded
     prompts = read_suite("embedded:far", name="far")[:6]
-    rows = [{"question": p.prompt, "answer": p.reference, "choices": [p.reference, "no", "the cat"]} for p in prompts]
+    rows = [
+        {"question": p.prompt, "answer": p.reference, "choices": [p.reference, "no", "the cat"]}
+        for p in prompts
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shared = f"""
 dataset_path: json
@@ -438,7 +599,11 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
     ensemble = toolkit.Ensemble.from_adapters("embedded", paths)
     model = HFLM(pretrained=ensemble, tokenizer=ensemble.tokenizer, batch_size=4)
     found = lm_eval.simple_evaluate(
-        model=model, tasks=["choice", "speak"], task_manager=TaskManager(include_path=str(tmp_path)), log_samples=True, bootstrap_iters=0
+        model=model,
+        tasks=["choice", "speak"],
+        task_manager=TaskManager(include_path=str(tmp_path)),
+        log_samples=True,
+        bootstrap_iters=0,
     )
     assert set(found["results"]) == {"choice", "speak"}
     with stacked(base.model) as stack:
@@ -446,23 +611,37 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
         options = {"voices": 1, "members": K, "combine": ENSEMBLES["probabilities"].rule}
         for sample in found["samples"]["choice"]:
             for (context, continuation), (logprob, _) in zip(
-                (request for request in sample["arguments"]), (response[0] for response in sample["resps"]), strict=True
+                (request for request in sample["arguments"]),
+                (response[0] for response in sample["resps"]),
+                strict=True,
             ):
                 context_ids, ids = model._encode_pair(context, continuation)
-                assert logprob == pytest.approx(score(stack, [context_ids], [ids], **options)[0][0], rel=1e-4)
+                assert logprob == pytest.approx(
+                    score(stack, [context_ids], [ids], **options)[0][0], rel=1e-4
+                )
         for sample in found["samples"]["speak"]:
             ids = model.tok_encode(sample["arguments"][0][0])
-            own = generate(stack, [ids], **options, eos_ids=base.eos_ids, max_new_tokens=8, top_k=2)[0][0]
-            assert sample["resps"][0][0] == base.tokenizer.decode(own.ids, skip_special_tokens=True).split("~")[0]
+            own = generate(
+                stack, [ids], **options, eos_ids=base.eos_ids, max_new_tokens=8, top_k=2
+            )[0][0]
+            assert (
+                sample["resps"][0][0]
+                == base.tokenizer.decode(own.ids, skip_special_tokens=True).split("~")[0]
+            )
 
 
-# ------------------------------------------------------------------------------------------------- loose adapters from the shell
+# #
+# -------------------------------------------------------------------------------------------------
+# loose adapters from the shell
 
 
 @pytest.fixture
 def suite(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = [{"id": p.id, "prompt": p.prompt, "reference": p.reference} for p in read_suite("embedded:typical", name="typical")[:3]]
+    rows = [
+        {"id": p.id, "prompt": p.prompt, "reference": p.reference}
+        for p in read_suite("embedded:typical", name="typical")[:3]
+    ]
     (tmp_path / "suite.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return "suite.jsonl"
 
@@ -481,12 +660,28 @@ def ftk(*arguments):
 )
 def test_loose_adapters_answer_in_groups(embedded, suite, asked, label, groups):
     _, adapters = embedded
-    common = ("--prompts", suite, "--base", "embedded", "--max-new-tokens", 4, "--workers", 1, "--out", "out", "--json")
+    common = (
+        "--prompts",
+        suite,
+        "--base",
+        "embedded",
+        "--max-new-tokens",
+        4,
+        "--workers",
+        1,
+        "--out",
+        "out",
+        "--json",
+    )
     result = ftk("evaluate", *adapters, *common, *asked)
     assert result.exit_code == cli.DONE, result.stderr
     procedures = json.loads(result.stdout)["results"]["conditions"][0]["procedures"]
-    assert [(one["label"], one["n_runs"]) for one in procedures] == [("replica", 4), (label, groups)]
-    assert ftk("evaluate", *adapters, *common, *asked).exit_code == cli.DONE  # again: nothing but what is missing
+    assert [(one["label"], one["n_runs"]) for one in procedures] == [
+        ("replica", 4),
+        (label, groups),
+    ]
+    # again: nothing but what is missing
+    assert ftk("evaluate", *adapters, *common, *asked).exit_code == cli.DONE
 
 
 @pytest.mark.parametrize(
@@ -495,14 +690,21 @@ def test_loose_adapters_answer_in_groups(embedded, suite, asked, label, groups):
         (["-k", 2], "-k and --set say how an --ensemble is made"),
         (["--ensemble", "logits", "-k", 5], "4 adapters are fewer than a group of 5"),
         (["--ensemble", "mbr"], "--ensemble mbr: `ensemble: mbr` goes with `similarity`"),
-        (["--ensemble", "vote", "--set", "wieghts=confidence"], "--ensemble vote: unknown setting; did you mean 'weights'?"),
+        (
+            ["--ensemble", "vote", "--set", "wieghts=confidence"],
+            "--ensemble vote: unknown setting; did you mean 'weights'?",
+        ),
         (["--ensemble", "vote", "--set", "weights=accuracy:x"], "needs a second suite"),
         (["--ensemble", "vote", "--set", "density=0.5"], "'density' belongs to"),
     ],
 )
 def test_ensembles_that_cannot_be_are_one_line(embedded, suite, asked, told):
-    result = ftk("evaluate", *embedded[1], "--prompts", suite, "--base", "embedded", "--out", "no", *asked)
-    assert result.exit_code != cli.DONE and told in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    result = ftk(
+        "evaluate", *embedded[1], "--prompts", suite, "--base", "embedded", "--out", "no", *asked
+    )
+    assert (
+        result.exit_code != cli.DONE and told in result.stderr and result.stderr.count("\n") == 1
+    ), result.stderr
 
 
 def test_populations_of_different_sizes_need_a_size_of_groups(tmp_path):

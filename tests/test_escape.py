@@ -1,4 +1,6 @@
-"""A name is a name: whatever users and models call things, a document keeps its structure and a terminal obeys nothing."""
+"""A name is a name: whatever users and models call things, a document keeps its structure and a
+terminal obeys nothing.
+"""
 
 import ast
 import io
@@ -23,13 +25,13 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from outcomes_of import World, vote
 
-from toolkit import charts, cli, escape, gate, gating, report
-from toolkit.analyse import analyse
-from toolkit.card import merge_card, run_card
-from toolkit.claims.text import claims_text
-from toolkit.modules import modules_text
-from toolkit.report import figures, render, table_text
-from toolkit.results import (
+from toolkit import cli
+from toolkit.measure.analyse import analyse
+from toolkit.measure.claims.text import claims_text
+from toolkit.measure.gate import judge as gating
+from toolkit.measure.gate import limits as gate
+from toolkit.merge.module_spread import modules_text
+from toolkit.record.results import (
     About,
     ChangedPrompt,
     Claims,
@@ -45,7 +47,12 @@ from toolkit.results import (
     Thresholds,
     save_results,
 )
+from toolkit.report import charts
+from toolkit.report import html as report
+from toolkit.report.card import merge_card, run_card
+from toolkit.report.html import figures, render, table_text
 from toolkit.statistics import Estimate
+from toolkit.text import escape
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
 HOSTILE = (
@@ -78,8 +85,12 @@ HOSTILE = (
     "%s {0} {name} \\n \\",
     "é 日本 😀 ✓",
 )
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-texts = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=8), min_size=1, max_size=4).map("".join)
+CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+texts = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=8), min_size=1, max_size=4).map(
+    "".join
+)
 """what somebody may call something"""
 quick = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 few = settings(derandomize=True, deadline=None, max_examples=5, database=None)
@@ -90,7 +101,7 @@ def safe_on_a_terminal(text: str) -> bool:
     return not CONTROL.search(text.replace("\n", ""))
 
 
-# -- the rules by themselves ---------------------------------------------------------------------------------------------
+# -- the rules by themselves ---------------------------------------------------------------------
 
 
 @quick
@@ -113,10 +124,19 @@ def test_json_says_the_same_and_nothing_that_a_terminal_obeys(value):
 @quick
 @given(texts)
 def test_markup_is_text_in_html_and_in_xml(text):
-    for document in (f'<svg aria-label="{escape.markup(text)}"><text>{escape.markup(text)}</text></svg>',):
+    for document in (
+        f'<svg aria-label="{escape.markup(text)}"><text>{escape.markup(text)}</text></svg>',
+    ):
         tree = xml.fromstring(document)
-        assert tree.attrib == {"aria-label": escape.line(text)} and len(tree) == 1 and (tree[0].text or "") == escape.line(text)
-        assert outline(document) == [("svg", ["aria-label"]), ("text", [])] and "".join(said(document)) == escape.line(text).strip()
+        assert (
+            tree.attrib == {"aria-label": escape.line(text)}
+            and len(tree) == 1
+            and (tree[0].text or "") == escape.line(text)
+        )
+        assert (
+            outline(document) == [("svg", ["aria-label"]), ("text", [])]
+            and "".join(said(document)) == escape.line(text).strip()
+        )
 
 
 def rendered(source: str) -> list:
@@ -127,12 +147,23 @@ def rendered(source: str) -> list:
 
 def shape(source: str) -> list[str]:
     """What a document is made of, texts aside: runs of texts count once."""
-    kinds = ["text" if token.type in ("text", "text_special") else f"{token.type} {token.tag}" for token in rendered(source)]
-    return [kind for kind, before in zip(kinds, ["", *kinds], strict=False) if (kind, before) != ("text", "text")]
+    kinds = [
+        "text" if token.type in ("text", "text_special") else f"{token.type} {token.tag}"
+        for token in rendered(source)
+    ]
+    return [
+        kind
+        for kind, before in zip(kinds, ["", *kinds], strict=False)
+        if (kind, before) != ("text", "text")
+    ]
 
 
 def words(source: str) -> str:
-    return "".join(token.content for token in rendered(source) if token.type in ("text", "text_special", "code_inline"))
+    return "".join(
+        token.content
+        for token in rendered(source)
+        if token.type in ("text", "text_special", "code_inline")
+    )
 
 
 @quick
@@ -150,20 +181,33 @@ def test_markdown_is_the_text_and_nothing_else(text, other):
                 "code_inline",
             }
     listed = shape(escape.item(text + "x"))
-    assert listed == shape("- x") and words(escape.item(text + "x")) == escape.line(text + "x").strip()
+    assert (
+        listed == shape("- x") and words(escape.item(text + "x")) == escape.line(text + "x").strip()
+    )
     table = [["a", "b"], [text + "x", other + "x"], [f"-{text}", f"{other}-"]]
     plain = [["a", "b"], ["x", "x"], ["-", "-"]]
     assert shape("\n".join(escape.table(table))) == shape("\n".join(escape.table(plain)))
-    assert words("\n".join(escape.table(table))) == "ab" + "".join(escape.line(cell).strip() for row in table[1:] for cell in row)
+    assert words("\n".join(escape.table(table))) == "ab" + "".join(
+        escape.line(cell).strip() for row in table[1:] for cell in row
+    )
 
 
 def test_a_link_is_one_of_the_web():
-    assert escape.link("TIES", "https://arxiv.org/abs/2306.01708") == "[TIES](https://arxiv.org/abs/2306.01708)"
-    for address in ("javascript:alert(1)", "data:text/html,x", "https://a.example/) [x](b", "https://a.example/\nx", "//a.example"):
+    assert (
+        escape.link("TIES", "https://arxiv.org/abs/2306.01708")
+        == "[TIES](https://arxiv.org/abs/2306.01708)"
+    )
+    for address in (
+        "javascript:alert(1)",
+        "data:text/html,x",
+        "https://a.example/) [x](b",
+        "https://a.example/\nx",
+        "//a.example",
+    ):
         assert escape.link("x", address) == "x"
 
 
-# -- whole documents -------------------------------------------------------------------------------------------------------
+# -- whole documents -----------------------------------------------------------------------------
 
 
 class Reader(HTMLParser):
@@ -208,16 +252,36 @@ def said(document: str) -> list[str]:
     return read(document).texts
 
 
-FIXED = {"kind", "unit", "method", "zone", "figure", "verdict", "alone_verdict", "consequence", "quantity", "design"}
-"""fields of records that hold one of a few words of ours; all others may come from a user or a model"""
+FIXED = {
+    "kind",
+    "unit",
+    "method",
+    "zone",
+    "figure",
+    "verdict",
+    "alone_verdict",
+    "consequence",
+    "quantity",
+    "design",
+}
+"""fields of records that hold one of a few words of ours; all others may come from a user or a
+model
+"""
 
 
 def renamed(record: Any, name: Callable[[str], str], field: str = "") -> Any:
-    """The record with every free text in it, keys included, given another name; equal texts stay equal."""
+    """The record with every free text in it, keys included, given another name; equal texts stay
+    equal.
+    """
     if is_dataclass(record) and not isinstance(record, type):
         sentence = isinstance(record, Results)  # its verdict is sentences
         return replace(
-            record, **{f.name: renamed(getattr(record, f.name), name, "" if sentence else f.name) for f in fields(record) if f.init}
+            record,
+            **{
+                f.name: renamed(getattr(record, f.name), name, "" if sentence else f.name)
+                for f in fields(record)
+                if f.init
+            },
         )
     if isinstance(record, dict):
         return {name(key): renamed(value, name, field) for key, value in record.items()}
@@ -243,32 +307,71 @@ E = Estimate(0.4, 0.2, 0.6, 0.95, 12, 30, "two-way jackknife", note="a note")
 @cache
 def planted() -> Results:
     """Results with something in every section of the report."""
-    world = World(12, per_category=4, failed=(3,)).mitigate("mean", 2, vote, "merge").mitigate("mean", 4, vote, "merge")
-    about = About("0.1.0", "recipe", "org/base", 10, {"gpu": "a card", "cpu": "a core"}, "ftk run recipe.yaml")
+    world = (
+        World(12, per_category=4, failed=(3,))
+        .mitigate("mean", 2, vote, "merge")
+        .mitigate("mean", 4, vote, "merge")
+    )
+    about = About(
+        "0.1.0", "recipe", "org/base", 10, {"gpu": "a card", "cpu": "a core"}, "ftk run recipe.yaml"
+    )
     bare = analyse(world.table, world.prompts, world.designs, about=about)
     first = replace(bare.conditions[0], settings={"rank": 8, "targets": "all-linear"})
-    cells = tuple(replace(cell, survival=None, scores=(), metrics=()) for cell in first.single.cells)
+    cells = tuple(
+        replace(cell, survival=None, scores=(), metrics=()) for cell in first.single.cells
+    )
     single = replace(first.single, cells=cells)
     bones = replace(first, procedures=(single,), unstable=(), scaling=(), trade=None)
-    others = [replace(bones, name=f"lora-r{rank}", settings={"rank": rank, "targets": "all-linear"}) for rank in (16, 32)]
-    source = Sources("far", "disagreement", {"init": E, "residual": E}, E, {"repeatability": E}, ("a note of it",))
-    first = replace(first, sources=(source, replace(source, figure="accuracy")), unstable=first.unstable[:2])
+    others = [
+        replace(bones, name=f"lora-r{rank}", settings={"rank": rank, "targets": "all-linear"})
+        for rank in (16, 32)
+    ]
+    source = Sources(
+        "far",
+        "disagreement",
+        {"init": E, "residual": E},
+        E,
+        {"repeatability": E},
+        ("a note of it",),
+    )
+    first = replace(
+        first, sources=(source, replace(source, figure="accuracy")), unstable=first.unstable[:2]
+    )
     contrast = Contrast("lora-r16", "lora", "far", True, E, E, E, E, 0.01, E)
     named = replace(contrast, condition="mean, K = 2 (lora-r16)")
-    by_prompt = ChangedPrompt("far", "id-1", "What is it?", "two intents", "far", 0.1, 0.5, 0.001, 0.01)
+    by_prompt = ChangedPrompt(
+        "far", "id-1", "What is it?", "two intents", "far", 0.1, 0.5, 0.001, 0.01
+    )
     module = ModuleSpread("layers.0.q_proj", 0.2, E, E, 0.5)
     return replace(
         bare,
         conditions=(first, *others),
         notes=("a note of the run",),
         thresholds=Thresholds(categories={"two intents": (0.1, 0.3)}),
-        contrasts=(contrast, replace(contrast, shift="near"), replace(contrast, condition="lora-r32")),
+        contrasts=(
+            contrast,
+            replace(contrast, shift="near"),
+            replace(contrast, condition="lora-r32"),
+        ),
         mitigated=(named,),
         same_compute=(replace(named, baseline="longer"),),
         by_prompt=(PromptContrast("lora-r16", "lora", "disagreement", True, 20, 1, (by_prompt,)),),
         modules=(Modules("lora", "", True, (0, 1), module, (module,), (module,), (module,)),),
         judgements=tuple(
-            Judgement("few", "far prompts", "at most 5 %", 0.95, "critical", "lora", p.label, p.k, "FAIL", E, "%", "too few runs")
+            Judgement(
+                "few",
+                "far prompts",
+                "at most 5 %",
+                0.95,
+                "critical",
+                "lora",
+                p.label,
+                p.k,
+                "FAIL",
+                E,
+                "%",
+                "too few runs",
+            )
             for p in first.procedures
         ),
     )
@@ -277,15 +380,34 @@ def planted() -> Results:
 @cache
 def put_to_the_test() -> Claims:
     tested = Tested(
-        "rare", "Runs differ on rare prompts", "lora", "disagreement", "far prompts", (0.1, 0.2), E, "supported", "so far", E, "supported"
+        "rare",
+        "Runs differ on rare prompts",
+        "lora",
+        "disagreement",
+        "far prompts",
+        (0.1, 0.2),
+        E,
+        "supported",
+        "so far",
+        E,
+        "supported",
     )
     outlook = Outlook("lora", "far", "", 20, "watch", E, E, E)
-    return Claims("claims.yaml", 0.95, 10_000, "", (tested,), (outlook, replace(outlook, category="two intents")))
+    return Claims(
+        "claims.yaml",
+        0.95,
+        10_000,
+        "",
+        (tested,),
+        (outlook, replace(outlook, category="two intents")),
+    )
 
 
 def parts_of(report: str) -> tuple[str, list[str]]:
     """The report without its charts, and the charts."""
-    return re.sub(r"<svg.*?</svg>", "<svg></svg>", report, flags=re.DOTALL), re.findall(r"<svg.*?</svg>", report, flags=re.DOTALL)
+    return re.sub(r"<svg.*?</svg>", "<svg></svg>", report, flags=re.DOTALL), re.findall(
+        r"<svg.*?</svg>", report, flags=re.DOTALL
+    )
 
 
 @cache
@@ -329,14 +451,23 @@ def same_words(text: str, expected: str) -> bool:
 
 
 def same_drawing(svg: str, plain: str, before: str) -> None:
-    """Kinds of elements, and every text of the plain one: coordinates and ticks make room for long names."""
+    """Kinds of elements, and every text of the plain one: coordinates and ticks make room for long
+    names.
+    """
     kinds = {(tag, *sorted(attributes)) for tag, attributes in outline(svg)}
     assert {kind[0] for kind in kinds} == {tag for tag, _ in outline(plain)}
-    assert {name for _, *names in kinds for name in names} == {name for _, names in outline(plain) for name in names}
+    assert {name for _, *names in kinds for name in names} == {
+        name for _, names in outline(plain) for name in names
+    }
     named = {changed(text, before).strip() for text in said(plain) if "word" in text}
     assert named <= {text.strip() for text in said(svg)}
     tree = xml.fromstring(svg.replace("xlink:href", "href"))
-    assert all(value.startswith("#") for node in tree.iter() for key, value in node.attrib.items() if key.endswith("href"))
+    assert all(
+        value.startswith("#")
+        for node in tree.iter()
+        for key, value in node.attrib.items()
+        if key.endswith("href")
+    )
 
 
 @few
@@ -351,7 +482,9 @@ def test_figures_for_documents_are_well_formed(before):
 
 
 def test_every_series_is_in_the_legend():
-    svg = charts.survival({name: ([1.0], [0.5], [0.4], [0.6]) for name in ("_hidden", "", "$x$", "a")})
+    svg = charts.survival(
+        {name: ([1.0], [0.5], [0.4], [0.6]) for name in ("_hidden", "", "$x$", "a")}
+    )
     assert {"_hidden", "$x$", "a"} <= set(said(svg))
 
 
@@ -372,13 +505,21 @@ def test_the_terminal_obeys_no_name(before):
     name, plain = naming(before), naming("")
     assert safe_on_a_terminal(table_text(renamed(planted(), name)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "WIDTH", 10**6)  # a longer name may take another line; it must not make one
+        # a longer name may take another line; it must not make one
+        patch.setattr(report, "WIDTH", 10**6)
         tables = [table_text(renamed(planted(), one)) for one in (name, plain)]
     assert tables[0].count("\n") == tables[1].count("\n")
     spread = modules_text(renamed(planted().modules, name))
-    assert safe_on_a_terminal(spread) and spread.count("\n") == modules_text(renamed(planted().modules, plain)).count("\n")
+    assert safe_on_a_terminal(spread) and spread.count("\n") == modules_text(
+        renamed(planted().modules, plain)
+    ).count("\n")
     assert safe_on_a_terminal(claims_text(renamed(put_to_the_test(), name)))
-    verdict = gate.Verdict("fail", (name("why"),), (gate.Row(name("metric"), "run", 0, 1.0, 0.0, 2.0, 0.5, False),), notes=(name("note"),))
+    verdict = gate.Verdict(
+        "fail",
+        (name("why"),),
+        (gate.Row(name("metric"), "run", 0, 1.0, 0.0, 2.0, 0.5, False),),
+        notes=(name("note"),),
+    )
     told = gating.verdict_text(verdict)
     assert safe_on_a_terminal(told) and told.count("\n") == 3
 
@@ -390,13 +531,22 @@ def cards(results: Results, name: Callable[[str], str], folder: Path) -> list[st
         "method": name("mean"),
         "paper": name("https://arxiv.org/abs/1"),
         "parameters": {name("density"): name("half"), "rank": 8},
-        "inputs": [{"path": f"{name('runs')}/lora/{name('adapter')}", "weight": 0.5, "sha256": name("hash")}] * 2,
+        "inputs": [
+            {
+                "path": f"{name('runs')}/lora/{name('adapter')}",
+                "weight": 0.5,
+                "sha256": name("hash"),
+            }
+        ]
+        * 2,
         "rank": 8,
         "energy": 1.0,
         "versions": {name("torch"): name("2.9")},
     }
     (folder / "merge.json").write_text(json.dumps(merge))
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name("org/base")}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": name("org/base")})
+    )
     return [run_card(folder), merge_card(folder)]
 
 
@@ -407,10 +557,17 @@ def cards(results: Results, name: Callable[[str], str], folder: Path) -> list[st
 def test_cards_hold_no_markup_of_a_name(before, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cards")
     small = replace(planted(), conditions=planted().conditions[:1])
-    for card, plain in zip(cards(small, naming(before), folder), cards(small, naming(""), folder), strict=True):
-        (front, body), (plain_front, plain_body) = (text.removeprefix("---\n").split("\n---\n", 1) for text in (card, plain))
+    for card, plain in zip(
+        cards(small, naming(before), folder), cards(small, naming(""), folder), strict=True
+    ):
+        (front, body), (plain_front, plain_body) = (
+            text.removeprefix("---\n").split("\n---\n", 1) for text in (card, plain)
+        )
         assert not CONTROL.search(card.replace("\n", ""))
-        known, plainly_known = ({k: v for k, v in yaml.safe_load(text).items() if "base" not in k} for text in (front, plain_front))
+        known, plainly_known = (
+            {k: v for k, v in yaml.safe_load(text).items() if "base" not in k}
+            for text in (front, plain_front)
+        )
         assert known == plainly_known
         typed = {"code_inline code"}  # a name that holds a back tick is no code
         assert [kind for kind in shape(body) if kind not in typed | {"text"}] == [
@@ -420,12 +577,31 @@ def test_cards_hold_no_markup_of_a_name(before, tmp_path_factory):
 
 def test_a_base_is_named_to_a_hub_only_where_it_is_one(tmp_path, monkeypatch):
     (tmp_path / "merge.json").write_text(
-        json.dumps({"method": "mean", "paper": "", "parameters": {}, "inputs": [], "rank": 1, "energy": 1.0, "versions": {}})
+        json.dumps(
+            {
+                "method": "mean",
+                "paper": "",
+                "parameters": {},
+                "inputs": [],
+                "rank": 1,
+                "energy": 1.0,
+                "versions": {},
+            }
+        )
     )
     monkeypatch.chdir(tmp_path)
     Path("models/base").mkdir(parents=True)
     told = {}
-    for base in ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B@main", "models/base", "../x", "a\n---\nb", "a/b/c", "C:\\models", 'x"><b>'):
+    for base in (
+        "Qwen/Qwen3-0.6B",
+        "Qwen/Qwen3-0.6B@main",
+        "models/base",
+        "../x",
+        "a\n---\nb",
+        "a/b/c",
+        "C:\\models",
+        'x"><b>',
+    ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
         told[base] = yaml.safe_load(merge_card(tmp_path).split("---\n")[1]).get("base_model")
     assert {base: name for base, name in told.items() if name} == dict.fromkeys(
@@ -446,10 +622,12 @@ def test_tables_for_documents_hold_no_markup_of_a_name(before):
         (tables.conditions_table, planted()),
     ):
         assert shape(make(renamed(record, name))) == shape(make(renamed(record, plain)))
-        assert words(make(renamed(record, name))) == changed(words(make(renamed(record, plain))), escape.line(before).lstrip())
+        assert words(make(renamed(record, name))) == changed(
+            words(make(renamed(record, plain))), escape.line(before).lstrip()
+        )
 
 
-# -- commands --------------------------------------------------------------------------------------------------------------
+# -- commands ------------------------------------------------------------------------------------
 
 
 def test_only_the_terminal_module_prints():
@@ -459,16 +637,21 @@ def test_only_the_terminal_module_prints():
             node.lineno
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Call)
-            and ast.unparse(node.func) in ("click.echo", "click.secho", "print", "sys.stdout.write", "sys.stderr.write")
+            and ast.unparse(node.func)
+            in ("click.echo", "click.secho", "print", "sys.stdout.write", "sys.stderr.write")
         ]
         assert len(loose) == (3 if path.name == "terminal.py" else 0), f"{path.name}, lines {loose}"
 
 
 def test_templates_say_nothing_unescaped():
-    for path in (PACKAGE / "templates").iterdir():
+    for path in (PACKAGE / "report" / "templates").iterdir():
         assert not re.search(r"\|\s*safe\b|autoescape", path.read_text()), path.name
-    sites = [path.name for path in PACKAGE.rglob("*.py") for _ in range(len(re.findall(r"\bMarkup\(", path.read_text())))]
-    assert sites == ["report.py"] * 2, "only the charts are markup already"
+    sites = [
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for _ in range(len(re.findall(r"\bMarkup\(", path.read_text())))
+    ]
+    assert sites == ["html.py"] * 2, "only the charts are markup already"
 
 
 def invoke(*arguments: object) -> Any:
@@ -506,13 +689,25 @@ def test_a_file_of_hostile_predictions_is_measured_and_gated(predictions, tmp_pa
     assert done.exit_code == 0, done.output
     assert safe_on_a_terminal(done.stdout) and safe_on_a_terminal(done.stderr)
     tags = outline((tmp_path / "out\n\x1b[31m" / "report.html").read_text(encoding="utf-8"))
-    assert {tag for tag, _ in tags}.isdisjoint({"script", "img", "b onload", "iframe", "a", "comment"})
+    assert {tag for tag, _ in tags}.isdisjoint(
+        {"script", "img", "b onload", "iframe", "a", "comment"}
+    )
     assert not [name for _, names in tags for name in names if name.startswith("on")]
-    for arguments in (["measure", predictions, "--out", tmp_path / "j", "--json"], ["plan", tmp_path / "j", "--json"]):
+    for arguments in (
+        ["measure", predictions, "--out", tmp_path / "j", "--json"],
+        ["plan", tmp_path / "j", "--json"],
+    ):
         done = invoke(*arguments)
-        assert done.exit_code == 0 and safe_on_a_terminal(done.stdout) and done.stdout.count("\n") == 1 and json.loads(done.stdout)
+        assert (
+            done.exit_code == 0
+            and safe_on_a_terminal(done.stdout)
+            and done.stdout.count("\n") == 1
+            and json.loads(done.stdout)
+        )
     done = invoke("gate", predictions, "--candidate", predictions)
-    assert done.exit_code == 2 and safe_on_a_terminal(done.stderr) and done.stderr.count("\n") == 1, done.output
+    assert (
+        done.exit_code == 2 and safe_on_a_terminal(done.stderr) and done.stderr.count("\n") == 1
+    ), done.output
     condition = json.loads(predictions.read_text().splitlines()[0])["condition"]
     done = invoke("gate", predictions, "--candidate", predictions, "--condition", condition)
     assert done.exit_code in (0, 3) and safe_on_a_terminal(done.stdout), done.output
@@ -522,7 +717,21 @@ def test_a_file_of_hostile_predictions_is_measured_and_gated(predictions, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "check", "measure", "gate", "plan", "claims", "report", "card", "merge", "evaluate", "modules", "basin"]
+    "command",
+    [
+        "run",
+        "check",
+        "measure",
+        "gate",
+        "plan",
+        "claims",
+        "report",
+        "card",
+        "merge",
+        "evaluate",
+        "modules",
+        "basin",
+    ],
 )
 def test_errors_about_a_hostile_name_are_one_line(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -546,7 +755,9 @@ def test_a_recipe_with_hostile_names_is_told_in_one_line(tmp_path):
         path = tmp_path / "recipe.yaml"
         path.write_text(json.dumps({key: 1, "base": key, "conditions": {key: {key: key}}}))
         done = invoke("check", path)
-        assert done.exit_code == 2 and safe_on_a_terminal(done.stderr) and done.stderr.count("\n") == 1, done.stderr
+        assert (
+            done.exit_code == 2 and safe_on_a_terminal(done.stderr) and done.stderr.count("\n") == 1
+        ), done.stderr
 
 
 def test_what_a_library_logs_is_escaped(monkeypatch):

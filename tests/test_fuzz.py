@@ -1,4 +1,6 @@
-"""Broken and hostile inputs: an exit code from 0 to 3, one line of error, no traceback, no hang, no markup that is alive."""
+"""Broken and hostile inputs: an exit code from 0 to 3, one line of error, no traceback, no hang, no
+markup that is alive.
+"""
 
 import os
 import shutil
@@ -36,7 +38,11 @@ def scratch(tmp_path_factory):
     max_examples=INPUTS,
     deadline=None,
     database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
 )
 @given(kind=st.sampled_from(KINDS), rng=st.randoms(use_true_random=True))
 def test_what_is_broken_is_one_line(kind, rng, whole, server, scratch):
@@ -44,7 +50,9 @@ def test_what_is_broken_is_one_line(kind, rng, whole, server, scratch):
     shutil.rmtree(folder, ignore_errors=True)
     arguments = fuzz.made(kind, folder, whole, rng)
     answer = server.run(folder, arguments)
-    assert not answer.faults, f"ftk {' '.join(arguments)}: {', '.join(answer.faults)}: {answer.stderr[-2000:]}"
+    assert not answer.faults, (
+        f"ftk {' '.join(arguments)}: {', '.join(answer.faults)}: {answer.stderr[-2000:]}"
+    )
 
 
 @pytest.mark.slow
@@ -56,9 +64,15 @@ def test_two_thousand_inputs():
 def test_an_input_depends_on_the_seed_alone(tmp_path, whole):
     import random
 
-    made = [fuzz.made("predictions", tmp_path / name, whole, random.Random("0-1")) for name in ("a", "b")]
+    made = [
+        fuzz.made("predictions", tmp_path / name, whole, random.Random("0-1"))
+        for name in ("a", "b")
+    ]
     assert made[0] == made[1]
-    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()} for name in ("a", "b")]
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.is_file()}
+        for name in ("a", "b")
+    ]
     assert files[0] == files[1]
 
 

@@ -6,7 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from toolkit.gate import MIN_BASELINE, Limits, Verdict, judge, learn, load_limits, save_limits
+from toolkit.measure.gate.limits import (
+    MIN_BASELINE,
+    Limits,
+    Verdict,
+    judge,
+    learn,
+    load_limits,
+    save_limits,
+)
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -15,7 +23,9 @@ PER = 100  # prompts of each shift
 
 
 class Process:
-    """A way of training: a difficulty for every prompt, and runs that differ by `run_sd` on the logit of every answer."""
+    """A way of training: a difficulty for every prompt, and runs that differ by `run_sd` on the
+    logit of every answer.
+    """
 
     def __init__(self, seed: int, per: int = PER, run_sd: float = 0.4) -> None:
         rng = np.random.default_rng(seed)
@@ -27,7 +37,9 @@ class Process:
     def runs(self, rng: np.random.Generator, n: int, change: float = 0.0) -> dict:
         """n runs, their quality changed by that many standard deviations of runs."""
         quality_R1 = self.run_sd * (rng.standard_normal((n, 1)) + change)
-        correct_RP = rng.random((n, len(self.ids))) < 1 / (1 + np.exp(-self.difficulty_P - quality_R1))
+        correct_RP = rng.random((n, len(self.ids))) < 1 / (
+            1 + np.exp(-self.difficulty_P - quality_R1)
+        )
         wrong_RP = 1 + (rng.random(correct_RP.shape) ** 2 * 3).astype(int)
         logprob_R = 0.3 * quality_R1[:, 0] + 0.1 * rng.standard_normal(n) - 1
         return {
@@ -38,7 +50,15 @@ class Process:
 
     def learn(self, rng: np.random.Generator, n: int, **settings) -> Limits:
         baseline = self.runs(rng, n)
-        return learn(baseline["answer"], TEXTS, baseline["correct"], self.shifts, self.ids, extra=baseline["extra"], **settings)
+        return learn(
+            baseline["answer"],
+            TEXTS,
+            baseline["correct"],
+            self.shifts,
+            self.ids,
+            extra=baseline["extra"],
+            **settings,
+        )
 
     def judge(self, limits: Limits, new: dict) -> Verdict:
         return judge(limits, new["answer"], TEXTS, new["correct"], self.ids, extra=new["extra"])
@@ -59,7 +79,16 @@ def failing(verdicts: list[Verdict]) -> float:
 
 
 def verdicts(
-    baselines: int, per_baseline: int, n: int, *, runs=1, change=0.0, other=False, alpha=0.05, per=PER, run_sd=0.4
+    baselines: int,
+    per_baseline: int,
+    n: int,
+    *,
+    runs=1,
+    change=0.0,
+    other=False,
+    alpha=0.05,
+    per=PER,
+    run_sd=0.4,
 ) -> list[Verdict]:
     found = []
     for seed in range(baselines):
@@ -67,11 +96,13 @@ def verdicts(
         process = Process(seed, per, run_sd)
         limits = process.learn(rng, n, alpha=alpha)
         source = Process(1000 + seed, per, run_sd) if other else process
-        found += [process.judge(limits, source.runs(rng, runs, change)) for _ in range(per_baseline)]
+        found += [
+            process.judge(limits, source.runs(rng, runs, change)) for _ in range(per_baseline)
+        ]
     return found
 
 
-# --- false alarms and power --------------------------------------------------------------------------------------------------------
+# --- false alarms and power ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n", "runs"), [(30, 1), (100, 1), (60, 4)])
@@ -80,7 +111,9 @@ def test_runs_of_the_same_process_fail_as_often_as_stated(n, runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "per", "run_sd"), [(30, 50, 0.0), (30, 300, 0.4), (200, 50, 0.4), (60, 300, 0.8)])
+@pytest.mark.parametrize(
+    ("n", "per", "run_sd"), [(30, 50, 0.0), (30, 300, 0.4), (200, 50, 0.4), (60, 300, 0.8)]
+)
 def test_false_alarms_of_three_sigma_are_within_a_factor_of_three(n, per, run_sd):
     rate = failing(verdicts(60, 100, n, alpha=0.0027, per=per, run_sd=run_sd))
     assert rate <= 3 * 0.0027
@@ -97,21 +130,28 @@ def test_a_change_of_three_standard_deviations_is_found_in_five_runs():
 
 
 def test_another_base_is_found_though_it_is_as_accurate():
-    """The same spread of difficulties on other prompts: only what the panel answers gives it away."""
+    """The same spread of difficulties on other prompts: only what the panel answers gives it
+    away.
+    """
     found = verdicts(8, 3, 60, other=True, alpha=0.0027)
     assert failing(found) >= 0.95
     assert any("disagreement" in reason for v in found for reason in v.reasons)
 
 
-# --- what a new run is compared with -----------------------------------------------------------------------------------------------
+# --- what a new run is compared with ------------------------------------------------------------
 
 
 def test_baseline_runs_are_compared_with_the_others():
-    """Center of the disagreement = mean log-odds of each run's share of differing OTHER runs, by brute force."""
+    """Center of the disagreement = mean log-odds of each run's share of differing OTHER runs, by
+    brute force.
+    """
     rng = np.random.default_rng(0)
     answer = rng.integers(0, 3, (6, 20))
     limits = learn(answer, TEXTS, np.full((6, 20), np.nan), ["far"] * 20, list(map(str, range(20))))
-    differ = [np.mean([(answer[r] != answer[s]).mean() for s in range(6) if s != r]) * 20 for r in range(6)]
+    differ = [
+        np.mean([(answer[r] != answer[s]).mean() for s in range(6) if s != r]) * 20
+        for r in range(6)
+    ]
     (metric,) = limits.metrics
     assert metric.name == "disagreement, far" and metric.prompts == 20
     assert metric.center == pytest.approx(np.mean([np.log((d + 2) / (20 - d + 2)) for d in differ]))
@@ -123,12 +163,15 @@ def test_a_new_run_is_exchangeable_with_the_baseline(process, limits):
     rows = [row for _ in range(300) for row in process.judge(limits, process.runs(rng, 1)).rows]
     for name in ("disagreement, typical", "disagreement, far", "accuracy, near"):
         z = np.array([row.z for row in rows if row.metric == name])
-        assert abs(z.mean()) < 0.4 and 0.7 < z.std() < 1.4  # the baseline's own mean of 60 is off by .13 sd
+        # the baseline's own mean of 60 is off by .13 sd
+        assert abs(z.mean()) < 0.4 and 0.7 < z.std() < 1.4
 
 
 def test_answers_of_the_panel_are_kept_modal_first(process, limits):
     assert all(sum(prompt.answers.values()) == 60 for prompt in limits.prompts)
-    assert all(list(p.answers.values()) == sorted(p.answers.values(), reverse=True) for p in limits.prompts)
+    assert all(
+        list(p.answers.values()) == sorted(p.answers.values(), reverse=True) for p in limits.prompts
+    )
 
 
 def test_codes_and_order_of_prompts_do_not_matter(process, limits):
@@ -139,30 +182,50 @@ def test_codes_and_order_of_prompts_do_not_matter(process, limits):
     renamed = np.array([3, 1, 0, 2])  # code -> new code
     texts = [TEXTS[list(renamed).index(code)] for code in range(4)]
     shuffled = judge(
-        limits, renamed[new["answer"][:, order]], texts, new["correct"][:, order], [process.ids[p] for p in order], extra=new["extra"]
+        limits,
+        renamed[new["answer"][:, order]],
+        texts,
+        new["correct"][:, order],
+        [process.ids[p] for p in order],
+        extra=new["extra"],
     )
     assert shuffled == expected
 
 
 def test_an_answer_that_nobody_gave_differs_from_everybody(process, limits):
     new = process.runs(np.random.default_rng(3), 1)
-    strange = judge(limits, np.zeros_like(new["answer"]), ["gibberish"], new["correct"], process.ids, extra=new["extra"])
+    strange = judge(
+        limits,
+        np.zeros_like(new["answer"]),
+        ["gibberish"],
+        new["correct"],
+        process.ids,
+        extra=new["extra"],
+    )
     assert strange.status == "fail"
     assert {row.value for row in strange.rows if row.metric.startswith("disagreement")} == {1.0}
 
 
-# --- limits and rows ---------------------------------------------------------------------------------------------------------------
+# --- limits and rows ----------------------------------------------------------------------------
 
 
 def test_rows_are_in_the_metrics_own_unit(process, limits):
     new = process.runs(np.random.default_rng(4), 1)
     rows = {row.metric: row for row in process.judge(limits, new).rows}
-    assert list(rows) == [*(f"{kind}, {shift}" for shift in ("typical", "near", "far") for kind in ("accuracy", "disagreement")), "logprob"]
+    assert list(rows) == [
+        *(
+            f"{kind}, {shift}"
+            for shift in ("typical", "near", "far")
+            for kind in ("accuracy", "disagreement")
+        ),
+        "logprob",
+    ]
     assert rows["accuracy, near"].value == pytest.approx(new["correct"][0, PER : 2 * PER].mean())
     assert rows["logprob"].value == pytest.approx(new["extra"]["logprob"][0])
     for metric in limits.metrics:
         row = rows[metric.name]
-        assert (row.low, row.high) == pytest.approx((metric.low, metric.high))  # one run alone is judged by what limits.json shows
+        # one run alone is judged by what limits.json shows
+        assert (row.low, row.high) == pytest.approx((metric.low, metric.high))
         assert metric.low < metric.content_low < metric.content_high < metric.high
     sigma_z = {m.name: m.sigma_z for m in limits.metrics}
     assert sigma_z["logprob"] is None and 0.8 < sigma_z["accuracy, far"] < 3
@@ -170,7 +233,9 @@ def test_rows_are_in_the_metrics_own_unit(process, limits):
 
 def test_several_runs_have_a_row_for_their_drift(process, limits):
     found = process.judge(limits, process.runs(np.random.default_rng(4), 4))
-    assert sum(row.test == "drift" for row in found.rows) == len(limits.metrics) and len(found.t2) == 4
+    assert (
+        sum(row.test == "drift" for row in found.rows) == len(limits.metrics) and len(found.t2) == 4
+    )
     assert len([row for row in found.rows if row.test == "run"]) == 4 * len(limits.metrics)
 
 
@@ -179,20 +244,39 @@ def test_more_metrics_than_runs_are_judged_one_by_one():
     process = Process(0, 30)
     baseline = process.runs(rng, 30)
     extra = {f"m{i}": rng.normal(size=30) for i in range(30)}
-    limits = learn(baseline["answer"], TEXTS, baseline["correct"], process.shifts, process.ids, extra=extra)
+    limits = learn(
+        baseline["answer"], TEXTS, baseline["correct"], process.shifts, process.ids, extra=extra
+    )
     assert limits.covariance == ()
     new = process.runs(rng, 1)
-    found = judge(limits, new["answer"], TEXTS, new["correct"], process.ids, extra={name: [0.0] for name in extra})
+    found = judge(
+        limits,
+        new["answer"],
+        TEXTS,
+        new["correct"],
+        process.ids,
+        extra={name: [0.0] for name in extra},
+    )
     assert found.status == "pass" and found.t2 == () and found.t2_limit is None
-    off = judge(limits, new["answer"], TEXTS, new["correct"], process.ids, extra={name: [9.0 * (name == "m7")] for name in extra})
+    off = judge(
+        limits,
+        new["answer"],
+        TEXTS,
+        new["correct"],
+        process.ids,
+        extra={name: [9.0 * (name == "m7")] for name in extra},
+    )
     assert off.status == "fail" and [row.metric for row in off.rows if row.outside] == ["m7"]
 
 
-# --- inconclusive ------------------------------------------------------------------------------------------------------------------
+# --- inconclusive -------------------------------------------------------------------------------
 
 
 def test_few_baseline_runs_are_inconclusive(process):
-    found = process.judge(process.learn(np.random.default_rng(0), MIN_BASELINE - 1), process.runs(np.random.default_rng(1), 1))
+    found = process.judge(
+        process.learn(np.random.default_rng(0), MIN_BASELINE - 1),
+        process.runs(np.random.default_rng(1), 1),
+    )
     assert found.status == "inconclusive" and f"limits need {MIN_BASELINE}" in found.reasons[0]
 
 
@@ -214,20 +298,34 @@ def test_missing_prompts_answers_and_extras_are_counted(process, limits):
 def test_prompts_that_the_baseline_does_not_know_are_left_out(process, limits):
     new = process.runs(np.random.default_rng(1), 1)
     more = judge(
-        limits, np.hstack([new["answer"], [[0]]]), TEXTS, np.hstack([new["correct"], [[1]]]), [*process.ids, "new"], extra=new["extra"]
+        limits,
+        np.hstack([new["answer"], [[0]]]),
+        TEXTS,
+        np.hstack([new["correct"], [[1]]]),
+        [*process.ids, "new"],
+        extra=new["extra"],
     )
-    assert more == replace(process.judge(limits, new), notes=("left out: 1 prompt that the baseline does not have",))
+    assert more == replace(
+        process.judge(limits, new), notes=("left out: 1 prompt that the baseline does not have",)
+    )
 
 
 def test_incomplete_baseline_runs_are_left_out_and_counted(process):
     rng = np.random.default_rng(0)
     baseline = process.runs(rng, 40)
-    whole = learn(baseline["answer"][:35], TEXTS, baseline["correct"][:35], process.shifts, process.ids)
+    whole = learn(
+        baseline["answer"][:35], TEXTS, baseline["correct"][:35], process.shifts, process.ids
+    )
     baseline["answer"][36, 7] = baseline["answer"][38] = -1
     baseline["correct"][[35, 37, 39], 3] = np.nan
     limits = learn(baseline["answer"], TEXTS, baseline["correct"], process.shifts, process.ids)
     assert limits == replace(whole, n_incomplete=5)
-    assert "5 baseline runs" in judge(limits, baseline["answer"][:1], TEXTS, baseline["correct"][:1], process.ids).notes[0]
+    assert (
+        "5 baseline runs"
+        in judge(limits, baseline["answer"][:1], TEXTS, baseline["correct"][:1], process.ids).notes[
+            0
+        ]
+    )
 
 
 def test_prompts_without_a_reference_count_in_the_disagreement_only(process):
@@ -262,10 +360,13 @@ def test_a_metric_that_never_varied_and_now_does_is_not_passed(process):
     new["answer"][0, 0], new["correct"][0, 0] = 1, 0
     found = judge(limits, new["answer"], TEXTS, new["correct"], process.ids)
     assert found.status == "inconclusive"
-    assert found.reasons[0] == "accuracy, typical: 0.99, and 1 in all baseline runs: what never varied has no limits"
+    assert (
+        found.reasons[0]
+        == "accuracy, typical: 0.99, and 1 in all baseline runs: what never varied has no limits"
+    )
 
 
-# --- the file ----------------------------------------------------------------------------------------------------------------------
+# --- the file -----------------------------------------------------------------------------------
 
 
 def test_limits_survive_the_file(process, limits, tmp_path):
@@ -283,6 +384,10 @@ def test_limits_survive_the_file(process, limits, tmp_path):
         (lambda data: {name: x for name, x in data.items() if name != "metrics"}, "metrics"),
         (lambda data: data | {"surprise": 1}, "surprise"),
         (lambda data: data | {"prompts": data["prompts"][1:]}, "prompts"),
+        (lambda data: data | {"alpha": 0.5}, "edited"),
+        (lambda data: data | {"version": 1}, "sha256"),
+        (lambda data: {name: x for name, x in data.items() if name != "terms"}, "edited"),
+        (lambda data: data | {"covariance": [[10**30] * 7] * 7}, "edited"),
         (lambda data: [data], "no limits"),
     ],
 )

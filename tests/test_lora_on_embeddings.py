@@ -1,4 +1,6 @@
-"""LoRA on the token embedding: read as peft means it, merged as any change, and answered on the stack as peft answers, tied or not."""
+"""LoRA on the token embedding: read as peft means it, merged as any change, and answered on the
+stack as peft answers, tied or not.
+"""
 
 import peft
 import pytest
@@ -7,27 +9,39 @@ from safetensors.torch import load_file, save_file
 from tiny import VOCABULARY, tiny_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from toolkit import delta
-from toolkit.adapters import WEIGHTS, AdapterError, read_adapter
-from toolkit.adopt import check_base, layer_shapes
-from toolkit.base import Base
+from toolkit.answer.predict import load_adapters
 from toolkit.merge import merge_adapters, merge_into_base
-from toolkit.mergekit_yaml import config_of
-from toolkit.predict import load_adapters
-from toolkit.stack import stacked
+from toolkit.merge.mergekit_yaml import config_of
+from toolkit.model import delta
+from toolkit.model.adapters import WEIGHTS, AdapterError, read_adapter
+from toolkit.model.adopt import check_base, layer_shapes
+from toolkit.model.base import Base
+from toolkit.model.stack import stacked
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft comments on tied weights
 
-TARGETS = {"qwen2": ["embed_tokens", "q_proj"], "llama": ["embed_tokens", "down_proj"], "gpt2": ["wte", "c_attn"]}
+TARGETS = {
+    "qwen2": ["embed_tokens", "q_proj"],
+    "llama": ["embed_tokens", "down_proj"],
+    "gpt2": ["wte", "c_attn"],
+}
 IDS = torch.arange(24).reshape(2, 12) % VOCABULARY
 
 
 def gemma():
     """A model that multiplies what it looks up."""
-    config = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    config = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Gemma3ForCausalLM(Gemma3TextConfig(**config, num_attention_heads=4, num_key_value_heads=2)).eval()
+        return Gemma3ForCausalLM(
+            Gemma3TextConfig(**config, num_attention_heads=4, num_key_value_heads=2)
+        ).eval()
 
 
 def model_of(kind, untied=False):
@@ -43,7 +57,13 @@ def model_of(kind, untied=False):
 def trained(folder, kind, seed, **config):
     """An adapter that peft made and saved, with random factors."""
     torch.manual_seed(seed)
-    options = {"r": 3, "lora_alpha": 6, "target_modules": TARGETS.get(kind, ["embed_tokens"]), "task_type": "CAUSAL_LM", **config}
+    options = {
+        "r": 3,
+        "lora_alpha": 6,
+        "target_modules": TARGETS.get(kind, ["embed_tokens"]),
+        "task_type": "CAUSAL_LM",
+        **config,
+    }
     model = peft.get_peft_model(model_of(kind), peft.LoraConfig(**options))
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -64,14 +84,23 @@ def in_peft(kind, path):
 def on_the_stack(model, paths):
     with stacked(model) as stack, torch.inference_mode():
         load_adapters(stack, [read_adapter(path) for path in paths], len(paths))
-        return stack.model(input_ids=IDS.repeat(len(paths), 1)).logits.view(len(paths), *IDS.shape, -1)
+        return stack.model(input_ids=IDS.repeat(len(paths), 1)).logits.view(
+            len(paths), *IDS.shape, -1
+        )
 
 
 def changes(path):
     return {name: delta.dense(factors) for name, factors in read_adapter(path).items()}
 
 
-@pytest.mark.parametrize("config", [{}, {"use_rslora": True}, {"rank_pattern": {"embed_tokens": 2, "wte": 5}, "alpha_pattern": {"wte": 1}}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"embed_tokens": 2, "wte": 5}, "alpha_pattern": {"wte": 1}},
+    ],
+)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_the_change_is_that_of_peft(tmp_path, kind, config):
     trained(tmp_path, kind, 0, **config)
@@ -81,14 +110,21 @@ def test_the_change_is_that_of_peft(tmp_path, kind, config):
         if isinstance(module, peft.tuners.lora.Embedding):
             got = read_adapter(tmp_path).modules[name]
             assert got.embedding and (got.out_features, got.in_features) == (32, VOCABULARY)
-            torch.testing.assert_close(changes(tmp_path)[name].float().T, module.get_delta_weight("default").detach(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                changes(tmp_path)[name].float().T,
+                module.get_delta_weight("default").detach(),
+                rtol=1e-5,
+                atol=1e-6,
+            )
             found += 1
     assert found == 1
 
 
 @pytest.mark.parametrize("kind", [*TARGETS, "gemma"])
 def test_replicas_on_the_stack_answer_as_in_peft(tmp_path, kind):
-    """Together in one batch; and the base is as it was afterwards. All of these tie the head: peft leaves it alone, and so do we."""
+    """Together in one batch; and the base is as it was afterwards. All of these tie the head: peft
+    leaves it alone, and so do we.
+    """
     paths = [trained(tmp_path / f"{k}", kind, k, r=2 + k) for k in range(3)]
     model = model_of(kind)
     plain = logits(model)
@@ -100,7 +136,10 @@ def test_replicas_on_the_stack_answer_as_in_peft(tmp_path, kind):
     assert torch.equal(logits(model), plain)
 
 
-@pytest.mark.parametrize(("method", "parameters"), [("mean", {}), ("ties", {"density": 0.5}), ("geometric_median", {}), ("dare", {})])
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("mean", {}), ("ties", {"density": 0.5}), ("geometric_median", {}), ("dare", {})],
+)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_merge_loads_in_peft_with_our_logits(tmp_path, kind, method, parameters):
     paths = [trained(tmp_path / f"{k}", kind, k) for k in range(3)]
@@ -109,7 +148,12 @@ def test_a_merge_loads_in_peft_with_our_logits(tmp_path, kind, method, parameter
         for name, D in changes(tmp_path / "out").items():
             want = sum(changes(path)[name] for path in paths) / 3
             torch.testing.assert_close(D, want, rtol=0, atol=2e-6 * float(want.norm()))
-    torch.testing.assert_close(on_the_stack(model_of(kind), [tmp_path / "out"])[0], in_peft(kind, tmp_path / "out"), rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(
+        on_the_stack(model_of(kind), [tmp_path / "out"])[0],
+        in_peft(kind, tmp_path / "out"),
+        rtol=1e-4,
+        atol=2e-4,
+    )
 
 
 def test_a_full_model_has_the_change_and_a_tied_head_refuses_it(tmp_path):
@@ -117,7 +161,9 @@ def test_a_full_model_has_the_change_and_a_tied_head_refuses_it(tmp_path):
 
     base = model_folder(tmp_path / "base")
     path = trained(tmp_path / "a", "qwen2", 0)
-    with pytest.raises(AdapterError, match="model.embed_tokens shares its weight with lm_head.weight"):
+    with pytest.raises(
+        AdapterError, match="model.embed_tokens shares its weight with lm_head.weight"
+    ):
         merge_into_base([path], tmp_path / "out", method="mean", base=str(base))
     model_of("qwen2", untied=True).save_pretrained(base)
     merge_into_base([path], tmp_path / "out", method="mean", base=str(base))
@@ -132,13 +178,17 @@ def edit(path, change):
 
 
 def test_copies_of_base_weights_must_agree(tmp_path):
-    """peft writes the embedding of the base beside the factors, and would put it in place of the base's."""
+    """peft writes the embedding of the base beside the factors, and would put it in place of the
+    base's.
+    """
     key = "base_model.model.model.embed_tokens.base_layer.weight"
     paths = [trained(tmp_path / f"{k}", "llama", k) for k in range(2)]
     assert read_adapter(paths[0]).copies == ["model.embed_tokens"]
     edit(paths[0], lambda tensors: tensors.pop(key))  # one without: as another trainer writes it
     merge_adapters(paths, tmp_path / "out", method="mean")
-    assert torch.equal(load_file(tmp_path / "out" / WEIGHTS)[key], model_of("llama").get_input_embeddings().weight)
+    assert torch.equal(
+        load_file(tmp_path / "out" / WEIGHTS)[key], model_of("llama").get_input_embeddings().weight
+    )
 
     edit(paths[1], lambda tensors: tensors[key].mul_(2))
     model = model_of("llama")
@@ -156,14 +206,19 @@ def test_other_embeddings_are_refused_on_a_base(tmp_path):
     path = trained(tmp_path, "gpt2", 0, target_modules=["wpe"])
     model = model_of("gpt2")
     base = Base("tiny", "tiny", None, model, None, (0,), 0, "", "")
-    assert "transformer.wte" in layer_shapes(base.model) and layer_shapes(base.model)["transformer.wte"] == (32, VOCABULARY)
+    assert "transformer.wte" in layer_shapes(base.model) and layer_shapes(base.model)[
+        "transformer.wte"
+    ] == (32, VOCABULARY)
     with pytest.raises(AdapterError, match="neither linear nor the token embedding"):
         check_base(read_adapter(path), base, layer_shapes(base.model))
     with pytest.raises(ValueError, match="no linear layer 'transformer.wpe'"):
         on_the_stack(model, [path])
 
 
-@pytest.mark.parametrize("config", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [1]}])
+@pytest.mark.parametrize(
+    "config",
+    [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [1]}],
+)
 def test_what_is_not_a_change_of_the_embedding_alone_is_refused(tmp_path, config):
     targets = {"target_modules": ["q_proj"]} if "trainable_token_indices" in config else {}
     with pytest.raises(AdapterError, match=next(iter(config))):

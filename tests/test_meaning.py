@@ -1,4 +1,6 @@
-"""What means the same: each rule on pairs that anybody would agree on, and the laws of an equivalence on whatever else there is."""
+"""What means the same: each rule on pairs that anybody would agree on, and the laws of an
+equivalence on whatever else there is.
+"""
 
 import json
 import sys
@@ -11,7 +13,16 @@ import pytest
 from hypothesis import example, given, settings
 
 from toolkit.data import DataError
-from toolkit.meaning import RULES, canonical, classes, code_answers, mark_answers, rule_of, rules, same_as_reference
+from toolkit.measure.meaning import (
+    RULES,
+    canonical,
+    classes,
+    code_answers,
+    mark_answers,
+    rule_of,
+    rules,
+    same_as_reference,
+)
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -28,7 +39,10 @@ SAME = {
         ("é", "e\N{COMBINING ACUTE ACCENT}"),
     ],
     "first-line": [("\n yes \nbecause", "yes")],
-    r"regex:answer is (\w+)": [("The answer is yes.", "So the answer is yes, no?"), ("none", "nothing")],
+    r"regex:answer is (\w+)": [
+        ("The answer is yes.", "So the answer is yes, no?"),
+        ("none", "nothing"),
+    ],
     "numeric": [
         ("#### 72", "72.0"),
         ("It costs $1,200.50 in all.", "1.2005e3"),
@@ -95,7 +109,12 @@ DIFFERENT = {
         ("12345678901234567891", "12345678901234567892"),
     ],
 }
-PAIRS = [(rule, *pair, same) for table, same in ((SAME, True), (DIFFERENT, False)) for rule, pairs in table.items() for pair in pairs]
+PAIRS = [
+    (rule, *pair, same)
+    for table, same in ((SAME, True), (DIFFERENT, False))
+    for rule, pairs in table.items()
+    for pair in pairs
+]
 ANSWERS = [
     "1",
     "1.0",
@@ -130,14 +149,18 @@ def test_pairs(rule, one, two, same):
 @pytest.mark.parametrize("rule", SAME)
 def test_codes_are_numbered_by_first_appearance_and_do_not_depend_on_order(rule):
     code_T = classes(ANSWERS, rule)
-    assert code_T.dtype == np.int32 and list(dict.fromkeys(code_T.tolist())) == list(range(code_T.max() + 1))
+    assert code_T.dtype == np.int32 and list(dict.fromkeys(code_T.tolist())) == list(
+        range(code_T.max() + 1)
+    )
     order = np.random.default_rng(0).permutation(len(ANSWERS))
     shuffled_T = classes([ANSWERS[i] for i in order], rule)
-    np.testing.assert_array_equal(shuffled_T[:, None] == shuffled_T, (code_T[:, None] == code_T)[order][:, order])
+    np.testing.assert_array_equal(
+        shuffled_T[:, None] == shuffled_T, (code_T[:, None] == code_T)[order][:, order]
+    )
     assert classes([], rule).tolist() == []
 
 
-# --- canonical forms --------------------------------------------------------------------------------------------------------------------
+# --- canonical forms ----------------------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -151,7 +174,11 @@ def test_a_canonical_form_is_its_own(text):
 
 
 VALUES = some.recursive(
-    some.none() | some.booleans() | some.integers() | some.floats(allow_nan=False, allow_infinity=False) | some.text(),
+    some.none()
+    | some.booleans()
+    | some.integers()
+    | some.floats(allow_nan=False, allow_infinity=False)
+    | some.text(),
     lambda inner: some.lists(inner) | some.dictionaries(some.text(), inner),
 )
 
@@ -169,7 +196,10 @@ def test_json_is_the_same_however_it_is_written_and_wherever_it_stands(value):
     form = canonical(json.dumps(value), "json")
     assert form == canonical(json.dumps(turned(value), indent=2, ensure_ascii=False), "json")
     assert form == canonical(f"So:\n{json.dumps(value)}\nIs that right? [x]", "json")
-    one, two = (json.loads(text, parse_float=Decimal, parse_int=Decimal) for text in (form, json.dumps(value)))
+    one, two = (
+        json.loads(text, parse_float=Decimal, parse_int=Decimal)
+        for text in (form, json.dumps(value))
+    )
     assert one == two
 
 
@@ -188,14 +218,18 @@ def test_the_form_is_what_a_reader_would_write():
     assert canonical('{"b":1.0,"a":[ ]}', "json") == '{"a": [], "b": 1}'
 
 
-# --- links ------------------------------------------------------------------------------------------------------------------------------
+# --- links --------------------------------------------------------------------------------------
 
 
 def test_numbers_chain_along_the_line_where_the_gaps_are_small():
-    """Gap rule: 1.00, 1.01, ... 1.10 are one class at a tolerance of 0.015, though its ends are not close; 1.13 is none of it."""
+    """Gap rule: 1.00, 1.01, ... 1.10 are one class at a tolerance of 0.015, though its ends are not
+    close; 1.13 is none of it.
+    """
     texts = [f"{1 + n / 100:.2f}" for n in range(11)] + ["1.13"]
     assert classes(texts, "numeric:0.015").tolist() == [0] * 11 + [1]
-    assert same_as_reference(texts, "1.00", "numeric:0.015").tolist() == [True, True] + [False] * 10, "a reference is no end of a chain"
+    assert (
+        same_as_reference(texts, "1.00", "numeric:0.015").tolist() == [True, True] + [False] * 10
+    ), "a reference is no end of a chain"
 
 
 @settings(deadline=None)
@@ -207,7 +241,9 @@ def test_classes_of_numbers_are_the_components_of_close_ones(numbers, tolerance)
     value_T = np.array(numbers, dtype=float) / 100
     code_T = classes([str(value) for value in value_T], f"numeric:{tolerance / 100}")
     if numbers:
-        _, expected_T = connected_components(np.abs(value_T[:, None] - value_T) <= tolerance / 100 + 1e-9)
+        _, expected_T = connected_components(
+            np.abs(value_T[:, None] - value_T) <= tolerance / 100 + 1e-9
+        )
         np.testing.assert_array_equal(code_T[:, None] == code_T, expected_T[:, None] == expected_T)
 
 
@@ -219,7 +255,14 @@ class Stub:
 
     def encode(self, texts: list[str]) -> np.ndarray:
         self.asked += texts
-        return np.array([[float(x) for x in text.split()] if text[:1] in "-0123456789" and text else [0.0, 0.0] for text in texts])
+        return np.array(
+            [
+                [float(x) for x in text.split()]
+                if text[:1] in "-0123456789" and text
+                else [0.0, 0.0]
+                for text in texts
+            ]
+        )
 
 
 @pytest.fixture
@@ -234,11 +277,32 @@ def at(degrees: float) -> str:
 
 
 def test_embeddings_chain_where_the_angle_is_small(stub):
-    texts = [at(0), at(20), at(40), at(70), "0 0", "3 0", at(20), "text"]  # cos 20 = 0.94, cos 30 = 0.87
+    # cos 20 = 0.94, cos 30 = 0.87
+    texts = [
+        at(0),
+        at(20),
+        at(40),
+        at(70),
+        "0 0",
+        "3 0",
+        at(20),
+        "text",
+    ]
     assert classes(texts, "embedding:model").tolist() == [0, 0, 0, 1, 2, 0, 0, 3]
     assert classes(texts, "embedding:model:0.85").tolist() == [0, 0, 0, 0, 1, 0, 0, 2]
-    assert same_as_reference(texts, at(0), "embedding:model").tolist() == [True, True, False, False, False, True, True, False]
-    assert same_as_reference(["0 0", "1 0"], "0 0", "embedding:model").tolist() == [True, False], "without a vector: the same text"
+    assert same_as_reference(texts, at(0), "embedding:model").tolist() == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert same_as_reference(["0 0", "1 0"], "0 0", "embedding:model").tolist() == [True, False], (
+        "without a vector: the same text"
+    )
 
 
 def test_classes_of_embeddings_are_the_components_of_close_ones(stub, monkeypatch):
@@ -248,7 +312,10 @@ def test_classes_of_embeddings_are_the_components_of_close_ones(stub, monkeypatc
     for limit in (1 << 22, 5):
         monkeypatch.setattr(rules, "COSINES", limit)
         vector_TD = rng.normal(size=(60, 3))
-        code_T = classes([" ".join(f"{x:.17g}" for x in vector_D) for vector_D in vector_TD], "embedding:model:0.95")
+        code_T = classes(
+            [" ".join(f"{x:.17g}" for x in vector_D) for vector_D in vector_TD],
+            "embedding:model:0.95",
+        )
         unit_TD = vector_TD / np.linalg.norm(vector_TD, axis=1, keepdims=True)
         _, expected_T = connected_components(unit_TD @ unit_TD.T >= 0.95)
         assert 5 < code_T.max() < 55
@@ -264,10 +331,14 @@ def test_no_chain_leads_through_another_prompt():
     texts, prompt_T = ["1.0", "1.2", "1.1", "1.0", "1.0"], [0, 0, 1, 1, 0]
     assert classes(texts, "numeric:0.1").tolist() == [0, 0, 0, 0, 0]
     assert classes(texts, "numeric:0.1", groups=prompt_T).tolist() == [0, 1, 2, 2, 0]
-    assert classes(texts, "numeric", groups=prompt_T).tolist() == classes(texts, "numeric").tolist() == [0, 1, 2, 0, 0]
+    assert (
+        classes(texts, "numeric", groups=prompt_T).tolist()
+        == classes(texts, "numeric").tolist()
+        == [0, 1, 2, 0, 0]
+    )
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------
 
 
 def table(seed: int = 0) -> np.ndarray:
@@ -286,19 +357,25 @@ def test_codes_of_a_table_are_those_of_its_prompts(rule):
     for text_R, answer_R in zip(text_RP.T, answer_RP.T, strict=True):
         there = text_R >= 0
         code_R = classes([ANSWERS[t] for t in text_R[there]], rule)
-        np.testing.assert_array_equal(code_R[:, None] == code_R, answer_R[there][:, None] == answer_R[there])
+        np.testing.assert_array_equal(
+            code_R[:, None] == code_R, answer_R[there][:, None] == answer_R[there]
+        )
         for text, code in zip(text_R[there], answer_R[there], strict=True):
-            assert names[code] in {canonical(ANSWERS[t], rule) for t in text_R[there][answer_R[there] == code]} | {
-                canonical(ANSWERS[text], rule)
-            }
+            assert names[code] in {
+                canonical(ANSWERS[t], rule) for t in text_R[there][answer_R[there] == code]
+            } | {canonical(ANSWERS[text], rule)}
     if ":0" not in rule:  # the rule does not link, so a code is one form wherever it stands
-        assert [names[code] for code in answer_RP[answer_RP >= 0]] == [canonical(ANSWERS[t], rule) for t in text_RP[text_RP >= 0]]
+        assert [names[code] for code in answer_RP[answer_RP >= 0]] == [
+            canonical(ANSWERS[t], rule) for t in text_RP[text_RP >= 0]
+        ]
 
 
 @pytest.mark.parametrize("rule", SAME)
 def test_marks_of_a_table_are_those_of_its_cells(rule):
     text_RP = table(1)
-    references = [None if p % 5 == 0 else [*ANSWERS, "unheard of"][p % (len(ANSWERS) + 1)] for p in range(20)]
+    references = [
+        None if p % 5 == 0 else [*ANSWERS, "unheard of"][p % (len(ANSWERS) + 1)] for p in range(20)
+    ]
     correct_RP = mark_answers(text_RP, ANSWERS, references, rule)
     assert correct_RP.dtype == np.int8
     for (r, p), text in np.ndenumerate(text_RP):
@@ -311,20 +388,29 @@ def test_a_text_that_does_not_match_is_never_right():
     rule = r"regex:(\d+)"
     assert same_as_reference(["none", "5"], "", rule).tolist() == [False, False]
     assert same_as_reference(["none", "so 5", "6"], "#### 5", rule).tolist() == [False, True, False]
-    assert same_as_reference(["it is x"], "x", r"regex:it is (\w+)").tolist() == [True], "a bare reference need not match"
+    assert same_as_reference(["it is x"], "x", r"regex:it is (\w+)").tolist() == [True], (
+        "a bare reference need not match"
+    )
 
 
-# --- names and models -------------------------------------------------------------------------------------------------------------------
+# --- names and models ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", ["exakt", "", "exact:1", "regex", "regex:", "embedding", "embedding:"])
+@pytest.mark.parametrize(
+    "rule", ["exakt", "", "exact:1", "regex", "regex:", "embedding", "embedding:"]
+)
 def test_an_unknown_rule_lists_those_there_are(rule):
     with pytest.raises(DataError) as caught:
         classes(["a"], rule)
-    assert all(name in str(caught.value) for name in RULES) and "numeric[:TOLERANCE]" in str(caught.value)
+    assert all(name in str(caught.value) for name in RULES) and "numeric[:TOLERANCE]" in str(
+        caught.value
+    )
 
 
-@pytest.mark.parametrize("rule", ["numeric:x", "numeric:-1", "numeric:inf", "numeric:nan", "regex:(", "embedding:model:2"])
+@pytest.mark.parametrize(
+    "rule",
+    ["numeric:x", "numeric:-1", "numeric:inf", "numeric:nan", "regex:(", "embedding:model:2"],
+)
 def test_a_broken_argument_is_told_before_any_work(rule):
     with pytest.raises(DataError, match="needs a number|is broken"):
         rule_of(rule)
@@ -340,7 +426,11 @@ def test_a_model_is_read_from_disk_by_the_library_it_was_made_with(tmp_path, mon
             return Stub()
 
         module = types.ModuleType(name)
-        setattr(module, model, types.SimpleNamespace(from_pretrained=load) if name == "model2vec" else load)
+        setattr(
+            module,
+            model,
+            types.SimpleNamespace(from_pretrained=load) if name == "model2vec" else load,
+        )
         monkeypatch.setitem(sys.modules, name, module)
 
     library("model2vec", "StaticModel")

@@ -1,4 +1,6 @@
-"""Laws of merging, through folders: what goes in and comes out are PEFT adapters; the references are dense and written here."""
+"""Laws of merging, through folders: what goes in and comes out are PEFT adapters; the references
+are dense and written here.
+"""
 
 import json
 import math
@@ -17,22 +19,41 @@ from peft.utils.merge_utils import ties as peft_ties
 from processes import ran
 from tiny import tiny_model
 
-from toolkit import delta
-from toolkit.adapters import CONFIG, AdapterError, read_adapter, write_adapter
 from toolkit.merge import combine, merge_adapters
+from toolkit.model import delta
+from toolkit.model.adapters import CONFIG, AdapterError, read_adapter, write_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SHAPES = {"model.layers.0.self_attn.q_proj": (12, 12), "model.layers.0.self_attn.v_proj": (6, 12), "model.layers.1.mlp.down_proj": (12, 20)}
-# sparsifying methods obey the laws of averages at density 1; tests/test_merge_methods.py holds these laws for every method of the table
-LAWFUL = [("mean", {}), ("ties", {"density": 1.0}), ("geometric_median", {}), ("mergekit:karcher", {})]
-ANY = [*LAWFUL, ("ties", {"density": 0.3}), ("dare", {"density": 0.5}), ("shrink", {"t": 0.5}), ("mergekit:dare_ties", {"density": 0.5})]
+SHAPES = {
+    "model.layers.0.self_attn.q_proj": (12, 12),
+    "model.layers.0.self_attn.v_proj": (6, 12),
+    "model.layers.1.mlp.down_proj": (12, 20),
+}
+# sparsifying methods obey the laws of averages at density 1; tests/test_merge_methods.py holds
+# these laws for every method of the table
+LAWFUL = [
+    ("mean", {}),
+    ("ties", {"density": 1.0}),
+    ("geometric_median", {}),
+    ("mergekit:karcher", {}),
+]
+ANY = [
+    *LAWFUL,
+    ("ties", {"density": 0.3}),
+    ("dare", {"density": 0.5}),
+    ("shrink", {"t": 0.5}),
+    ("mergekit:dare_ties", {"density": 0.5}),
+]
 
 
 def change(seed, r=3, shapes=None, factor=1.0):
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: (torch.randn(r, i, generator=generator), factor * torch.randn(o, r, generator=generator))
+        name: (
+            torch.randn(r, i, generator=generator),
+            factor * torch.randn(o, r, generator=generator),
+        )
         for name, (o, i) in (shapes or SHAPES).items()
     }
 
@@ -40,7 +61,11 @@ def change(seed, r=3, shapes=None, factor=1.0):
 def write(path, factors, alpha=6.0, **options):
     r = next(iter(factors.values()))[0].shape[0]
     targets = sorted({name.split(".")[-1] for name in factors})
-    write_adapter(path, factors, **{"r": r, "alpha": alpha, "target_modules": targets, "base": "org/base", **options})
+    write_adapter(
+        path,
+        factors,
+        **{"r": r, "alpha": alpha, "target_modules": targets, "base": "org/base", **options},
+    )
     return path
 
 
@@ -71,7 +96,9 @@ def content(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-# ------------------------------------------------------------------------------------------------- exactness
+# #
+# -------------------------------------------------------------------------------------------------
+# exactness
 
 
 @st.composite
@@ -93,7 +120,9 @@ def cases(draw):
 
 
 def write_case(folder, members, seed):
-    """Raw PEFT folders with patterns, which write_adapter has no need to write; returns paths and the dense float64 changes."""
+    """Raw PEFT folders with patterns, which write_adapter has no need to write; returns paths and
+    the dense float64 changes.
+    """
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(seed)
@@ -105,7 +134,11 @@ def write_case(folder, members, seed):
         for name in sorted(options["modules"]):
             rows, columns = SHAPES[name]
             rank, alpha = r, options["alpha"]
-            if options["rank_pattern"] and "self_attn" in name and ("v_proj" in name or "self_attn.*" in options["rank_pattern"]):
+            if (
+                options["rank_pattern"]
+                and "self_attn" in name
+                and ("v_proj" in name or "self_attn.*" in options["rank_pattern"])
+            ):
                 rank = next(iter(options["rank_pattern"].values()))
             if ("q_proj" in options["alpha_pattern"] and "q_proj" in name) or (
                 r"layers\.1.*" in options["alpha_pattern"] and "layers.1" in name
@@ -113,10 +146,22 @@ def write_case(folder, members, seed):
                 alpha = next(iter(options["alpha_pattern"].values()))
             A = torch.randn(rank, columns, generator=generator).to(options["dtype"])
             B = torch.randn(rows, rank, generator=generator).to(options["dtype"])
-            tensors[f"base_model.model.{name}.lora_A.weight"], tensors[f"base_model.model.{name}.lora_B.weight"] = A, B
-            changes[name] = alpha / (math.sqrt(rank) if options["use_rslora"] else rank) * (B.double() @ A.double())
+            (
+                tensors[f"base_model.model.{name}.lora_A.weight"],
+                tensors[f"base_model.model.{name}.lora_B.weight"],
+            ) = A, B
+            changes[name] = (
+                alpha
+                / (math.sqrt(rank) if options["use_rslora"] else rank)
+                * (B.double() @ A.double())
+            )
         save_file(tensors, path / "adapter_model.safetensors")
-        config = {"peft_type": "LORA", "r": r, "lora_alpha": options["alpha"], "target_modules": ["x"]}
+        config = {
+            "peft_type": "LORA",
+            "r": r,
+            "lora_alpha": options["alpha"],
+            "target_modules": ["x"],
+        }
         config |= {key: options[key] for key in ("use_rslora", "rank_pattern", "alpha_pattern")}
         (path / CONFIG).write_text(json.dumps(config))
         paths.append(path)
@@ -132,19 +177,30 @@ def test_mean_equals_the_dense_reference_in_any_order(members, seed, random):
         weights = [weight for _, _, weight in members]
         names = set().union(*dense)
         zero = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
-        want = {name: sum(w * one.get(name, zero[name]) for w, one in zip(weights, dense, strict=True)) / sum(weights) for name in names}
+        want = {
+            name: sum(w * one.get(name, zero[name]) for w, one in zip(weights, dense, strict=True))
+            / sum(weights)
+            for name in names
+        }
         out = Path(folder) / "out"
         report = merge_adapters(paths, out, method="mean", weights=weights)
         got = deltas(out)
         assert set(got) == names
         for name in names:
-            torch.testing.assert_close(got[name], want[name], rtol=0, atol=2e-6 * float(want[name].norm()))
+            torch.testing.assert_close(
+                got[name], want[name], rtol=0, atol=2e-6 * float(want[name].norm())
+            )
         assert report.energy == pytest.approx(1)
         assert sum(one.weight for one in report.inputs) == pytest.approx(1)
 
         shuffled = list(zip(paths, weights, strict=True))
         random.shuffle(shuffled)
-        merge_adapters([p for p, _ in shuffled], Path(folder) / "again", method="mean", weights=[w for _, w in shuffled])
+        merge_adapters(
+            [p for p, _ in shuffled],
+            Path(folder) / "again",
+            method="mean",
+            weights=[w for _, w in shuffled],
+        )
         assert content(out) == content(Path(folder) / "again")
 
 
@@ -156,7 +212,13 @@ def test_order_and_repetition_change_no_bit(tmp_path, method, parameters):
     assert first.sha256 == second.sha256
     assert content(tmp_path / "a") == content(tmp_path / "b")
     shutil.copytree(tmp_path / "in", tmp_path / "moved")
-    third = merge_adapters([tmp_path / "moved" / path.name for path in paths], tmp_path / "c", method=method, rank=4, **parameters)
+    third = merge_adapters(
+        [tmp_path / "moved" / path.name for path in paths],
+        tmp_path / "c",
+        method=method,
+        rank=4,
+        **parameters,
+    )
     assert third.sha256 == first.sha256
 
 
@@ -170,10 +232,23 @@ def test_copies_merge_to_the_copy(tmp_path, method, parameters, K):
     assert read_adapter(tmp_path / "same").rank == 3
 
 
-@pytest.mark.parametrize(("method", "parameters"), LAWFUL[:3])  # karcher of mergekit takes no weights
+@pytest.mark.parametrize(
+    ("method", "parameters"), LAWFUL[:3]
+)  # karcher of mergekit takes no weights
 def test_weights(tmp_path, method, parameters):
     paths = population(tmp_path, 3)
-    assert relative(paths, tmp_path / "first", deltas(paths[0]), method, weights=[1, 0, 0], rank="same", **parameters) < 1e-6
+    assert (
+        relative(
+            paths,
+            tmp_path / "first",
+            deltas(paths[0]),
+            method,
+            weights=[1, 0, 0],
+            rank="same",
+            **parameters,
+        )
+        < 1e-6
+    )
     a = merge_adapters(paths[:2], tmp_path / "a", method=method, weights=[2, 1], **parameters)
     b = merge_adapters(paths[:2], tmp_path / "b", method=method, weights=[10, 5], **parameters)
     assert a.sha256 == b.sha256
@@ -198,7 +273,12 @@ def test_gauge_changes_nothing(tmp_path, method, parameters):
         factors = {name: (A.double(), B.double()) for name, (A, B) in change(k).items()}
         plain.append(write(tmp_path / "plain" / f"{k}", factors))
         G = torch.randn(3, 3, dtype=torch.float64, generator=generator) + 2 * torch.eye(3)
-        turned.append(write(tmp_path / "turned" / f"{k}", {n: (G @ A, B @ torch.linalg.inv(G)) for n, (A, B) in factors.items()}))
+        turned.append(
+            write(
+                tmp_path / "turned" / f"{k}",
+                {n: (G @ A, B @ torch.linalg.inv(G)) for n, (A, B) in factors.items()},
+            )
+        )
     merge_adapters(plain, tmp_path / "a", method=method, **parameters)
     assert relative(turned, tmp_path / "b", deltas(tmp_path / "a"), method, **parameters) < 1e-6
 
@@ -207,16 +287,25 @@ def test_many_adapters_need_no_more_rank_than_the_layer_has(tmp_path):
     paths = population(tmp_path / "in", 20)
     report = merge_adapters(paths, tmp_path / "out", method="mean")
     assert report.rank == 12
-    assert error(deltas(tmp_path / "out"), {name: D.mean(0) for name, D in stacked(paths).items()}) < 1e-6
+    assert (
+        error(deltas(tmp_path / "out"), {name: D.mean(0) for name, D in stacked(paths).items()})
+        < 1e-6
+    )
 
 
 def test_the_variance_of_means_is_one_kth(tmp_path):
-    """Independent replicas around a common change: groups of K vary 1/K as much, and their mean is unbiased."""
+    """Independent replicas around a common change: groups of K vary 1/K as much, and their mean is
+    unbiased.
+    """
     generator = torch.Generator().manual_seed(0)
     signal = (torch.randn(2, 16, generator=generator), torch.randn(16, 2, generator=generator), 0.5)
     replicas = []
     for _ in range(512):
-        noise = torch.randn(4, 16, generator=generator), torch.randn(16, 4, generator=generator), 0.5
+        noise = (
+            torch.randn(4, 16, generator=generator),
+            torch.randn(16, 4, generator=generator),
+            0.5,
+        )
         replicas.append(delta.truncate(*delta.concat([signal, noise], [1, 1]), rank=6))
     replicas = [(A, B, 1.0) for A, B, _ in replicas]
     single = torch.stack([delta.dense(one) for one in replicas])
@@ -232,7 +321,9 @@ def test_the_variance_of_means_is_one_kth(tmp_path):
     assert projection == pytest.approx(1, abs=0.05)
 
 
-# ------------------------------------------------------------------------------------------------- rank
+# #
+# -------------------------------------------------------------------------------------------------
+# rank
 
 
 @pytest.mark.parametrize("rank", [1, 4, 6, "same"])
@@ -247,7 +338,9 @@ def test_truncation_is_the_best_and_its_energy_true(tmp_path, rank):
         S = torch.linalg.svdvals(D)
         best = float(S[q:].norm())
         assert float((got - D).norm()) <= best * (1 + 1e-5) + 1e-6 * float(S.norm())
-        assert report.energy_of_module[name] == pytest.approx(float(S[:q].square().sum() / S.square().sum()), abs=1e-9)
+        assert report.energy_of_module[name] == pytest.approx(
+            float(S[:q].square().sum() / S.square().sum()), abs=1e-9
+        )
         kept, total = kept + float(S[:q].square().sum()), total + float(S.square().sum())
     assert report.energy == pytest.approx(kept / total, abs=1e-9)
 
@@ -258,11 +351,17 @@ def test_rank_by_energy(tmp_path, method, parameters):
     report = merge_adapters(paths, tmp_path / "out", method=method, rank="energy=0.9", **parameters)
     assert all(kept >= 0.9 for kept in report.energy_of_module.values()) and report.energy >= 0.9
     config = json.loads((tmp_path / "out" / CONFIG).read_text())
-    assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (report.rank, report.rank, False)
+    assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (
+        report.rank,
+        report.rank,
+        False,
+    )
     assert "rank_pattern" not in config
 
 
-@pytest.mark.parametrize("rank", [0, 13, 1000, "big", "-1", "energy=0", "energy=2", "energy=x", 2.5])
+@pytest.mark.parametrize(
+    "rank", [0, 13, 1000, "big", "-1", "energy=0", "energy=2", "energy=x", 2.5]
+)
 def test_impossible_ranks_are_refused(tmp_path, rank):
     paths = population(tmp_path / "in", 4)
     with pytest.raises(ValueError, match="rank|energy"):
@@ -271,8 +370,12 @@ def test_impossible_ranks_are_refused(tmp_path, rank):
 
 
 def test_rank_is_an_upper_bound(tmp_path):
-    """v_proj has rank 6 at most, two adapters of rank 3 have 6: nothing is invented to fill rank 12."""
-    report = merge_adapters(population(tmp_path / "in", 2), tmp_path / "out", method="mean", rank=12)
+    """v_proj has rank 6 at most, two adapters of rank 3 have 6: nothing is invented to fill rank
+    12.
+    """
+    report = merge_adapters(
+        population(tmp_path / "in", 2), tmp_path / "out", method="mean", rank=12
+    )
     assert report.rank == 6 and report.energy == pytest.approx(1)
 
 
@@ -300,7 +403,9 @@ def error_of(got, folder, paths, method):
     return error(got, deltas(folder / "cut"))
 
 
-# ------------------------------------------------------------------------------------------------- TIES
+# #
+# -------------------------------------------------------------------------------------------------
+# TIES
 
 
 def ties_reference(D_K, weight_K, density):
@@ -314,7 +419,9 @@ def ties_reference(D_K, weight_K, density):
     elected = np.where((weight_K * trimmed_K).sum(0) >= 0, 1.0, -1.0)
     agrees = np.sign(trimmed_K) == elected
     weight = (weight_K * agrees).sum(0)
-    return np.divide((weight_K * trimmed_K * agrees).sum(0), weight, out=np.zeros_like(weight), where=weight > 0)
+    return np.divide(
+        (weight_K * trimmed_K * agrees).sum(0), weight, out=np.zeros_like(weight), where=weight > 0
+    )
 
 
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.2, 0.01])
@@ -325,10 +432,14 @@ def test_ties_equals_numpy_and_peft(tmp_path, density, weights):
     got = deltas(tmp_path / "out")
     for name, D_K in stacked(paths).items():
         want = ties_reference(D_K.numpy(), weights or [1.0] * 4, density)
-        torch.testing.assert_close(got[name], torch.from_numpy(want), rtol=0, atol=2e-6 * float(np.linalg.norm(want)))
+        torch.testing.assert_close(
+            got[name], torch.from_numpy(want), rtol=0, atol=2e-6 * float(np.linalg.norm(want))
+        )
         if weights is None:
             want = peft_ties(list(D_K.float()), torch.ones(4), density).double()
-            if int(density * D_K[0].numel()):  # peft keeps nothing where mergekit and the paper's code keep one entry
+            if int(
+                density * D_K[0].numel()
+            ):  # peft keeps nothing where mergekit and the paper's code keep one entry
                 torch.testing.assert_close(got[name], want, rtol=0, atol=2e-6 * float(want.norm()))
 
 
@@ -337,21 +448,28 @@ def test_ties_leaves_the_random_state_alone(tmp_path):
     torch.manual_seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     merge_adapters(paths, tmp_path / "out", method="ties")
-    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
 
 
 @pytest.mark.parametrize("density", [0, 1.5])
 def test_ties_refuses_impossible_densities(tmp_path, density):
     with pytest.raises(ValueError, match="density"):
-        merge_adapters(population(tmp_path / "in", 2), tmp_path / "out", method="ties", density=density)
+        merge_adapters(
+            population(tmp_path / "in", 2), tmp_path / "out", method="ties", density=density
+        )
 
 
-# ------------------------------------------------------------------------------------------------- whole adapters, soups
+# #
+# -------------------------------------------------------------------------------------------------
+# whole adapters, soups
 
 
 def test_the_median_is_that_of_whole_adapters(tmp_path):
-    """Two of three replicas are alike in one module, other two in the other: module by module the medians would be those, together they are
-    not. The inner products of the modules are summed before the coefficients are found."""
+    """Two of three replicas are alike in one module, other two in the other: module by module the
+    medians would be those, together they are not. The inner products of the modules are summed
+    before the coefficients are found.
+    """
     a, b = sorted(SHAPES)[:2]
     one, two, three = change(0), change(1), change(2)
     paths = [
@@ -361,7 +479,10 @@ def test_the_median_is_that_of_whole_adapters(tmp_path):
     ]
     merge_adapters(paths, tmp_path / "out", method="geometric_median")
     got, D = deltas(tmp_path / "out"), [deltas(path) for path in paths]
-    cost = lambda m: sum(math.sqrt(sum(float((m[n] - d[n]).square().sum()) for n in (a, b))) for d in D)  # noqa: E731
+
+    def cost(m):
+        return sum(math.sqrt(sum(float((m[n] - d[n]).square().sum()) for n in (a, b))) for d in D)
+
     assert all(cost(got) <= cost(d) * (1 + 1e-9) for d in D)
     for n in (a, b):
         for eps in (1e-2, -1e-2):
@@ -370,14 +491,23 @@ def test_the_median_is_that_of_whole_adapters(tmp_path):
 
 def test_the_record_says_how_much_a_method_shrinks(tmp_path):
     paths = population(tmp_path / "in", 4)
-    for method, least, most in (("mean", 1, 1), ("shrink", 0, 0.99), ("model_stock", 0, 0.99), ("multislerp", 1.2, 9)):
+    for method, least, most in (
+        ("mean", 1, 1),
+        ("shrink", 0, 0.99),
+        ("model_stock", 0, 0.99),
+        ("multislerp", 1.2, 9),
+    ):
         sums = merge_adapters(paths, tmp_path / method, method=method).coefficient_sum_of_module
-        assert set(sums) == set(SHAPES) and all(least - 1e-12 <= x <= most + 1e-12 for x in sums.values()), method
+        assert set(sums) == set(SHAPES) and all(
+            least - 1e-12 <= x <= most + 1e-12 for x in sums.values()
+        ), method
     assert not merge_adapters(paths, tmp_path / "ties", method="ties").coefficient_sum_of_module
 
 
 def test_greedy_soup_keeps_what_helps(tmp_path):
-    """The score is the distance to a target that is the mean of 0, 1 and 2; 3 and 4 only lead away. Reference: the paper's recipe 1."""
+    """The score is the distance to a target that is the mean of 0, 1 and 2; 3 and 4 only lead away.
+    Reference: the paper's recipe 1.
+    """
     paths = population(tmp_path / "in", 5)
     target = {name: D.mean(0) for name, D in stacked(paths[:3]).items()}
     asked = []
@@ -390,12 +520,20 @@ def test_greedy_soup_keeps_what_helps(tmp_path):
     soup, best = [], -math.inf
     for path in sorted(paths, key=lambda p: -score(p)):
         tried = [*soup, path]
-        value = -sum(float((D.mean(0) - target[name]).square().sum()) for name, D in stacked(tried).items())
+        value = -sum(
+            float((D.mean(0) - target[name]).square().sum()) for name, D in stacked(tried).items()
+        )
         if value >= best:
             soup, best = tried, value
-    assert {one.path for one in report.inputs} == {str(path) for path in soup} == {str(path) for path in paths[:3]}
+    assert (
+        {one.path for one in report.inputs}
+        == {str(path) for path in soup}
+        == {str(path) for path in paths[:3]}
+    )
     assert error(deltas(tmp_path / "out"), target) < 1e-6
-    assert [step.kept for step in report.soup] == [True, True, True, False, False] and len(report.soup) == 5
+    assert [step.kept for step in report.soup] == [True, True, True, False, False] and len(
+        report.soup
+    ) == 5
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["soup"][0]["kept"] is True
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in", "out"]  # candidates are gone
     with pytest.raises(ValueError, match="needs the validation score"):
@@ -404,7 +542,9 @@ def test_greedy_soup_keeps_what_helps(tmp_path):
         merge_adapters(paths, tmp_path / "no", method="greedy_soup", score=lambda folder: math.nan)
 
 
-# ------------------------------------------------------------------------------------------------- SWA and EMA
+# #
+# -------------------------------------------------------------------------------------------------
+# SWA and EMA
 
 
 def trajectories(folder, K=2, S=11):
@@ -423,13 +563,21 @@ def snapshot_deltas(replica, S=11):
 @pytest.mark.parametrize(("last", "used"), [(None, range(11)), (3, range(8, 11))])
 def test_swa_is_the_mean_along_and_across(tmp_path, last, used):
     replicas = trajectories(tmp_path / "in")
-    want = {name: sum(snapshot_deltas(replica)[s][name] for replica in replicas for s in used) / (2 * len(used)) for name in SHAPES}
+    want = {
+        name: sum(snapshot_deltas(replica)[s][name] for replica in replicas for s in used)
+        / (2 * len(used))
+        for name in SHAPES
+    }
     assert relative(replicas, tmp_path / "out", want, "swa", last=last) < 1e-6
 
 
 def test_lawa_is_the_mean_of_the_latest(tmp_path):
     replicas = trajectories(tmp_path / "in")
-    want = {name: sum(snapshot_deltas(replica)[s][name] for replica in replicas for s in range(6, 11)) / 10 for name in SHAPES}
+    want = {
+        name: sum(snapshot_deltas(replica)[s][name] for replica in replicas for s in range(6, 11))
+        / 10
+        for name in SHAPES
+    }
     assert relative(replicas, tmp_path / "out", want, "lawa") < 1e-6
     with pytest.raises(AdapterError, match="11 snapshots, fewer than the last 12"):
         merge_adapters(replicas, tmp_path / "out", method="lawa", last=12)
@@ -454,7 +602,10 @@ def test_averages_of_the_training_come_first(tmp_path, method):
     replicas = trajectories(tmp_path / "in", S=2)
     for k, replica in enumerate(replicas):
         write(replica / "averages" / method, change(2000 + k))
-    want = {name: D.mean(0) for name, D in stacked([replica / "averages" / method for replica in replicas]).items()}
+    want = {
+        name: D.mean(0)
+        for name, D in stacked([replica / "averages" / method for replica in replicas]).items()
+    }
     assert relative(replicas, tmp_path / "out", want, method) < 1e-6
 
 
@@ -474,13 +625,17 @@ def test_missing_trajectories_are_named(tmp_path):
         merge_adapters([replica], tmp_path / "out", method="ema")
 
 
-# ------------------------------------------------------------------------------------------------- in peft
+# #
+# -------------------------------------------------------------------------------------------------
+# in peft
 
 
 def trained(folder, kind, seed, targets, **config):
     """A few steps of plain peft training."""
     torch.manual_seed(seed)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=targets, **config)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=targets, **config
+    )
     model = peft.get_peft_model(tiny_model(kind), config)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=5e-2)
     for _ in range(4):
@@ -508,11 +663,18 @@ def logits_with(kind, change_of):
     return logits(model)
 
 
-MODELS = {"qwen2": ["q_proj", "v_proj", "down_proj"], "llama": ["q_proj", "gate_proj"], "gpt2": ["c_attn", "c_fc", "c_proj"]}
+MODELS = {
+    "qwen2": ["q_proj", "v_proj", "down_proj"],
+    "llama": ["q_proj", "gate_proj"],
+    "gpt2": ["c_attn", "c_fc", "c_proj"],
+}
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("method", "rank", "parameters"), [("mean", "full", {}), ("mean", 5, {}), ("ties", "same", {"density": 0.5})])
+@pytest.mark.parametrize(
+    ("method", "rank", "parameters"),
+    [("mean", "full", {}), ("mean", 5, {}), ("ties", "same", {"density": 0.5})],
+)
 def test_a_merged_adapter_gives_the_logits_of_its_change(tmp_path, kind, method, rank, parameters):
     paths = [trained(tmp_path / f"{k}", kind, k, MODELS[kind]) for k in range(3)]
     out = tmp_path / "out"
@@ -531,22 +693,43 @@ def test_a_merged_adapter_gives_the_logits_of_its_change(tmp_path, kind, method,
 
 
 def test_merging_different_targets_loads_in_peft(tmp_path):
-    """Where the inputs disagree, the merge names its modules in full, so that peft adapts these and no others."""
+    """Where the inputs disagree, the merge names its modules in full, so that peft adapts these and
+    no others.
+    """
     a = trained(tmp_path / "a", "llama", 0, ["q_proj"], layers_to_transform=[1])
-    b = trained(tmp_path / "b", "llama", 1, ["v_proj", "q_proj"], use_rslora=True, rank_pattern={"v_proj": 2})
+    b = trained(
+        tmp_path / "b",
+        "llama",
+        1,
+        ["v_proj", "q_proj"],
+        use_rslora=True,
+        rank_pattern={"v_proj": 2},
+    )
     merge_adapters([a, b], tmp_path / "out", method="mean")
     assert len(read_adapter(tmp_path / "out").modules) == 4
     model = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "out")
-    adapted = [name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+    adapted = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    ]
     assert len(adapted) == 4
-    torch.testing.assert_close(logits(model), logits_with("llama", deltas(tmp_path / "out")), rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        logits(model), logits_with("llama", deltas(tmp_path / "out")), rtol=0, atol=2e-4
+    )
 
 
 def in_peft(paths, combination, weights, **options):
     model = peft.PeftModel.from_pretrained(tiny_model("llama"), paths[0], adapter_name="a0")
     for k, path in enumerate(paths[1:], 1):
         model.load_adapter(path, f"a{k}")
-    model.add_weighted_adapter([f"a{k}" for k in range(len(paths))], weights, "merged", combination_type=combination, **options)
+    model.add_weighted_adapter(
+        [f"a{k}" for k in range(len(paths))],
+        weights,
+        "merged",
+        combination_type=combination,
+        **options,
+    )
     return {
         name.removeprefix("base_model.model."): module.get_delta_weight("merged").detach().double()
         for name, module in model.named_modules()
@@ -562,11 +745,16 @@ def test_the_mean_equals_peft_cat(tmp_path):
 def test_a_cut_mean_equals_peft_svd(tmp_path):
     """peft's `svd` forms the dense sum and takes its SVD: right since 0.21, slow."""
     paths = [trained(tmp_path / f"{k}", "llama", k, ["q_proj", "v_proj"]) for k in range(4)]
-    assert relative(paths, tmp_path / "out", in_peft(paths, "svd", [0.25] * 4, svd_rank=5), rank=5) < 1e-4
+    assert (
+        relative(paths, tmp_path / "out", in_peft(paths, "svd", [0.25] * 4, svd_rank=5), rank=5)
+        < 1e-4
+    )
 
 
 def test_peft_ties_divides_by_the_weights_once_too_often(tmp_path):
-    """Weights 1/K make it K times too small, even for K copies at density 1; and it elects signs on A and B."""
+    """Weights 1/K make it K times too small, even for K copies at density 1; and it elects signs on
+    A and B.
+    """
     paths = [trained(tmp_path / "0", "llama", 0, ["q_proj", "v_proj"])] * 4
     copy = deltas(paths[0])
     wrong = in_peft(paths, "ties_svd", [0.25] * 4, density=1.0)
@@ -575,8 +763,13 @@ def test_peft_ties_divides_by_the_weights_once_too_often(tmp_path):
 
 
 def test_peft_cat_is_wrong_for_rslora(tmp_path):
-    """The merged adapter inherits use_rslora with alpha = rank: its scale is sqrt(new rank) instead of 1."""
-    paths = [trained(tmp_path / f"{k}", "llama", k, ["q_proj", "v_proj"], use_rslora=True) for k in range(2)]
+    """The merged adapter inherits use_rslora with alpha = rank: its scale is sqrt(new rank) instead
+    of 1.
+    """
+    paths = [
+        trained(tmp_path / f"{k}", "llama", k, ["q_proj", "v_proj"], use_rslora=True)
+        for k in range(2)
+    ]
     mean = {name: D.mean(0) for name, D in stacked(paths).items()}
     wrong = in_peft(paths, "cat", [0.5] * 2)
     assert error(wrong, {name: math.sqrt(8) * D for name, D in mean.items()}) < 1e-5
@@ -584,7 +777,9 @@ def test_peft_cat_is_wrong_for_rslora(tmp_path):
 
 
 def test_peft_linear_is_not_a_mean(tmp_path):
-    """Why `mean` is our own: peft's `linear` adds the factors, so K copies at weight 1/K are K times the adapter (peft #3004)."""
+    """Why `mean` is our own: peft's `linear` adds the factors, so K copies at weight 1/K are K
+    times the adapter (peft #3004).
+    """
     paths = [trained(tmp_path / "0", "llama", 0, ["q_proj", "v_proj"])] * 4
     copy = deltas(paths[0])
     wrong = in_peft(paths, "linear", [0.25] * 4)
@@ -592,7 +787,9 @@ def test_peft_linear_is_not_a_mean(tmp_path):
     assert relative(paths, tmp_path / "out", copy) < 1e-6
 
 
-# ------------------------------------------------------------------------------------------------- the record, refusals, memory
+# #
+# -------------------------------------------------------------------------------------------------
+# the record, refusals, memory
 
 
 def test_the_record_says_what_was_done(tmp_path):
@@ -601,8 +798,14 @@ def test_the_record_says_what_was_done(tmp_path):
     record = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert record["method"] == "ties" and record["parameters"] == {"density": 0.2, "rank": 2}
     assert [one["path"] for one in record["inputs"]] == [str(path) for path in paths[:2]]
-    assert [one["sha256"] for one in record["inputs"]] == [read_adapter(path).sha256() for path in paths[:2]]
-    assert set(record["energy_of_module"]) == set(SHAPES) and record["rank"] == 2 and 0 < record["energy"] < 1
+    assert [one["sha256"] for one in record["inputs"]] == [
+        read_adapter(path).sha256() for path in paths[:2]
+    ]
+    assert (
+        set(record["energy_of_module"]) == set(SHAPES)
+        and record["rank"] == 2
+        and 0 < record["energy"] < 1
+    )
     assert {"ftk", "torch", "numpy", "safetensors"} <= set(record["versions"])
     assert report.sha256 == read_adapter(tmp_path / "out").sha256()
     assert read_adapter(tmp_path / "out").base == "org/base"
@@ -622,7 +825,9 @@ def test_the_record_says_what_was_done(tmp_path):
 )
 def test_wrong_arguments_are_named(tmp_path, method, parameters, words):
     with pytest.raises(ValueError, match=words):
-        merge_adapters(population(tmp_path / "in", 2), tmp_path / "out", method=method, **parameters)
+        merge_adapters(
+            population(tmp_path / "in", 2), tmp_path / "out", method=method, **parameters
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -631,8 +836,12 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     b = write(tmp_path / "b", change(1), base="org/other")
     with pytest.raises(AdapterError, match="org/other.*`base`"):
         merge_adapters([a, b], tmp_path / "out", method="mean")
-    assert merge_adapters([a, b], tmp_path / "out", method="mean", base="org/base").energy == pytest.approx(1)
-    larger = write(tmp_path / "c", change(2, shapes={name: (o + 2, i) for name, (o, i) in SHAPES.items()}))
+    assert merge_adapters(
+        [a, b], tmp_path / "out", method="mean", base="org/base"
+    ).energy == pytest.approx(1)
+    larger = write(
+        tmp_path / "c", change(2, shapes={name: (o + 2, i) for name, (o, i) in SHAPES.items()})
+    )
     with pytest.raises(AdapterError, match="shape"):
         merge_adapters([a, larger], tmp_path / "out2", method="mean")
     with pytest.raises(ValueError, match="nothing to merge"):
@@ -640,7 +849,9 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     with pytest.raises(AdapterError, match="not a merge"):
         merge_adapters([a], b, method="mean")
     dora = tmp_path / "dora"
-    peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)).save_pretrained(dora)
+    peft.get_peft_model(
+        tiny_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
+    ).save_pretrained(dora)
     with pytest.raises(AdapterError, match="DoRA"):
         merge_adapters([a, dora], tmp_path / "out2", method="mean")
     assert not (tmp_path / "out2").exists()
@@ -660,12 +871,18 @@ def damage(folder, kind):
     elif kind == "mis-shaped":
         write(folder, {name: (A[:, :-1], B) for name, (A, B) in change(9).items()})
     elif kind == "foreign":
-        write(folder, {f"transformer.{name}": factors for name, factors in change(9).items()}, base="org/other")
+        write(
+            folder,
+            {f"transformer.{name}": factors for name, factors in change(9).items()},
+            base="org/other",
+        )
     elif kind == "not PEFT":
         (folder / CONFIG).write_text("[1, 2]")
 
 
-@pytest.mark.parametrize("kind", ["truncated", "corrupted", "renamed", "mis-shaped", "foreign", "not PEFT"])
+@pytest.mark.parametrize(
+    "kind", ["truncated", "corrupted", "renamed", "mis-shaped", "foreign", "not PEFT"]
+)
 @pytest.mark.parametrize("method", ["mean", "ties", "geometric_median"])
 def test_a_bad_adapter_stops_the_merge_in_one_line(tmp_path, kind, method):
     paths = population(tmp_path / "in", 3)
@@ -686,7 +903,7 @@ def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):
 
 KILLED = """
 import os, sys
-from toolkit import adapters
+from toolkit.model import adapters
 from toolkit.merge import merge_adapters
 plain, count = os.replace, 0
 def killed(*paths):  # between the files that are moved into a folder that is there
@@ -702,9 +919,13 @@ merge_adapters(sys.argv[3:], sys.argv[2], method="mean")
 """
 
 
-@pytest.mark.parametrize("after", [-1, 1, 2, 3])  # the first file to move is ftk.json, and until then nothing has changed
+@pytest.mark.parametrize(
+    "after", [-1, 1, 2, 3]
+)  # the first file to move is ftk.json, and until then nothing has changed
 def test_a_merge_that_is_killed_does_not_look_finished(tmp_path, after):
-    """A new folder appears as a whole; in one that is there, merge.json goes first and comes last."""
+    """A new folder appears as a whole; in one that is there, merge.json goes first and comes
+    last.
+    """
     paths = population(tmp_path / "in", 2)
     out = tmp_path / "merged" / "out"
     if after >= 0:
@@ -730,10 +951,12 @@ def test_a_merge_can_be_written_again(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_number_of_adapters(tmp_path, monkeypatch):
-    """Of 200 adapters only those of one block hold tensors at any time, and what Python holds grows by their headers alone."""
+    """Of 200 adapters only those of one block hold tensors at any time, and what Python holds grows
+    by their headers alone.
+    """
     import weakref
 
-    from toolkit.adapters import Adapter
+    from toolkit.model.adapters import Adapter
 
     alive, most = [], 0
     plain = Adapter.factors

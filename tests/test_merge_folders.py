@@ -1,4 +1,6 @@
-"""Laws 5, 6, 7, 8 and 12 of every method, from files to files: any ranks, scales, dtypes, gauges; float64 references on dense changes."""
+"""Laws 5, 6, 7, 8 and 12 of every method, from files to files: any ranks, scales, dtypes, gauges;
+float64 references on dense changes.
+"""
 
 import json
 import tempfile
@@ -12,15 +14,22 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_merge_methods import ALONG, REFERENCES
 
-from toolkit import delta
-from toolkit.adapters import CONFIG, read_adapter
 from toolkit.merge import METHODS, merge_adapters
+from toolkit.model import delta
+from toolkit.model.adapters import CONFIG, read_adapter
 
 SHAPES = {"a.q_proj": (5, 4), "b.v_proj": (3, 6)}
 DECAY = 0.6
-PARAMETERS = {**{name: values for name, (_, values) in REFERENCES.items()}, "swa": {}, "lawa": {"last": 2}, "ema": {"decay": DECAY}}
+PARAMETERS = {
+    **{name: values for name, (_, values) in REFERENCES.items()},
+    "swa": {},
+    "lawa": {"last": 2},
+    "ema": {"decay": DECAY},
+}
 SNAPSHOTS = 2
-law = settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+law = settings(
+    max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 @st.composite
@@ -43,35 +52,54 @@ def factors_of(seed, k, rank, dtype):
     for name, (O, I) in SHAPES.items():
         A, B = torch.randn(1, I, generator=common), torch.randn(O, 1, generator=common)
         A = torch.cat([A, 0.7 * torch.randn(rank - 1, I, generator=own)])
-        found[name] = A.to(dtype), torch.cat([B, 0.7 * torch.randn(O, rank - 1, generator=own)], 1).to(dtype)
+        found[name] = (
+            A.to(dtype),
+            torch.cat([B, 0.7 * torch.randn(O, rank - 1, generator=own)], 1).to(dtype),
+        )
     return found
 
 
 def write(path, factors, alpha, rslora):
     path.mkdir(parents=True)
     tensors = {
-        f"base_model.model.{n}.lora_{x}.weight": t.contiguous() for n, both in factors.items() for x, t in zip("AB", both, strict=True)
+        f"base_model.model.{n}.lora_{x}.weight": t.contiguous()
+        for n, both in factors.items()
+        for x, t in zip("AB", both, strict=True)
     }
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
     rank = next(iter(factors.values()))[0].shape[0]
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "use_rslora": rslora, "target_modules": ["q_proj", "v_proj"]}
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "use_rslora": rslora,
+        "target_modules": ["q_proj", "v_proj"],
+    }
     (path / CONFIG).write_text(json.dumps(config))
 
 
 def write_all(folder, population, along, gauge=None, doubled=1):
-    """Adapters (with snapshots, if it goes along a trajectory) and their changes: paths, module -> [K, S, O, I].
+    """Adapters (with snapshots, if it goes along a trajectory) and their changes: paths, module ->
+    [K, S, O, I].
 
-    gauge: another pair of factors for every change, (G A, B G^-1), in float64, so that the change is the same.
+    gauge: another pair of factors for every change, (G A, B G^-1), in float64, so that the change
+    is the same.
     """
     seed, members = population
     paths, dense = [], {name: [] for name in SHAPES}
     for k, (rank, alpha, dtype, rslora, _) in enumerate(members):
-        steps = [factors_of(seed, 100 * s + k, rank, dtype) for s in range(SNAPSHOTS if along else 1)]
+        steps = [
+            factors_of(seed, 100 * s + k, rank, dtype) for s in range(SNAPSHOTS if along else 1)
+        ]
         for name, changes in dense.items():
             scale = doubled * alpha / (rank**0.5 if rslora else rank)
-            changes.append([scale * (one[name][1].double() @ one[name][0].double()).numpy() for one in steps])
+            changes.append(
+                [scale * (one[name][1].double() @ one[name][0].double()).numpy() for one in steps]
+            )
         if gauge is not None:
-            steps = [{name: turned(*both, gauge + k) for name, both in one.items()} for one in steps]
+            steps = [
+                {name: turned(*both, gauge + k) for name, both in one.items()} for one in steps
+            ]
         paths.append(folder / f"{k:05d}")
         write(paths[-1], steps[-1], doubled * alpha, rslora)
         for s, one in enumerate(steps if along else ()):
@@ -96,10 +124,19 @@ def reference(method, dense, w):
     merge, parameters = REFERENCES[method]
     single = {name: D[:, 0] for name, D in dense.items()}
     if METHODS[method].gram == "adapter":  # one vector is a whole adapter
-        whole = merge(np.concatenate([D.reshape(len(w), 1, -1) for D in single.values()], 2), w, **parameters)
+        whole = merge(
+            np.concatenate([D.reshape(len(w), 1, -1) for D in single.values()], 2), w, **parameters
+        )
         parts = np.split(whole.ravel(), np.cumsum([O * I for O, I in SHAPES.values()])[:-1])
-        return {name: part.reshape(shape) for (name, shape), part in zip(SHAPES.items(), parts, strict=True)}
-    ids = lambda name: {"ids": [f"{k:05d}:{name}" for k in range(len(w))]} if method in ("dare", "della") else {}  # noqa: E731
+        return {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(SHAPES.items(), parts, strict=True)
+        }
+
+    def ids(name):
+        drawn = method in ("dare", "della")
+        return {"ids": [f"{k:05d}:{name}" for k in range(len(w))]} if drawn else {}
+
     return {name: merge(D, w, **parameters, **ids(name)) for name, D in single.items()}
 
 
@@ -113,8 +150,13 @@ def merged(method, paths, out, weights, **options):
 
 
 def near(got, want, dense, share):
-    """Equal up to a share of the largest change that went in: what is shrunk to nothing has no relative error."""
-    return all(np.linalg.norm(got[n] - want[n]) <= share * max(np.linalg.norm(D, axis=(2, 3)).max(), 1e-9) for n, D in dense.items())
+    """Equal up to a share of the largest change that went in: what is shrunk to nothing has no
+    relative error.
+    """
+    return all(
+        np.linalg.norm(got[n] - want[n]) <= share * max(np.linalg.norm(D, axis=(2, 3)).max(), 1e-9)
+        for n, D in dense.items()
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -124,15 +166,24 @@ def test_from_files_to_files_the_laws_hold(method, population):
     with tempfile.TemporaryDirectory() as folder:
         home, along = Path(folder), method in ALONG
         paths, dense = write_all(home / "in", population, along)
-        weights = [1.0] * len(paths) if method == "greedy_soup" else [member[-1] for member in population[1]]
+        weights = (
+            [1.0] * len(paths)
+            if method == "greedy_soup"
+            else [member[-1] for member in population[1]]
+        )
         want = reference(method, dense, np.array(weights) / sum(weights))
         report = merged(method, paths, home / "out", weights)
         exact = changes(home / "out")
-        assert near(exact, want, dense, 1e-4 if method == "geometric_median" else 2e-6)  # the reference of the median is a search
+        # the reference of the median is a search
+        assert near(exact, want, dense, 1e-4 if method == "geometric_median" else 2e-6)
         assert report.energy == pytest.approx(1)
 
-        # 6: only ratios of weights count; and weights such as 2 and 0.5 are exact in binary, so no bit changes
-        assert merged(method, paths, home / "weights", [4 * w for w in weights]).sha256 == report.sha256
+        # 6: only ratios of weights count; and weights such as 2 and 0.5 are exact in binary, so no
+        # bit changes
+        assert (
+            merged(method, paths, home / "weights", [4 * w for w in weights]).sha256
+            == report.sha256
+        )
 
         # 7: twice every alpha, twice the change
         paths2, _ = write_all(home / "doubled", population, along, doubled=2)
@@ -144,13 +195,18 @@ def test_from_files_to_files_the_laws_hold(method, population):
         merged(method, turned_paths, home / "out3", weights)
         assert near(changes(home / "out3"), exact, dense, 2e-6)
 
-        # 12: a lower rank is the best there is, and the energy that it is said to keep is the one it keeps
+        # 12: a lower rank is the best there is, and the energy that it is said to keep is the one
+        # it keeps
         cut = merged(method, paths, home / "cut", weights, rank=2)
         for name, D in changes(home / "cut").items():
             S = np.linalg.svd(exact[name], compute_uv=False)
             if S[0] > 1e-6 * np.linalg.norm(dense[name]):
-                assert cut.energy_of_module[name] == pytest.approx((S[:2] ** 2).sum() / (S**2).sum(), abs=1e-5)
-            assert np.linalg.norm(D - exact[name]) <= np.linalg.norm(S[2:]) * (1 + 1e-5) + 2e-6 * np.linalg.norm(dense[name])
+                assert cut.energy_of_module[name] == pytest.approx(
+                    (S[:2] ** 2).sum() / (S**2).sum(), abs=1e-5
+                )
+            assert np.linalg.norm(D - exact[name]) <= np.linalg.norm(S[2:]) * (
+                1 + 1e-5
+            ) + 2e-6 * np.linalg.norm(dense[name])
 
 
 @pytest.mark.parametrize("method", ["mean", "swa", "lawa", "ema"])
@@ -166,6 +222,11 @@ def test_means_of_blocks_combine(method, population, split):
         blocks = [(paths[:at], weights[:at]), (paths[at:], weights[at:])]
         for b, (some, own) in enumerate(blocks):
             merged(method, some, home / f"block{b}", own)
-        merged("mean", [home / "block0", home / "block1"], home / "blocks", [sum(own) for _, own in blocks])
+        merged(
+            "mean",
+            [home / "block0", home / "block1"],
+            home / "blocks",
+            [sum(own) for _, own in blocks],
+        )
         merged(method, paths, home / "all", weights)
         assert near(changes(home / "blocks"), changes(home / "all"), dense, 2e-6)

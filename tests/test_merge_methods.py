@@ -1,4 +1,6 @@
-"""Laws of every method of the table, on the changes of one module; each has a dense float64 reference, written here from its paper."""
+"""Laws of every method of the table, on the changes of one module; each has a dense float64
+reference, written here from its paper.
+"""
 
 import math
 import re
@@ -14,13 +16,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mergekit.merge_methods import merge_tensors
 
-from toolkit import delta, seeds
+from toolkit import seeds
 from toolkit.merge import METHODS, combine, find_method
 from toolkit.merge.coefficients import geometric_median
+from toolkit.model import delta
 from toolkit.recipe.merges import MERGES
 
 ALONG = ("swa", "ema", "lawa")  # to `combine`, a mean
-MERGEKIT = ["ties", "dare_linear", "task_arithmetic", "sce", "karcher", "multislerp", "model_stock", "breadcrumbs", "linear", "ram"]
+MERGEKIT = [
+    "ties",
+    "dare_linear",
+    "task_arithmetic",
+    "sce",
+    "karcher",
+    "multislerp",
+    "model_stock",
+    "breadcrumbs",
+    "linear",
+    "ram",
+]
 PLAIN = [
     "mean",
     "trimmed_mean",
@@ -32,7 +46,10 @@ PLAIN = [
     "multislerp",
     "greedy_soup",
     "sce",
-    *(f"mergekit:{name}" for name in ("linear", "sce", "karcher", "multislerp", "model_stock", "ram")),
+    *(
+        f"mergekit:{name}"
+        for name in ("linear", "sce", "karcher", "multislerp", "model_stock", "ram")
+    ),
 ]
 AT_DENSITY_ONE = [
     "ties",
@@ -44,7 +61,9 @@ AT_DENSITY_ONE = [
     "mergekit:breadcrumbs",
     "mergekit:task_arithmetic",
 ]
-LAWFUL = [(name, {}) for name in PLAIN] + [(name, {} if name.endswith("arithmetic") else {"density": 1.0}) for name in AT_DENSITY_ONE]
+LAWFUL = [(name, {}) for name in PLAIN] + [
+    (name, {} if name.endswith("arithmetic") else {"density": 1.0}) for name in AT_DENSITY_ONE
+]
 SPARSE = [
     ("ties", {"density": 0.3}),
     ("dare", {"density": 0.3}),
@@ -58,7 +77,13 @@ SPARSE = [
     ("mergekit:della", {"density": 0.4}),
 ]
 ANY = LAWFUL + SPARSE
-UNWEIGHTED = ("mergekit:sce", "mergekit:karcher", "mergekit:model_stock", "mergekit:ram")  # take no weights
+# take no weights
+UNWEIGHTED = (
+    "mergekit:sce",
+    "mergekit:karcher",
+    "mergekit:model_stock",
+    "mergekit:ram",
+)
 NEED_TWO = ("mergekit:model_stock",)
 ids = lambda case: f"{case[0]}-{'-'.join(map(str, case[1].values()))}"  # noqa: E731
 
@@ -70,7 +95,9 @@ def merged(method, factors, parameters=None, **options):
 
 @st.composite
 def changes(draw, least=1, most=6, dtypes=(torch.float64, torch.float32, torch.bfloat16)):
-    """The factors of K adapters of one module around a common change; ranks, scales and dtypes of their own."""
+    """The factors of K adapters of one module around a common change; ranks, scales and dtypes of
+    their own.
+    """
     O, I = draw(st.integers(2, 9)), draw(st.integers(2, 9))
     K = draw(st.integers(least, most))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -81,7 +108,13 @@ def changes(draw, least=1, most=6, dtypes=(torch.float64, torch.float32, torch.b
         A = torch.cat([common[0], 0.7 * torch.randn(r, I, generator=generator)])
         B = torch.cat([common[1], 0.7 * torch.randn(O, r, generator=generator)], dim=1)
         dtype = draw(st.sampled_from(dtypes))
-        factors.append((A.to(dtype), B.to(dtype), draw(st.sampled_from([0.25, 1.0, 2.0])) * draw(st.sampled_from([1.0, 1e-2]))))
+        factors.append(
+            (
+                A.to(dtype),
+                B.to(dtype),
+                draw(st.sampled_from([0.25, 1.0, 2.0])) * draw(st.sampled_from([1.0, 1e-2])),
+            )
+        )
     return factors
 
 
@@ -94,7 +127,9 @@ def gap(got, want):
 
 
 def near(got, want, factors, share):
-    """Equal up to a share of the largest change that went in: what is shrunk to nothing has no relative error."""
+    """Equal up to a share of the largest change that went in: what is shrunk to nothing has no
+    relative error.
+    """
     return float((got - want).norm()) <= share * max(delta.norm(one) for one in factors)
 
 
@@ -106,15 +141,24 @@ law = settings(max_examples=12, deadline=None)
 
 
 def test_the_tables_agree():
-    """Parameters, their names and the rows of the table: a method that is only half there is found."""
+    """Parameters, their names and the rows of the table: a method that is only half there is
+    found.
+    """
     assert list(MERGES) == list(METHODS)
     for name, row in METHODS.items():
         assert (row.coefficients is None) != (row.entries is None), name
-        assert row.gram in ("", "module", "adapter") and row.holds and row.needs and row.paper.startswith("https://"), name
+        assert (
+            row.gram in ("", "module", "adapter")
+            and row.holds
+            and row.needs
+            and row.paper.startswith("https://")
+        ), name
     assert {name for name, _ in LAWFUL if name in METHODS} | set(ALONG) == set(METHODS)
 
 
-# ------------------------------------------------------------------------------------------------- laws
+# #
+# -------------------------------------------------------------------------------------------------
+# laws
 
 
 @pytest.mark.parametrize("case", LAWFUL, ids=ids)
@@ -139,7 +183,13 @@ def test_order_does_not_matter(case, factors, seed):
     if method.startswith("mergekit:d"):
         return  # its masks are drawn in the order of the inputs, which merge_adapters sorts
     first = merged(method, factors, parameters, weights=weights, ids=names)
-    again = merged(method, [factors[k] for k in order], parameters, weights=[weights[k] for k in order], ids=[names[k] for k in order])
+    again = merged(
+        method,
+        [factors[k] for k in order],
+        parameters,
+        weights=[weights[k] for k in order],
+        ids=[names[k] for k in order],
+    )
     assert near(again, first, factors, 1e-9)
 
 
@@ -154,9 +204,13 @@ def test_gauge_does_not_matter(case, factors, seed):
     turned = []
     for A, B, scale in factors:
         r = A.shape[0]
-        G = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64))[0] * (0.5 + torch.rand(r, generator=generator))
+        G = torch.linalg.qr(torch.randn(r, r, generator=generator, dtype=torch.float64))[0] * (
+            0.5 + torch.rand(r, generator=generator)
+        )
         turned.append((G @ A, B @ torch.linalg.inv(G), scale))
-    assert near(merged(method, turned, parameters), merged(method, factors, parameters), factors, 1e-7)
+    assert near(
+        merged(method, turned, parameters), merged(method, factors, parameters), factors, 1e-7
+    )
 
 
 @pytest.mark.parametrize("factor", [2.0, -1.0, 1e-3, 1e-5, -1e-7])
@@ -171,7 +225,12 @@ def test_a_factor_of_all_changes_is_a_factor_of_the_result(case, factor, factors
     if method == "mergekit:ram" and factor < 0:
         return  # tiny entries aside it keeps signs; its epsilon is compared with |change|
     scaled = [(A, B, factor * scale) for A, B, scale in factors]
-    assert near(merged(method, scaled, parameters), factor * merged(method, factors, parameters), scaled, 1e-6)
+    assert near(
+        merged(method, scaled, parameters),
+        factor * merged(method, factors, parameters),
+        scaled,
+        1e-6,
+    )
 
 
 @pytest.mark.parametrize("case", [case for case in ANY if case[0] not in UNWEIGHTED], ids=ids)
@@ -183,7 +242,9 @@ def test_only_ratios_of_weights_count(case, factors):
     assert near(merged(method, factors, parameters, weights=[10, 5]), a, factors, 1e-9)
 
 
-@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.coefficients and name not in ALONG])
+@pytest.mark.parametrize(
+    "method", [name for name, row in METHODS.items() if row.coefficients and name not in ALONG]
+)
 @given(factors=changes(least=2), seed=st.integers(0, 999))
 @law
 def test_the_result_stays_in_the_span(method, factors, seed):
@@ -196,7 +257,9 @@ def test_the_result_stays_in_the_span(method, factors, seed):
 
 @pytest.mark.parametrize("method", ["dare", "della"])
 def test_masks_depend_on_seed_and_name_alone(method):
-    """An adapter's mask is the same alone and among others, in any place; another seed, name or module has another one."""
+    """An adapter's mask is the same alone and among others, in any place; another seed, name or
+    module has another one.
+    """
     generator = torch.Generator().manual_seed(0)
     D = (torch.randn(4, 30, generator=generator), torch.randn(20, 4, generator=generator), 1.0)
     zero = (torch.zeros(1, 30), torch.zeros(20, 1), 1.0)
@@ -221,7 +284,9 @@ def test_random_methods_leave_the_global_state_alone():
         assert not torch.equal(merged(method, factors, {"density": 0.5, "seed": 1}), first), method
 
 
-# ------------------------------------------------------------------------------------------------- references
+# #
+# -------------------------------------------------------------------------------------------------
+# references
 
 
 def ref_mean(D, w):
@@ -229,13 +294,18 @@ def ref_mean(D, w):
 
 
 def ref_trimmed_mean(D, w, trim=0.2):
-    """Entry by entry: the quantile function from trim to 1 - trim, averaged by summing the pieces of its steps."""
+    """Entry by entry: the quantile function from trim to 1 - trim, averaged by summing the pieces
+    of its steps.
+    """
     out = np.zeros(D.shape[1:])
     for at in np.ndindex(*out.shape):
         values = D[(slice(None), *at)]
         order = np.argsort(values)
         edges = np.concatenate([[0], np.cumsum(w[order])])
-        pieces = [(max(lo, trim), min(hi, 1 - trim), v) for lo, hi, v in zip(edges[:-1], edges[1:], values[order], strict=True)]
+        pieces = [
+            (max(lo, trim), min(hi, 1 - trim), v)
+            for lo, hi, v in zip(edges[:-1], edges[1:], values[order], strict=True)
+        ]
         out[at] = sum((hi - lo) * v for lo, hi, v in pieces if hi > lo) / (1 - 2 * trim)
     return out
 
@@ -249,7 +319,13 @@ def ref_geometric_median(D, w):
         return float(w @ np.linalg.norm(x - m, axis=1))
 
     starts = [w @ x, *x]
-    found = min((scipy.optimize.minimize(cost, s, method="BFGS", options={"gtol": 1e-12}).x for s in starts), key=cost)
+    found = min(
+        (
+            scipy.optimize.minimize(cost, s, method="BFGS", options={"gtol": 1e-12}).x
+            for s in starts
+        ),
+        key=cost,
+    )
     best = min([found, *x], key=cost)
     return unit * best.reshape(D.shape[1:])
 
@@ -266,7 +342,11 @@ def ref_model_stock(D, w):
     K = len(D)
     if K == 1:
         return D[0]
-    pairs = [np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b) for i, a in enumerate(D) for b in D[:i]]
+    pairs = [
+        np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)
+        for i, a in enumerate(D)
+        for b in D[:i]
+    ]
     c = max(0.0, np.mean(pairs))
     return K * c / (1 + (K - 1) * c) * ref_mean(D, w)
 
@@ -275,7 +355,9 @@ def ref_elect(D, w, votes=None):
     sign = np.where(np.einsum("k,koi->oi", w if votes is None else votes, D) >= 0, 1, -1)
     agrees = np.sign(D) == sign
     weight = np.einsum("k,koi->oi", w, agrees)
-    return np.divide(np.einsum("k,koi->oi", w, D * agrees), weight, out=np.zeros_like(weight), where=weight > 0)
+    return np.divide(
+        np.einsum("k,koi->oi", w, D * agrees), weight, out=np.zeros_like(weight), where=weight > 0
+    )
 
 
 def ref_top(D, density):
@@ -305,7 +387,9 @@ def uniform(seed, method, name, shape):
 
 
 def ref_dare(D, w, density=0.5, seed=0, ids="012345"):
-    masks = np.stack([uniform(seed, "dare", id, d.shape) < density for id, d in zip(ids, D, strict=False)])
+    masks = np.stack(
+        [uniform(seed, "dare", id, d.shape) < density for id, d in zip(ids, D, strict=False)]
+    )
     return ref_mean(masks * D / density, w)
 
 
@@ -384,7 +468,9 @@ def test_equals_the_reference(method, factors, seed):
     D = torch.stack([delta.dense(one) for one in factors]).numpy()
     want = reference(D, np.array(w) / sum(w), **parameters)
     got = merged(method, factors, parameters, weights=w).numpy()
-    if method == "geometric_median":  # the reference is a search, whose steps are those of the largest change
+    if (
+        method == "geometric_median"
+    ):  # the reference is a search, whose steps are those of the largest change
         assert np.linalg.norm(got - want) <= 1e-5 * max(np.linalg.norm(one) for one in D)
     else:
         assert np.linalg.norm(got - want) <= 1e-7 * max(np.linalg.norm(want), 1e-9)
@@ -393,23 +479,35 @@ def test_equals_the_reference(method, factors, seed):
 @given(factors=changes(least=3))
 @settings(max_examples=25, deadline=None)
 def test_no_point_has_a_smaller_sum_of_distances(factors):
-    """The geometric median by its definition: conditions of first order, or better than all neighbours and all members."""
+    """The geometric median by its definition: conditions of first order, or better than all
+    neighbours and all members.
+    """
     x = torch.stack([delta.dense(one).flatten() for one in factors])
     c = geometric_median(x @ x.T, torch.full((len(x),), 1 / len(x), dtype=torch.float64))
     cost = lambda m: float((x - m).norm(dim=1).sum())  # noqa: E731
     generator = torch.Generator().manual_seed(0)
     rivals = [*x, x.mean(0)]
-    rivals += [c @ x + s * float(x.norm()) * torch.randn(x.shape[1], generator=generator, dtype=torch.float64) for s in (1e-1, 1e-3, 1e-5)]
+    rivals += [
+        c @ x
+        + s * float(x.norm()) * torch.randn(x.shape[1], generator=generator, dtype=torch.float64)
+        for s in (1e-1, 1e-3, 1e-5)
+    ]
     assert all(cost(c @ x) <= cost(m) * (1 + 1e-9) for m in rivals)
 
 
 @pytest.mark.parametrize("trim", [0.1, 0.2, 0.4])
 def test_trimmed_mean_is_that_of_scipy_where_whole_values_are_cut(trim):
     generator = torch.Generator().manual_seed(0)
-    factors = [(torch.randn(3, 7, generator=generator), torch.randn(5, 3, generator=generator), 1.0) for _ in range(10)]
+    factors = [
+        (torch.randn(3, 7, generator=generator), torch.randn(5, 3, generator=generator), 1.0)
+        for _ in range(10)
+    ]
     D = torch.stack([delta.dense(one) for one in factors]).numpy()
     np.testing.assert_allclose(
-        merged("trimmed_mean", factors, {"trim": trim}), scipy.stats.trim_mean(D, trim, axis=0), rtol=1e-12, atol=1e-13
+        merged("trimmed_mean", factors, {"trim": trim}),
+        scipy.stats.trim_mean(D, trim, axis=0),
+        rtol=1e-12,
+        atol=1e-13,
     )
 
 
@@ -420,7 +518,9 @@ def test_trimmed_mean_in_blocks(monkeypatch):
     torch.testing.assert_close(merged("trimmed_mean", factors), whole, rtol=0, atol=1e-12)
 
 
-# ------------------------------------------------------------------------------------------------- statistics
+# #
+# -------------------------------------------------------------------------------------------------
+# statistics
 
 
 def replicas(n, generator, noise=1.0):
@@ -429,14 +529,20 @@ def replicas(n, generator, noise=1.0):
     S = (torch.randn(2, I, generator=generator), torch.randn(O, 2, generator=generator), 1.0)
     out = []
     for _ in range(n):
-        N = (torch.randn(3, I, generator=generator), noise * torch.randn(O, 3, generator=generator), 1.0)
+        N = (
+            torch.randn(3, I, generator=generator),
+            noise * torch.randn(O, 3, generator=generator),
+            1.0,
+        )
         A, B = delta.concat([S, N], [1, 1])
         out.append((A, B, 1.0))
     return delta.dense(S), out
 
 
 def test_shrink_comes_close_to_the_best_factor_and_errs_less_than_the_mean():
-    """Independent groups: t estimates |S|^2 / (|S|^2 + v / K), and the squared error falls as that predicts. 300 groups of 4."""
+    """Independent groups: t estimates |S|^2 / (|S|^2 + v / K), and the squared error falls as that
+    predicts. 300 groups of 4.
+    """
     S, all_ = replicas(1200, torch.Generator().manual_seed(0), noise=1.5)
     single = torch.stack([delta.dense(one) for one in all_])
     v = float(single.var(0).sum())
@@ -448,15 +554,26 @@ def test_shrink_comes_close_to_the_best_factor_and_errs_less_than_the_mean():
         gain.append(float((mean - S).square().sum() - (shrunk - S).square().sum()))
     assert np.mean(t) == pytest.approx(best, abs=0.03) and best < 0.85
     assert np.mean(gain) > 5 * np.std(gain) / math.sqrt(len(gain)) > 0
-    assert np.mean(gain) == pytest.approx(v / 4 * (1 - best), rel=0.15)  # error of the mean v/K, of the best shrunken mean v/K * t
+    # error of the mean v/K, of the best shrunken mean v/K * t
+    assert np.mean(gain) == pytest.approx(v / 4 * (1 - best), rel=0.15)
 
 
-@pytest.mark.parametrize(("method", "parameters"), [("mean", {}), ("dare", {"density": 0.5}), ("della", {"density": 1.0})])
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [("mean", {}), ("dare", {"density": 0.5}), ("della", {"density": 1.0})],
+)
 def test_unbiased_methods_are_unbiased(method, parameters):
-    """Over independent groups the projection on the truth is 1 (della at density 1 elects signs, which is no mean: it is not)."""
+    """Over independent groups the projection on the truth is 1 (della at density 1 elects signs,
+    which is no mean: it is not).
+    """
     S, all_ = replicas(800, torch.Generator().manual_seed(1), noise=0.5)
     names = [str(k) for k in range(800)]
-    groups = torch.stack([merged(method, all_[g : g + 4], parameters, ids=names[g : g + 4]) for g in range(0, 800, 4)])
+    groups = torch.stack(
+        [
+            merged(method, all_[g : g + 4], parameters, ids=names[g : g + 4])
+            for g in range(0, 800, 4)
+        ]
+    )
     projection = (groups * S).sum((1, 2)) / S.square().sum()
     error = float(projection.std()) / math.sqrt(len(projection))
     if method == "della":
@@ -471,13 +588,23 @@ def test_the_mean_has_the_variance_of_one_over_k_and_dare_more():
     names = [str(k) for k in range(1600)]
     single = torch.stack([delta.dense(one) for one in all_])
     v, power = float(single.var(0).sum()), float(single.square().mean(0).sum())
-    for method, parameters, want in (("mean", {}, v / 4), ("dare", {"density": 0.5}, (v + power) / 4)):
-        groups = torch.stack([merged(method, all_[g : g + 4], parameters, ids=names[g : g + 4]) for g in range(0, 1600, 4)])
+    for method, parameters, want in (
+        ("mean", {}, v / 4),
+        ("dare", {"density": 0.5}, (v + power) / 4),
+    ):
+        groups = torch.stack(
+            [
+                merged(method, all_[g : g + 4], parameters, ids=names[g : g + 4])
+                for g in range(0, 1600, 4)
+            ]
+        )
         assert float(groups.var(0).sum()) == pytest.approx(want, rel=0.05), method
 
 
 def test_the_median_and_the_trimmed_mean_withstand_a_broken_replica():
-    """One of eight is 1000 times too large: the mean follows it, these stay within the spread of the others."""
+    """One of eight is 1000 times too large: the mean follows it, these stay within the spread of
+    the others.
+    """
     _, all_ = replicas(8, torch.Generator().manual_seed(3))
     broken = [(A, B, 1000.0 if k == 0 else 1.0) for k, (A, B, _) in enumerate(all_)]
     sound = merged("mean", all_[1:])
@@ -487,14 +614,19 @@ def test_the_median_and_the_trimmed_mean_withstand_a_broken_replica():
         assert float((merged(method, broken) - sound).norm()) < spread, method
 
 
-# ------------------------------------------------------------------------------------------------- against peft and mergekit
+# #
+# -------------------------------------------------------------------------------------------------
+# against peft and mergekit
 
 
 def dense_changes(K=5, shape=(12, 17), seed=0, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
     factors = []
     for _ in range(K):
-        A, B = torch.randn(3, shape[1], generator=generator), torch.randn(shape[0], 3, generator=generator)
+        A, B = (
+            torch.randn(3, shape[1], generator=generator),
+            torch.randn(shape[0], 3, generator=generator),
+        )
         factors.append((A.double() + 0.5, B.double() + 0.5, scale))
     return factors, [delta.dense(one) for one in factors]
 
@@ -502,7 +634,11 @@ def dense_changes(K=5, shape=(12, 17), seed=0, scale=1.0):
 def in_mergekit(method, D, **parameters):
     zero = method not in ("linear", "karcher", "multislerp")
     return merge_tensors(
-        [torch.zeros_like(D[0])] * zero + D, method, base_index=0 if zero else None, parameters=parameters, dtype=torch.float64
+        [torch.zeros_like(D[0])] * zero + D,
+        method,
+        base_index=0 if zero else None,
+        parameters=parameters,
+        dtype=torch.float64,
     )
 
 
@@ -510,10 +646,15 @@ def in_mergekit(method, D, **parameters):
 def test_ties_is_that_of_mergekit_and_of_peft(density):
     factors, D = dense_changes()
     got = merged("ties", factors, {"density": density})
-    assert float((got - in_mergekit("ties", D, weight=[0.2] * 5, density=density)).abs().max()) < 5e-9
+    assert (
+        float((got - in_mergekit("ties", D, weight=[0.2] * 5, density=density)).abs().max()) < 5e-9
+    )
     weights = [0.1, 0.2, 0.3, 0.15, 0.25]
     weighted = merged("ties", factors, {"density": density}, weights=weights)
-    assert float((weighted - in_mergekit("ties", D, weight=weights, density=density)).abs().max()) < 5e-9
+    assert (
+        float((weighted - in_mergekit("ties", D, weight=weights, density=density)).abs().max())
+        < 5e-9
+    )
     if int(density * D[0].numel()):
         want = peft.utils.merge_utils.ties([one.float() for one in D], torch.ones(5), density)
         assert gap(got.float(), want) < 1e-6
@@ -538,29 +679,49 @@ def test_equals_mergekit_where_that_is_right(method, own, parameters):
     mine = {name: value for name, value in parameters.items() if name in MERGES[own]}
     assert gap(merged(own, factors, mine), in_mergekit(method, D, **parameters)) < 1e-7
     foreign = {name: value for name, value in parameters.items() if name != "weight"}
-    assert gap(merged(f"mergekit:{method}", factors, foreign), in_mergekit(method, D, **parameters)) < 1e-7
+    assert (
+        gap(merged(f"mergekit:{method}", factors, foreign), in_mergekit(method, D, **parameters))
+        < 1e-7
+    )
 
 
 def test_the_thresholds_of_mergekit_are_absolute():
-    """Why its methods are scaled to 1 here: on changes of entries near 1e-6, as LoRA makes them, it returns something else."""
+    """Why its methods are scaled to 1 here: on changes of entries near 1e-6, as LoRA makes them, it
+    returns something else.
+    """
     _, D = dense_changes()
     small = [1e-6 * one for one in D]
     wrong = {}
     for method, parameters in (("model_stock", {}), ("sce", {}), ("ram", {"epsilon": 1e-5})):
-        wrong[method] = gap(1e6 * in_mergekit(method, small, **parameters), in_mergekit(method, D, **parameters))
+        wrong[method] = gap(
+            1e6 * in_mergekit(method, small, **parameters), in_mergekit(method, D, **parameters)
+        )
         factors, _ = dense_changes(scale=1e-6)
-        assert gap(1e6 * merged(f"mergekit:{method}", factors, parameters), in_mergekit(method, D, **parameters)) < 1e-4
+        assert (
+            gap(
+                1e6 * merged(f"mergekit:{method}", factors, parameters),
+                in_mergekit(method, D, **parameters),
+            )
+            < 1e-4
+        )
     assert wrong["model_stock"] > 0.5 and wrong["sce"] > 0.01 and wrong["ram"] > 0.5
 
 
 def test_mergekit_dare_keeps_the_l1_norm_not_the_mean():
-    """DARE divides by the density; mergekit rescales each tensor to its old L1 norm, so one outlier decides the factor."""
+    """DARE divides by the density; mergekit rescales each tensor to its old L1 norm, so one outlier
+    decides the factor.
+    """
     x = torch.ones(1, 2000, dtype=torch.float64)
     x[0, 0] = 2000.0  # half of the L1 norm
     base = torch.zeros_like(x)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        draws = [merge_tensors([base, x], "dare_linear", base_index=0, parameters={"weight": 1.0, "density": 0.1}) for _ in range(60)]
+        draws = [
+            merge_tensors(
+                [base, x], "dare_linear", base_index=0, parameters={"weight": 1.0, "density": 0.1}
+            )
+            for _ in range(60)
+        ]
     factor = [float(d[d > 0].min()) for d in draws]
     assert max(factor) / min(factor) > 5  # about 1.8 with the outlier and 20 without it, never 10
     factors = [(x, torch.ones(1, 1), 1.0)]
@@ -571,7 +732,10 @@ def test_mergekit_dare_keeps_the_l1_norm_not_the_mean():
 def test_karcher_and_multislerp_undo_the_shrinkage_of_averaging():
     """The norm of the result is the mean norm: of independent noise nothing is averaged away."""
     generator = torch.Generator().manual_seed(0)
-    noise = [(torch.randn(4, 40, generator=generator), torch.randn(40, 4, generator=generator), 1.0) for _ in range(16)]
+    noise = [
+        (torch.randn(4, 40, generator=generator), torch.randn(40, 4, generator=generator), 1.0)
+        for _ in range(16)
+    ]
     norm = np.mean([delta.norm(one) for one in noise])
     assert float(merged("mean", noise).norm()) < 0.3 * norm
     for method in ("karcher", "multislerp"):
@@ -597,9 +761,17 @@ def test_slerp_takes_two():
     ("method", "parameters", "words"),
     [
         ("mergekit:tie", {}, "unknown merge method 'mergekit:tie'; did you mean 'ties'?"),
-        ("mergekit:ties", {"densty": 1}, "unknown parameter 'densty' of merge method mergekit:ties; did you mean 'density'?"),
+        (
+            "mergekit:ties",
+            {"densty": 1},
+            "unknown parameter 'densty' of merge method mergekit:ties; did you mean 'density'?",
+        ),
         ("mergekit:ties", {"density": "many"}, "density 'many' is impossible for mergekit:ties"),
-        ("mergekit:nearswap", {"t": 0.1}, "mergekit:nearswap cannot merge changes: its t is a distance"),
+        (
+            "mergekit:nearswap",
+            {"t": 0.1},
+            "mergekit:nearswap cannot merge changes: its t is a distance",
+        ),
         ("mergekit:arcee_fusion", {}, "mergekit:arcee_fusion cannot merge changes"),
         ("mergekit:slerp", {}, "mergekit:slerp needs 't'"),
         ("mergekit:slerp", {"t": 0.5}, "mergekit:slerp: Merge method requires exactly 2 inputs"),
@@ -641,13 +813,18 @@ def test_changes_of_zero():
 def test_the_page_describes_every_method_and_names_tests_that_are_there():
     root = Path(__file__).parent.parent
     page = (root / "docs" / "merging.md").read_text()
-    tests = "".join(path.read_text() for path in [*root.glob("tests/test_merge*.py"), root / "tests/test_lora_on_embeddings.py"])
+    tests = "".join(
+        path.read_text()
+        for path in [*root.glob("tests/test_merge*.py"), root / "tests/test_lora_on_embeddings.py"]
+    )
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     for method, parameters in MERGES.items():
         row = next(line for line in rows if f"`{method}`" in line.split("|")[1])
         assert all(f"`{name}`" in row for name in parameters), method
-        assert all(f"`{name}` ({p.default:g})" in row for name, p in parameters.items() if p.default is not None and method != "lawa"), (
-            method
-        )
+        assert all(
+            f"`{name}` ({p.default:g})" in row
+            for name, p in parameters.items()
+            if p.default is not None and method != "lawa"
+        ), method
     named = set(re.findall(r"`(test_\w+)`", page))
     assert len(named) > 15 and all(f"def {name}(" in tests for name in named)

@@ -1,4 +1,6 @@
-"""The spread of weight changes: what it is of copies, of strangers and in any gauge; and that its interval and its p-values hold."""
+"""The spread of weight changes: what it is of copies, of strangers and in any gauge; and that its
+interval and its p-values hold.
+"""
 
 import json
 import math
@@ -10,30 +12,43 @@ import torch
 from click.testing import CliRunner
 from scipy.stats import false_discovery_control
 
-from toolkit import external
 from toolkit import statistics as st
-from toolkit.adapters import read_adapter, write_adapter
 from toolkit.cli import BAD_INPUT, main
-from toolkit.delta import dense
-from toolkit.folders import RUN, claim
-from toolkit.measure import _read_modules, save_modules
-from toolkit.modules import Population, modules, modules_text, place
-from toolkit.plain import JsonError
-from toolkit.report import render
-from toolkit.results import About, ConditionDesign, Results
+from toolkit.measure.run import _read_modules, save_modules
+from toolkit.merge.module_spread import Population, modules, modules_text, place
+from toolkit.model.adapters import read_adapter, write_adapter
+from toolkit.model.delta import dense
+from toolkit.pipeline import inspect_given
+from toolkit.record.folders import RUN, claim
+from toolkit.record.plain import JsonError
+from toolkit.record.results import About, ConditionDesign, Results
+from toolkit.report.html import render
 from toolkit.statistics import weight_spread, weight_spread_ratio
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
-SHAPES = {f"layers.{layer}.{kind}": (24, 20) for layer in (0, 1, 10) for kind in ("self_attn.q_proj", "mlp.up_proj")}
+SHAPES = {
+    f"layers.{layer}.{kind}": (24, 20)
+    for layer in (0, 1, 10)
+    for kind in ("self_attn.q_proj", "mlp.up_proj")
+}
 
 
 def written(folder, factors_of, n=8):
-    """Adapters whose modules are factors_of(replica, module) = (A, B); modules without factors are left out."""
+    """Adapters whose modules are factors_of(replica, module) = (A, B); modules without factors are
+    left out.
+    """
     found = []
     for r in range(n):
         factors = {name: pair for name in SHAPES if (pair := factors_of(r, name)) is not None}
-        write_adapter(folder / f"{r:02d}", factors, r=4, alpha=8, target_modules=["q_proj", "up_proj"], base=None)
+        write_adapter(
+            folder / f"{r:02d}",
+            factors,
+            r=4,
+            alpha=8,
+            target_modules=["q_proj", "up_proj"],
+            base=None,
+        )
         found.append(read_adapter(folder / f"{r:02d}"))
     return found
 
@@ -58,19 +73,28 @@ def gram_of(x_RD: np.ndarray) -> np.ndarray:
     return x_RD @ x_RD.T
 
 
-# -- the figure --------------------------------------------------------------------------------------------------------
+# -- the figure ----------------------------------------------------------------------------------
 
 
 def test_copies_have_no_spread(tmp_path):
     found = modules([population(written(tmp_path, lambda r, name: drawn(3)))])[0]
     for row in (found.total, *found.modules):
-        assert row.spread.value == 0 and row.spread.low is None and not row.spread.conclusive and "equal" in row.spread.note
+        assert (
+            row.spread.value == 0
+            and row.spread.low is None
+            and not row.spread.conclusive
+            and "equal" in row.spread.note
+        )
 
 
 def test_independent_changes_in_many_dimensions_have_nothing_in_common():
     x_RD = np.random.default_rng(0).standard_normal((12, 20_000))
     found = weight_spread(gram_of(x_RD))
-    assert found.value == pytest.approx(1.0, abs=0.01) and found.low < 1 < found.high and found.conclusive
+    assert (
+        found.value == pytest.approx(1.0, abs=0.01)
+        and found.low < 1 < found.high
+        and found.conclusive
+    )
 
 
 def test_the_spread_is_that_of_the_dense_changes(tmp_path):
@@ -78,14 +102,21 @@ def test_the_spread_is_that_of_the_dense_changes(tmp_path):
     found = modules([population(adapters)])[0]
 
     def brute(names) -> float:
-        x_RD = torch.stack([torch.cat([dense(a.factors(name)).flatten() for name in names]) for a in adapters]).numpy()
+        x_RD = torch.stack(
+            [torch.cat([dense(a.factors(name)).flatten() for name in names]) for a in adapters]
+        ).numpy()
         distances = [np.sum((x_RD[i] - x_RD[j]) ** 2) for i in range(5) for j in range(i)]
         return float(np.mean(distances) / 2 / np.mean(np.sum(x_RD**2, axis=1)))
 
-    assert {row.name: row.spread.value for row in found.modules} == pytest.approx({name: brute([name]) for name in SHAPES})
+    assert {row.name: row.spread.value for row in found.modules} == pytest.approx(
+        {name: brute([name]) for name in SHAPES}
+    )
     assert found.total.spread.value == pytest.approx(brute(SHAPES))
     assert {row.name: row.spread.value for row in found.kinds} == pytest.approx(
-        {kind: brute([name for name in SHAPES if name.endswith(kind)]) for kind in ("self_attn.q_proj", "mlp.up_proj")}
+        {
+            kind: brute([name for name in SHAPES if name.endswith(kind)])
+            for kind in ("self_attn.q_proj", "mlp.up_proj")
+        }
     )
     assert [row.name for row in found.layers] == ["0", "1", "10"]
     for rows in (found.kinds, found.layers, found.modules):
@@ -98,7 +129,9 @@ def test_the_gauge_of_the_factors_does_not_matter(tmp_path):
         G = torch.eye(4) + 0.3 * torch.randn(4, 4, generator=torch.Generator().manual_seed(r))
         return torch.linalg.inv(G) @ A, B @ G
 
-    plain = modules([population(written(tmp_path / "a", lambda r, name: around(len(name), 0.4, r)))])[0]
+    plain = modules(
+        [population(written(tmp_path / "a", lambda r, name: around(len(name), 0.4, r)))]
+    )[0]
     other = modules([population(written(tmp_path / "b", turned))])[0]
     for one, two in zip(plain.modules, other.modules, strict=True):
         assert (two.spread.value, two.spread.low, two.spread.high) == pytest.approx(
@@ -109,8 +142,16 @@ def test_the_gauge_of_the_factors_does_not_matter(tmp_path):
 def test_a_module_that_nobody_changes_has_no_spread(tmp_path):
     found = weight_spread(np.zeros((9, 9)))
     assert found.value is None and found.low is None and "no run changes" in found.note
-    some = modules([population(written(tmp_path, lambda r, name: drawn(r) if r < 4 or "q_proj" in name else None))])[0]
-    assert some.kinds[1].name == "self_attn.q_proj" and all(row.spread.value is not None for row in some.modules)
+    some = modules(
+        [
+            population(
+                written(tmp_path, lambda r, name: drawn(r) if r < 4 or "q_proj" in name else None)
+            )
+        ]
+    )[0]
+    assert some.kinds[1].name == "self_attn.q_proj" and all(
+        row.spread.value is not None for row in some.modules
+    )
 
 
 @pytest.mark.parametrize(("name", "expected"), [
@@ -122,11 +163,13 @@ def test_place_of_a_module(name, expected):
     assert place(name) == expected
 
 
-# -- its interval ------------------------------------------------------------------------------------------------------
+# -- its interval --------------------------------------------------------------------------------
 
 
 def changes(rng, runs: int, dimensions: int, spread: float, size=0.0) -> np.ndarray:
-    """A common direction and noise in some dimensions; runs differ in length by `size` on the log scale."""
+    """A common direction and noise in some dimensions; runs differ in length by `size` on the log
+    scale.
+    """
     x_RD = math.sqrt(spread / dimensions) * rng.standard_normal((runs, dimensions))
     x_RD[:, 0] += math.sqrt(1 - spread)
     return x_RD * np.exp(size * rng.standard_normal((runs, 1)))
@@ -137,7 +180,8 @@ def true_spread(spread: float, size: float) -> float:
 
 
 @pytest.mark.parametrize(("runs", "dimensions", "spread", "size"), [
-    (8, 200, 0.05, 0.0), (8, 20, 0.5, 0.3), (8, 3, 0.95, 0.0), (16, 1, 0.05, 0.3), (32, 3, 0.95, 0.3), (32, 200, 1.0, 0.3),
+    (8, 200, 0.05, 0.0), (8, 20, 0.5, 0.3), (8, 3, 0.95, 0.0), (16, 1, 0.05, 0.3), (32, 3, 0.95,
+        0.3), (32, 200, 1.0, 0.3),
 ])  # fmt: skip
 def test_intervals_cover(runs, dimensions, spread, size):
     rng, held = np.random.default_rng(1), 0
@@ -167,7 +211,9 @@ def test_a_true_difference_is_found_and_pairs_help():
     a = changes(rng, 16, 50, 0.4)
     half = a.copy()
     half[:, 1:] *= 0.7
-    apart, together = (weight_spread_ratio(gram_of(half), gram_of(a), paired=paired) for paired in (False, True))
+    apart, together = (
+        weight_spread_ratio(gram_of(half), gram_of(a), paired=paired) for paired in (False, True)
+    )
     assert together.conclusive and together.high < 1 and together.p < apart.p
 
 
@@ -185,17 +231,21 @@ def test_too_few_or_wrong_inputs():
             call()
 
 
-# -- populations -------------------------------------------------------------------------------------------------------
+# -- populations ---------------------------------------------------------------------------------
 
 
 def test_conditions_are_held_against_the_first_as_pairs_of_the_same_seeds(tmp_path):
     a = written(tmp_path / "a", lambda r, name: around(len(name), 0.4, r))
-    b = written(tmp_path / "b", lambda r, name: around(len(name), 0.1 if name.startswith("layers.0.") else 0.4, r, start=0))
+    b = written(
+        tmp_path / "b",
+        lambda r, name: around(len(name), 0.1 if name.startswith("layers.0.") else 0.4, r, start=0),
+    )
     first, second = modules([population(a), population(b, "b")])
     assert first.baseline == "" and first.modules[0].ratio is None
     assert second.baseline == "a" and second.paired
     tested = {row.name: row for row in second.modules if row.ratio.p is not None}
-    assert set(tested) == {name for name in SHAPES if name.startswith("layers.0.")}  # the others are pairs of equals
+    # the others are pairs of equals
+    assert set(tested) == {name for name in SHAPES if name.startswith("layers.0.")}
     assert all(row.p_adjusted < 0.05 and row.ratio.high < 1 for row in tested.values())
     third = modules([population(a), population(b, "b", [{"init": 100 + r} for r in range(8)])])[1]
     p, adjusted = zip(*((row.ratio.p, row.p_adjusted) for row in third.modules), strict=True)
@@ -208,11 +258,14 @@ def test_replicas_that_share_seeds_are_not_taken_for_independent(tmp_path):
     crossed = [{"init": r // 4, "order": r % 4} for r in range(8)]
     found = modules([population(adapters, seeds=crossed)])[0]
     assert not found.total.spread.conclusive and "share their init" in found.total.spread.note
-    assert modules([population(adapters)])[0].total.spread.conclusive  # one order for all is what the figure is about
+    # one order for all is what the figure is about
+    assert modules([population(adapters)])[0].total.spread.conclusive
 
 
 def test_only_figures_of_the_replicas_that_were_measured_reach_the_report(tmp_path):
-    found = modules([population(written(tmp_path / "a", lambda r, name: around(len(name), 0.4, r)))])
+    found = modules(
+        [population(written(tmp_path / "a", lambda r, name: around(len(name), 0.4, r)))]
+    )
     save_modules(tmp_path, found)
     assert _read_modules(tmp_path, [ConditionDesign("a", range(8))]) == found
     assert _read_modules(tmp_path, [ConditionDesign("a", range(9))]) == ()
@@ -231,26 +284,42 @@ def test_the_command_takes_any_folder_of_adapters(tmp_path):
     told = json.loads(CliRunner().invoke(main, ["modules", str(tmp_path / "a"), "--json"]).stdout)
     assert len(told["conditions"][0]["modules"]) == len(SHAPES)
     alone = CliRunner().invoke(main, ["modules", str(tmp_path / "a" / "00")])
-    assert alone.exit_code == BAD_INPUT and "a spread takes two or more" in alone.output and len(alone.output.splitlines()) == 1
+    assert (
+        alone.exit_code == BAD_INPUT
+        and "a spread takes two or more" in alone.output
+        and len(alone.output.splitlines()) == 1
+    )
 
 
 def test_of_a_run_whole_models_are_left_out(tmp_path, monkeypatch):
-    """They have no factors; a run that has adapters too is still told, and one that has none says so."""
+    """They have no factors; a run that has adapters too is still told, and one that has none says
+    so.
+    """
     claim(tmp_path, RUN)
     (tmp_path / "recipe.yaml").touch()
     whole = tmp_path / "full" / "replicas" / "00000"
     whole.mkdir(parents=True)
     (whole / "full.json").touch()
     found: list[list[str]] = []
-    monkeypatch.setattr(external, "_collections", lambda sources: [(tmp_path / "full", [whole])])
+    monkeypatch.setattr(
+        inspect_given, "collections_of", lambda sources: [(tmp_path / "full", [whole])]
+    )
     with pytest.raises(RuntimeError, match="none of its conditions trains adapters"):
-        external.module_spreads([tmp_path])
-    monkeypatch.setattr(external, "modules", lambda populations: found.append([one.name for one in populations]))
-    monkeypatch.setattr(external, "save_modules", lambda folder, modules: None)
-    monkeypatch.setattr(external, "read_adapter", lambda path: SimpleNamespace(base=None, revision=None))
-    monkeypatch.setattr(external, "under_one_naming", lambda adapters, identity: (adapters, []))
-    monkeypatch.setattr(external, "copies", lambda adapters: "")
+        inspect_given.module_spreads([tmp_path])
+    monkeypatch.setattr(
+        inspect_given,
+        "modules",
+        lambda populations: found.append([one.name for one in populations]),
+    )
+    monkeypatch.setattr(inspect_given, "save_modules", lambda folder, modules: None)
+    monkeypatch.setattr(
+        inspect_given, "read_adapter", lambda path: SimpleNamespace(base=None, revision=None)
+    )
+    monkeypatch.setattr(
+        inspect_given, "under_one_naming", lambda adapters, identity: (adapters, [])
+    )
+    monkeypatch.setattr(inspect_given, "copies", lambda adapters: "")
     adapters = [(tmp_path / "lora", [tmp_path / "a", tmp_path / "b"]), (tmp_path / "full", [whole])]
-    monkeypatch.setattr(external, "_collections", lambda sources: adapters)
-    external.module_spreads([tmp_path])
+    monkeypatch.setattr(inspect_given, "collections_of", lambda sources: adapters)
+    inspect_given.module_spreads([tmp_path])
     assert found == [["lora"]]

@@ -1,4 +1,6 @@
-"""The run folder: same recipe, same bits, however often it was stopped and wherever its stacks were trained."""
+"""The run folder: same recipe, same bits, however often it was stopped and wherever its stacks were
+trained.
+"""
 
 import json
 import shutil
@@ -14,10 +16,11 @@ from processes import kill, started
 
 from toolkit import pipeline
 from toolkit.data import read_rows
-from toolkit.measure import read_design
-from toolkit.outcomes import read_outcomes, read_token_scores
-from toolkit.population import groups, read_population, replica_folder, sha256_file
+from toolkit.measure.run import read_design
+from toolkit.pipeline import answering, merging
 from toolkit.recipe import parse_recipe
+from toolkit.record.outcomes import read_outcomes, read_token_scores
+from toolkit.record.population import groups, read_population, replica_folder, sha256_file
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -59,7 +62,13 @@ def recipe(tmp_path_factory):
 
     train = write("train.jsonl", [dict(row) for row in read_rows("embedded")[:24]])
     typical = write("typical.jsonl", [dict(row) for row in read_rows("embedded")[24:36]])
-    far = write("far.jsonl", [{"prompt": "the cat is in the garage =>", "category": "odd"}, {"prompt": "call ben and play blue moon =>"}])
+    far = write(
+        "far.jsonl",
+        [
+            {"prompt": "the cat is in the garage =>", "category": "odd"},
+            {"prompt": "call ben and play blue moon =>"},
+        ],
+    )
     return parse_recipe(RECIPE.format(train=train, typical=typical, far=far), "test.yaml")
 
 
@@ -71,11 +80,16 @@ def finished(recipe, tmp_path_factory):
 
 
 def weights(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*.safetensors"))}
+    return {
+        str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*.safetensors"))
+    }
 
 
 def outcomes(folder: Path) -> dict[str, list]:
-    return {str(p.relative_to(folder)): pq.read_table(p).to_pylist() for p in sorted(folder.rglob("outcomes/**/*.parquet"))}
+    return {
+        str(p.relative_to(folder)): pq.read_table(p).to_pylist()
+        for p in sorted(folder.rglob("outcomes/**/*.parquet"))
+    }
 
 
 def replicas(folder: Path) -> dict[int, dict[str, str]]:
@@ -84,9 +98,16 @@ def replicas(folder: Path) -> dict[int, dict[str, str]]:
 
 def test_a_run_leaves_what_it_promises(finished, recipe):
     population = read_population(finished / "lora")
-    assert sorted(population) == list(range(8)) and all(record.status == "ok" for record in population.values())
+    assert sorted(population) == list(range(8)) and all(
+        record.status == "ok" for record in population.values()
+    )
     files = set(weights(finished))
-    for part in ("adapter_model", "averages/swa/adapter_model", "averages/ema/adapter_model", "snapshots/s001/adapter_model"):
+    for part in (
+        "adapter_model",
+        "averages/swa/adapter_model",
+        "averages/ema/adapter_model",
+        "snapshots/s001/adapter_model",
+    ):
         assert f"lora/replicas/00003/{part}.safetensors" in files
     for label, count in {"swa-k1": 8, "mean-rank-same-k2": 4, "ties-density0.5-k2": 4}.items():
         assert sum(f"merged/{label}/" in name for name in files) == count
@@ -94,34 +115,53 @@ def test_a_run_leaves_what_it_promises(finished, recipe):
     results = json.loads((finished / "results.json").read_text())
     labels = [p["label"] for p in results["conditions"][0]["procedures"]]
     assert labels == ["replica", *(m.label for m in recipe.mitigations)]
-    steps = pq.read_table(next((finished / "lora" / "training").glob("steps-*.parquet"))).to_pydict()
-    examples = pq.read_table(next((finished / "lora" / "training").glob("examples-*.parquet"))).to_pydict()
+    steps = pq.read_table(
+        next((finished / "lora" / "training").glob("steps-*.parquet"))
+    ).to_pydict()
+    examples = pq.read_table(
+        next((finished / "lora" / "training").glob("examples-*.parquet"))
+    ).to_pydict()
     assert len(steps["loss"]) == 4 * 6 and len(examples["row"]) == 4 * 2 * 24
     assert (finished / "report.html").stat().st_size > 5000
 
 
 def test_a_gate_costs_what_it_ran_and_weights_are_the_accuracies(finished, recipe):
     results = json.loads((finished / "results.json").read_text())
-    price = {p["label"]: p["price"]["inference_streams"] for p in results["conditions"][0]["procedures"]}
+    price = {
+        p["label"]: p["price"]["inference_streams"] for p in results["conditions"][0]["procedures"]
+    }
     assert price["replica"] == price["mean-rank-same-k2"] == 1 and price["probabilities-k2"] == 2
     table = read_outcomes(finished / path for path in read_design(finished).shards).to_pylist()
     gated = [row for row in table if row["procedure"] == "gated-threshold0.5-k2"]
-    sure = {(r["index"], r["suite"], r["prompt_id"]): r["margin"] >= 0.5 for r in table if r["procedure"] == "replica"}
-    assert [row["streams"] == 1 for row in gated] == [sure[2 * row["index"], row["suite"], row["prompt_id"]] for row in gated]
+    sure = {
+        (r["index"], r["suite"], r["prompt_id"]): r["margin"] >= 0.5
+        for r in table
+        if r["procedure"] == "replica"
+    }
+    assert [row["streams"] == 1 for row in gated] == [
+        sure[2 * row["index"], row["suite"], row["prompt_id"]] for row in gated
+    ]
     assert price["gated-threshold0.5-k2"] == sum(row["streams"] for row in gated) / len(gated)
     with pipeline.open_run(recipe, finished, workers=1) as job:
-        known = pipeline.accuracies(job, "lora", recipe.mitigations[-1])
-        family = pipeline.subjects_of(job, "lora")[-1]
+        known = answering.accuracies(job, "lora", recipe.mitigations[-1])
+        family = answering.subjects_of(job, "lora")[-1]
     single = [row for row in table if row["procedure"] == "replica" and row["suite"] == "typical"]
     for replica in range(8):
         marks = [row["correct"] for row in single if row["index"] == replica]
         assert known[replica] == sum(marks) / len(marks)
     equal = (1.0, 1.0)
     assert [subject.weights for subject in family] == [
-        (known[2 * g], known[2 * g + 1]) if known[2 * g] or known[2 * g + 1] else equal for g in range(4)
+        (known[2 * g], known[2 * g + 1]) if known[2 * g] or known[2 * g + 1] else equal
+        for g in range(4)
     ]
-    scores = read_token_scores([finished / path for path in read_design(finished).shards], condition="lora")
-    single_far = {(row["suite"], row["prompt_id"]): row["reference_logprob"] for row in single if row["index"] == 3}
+    scores = read_token_scores(
+        [finished / path for path in read_design(finished).shards], condition="lora"
+    )
+    single_far = {
+        (row["suite"], row["prompt_id"]): row["reference_logprob"]
+        for row in single
+        if row["index"] == 3
+    }
     for (suite, prompt), log_CT in zip(scores.prompts, scores.log_RPCT[3], strict=True):
         if (suite, prompt) in single_far:
             assert np.nansum(log_CT[0]) == pytest.approx(single_far[suite, prompt], rel=1e-5)
@@ -129,7 +169,9 @@ def test_a_gate_costs_what_it_ran_and_weights_are_the_accuracies(finished, recip
 
 def test_the_last_snapshot_is_the_replica(finished):
     folder = replica_folder(finished / "lora", 2)
-    assert sha256_file(folder / "snapshots/s001/adapter_model.safetensors") == sha256_file(folder / "adapter_model.safetensors")
+    assert sha256_file(folder / "snapshots/s001/adapter_model.safetensors") == sha256_file(
+        folder / "adapter_model.safetensors"
+    )
 
 
 def test_one_worker_makes_the_same_bits_as_two(finished, recipe, tmp_path):
@@ -157,9 +199,10 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     """The parent alone: its workers must not train on beside those of a resumed run."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, time\nfrom toolkit.engines import LocalEngine\n\n"
+        "import os, time\nfrom toolkit.pipeline.engines import LocalEngine\n\n"
         "def unit(n, progress):\n    print(os.getpid(), flush=True)\n    time.sleep(60)\n\n"
-        "if __name__ == '__main__':\n    with LocalEngine('cpu', 1) as engine:\n        list(engine.run(unit, [0]))\n"
+        "if __name__ == '__main__':\n    with LocalEngine('cpu', 1) as engine:\n        "
+        "list(engine.run(unit, [0]))\n"
     )
     process = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True)
     assert process.stdout
@@ -167,7 +210,10 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     process.kill()
     process.wait()
     deadline = time.monotonic() + 20
-    while Path(f"/proc/{worker}").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
+    while (
+        Path(f"/proc/{worker}").exists()
+        and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z"
+    ):
         assert time.monotonic() < deadline, "the worker lives on"
         time.sleep(0.05)
 
@@ -187,7 +233,9 @@ def test_lost_and_damaged_replicas_come_back(finished, recipe, tmp_path):
     assert touched.stat().st_mtime_ns == stamp  # what was finished is not done again
 
 
-def test_what_killed_workers_leave_half_written_is_gone_when_the_run_is_done(finished, recipe, tmp_path):
+def test_what_killed_workers_leave_half_written_is_gone_when_the_run_is_done(
+    finished, recipe, tmp_path
+):
     folder = tmp_path / "l"
     shutil.copytree(finished, folder)
     with pipeline.open_run(recipe, folder, workers=1):
@@ -200,7 +248,7 @@ def test_what_killed_workers_leave_half_written_is_gone_when_the_run_is_done(fin
 def test_a_merge_that_was_killed_before_it_was_described_is_made_again(finished, recipe, tmp_path):
     folder = tmp_path / "m"
     shutil.copytree(finished, folder)
-    merged = pipeline.merged_folder(folder / "lora", "mean-rank-same-k2", 1)
+    merged = merging.merged_folder(folder / "lora", "mean-rank-same-k2", 1)
     names = {path.name for path in merged.iterdir()}
     assert {"merge.json", "mergekit_config.yml", "README.md"} < names
     for name in ("mergekit_config.yml", "README.md"):
@@ -226,14 +274,21 @@ def test_a_folder_of_another_recipe_is_refused(finished, recipe, tmp_path):
     folder = tmp_path / "f"
     shutil.copytree(finished, folder)
     other = recipe.model_copy(update={"seed": 1})
-    with pytest.raises(pipeline.RunError, match="another recipe"), pipeline.open_run(other, folder, workers=1) as job:
+    with (
+        pytest.raises(pipeline.RunError, match="another recipe"),
+        pipeline.open_run(other, folder, workers=1) as job,
+    ):
         pipeline.train(job, "lora")
     assert json.loads((folder / "lora" / "population.json").read_text())["root_seed"] == 0
 
 
 def test_a_diverging_condition_is_recorded_and_said(recipe, tmp_path):
-    wild = recipe.conditions["lora"].model_copy(update={"lr": 1e30, "clip": 0.0, "snapshots": None, "averages": []})
-    sick = recipe.model_copy(update={"conditions": {"lora": wild}, "mitigations": [], "replicas": 4})
+    wild = recipe.conditions["lora"].model_copy(
+        update={"lr": 1e30, "clip": 0.0, "snapshots": None, "averages": []}
+    )
+    sick = recipe.model_copy(
+        update={"conditions": {"lora": wild}, "mitigations": [], "replicas": 4}
+    )
     with pytest.raises(pipeline.RunError, match="lower `lr`"):
         pipeline.run(sick, tmp_path / "g", workers=1)
     population = read_population(tmp_path / "g" / "lora")
@@ -249,8 +304,12 @@ def test_groups_are_disjoint():
 def test_what_the_base_cannot_do_is_told_before_training(recipe, tmp_path):
     wrong = recipe.conditions["lora"].model_copy(update={"targets": ["nope"]})
     with (
-        pytest.raises(pipeline.RunError, match="conditions.lora.targets: target 'nope' matches no module"),
-        pipeline.open_run(recipe.model_copy(update={"conditions": {"lora": wrong}}), tmp_path / "h"),
+        pytest.raises(
+            pipeline.RunError, match="conditions.lora.targets: target 'nope' matches no module"
+        ),
+        pipeline.open_run(
+            recipe.model_copy(update={"conditions": {"lora": wrong}}), tmp_path / "h"
+        ),
     ):
         pass
     high = [m.model_copy(update={"rank": 5000}) for m in recipe.mitigations[:1]]
@@ -265,14 +324,25 @@ def test_a_crossed_design_gives_every_combination_of_seeds_and_its_components(re
     crossed = recipe.conditions["lora"].model_copy(
         update={"crossed": {"init": 3, "order": 2}, "repeats": 2, "snapshots": None, "averages": []}
     )
-    recipe = recipe.model_copy(update={"conditions": {"lora": crossed}, "mitigations": [], "stack": 6})
+    recipe = recipe.model_copy(
+        update={"conditions": {"lora": crossed}, "mitigations": [], "stack": 6}
+    )
     results = pipeline.run(recipe, tmp_path / "x", workers=1)
     found = read_population(tmp_path / "x" / "lora")
     assert sorted(found) == list(range(12))
     cells = [(record.seeds["init"], record.seeds["order"]) for _, record in sorted(found.items())]
-    assert len(set(cells[:6])) == 6 and cells[:6] == cells[6:] and len({init for init, _ in cells}) == 3
-    assert len({record.seeds["dropout"] for record in found.values()}) == 1  # what is not named is held
-    same = [found[r].sha256["adapter_model.safetensors"] == found[r + 6].sha256["adapter_model.safetensors"] for r in range(6)]
+    assert (
+        len(set(cells[:6])) == 6
+        and cells[:6] == cells[6:]
+        and len({init for init, _ in cells}) == 3
+    )
+    # what is not named is held
+    assert len({record.seeds["dropout"] for record in found.values()}) == 1
+    same = [
+        found[r].sha256["adapter_model.safetensors"]
+        == found[r + 6].sha256["adapter_model.safetensors"]
+        for r in range(6)
+    ]
     assert all(same)  # a repeat is the same bits: on this engine the numerics add nothing
     answers = [s for s in results.conditions[0].sources if s.figure == "disagreement"]
     assert set(answers[0].parts) == {"init", "order", "init x order", "residual"}

@@ -1,4 +1,6 @@
-"""The report is one closed file: nothing is loaded, nothing that a model said is executed, and it says what is not known."""
+"""The report is one closed file: nothing is loaded, nothing that a model said is executed, and it
+says what is not known.
+"""
 
 import re
 import subprocess
@@ -8,23 +10,33 @@ from html.parser import HTMLParser
 import pytest
 from outcomes_of import World, vote
 
-from toolkit import charts
-from toolkit.analyse import analyse
-from toolkit.report import render, table_text, write_report
-from toolkit.results import About, Results, save_results
+from toolkit.measure.analyse import analyse
+from toolkit.record.results import About, Results, save_results
+from toolkit.report import charts
+from toolkit.report.html import render, table_text, write_report
 
 ATTACK = '<script>alert("x")</script><img src=http://evil.example/x.png>'
 
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    world = World(24, failed=(3,)).mitigate("mean", 2, vote, "merge").mitigate("vote", 2, vote).mitigate("vote", 8, vote)
+    world = (
+        World(24, failed=(3,))
+        .mitigate("mean", 2, vote, "merge")
+        .mitigate("vote", 2, vote)
+        .mitigate("vote", 8, vote)
+    )
     world.mitigate("collapse", 4, lambda members: world.base, "merge")
     worst = next(p for _, p in world.flat if p.id == "two intents-3")
     worst.prompt = f"What about {ATTACK}?"
     for n, row in enumerate(row for row in world.rows if row["prompt_id"] == worst.id):
         row["answer"] = f"{ATTACK} {n}"
-    return analyse(world.table, world.prompts, world.designs, about=About("0.1.0", ATTACK, "embedded", 10, {"gpu": ATTACK}, "ftk run"))
+    return analyse(
+        world.table,
+        world.prompts,
+        world.designs,
+        about=About("0.1.0", ATTACK, "embedded", 10, {"gpu": ATTACK}, "ftk run"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +70,9 @@ def test_nothing_is_loaded_and_nothing_is_executed(html: str) -> None:
     reader = Reader()
     reader.feed(html)
     assert reader.open == []
-    assert {tag for tag, _ in reader.tags}.isdisjoint({"script", "img", "link", "iframe", "object", "image"})
+    assert {tag for tag, _ in reader.tags}.isdisjoint(
+        {"script", "img", "link", "iframe", "object", "image"}
+    )
     for _, attributes in reader.tags:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href", "xlink:href"):
@@ -72,7 +86,14 @@ def test_text_of_models_is_escaped(html: str) -> None:
 
 
 def test_the_report_says_what_is_in_the_results(results: Results, html: str) -> None:
-    for heading in ("What each mitigation buys", "Where replicas disagree", "one by one", "against K", "least stable", "Environment"):
+    for heading in (
+        "What each mitigation buys",
+        "Where replicas disagree",
+        "one by one",
+        "against K",
+        "least stable",
+        "Environment",
+    ):
         assert heading in html
     assert all(sentence[:40] in html for sentence in results.verdict)
     assert "inconclusive; needs about 24 replicas" in html
@@ -109,15 +130,36 @@ def test_table_fits_a_terminal(results: Results) -> None:
 
 def test_importing_the_report_is_cheap() -> None:
     heavy = ("torch", "matplotlib", "jinja2", "scipy.stats")
-    code = f"import sys, toolkit.report, toolkit.analyse; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        f"import sys, toolkit.report.html, toolkit.measure.analyse; print([m for m in {heavy} "
+        "if m in sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_charts_are_deterministic_and_leave_nothing_behind() -> None:
-    dot, zero, unknown = charts.Dot(0.2, 0.1, 0.3), charts.Dot(0.0, 0.0, 0.05), charts.Dot(None, None, None)
+    dot, zero, unknown = (
+        charts.Dot(0.2, 0.1, 0.3),
+        charts.Dot(0.0, 0.0, 0.05),
+        charts.Dot(None, None, None),
+    )
     for svg in (
-        lambda: charts.by_category({"far": {"a (3)": {"single replica": dot, "vote, K = 2": zero}, "b (4)": {"single replica": unknown}}}),
-        lambda: charts.accuracies({"typical": ([0.5, 0.75, 0.75], 0.25, 4), "far": ([1.0], None, 4)}),
+        lambda: charts.by_category(
+            {
+                "far": {
+                    "a (3)": {"single replica": dot, "vote, K = 2": zero},
+                    "b (4)": {"single replica": unknown},
+                }
+            }
+        ),
+        lambda: charts.accuracies(
+            {"typical": ([0.5, 0.75, 0.75], 0.25, 4), "far": ([1.0], None, 4)}
+        ),
         lambda: charts.against_k({"far": (dot, {"vote": {2: dot, 4: zero, 8: unknown}})}),
         lambda: charts.against_k({"far": (unknown, {})}),
     ):

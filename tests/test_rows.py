@@ -1,4 +1,6 @@
-"""Rows from files and folders: read right whatever they are packed in, or refused in one line; no split is mixed with another."""
+"""Rows from files and folders: read right whatever they are packed in, or refused in one line; no
+split is mixed with another.
+"""
 
 import bz2
 import csv
@@ -12,9 +14,11 @@ import pyarrow.parquet
 import pytest
 
 from toolkit.data import DataError, read_rows, read_suite, survey
-from toolkit.data.folders import files_of, split_of
 from toolkit.data.formats import split_row
+from toolkit.data.locate import files_of, split_of
 from toolkit.data.rows import READERS
+from toolkit.data.survey import aside
+from toolkit.measure.predictions import PredictionsError, read_predictions
 
 ROWS = [{"prompt": f"call ben {i}", "completion": "call ann"} for i in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -36,7 +40,13 @@ def texts(kind: str) -> str:
     separator = {".csv": ",", ".tsv": "\t"}.get(kind)
     if kind == ".json":
         return json.dumps(ROWS)
-    return LINES if separator is None else "\r\n".join(separator.join(row) for row in [ROWS[0].keys(), *(r.values() for r in ROWS)])
+    return (
+        LINES
+        if separator is None
+        else "\r\n".join(
+            separator.join(row) for row in [ROWS[0].keys(), *(r.values() for r in ROWS)]
+        )
+    )
 
 
 @pytest.mark.parametrize("packed", PACK)
@@ -55,7 +65,9 @@ def test_text_files_are_read_whatever_they_are_packed_in(tmp_path, kind, packed)
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_packed_data_that_is_damaged_is_one_line(tmp_path, packed, damage):
     path = tmp_path / f"rows.jsonl{packed}"
-    streamed_zstd(path, LINES.encode()) if packed == ".zst" else path.write_bytes(PACK[packed](LINES.encode()))
+    streamed_zstd(path, LINES.encode()) if packed == ".zst" else path.write_bytes(
+        PACK[packed](LINES.encode())
+    )
     path.write_bytes(path.read_bytes()[:-9] if damage == "cut" else b"no such thing at all")
     with pytest.raises(DataError, match=r"rows\.jsonl") as error:
         read_rows(str(path))
@@ -65,7 +77,9 @@ def test_packed_data_that_is_damaged_is_one_line(tmp_path, packed, damage):
 @pytest.mark.parametrize("stream", [True, False])
 def test_arrow_files_of_both_kinds(tmp_path, stream):
     table = pyarrow.Table.from_pylist(ROWS)
-    with (pyarrow.ipc.new_stream if stream else pyarrow.ipc.new_file)(str(tmp_path / "a.arrow"), table.schema) as writer:
+    with (pyarrow.ipc.new_stream if stream else pyarrow.ipc.new_file)(
+        str(tmp_path / "a.arrow"), table.schema
+    ) as writer:
         writer.write_table(table)
     assert read_rows(str(tmp_path / "a.arrow")) == ROWS
 
@@ -75,10 +89,16 @@ def saved(folder: Path, rows: list[dict], parts: int = 1) -> None:
     folder.mkdir(parents=True)
     names = [f"data-{i:05d}-of-{parts:05d}.arrow" for i in range(parts)]
     for i, name in enumerate(names):
-        table = pyarrow.Table.from_pylist(rows[i::parts] if parts == 1 else rows[i * len(rows) // parts : (i + 1) * len(rows) // parts])
+        table = pyarrow.Table.from_pylist(
+            rows[i::parts]
+            if parts == 1
+            else rows[i * len(rows) // parts : (i + 1) * len(rows) // parts]
+        )
         with pyarrow.ipc.new_stream(str(folder / name), table.schema) as writer:
             writer.write_table(table)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names], "_split": None}))
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": name} for name in names], "_split": None})
+    )
     (folder / "dataset_info.json").write_text("{}")
 
 
@@ -90,12 +110,20 @@ def test_folders_that_datasets_saved(tmp_path):
         saved(tmp_path / "both" / name, rows)
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     assert read_rows(str(tmp_path / "both")) == ROWS[:3]
-    assert files_of(tmp_path / "both", READERS)[1] == [f"{tmp_path / 'both'}: read as its train split; left aside: test/"]
-    with pytest.raises(DataError, match=r"both: holds several data sets; name the one that is meant: .*both/test, .*both/train"):
+    assert files_of(tmp_path / "both", READERS)[1] == [
+        f"{tmp_path / 'both'}: read as its train split; left aside: test/"
+    ]
+    with pytest.raises(
+        DataError,
+        match=r"both: holds several data sets; name the one that is meant: .*both/test, "
+        r".*both/train",
+    ):
         read_suite(str(tmp_path / "both"), name="typical")
     assert len(read_suite(str(tmp_path / "both" / "test"), name="typical")) == 1
     (tmp_path / "one" / "data-00001-of-00002.arrow").unlink()
-    with pytest.raises(DataError, match=r"data-00001-of-00002\.arrow: missing, though .*state\.json names it"):
+    with pytest.raises(
+        DataError, match=r"data-00001-of-00002\.arrow: missing, though .*state\.json names it"
+    ):
         read_rows(str(tmp_path / "one"))
 
 
@@ -105,7 +133,7 @@ def test_what_the_datasets_library_saves_is_read(tmp_path):
     assert read_rows(str(tmp_path / "ds")) == ROWS
 
 
-# -- folders -----------------------------------------------------------------------------------------------------------
+# -- folders -------------------------------------------------------------------------------------
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -128,7 +156,10 @@ def fill(folder: Path, *names: str) -> Path:
     ("names", "read"),
     [
         (["part-0.jsonl", "part-1.jsonl.gz"], ["part-0.jsonl", "part-1.jsonl.gz"]),
-        (["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"], ["train-00000-of-00001.parquet"]),
+        (
+            ["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"],
+            ["train-00000-of-00001.parquet"],
+        ),
         (["train.jsonl", "dev.jsonl", "eval.jsonl"], ["train.jsonl"]),
         (["my.training.jsonl", "my_valid.jsonl"], ["my.training.jsonl"]),
         (["data/train-0.jsonl", "data/validation-0.jsonl", "README.md"], ["data/train-0.jsonl"]),
@@ -136,7 +167,10 @@ def fill(folder: Path, *names: str) -> Path:
         (["test.jsonl"], ["test.jsonl"]),
         (["train-1.jsonl", "train-2.jsonl"], ["train-1.jsonl", "train-2.jsonl"]),
         (["contest.jsonl", "latest.jsonl"], ["contest.jsonl", "latest.jsonl"]),
-        (["devices.jsonl", "phones.jsonl", "testimonials.jsonl"], ["devices.jsonl", "phones.jsonl", "testimonials.jsonl"]),
+        (
+            ["devices.jsonl", "phones.jsonl", "testimonials.jsonl"],
+            ["devices.jsonl", "phones.jsonl", "testimonials.jsonl"],
+        ),
         (["testset.jsonl", "trainset.jsonl"], ["trainset.jsonl"]),
         (["testData.jsonl", "trainData.jsonl"], ["trainData.jsonl"]),
         (["myHTMLTest.jsonl", "myHTMLTrain.jsonl"], ["myHTMLTrain.jsonl"]),
@@ -162,9 +196,19 @@ def test_a_folder_is_its_training_split(tmp_path, names, read):
         (["train.jsonl", "more.jsonl"], r"train\.jsonl names a split and more\.jsonl does not"),
         (["more.jsonl", "test.jsonl"], r"test\.jsonl names a split and more\.jsonl does not"),
         (["part.jsonl", "heldout.jsonl"], r"heldout\.jsonl names a split and part\.jsonl does not"),
-        (["mydata.jsonl", "testset.jsonl"], r"testset\.jsonl names a split and mydata\.jsonl does not"),
-        (["mydata.jsonl", "train/a.jsonl"], r"train/a\.jsonl names a split and mydata\.jsonl does not"),
-        (["dev.jsonl", "test.jsonl"], r"holds the splits test, validation; name the file that is meant, such as .*test\.jsonl"),
+        (
+            ["mydata.jsonl", "testset.jsonl"],
+            r"testset\.jsonl names a split and mydata\.jsonl does not",
+        ),
+        (
+            ["mydata.jsonl", "train/a.jsonl"],
+            r"train/a\.jsonl names a split and mydata\.jsonl does not",
+        ),
+        (
+            ["dev.jsonl", "test.jsonl"],
+            r"holds the splits test, validation; name the file that is meant, such as "
+            r".*test\.jsonl",
+        ),
     ],
 )
 def test_a_folder_in_which_it_is_open_what_is_meant_is_refused(tmp_path, names, told):
@@ -173,7 +217,10 @@ def test_a_folder_in_which_it_is_open_what_is_meant_is_refused(tmp_path, names, 
 
 
 def test_a_suite_takes_no_split_of_itself(tmp_path):
-    with pytest.raises(DataError, match=r"holds the splits test, train; name the file that is meant, such as .*test\.jsonl"):
+    with pytest.raises(
+        DataError,
+        match=r"holds the splits test, train; name the file that is meant, such as .*test\.jsonl",
+    ):
         read_suite(str(fill(tmp_path, "train.jsonl", "test.jsonl")), name="typical")
 
 
@@ -197,11 +244,16 @@ def test_the_files_that_are_read_together_are_named_with_their_rows(tmp_path):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     assert notes_of(tmp_path) == []
     (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "go", "completion": "blue"}) + "\n")
-    assert notes_of(tmp_path) == [f"{tmp_path}: read together: data.jsonl (8 rows), more.jsonl (1 rows)"]
-    (tmp_path / "data.csv").write_text("id,prompt,completion\n" + "".join(f"{i},do {i},red\n" for i in range(6)))
+    assert notes_of(tmp_path) == [
+        f"{tmp_path}: read together: data.jsonl (8 rows), more.jsonl (1 rows)"
+    ]
+    (tmp_path / "data.csv").write_text(
+        "id,prompt,completion\n" + "".join(f"{i},do {i},red\n" for i in range(6))
+    )
     assert notes_of(tmp_path) == [
         f"{tmp_path}: read together: data.csv (6 rows), data.jsonl (8 rows), more.jsonl (1 rows)",
-        f"{tmp_path}: 6 of 15 rows stand in two files, such as data.csv and data.jsonl, and count twice; take one of the files out",
+        f"{tmp_path}: 6 of 15 rows stand in two files, such as data.csv and data.jsonl, "
+        "and count twice; take one of the files out",
     ]
 
 
@@ -210,12 +262,22 @@ def test_the_files_that_are_read_together_are_named_with_their_rows(tmp_path):
 def test_answers_that_are_not_wanted_are_refused_in_any_spelling(column, no):
     with pytest.raises(DataError, match=f"field '{column}' is {no}"):
         split_row({"prompt": "a", "completion": "b", column: no}, "prompt-completion")
-    split_row({"prompt": "a", "completion": "b", column: {"no": "yes", "0": "1"}.get(str(no), True)}, "prompt-completion")
+    split_row(
+        {"prompt": "a", "completion": "b", column: {"no": "yes", "0": "1"}.get(str(no), True)},
+        "prompt-completion",
+    )
     with pytest.raises(DataError, match="not wanted"):
-        split_row({"prompt": "a", "completion": "b", "rejected": {"No": "Yes", "0": "1"}.get(str(no), True)}, "prompt-completion")
+        split_row(
+            {
+                "prompt": "a",
+                "completion": "b",
+                "rejected": {"No": "Yes", "0": "1"}.get(str(no), True),
+            },
+            "prompt-completion",
+        )
 
 
-# -- text --------------------------------------------------------------------------------------------------------------
+# -- text ----------------------------------------------------------------------------------------
 
 
 def test_a_csv_cell_may_be_a_whole_document(tmp_path):
@@ -226,17 +288,35 @@ def test_a_csv_cell_may_be_a_whole_document(tmp_path):
 
 
 NO_TEXT = {
-    "half.jsonl": (b'{"text": "a"}\n{"text": "a \\ud83d b"}\n', r"half\.jsonl:2: field 'text' holds half a character \(\\ud83d"),
+    "half.jsonl": (
+        b'{"text": "a"}\n{"text": "a \\ud83d b"}\n',
+        r"half\.jsonl:2: field 'text' holds half a character \(\\ud83d",
+    ),
     "raw.jsonl": (b'{"text": "\xed\xa0\xbd"}\n', r"raw\.jsonl:1: not UTF-8"),
-    "deep.json": (b'[{"messages": [{"role": "user", "content": "\\udc00"}]}]', r"deep\.json, row 1: field 'messages' holds half"),
+    "deep.json": (
+        b'[{"messages": [{"role": "user", "content": "\\udc00"}]}]',
+        r"deep\.json, row 1: field 'messages' holds half",
+    ),
     "nul.jsonl": (b'{"text": "a\\u0000b"}\n', r"nul\.jsonl:1: field 'text' holds a NUL"),
     "nul.csv": (b"text,more\nlonger,a\nlo\x00nger,b\n", r"nul\.csv:3: field 'text' holds a NUL"),
-    "wide.jsonl": ('{"text": "a"}\n'.encode("utf-16"), r"wide\.jsonl: not UTF-8 but UTF-16 or UTF-32"),
+    "wide.jsonl": (
+        '{"text": "a"}\n'.encode("utf-16"),
+        r"wide\.jsonl: not UTF-8 but UTF-16 or UTF-32",
+    ),
     "wide.csv": ("text\na\n".encode("utf-16-le"), r"wide\.csv: not UTF-8 but UTF-16 or UTF-32"),
-    "twice.jsonl": (b'{"text": "a", "text": "b"}\n', r"twice\.jsonl:1: key 'text' stands twice in one object"),
-    "inner.json": (b'[{"messages": [{"role": "user", "content": "a", "content": "b"}]}]', r"inner\.json: key 'content' stands twice"),
+    "twice.jsonl": (
+        b'{"text": "a", "text": "b"}\n',
+        r"twice\.jsonl:1: key 'text' stands twice in one object",
+    ),
+    "inner.json": (
+        b'[{"messages": [{"role": "user", "content": "a", "content": "b"}]}]',
+        r"inner\.json: key 'content' stands twice",
+    ),
     "depth.jsonl": (b'{"text": ' + b"[" * 100_000 + b"\n", r"depth\.jsonl:1: nested too deeply"),
-    "digits.jsonl": (b'{"text": ' + b"9" * 5_000 + b"}\n", r"digits\.jsonl:1: a whole number of 5,000 digits"),
+    "digits.jsonl": (
+        b'{"text": ' + b"9" * 5_000 + b"}\n",
+        r"digits\.jsonl:1: a whole number of 5,000 digits",
+    ),
 }
 
 
@@ -251,7 +331,10 @@ def test_what_is_no_text_is_refused_with_its_place(tmp_path, name):
 
 def test_marks_and_line_ends_of_other_systems(tmp_path):
     line = b'{"text": "\xc3\xa9"}'
-    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n" + b"\xef\xbb\xbf" + line + b"\r\n")  # two files in one
+    # two files in one
+    (tmp_path / "a.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + line + b"\r\n" + b"\xef\xbb\xbf" + line + b"\r\n"
+    )
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[" + line + b"]")
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbftext\r\n\xc3\xa9\r\n")
     for name, count in (("a.jsonl", 2), ("a.json", 1), ("a.csv", 1)):
@@ -266,6 +349,40 @@ def test_columns_of_a_parquet_file_do_not_hide_each_other(tmp_path):
 
 
 def test_nulls_that_parquet_fills_in_are_no_keys(tmp_path):
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0, "name": "x"}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": turns, "tools": None}]), tmp_path / "a.parquet")
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "weight": 0, "name": "x"},
+    ]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"messages": turns, "tools": None}]), tmp_path / "a.parquet"
+    )
     assert read_rows(str(tmp_path / "a.parquet")) == [{"messages": turns, "tools": None}]
+
+
+PAIRS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+
+
+def test_what_stands_beside_the_rows_of_a_json_file_is_told_and_other_rows_are_refused(tmp_path):
+    path, note = tmp_path / "d.json", "keys beside the rows that are not read: system, version"
+    path.write_text(json.dumps({"system": "Be terse.", "data": PAIRS, "version": 2}))
+    assert len(read_rows(str(path))) == 2
+    for source in (path, tmp_path):
+        assert [n for n in aside(str(source)) if n.endswith(note)] == [f"{path}: {note}"]
+    for plain in (PAIRS, {"data": PAIRS}):
+        path.write_text(json.dumps(plain))
+        assert not aside(str(path))
+    path.write_text("\n".join(map(json.dumps, PAIRS)))
+    assert not aside(str(path)) and len(read_rows(str(path))) == 2
+    path.write_text(json.dumps({"data": PAIRS, "validation": PAIRS[:1], "system": "Be terse."}))
+    with pytest.raises(DataError, match='d.json: keys "data" and "validation" hold rows; write'):
+        read_rows(str(path))
+
+
+def test_predictions_tell_and_refuse_the_same(tmp_path):
+    rows = [{"run": r, "id": q, "output": "A"} for r in range(3) for q in range(2)]
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"data": rows, "model": "m"}))
+    assert any(n.endswith("not read: model") for n in read_predictions(path).notes)
+    path.write_text(json.dumps({"data": rows, "results": rows}))
+    with pytest.raises(PredictionsError, match='keys "data" and "results" hold rows'):
+        read_predictions(path)

@@ -1,4 +1,6 @@
-"""Stopping when enough is known: the interval holds whenever one looks, and a killed run comes to the same decision."""
+"""Stopping when enough is known: the interval holds whenever one looks, and a killed run comes to
+the same decision.
+"""
 
 import json
 import re
@@ -17,16 +19,22 @@ from transformers import PreTrainedTokenizerFast
 from worlds import simulate
 from worlds.planning import LOOKS, anytime_world, mean_world
 
-from toolkit import pipeline, until
-from toolkit.planning import plan, plan_text
-from toolkit.population import Replica, read_population
+from toolkit import pipeline
+from toolkit.measure.replicas_needed import plan, plan_text
+from toolkit.pipeline import until
 from toolkit.recipe import RecipeError, dump_recipe, parse_recipe
+from toolkit.record.population import Replica, read_population
 from toolkit.statistics import sequential
-from toolkit.statistics.sequential import ConfidenceSequence, Stopping, confidence_sequence, pair_disagreement
+from toolkit.statistics.sequential import (
+    ConfidenceSequence,
+    Stopping,
+    confidence_sequence,
+    pair_disagreement,
+)
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
-# -- the interval ------------------------------------------------------------------------------------------------------
+# -- the interval ---------------------------------------------------------------------------------
 
 
 def log_capital(x_T: np.ndarray, m: float, level: float) -> tuple[float, float]:
@@ -52,12 +60,17 @@ def test_the_ends_are_where_the_capital_crosses_its_limit():
             assert low_T[t - 1] >= low - 2e-4  # the running intersection can only be narrower
         high = brentq(lambda m, t=t: log_capital(x_T[:t], m, 0.9)[1] - limit, mean, 1 - 1e-6)
         assert high_T[t - 1] <= high + 2e-4
-    best = max(brentq(lambda m, t=t: log_capital(x_T[:t], m, 0.9)[0] - limit, 1e-6, mean) for t in range(30, 61))
+    best = max(
+        brentq(lambda m, t=t: log_capital(x_T[:t], m, 0.9)[0] - limit, 1e-6, mean)
+        for t in range(30, 61)
+    )
     assert low_T[-1] == pytest.approx(best, abs=2e-4) and low_T[-1] <= best  # outward
 
 
 def test_widths_of_the_reference_simulation(monkeypatch):
-    """Bets of at most a half, mean .10, sd .066: median widths .155, .060, .023 after 50, 150 and 500 values."""
+    """Bets of at most a half, mean .10, sd .066: median widths .155, .060, .023 after 50, 150 and
+    500 values.
+    """
     monkeypatch.setattr(sequential, "LARGEST_BET", 0.5)
     rng = np.random.default_rng(1)
     size = 0.1 * 0.9 / 0.066**2 - 1
@@ -67,7 +80,14 @@ def test_widths_of_the_reference_simulation(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "x_T", [np.zeros(300), np.ones(300), np.full(300, 0.02), np.tile([0.0, 1.0], 150), np.random.default_rng(2).random(300)]
+    "x_T",
+    [
+        np.zeros(300),
+        np.ones(300),
+        np.full(300, 0.02),
+        np.tile([0.0, 1.0], 150),
+        np.random.default_rng(2).random(300),
+    ],
 )
 def test_it_shrinks_holds_the_mean_and_never_closes(x_T):
     low_T, high_T = confidence_sequence(x_T)
@@ -75,7 +95,9 @@ def test_it_shrinks_holds_the_mean_and_never_closes(x_T):
     assert (low_T >= 0).all() and (high_T <= 1).all()
     assert low_T[-1] <= x_T.mean() <= high_T[-1] and high_T[-1] - low_T[-1] < 0.25
     mirrored_low, mirrored_high = confidence_sequence(1 - x_T)
-    assert mirrored_low == pytest.approx(1 - high_T, abs=1e-9) and mirrored_high == pytest.approx(1 - low_T, abs=1e-9)
+    assert mirrored_low == pytest.approx(1 - high_T, abs=1e-9) and mirrored_high == pytest.approx(
+        1 - low_T, abs=1e-9
+    )
 
 
 def test_values_come_one_by_one_and_missing_ones_pass():
@@ -84,14 +106,25 @@ def test_values_come_one_by_one_and_missing_ones_pass():
     holes = np.insert(x_T, [0, 10, 10, 80], np.nan)
     found = confidence_sequence(holes)
     seen = np.isfinite(holes)
-    assert np.array_equal(np.array(found)[:, seen], np.array(whole)) and (found[0][0], found[1][0]) == (0.0, 1.0)
+    assert np.array_equal(np.array(found)[:, seen], np.array(whole)) and (
+        found[0][0],
+        found[1][0],
+    ) == (0.0, 1.0)
     sequence = ConfidenceSequence()
     assert sequence.estimate(50).value is None and not sequence.estimate(50).conclusive
     for x in holes:
         sequence.add(float(x))
     estimate = sequence.estimate(50)
-    assert (sequence.count, sequence.missing) == (80, 4) and estimate.n_replicas == 160 and "these prompts only" in estimate.method
-    assert (estimate.value, estimate.low, estimate.high) == (pytest.approx(x_T.mean()), whole[0][-1], whole[1][-1])
+    assert (
+        (sequence.count, sequence.missing) == (80, 4)
+        and estimate.n_replicas == 160
+        and "these prompts only" in estimate.method
+    )
+    assert (estimate.value, estimate.low, estimate.high) == (
+        pytest.approx(x_T.mean()),
+        whole[0][-1],
+        whole[1][-1],
+    )
     assert len(confidence_sequence(np.array([]))[0]) == 0
 
 
@@ -99,8 +132,14 @@ def test_values_without_one_mean_are_told():
     sequence = ConfidenceSequence()
     for x in [0.0] * 400 + [1.0] * 400:
         sequence.add(x)
-    assert np.isnan(sequence.low) and not sequence.estimate(9).conclusive and sequence.to_dict()["low"] is None
-    decision = Stopping({"disagreement.far": {"half_width": 0.4}}).decide({"disagreement.far": sequence})
+    assert (
+        np.isnan(sequence.low)
+        and not sequence.estimate(9).conclusive
+        and sequence.to_dict()["low"] is None
+    )
+    decision = Stopping({"disagreement.far": {"half_width": 0.4}}).decide(
+        {"disagreement.far": sequence}
+    )
     assert not decision.stop and "one mean" in decision.reason
     with pytest.raises(ValueError, match="from 0 to 1"):
         sequence.add(1.5)
@@ -117,20 +156,32 @@ def test_it_holds_whenever_one_looks(mean, sd, look):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("look", LOOKS)
-@pytest.mark.parametrize(("mean", "sd"), [(0.02, 0.01), (0.1, 0.066), (0.4, 0.1), (0.02, None), (0.1, None), (0.4, None)])
+@pytest.mark.parametrize(
+    ("mean", "sd"), [(0.02, 0.01), (0.1, 0.066), (0.4, 0.1), (0.02, None), (0.1, None), (0.4, None)]
+)
 def test_it_holds_whenever_one_looks_in_long_runs(mean, sd, look):
     assert simulate(mean_world(mean, sd, 600, look), 400, seed=5).coverage >= 0.945
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("look", LOOKS)
-@pytest.mark.parametrize("world", [{"run_sd": 0.0}, {"run_sd": 0.7}, {"run_sd": 0.7, "a": 18, "b": 2}, {"run_sd": 0.7, "failed": 0.05}])
+@pytest.mark.parametrize(
+    "world",
+    [
+        {"run_sd": 0.0},
+        {"run_sd": 0.7},
+        {"run_sd": 0.7, "a": 18, "b": 2},
+        {"run_sd": 0.7, "failed": 0.05},
+    ],
+)
 def test_it_holds_for_populations(world, look):
     assert simulate(anytime_world(300, 200, look=look, **world), 300, seed=6).coverage >= 0.95
 
 
 def test_an_interval_for_a_fixed_number_does_not():
-    """Why all this: stop as soon as a t interval leaves the truth outside, and it will, in far more than one run of twenty."""
+    """Why all this: stop as soon as a t interval leaves the truth outside, and it will, in far more
+    than one run of twenty.
+    """
     rng = np.random.default_rng(7)
     n_T = np.arange(10, 201)
     t_T = scipy.stats.t.ppf(0.975, n_T - 1)
@@ -143,7 +194,7 @@ def test_an_interval_for_a_fixed_number_does_not():
     assert wrong / 200 > 0.2
 
 
-# -- pairs -------------------------------------------------------------------------------------------------------------
+# -- pairs ---------------------------------------------------------------------------------------
 
 
 def test_pairs_are_disjoint_in_order_and_pass_over_failed_replicas():
@@ -157,12 +208,13 @@ def test_pairs_are_disjoint_in_order_and_pass_over_failed_replicas():
         both = (answer_RP[one] >= 0) & (answer_RP[other] >= 0)
         expected.append(np.mean(answer_RP[one][both] != answer_RP[other][both]))
     assert pair_disagreement(answer_RP) == pytest.approx(expected)
-    assert pair_disagreement(answer_RP[:8]) == pytest.approx(expected[:3])  # the last one waits for a partner
+    # the last one waits for a partner
+    assert pair_disagreement(answer_RP[:8]) == pytest.approx(expected[:3])
     assert len(pair_disagreement(answer_RP[:1])) == 0 and len(pair_disagreement(answer_RP[:0])) == 0
     assert np.isnan(pair_disagreement(np.array([[1, -1], [-1, 1]]))).all()
 
 
-# -- the rule ----------------------------------------------------------------------------------------------------------
+# -- the rule ------------------------------------------------------------------------------------
 
 
 def known(low: float, high: float) -> ConfidenceSequence:
@@ -174,8 +226,18 @@ def known(low: float, high: float) -> ConfidenceSequence:
 @pytest.mark.parametrize(
     ("target", "ends", "stop", "told"),
     [
-        ({"half_width": 0.05}, (0.1, 0.2), True, "known to +- 0.0500 [0.1000, 0.2000], at most 0.05"),
-        ({"half_width": 0.05}, (0.1, 0.21), False, "known to +- 0.0550 [0.1000, 0.2100], more than 0.05"),
+        (
+            {"half_width": 0.05},
+            (0.1, 0.2),
+            True,
+            "known to +- 0.0500 [0.1000, 0.2000], at most 0.05",
+        ),
+        (
+            {"half_width": 0.05},
+            (0.1, 0.21),
+            False,
+            "known to +- 0.0550 [0.1000, 0.2100], more than 0.05",
+        ),
         ({"below": 0.2}, (0.1, 0.19), True, "lies below 0.2"),
         ({"below": 0.2}, (0.21, 0.4), True, "lies above 0.2, so it is not below"),
         ({"above": 0.2}, (0.21, 0.4), True, "lies above 0.2"),
@@ -185,21 +247,36 @@ def known(low: float, high: float) -> ConfidenceSequence:
 )
 def test_a_target_is_met_or_not(target, ends, stop, told):
     decision = Stopping({"disagreement.far": target}).decide({"disagreement.far": known(*ends)})
-    assert decision.stop == stop and told in decision.reason and decision.reason.startswith("disagreement.far")
+    assert (
+        decision.stop == stop
+        and told in decision.reason
+        and decision.reason.startswith("disagreement.far")
+    )
 
 
 def test_all_targets_must_be_met_and_those_that_are_not_are_named():
     rule = Stopping({"disagreement.far": {"half_width": 0.1}, "disagreement.near": {"below": 0.1}})
-    decision = rule.decide({"disagreement.far": known(0.1, 0.2), "disagreement.near": known(0.05, 0.2)})
-    assert not decision.stop and decision.reason == "disagreement.near [0.0500, 0.2000] may lie on either side of 0.1"
-    assert rule.decide({"disagreement.far": known(0.1, 0.2), "disagreement.near": known(0.05, 0.09)}).stop
+    decision = rule.decide(
+        {"disagreement.far": known(0.1, 0.2), "disagreement.near": known(0.05, 0.2)}
+    )
+    assert (
+        not decision.stop
+        and decision.reason == "disagreement.near [0.0500, 0.2000] may lie on either side of 0.1"
+    )
+    assert rule.decide(
+        {"disagreement.far": known(0.1, 0.2), "disagreement.near": known(0.05, 0.09)}
+    ).stop
     with pytest.raises(ValueError, match="half_width, below or above"):
         Stopping({"x": {"width": 1.0}}).decide({"x": known(0, 1)})
 
 
-# -- in a recipe -------------------------------------------------------------------------------------------------------
+# -- in a recipe ---------------------------------------------------------------------------------
 
-HEAD = "base: embedded\ndata: {train: embedded, suites: {typical: embedded, odd: embedded}}\nconditions: {lora: {}, few: {replicas: 4}}\n"
+HEAD = (
+    "base: embedded\ndata: "
+    "{train: embedded, suites: {typical: embedded, odd: embedded}}\nconditions: "
+    "{lora: {}, few: {replicas: 4}}\n"
+)
 TARGET = "until: {disagreement.far: {half_width: 0.01}}"
 
 
@@ -207,12 +284,20 @@ def test_a_rule_in_a_recipe():
     recipe = parse_recipe(HEAD + "replicas: {max: 10000, " + TARGET + "}")
     assert recipe.replicas_of("lora") == 10000 and recipe.replicas_of("few") == 4
     rule = recipe.until_of("lora")
-    assert (rule.min, rule.batch, rule.until["disagreement.far"].half_width) == (16, 32, 0.01) and recipe.until_of("few") is None
+    assert (rule.min, rule.batch, rule.until["disagreement.far"].half_width) == (
+        16,
+        32,
+        0.01,
+    ) and recipe.until_of("few") is None
     assert parse_recipe(dump_recipe(recipe)) == recipe
     small = parse_recipe(HEAD + "replicas: {max: 8, " + TARGET + "}")
     assert small.until_of("lora").min == 8 and parse_recipe(dump_recipe(small)) == small
     number = parse_recipe(HEAD + "replicas: 64")
-    assert number.replicas_of("lora") == 64 and number.until_of("lora") is None and parse_recipe(dump_recipe(number)) == number
+    assert (
+        number.replicas_of("lora") == 64
+        and number.until_of("lora") is None
+        and parse_recipe(dump_recipe(number)) == number
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,12 +306,19 @@ def test_a_rule_in_a_recipe():
         ("replicas: 1", "4: 'replicas': should be greater than or equal to 2 (got 1)"),
         ("replicas: x", "4: 'replicas': should be a whole number (got 'x')"),
         ("replicas: {max: 9}", "4: missing key 'replicas.until'"),
-        ("replicas:\n  maxx: 9\n  " + TARGET, "5: unknown key 'maxx' in 'replicas'; did you mean 'max'?"),
+        (
+            "replicas:\n  maxx: 9\n  " + TARGET,
+            "5: unknown key 'maxx' in 'replicas'; did you mean 'max'?",
+        ),
         ("replicas: {max: 9, until: {}}", "4: 'replicas.until': should be 1 or more entries"),
-        ("replicas: {max: 9, min: 10, " + TARGET + "}", "4: 'replicas': 'min' (10) should not be above 'max' (9)"),
+        (
+            "replicas: {max: 9, min: 10, " + TARGET + "}",
+            "4: 'replicas': 'min' (10) should not be above 'max' (9)",
+        ),
         (
             "replicas:\n  max: 9\n  until:\n    disagreement.od: {below: 0.1}",
-            "7: 'replicas.until.disagreement.od': names no suite or shift; did you mean 'disagreement.odd'?",
+            "7: 'replicas.until.disagreement.od': names no suite or shift; did you mean "
+            "'disagreement.odd'?",
         ),
         (
             "replicas: {max: 9, until: {accuracy: {below: 0.1}}}",
@@ -234,7 +326,8 @@ def test_a_rule_in_a_recipe():
         ),
         (
             "replicas:\n  max: 9\n  until:\n    disagreement.odd: {half_with: 0.1}",
-            "7: unknown key 'half_with' in 'replicas.until.disagreement.odd'; did you mean 'half_width'?",
+            "7: unknown key 'half_with' in 'replicas.until.disagreement.odd'; did you "
+            "mean 'half_width'?",
         ),
         (
             "replicas: {max: 9, until: {disagreement.odd: {below: 0.1, above: 0.2}}}",
@@ -244,7 +337,10 @@ def test_a_rule_in_a_recipe():
             "replicas: {max: 9, until: {disagreement.odd: {below: 2}}}",
             "4: 'replicas.until.disagreement.odd.below': should be less than or equal",
         ),
-        ("replicas: {max: 9, until: {disagreement.odd: 0.1}}", "4: 'replicas.until.disagreement.odd': should be a block of keys (got 0.1)"),
+        (
+            "replicas: {max: 9, until: {disagreement.odd: 0.1}}",
+            "4: 'replicas.until.disagreement.odd': should be a block of keys (got 0.1)",
+        ),
     ],
 )
 def test_rules_that_cannot_be(text, told):
@@ -254,37 +350,54 @@ def test_rules_that_cannot_be(text, told):
 
 
 def test_looks_are_at_whole_stacks():
-    rule = parse_recipe(HEAD + "replicas: {max: 50, min: 10, batch: 9, " + TARGET + "}").until_of("lora")
-    assert until.look_points(rule, 4) == [12, 24, 36, 48, 50] and until.look_points(rule, 64) == [50]
+    rule = parse_recipe(HEAD + "replicas: {max: 50, min: 10, batch: 9, " + TARGET + "}").until_of(
+        "lora"
+    )
+    assert until.look_points(rule, 4) == [12, 24, 36, 48, 50] and until.look_points(rule, 64) == [
+        50
+    ]
     assert until.look_points(rule, 1) == [10, 19, 28, 37, 46, 50]
 
 
-# -- in a run ----------------------------------------------------------------------------------------------------------
+# -- in a run ------------------------------------------------------------------------------------
 
 WORDS = [f"w{i}" for i in range(VOCABULARY - 1)]
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """A tiny random base that learns to answer a word with a word; replicas differ in most answers to prompts that it never saw."""
+    """A tiny random base that learns to answer a word with a word; replicas differ in most answers
+    to prompts that it never saw.
+    """
     folder = tmp_path_factory.mktemp("tiny")
-    words = Tokenizer(models.WordLevel({"</s>": 0, **{word: i for i, word in enumerate(WORDS, 1)}}, unk_token="w0"))
+    words = Tokenizer(
+        models.WordLevel(
+            {"</s>": 0, **{word: i for i, word in enumerate(WORDS, 1)}}, unk_token="w0"
+        )
+    )
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(folder / "base")
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(
+        folder / "base"
+    )
     tiny_model("llama").save_pretrained(folder / "base")
 
     def write(name, rows):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         return folder / name
 
-    train = write("train.jsonl", [{"prompt": f"{WORDS[i]} ", "completion": WORDS[i + 20]} for i in range(16)])
-    typical = write("typical.jsonl", [{"prompt": f"{WORDS[i]} ", "reference": WORDS[i + 20]} for i in range(8)])
+    train = write(
+        "train.jsonl", [{"prompt": f"{WORDS[i]} ", "completion": WORDS[i + 20]} for i in range(16)]
+    )
+    typical = write(
+        "typical.jsonl", [{"prompt": f"{WORDS[i]} ", "reference": WORDS[i + 20]} for i in range(8)]
+    )
     far = write("far.jsonl", [{"prompt": f"{WORDS[i]} {WORDS[i + 7]} "} for i in range(40, 50)])
     return parse_recipe(
         f"""
 base: {folder / "base"}
 data: {{train: {train}, suites: {{typical: {typical}, far: {far}}}}}
-replicas: {{max: 120, min: 6, batch: 12, until: {{disagreement.far: {{half_width: 0.15}}, disagreement.typical: {{above: 0.001}}}}}}
+replicas: {{max: 120, min: 6, batch: 12, until: {{disagreement.far: {{half_width: 0.15}},
+    disagreement.typical: {{above: 0.001}}}}}}
 stack: 4
 conditions:
   lora: {{epochs: 2, batch_size: 8, lr: 3e-2, rank: 2}}
@@ -320,20 +433,28 @@ def test_a_run_stops_when_it_knows_enough(stopped, recipe):
     folder, results, notes = stopped
     found = stopping(folder)
     looks = found["looks"]
-    assert [look["replicas"] for look in looks] == [8, 20, 32, 44, 56, 68, 80, 92, 104, 116, 120][: len(looks)] and 1 < len(looks) < 11
+    assert [look["replicas"] for look in looks] == [8, 20, 32, 44, 56, 68, 80, 92, 104, 116, 120][
+        : len(looks)
+    ] and 1 < len(looks) < 11
     assert [look["decision"] for look in looks] == ["continue"] * (len(looks) - 1) + ["stop"]
     last = looks[-1]
     assert (
-        sorted(read_population(folder / "lora")) == list(range(last["replicas"])) and results.conditions[0].n_replicas == last["replicas"]
+        sorted(read_population(folder / "lora")) == list(range(last["replicas"]))
+        and results.conditions[0].n_replicas == last["replicas"]
     )
     assert found["rule"] == {
         "max": 120,
         "min": 6,
         "batch": 12,
-        "until": {"disagreement.far": {"half_width": 0.15}, "disagreement.typical": {"above": 0.001}},
+        "until": {
+            "disagreement.far": {"half_width": 0.15},
+            "disagreement.typical": {"above": 0.001},
+        },
     }
     notes = [note for note in notes if note.startswith("lora: ")]
-    assert len(notes) == len(looks) and notes[-1].startswith(f"lora: {last['replicas']} replicas, stop: disagreement.far is known to")
+    assert len(notes) == len(looks) and notes[-1].startswith(
+        f"lora: {last['replicas']} replicas, stop: disagreement.far is known to"
+    )
     note = next(note for note in results.notes if "was decided by a rule" in note)
     far = last["figures"]["disagreement.far"]
     assert f"[{100 * far['low']:.1f}, {100 * far['high']:.1f}] from {far['pairs']} pairs" in note
@@ -345,7 +466,9 @@ def test_the_decision_is_that_of_the_pairs_in_index_order(stopped):
     said = answers_of(folder)
     for look in stopping(folder)["looks"]:
         pairs = look["replicas"] // 8 * 4  # whole shards
-        x_T = [np.mean([said[2 * j][p] != said[2 * j + 1][p] for p in said[0]]) for j in range(pairs)]
+        x_T = [
+            np.mean([said[2 * j][p] != said[2 * j + 1][p] for p in said[0]]) for j in range(pairs)
+        ]
         low_T, high_T = confidence_sequence(np.array(x_T))
         found = look["figures"]["disagreement.far"]
         assert found["pairs"] == pairs and (found["low"], found["high"]) == (low_T[-1], high_T[-1])
@@ -365,13 +488,19 @@ def test_nothing_is_answered_twice(stopped):
 
 def test_a_run_that_has_stopped_trains_no_more(stopped, recipe):
     folder, _, _ = stopped
-    before = {path: path.stat().st_mtime_ns for path in [*folder.glob("lora/replicas/*/replica.json"), *folder.glob("outcomes/*/*")]}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in [*folder.glob("lora/replicas/*/replica.json"), *folder.glob("outcomes/*/*")]
+    }
     decided = stopping(folder)
     with pipeline.open_run(recipe, folder, workers=1) as job:
         population = pipeline.train(job, "lora")
     assert stopping(folder) == decided and len(population) == decided["looks"][-1]["replicas"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert set(before) == {*folder.glob("lora/replicas/*/replica.json"), *folder.glob("outcomes/*/*")}
+    assert set(before) == {
+        *folder.glob("lora/replicas/*/replica.json"),
+        *folder.glob("outcomes/*/*"),
+    }
 
 
 def test_a_killed_run_comes_to_the_same_decision(stopped, recipe, tmp_path):
@@ -385,7 +514,10 @@ def test_a_killed_run_comes_to_the_same_decision(stopped, recipe, tmp_path):
     with pipeline.open_run(recipe, folder, workers=1) as job:
         pipeline.train(job, "lora")
     assert stopping(folder) == stopping(stopped[0])
-    same = [{r: record.sha256 for r, record in read_population(run / "lora").items()} for run in (folder, stopped[0])]
+    same = [
+        {r: record.sha256 for r, record in read_population(run / "lora").items()}
+        for run in (folder, stopped[0])
+    ]
     assert same[0] == same[1]
 
 
@@ -395,16 +527,31 @@ def test_failed_replicas_are_passed_over_and_counted(recipe, stopped, tmp_path):
     shutil.copytree(stopped[0], folder)
     for r in (1, 2):
         path = folder / "lora" / "replicas" / f"{r:05d}" / "replica.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "sha256": {}}))
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {"status": "failed", "sha256": {}})
+        )
     short = recipe.model_copy(update={"replicas": recipe.replicas.model_copy(update={"max": 20})})
     with pipeline.open_run(short, folder, workers=1) as job:
         pipeline.train(job, "lora")
     first, last = stopping(folder)["looks"]
-    assert (first["replicas"], first["failed"], first["figures"]["disagreement.far"]["pairs"]) == (8, 2, 0)  # no shard is full
-    assert (last["replicas"], last["failed"], last["decision"], last["figures"]["disagreement.far"]["pairs"]) == (20, 2, "max", 9)
+    # no shard is full
+    assert (first["replicas"], first["failed"], first["figures"]["disagreement.far"]["pairs"]) == (
+        8,
+        2,
+        0,
+    )
+    assert (
+        last["replicas"],
+        last["failed"],
+        last["decision"],
+        last["figures"]["disagreement.far"]["pairs"],
+    ) == (20, 2, "max", 9)
     said = answers_of(stopped[0])
     alive = [r for r in range(20) if r not in (1, 2)]
-    x_T = [np.mean([said[i][p] != said[j][p] for p in said[i]]) for i, j in zip(alive[::2], alive[1::2], strict=True)]
+    x_T = [
+        np.mean([said[i][p] != said[j][p] for p in said[i]])
+        for i, j in zip(alive[::2], alive[1::2], strict=True)
+    ]
     assert last["figures"]["disagreement.far"]["mean"] == pytest.approx(np.mean(x_T))
 
 
@@ -427,9 +574,14 @@ def test_a_number_given_by_hand_goes_before_the_rule(recipe, stopped):
 
 
 def test_a_target_about_no_prompts_is_refused_before_training(recipe, tmp_path):
-    rule = recipe.replicas.model_copy(update={"until": {"disagreement.near": next(iter(recipe.replicas.until.values()))}})
+    rule = recipe.replicas.model_copy(
+        update={"until": {"disagreement.near": next(iter(recipe.replicas.until.values()))}}
+    )
     with (
-        pytest.raises(RecipeError, match="disagreement.near: no suite has near prompts; there are: typical, far"),
+        pytest.raises(
+            RecipeError,
+            match="disagreement.near: no suite has near prompts; there are: typical, far",
+        ),
         pipeline.open_run(recipe.model_copy(update={"replicas": rule}), tmp_path / "f"),
     ):
         pass
@@ -441,8 +593,17 @@ def test_a_plan_from_the_run(stopped):
     (condition,) = found.conditions
     shifts = {shift.shift: shift for shift in condition.shifts}
     printed = results.conditions[0].single.cell("far").disagreement
-    assert shifts["far"].half_width == pytest.approx((printed.high - printed.low) / 2) and not shifts["far"].guessed
-    assert shifts["far"].comparisons[0].label == "vote-k4" and not shifts["far"].comparisons[0].assumed
-    assert condition.seconds == results.conditions[0].single.price.seconds and condition.bytes > 1000
+    assert (
+        shifts["far"].half_width == pytest.approx((printed.high - printed.low) / 2)
+        and not shifts["far"].guessed
+    )
+    assert (
+        shifts["far"].comparisons[0].label == "vote-k4" and not shifts["far"].comparisons[0].assumed
+    )
+    assert (
+        condition.seconds == results.conditions[0].single.price.seconds and condition.bytes > 1000
+    )
     json.dumps(found.to_dict(), allow_nan=False)
-    assert re.search(r"a replica takes [\d.]+ s of a core or device .* and [\d.]+ MiB on disk", plan_text(found))
+    assert re.search(
+        r"a replica takes [\d.]+ s of a core or device .* and [\d.]+ MiB on disk", plan_text(found)
+    )

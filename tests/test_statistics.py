@@ -1,4 +1,6 @@
-"""Laws of the statistics, and published numbers that they reproduce. That the intervals cover is in test_statistics_coverage.py."""
+"""Laws of the statistics, and published numbers that they reproduce. That the intervals cover is in
+test_statistics_coverage.py.
+"""
 
 import itertools
 import json
@@ -7,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.stats
 from worlds import simulate
 from worlds.core import spread_world
 from worlds.unkind import unkind_world
@@ -43,11 +46,21 @@ def over_pairs(answer_RP: np.ndarray) -> np.ndarray:
     return np.where(pairs_P > 0, differ_P / np.maximum(pairs_P, 1), np.nan)
 
 
-def arms(groups=12, k=4, prompts=150, seed=0, run_sd=0.7) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+def arms(
+    groups=12, k=4, prompts=150, seed=0, run_sd=0.7
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     rng = np.random.default_rng(seed)
-    latent_RP = rng.normal(2, 3, prompts) + run_sd * rng.standard_normal((groups * k, 1)) + rng.logistic(size=(groups * k, prompts))
+    latent_RP = (
+        rng.normal(2, 3, prompts)
+        + run_sd * rng.standard_normal((groups * k, 1))
+        + rng.logistic(size=(groups * k, prompts))
+    )
     mitigated_GP = (latent_RP.reshape(groups, k, prompts).mean(axis=1) > 0).astype(np.int64)
-    return mitigated_GP, (latent_RP > 0).astype(np.int64), list(np.arange(groups * k).reshape(groups, k))
+    return (
+        mitigated_GP,
+        (latent_RP > 0).astype(np.int64),
+        list(np.arange(groups * k).reshape(groups, k)),
+    )
 
 
 def same(one: st.Estimate, two: st.Estimate) -> bool:
@@ -57,12 +70,14 @@ def same(one: st.Estimate, two: st.Estimate) -> bool:
     )
 
 
-# --- the fast formulas are the definitions -----------------------------------------------------------------------------------------
+# --- the fast formulas are the definitions ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_disagreement_counts_every_pair(name):
-    np.testing.assert_allclose(st.prompt_disagreement(table(name)), over_pairs(table(name)), atol=1e-12)
+    np.testing.assert_allclose(
+        st.prompt_disagreement(table(name)), over_pairs(table(name)), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -77,7 +92,9 @@ def test_leaving_a_group_out_is_recomputing_without_it(name):
     answer_RP = table(name)
     groups = [np.array([0, 2]), np.array([1]), np.array([3])]
     direct_GP = [over_pairs(np.delete(answer_RP, group, axis=0)) for group in groups]
-    np.testing.assert_allclose(leave_group_out(answer_RP, count_pairs(answer_RP), groups), direct_GP, atol=1e-12)
+    np.testing.assert_allclose(
+        leave_group_out(answer_RP, count_pairs(answer_RP), groups), direct_GP, atol=1e-12
+    )
 
 
 def test_leaving_marks_out_is_recomputing_without_them():
@@ -102,7 +119,9 @@ def test_leaving_a_score_out_of_a_variance_is_recomputing_without_it():
 
 
 def test_variance_of_a_mean_is_that_of_its_runs_and_its_prompts():
-    """Additive table run + prompt without noise: V_R = var(runs)/N and V_P = var(prompts)/M, to rounding."""
+    """Additive table run + prompt without noise: V_R = var(runs)/N and V_P = var(prompts)/M, to
+    rounding.
+    """
     rng = np.random.default_rng(2)
     run_R, prompt_P = rng.normal(size=8), rng.normal(size=50)
     value_RP = run_R[:, None] + prompt_P
@@ -113,7 +132,9 @@ def test_variance_of_a_mean_is_that_of_its_runs_and_its_prompts():
 
 
 def test_noise_of_single_answers_is_counted_once():
-    """Cells of pure noise: the variance of the grand mean is sigma^2 / NM, which runs and prompts would each claim in full."""
+    """Cells of pure noise: the variance of the grand mean is sigma^2 / NM, which runs and prompts
+    would each claim in full.
+    """
     rng = np.random.default_rng(3)
     totals = []
     for _ in range(300):
@@ -129,16 +150,24 @@ def test_copies_of_prompts_in_one_cluster_add_no_information(function):
     rng = np.random.default_rng(4)
     once_RP = rng.integers(0, 2, (12, 60))
     copies_RP, cluster_P = np.repeat(once_RP, 5, axis=1), np.repeat(np.arange(60), 5)
-    once, clustered, naive = function(once_RP), function(copies_RP, cluster_P=cluster_P), function(copies_RP)
-    assert (clustered.value, clustered.low, clustered.high) == pytest.approx((once.value, once.low, once.high))
+    once, clustered, naive = (
+        function(once_RP),
+        function(copies_RP, cluster_P=cluster_P),
+        function(copies_RP),
+    )
+    assert (clustered.value, clustered.low, clustered.high) == pytest.approx(
+        (once.value, once.low, once.high)
+    )
     assert naive.high - naive.low < clustered.high - clustered.low
 
 
-# --- published numbers -----------------------------------------------------------------------------------------------------------
+# --- published numbers --------------------------------------------------------------------------
 
 
 def test_fleiss_textbook_table():
-    """14 raters, 10 subjects, 5 categories: mean P_i .37802, so D = .62198. Replicas are the raters, prompts the subjects."""
+    """14 raters, 10 subjects, 5 categories: mean P_i .37802, so D = .62198. Replicas are the
+    raters, prompts the subjects.
+    """
     count_PV = [
         (0, 0, 0, 0, 14), (0, 2, 6, 4, 2), (0, 0, 3, 5, 6), (0, 3, 9, 2, 0), (2, 2, 8, 1, 1),
         (7, 7, 0, 0, 0), (3, 2, 6, 3, 0), (2, 5, 3, 2, 2), (6, 5, 2, 1, 0), (0, 2, 2, 3, 7),
@@ -149,7 +178,9 @@ def test_fleiss_textbook_table():
 
 def test_efron_law_school_jackknife():
     lsat = np.array([576, 635, 558, 578, 666, 580, 555, 661, 651, 605, 653, 575, 545, 572, 594])
-    gpa = np.array([3.39, 3.30, 2.81, 3.03, 3.44, 3.07, 3.00, 3.43, 3.36, 3.13, 3.12, 2.74, 2.76, 2.88, 2.96])
+    gpa = np.array(
+        [3.39, 3.30, 2.81, 3.03, 3.44, 3.07, 3.00, 3.43, 3.36, 3.13, 3.12, 2.74, 2.76, 2.88, 2.96]
+    )
     left_out = [np.corrcoef(np.delete(lsat, i), np.delete(gpa, i))[0, 1] for i in range(15)]
     assert np.corrcoef(lsat, gpa)[0, 1] == pytest.approx(0.7764, abs=5e-5)
     assert math.sqrt(st.jackknife_variance(np.array(left_out))) == pytest.approx(0.1425, abs=5e-5)
@@ -158,7 +189,8 @@ def test_efron_law_school_jackknife():
 def test_clopper_pearson_and_the_rule_of_three():
     assert st.failure_rate(0, 10).high == pytest.approx(0.3085, abs=5e-5)
     assert st.failure_rate(10, 10).low == pytest.approx(1 - 0.3085, abs=5e-5)
-    assert st.zero_event_bound(2995) <= 0.001 < st.zero_event_bound(2994)  # Wilks: 99.9 % of runs at 95 % confidence
+    # Wilks: 99.9 % of runs at 95 % confidence
+    assert st.zero_event_bound(2995) <= 0.001 < st.zero_event_bound(2994)
     assert st.zero_event_bound(59) <= 0.05 < st.zero_event_bound(58)
 
 
@@ -168,19 +200,29 @@ def test_jackknife_error_of_a_mean_is_s_over_root_n():
 
 
 def test_resampling_replicas_with_their_copies_is_low_by_one_in_n():
-    """Why replicas are not bootstrapped: a duplicate agrees with itself, so the mean is (1 - 1/N) * D."""
+    """Why replicas are not bootstrapped: a duplicate agrees with itself, so the mean is (1 - 1/N) *
+    D.
+    """
     rng = np.random.default_rng(6)
     answer_RP = rng.integers(0, 3, (8, 60))
-    resampled = [st.prompt_disagreement(answer_RP[rng.integers(0, 8, 8)]).mean() for _ in range(3000)]
-    assert np.mean(resampled) == pytest.approx((1 - 1 / 8) * st.disagreement(answer_RP).value, rel=0.01)
+    resampled = [
+        st.prompt_disagreement(answer_RP[rng.integers(0, 8, 8)]).mean() for _ in range(3000)
+    ]
+    assert np.mean(resampled) == pytest.approx(
+        (1 - 1 / 8) * st.disagreement(answer_RP).value, rel=0.01
+    )
 
 
-# --- planted truths ----------------------------------------------------------------------------------------------------------------
+# --- planted truths -----------------------------------------------------------------------------
 
 
 def test_identical_replicas_have_no_disagreement_up_to_a_stated_bound():
     estimate = st.disagreement(np.tile(np.arange(100), (10, 1)))
-    assert (estimate.value, estimate.low, estimate.high) == (0.0, 0.0, pytest.approx(1 - 0.05 ** (1 / 100)))
+    assert (estimate.value, estimate.low, estimate.high) == (
+        0.0,
+        0.0,
+        pytest.approx(1 - 0.05 ** (1 / 100)),
+    )
     assert estimate.conclusive and "10 replicas" in estimate.note
 
 
@@ -191,8 +233,10 @@ def test_the_bound_of_no_disagreement_counts_clusters():
 
 @pytest.mark.parametrize(("share", "prompts"), [(0.01, 300), (0.03, 100), (0.06, 50)])
 def test_the_bound_of_no_disagreement_holds_whatever_few_prompts_split_the_replicas(share, prompts):
-    """A share of the prompts splits all replicas in two, on the others all agree: the hardest case for a bound, since more replicas
-    see nothing more. When no split prompt is drawn the bound must still be above D = share / 2 in at least 95 % of suites."""
+    """A share of the prompts splits all replicas in two, on the others all agree: the hardest case
+    for a bound, since more replicas see nothing more. When no split prompt is drawn the bound must
+    still be above D = share / 2 in at least 95 % of suites.
+    """
     rng = np.random.default_rng(7)
     held = []
     for _ in range(400):
@@ -202,7 +246,9 @@ def test_the_bound_of_no_disagreement_holds_whatever_few_prompts_split_the_repli
 
 
 def test_near_zero_the_interval_is_no_tighter_than_at_zero():
-    """One flip more than none must not shrink the bound: prompts that the suite happens to lack are as unknown as before."""
+    """One flip more than none must not shrink the bound: prompts that the suite happens to lack are
+    as unknown as before.
+    """
     flipped_RP = np.zeros((40, 500), dtype=int)
     none = st.disagreement(flipped_RP)
     flipped_RP[3, 7] = 1
@@ -218,7 +264,9 @@ def test_coin_flips_disagree_as_coin_flips_do():
 
 def test_replicas_that_always_differ():
     estimate = st.disagreement(np.tile(np.arange(10)[:, None], (1, 100)))
-    assert (estimate.value, estimate.high) == (1.0, 1.0) and estimate.low == pytest.approx(0.05 ** (1 / 100))
+    assert (estimate.value, estimate.high) == (1.0, 1.0) and estimate.low == pytest.approx(
+        0.05 ** (1 / 100)
+    )
 
 
 def test_independent_errors_have_no_excess_and_a_planted_run_effect_is_found():
@@ -236,8 +284,15 @@ def test_distribution_variance_is_the_mean_over_all_ways_to_halve_the_suite():
     rng = np.random.default_rng(10)
     correct_RP = rng.integers(0, 2, (9, 8)).astype(float)
     halves = [np.array(half) for half in itertools.combinations(range(8), 4)]
-    covariance = [np.cov(correct_RP[:, half].mean(axis=1), np.delete(correct_RP, half, axis=1).mean(axis=1))[0, 1] for half in halves]
-    assert st.accuracy_spread(correct_RP).distribution_variance.value == pytest.approx(np.mean(covariance))
+    covariance = [
+        np.cov(correct_RP[:, half].mean(axis=1), np.delete(correct_RP, half, axis=1).mean(axis=1))[
+            0, 1
+        ]
+        for half in halves
+    ]
+    assert st.accuracy_spread(correct_RP).distribution_variance.value == pytest.approx(
+        np.mean(covariance)
+    )
 
 
 def test_spread_is_noise_and_covariance():
@@ -245,22 +300,32 @@ def test_spread_is_noise_and_covariance():
     correct_RP = np.random.default_rng(11).integers(0, 2, (15, 40)).astype(float)
     spread = st.accuracy_spread(correct_RP)
     assert spread.sd.value == pytest.approx(correct_RP.mean(axis=1).std(ddof=1))
-    assert spread.noise**2 == pytest.approx(st.disagreement(correct_RP.astype(int)).value / (2 * 40))
-    assert spread.sd.value**2 == pytest.approx(spread.noise**2 + 39 / 40 * spread.distribution_variance.value)
+    assert spread.noise**2 == pytest.approx(
+        st.disagreement(correct_RP.astype(int)).value / (2 * 40)
+    )
+    assert spread.sd.value**2 == pytest.approx(
+        spread.noise**2 + 39 / 40 * spread.distribution_variance.value
+    )
 
 
-# --- mitigation against baseline -----------------------------------------------------------------------------------------------------
+# --- mitigation against baseline ----------------------------------------------------------------
 
 
 def test_pairing_beats_treating_the_arms_as_independent():
-    """Members share their fate with their group, so errors of the two arms cancel: with the members of other groups the interval is
-    wider on average."""
+    """Members share their fate with their group, so errors of the two arms cancel: with the members
+    of other groups the interval is wider on average.
+    """
     widths = []
     for seed in range(30):
         mitigated_GP, baseline_RP, members = arms(seed=seed, run_sd=2.0)
         shuffled = [members[(g + 5) % 12] for g in range(12)]
         widths.append(
-            [np.diff([e.low, e.high])[0] for e in (st.accuracy_change(mitigated_GP, baseline_RP, m) for m in (members, shuffled))]
+            [
+                np.diff([e.low, e.high])[0]
+                for e in (
+                    st.accuracy_change(mitigated_GP, baseline_RP, m) for m in (members, shuffled)
+                )
+            ]
         )
     paired, unpaired = np.mean(widths, axis=0)
     assert paired < 0.8 * unpaired
@@ -269,7 +334,10 @@ def test_pairing_beats_treating_the_arms_as_independent():
 def test_a_mitigation_that_changes_nothing():
     _, baseline_RP, _ = arms()
     single = [np.array([r]) for r in range(len(baseline_RP))]
-    ratio, difference = (f(baseline_RP, baseline_RP, single) for f in (st.disagreement_ratio, st.disagreement_difference))
+    ratio, difference = (
+        f(baseline_RP, baseline_RP, single)
+        for f in (st.disagreement_ratio, st.disagreement_difference)
+    )
     assert ratio.value == pytest.approx(1) and difference.value == pytest.approx(0)
     assert ratio.conclusive and "no change" in ratio.note
     effect = st.effect_size(baseline_RP, baseline_RP, np.zeros(150, dtype=int), single)
@@ -287,15 +355,22 @@ def test_a_mitigation_that_collapses_to_the_base_is_caught():
     half_GP = np.where(np.arange(150) % 2, mitigated_GP, base_P)
     half = st.effect_size(half_GP, baseline_RP, base_P, members)
     assert half.high < st.EFFECT_KEPT and half.conclusive
-    marks = st.accuracy_effect_size(half_GP.astype(float), baseline_RP.astype(float), base_P.astype(float), members)
-    assert marks.value == pytest.approx(half.value)  # the base is always wrong here, so both count the same answers
+    marks = st.accuracy_effect_size(
+        half_GP.astype(float), baseline_RP.astype(float), base_P.astype(float), members
+    )
+    # the base is always wrong here, so both count the same answers
+    assert marks.value == pytest.approx(half.value)
 
 
 def test_no_effect_to_keep():
     mitigated_GP, baseline_RP, members = arms()
-    effect = st.effect_size(np.zeros_like(mitigated_GP), np.zeros_like(baseline_RP), np.zeros(150, dtype=int), members)
+    effect = st.effect_size(
+        np.zeros_like(mitigated_GP), np.zeros_like(baseline_RP), np.zeros(150, dtype=int), members
+    )
     assert effect.value is None and not effect.conclusive and effect.note
-    unclear = st.accuracy_effect_size(mitigated_GP.astype(float), baseline_RP.astype(float), baseline_RP[0].astype(float), members)
+    unclear = st.accuracy_effect_size(
+        mitigated_GP.astype(float), baseline_RP.astype(float), baseline_RP[0].astype(float), members
+    )
     assert unclear.low is None and not unclear.conclusive
 
 
@@ -328,11 +403,15 @@ def test_replicas_outside_all_groups_take_no_part():
     mitigated_GP, baseline_RP, members = arms()
     spare_RP = np.concatenate([baseline_RP, 7 + np.zeros((3, 150), dtype=int)])
     for function in (st.disagreement_ratio, st.disagreement_difference):
-        assert same(function(mitigated_GP, spare_RP, members), function(mitigated_GP, baseline_RP, members))
+        assert same(
+            function(mitigated_GP, spare_RP, members), function(mitigated_GP, baseline_RP, members)
+        )
 
 
 def test_needed_groups_resolve_the_effect():
-    """The promise of `needed`: at that many groups an effect of the observed size has an interval on one side, at one fewer not."""
+    """The promise of `needed`: at that many groups an effect of the observed size has an interval
+    on one side, at one fewer not.
+    """
     parts = TwoWay(runs=0.04, prompts=0.001, n_runs=8, n_clusters=200)
     needed = parts.runs_needed(0.2, 0.95, 9)
 
@@ -345,25 +424,34 @@ def test_needed_groups_resolve_the_effect():
 
 def test_inconclusive_ratios_name_their_remedy():
     mitigated_GP, baseline_RP, members = arms(groups=6, k=2, prompts=20, seed=3)
-    estimates = [f(mitigated_GP, baseline_RP, members) for f in (st.disagreement_ratio, st.disagreement_difference)]
+    estimates = [
+        f(mitigated_GP, baseline_RP, members)
+        for f in (st.disagreement_ratio, st.disagreement_difference)
+    ]
     for estimate in estimates:
         assert estimate.conclusive or estimate.needed or estimate.note
 
 
-# --- invariance ----------------------------------------------------------------------------------------------------------------------
+# --- invariance ---------------------------------------------------------------------------------
 
 
 def test_order_and_names_do_not_matter():
     rng = np.random.default_rng(12)
     mitigated_GP, baseline_RP, members = arms()
     baseline_RP[rng.random(baseline_RP.shape) < 0.05] = st.MISSING
-    expected = st.disagreement(baseline_RP), st.disagreement_ratio(mitigated_GP, baseline_RP, members)
+    expected = (
+        st.disagreement(baseline_RP),
+        st.disagreement_ratio(mitigated_GP, baseline_RP, members),
+    )
     rows, columns, order = rng.permutation(48), rng.permutation(150), rng.permutation(12)
     position = np.argsort(rows)
     renamed_RP = np.where(baseline_RP < 0, st.MISSING, 17 - 5 * baseline_RP)[rows][:, columns]
     moved = [position[members[g]] for g in order]
     assert same(st.disagreement(renamed_RP), expected[0])
-    assert same(st.disagreement_ratio(17 - 5 * mitigated_GP[order][:, columns], renamed_RP, moved), expected[1])
+    assert same(
+        st.disagreement_ratio(17 - 5 * mitigated_GP[order][:, columns], renamed_RP, moved),
+        expected[1],
+    )
 
 
 def test_a_run_without_answers_is_no_run():
@@ -393,7 +481,9 @@ def test_variance_ratio_knows_units_and_direction():
     rng = np.random.default_rng(15)
     one, two = rng.normal(size=40), rng.normal(size=50)
     forth, back = st.variance_ratio(one, 3 * two), st.variance_ratio(3 * two, one)
-    assert (forth.value, forth.low, forth.high) == pytest.approx((1 / back.value, 1 / back.high, 1 / back.low))
+    assert (forth.value, forth.low, forth.high) == pytest.approx(
+        (1 / back.value, 1 / back.high, 1 / back.low)
+    )
     assert same(st.variance_ratio(100 + 7 * one, 21 * two - 4), forth)
 
 
@@ -403,12 +493,16 @@ def test_an_interval_on_the_logit_scale_stays_inside():
         assert 0 <= low <= share * (1 + 1e-12) and share * (1 - 1e-12) <= high <= 1
 
 
-# --- what cannot be had, and what cannot be meant ------------------------------------------------------------------------------------
+# --- what cannot be had, and what cannot be meant -----------------------------------------------
 
 
 def test_two_replicas_are_inconclusive():
     estimate = st.disagreement(np.random.default_rng(16).integers(0, 2, (2, 100)))
-    assert estimate.value is not None and not estimate.conclusive and estimate.needed == st.MIN_REPLICAS
+    assert (
+        estimate.value is not None
+        and not estimate.conclusive
+        and estimate.needed == st.MIN_REPLICAS
+    )
 
 
 def test_very_few_clusters_are_inconclusive():
@@ -421,9 +515,16 @@ def test_very_few_clusters_are_inconclusive():
 def test_scores_without_spread_or_with_failures():
     equal, normal = np.ones(40), np.random.default_rng(18).normal(size=40)
     assert st.variance_ratio(equal, normal).value is None
-    assert not st.variance_ratio(np.where(np.arange(40) == 3, np.nan, normal), 9 * normal).conclusive
+    assert not st.variance_ratio(
+        np.where(np.arange(40) == 3, np.nan, normal), 9 * normal
+    ).conclusive
     spread = st.accuracy_spread(np.ones((12, 50)))
-    assert spread.sd.value == 0 and spread.sd.high is None and not spread.sd.conclusive and spread.noise is None
+    assert (
+        spread.sd.value == 0
+        and spread.sd.high is None
+        and not spread.sd.conclusive
+        and spread.noise is None
+    )
 
 
 def test_nothing_answered_is_no_crash():
@@ -446,10 +547,15 @@ def test_nothing_answered_is_no_crash():
 def test_no_number_is_ever_nan_and_all_fits_json():
     """Degenerate tables of every kind, all functions: figures are finite or None."""
     rng = np.random.default_rng(19)
-    for replicas, prompts, codes, missing in itertools.product((2, 3, 6), (1, 2, 12), (1, 2, 99), (0.0, 0.5, 0.9)):
+    for replicas, prompts, codes, missing in itertools.product(
+        (2, 3, 6), (1, 2, 12), (1, 2, 99), (0.0, 0.5, 0.9)
+    ):
         answer_RP = rng.integers(0, codes, (2 * replicas, prompts))
         answer_RP[rng.random(answer_RP.shape) < missing] = st.MISSING
-        mitigated_GP, members = answer_RP[:replicas], list(np.arange(2 * replicas).reshape(replicas, 2))
+        mitigated_GP, members = (
+            answer_RP[:replicas],
+            list(np.arange(2 * replicas).reshape(replicas, 2)),
+        )
         marks_RP = np.where(answer_RP < 0, np.nan, answer_RP % 2)
         results = [
             st.disagreement(answer_RP),
@@ -465,7 +571,11 @@ def test_no_number_is_ever_nan_and_all_fits_json():
         for result in results:
             text = json.dumps(result.to_dict(), allow_nan=False)
             assert "NaN" not in text
-            if isinstance(result, st.Estimate) and None not in (result.low, result.value, result.high):
+            if isinstance(result, st.Estimate) and None not in (
+                result.low,
+                result.value,
+                result.high,
+            ):
                 assert result.low - 1e-9 <= result.value <= result.high + 1e-9
 
 
@@ -490,8 +600,14 @@ GOOD = np.zeros((4, 6), dtype=int)
         (lambda: st.accuracy(GOOD + 2.0), "between 0"),
         (lambda: st.accuracy_spread(GOOD[:1]), "at least 2"),
         (lambda: st.disagreement_ratio(GOOD[:2], GOOD, MEMBERS[:1]), "2 mitigated rows"),
-        (lambda: st.disagreement_ratio(GOOD[:2], GOOD, [np.array([0, 1]), np.array([1, 2])]), "disjoint"),
-        (lambda: st.disagreement_ratio(GOOD[:2], GOOD, [np.array([0, 1]), np.array([2, 9])]), "outside"),
+        (
+            lambda: st.disagreement_ratio(GOOD[:2], GOOD, [np.array([0, 1]), np.array([1, 2])]),
+            "disjoint",
+        ),
+        (
+            lambda: st.disagreement_ratio(GOOD[:2], GOOD, [np.array([0, 1]), np.array([2, 9])]),
+            "outside",
+        ),
         (lambda: st.disagreement_ratio(GOOD[:2, :3], GOOD, MEMBERS), "same prompts"),
         (lambda: st.effect_size(GOOD[:2], GOOD, GOOD[0, :3], MEMBERS), "same prompts"),
         (lambda: st.failure_rate(3, 2), "failed runs"),
@@ -517,13 +633,37 @@ def test_cost_is_linear_in_the_cells():
 @pytest.mark.parametrize(
     "world",
     [
-        pytest.param(spread_world("sd", 30, 100, 6, 2, 0.7), id="75 %, SD of 11 points, near the end of the scale"),
+        pytest.param(
+            spread_world("sd", 30, 100, 6, 2, 0.7),
+            id="75 %, SD of 11 points, near the end of the scale",
+        ),
         pytest.param(spread_world("sd", 20, 200, 20, 1, 1.0), id="95 %, a long tail below"),
-        pytest.param(unkind_world("sd", 20, 100, kinds=0.2), id="a fifth of the runs is of another kind"),
+        pytest.param(
+            unkind_world("sd", 20, 100, kinds=0.2), id="a fifth of the runs is of another kind"
+        ),
         pytest.param(unkind_world("sd", 40, 100, kinds=0.1), id="a tenth is"),
     ],
 )
 def test_a_spread_with_a_long_tail_is_claimed_and_covered(world):
-    """A guard that refuses samples which show the tail would leave those that lack it, and they look narrow."""
+    """A guard that refuses samples which show the tail would leave those that lack it, and they
+    look narrow.
+    """
     tally = simulate(world, 200, seed=0)
     assert tally.conclusive > 190 and tally.coverage_conclusive >= 0.91
+
+
+@pytest.mark.parametrize("n_runs", [3, 4])
+def test_no_interval_is_narrower_than_the_prompts_alone_make_it(n_runs):
+    """Three runs that differ from each other equally often look as if they brought no error."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        answer_RP = (rng.random((n_runs, 30)) < 0.8).astype(np.int64)
+        d_P = np.array([len(set(answers)) > 1 for answers in answer_RP.T])
+        if not d_P.any():
+            continue
+        estimate = st.disagreement(answer_RP)
+        shares_P = np.array([2 * k * (n_runs - k) for k in answer_RP.sum(0)])
+        shares_P = shares_P / (n_runs * (n_runs - 1))
+        half = scipy.stats.t.ppf(0.975, 29) * shares_P.std(ddof=1) / math.sqrt(30)
+        low, high = logit_interval(shares_P.mean(), half)
+        assert estimate.low <= low * (1 + 1e-9) and estimate.high >= high * (1 - 1e-9)

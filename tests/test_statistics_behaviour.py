@@ -1,6 +1,8 @@
-"""Laws of the behaviour metrics (agreement, scores, distributions, texts), published numbers they reproduce, and that intervals cover.
+"""Laws of the behaviour metrics (agreement, scores, distributions, texts), published numbers they
+reproduce, and that intervals cover.
 
-`PYTHONPATH=benchmarks python tests/test_statistics_behaviour.py [repetitions] [part of a title]` prints the table of coverage.
+`PYTHONPATH=benchmarks python tests/test_statistics_behaviour.py [repetitions] [part of a title]`
+prints the table of coverage.
 """
 
 import itertools
@@ -15,7 +17,14 @@ from statsmodels.stats.inter_rater import fleiss_kappa as statsmodels_kappa
 from worlds import World, behaviour, simulate
 
 from toolkit.statistics import Estimate, disagreement, run_sd
-from toolkit.statistics.agreement import alike_sets, ambiguity, discrepancy, fleiss_kappa, negative_flips, total_agreement
+from toolkit.statistics.agreement import (
+    alike_sets,
+    ambiguity,
+    discrepancy,
+    fleiss_kappa,
+    negative_flips,
+    total_agreement,
+)
 from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
 from toolkit.statistics.distributions import (
     flip_calibration,
@@ -37,7 +46,10 @@ FLEISS_PV = np.array([
     (7, 7, 0, 0, 0), (3, 2, 6, 3, 0), (2, 5, 3, 2, 2), (6, 5, 2, 1, 0), (0, 2, 2, 3, 7),
 ])  # fmt: skip
 # Shrout & Fleiss 1979, table 2: 6 targets (prompts) x 4 judges (replicas).
-SHROUT_FLEISS_RP = np.array([(9, 2, 5, 8), (6, 1, 3, 2), (8, 4, 6, 8), (7, 1, 2, 6), (10, 5, 6, 9), (6, 2, 4, 7)], dtype=float).T
+SHROUT_FLEISS_RP = np.array(
+    [(9, 2, 5, 8), (6, 1, 3, 2), (8, 4, 6, 8), (7, 1, 2, 6), (10, 5, 6, 9), (6, 2, 4, 7)],
+    dtype=float,
+).T
 
 
 def spread_out(count_PV: np.ndarray) -> np.ndarray:
@@ -54,7 +66,9 @@ def codes(missing=0.2, replicas=7, prompts=30, seed=0) -> np.ndarray:
 
 def distributions(missing=0.0, replicas=6, prompts=40, values=4, seed=0, run_sd=0.5) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    logit_RPV = 2 * rng.standard_normal((prompts, values)) + run_sd * rng.standard_normal((replicas, prompts, values))
+    logit_RPV = 2 * rng.standard_normal((prompts, values)) + run_sd * rng.standard_normal(
+        (replicas, prompts, values)
+    )
     prob_RPV = np.exp(logit_RPV) / np.exp(logit_RPV).sum(axis=2, keepdims=True)
     prob_RPV[rng.random((replicas, prompts)) < missing] = np.nan
     return prob_RPV
@@ -64,7 +78,11 @@ def some_texts(missing=0.1, replicas=7, prompts=25, seed=0) -> list[list]:
     rng = np.random.default_rng(seed)
 
     def text():
-        return None if rng.random() < missing else tuple(rng.integers(0, 2, rng.integers(0, 6)).tolist())
+        return (
+            None
+            if rng.random() < missing
+            else tuple(rng.integers(0, 2, rng.integers(0, 6)).tolist())
+        )
 
     return [[text() for _ in range(prompts)] for _ in range(replicas)]
 
@@ -73,7 +91,7 @@ def ends(estimate: Estimate) -> tuple:
     return estimate.value, estimate.low, estimate.high
 
 
-# --- agreement -------------------------------------------------------------------------------------------------------------------
+# --- agreement ----------------------------------------------------------------------------------
 
 
 def test_kappa_of_the_textbook_table():
@@ -82,7 +100,8 @@ def test_kappa_of_the_textbook_table():
     share_V = FLEISS_PV.sum(axis=0) / FLEISS_PV.sum()
     assert disagreement(spread_out(FLEISS_PV)).value == pytest.approx(1 - 0.37802, abs=5e-6)
     assert share_V @ share_V == pytest.approx(0.21276, abs=5e-6)
-    # Summing over labels instead of prompts makes P_e = 1/n, and kappa nothing but 1 - D n / (n - 1).
+    # Summing over labels instead of prompts makes P_e = 1/n, and kappa nothing but 1 - D n / (n -
+    # 1).
     axis_bug = 1 - 0.62198 * 10 / 9
     assert abs(estimate.value - axis_bug) > 0.09
 
@@ -91,25 +110,47 @@ def test_kappa_of_the_textbook_table():
 def test_kappa_is_that_of_statsmodels(seed):
     rng = np.random.default_rng(seed)
     count_PV = rng.multinomial(9, rng.dirichlet(np.ones(4)), size=25)
-    assert fleiss_kappa(spread_out(count_PV)).value == pytest.approx(statsmodels_kappa(count_PV), abs=1e-12)
+    assert fleiss_kappa(spread_out(count_PV)).value == pytest.approx(
+        statsmodels_kappa(count_PV), abs=1e-12
+    )
 
 
 def test_kappa_with_missing_cells_by_its_definition():
     answer_RP = codes()
     prompts = [answer_RP[answer_RP[:, i] >= 0, i] for i in range(answer_RP.shape[1])]
-    d = np.mean([np.mean([a != b for a, b in itertools.combinations(answers, 2)]) for answers in prompts])
+    d = np.mean(
+        [np.mean([a != b for a, b in itertools.combinations(answers, 2)]) for answers in prompts]
+    )
     share_V = np.mean([[np.mean(answers == v) for v in range(3)] for answers in prompts], axis=0)
-    assert fleiss_kappa(answer_RP).value == pytest.approx(1 - d / (1 - share_V @ share_V), abs=1e-12)
+    assert fleiss_kappa(answer_RP).value == pytest.approx(
+        1 - d / (1 - share_V @ share_V), abs=1e-12
+    )
 
 
 def test_error_of_kappa_is_that_of_the_jackknife_by_recomputation():
-    """Linearised, with each part once: on a table without a run effect or few answers the two agree closely."""
-    world_RP, _, _ = behaviour.answers(np.random.default_rng(1), 12, 300, 0.7, 1, 0.0, 0.0, 0.0, 0.6, 0.2)
+    """Linearised, with each part once: on a table without a run effect or few answers the two agree
+    closely.
+    """
+    world_RP, _, _ = behaviour.answers(
+        np.random.default_rng(1), 12, 300, 0.7, 1, 0.0, 0.0, 0.0, 0.6, 0.2
+    )
     estimate = fleiss_kappa(world_RP)
-    without_run = jackknife_variance(np.array([fleiss_kappa(np.delete(world_RP, r, axis=0)).value for r in range(12)]))
-    without_prompt = jackknife_variance(np.array([fleiss_kappa(np.delete(world_RP, i, axis=1)).value for i in range(300)]))
+    without_run = jackknife_variance(
+        np.array([fleiss_kappa(np.delete(world_RP, r, axis=0)).value for r in range(12)])
+    )
+    without_prompt = jackknife_variance(
+        np.array([fleiss_kappa(np.delete(world_RP, i, axis=1)).value for i in range(300)])
+    )
     share = 1 - estimate.value
-    half = share * (1 - share) * (math.log((1 - estimate.low) / estimate.low) - math.log((1 - estimate.high) / estimate.high)) / 2
+    half = (
+        share
+        * (1 - share)
+        * (
+            math.log((1 - estimate.low) / estimate.low)
+            - math.log((1 - estimate.high) / estimate.high)
+        )
+        / 2
+    )
     assert half**2 == pytest.approx(2.2010**2 * without_run + 1.968**2 * without_prompt, rel=0.15)
 
 
@@ -122,7 +163,9 @@ def test_copies_of_prompts_in_one_cluster_add_no_information_to_kappa():
 def test_kappa_at_its_ends():
     same_P = np.tile([0, 1, 2], 20)
     perfect = fleiss_kappa(np.tile(same_P, (8, 1)))
-    assert perfect.value == perfect.high == 1.0 and perfect.low == pytest.approx(1 - (1 - 0.05 ** (1 / 60)) / (2 / 3))
+    assert perfect.value == perfect.high == 1.0 and perfect.low == pytest.approx(
+        1 - (1 - 0.05 ** (1 / 60)) / (2 / 3)
+    )
     constant = fleiss_kappa(np.zeros((8, 60), dtype=int))
     assert constant.value is None and not constant.conclusive
 
@@ -148,7 +191,9 @@ def test_sets_of_n_runs_are_all_sets(n, missing):
             shares.append(np.mean(alike) if alike else np.nan)
         return np.nanmean(shares)
 
-    assert ambiguity(answer_RP, reference_P, of=n).value == pytest.approx(1 - over_sets(reference_P), abs=1e-12)
+    assert ambiguity(answer_RP, reference_P, of=n).value == pytest.approx(
+        1 - over_sets(reference_P), abs=1e-12
+    )
     if n > 1:
         assert total_agreement(answer_RP, of=n).value == pytest.approx(over_sets(), abs=1e-12)
         assert ambiguity(answer_RP, of=n - 1).value == pytest.approx(1 - over_sets(), abs=1e-12)
@@ -160,7 +205,9 @@ def test_leaving_a_run_out_of_the_sets_is_recomputing_without_it(n):
     counted_RP = (answer_RP >= 0) & (answer_RP != 1)
     value_P, left_RP = alike_sets(count_pairs(answer_RP), counted_RP, n)
     for r in range(len(answer_RP)):
-        direct_P, _ = alike_sets(count_pairs(np.delete(answer_RP, r, axis=0)), np.delete(counted_RP, r, axis=0), n)
+        direct_P, _ = alike_sets(
+            count_pairs(np.delete(answer_RP, r, axis=0)), np.delete(counted_RP, r, axis=0), n
+        )
         np.testing.assert_allclose(left_RP[r], direct_P, atol=1e-12)
 
 
@@ -195,8 +242,12 @@ def test_discrepancy_is_the_worst_run_and_bounds_fresh_ones():
     answer_RP = (rng.random((59, 50)) < chance_R[:, None]).astype(int)
     worst = discrepancy(answer_RP, reference_P)
     assert worst.value == answer_RP.mean(axis=1).max() and worst.conclusive and worst.low is None
-    assert not discrepancy(answer_RP[:58], reference_P).conclusive and discrepancy(answer_RP[:58], reference_P).needed == 59
-    # At most a share 1 - 0.05^(1/59) of fresh runs is worse: true in 95 % of the populations, or more, since flips come in whole prompts.
+    assert (
+        not discrepancy(answer_RP[:58], reference_P).conclusive
+        and discrepancy(answer_RP[:58], reference_P).needed == 59
+    )
+    # At most a share 1 - 0.05^(1/59) of fresh runs is worse: true in 95 % of the populations, or
+    # more, since flips come in whole prompts.
     beyond = 1 - 0.05 ** (1 / 59)
     share_N = rng.binomial(500, rng.beta(2, 8, 200_000)) / 500
     held = [np.mean(share_N > rng.choice(share_N, 59).max()) <= beyond for _ in range(400)]
@@ -209,12 +260,13 @@ def test_negative_flips_by_hand():
     answer_RP = np.array([[5, 6, 8, -1], [9, 8, 5, 5]])
     assert negative_flips(correct_RP, old_P).value == pytest.approx((1 / 2 + 0 + 1 / 2 + 0) / 4)
     both = negative_flips(correct_RP, old_P, answer_RP=answer_RP, reference_answer_P=old_answer_P)
-    assert both.value == pytest.approx((1 / 2 + 1 / 2 + 1 / 2 + 0) / 4)  # prompt 2: one run turns a wrong answer into another
+    # prompt 2: one run turns a wrong answer into another
+    assert both.value == pytest.approx((1 / 2 + 1 / 2 + 1 / 2 + 0) / 4)
     with pytest.raises(ValueError, match="multi-class"):
         negative_flips(correct_RP, old_P, answer_RP=answer_RP)
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------------------
+# --- scores -------------------------------------------------------------------------------------
 
 PUBLISHED = {  # value, and the interval as R's psych package prints it for these data
     "1,1": (0.1657, -0.133, 0.723), "A,1": (0.2898, 0.019, 0.761), "C,1": (0.7148, 0.342, 0.946),
@@ -228,18 +280,24 @@ def test_icc_of_shrout_and_fleiss(form):
     estimate = icc(SHROUT_FLEISS_RP, form, interval="F")
     assert estimate.value == pytest.approx(value, abs=5e-5)
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=6e-4)
-    assert not estimate.conclusive and icc(SHROUT_FLEISS_RP, form).value == pytest.approx(estimate.value)
+    assert not estimate.conclusive and icc(SHROUT_FLEISS_RP, form).value == pytest.approx(
+        estimate.value
+    )
 
 
 def test_icc_of_the_mean_of_all_runs_is_spearman_brown():
-    score_RP = np.random.default_rng(0).normal(size=(6, 80)) + np.random.default_rng(1).normal(size=80)
+    score_RP = np.random.default_rng(0).normal(size=(6, 80)) + np.random.default_rng(1).normal(
+        size=80
+    )
     for form in ("1", "A", "C"):
         one, many = icc(score_RP, f"{form},1"), icc(score_RP, f"{form},k")
         assert ends(many) == pytest.approx([6 * x / (1 + 5 * x) for x in ends(one)])
 
 
 def test_a_run_that_is_shifted_counts_in_agreement_but_not_in_consistency():
-    score_RP = np.random.default_rng(0).normal(size=(6, 80)) + 2 * np.random.default_rng(1).normal(size=80)
+    score_RP = np.random.default_rng(0).normal(size=(6, 80)) + 2 * np.random.default_rng(1).normal(
+        size=80
+    )
     shifted_RP = score_RP + np.arange(6)[:, None]
     assert ends(icc(shifted_RP, "C,1")) == pytest.approx(ends(icc(score_RP, "C,1")))
     assert icc(shifted_RP).value < icc(score_RP).value - 0.1
@@ -254,17 +312,25 @@ def test_variances_without_a_run_are_recomputed_ones():
     variance_P, left_RP = variances(square_RP, present_RP)
     np.testing.assert_allclose(variance_P, np.nanvar(score_RP, axis=0, ddof=1))
     for r in range(7):
-        np.testing.assert_allclose(left_RP[r], np.nanvar(np.delete(score_RP, r, axis=0), axis=0, ddof=1), atol=1e-12)
+        np.testing.assert_allclose(
+            left_RP[r], np.nanvar(np.delete(score_RP, r, axis=0), axis=0, ddof=1), atol=1e-12
+        )
 
 
 def test_spread_of_scores_by_its_definition():
-    score_RP = np.random.default_rng(0).normal(size=(12, 80)) + np.random.default_rng(1).normal(size=(12, 1))
+    score_RP = np.random.default_rng(0).normal(size=(12, 80)) + np.random.default_rng(1).normal(
+        size=(12, 1)
+    )
     spread = score_sd(score_RP)
     assert spread.sd.value == pytest.approx(score_RP.mean(axis=1).std(ddof=1))
-    assert spread.within_prompt_sd.value == pytest.approx(math.sqrt(score_RP.var(axis=0, ddof=1).mean()))
+    assert spread.within_prompt_sd.value == pytest.approx(
+        math.sqrt(score_RP.var(axis=0, ddof=1).mean())
+    )
     shifted = score_sd(1e6 + 3 * score_RP)
     assert ends(shifted.sd) == pytest.approx([3 * x for x in ends(spread.sd)], rel=1e-6)
-    assert ends(shifted.within_prompt_sd) == pytest.approx([3 * x for x in ends(spread.within_prompt_sd)], rel=1e-6)
+    assert ends(shifted.within_prompt_sd) == pytest.approx(
+        [3 * x for x in ends(spread.within_prompt_sd)], rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
@@ -273,13 +339,17 @@ def test_log_loss_falls_apart_as_its_identity_says(missing):
     truth_P = np.random.default_rng(3).integers(0, 4, 40)
     found = log_loss_decomposition(np.log(prob_RPV), truth_P)
     assert found.loss.value == pytest.approx(found.bias.value + found.variance.value)
-    for i in range(40):  # -ln fbar(y) + E KL(fbar || f_r) = E -ln f_r(y), and the second part is -ln Z
+    for i in range(
+        40
+    ):  # -ln fbar(y) + E KL(fbar || f_r) = E -ln f_r(y), and the second part is -ln Z
         log_NV = np.log(prob_RPV[np.isfinite(prob_RPV[:, i, 0]), i])
         centre_V = np.exp(log_NV.mean(axis=0))
         z = centre_V.sum()
         divergence = np.mean(np.sum(centre_V / z * (np.log(centre_V / z) - log_NV), axis=1))
         assert divergence == pytest.approx(-math.log(z))
-        assert -math.log(centre_V[truth_P[i]] / z) + divergence == pytest.approx(-log_NV[:, truth_P[i]].mean())
+        assert -math.log(centre_V[truth_P[i]] / z) + divergence == pytest.approx(
+            -log_NV[:, truth_P[i]].mean()
+        )
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
@@ -289,8 +359,12 @@ def test_brier_score_falls_apart_as_krogh_and_vedelsby_say(missing):
     found = brier_decomposition(prob_RPV, truth_P)
     assert found.loss.value == pytest.approx(found.bias.value + found.variance.value)
     hot_PV = np.eye(4)[truth_P]
-    assert found.loss.value == pytest.approx(np.nanmean(np.nanmean(((prob_RPV - hot_PV) ** 2).sum(axis=2), axis=0)))
-    assert found.variance.value == pytest.approx(np.nanvar(prob_RPV, axis=0, ddof=1).sum(axis=1).mean())
+    assert found.loss.value == pytest.approx(
+        np.nanmean(np.nanmean(((prob_RPV - hot_PV) ** 2).sum(axis=2), axis=0))
+    )
+    assert found.variance.value == pytest.approx(
+        np.nanvar(prob_RPV, axis=0, ddof=1).sum(axis=1).mean()
+    )
 
 
 @pytest.mark.parametrize("field", ["log_loss.variance", "brier.variance", "brier.bias"])
@@ -327,15 +401,19 @@ def test_what_is_no_distribution_is_refused():
         icc(SHROUT_FLEISS_RP, "2,1")
 
 
-# --- distributions ---------------------------------------------------------------------------------------------------------------
+# --- distributions ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 def test_total_variation_compares_every_pair(missing):
     prob_RPV = distributions(missing)
     prob_RPV[2] = prob_RPV[0]  # ties
-    pairs = [0.5 * np.abs(one - two).sum(axis=1) for one, two in itertools.combinations(prob_RPV, 2)]
-    assert total_variation(prob_RPV).value == pytest.approx(np.nanmean(np.nanmean(pairs, axis=0)), abs=1e-12)
+    pairs = [
+        0.5 * np.abs(one - two).sum(axis=1) for one, two in itertools.combinations(prob_RPV, 2)
+    ]
+    assert total_variation(prob_RPV).value == pytest.approx(
+        np.nanmean(np.nanmean(pairs, axis=0)), abs=1e-12
+    )
 
 
 def test_total_variation_of_certain_answers_is_their_disagreement():
@@ -353,7 +431,9 @@ def test_storing_the_top_alone_gives_a_lower_bound():
     assert bounded.value < whole and "lower bound" in bounded.note
     # A value that one run did not store is lumped for all runs.
     cut_RPV[0, :, 2] = np.nan
-    assert total_variation(cut_RPV).value == pytest.approx(total_variation(prob_RPV[:, :, :2]).value)
+    assert total_variation(cut_RPV).value == pytest.approx(
+        total_variation(prob_RPV[:, :, :2]).value
+    )
     assert population_jsd(cut_RPV).value < population_jsd(prob_RPV).value
 
 
@@ -367,7 +447,9 @@ def test_no_answer_flips_while_total_variation_is_below_half_the_margin():
 
 
 def test_jsd_is_corrected_for_the_number_of_runs():
-    """The figure of N runs alone grows with N, the corrected one does not: nested subsets of one population."""
+    """The figure of N runs alone grows with N, the corrected one does not: nested subsets of one
+    population.
+    """
     prob_RPV = distributions(replicas=240, prompts=60)
 
     def plain(rows_RPV):
@@ -377,19 +459,32 @@ def test_jsd_is_corrected_for_the_number_of_runs():
         return -np.sum(p * np.log(p), axis=-1)
 
     blocks = prob_RPV.reshape(40, 6, 60, 4)
-    alone, corrected = np.mean([plain(b) for b in blocks]), np.mean([population_jsd(b).value for b in blocks])
+    alone, corrected = (
+        np.mean([plain(b) for b in blocks]),
+        np.mean([population_jsd(b).value for b in blocks]),
+    )
     assert alone < 0.87 * plain(prob_RPV)
     assert corrected == pytest.approx(population_jsd(prob_RPV).value, rel=0.02)
     assert f"{plain(blocks[0]):.4g} among these runs alone" in population_jsd(blocks[0]).note
 
 
 def test_margins_in_standard_deviations():
-    margin_RP = np.array([[1.0, -2.0, 3.0, 0.0, np.nan], [3.0, -2.0, np.nan, 0.0, np.nan], [2.0, -2.0, 5.0, 0.0, 1.0]])
+    margin_RP = np.array(
+        [
+            [1.0, -2.0, 3.0, 0.0, np.nan],
+            [3.0, -2.0, np.nan, 0.0, np.nan],
+            [2.0, -2.0, 5.0, 0.0, 1.0],
+        ]
+    )
     z_P = margin_to_noise(margin_RP)
     assert z_P[:3] == pytest.approx([2.0, -np.inf, 4 / math.sqrt(2)]) and np.isnan(z_P[3:]).all()
-    assert predicted_flip(np.array([0.0, 1.96, np.inf])) == pytest.approx([0.5, 0.025, 0.0], abs=1e-4)
+    assert predicted_flip(np.array([0.0, 1.96, np.inf])) == pytest.approx(
+        [0.5, 0.025, 0.0], abs=1e-4
+    )
     # One more observation than N = 10: T_9(-z / sqrt(1 + 1/10)); t_.025,9 = 2.262
-    assert predicted_flip(np.array([-2.262 * math.sqrt(1.1)]), 10) == pytest.approx([0.025], abs=1e-4)
+    assert predicted_flip(np.array([-2.262 * math.sqrt(1.1)]), 10) == pytest.approx(
+        [0.025], abs=1e-4
+    )
 
 
 def test_rare_flips_are_foretold_from_few_runs_only_with_the_t_distribution():
@@ -398,7 +493,10 @@ def test_rare_flips_are_foretold_from_few_runs_only_with_the_t_distribution():
     margin_RP = mean_P + rng.standard_normal((5, len(mean_P)))
     flips_P = (mean_P + rng.standard_normal(len(mean_P))) * margin_RP.mean(axis=0) < 0
     z_P = margin_to_noise(margin_RP)
-    for predicted_P, low, high in ((predicted_flip(z_P, 5), 0.75, 1.3), (predicted_flip(z_P), 5.0, 20.0)):
+    for predicted_P, low, high in (
+        (predicted_flip(z_P, 5), 0.75, 1.3),
+        (predicted_flip(z_P), 5.0, 20.0),
+    ):
         rare_P = predicted_P < 0.01
         assert low < flips_P[rare_P].mean() / predicted_P[rare_P].mean() < high
 
@@ -410,12 +508,13 @@ def test_flips_that_normal_margins_do_not_foretell_are_noticed():
     odd_RP = rng.random((20, 800)) < 0.1
     normal = flip_calibration(margin_RP)
     assert normal.low < 0.002 and abs(normal.value) < 0.005
-    # Huge margins that never flip widen the spread, so that too many flips are foretold; lone small flips are too few to foretell.
+    # Huge margins that never flip widen the spread, so that too many flips are foretold; lone small
+    # flips are too few to foretell.
     assert flip_calibration(margin_RP + 40 * odd_RP * np.sign(mean_P)).low > 0.02
     assert flip_calibration(np.where(odd_RP, -0.1, 1.0)).high < -0.05
 
 
-# --- texts -----------------------------------------------------------------------------------------------------------------------
+# --- texts --------------------------------------------------------------------------------------
 
 
 def edits(one, two) -> int:
@@ -429,9 +528,13 @@ def edits(one, two) -> int:
 
 def test_levenshtein():
     rng = np.random.default_rng(0)
-    pairs = [(rng.integers(0, 3, rng.integers(0, 15)), rng.integers(0, 3, rng.integers(0, 15))) for _ in range(400)]
+    pairs = [
+        (rng.integers(0, 3, rng.integers(0, 15)), rng.integers(0, 3, rng.integers(0, 15)))
+        for _ in range(400)
+    ]
     assert levenshtein(pairs).tolist() == [edits(*pair) for pair in pairs]
-    assert edit_distance([["kitten"], ["sitting"]]).value == pytest.approx(3 / 7)  # the example of every textbook
+    # the example of every textbook
+    assert edit_distance([["kitten"], ["sitting"]]).value == pytest.approx(3 / 7)
     assert edit_distance([[""], ["ab"]]).value == 1.0 and edit_distance([[""], [""]]).value == 0.0
 
 
@@ -442,11 +545,23 @@ def test_edit_distance_compares_every_pair_and_leaves_every_run_out():
         shares = []
         for column in zip(*rows, strict=True):
             there = [text for text in column if text is not None]
-            shares.append(np.mean([edits(a, b) / max(len(a), len(b), 1) for a, b in itertools.combinations(there, 2)]))
+            shares.append(
+                np.mean(
+                    [
+                        edits(a, b) / max(len(a), len(b), 1)
+                        for a, b in itertools.combinations(there, 2)
+                    ]
+                )
+            )
         return np.mean(shares)
 
     assert edit_distance(texts).value == pytest.approx(by_prompt(texts))
-    assert edit_distance([[" ".join(map(str, t or ())) if t is not None else None for t in row] for row in texts]).value > 0
+    assert (
+        edit_distance(
+            [[" ".join(map(str, t or ())) if t is not None else None for t in row] for row in texts]
+        ).value
+        > 0
+    )
 
 
 def test_edit_distance_of_words_that_share_nothing_is_their_disagreement():
@@ -458,7 +573,12 @@ def test_edit_distance_of_words_that_share_nothing_is_their_disagreement():
 def test_an_even_split_has_no_interval_of_width_zero():
     answer_RP = np.repeat(np.arange(20)[:, None] % 2, 40, axis=1)
     texts = [[("ab"[code],) for code in row] for row in answer_RP]
-    for estimate in (edit_distance(texts), total_agreement(answer_RP, of=3), total_agreement(answer_RP, of=2), fleiss_kappa(answer_RP)):
+    for estimate in (
+        edit_distance(texts),
+        total_agreement(answer_RP, of=3),
+        total_agreement(answer_RP, of=2),
+        fleiss_kappa(answer_RP),
+    ):
         assert estimate.low is None or estimate.low < estimate.high, estimate
         assert estimate.low is not None or not estimate.conclusive
 
@@ -487,22 +607,31 @@ def test_many_replicas_with_few_texts_are_cheap():
 
 def test_kaplan_meier_of_freireich():
     """6-MP, 21 patients in remission (Freireich et al. 1963)."""
-    time_N = np.array([6, 6, 6, 7, 10, 13, 16, 22, 23, 6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35])
+    time_N = np.array(
+        [6, 6, 6, 7, 10, 13, 16, 22, 23, 6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
+    )
     event_N = np.arange(21) < 9
     found = kaplan_meier(time_N, event_N)
     some = found.events > 0
     assert found.t[some].tolist() == [6, 7, 10, 13, 16, 22, 23] and found.median == 23
-    assert found.survival[some] == pytest.approx([0.857, 0.807, 0.753, 0.690, 0.627, 0.538, 0.448], abs=5e-4)
+    assert found.survival[some] == pytest.approx(
+        [0.857, 0.807, 0.753, 0.690, 0.627, 0.538, 0.448], abs=5e-4
+    )
     other = SurvfuncRight(time_N, event_N.astype(int))
     np.testing.assert_allclose(found.survival[some], other.surv_prob)
 
 
 def pairs_of(texts, max_length=None) -> tuple[np.ndarray, np.ndarray]:
-    """Every pair: the token at which it parts, or up to which it was watched, and which of the two."""
+    """Every pair: the token at which it parts, or up to which it was watched, and which of the
+    two.
+    """
     times, events = [], []
     for column in zip(*texts, strict=True):
         for a, b in itertools.combinations([text for text in column if text is not None], 2):
-            shared = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+            shared = next(
+                (k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
+                min(len(a), len(b)),
+            )
             watched = len(a) + 1 if max_length is None else min(len(a) + 1, max_length)
             times.append(watched if a == b else shared + 1)
             events.append(a != b)
@@ -518,28 +647,44 @@ def test_divergence_is_kaplan_meier_over_all_pairs(seed, max_length):
     assert found.at_risk.tolist() == [np.sum(time_N >= t) for t in found.t]
     assert found.events.tolist() == [np.sum((time_N == t) & event_N) for t in found.t]
     other = SurvfuncRight(time_N, event_N.astype(int))
-    np.testing.assert_allclose(found.survival[np.isin(found.t, other.surv_times)], other.surv_prob, atol=1e-12)
+    np.testing.assert_allclose(
+        found.survival[np.isin(found.t, other.surv_times)], other.surv_prob, atol=1e-12
+    )
     np.testing.assert_allclose(found.hazard, found.events / found.at_risk)
 
 
 def test_divergence_without_censoring_is_exact_match():
-    """All texts cut at 8 tokens: S(t) is the share of pairs that are equal up to t, and S(8) is 1 - D of the whole texts."""
+    """All texts cut at 8 tokens: S(t) is the share of pairs that are equal up to t, and S(8) is 1 -
+    D of the whole texts.
+    """
     rng = np.random.default_rng(0)
-    texts = [[tuple((rng.random(8) < 0.9).astype(int).tolist()) for _ in range(40)] for _ in range(9)]
+    texts = [
+        [tuple((rng.random(8) < 0.9).astype(int).tolist()) for _ in range(40)] for _ in range(9)
+    ]
     found = first_divergence(texts, at=(3, 8), max_length=8)
     for length in (3, 8):
         code: dict = {}
-        answer_RP = np.array([[code.setdefault(text[:length], len(code)) for text in row] for row in texts])
+        answer_RP = np.array(
+            [[code.setdefault(text[:length], len(code)) for text in row] for row in texts]
+        )
         exact = disagreement(answer_RP)
         assert found.at[length].value == pytest.approx(1 - exact.value)
-        assert ends(found.at[length])[1:] == pytest.approx((1 - exact.high, 1 - exact.low), rel=0.1)  # to first order
+        # to first order
+        assert ends(found.at[length])[1:] == pytest.approx((1 - exact.high, 1 - exact.low), rel=0.1)
 
 
 def test_a_text_that_stops_where_the_other_goes_on_parts_from_it():
     found = first_divergence([["ab"] * 12, ["abc"] * 12, ["ab"] * 12], at=(2, 3))
-    assert found.survival == pytest.approx([1.0, 1.0, 1 / 3]) and found.events.tolist() == [0, 0, 24]
+    assert found.survival == pytest.approx([1.0, 1.0, 1 / 3]) and found.events.tolist() == [
+        0,
+        0,
+        24,
+    ]
     assert found.median.value == 3.0
-    assert first_divergence([["ab"] * 12, ["ab"] * 12, ["ab"] * 12], max_length=2).t.tolist() == [1, 2]
+    assert first_divergence([["ab"] * 12, ["ab"] * 12, ["ab"] * 12], max_length=2).t.tolist() == [
+        1,
+        2,
+    ]
     with pytest.raises(ValueError, match="longer"):
         first_divergence([["abc"], ["ab"]], max_length=2)
 
@@ -550,15 +695,19 @@ def test_error_of_divergence_is_that_of_leaving_runs_out():
     estimate = first_divergence(texts, at=(10,)).at[10]
     odds = [math.log(x / (1 - x)) for x in (estimate.low, estimate.high)]
     half = (odds[1] - odds[0]) / 2 * estimate.value * (1 - estimate.value)
-    without = [first_divergence(texts[:r] + texts[r + 1 :], at=(10,)).at[10].value for r in range(12)]
+    without = [
+        first_divergence(texts[:r] + texts[r + 1 :], at=(10,)).at[10].value for r in range(12)
+    ]
     runs = 2.201 * math.sqrt(jackknife_variance(np.array(without)))  # t_.975,11
     assert runs < 1.03 * half < 1.35 * runs
 
 
-# --- where there is little or nothing to say -------------------------------------------------------------------------------------
+# --- where there is little or nothing to say ----------------------------------------------------
 
 
-def everything(answer_RP: np.ndarray, prob_RPV: np.ndarray, texts: list[list]) -> dict[str, Estimate]:
+def everything(
+    answer_RP: np.ndarray, prob_RPV: np.ndarray, texts: list[list]
+) -> dict[str, Estimate]:
     """All figures of one population. Scores and margins are log-odds of the first value."""
     truth_P = np.zeros(answer_RP.shape[1], dtype=int)
     with np.errstate(divide="ignore"):
@@ -589,12 +738,33 @@ def everything(answer_RP: np.ndarray, prob_RPV: np.ndarray, texts: list[list]) -
     }
 
 
-SPREADS = ("agreement of all", "agreement of 2", "discrepancy", "sd", "icc 1,1", "icc A,1", "log loss variance", "brier variance")
+SPREADS = (
+    "agreement of all",
+    "agreement of 2",
+    "discrepancy",
+    "sd",
+    "icc 1,1",
+    "icc A,1",
+    "log loss variance",
+    "brier variance",
+)
 SPREADS += ("total variation", "jsd", "flips")
 LITTLE = {
-    "all runs equal": lambda a, p, t: (np.tile(a[:1], (8, 1)), np.tile(p[:1], (8, 1, 1)), t[:1] * 8),
-    "all prompts equal": lambda a, p, t: (np.tile(a[:, :1], 40), np.tile(p[:, :1], (1, 40, 1)), [row[:1] * 40 for row in t]),
-    "all cells equal": lambda a, p, t: (np.zeros_like(a), np.tile(p[:1, :1], (8, 40, 1)), [["ab"] * 40] * 8),
+    "all runs equal": lambda a, p, t: (
+        np.tile(a[:1], (8, 1)),
+        np.tile(p[:1], (8, 1, 1)),
+        t[:1] * 8,
+    ),
+    "all prompts equal": lambda a, p, t: (
+        np.tile(a[:, :1], 40),
+        np.tile(p[:, :1], (1, 40, 1)),
+        [row[:1] * 40 for row in t],
+    ),
+    "all cells equal": lambda a, p, t: (
+        np.zeros_like(a),
+        np.tile(p[:1, :1], (8, 40, 1)),
+        [["ab"] * 40] * 8,
+    ),
     "one prompt": lambda a, p, t: (a[:, :1], p[:, :1], [row[:1] for row in t]),
     "two prompts": lambda a, p, t: (a[:, :2], p[:, :2], [row[:2] for row in t]),
     "two runs": lambda a, p, t: (a[:2], p[:2], t[:2]),
@@ -604,7 +774,11 @@ LITTLE = {
         np.where(np.arange(8)[:, None, None] > 0, np.nan, p),
         t[:1] + [[None] * 40] * 7,
     ),
-    "nothing is left": lambda a, p, t: (np.full_like(a, -1), np.full_like(p, np.nan), [[None] * 40] * 8),
+    "nothing is left": lambda a, p, t: (
+        np.full_like(a, -1),
+        np.full_like(p, np.nan),
+        [[None] * 40] * 8,
+    ),
     "every other cell is missing": lambda a, p, t: (
         np.where(np.add.outer(np.arange(8), np.arange(40)) % 2, -1, a),
         np.where((np.add.outer(np.arange(8), np.arange(40)) % 2)[:, :, None], np.nan, p),
@@ -615,7 +789,11 @@ LITTLE = {
 
 @pytest.mark.parametrize("title", LITTLE)
 def test_no_warning_no_traceback_and_no_made_up_interval(title):
-    population = codes(0.0, replicas=8, prompts=40), distributions(replicas=8), some_texts(0.0, replicas=8, prompts=40)
+    population = (
+        codes(0.0, replicas=8, prompts=40),
+        distributions(replicas=8),
+        some_texts(0.0, replicas=8, prompts=40),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = everything(*LITTLE[title](*population))
@@ -623,30 +801,45 @@ def test_no_warning_no_traceback_and_no_made_up_interval(title):
         for x in ends(estimate):
             assert x is None or math.isfinite(x), name
         if estimate.low is not None and estimate.high is not None:
-            assert estimate.low <= estimate.value <= estimate.high and estimate.low < estimate.high, name
+            assert (
+                estimate.low <= estimate.value <= estimate.high and estimate.low < estimate.high
+            ), name
         elif name != "discrepancy":
             assert not estimate.conclusive, name
         assert estimate.conclusive or estimate.note, name
         if title in ("one prompt", "two prompts", "two runs", "one run is left", "nothing is left"):
             assert not estimate.conclusive, name
-        if title == "three runs":  # enough for a mean over prompts, but for nothing that is a spread between runs
+        if (
+            title == "three runs"
+        ):  # enough for a mean over prompts, but for nothing that is a spread between runs
             assert not (estimate.conclusive and name in SPREADS), name
 
 
 def test_missing_cells_and_failed_runs_change_no_expectation():
-    """Half of the cells gone at random, and two runs: the figures stay where they were, give or take the noise of a half."""
+    """Half of the cells gone at random, and two runs: the figures stay where they were, give or
+    take the noise of a half.
+    """
     rng = np.random.default_rng(0)
-    answer_RP, prob_RPV, texts = codes(0.0, 40, 300), distributions(0.0, 40, 300), some_texts(0.0, 40, 300)
+    answer_RP, prob_RPV, texts = (
+        codes(0.0, 40, 300),
+        distributions(0.0, 40, 300),
+        some_texts(0.0, 40, 300),
+    )
     gone_RP = rng.random((40, 300)) < 0.5
     gone_RP[:2] = True
     whole = everything(answer_RP, prob_RPV, texts)
     part = everything(
         np.where(gone_RP, -1, answer_RP),
         np.where(gone_RP[:, :, None], np.nan, prob_RPV),
-        [[None if gone else text for gone, text in zip(*rows, strict=True)] for rows in zip(gone_RP, texts, strict=True)],
+        [
+            [None if gone else text for gone, text in zip(*rows, strict=True)]
+            for rows in zip(gone_RP, texts, strict=True)
+        ],
     )
     for name in whole:
-        if name.startswith(("icc", "sd", "agreement of all", "discrepancy", "median", "survival at 50")):
+        if name.startswith(
+            ("icc", "sd", "agreement of all", "discrepancy", "median", "survival at 50")
+        ):
             continue  # these need whole prompts, or speak of the runs and prompts at hand
         assert part[name].n_replicas == 38, name
         assert part[name].value == pytest.approx(whole[name].value, rel=0.12, abs=0.01), name
@@ -660,12 +853,20 @@ def test_a_run_that_fails_unmarked_is_named(replicas):
     logit_RP, _ = behaviour.log_odds(rng, replicas, 200, 0.2, 1, 0.0, 0.0, 0.0, 2.0, 3.0, 0.5)
     logit_RP[3] = 0.0
     prob_RPV = 1 / (1 + np.exp(-np.stack([logit_RP, -logit_RP], axis=2)))
-    score_RP = rng.normal(size=200) + rng.normal(size=(replicas, 200)) - 3 * (np.arange(replicas) == 3)[:, None]
+    score_RP = (
+        rng.normal(size=200)
+        + rng.normal(size=(replicas, 200))
+        - 3 * (np.arange(replicas) == 3)[:, None]
+    )
     found = [
         edit_distance(texts),
         first_divergence(texts, at=(5,)).at[5],
         score_sd(score_RP).within_prompt_sd,
-        *((total_variation(prob_RPV), population_jsd(prob_RPV)) if replicas >= MIN_REPLICAS_VARIANCE else ()),
+        *(
+            (total_variation(prob_RPV), population_jsd(prob_RPV))
+            if replicas >= MIN_REPLICAS_VARIANCE
+            else ()
+        ),
     ]
     for estimate in found:
         assert "rows 3" in estimate.note
@@ -678,44 +879,75 @@ def test_an_sd_says_which_runs_stand_far_off_and_holds_with_them():
     calm = score_sd(score_RP).sd
     score_RP[3] -= 3
     spread, numbers = score_sd(score_RP).sd, score_RP.mean(axis=1)
-    assert spread.conclusive and "rows 3" in spread.note and spread.high / spread.value > 1.5 * calm.high / calm.value
+    assert (
+        spread.conclusive
+        and "rows 3" in spread.note
+        and spread.high / spread.value > 1.5 * calm.high / calm.value
+    )
     assert run_sd(numbers).conclusive and "stand far off" in run_sd(numbers).note
     assert ends(run_sd(numbers)) == pytest.approx(ends(spread), rel=1e-9)
-    assert subset_variance(numbers, 1).conclusive and ends(subset_variance(numbers, 1)) == pytest.approx([x**2 for x in ends(spread)])
+    assert subset_variance(numbers, 1).conclusive and ends(
+        subset_variance(numbers, 1)
+    ) == pytest.approx([x**2 for x in ends(spread)])
 
 
-# --- intervals cover -------------------------------------------------------------------------------------------------------------
+# --- intervals cover ----------------------------------------------------------------------------
 
-kappa, agreement, score, text = behaviour.kappa_world, behaviour.total_agreement_world, behaviour.score_sd_world, behaviour.text_world
+kappa, agreement, score, text = (
+    behaviour.kappa_world,
+    behaviour.total_agreement_world,
+    behaviour.score_sd_world,
+    behaviour.text_world,
+)
 parts, apart = behaviour.decomposition_world, behaviour.distribution_world
 
 WORLDS: dict[str, World] = {
-    **{f"kappa N={n} M={m}, run sd {sd}": kappa(n, m, sd) for n, m, sd in [(5, 200, 0.7), (10, 200, 0.2), (30, 200, 0.7)]},
+    **{
+        f"kappa N={n} M={m}, run sd {sd}": kappa(n, m, sd)
+        for n, m, sd in [(5, 200, 0.7), (10, 200, 0.2), (30, 200, 0.7)]
+    },
     "kappa N=10 M=500, clusters of 5": kappa(10, 500, 0.7, 5),
-    "kappa N=10 M=200, 10 % cells missing, 10 % runs failed": kappa(10, 200, 0.7, failed=0.1, missing=0.1),
+    "kappa N=10 M=200, 10 % cells missing, 10 % runs failed": kappa(
+        10, 200, 0.7, failed=0.1, missing=0.1
+    ),
     "kappa N=10 M=200, near 0": kappa(10, 200, 0.2, a=2, b=4),
     "kappa N=60 M=200, 5 % runs answer garbage": kappa(60, 200, 0.7, garbage=0.05),
     **{f"TAR@{n} N={2 * n} M=200": agreement(2 * n, 200, 0.7, of=n) for n in (3, 5, 10)},
     "TAR@5 N=30 M=500, clusters of 5": agreement(30, 500, 0.7, 5, of=5),
     "TAR@5 N=12 M=200, runs shift all prompts": agreement(12, 200, 0.7, of=5, a=18, b=2),
-    **{f"ambiguity@{n} N={2 * n + 3} M=200": behaviour.ambiguity_world(2 * n + 3, 200, 0.7, of=n) for n in (1, 5)},
+    **{
+        f"ambiguity@{n} N={2 * n + 3} M=200": behaviour.ambiguity_world(2 * n + 3, 200, 0.7, of=n)
+        for n in (1, 5)
+    },
     "negative flips N=10 M=200": behaviour.negative_flips_world(10, 200, 0.7),
-    "negative flips N=10 M=200, of many answers": behaviour.negative_flips_world(10, 200, 0.7, multi=True),
-    **{f"sd N={n} M=100, run sd {sd}": score(n, 100, sd) for n, sd in [(10, 0.0), (10, 0.7), (30, 0.7)]},
+    "negative flips N=10 M=200, of many answers": behaviour.negative_flips_world(
+        10, 200, 0.7, multi=True
+    ),
+    **{
+        f"sd N={n} M=100, run sd {sd}": score(n, 100, sd)
+        for n, sd in [(10, 0.0), (10, 0.7), (30, 0.7)]
+    },
     "sd N=100 M=100, 5 % runs far off": score(100, 100, 0.7, garbage=0.05),
     **{
         f"within-prompt sd N={n} M={m}, run sd {sd}": score(n, m, sd, field="within_prompt_sd")
         for n, m, sd in [(5, 100, 0.7), (10, 100, 0.2), (10, 200, 0.7), (30, 200, 0.7)]
     },
-    "within-prompt sd N=10 M=200, uneven noise": score(10, 200, 0.5, field="within_prompt_sd", uneven=0.5),
+    "within-prompt sd N=10 M=200, uneven noise": score(
+        10, 200, 0.5, field="within_prompt_sd", uneven=0.5
+    ),
     "within-prompt sd N=10 M=500, clusters of 5": score(10, 500, 0.7, 5, field="within_prompt_sd"),
     **{f"icc {form} N=20 M=200": behaviour.icc_world(20, 200, 0.5, form=form) for form in FORMS},
     "icc C,1 N=5 M=200": behaviour.icc_world(5, 200, 0.5, form="C,1"),
     "icc A,1 N=30 M=1000, clusters of 5": behaviour.icc_world(30, 1000, 0.5, 5),
     "icc A,1 N=30 M=600, skewed scores": behaviour.icc_world(30, 600, 0.5, draw="exponential"),
-    **{f"{field} N=30 M=200": parts(30, 200, 0.7, field=field) for field in ("log_loss.variance", "brier.variance")},
+    **{
+        f"{field} N=30 M=200": parts(30, 200, 0.7, field=field)
+        for field in ("log_loss.variance", "brier.variance")
+    },
     "log_loss.variance N=30 M=500, clusters of 5": parts(30, 500, 0.7, 5),
-    "brier.variance N=60 M=200, 5 % runs say nothing": parts(60, 200, 0.7, garbage=0.05, field="brier.variance"),
+    "brier.variance N=60 M=200, 5 % runs say nothing": parts(
+        60, 200, 0.7, garbage=0.05, field="brier.variance"
+    ),
     **{
         f"{loss}.{part} N={n} M=200": parts(n, 200, 0.5, field=f"{loss}.{part}")
         for loss, part, n in itertools.product(("log_loss", "brier"), ("loss", "bias"), (5, 10))
@@ -731,7 +963,9 @@ WORLDS: dict[str, World] = {
     "survival at 10 N=10 M=50, 10 % cells missing": text(10, 50, 0.7, missing=0.1),
     "median of divergence N=10 M=50": text(10, 50, 0.7, figure="median", lengths=(20, 60)),
     "edit distance N=5 M=50": text(5, 50, 0.7, figure="edit_distance"),
-    "edit distance N=10 M=50, 10 pairs sampled": text(10, 50, 0.7, figure="edit_distance", pairs=10),
+    "edit distance N=10 M=50, 10 pairs sampled": text(
+        10, 50, 0.7, figure="edit_distance", pairs=10
+    ),
 }
 
 # Bounded or guarded by construction, so allowed to cover more than they say.
@@ -745,11 +979,17 @@ def check(title: str, repetitions: int, low: float, high: float, errors: float) 
     tally = simulate(WORLDS[title], repetitions, seed=list(WORLDS).index(title))
     allowance = errors * math.sqrt(0.95 * 0.05 / repetitions)
     assert tally.printed > 0.9 * repetitions
-    assert tally.coverage >= low - allowance, f"{title}: covered {tally.coverage:.3f} of {repetitions}"
-    assert title.startswith(CONSERVATIVE) or tally.coverage <= high + allowance, f"{title}: covered {tally.coverage:.3f}, too wide"
+    assert tally.coverage >= low - allowance, (
+        f"{title}: covered {tally.coverage:.3f} of {repetitions}"
+    )
+    assert title.startswith(CONSERVATIVE) or tally.coverage <= high + allowance, (
+        f"{title}: covered {tally.coverage:.3f}, too wide"
+    )
 
 
-@pytest.mark.parametrize("title", [title for title in WORLDS if "," not in title.replace(",1 ", "").replace(",k ", "")])
+@pytest.mark.parametrize(
+    "title", [title for title in WORLDS if "," not in title.replace(",1 ", "").replace(",k ", "")]
+)
 def test_nominal_95_percent_intervals_cover(title):
     check(title, 60, 0.94, 0.97, errors=3)  # a standard error is 2.8 points
 
@@ -780,10 +1020,18 @@ def test_where_intervals_do_not_cover_they_are_inconclusive(world):
 
 
 def test_the_published_icc_intervals_need_normal_scores():
-    """Why the jackknife is the default: of skewed scores the F intervals hold the truth two times in three."""
-    published = simulate(behaviour.icc_world(30, 600, 0.5, form="C,1", interval="F", draw="exponential"), 200, seed=0)
+    """Why the jackknife is the default: of skewed scores the F intervals hold the truth two times
+    in three.
+    """
+    published = simulate(
+        behaviour.icc_world(30, 600, 0.5, form="C,1", interval="F", draw="exponential"), 200, seed=0
+    )
     normal = simulate(behaviour.icc_world(30, 600, 0.5, form="C,1", interval="F"), 200, seed=0)
-    assert published.coverage < 0.85 and normal.coverage > 0.9 and published.conclusive == normal.conclusive == 0
+    assert (
+        published.coverage < 0.85
+        and normal.coverage > 0.9
+        and published.conclusive == normal.conclusive == 0
+    )
 
 
 if __name__ == "__main__":
@@ -794,4 +1042,8 @@ if __name__ == "__main__":
     for number, (title, world) in enumerate(WORLDS.items()):
         if only in title:
             tally = simulate(world, repetitions, seed=number)
-            print(f"{title:58s} covered {tally.coverage:.3f}   conclusive {tally.conclusive / repetitions:.3f}", flush=True)
+            print(
+                f"{title:58s} covered {tally.coverage:.3f}   conclusive "
+                f"{tally.conclusive / repetitions:.3f}",
+                flush=True,
+            )

@@ -1,4 +1,6 @@
-"""Control charts and tolerance limits: published limits, and the false alarms and confidence that they promise."""
+"""Control charts and tolerance limits: published limits, and the false alarms and confidence that
+they promise.
+"""
 
 import math
 
@@ -43,20 +45,29 @@ from toolkit.statistics.tolerance import (
     wilks,
 )
 
-# NIST/SEMATECH e-Handbook of Statistical Methods, 6.3.2.4 (EWMA); its last ten values are those of 6.3.2.2 (individuals).
-NIST = np.array("52 47 53 49.3 50.1 47 51 50.1 51.2 50.5 49.6 47.6 49.9 51.3 47.8 51.2 52.6 52.4 53.6 52.1".split(), dtype=float)
+# NIST/SEMATECH e-Handbook of Statistical Methods, 6.3.2.4 (EWMA); its last ten values are those
+# of 6.3.2.2 (individuals).
+NIST = np.array(
+    (
+        "52 47 53 49.3 50.1 47 51 50.1 51.2 50.5 49.6 47.6 49.9 51.3 47.8 51.2 52.6 52.4 53.6 52.1"
+    ).split(),
+    dtype=float,
+)
 THREE_SIGMA = 2 * stats.norm.sf(3)
 
-# Johnson & Wichern, Applied Multivariate Statistical Analysis, table 5.1: sweat rate, sodium, potassium of 20 women.
+# Johnson & Wichern, Applied Multivariate Statistical Analysis, table 5.1: sweat rate, sodium,
+# potassium of 20 women.
 SWEAT = np.array(
-    """3.7 48.5 9.3 5.7 65.1 8.0 3.8 47.2 10.9 3.2 53.2 12.0 3.1 55.5 9.7 4.6 36.1 7.9 2.4 24.8 14.0 7.2 33.1 7.6 6.7 47.4 8.5 5.4 54.1 11.3
-    3.9 36.9 12.7 4.5 58.8 12.3 3.5 27.8 9.8 4.5 40.2 8.4 1.5 13.5 10.1 8.5 56.4 7.1 4.5 71.6 8.2 6.5 52.8 10.9 4.1 44.1 11.2 5.5 40.9 9.4
+    """3.7 48.5 9.3 5.7 65.1 8.0 3.8 47.2 10.9 3.2 53.2 12.0 3.1 55.5 9.7 4.6 36.1 7.9 2.4 24.8
+    14.0 7.2 33.1 7.6 6.7 47.4 8.5 5.4 54.1 11.3
+    3.9 36.9 12.7 4.5 58.8 12.3 3.5 27.8 9.8 4.5 40.2 8.4 1.5 13.5 10.1 8.5 56.4 7.1 4.5 71.6 8.2
+    6.5 52.8 10.9 4.1 44.1 11.2 5.5 40.9 9.4
     """.split(),
     dtype=float,
 ).reshape(20, 3)
 
 
-# --- published charts --------------------------------------------------------------------------------------------------------------
+# --- published charts ---------------------------------------------------------------------------
 
 
 def test_nist_ewma():
@@ -69,25 +80,42 @@ def test_nist_ewma():
 
 def test_nist_individuals():
     chart, ranges = individuals(NIST[-10:]), moving_range(NIST[-10:])
-    assert (chart.center, chart.low, chart.high) == pytest.approx((50.81, 45.816, 55.804), abs=2e-3)  # NIST rounds d2 to 1.128
-    assert (ranges.center, ranges.low, ranges.high) == pytest.approx((1.8778, 0.0, 3.267 * 1.8778), abs=2e-3)
+    # NIST rounds d2 to 1.128
+    assert (chart.center, chart.low, chart.high) == pytest.approx((50.81, 45.816, 55.804), abs=2e-3)
+    assert (ranges.center, ranges.low, ranges.high) == pytest.approx(
+        (1.8778, 0.0, 3.267 * 1.8778), abs=2e-3
+    )
     assert not outside(chart, NIST[-10:]).any() and outside(chart, [45.0, 56.0]).all()
 
 
 @pytest.mark.parametrize(
-    ("m", "a3", "b3", "b4"), [(2, 2.659, 0, 3.267), (5, 1.427, 0, 2.089), (10, 0.975, 0.284, 1.716), (25, 0.606, 0.565, 1.435)]
+    ("m", "a3", "b3", "b4"),
+    [
+        (2, 2.659, 0, 3.267),
+        (5, 1.427, 0, 2.089),
+        (10, 0.975, 0.284, 1.716),
+        (25, 0.606, 0.565, 1.435),
+    ],
 )
 def test_xbar_s_has_the_tabled_factors(m, a3, b3, b4):
-    """Factors A3, B3, B4 of control charts: Montgomery, Introduction to Statistical Quality Control, appendix VI."""
+    """Factors A3, B3, B4 of control charts: Montgomery, Introduction to Statistical Quality
+    Control, appendix VI.
+    """
     x_GM = np.random.default_rng(0).normal(10, 2, (8, m))
     mean, spread = xbar_s(x_GM)
     sbar = x_GM.std(axis=1, ddof=1).mean()
-    assert (mean.high - mean.center) / sbar == pytest.approx(a3, abs=6e-4) == (mean.center - mean.low) / sbar
+    assert (
+        (mean.high - mean.center) / sbar
+        == pytest.approx(a3, abs=6e-4)
+        == (mean.center - mean.low) / sbar
+    )
     assert (spread.low / sbar, spread.high / sbar) == pytest.approx((b3, b4), abs=6e-4)
 
 
 def test_johnson_and_wichern_t_squared():
-    """Examples 5.1 and 5.2: T2 of a mean is N times that of a single vector, and its critical value N/(N+1) of that of a new run."""
+    """Examples 5.1 and 5.2: T2 of a mean is N times that of a single vector, and its critical value
+    N/(N+1) of that of a new run.
+    """
     first = from_covariance(np.array([8.0, 6.0]), np.array([[4.0, -3.0], [-3.0, 9.0]]), 3)
     assert 3 * t_squared(first, [9.0, 5.0])[0] == pytest.approx(7 / 9)
     chart = hotelling(SWEAT, alpha=0.10)
@@ -106,11 +134,15 @@ def test_hotelling_of_one_metric_is_the_prediction_limit():
 def test_t_squared_does_not_depend_on_units():
     rng = np.random.default_rng(0)
     x, new, mix = rng.normal(size=(30, 4)), rng.normal(size=(5, 4)), rng.normal(size=(4, 4))
-    assert t_squared(hotelling(x), new) == pytest.approx(t_squared(hotelling(5 + x @ mix), 5 + new @ mix))
+    assert t_squared(hotelling(x), new) == pytest.approx(
+        t_squared(hotelling(5 + x @ mix), 5 + new @ mix)
+    )
 
 
 def test_a_baseline_run_against_its_own_baseline_is_bounded():
-    """T2 of a run that is in the baseline never exceeds (N-1)^2/N, which is the phase I limit without false alarms."""
+    """T2 of a run that is in the baseline never exceeds (N-1)^2/N, which is the phase I limit
+    without false alarms.
+    """
     x = np.random.default_rng(0).normal(size=(12, 3))
     x[0] = [1e3, 0.0, -50.0]
     assert t_squared(hotelling(x), x)[0] == pytest.approx(121 / 12, rel=1e-3)
@@ -148,13 +180,17 @@ def test_p_charts():
     chart = p_chart(np.array([10, 30, 5]), size)
     assert chart.center == pytest.approx(45 / 350)
     low, high = share_limits(chart, size)
-    assert high == pytest.approx(45 / 350 + 3 * np.sqrt(45 / 350 * 305 / 350 / size)) and low[2] == 0.0
+    assert (
+        high == pytest.approx(45 / 350 + 3 * np.sqrt(45 / 350 * 305 / 350 / size)) and low[2] == 0.0
+    )
     z = (np.array([0.10, 0.15, 0.10]) - 45 / 350) / np.sqrt(45 / 350 * 305 / 350 / size)
-    assert laney(np.array([10, 30, 5]), size).sigma_z == pytest.approx(np.abs(np.diff(z)).mean() / 1.128, rel=1e-3)
+    assert laney(np.array([10, 30, 5]), size).sigma_z == pytest.approx(
+        np.abs(np.diff(z)).mean() / 1.128, rel=1e-3
+    )
     assert math.isnan(laney(np.array([5, 5]), np.array([5, 5])).sigma_z)
 
 
-# --- what never varied has no limits -----------------------------------------------------------------------------------------------
+# --- what never varied has no limits ------------------------------------------------------------
 
 
 def test_no_spread_no_limits():
@@ -164,7 +200,12 @@ def test_no_spread_no_limits():
         xbar_s(np.full((5, 4), 0.1))[0],
         prediction(np.array([1.0])),
     ):
-        assert isinstance(chart, Chart) and chart.low is None and chart.high is None and not outside(chart, [5.0]).any()
+        assert (
+            isinstance(chart, Chart)
+            and chart.low is None
+            and chart.high is None
+            and not outside(chart, [5.0]).any()
+        )
     assert not ewma_path(ewma(np.full(30, 0.1)), [0.1, 7.0]).outside_T.any()
     assert not outside(prediction(np.arange(9.0)), [math.nan]).any()
 
@@ -192,7 +233,7 @@ def test_impossible_input_is_an_error(call):
         call()
 
 
-# --- tolerance ---------------------------------------------------------------------------------------------------------------------
+# --- tolerance ----------------------------------------------------------------------------------
 
 
 def test_wilks_sizes():
@@ -203,7 +244,9 @@ def test_wilks_sizes():
     assert zero_event_bound(1000) == pytest.approx(3 / 1000, rel=3e-3)  # the rule of three
 
 
-@pytest.mark.parametrize(("content", "confidence"), [(0.5, 0.05), (0.9, 0.99), (0.999, 0.9), (0.99999, 0.95)])
+@pytest.mark.parametrize(
+    ("content", "confidence"), [(0.5, 0.05), (0.9, 0.99), (0.999, 0.9), (0.99999, 0.95)]
+)
 @pytest.mark.parametrize("two_sided", [True, False])
 def test_wilks_is_the_smallest_size(content, confidence, two_sided):
     def held(n: int) -> float:
@@ -219,10 +262,16 @@ def test_normal_factors():
     assert howe_factor(43, 0.90, 0.99) == pytest.approx(2.217, abs=5e-4)
     assert one_sided_factor(43, 0.90, 0.99) == pytest.approx(1.8740, abs=1e-4)
     sizes = (10, 20, 30, 100, 1000)
-    assert [howe_factor(n) for n in sizes] == pytest.approx([3.382, 2.752, 2.550, 2.233, 2.036], abs=6e-4)
-    assert [one_sided_factor(n) for n in sizes] == pytest.approx([2.911, 2.396, 2.220, 1.927, 1.727], abs=6e-4)
+    assert [howe_factor(n) for n in sizes] == pytest.approx(
+        [3.382, 2.752, 2.550, 2.233, 2.036], abs=6e-4
+    )
+    assert [one_sided_factor(n) for n in sizes] == pytest.approx(
+        [2.911, 2.396, 2.220, 1.927, 1.727], abs=6e-4
+    )
     # ISO 16269-6 (2014), exact two-sided factors for 95/95
-    assert [two_sided_factor(n) for n in (2, 3, 10, 20)] == pytest.approx([36.520, 9.789, 3.394, 2.760], abs=2e-3)
+    assert [two_sided_factor(n) for n in (2, 3, 10, 20)] == pytest.approx(
+        [36.520, 9.789, 3.394, 2.760], abs=2e-3
+    )
 
 
 @pytest.mark.parametrize("side", ["both", "low", "high"])
@@ -264,18 +313,26 @@ def test_order_statistics_hold_their_confidence_for_any_distribution(side, n):
 
 
 def test_tolerance_of_too_few_values_says_how_many():
-    assert distribution_free(np.arange(92.0)).needed == 93 and distribution_free(np.arange(92.0)).low is None
-    assert (distribution_free(np.arange(93.0)).low, distribution_free(np.arange(93.0)).high) == (0.0, 92.0)
+    assert (
+        distribution_free(np.arange(92.0)).needed == 93
+        and distribution_free(np.arange(92.0)).low is None
+    )
+    assert (distribution_free(np.arange(93.0)).low, distribution_free(np.arange(93.0)).high) == (
+        0.0,
+        92.0,
+    )
     assert distribution_free(np.append(np.arange(58.0), math.nan), side="high").needed == 59
     assert distribution_free(np.array([]), side="low").low is None
     assert normal(np.array([1.0, 2.0])).needed == 3 and normal(np.full(9, 0.1)).low is None
 
 
-# --- false alarms ------------------------------------------------------------------------------------------------------------------
+# --- false alarms -------------------------------------------------------------------------------
 
 
 def alarm_rate(make, n: int, draws: int, alpha: float) -> float:
-    """P(a new normal value is outside the limits of n baseline values), exactly, averaged over baselines."""
+    """P(a new normal value is outside the limits of n baseline values), exactly, averaged over
+    baselines.
+    """
     rng = np.random.default_rng(n)
     rates = []
     for _ in range(draws):
@@ -286,7 +343,9 @@ def alarm_rate(make, n: int, draws: int, alpha: float) -> float:
 
 @pytest.mark.parametrize("n", [5, 30, 100])
 def test_prediction_limits_hold_their_false_alarm_rate(n):
-    assert alarm_rate(lambda x: prediction(x, alpha=0.01), n, 4000, 0.01) == pytest.approx(1.0, abs=0.12)
+    assert alarm_rate(lambda x: prediction(x, alpha=0.01), n, 4000, 0.01) == pytest.approx(
+        1.0, abs=0.12
+    )
 
 
 def test_estimated_three_sigma_limits_alarm_too_often():
@@ -297,7 +356,12 @@ def test_estimated_three_sigma_limits_alarm_too_often():
 
 def test_ewma_holds_its_rate_at_every_time():
     rng = np.random.default_rng(0)
-    alarms = np.array([ewma_path(ewma(rng.normal(size=30), alpha=0.05), rng.normal(size=25)).outside_T for _ in range(4000)])
+    alarms = np.array(
+        [
+            ewma_path(ewma(rng.normal(size=30), alpha=0.05), rng.normal(size=25)).outside_T
+            for _ in range(4000)
+        ]
+    )
     assert alarms.mean(axis=0)[[0, 4, 24]] == pytest.approx([0.05, 0.05, 0.05], abs=0.013)
 
 
@@ -317,7 +381,11 @@ def test_hotelling_holds_its_false_alarm_rate(n, p):
     root = rng.normal(size=(p, p))
     rate = np.mean(
         [
-            t_squared(c := hotelling(rng.normal(size=(n, p)) @ root, alpha=0.02), rng.normal(size=(50, p)) @ root) > c.limit
+            t_squared(
+                c := hotelling(rng.normal(size=(n, p)) @ root, alpha=0.02),
+                rng.normal(size=(50, p)) @ root,
+            )
+            > c.limit
             for _ in range(1500)
         ]
     )
@@ -359,7 +427,9 @@ def test_reaches_halve_the_false_alarms_of_skewed_values():
 
 
 def test_laney_forgives_what_runs_differ_in():
-    """1,000 prompts, runs that differ by 1.5 points, no change: the p chart alarms in 11 % of runs, Laney's in about 1 %."""
+    """1,000 prompts, runs that differ by 1.5 points, no change: the p chart alarms in 11 % of runs,
+    Laney's in about 1 %.
+    """
     rng = np.random.default_rng(0)
     size = np.full(50, 1000)
     alarms = {p_chart: 0, laney: 0}

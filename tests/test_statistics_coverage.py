@@ -1,7 +1,9 @@
-"""Law 9: every interval covers. Populations are simulated from a known truth; counted is the share of intervals that hold it.
+"""Law 9: every interval covers. Populations are simulated from a known truth; counted is the share
+of intervals that hold it.
 
-The populations are those of `benchmarks/coverage.py`, which sweeps them over a grid. `PYTHONPATH=benchmarks python
-tests/test_statistics_coverage.py` prints the table of the selection here.
+The populations are those of `benchmarks/coverage.py`, which sweeps them over a grid.
+`PYTHONPATH=benchmarks python tests/test_statistics_coverage.py` prints the table of the selection
+here.
 """
 
 import math
@@ -30,7 +32,10 @@ def covered(world: World, repetitions: int, seed: int) -> tuple[float, float]:
 
 
 WORLDS: dict[str, World] = {
-    **{f"disagreement N={n} M={m}": disagreement_world(n, m) for n, m in [(5, 200), (10, 200), (30, 200), (30, 1000)]},
+    **{
+        f"disagreement N={n} M={m}": disagreement_world(n, m)
+        for n, m in [(5, 200), (10, 200), (30, 200), (30, 1000)]
+    },
     "disagreement N=10 M=200, no run effect": disagreement_world(10, 200, run_sd=0),
     "disagreement N=10 M=200, runs shift all prompts": disagreement_world(10, 200, a=18, b=2),
     "disagreement N=30 M=200, runs shift all prompts": disagreement_world(30, 200, a=18, b=2),
@@ -47,7 +52,9 @@ WORLDS: dict[str, World] = {
     **{f"ratio G={g}, vote of 5": group_world("ratio", g, k=5, how="vote") for g in (6, 8, 12, 16)},
     "ratio G=8, runs shift all prompts": group_world("ratio", 8, mean=3.0, prompt_sd=1.0),
     "ratio G=16, runs shift all prompts": group_world("ratio", 16, mean=3.0, prompt_sd=1.0),
-    "ratio G=8, mitigated runs hardly ever differ": group_world("ratio", 8, k=16, mean=4.0, prompt_sd=1.0),
+    "ratio G=8, mitigated runs hardly ever differ": group_world(
+        "ratio", 8, k=16, mean=4.0, prompt_sd=1.0
+    ),
     "ratio G=8, no run effect": group_world("ratio", 8, run_sd=0.0),
     "ratio G=8, mean of 16": group_world("ratio", 8, k=16, prompts=500),
     "ratio G=8, K=1 (the replicas themselves)": group_world("ratio", 8, k=1),
@@ -65,24 +72,42 @@ WORLDS: dict[str, World] = {
     "accuracy N=10 M=200, clusters of 5": accuracy_world(10, 200, per_cluster=5),
     "accuracy N=10 M=200, 10 % cells missing": accuracy_world(10, 200, missing=0.1),
     **{f"accuracy change G={g}": group_world("change", g) for g in (5, 8, 16)},
-    "accuracy change G=8, runs shift all prompts": group_world("change", 8, mean=3.0, prompt_sd=1.0),
+    "accuracy change G=8, runs shift all prompts": group_world(
+        "change", 8, mean=3.0, prompt_sd=1.0
+    ),
     "accuracy change G=8, clusters of 5": group_world("change", 8, per_cluster=5),
     **{f"effect size G={g}": group_world("kept", g) for g in (5, 8, 16)},
     "effect size G=8, runs shift all prompts": group_world("kept", 8, mean=3.0, prompt_sd=1.0),
     "effect size G=8, small effect": group_world("kept", 8, mean=-4.0, prompt_sd=2.0),
     "accuracy effect size G=8": group_world("accuracy kept", 8),
     **{
-        f"distribution variance N={n} M=200, run sd {sd}": spread_world("distribution_variance", n, 200, run_sd=sd)
+        f"distribution variance N={n} M=200, run sd {sd}": spread_world(
+            "distribution_variance", n, 200, run_sd=sd
+        )
         for n, sd in [(10, 0.7), (30, 0.7), (10, 0.0), (30, 0.2)]
     },
-    **{f"excess ratio N={n} M=200": spread_world("excess", n, 200, run_sd=0.0) for n in (10, 30, 100)},
-    **{f"failure rate {rate} of {n}": failure_world(n, rate) for rate, n in [(0.05, 20), (0.05, 100), (0.01, 300)]},
-    **{f"variance ratio n={n}, {d}": variance_world(n, d) for n in (30, 100) for d in ("normal", "t5")},
+    **{
+        f"excess ratio N={n} M=200": spread_world("excess", n, 200, run_sd=0.0)
+        for n in (10, 30, 100)
+    },
+    **{
+        f"failure rate {rate} of {n}": failure_world(n, rate)
+        for rate, n in [(0.05, 20), (0.05, 100), (0.01, 300)]
+    },
+    **{
+        f"variance ratio n={n}, {d}": variance_world(n, d)
+        for n in (30, 100)
+        for d in ("normal", "t5")
+    },
     "variance ratio n=100, failures": variance_world(100, "failures"),
     "variance ratio n=30, paired normal": variance_world(30, "normal", paired=True),
     **{f"disagreement N={n} M=200, the fewest runs": disagreement_world(n, 200) for n in (3, 4)},
     **{f"accuracy N={n} M=200, the fewest runs": accuracy_world(n, 200) for n in (3, 4)},
-    **{f"{statistic} G={g}, the fewest groups": group_world(statistic, g) for statistic in CONTRASTS for g in (3, 4)},
+    **{
+        f"{statistic} G={g}, the fewest groups": group_world(statistic, g)
+        for statistic in CONTRASTS
+        for g in (3, 4)
+    },
 }
 
 
@@ -99,17 +124,32 @@ CONSERVATIVE = {
 
 
 def check(title: str, repetitions: int, low: float, high: float, errors: float) -> None:
-    """Observed coverage within [low, high], give or take a number of Monte Carlo standard errors of the nominal 95 %."""
+    """Observed coverage within [low, high], give or take a number of Monte Carlo standard errors of
+    the nominal 95 %.
+    """
     held, _ = covered(WORLDS[title], repetitions, seed=list(WORLDS).index(title))
     allowance = errors * math.sqrt(0.95 * 0.05 / repetitions)
     assert held >= low - allowance, f"{title}: covered {held:.3f} of {repetitions}"
-    assert title in CONSERVATIVE or held <= high + allowance, f"{title}: covered {held:.3f} of {repetitions}, too wide"
+    assert title in CONSERVATIVE or held <= high + allowance, (
+        f"{title}: covered {held:.3f} of {repetitions}, too wide"
+    )
 
 
 BETWEEN = {
-    *("disagreement N=10 M=200", "disagreement N=30 M=200", "disagreement N=60 M=200, 5 % runs answer garbage", "accuracy N=10 M=200"),
+    *(
+        "disagreement N=10 M=200",
+        "disagreement N=30 M=200",
+        "disagreement N=60 M=200, 5 % runs answer garbage",
+        "accuracy N=10 M=200",
+    ),
     *(f"{name} G={g}, mean of 4" for name in ("ratio", "difference") for g in (6, 12)),
-    *("ratio G=8, vote of 5", "ratio G=12, vote of 5", "accuracy change G=8", "effect size G=8", "excess ratio N=30 M=200"),
+    *(
+        "ratio G=8, vote of 5",
+        "ratio G=12, vote of 5",
+        "accuracy change G=8",
+        "effect size G=8",
+        "excess ratio N=30 M=200",
+    ),
 }
 """whose sizes lie between those of two others here: left to the proofs, where all worlds are"""
 
@@ -127,7 +167,9 @@ def test_nominal_95_percent_intervals_cover_93_to_97_percent(title):
 
 @pytest.mark.parametrize("replicas", [10, 30])
 def test_unmarked_failed_runs_are_named_and_make_the_interval_wide(replicas):
-    """One run answers at random and nobody marked it. A refusal would leave only samples without such a run, which know least."""
+    """One run answers at random and nobody marked it. A refusal would leave only samples without
+    such a run, which know least.
+    """
     rng = np.random.default_rng(1)
     named, wider = 0, []
     for _ in range(30):
@@ -143,7 +185,9 @@ def test_unmarked_failed_runs_are_named_and_make_the_interval_wide(replicas):
 
 @pytest.mark.parametrize("replicas", [6, 10, 20])
 def test_two_kinds_of_runs_half_and_half_are_covered(replicas):
-    """Leaving out any run of an even split leaves the same disagreement, so to first order there is no error at all."""
+    """Leaving out any run of an even split leaves the same disagreement, so to first order there is
+    no error at all.
+    """
     rng, held = np.random.default_rng(2), 0
     for _ in range(200):
         estimate = disagreement(np.repeat(rng.integers(0, 2, (replicas, 1)), 50, axis=1))

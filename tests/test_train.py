@@ -1,4 +1,6 @@
-"""Training laws: a replica of a stack is what plain peft + PyTorch would make of it, whoever its neighbours are."""
+"""Training laws: a replica of a stack is what plain peft + PyTorch would make of it, whoever its
+neighbours are.
+"""
 
 import numpy as np
 import pytest
@@ -10,9 +12,9 @@ from transformers import get_scheduler
 
 from toolkit import seeds
 from toolkit.data import Example
-from toolkit.plan import TrainingPlan, plan_training
+from toolkit.model.stack import CounterDropout, stacked
 from toolkit.recipe import Condition, Snapshots
-from toolkit.stack import CounterDropout, stacked
+from toolkit.recipe.schedule import TrainingPlan, plan_training
 from toolkit.train import batch_rows, initial_factors, train_stack
 
 VARY = ["init", "order", "dropout"]
@@ -24,7 +26,9 @@ def rows(n: int = 22, seed: int = 0) -> list[Example]:
     for _ in range(n):
         ids = rng.integers(1, VOCABULARY, rng.integers(6, 13)).tolist()
         start = int(rng.integers(2, 5))
-        examples.append(Example(ids, [t >= start for t in range(len(ids))], start, prompt="", completion=""))
+        examples.append(
+            Example(ids, [t >= start for t in range(len(ids))], start, prompt="", completion="")
+        )
     return examples
 
 
@@ -38,7 +42,9 @@ def seeds_of(replicas, vary=VARY, root: int = 7):
 
 
 class GivenDropout(torch.nn.Module):
-    """Stands where peft has nn.Dropout and applies the masks that the stack draws for one replica."""
+    """Stands where peft has nn.Dropout and applies the masks that the stack draws for one
+    replica.
+    """
 
     def __init__(self, stream: CounterDropout, module: int):
         super().__init__()
@@ -51,17 +57,25 @@ class GivenDropout(torch.nn.Module):
 
 def labels_loss(logits, labels, batch):
     """Cross-entropy, summed over the tokens that count."""
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    return F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
 
 
 def peft_alone(model, examples, condition, plan, seed, steps, loss_of=labels_loss):
-    """The reference: peft adapter, HF scheduler, torch clipping, the model's own masked forward on left-over padding."""
+    """The reference: peft adapter, HF scheduler, torch clipping, the model's own masked forward on
+    left-over padding.
+    """
     names = list(_layers(model))
     dtype = next(model.parameters()).dtype
     with stacked(model) as stack:
         initial = initial_factors(stack, condition.rank, [seed["init"]], dtype, torch.device("cpu"))
     config = LoraConfig(
-        r=condition.rank, lora_alpha=condition.alpha, use_rslora=condition.rslora, target_modules="all-linear", lora_dropout=0.1
+        r=condition.rank,
+        lora_alpha=condition.alpha,
+        use_rslora=condition.rslora,
+        target_modules="all-linear",
+        lora_dropout=0.1,
     )
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=False).to(dtype)
     stream = CounterDropout(condition.dropout, torch.tensor([seed["dropout"]]))
@@ -69,7 +83,9 @@ def peft_alone(model, examples, condition, plan, seed, steps, loss_of=labels_los
         layer = peft_model.base_model.model.get_submodule(name)
         layer.lora_A["default"].weight.data.copy_(initial[name][0][0])
         layer.lora_B["default"].weight.data.zero_()
-        layer.lora_dropout["default"] = GivenDropout(stream, index) if condition.dropout else torch.nn.Identity()
+        layer.lora_dropout["default"] = (
+            GivenDropout(stream, index) if condition.dropout else torch.nn.Identity()
+        )
     parameters = [p for p in peft_model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=condition.lr, weight_decay=condition.weight_decay)
     schedule = {"constant": "constant_with_warmup"}.get(condition.schedule, condition.schedule)
@@ -88,20 +104,29 @@ def peft_alone(model, examples, condition, plan, seed, steps, loss_of=labels_los
                 if i < plan.rows:
                     e = examples[i]
                     ids[b, : len(e.ids)] = torch.tensor(e.ids)
-                    labels[b, : len(e.ids)] = torch.tensor([t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)])
+                    labels[b, : len(e.ids)] = torch.tensor(
+                        [t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)]
+                    )
             logits = peft_model(input_ids=ids).logits
             loss = loss_of(logits[:, :-1], labels[:, 1:], batch) / tokens
             loss.backward()
             total += loss.item()
         if first_gradients is None:
-            first_gradients = {n: p.grad.clone() for n, p in peft_model.named_parameters() if p.requires_grad}
+            first_gradients = {
+                n: p.grad.clone() for n, p in peft_model.named_parameters() if p.requires_grad
+            }
         torch.nn.utils.clip_grad_norm_(parameters, condition.clip)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         losses.append(total)
     weights = {
-        name: tuple(peft_model.base_model.model.get_submodule(name).__getattr__(f"lora_{x}")["default"].weight.detach() for x in "AB")
+        name: tuple(
+            peft_model.base_model.model.get_submodule(name)
+            .__getattr__(f"lora_{x}")["default"]
+            .weight.detach()
+            for x in "AB"
+        )
         for name in names
     }
     return losses, weights, first_gradients
@@ -131,21 +156,30 @@ REAL = {
     [
         *((kind, 0.2) for kind in MODELS),
         *((kind, 0.0) for kind in ("qwen2", "gpt2")),
-        *(pytest.param(kind, 0.0, marks=pytest.mark.slow) for kind in MODELS if kind not in ("qwen2", "gpt2")),
+        *(
+            pytest.param(kind, 0.0, marks=pytest.mark.slow)
+            for kind in MODELS
+            if kind not in ("qwen2", "gpt2")
+        ),
     ],
 )
 def test_stacked_equals_peft_float64(kind, dropout):
     condition = Condition(**REAL, dropout=dropout)
     examples = rows()
     plan = plan_of(condition, examples)
-    assert plan.steps >= 20 and plan.rows % (plan.micro_batch * plan.accumulation)  # a last batch that is not full
+    # a last batch that is not full
+    assert plan.steps >= 20 and plan.rows % (plan.micro_batch * plan.accumulation)
     seeds_R = seeds_of(range(4))
     trained = train_stack(tiny_model(kind, torch.float64), examples, condition, plan, seeds_R)
     for r in (0, 3):
-        losses, weights, _ = peft_alone(tiny_model(kind, torch.float64), examples, condition, plan, seeds_R[r], plan.steps)
+        losses, weights, _ = peft_alone(
+            tiny_model(kind, torch.float64), examples, condition, plan, seeds_R[r], plan.steps
+        )
         np.testing.assert_allclose(trained.loss_SR[:, r], losses, rtol=1e-9)
         for name, (A, B) in weights.items():
-            for mine, theirs in zip((trained.factors[name][0][r], trained.factors[name][1][r]), (A, B), strict=True):
+            for mine, theirs in zip(
+                (trained.factors[name][0][r], trained.factors[name][1][r]), (A, B), strict=True
+            ):
                 assert (mine - theirs).norm() <= 1e-9 * theirs.norm(), name
 
 
@@ -166,7 +200,9 @@ def test_gradients_of_one_step_float32():
     examples = rows(seed=2)
     plan = plan_of(condition, examples)
     seeds_R = seeds_of(range(4))
-    _, _, gradients = peft_alone(tiny_model(), examples, condition.model_copy(update={"clip": 1e9}), plan, seeds_R[1], 1)
+    _, _, gradients = peft_alone(
+        tiny_model(), examples, condition.model_copy(update={"clip": 1e9}), plan, seeds_R[1], 1
+    )
     trained = train_stack(tiny_model(), examples, condition, plan, seeds_R)
     theirs = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
     assert trained.norm_SR[0, 1] == pytest.approx(float(theirs), rel=1e-5)
@@ -174,7 +210,10 @@ def test_gradients_of_one_step_float32():
 
 def stack_bits(seeds_R, examples, condition, plan):
     trained = train_stack(tiny_model(), examples, condition, plan, seeds_R)
-    return [{n: (A[r].clone(), B[r].clone()) for n, (A, B) in trained.factors.items()} for r in range(len(seeds_R))], trained
+    return [
+        {n: (A[r].clone(), B[r].clone()) for n, (A, B) in trained.factors.items()}
+        for r in range(len(seeds_R))
+    ], trained
 
 
 def same_bits(a, b) -> bool:
@@ -224,9 +263,13 @@ def test_each_seed_moves_its_own_source_only():
     held = [seeds.replica_seeds(0, r, ["order"]) for r in (1, 2)]
     assert held[0]["init"] == held[1]["init"] and held[0]["order"] != held[1]["order"]
     with stacked(tiny_model()) as stack:
-        first, second = (initial_factors(stack, 4, [s["init"]], torch.float32, torch.device("cpu")) for s in held)
+        first, second = (
+            initial_factors(stack, 4, [s["init"]], torch.float32, torch.device("cpu")) for s in held
+        )
     assert all(torch.equal(first[n][0], second[n][0]) for n in first)
-    assert not np.array_equal(batch_rows(plan, held[0]["order"], 0), batch_rows(plan, held[1]["order"], 0))
+    assert not np.array_equal(
+        batch_rows(plan, held[0]["order"], 0), batch_rows(plan, held[1]["order"], 0)
+    )
     assert np.array_equal(batch_rows(plan, a["order"], 3), batch_rows(plan, b["order"], 3))
 
 
@@ -234,7 +277,12 @@ def test_an_epoch_shows_every_row_once():
     examples = rows()
     plan = plan_of(Condition(**REAL), examples)
     for epoch in range(2):
-        shown = np.concatenate([batch_rows(plan, 11, epoch * plan.steps_per_epoch + s) for s in range(plan.steps_per_epoch)])
+        shown = np.concatenate(
+            [
+                batch_rows(plan, 11, epoch * plan.steps_per_epoch + s)
+                for s in range(plan.steps_per_epoch)
+            ]
+        )
         assert sorted(shown[shown < plan.rows]) == list(range(plan.rows))
 
 
@@ -254,15 +302,21 @@ def test_dropout_masks_are_fair_and_keyed():
 
 
 def test_losses_per_row_add_up_and_snapshots_end_at_the_end():
-    condition = Condition(**{**REAL, "gradient_accumulation": 1}, snapshots=Snapshots(count=3, start=0.5))
+    condition = Condition(
+        **{**REAL, "gradient_accumulation": 1}, snapshots=Snapshots(count=3, start=0.5)
+    )
     examples = rows(seed=5)
     plan = plan_of(condition, examples)
     trained = train_stack(tiny_model(), examples, condition, plan, seeds_of(range(4)))
     counts = np.array([sum(e.loss_mask[1:]) for e in examples] + [0])[trained.row_SRB]
-    np.testing.assert_allclose((trained.row_loss_SRB * counts).sum(2) / counts.sum(2), trained.loss_SR, rtol=1e-5)
+    np.testing.assert_allclose(
+        (trained.row_loss_SRB * counts).sum(2) / counts.sum(2), trained.loss_SR, rtol=1e-5
+    )
     assert len(trained.snapshots) == 3
     for name, (A, B) in trained.factors.items():
-        assert torch.equal(trained.snapshots[-1][name][0], A) and torch.equal(trained.snapshots[-1][name][1], B)
+        assert torch.equal(trained.snapshots[-1][name][0], A) and torch.equal(
+            trained.snapshots[-1][name][1], B
+        )
 
 
 def test_the_base_comes_back_unchanged():

@@ -1,4 +1,6 @@
-"""`ftk verify`: replicas trained again, in a scratch folder, must come out with the bits that the run has."""
+"""`ftk verify`: replicas trained again, in a scratch folder, must come out with the bits that the
+run has.
+"""
 
 import json
 import shutil
@@ -10,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from toolkit import pipeline
 from toolkit.cli import main
 from toolkit.data import read_rows
-from toolkit.pipeline import RunError
-from toolkit.population import replica_folder, sha256_file
+from toolkit.pipeline.job import RunError
+from toolkit.pipeline.verify import verify
 from toolkit.recipe import parse_recipe
-from toolkit.verify import verify
+from toolkit.record.population import replica_folder, sha256_file
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -23,7 +25,8 @@ data: {{train: {train}}}
 replicas: 6
 stack: 4
 conditions:
-  a: {{epochs: 1, batch_size: 8, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2, start: 0.5}}, averages: [swa]}}
+  a: {{epochs: 1, batch_size: 8, lr: 1e-2, dropout: 0.1, snapshots: {{count: 2, start: 0.5}},
+      averages: [swa]}}
   b: {{epochs: 1, batch_size: 8, lr: 1e-3}}
   student: {{method: distill, teacher: {{condition: b, ensemble: probabilities, k: 2}}}}
 """
@@ -53,25 +56,47 @@ def verdicts(found):
 def rewrite(folder, change):
     """Other weights, recorded as if they had been trained so."""
     path = folder / "adapter_model.safetensors"
-    save_file({name: change(tensor) for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: change(tensor) for name, tensor in load_file(path).items()},
+        path,
+        metadata={"format": "pt"},
+    )
     record = json.loads((folder / "replica.json").read_text())
     record["sha256"][path.name] = sha256_file(path)
     (folder / "replica.json").write_text(json.dumps(record))
 
 
 def test_an_untouched_run_verifies_and_stays_untouched(run):
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in run.rglob("*")
+        if path.is_file()
+    }
     found = verify(run, workers=1)
-    firsts = {("a", r) for r in range(4)} | {("b", r) for r in range(4)} | {("student", r) for r in range(3)}  # of each condition a stack
+    # of each condition a stack
+    firsts = (
+        {("a", r) for r in range(4)}
+        | {("b", r) for r in range(4)}
+        | {("student", r) for r in range(3)}
+    )
     assert verdicts(found) == dict.fromkeys(firsts, "same")
     assert found["environment"] == {}
-    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()} == before
+    assert {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in run.rglob("*")
+        if path.is_file()
+    } == before
 
 
 def test_weights_that_the_recipe_does_not_make_are_found_and_measured(run):
-    rewrite(replica_folder(run / "a", 5), lambda tensor: tensor * 1.01)  # A and B both: the weight change grows by 2.01 %
+    # A and B both: the weight change grows by 2.01 %
+    rewrite(replica_folder(run / "a", 5), lambda tensor: tensor * 1.01)
     found = verify(run, conditions=["a"], replicas=[4], workers=1)
-    assert verdicts(found) == {("a", 4): "same", ("a", 5): "different"}  # the stack of replica 4, and no other
+    # the stack of replica 4, and no other
+    assert verdicts(found) == {
+        ("a", 4): "same",
+        ("a", 5): "different",
+    }
     wrong = found["replicas"][1]
     assert wrong["files"] == ("adapter_model.safetensors",)
     assert wrong["distance"] == pytest.approx((1.01**2 - 1) / 1.01**2, rel=1e-4)
@@ -103,13 +128,21 @@ def test_what_cannot_be_verified_is_refused_in_one_line(run):
 
 def test_students_whose_teachers_have_changed_are_not_verified_against_them(run):
     rewrite(replica_folder(run / "b", 1), lambda tensor: tensor * 2)
-    with pytest.raises(RunError, match="student/replicas/00000: was trained from another .* teacher"):
+    with pytest.raises(
+        RunError, match="student/replicas/00000: was trained from another .* teacher"
+    ):
         verify(run, conditions=["student"], workers=1)
 
 
 def test_the_command_says_no_with_exit_code_3(run):
-    assert CliRunner().invoke(main, ["verify", str(run), "-c", "b", "--workers", "1"]).exit_code == 0
-    rewrite(replica_folder(run / "b", 2), lambda tensor: -tensor)  # the same change of weights from other factors
+    assert (
+        CliRunner().invoke(main, ["verify", str(run), "-c", "b", "--workers", "1"]).exit_code == 0
+    )
+    # the same change of weights from other factors
+    rewrite(replica_folder(run / "b", 2), lambda tensor: -tensor)
     result = CliRunner().invoke(main, ["verify", str(run), "-c", "b", "--workers", "1"])
     assert result.exit_code == 3
-    assert "b, replica 2: adapter_model.safetensors came out otherwise" in result.output and "3 of 4" in result.output
+    assert (
+        "b, replica 2: adapter_model.safetensors came out otherwise" in result.output
+        and "3 of 4" in result.output
+    )

@@ -1,4 +1,6 @@
-"""Tiny real models, built where they are needed: two layers, a few thousand parameters, no download."""
+"""Tiny real models, built where they are needed: two layers, a few thousand parameters, no
+download.
+"""
 
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from toolkit.base import EMBEDDED
+from toolkit.model.base import EMBEDDED
 
 VOCABULARY = 64
 _SHAPE = {
@@ -38,7 +40,9 @@ _GQA = {**_SHAPE, "num_key_value_heads": 2}
 
 
 def _gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    )
 
 
 MODELS = {
@@ -48,12 +52,18 @@ MODELS = {
     "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SHAPE)),
     "gpt2": _gpt2,
     "mistral": lambda: MistralForCausalLM(MistralConfig(**_GQA)),
-    "smollm3": lambda: SmolLM3ForCausalLM(SmolLM3Config(**_GQA, pad_token_id=0, bos_token_id=0, eos_token_id=0)),
+    "smollm3": lambda: SmolLM3ForCausalLM(
+        SmolLM3Config(**_GQA, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    ),
 }
 
 
-def tiny_model(kind: str = "qwen2", dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
-    """A random model; weights larger than the default initialisation, so that attention and gradients are far from flat."""
+def tiny_model(
+    kind: str = "qwen2", dtype: torch.dtype = torch.float32, seed: int = 0
+) -> PreTrainedModel:
+    """A random model; weights larger than the default initialisation, so that attention and
+    gradients are far from flat.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MODELS[kind]()
@@ -66,11 +76,15 @@ def tiny_model(kind: str = "qwen2", dtype: torch.dtype = torch.float32, seed: in
 
 
 def tiny_base(folder: Path, seed: int = 0) -> Path:
-    """A random Qwen2 that reads and writes as the embedded base does: a folder that a recipe can name."""
+    """A random Qwen2 that reads and writes as the embedded base does: a folder that a recipe can
+    name.
+    """
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(Qwen2Config(**{**_GQA, "vocab_size": len(tokenizer), "max_position_embeddings": 256}))
+        model = Qwen2ForCausalLM(
+            Qwen2Config(**{**_GQA, "vocab_size": len(tokenizer), "max_position_embeddings": 256})
+        )
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.config.bos_token_id = model.config.pad_token_id = None
     model.save_pretrained(folder)

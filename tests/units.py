@@ -1,11 +1,13 @@
-"""Units of work for engines. Workers import this module and nothing that it does not need: theirs is the time that loading takes."""
+"""Units of work for engines. Workers import this module and nothing that it does not need: theirs
+is the time that loading takes.
+"""
 
 import os
 import signal
 import time
 from pathlib import Path
 
-from toolkit.engines.ray import RayMissing
+from toolkit.pipeline.engines.ray import RayMissing
 
 
 def report_and_die_once(unit, progress):

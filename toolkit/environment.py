@@ -1,4 +1,6 @@
-"""Where a run happens: versions, device and switches that can change bits. Recorded with every run."""
+"""Where a run happens: versions, device and switches that can change bits. Recorded with every
+run.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,25 @@ from pathlib import Path
 
 import toolkit
 
-PACKAGES = ("torch", "transformers", "peft", "mergekit", "safetensors", "tokenizers", "numpy", "scipy", "pyarrow")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "mergekit",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "scipy",
+    "pyarrow",
+)
 
-MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
-"""GLIBC_TUNABLES of a worker on a CPU: a step frees what the next one asks for again, and memory given back comes again with page faults"""
+MALLOC = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=8589934592"
+)
+"""GLIBC_TUNABLES of a worker on a CPU: a step frees what the next one asks for again, and memory
+given back comes again with page faults
+"""
 
 
 def versions() -> dict[str, str | None]:
@@ -36,13 +53,17 @@ def versions() -> dict[str, str | None]:
 def cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 
 def cores() -> int:
-    """Cores this process may use (affinity and container limits respected where the system tells)."""
+    """Cores this process may use (affinity and container limits respected where the system
+    tells).
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -54,23 +75,35 @@ def memory_bytes() -> int | None:
 
 
 def source_revision() -> str | None:
-    """Git revision of the source when ftk runs from a checkout, with `+changes` when files differ from it."""
+    """Git revision of the source when ftk runs from a checkout, with `+changes` when files differ
+    from it.
+    """
     folder = Path(toolkit.__file__).parent.parent
     if not (folder / ".git").exists():
         return None
     try:
         git = ["git", "-C", str(folder)]
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10).stdout.strip()
+        revision = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return (revision + ("+changes" if changed else "")) or None
 
 
 def compiler() -> str | None:
-    """The C++ compiler that `torch.compile` calls, where it has all that it needs; tried on Linux alone, so None elsewhere."""
+    """The C++ compiler that `torch.compile` calls, where it has all that it needs; tried on Linux
+    alone, so None elsewhere.
+    """
     headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
-    return shutil.which(os.environ.get("CXX") or "g++") if headers and sys.platform == "linux" else None
+    return (
+        shutil.which(os.environ.get("CXX") or "g++")
+        if headers and sys.platform == "linux"
+        else None
+    )
 
 
 def resolve_device(asked: str) -> str:
@@ -82,20 +115,28 @@ def resolve_device(asked: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     if asked == "cuda":
-        raise ValueError("device: cuda was asked for, but torch sees no CUDA device; use `device: auto` or `cpu`")
+        raise ValueError(
+            "device: cuda was asked for, but torch sees no CUDA device; use `device: auto` or `cpu`"
+        )
     return "cpu"
 
 
 @contextmanager
 def of_workers(device: str) -> Iterator[None]:
-    """Environment variables of the processes that are started in the `with` block. Those of the caller's are as before when it ends.
+    """Environment variables of the processes that are started in the `with` block. Those of the
+    caller's are as before when it ends.
 
-    A worker is `python -c ...`, which looks for modules in the folder in which ftk was started: a `random.py` of the user's would be run as
-    the standard library's. Libraries read the others when they are loaded.
+    A worker is `python -c ...`, which looks for modules in the folder in which ftk was started: a
+    `random.py` of the user's would be run as the standard library's. Libraries read the others when
+    they are loaded.
     """
     values = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
     if device == "cpu":
-        values |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC)}
+        values |= {
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC),
+        }
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -109,7 +150,9 @@ def of_workers(device: str) -> Iterator[None]:
 
 
 def make_deterministic(device: str) -> None:
-    """Switch on everything that makes one machine repeat its bits: one thread on the CPU, deterministic kernels on a GPU."""
+    """Switch on everything that makes one machine repeat its bits: one thread on the CPU,
+    deterministic kernels on a GPU.
+    """
     import torch
 
     if device == "cpu":
@@ -134,13 +177,17 @@ def threads(count: int, device: str) -> Iterator[None]:
 
 
 def machine(device: str) -> str:
-    """Processor and torch build in one line, as a replica records it: where two of them differ, equal seeds may give other bits."""
+    """Processor and torch build in one line, as a replica records it: where two of them differ,
+    equal seeds may give other bits.
+    """
     found = numerics(device)
     return f"{found['gpu'] or found['cpu']}, torch {found['torch']}"
 
 
 def seconds_used(device: str) -> float:
-    """A clock of what this process has cost: processor time of all its threads on the CPU, else wall time."""
+    """A clock of what this process has cost: processor time of all its threads on the CPU, else
+    wall time.
+    """
     return time.process_time() if device == "cpu" else time.monotonic()
 
 

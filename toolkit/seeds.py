@@ -1,6 +1,8 @@
-"""Seeds: every random draw has its own, derived from (root seed, purpose, replica) and from nothing else.
+"""Seeds: every random draw has its own, derived from (root seed, purpose, replica) and from nothing
+else.
 
-A hash, not arithmetic: `root + replica` would give replica 1 of root 0 the draws of replica 0 of root 1.
+A hash, not arithmetic: `root + replica` would give replica 1 of root 0 the draws of replica 0 of
+root 1.
 """
 
 import hashlib
@@ -19,18 +21,29 @@ def derive(root: int, purpose: str, *indices: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def replica_seeds(root: int, replica: int, vary: Iterable[str], crossed: Mapping[str, int] | None = None) -> dict[str, int]:
+def replica_seeds(
+    root: int, replica: int, vary: Iterable[str], crossed: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """The seed of every source for one replica.
 
-    Sources in `vary` get a seed of the replica's own; the others share the seed of the recipe, so all replicas draw alike.
-    Adding replicas, or varying one more source, changes no other seed.
-    crossed: number of levels of each source of a crossed design, instead of `vary`: replicas run through all combinations of
-    levels, the last source fastest, and then through all of them again with the same seeds.
+    Sources in `vary` get a seed of the replica's own; the others share the seed of the recipe, so
+    all replicas draw alike. Adding replicas, or varying one more source, changes no other seed.
+    crossed: number of levels of each source of a crossed design, instead of `vary`: replicas run
+    through all combinations of levels, the last source fastest, and then through all of them again
+    with the same seeds.
     """
     if crossed:
         levels, rest = {}, replica
         for source in reversed(list(crossed)):
             rest, levels[source] = divmod(rest, crossed[source])
-        return {source: derive(root, source, levels[source]) if source in levels else derive(root, source) for source in SOURCES}
+        return {
+            source: derive(root, source, levels[source])
+            if source in levels
+            else derive(root, source)
+            for source in SOURCES
+        }
     vary = set(vary)
-    return {source: derive(root, source, replica) if source in vary else derive(root, source) for source in SOURCES}
+    return {
+        source: derive(root, source, replica) if source in vary else derive(root, source)
+        for source in SOURCES
+    }

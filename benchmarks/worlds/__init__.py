@@ -1,7 +1,9 @@
-"""A world is a population of runs with a known truth. Here: how often an interval holds that truth, and what to call the result.
+"""A world is a population of runs with a known truth. Here: how often an interval holds that truth,
+and what to call the result.
 
-A module of this package makes worlds: functions from sizes and flaws of a population (replicas, prompts, run effect, failed runs, ...) to a
-World. `benchmarks/coverage.py` lists them in one table and sweeps them; tests/test_statistics_coverage.py holds a selection to 95 %.
+A module of this package makes worlds: functions from sizes and flaws of a population (replicas,
+prompts, run effect, failed runs, ...) to a World. `benchmarks/coverage.py` lists them in one table
+and sweeps them; tests/test_statistics_coverage.py holds a selection to 95 %.
 """
 
 import math
@@ -23,19 +25,24 @@ RARELY = 0.05  # "nearly never": a share of samples that does not count as claim
 CLASSES = {
     "ok": "covers 93-97 %, or what it covers cannot be told from that with these repetitions",
     "conservative": "covers more than 97 %: wider than it need be",
-    "guarded": "covers less than 93 %, but says INCONCLUSIVE where it misses (or prints no interval)",
-    "unseen": "claims and misses, but no more often than all runs (or groups) of a sample are of one kind: nothing in it can tell",
+    "guarded": "covers less than 93 %, but says INCONCLUSIVE where it misses "
+    "(or prints no interval)",
+    "unseen": "claims and misses, but no more often than all runs (or groups) of a sample are of "
+    "one kind: nothing in it can tell",
     "FAIL": "covers less than 93 %, also of the samples that it calls conclusive",
-    "SILENT": "covers, and says INCONCLUSIVE all the same of over 10 % of samples whose interval decides, at sizes that are enough",
+    "SILENT": "covers, and says INCONCLUSIVE all the same of over 10 % of samples whose interval "
+    "decides, at sizes that are enough",
 }
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Samples of one world: those with an interval at all, with one that holds the truth, called conclusive, and both.
+    """Samples of one world: those with an interval at all, with one that holds the truth, called
+    conclusive, and both.
 
     withheld: whose interval decides (see `decides`) and that are not called conclusive.
-    width: median of the intervals with two ends (a mean would be that of the few samples whose interval is next to endless).
+    width: median of the intervals with two ends (a mean would be that of the few samples whose
+    interval is next to endless).
     """
 
     samples: int
@@ -61,8 +68,10 @@ class Tally:
         return clopper_pearson(self.held, self.printed) if self.printed else (0.0, 1.0)
 
     def kind(self, unseen: float = 0.0, *, enough: bool = False) -> str:
-        """Which of CLASSES. unseen: the probability that a sample shows nothing of what makes the interval wrong; enough: whether the
-        sizes are those from which the estimator promises to be conclusive."""
+        """Which of CLASSES. unseen: the probability that a sample shows nothing of what makes the
+        interval wrong; enough: whether the sizes are those from which the estimator promises to be
+        conclusive.
+        """
         if enough and clopper_pearson(self.withheld, self.samples)[0] > CEILING:
             return "SILENT"
         low, high = self.error
@@ -70,14 +79,18 @@ class Tally:
             return "guarded"
         if high >= LOW:
             return "conservative" if low > HIGH else "ok"
-        if self.conclusive <= RARELY * self.samples or clopper_pearson(self.held_conclusive, self.conclusive)[1] >= LOW:
+        if (
+            self.conclusive <= RARELY * self.samples
+            or clopper_pearson(self.held_conclusive, self.conclusive)[1] >= LOW
+        ):
             return "guarded"
         false_claims = clopper_pearson(self.conclusive - self.held_conclusive, self.samples)
         return "unseen" if unseen and false_claims[0] <= unseen + (1 - LOW) else "FAIL"
 
 
 def decides(estimate: Estimate, border: float | None = None) -> bool:
-    """Whether the interval answers the question: it leaves the border outside. Of a figure that is no contrast, any interval does.
+    """Whether the interval answers the question: it leaves the border outside. Of a figure that is
+    no contrast, any interval does.
 
     border: of a contrast that carries no p.
     """
@@ -89,7 +102,9 @@ def decides(estimate: Estimate, border: float | None = None) -> bool:
 
 
 def simulate(world: World, repetitions: int, seed: int, border: float | None = None) -> Tally:
-    """The first repetitions of a longer simulation are those of a shorter one with the same seed. border: see `decides`."""
+    """The first repetitions of a longer simulation are those of a shorter one with the same seed.
+    border: see `decides`.
+    """
     rng = np.random.default_rng(seed)
     printed = held = conclusive = held_conclusive = withheld = 0
     widths = []

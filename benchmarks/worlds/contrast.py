@@ -1,8 +1,10 @@
-"""Worlds of contrasts: two populations on the same prompts, spreads of two arms, subsets of K, and laws in K.
+"""Worlds of contrasts: two populations on the same prompts, spreads of two arms, subsets of K, and
+laws in K.
 
-Margins as in `worlds.core`: margin = prompt + run + noise of the cell, answer = its sign. Two recipes differ in the size of
-run effect and noise. Groups of K average the margins of their members, or vote; a share `flip` of the answers of a
-group may be turned around after that, which no K removes: a floor of 2 * flip * (1 - flip).
+Margins as in `worlds.core`: margin = prompt + run + noise of the cell, answer = its sign. Two
+recipes differ in the size of run effect and noise. Groups of K average the margins of their
+members, or vote; a share `flip` of the answers of a group may be turned around after that, which no
+K removes: a floor of 2 * flip * (1 - flip).
 """
 
 import math
@@ -13,16 +15,33 @@ import numpy as np
 from scipy.special import expit
 
 from toolkit.statistics.by_prompt import accuracy_by_prompt, disagreement_by_prompt
-from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_ratio
+from toolkit.statistics.contrast import (
+    population_accuracy_change,
+    population_difference,
+    population_ratio,
+)
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.multiplicity import benjamini_hochberg
 from toolkit.statistics.scaling import ScalingFit, fit_disagreement, fit_floor
 from toolkit.statistics.subsets import partition_variance, subset_variance
-from toolkit.statistics.variance import distribution_variance_change, relative_spread, sd_difference, variance_ratio
+from toolkit.statistics.variance import (
+    distribution_variance_change,
+    relative_spread,
+    sd_difference,
+    variance_ratio,
+)
 from worlds import Sampled, World
-from worlds.core import clusters, combine, latents, marks, population, population_truths, positive_mean
+from worlds.core import (
+    clusters,
+    combine,
+    latents,
+    marks,
+    population,
+    population_truths,
+    positive_mean,
+)
 
-# -- two populations ---------------------------------------------------------------------------------------------------
+# -- two populations ------------------------------------------------------------------------------
 
 POPULATIONS: dict[str, Callable[..., Estimate]] = {
     "ratio": population_ratio,
@@ -39,7 +58,9 @@ def prompt_grid(mean: float, prompt_sd: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def recipe_truth(mean: float, prompt_sd: float, run_sd: float, noise: float, garbage: float) -> tuple[float, float]:
+def recipe_truth(
+    mean: float, prompt_sd: float, run_sd: float, noise: float, garbage: float
+) -> tuple[float, float]:
     """Disagreement and accuracy of a recipe; a share `garbage` of its runs flips coins."""
     prompt_P, weight_P = prompt_grid(mean, prompt_sd)
     p_P = (1 - garbage) * positive_mean(prompt_P / noise, run_sd / noise, 1, 0.0) + garbage / 2
@@ -61,16 +82,23 @@ def population_world(
     missing=0.0,
     garbage=0.0,
 ) -> World:
-    """Recipe b has a run effect of `calmer` times that of a, and `noise` in place of 1; a has as many runs as b unless it is told.
+    """Recipe b has a run effect of `calmer` times that of a, and `noise` in place of 1; a has as
+    many runs as b unless it is told.
 
-    together: correlation of the run effects of a pair that shares its seeds; below 0 the arms are separate.
+    together: correlation of the run effects of a pair that shares its seeds; below 0 the arms are
+    separate.
     """
-    (d_b, right_b), (d_a, right_a) = (recipe_truth(mean, prompt_sd, s, n, garbage) for s, n in ((calmer * run_sd, noise), (run_sd, 1.0)))
+    (d_b, right_b), (d_a, right_a) = (
+        recipe_truth(mean, prompt_sd, s, n, garbage)
+        for s, n in ((calmer * run_sd, noise), (run_sd, 1.0))
+    )
     truth = {"ratio": d_b / d_a, "difference": d_b - d_a, "change": right_b - right_a}[statistic]
     cluster_P, paired = clusters(prompts, per_cluster), together >= 0
     replicas_a = replicas_a or replicas
 
-    def arm(rng: np.random.Generator, prompt_P: np.ndarray, run_R: np.ndarray, noise: float) -> np.ndarray:
+    def arm(
+        rng: np.random.Generator, prompt_P: np.ndarray, run_R: np.ndarray, noise: float
+    ) -> np.ndarray:
         cell_RP = noise * rng.logistic(size=(len(run_R), prompts))
         answer_RP = (prompt_P + run_R[:, None] + cell_RP > 0).astype(np.int64)
         if garbage:
@@ -85,23 +113,35 @@ def population_world(
         run_b, run_a = rng.standard_normal(replicas), rng.standard_normal(replicas_a)
         if paired:
             run_b = together * run_a + math.sqrt(1 - together**2) * run_b
-        b_RP, a_RP = arm(rng, prompt_P, calmer * run_sd * run_b, noise), arm(rng, prompt_P, run_sd * run_a, 1.0)
+        b_RP, a_RP = (
+            arm(rng, prompt_P, calmer * run_sd * run_b, noise),
+            arm(rng, prompt_P, run_sd * run_a, 1.0),
+        )
         return POPULATIONS[statistic](b_RP, a_RP, cluster_P=cluster_P, paired=paired), truth
 
     return world
 
 
-# -- prompt by prompt --------------------------------------------------------------------------------------------------
+# -- prompt by prompt ----------------------------------------------------------------------------
 
 BY_PROMPT = {"accuracy": accuracy_by_prompt, "disagreement": disagreement_by_prompt}
 
 
 def called_different(
-    figure: str, rng: np.random.Generator, replicas: int, prompts: int, changed: int, run_sd=0.7, paired=False, level=0.95
+    figure: str,
+    rng: np.random.Generator,
+    replicas: int,
+    prompts: int,
+    changed: int,
+    run_sd=0.7,
+    paired=False,
+    level=0.95,
 ) -> np.ndarray:
-    """Of which prompts the report says that two populations differ, where they do on the first `changed` ones.
+    """Of which prompts the report says that two populations differ, where they do on the first
+    `changed` ones.
 
-    Runs shift all prompts together; of a pair both arms do so alike. On a changed prompt runs of b flip coins where 98 % of a are right.
+    Runs shift all prompts together; of a pair both arms do so alike. On a changed prompt runs of b
+    flip coins where 98 % of a are right.
     """
     logit_P = rng.normal(2.0, 2.0, prompts)
     run_R1 = run_sd * rng.standard_normal((2, replicas, 1))
@@ -113,31 +153,41 @@ def called_different(
 
 
 def no_change_world(figure: str, replicas: int, prompts: int, run_sd=0.7, paired=False) -> World:
-    """Two populations of one recipe. The estimate: at least so many prompts differ; the truth: none.
+    """Two populations of one recipe. The estimate: at least so many prompts differ; the truth:
+    none.
 
-    So it holds where none is called different, which the method of Benjamini and Hochberg promises in 95 % of the samples.
+    So it holds where none is called different, which the method of Benjamini and Hochberg promises
+    in 95 % of the samples.
     """
 
     def world(rng: np.random.Generator) -> Sampled:
         found = float(called_different(figure, rng, replicas, prompts, 0, run_sd, paired).sum())
-        return Estimate(found, found, float(prompts), 0.95, replicas, prompts, "Benjamini-Hochberg"), 0.0
+        return Estimate(
+            found, found, float(prompts), 0.95, replicas, prompts, "Benjamini-Hochberg"
+        ), 0.0
 
     return world
 
 
-# -- spreads of scores -------------------------------------------------------------------------------------------------
+# -- spreads of scores ---------------------------------------------------------------------------
 
 
 def scores(rng: np.random.Generator, n: int, draw: str) -> np.ndarray:
-    """Mean 0 and variance 1. `failures`: one run in twenty lies six standard deviations of the others below."""
+    """Mean 0 and variance 1. `failures`: one run in twenty lies six standard deviations of the
+    others below.
+    """
     if draw == "t5":
         return rng.standard_t(5, n) / math.sqrt(5 / 3)
     if draw == "failures":
-        return (rng.standard_normal(n) - 6 * (rng.random(n) < 0.05) + 0.3) / math.sqrt(1 + 36 * 0.05 * 0.95)
+        return (rng.standard_normal(n) - 6 * (rng.random(n) < 0.05) + 0.3) / math.sqrt(
+            1 + 36 * 0.05 * 0.95
+        )
     return rng.standard_normal(n)
 
 
-def spread_change_world(statistic: str, replicas: int, draw="normal", paired=False, variance=0.5) -> World:
+def spread_change_world(
+    statistic: str, replicas: int, draw="normal", paired=False, variance=0.5
+) -> World:
     """`ratio` of variances, or `difference` of standard deviations, of two arms of scores."""
 
     def world(rng: np.random.Generator) -> Sampled:
@@ -153,7 +203,9 @@ def spread_change_world(statistic: str, replicas: int, draw="normal", paired=Fal
 
 
 def distribution_change_world(replicas: int, prompts=200, run_sd=0.7, run_sd_b=0.3) -> World:
-    truth_b, truth_a = (population_truths(0.6, 0.2, sd, 0.0)["distribution_variance"] for sd in (run_sd_b, run_sd))
+    truth_b, truth_a = (
+        population_truths(0.6, 0.2, sd, 0.0)["distribution_variance"] for sd in (run_sd_b, run_sd)
+    )
 
     def world(rng: np.random.Generator) -> Sampled:
         a_RP, logit_P = population(rng, replicas, prompts, run_sd=run_sd)
@@ -169,7 +221,7 @@ def relative_spread_world(replicas: int, draw="normal", gain=5.0) -> World:
     return lambda rng: (relative_spread(gain + scores(rng, replicas, draw), 0.0), 1 / gain)
 
 
-# -- subsets of K ------------------------------------------------------------------------------------------------------
+# -- subsets of K --------------------------------------------------------------------------------
 
 
 def subset_world(replicas: int, k=4, draw="normal") -> World:
@@ -177,18 +229,26 @@ def subset_world(replicas: int, k=4, draw="normal") -> World:
 
 
 def partition_world(statistic: str, replicas: int, k=4, partitions: int | None = None) -> World:
-    """A linear statistic of k replicas, `mean`, and two that are not: the `square` of a mean about 1/2, the `best` of k uniform scores."""
-    truth = {"mean": 1 / k, "square": 1 / k + 2 / k**2, "best": k / ((k + 1) ** 2 * (k + 2))}[statistic]
+    """A linear statistic of k replicas, `mean`, and two that are not: the `square` of a mean about
+    1/2, the `best` of k uniform scores.
+    """
+    truth = {"mean": 1 / k, "square": 1 / k + 2 / k**2, "best": k / ((k + 1) ** 2 * (k + 2))}[
+        statistic
+    ]
 
     def world(rng: np.random.Generator) -> Sampled:
-        score_R = rng.random(replicas) if statistic == "best" else rng.standard_normal(replicas) + 0.5
+        score_R = (
+            rng.random(replicas) if statistic == "best" else rng.standard_normal(replicas) + 0.5
+        )
         of = {"mean": np.mean, "square": lambda x: np.mean(x) ** 2, "best": np.max}[statistic]
-        return partition_variance(lambda row_K: float(of(score_R[row_K])), replicas, k, rng, partitions=partitions), truth
+        return partition_variance(
+            lambda row_K: float(of(score_R[row_K])), replicas, k, rng, partitions=partitions
+        ), truth
 
     return world
 
 
-# -- laws in K ---------------------------------------------------------------------------------------------------------
+# -- laws in K -----------------------------------------------------------------------------------
 
 
 def sizes_up_to(largest: int) -> list[int]:
@@ -200,8 +260,12 @@ def power_law(size_K: np.ndarray, weight_K: np.ndarray, value_K: np.ndarray) -> 
     return -float(np.polyfit(np.log(size_K), np.log(value_K), 1, w=np.sqrt(weight_K))[0])
 
 
-def nearest_law(term_K: np.ndarray, group_K: np.ndarray, value_K: np.ndarray) -> tuple[float, float]:
-    """Floor and slope of value = floor + slope * term, by least squares with weights of (groups - 1) / fitted^2."""
+def nearest_law(
+    term_K: np.ndarray, group_K: np.ndarray, value_K: np.ndarray
+) -> tuple[float, float]:
+    """Floor and slope of value = floor + slope * term, by least squares with weights of (groups -
+    1) / fitted^2.
+    """
     fitted_K = value_K
     slope = floor = math.nan
     for _ in range(50):
@@ -218,17 +282,31 @@ def at(fit: ScalingFit, k: int, level: float = 0.95) -> Estimate:
     return Estimate(*ends, *shape, fit.exponent.conclusive, None, "")
 
 
-def floor_world(field: str, replicas: int, largest=16, floor=0.05, draw="normal", beyond=4) -> World:
-    """Score of a group = mean of its members + noise of variance `floor`. field: of the fit, or `curve`, at beyond * largest."""
+def floor_world(
+    field: str, replicas: int, largest=16, floor=0.05, draw="normal", beyond=4
+) -> World:
+    """Score of a group = mean of its members + noise of variance `floor`. field: of the fit, or
+    `curve`, at beyond * largest.
+    """
     sizes = sizes_up_to(largest)
     size_K = np.array(sizes)
     exponent = power_law(size_K, replicas // largest * largest / size_K, floor + 1 / size_K)
-    truth = {"floor": floor, "slope": 1.0, "exponent": exponent, "curve": floor + 1 / (beyond * largest)}[field]
+    truth = {
+        "floor": floor,
+        "slope": 1.0,
+        "exponent": exponent,
+        "curve": floor + 1 / (beyond * largest),
+    }[field]
 
     def world(rng: np.random.Generator) -> Sampled:
         score_R = scores(rng, replicas, draw)
         groups = {k: score_R[: replicas // k * k].reshape(-1, k).mean(axis=1) for k in sizes}
-        fit = fit_floor({k: score_G + math.sqrt(floor) * rng.standard_normal(len(score_G)) for k, score_G in groups.items()})
+        fit = fit_floor(
+            {
+                k: score_G + math.sqrt(floor) * rng.standard_normal(len(score_G))
+                for k, score_G in groups.items()
+            }
+        )
         return at(fit, beyond * largest) if field == "curve" else getattr(fit, field), truth
 
     return world
@@ -243,14 +321,28 @@ def group_disagreement(mean: float, prompt_sd: float, run_sd: float, k: int, fli
 
 
 def scaling_world(
-    field: str, replicas: int, prompts=200, run_sd=0.7, largest=8, mean=2.0, prompt_sd=4.0, flip=0.0, per_cluster=1, beyond=1
+    field: str,
+    replicas: int,
+    prompts=200,
+    run_sd=0.7,
+    largest=8,
+    mean=2.0,
+    prompt_sd=4.0,
+    flip=0.0,
+    per_cluster=1,
+    beyond=1,
 ) -> World:
-    """field: of the fit, or `curve`, at beyond * largest. The floor is that of the law K^-1/2, which is not quite exact for small K."""
+    """field: of the fit, or `curve`, at beyond * largest. The floor is that of the law K^-1/2,
+    which is not quite exact for small K.
+    """
     sizes = sizes_up_to(largest)
     size_K, half = np.array(sizes), max(2, (len(sizes) + 1) // 2)
     d_K = np.array([group_disagreement(mean, prompt_sd, run_sd, k, flip) for k in sizes])
     floor, slope = nearest_law(size_K**-0.5, replicas // largest * largest / size_K, d_K)
-    exponents = [power_law(size_K[some], 1 / size_K[some], d_K[some]) for some in (slice(None), slice(half), slice(-half, None))]
+    exponents = [
+        power_law(size_K[some], 1 / size_K[some], d_K[some])
+        for some in (slice(None), slice(half), slice(-half, None))
+    ]
     truth = {
         "exponent": exponents[0],
         "flattening": exponents[1] - exponents[2],
@@ -264,7 +356,10 @@ def scaling_world(
         latent_RP = latents(rng, replicas, prompts, mean, prompt_sd, run_sd, per_cluster)
         answers = {k: combine(latent_RP[: replicas // k * k], k, "mean") for k in sizes}
         if flip:
-            answers = {k: np.where(rng.random(answer_GP.shape) < flip, 1 - answer_GP, answer_GP) for k, answer_GP in answers.items()}
+            answers = {
+                k: np.where(rng.random(answer_GP.shape) < flip, 1 - answer_GP, answer_GP)
+                for k, answer_GP in answers.items()
+            }
         fit = fit_disagreement(answers, cluster_P=cluster_P)
         found = at(fit, beyond * largest) if field == "curve" else getattr(fit, field)
         assert isinstance(found, Estimate)

@@ -1,11 +1,14 @@
-"""Worlds of the statistics of one suite: disagreement, accuracy and its spread, a mitigation against single replicas, variances, failures.
+"""Worlds of the statistics of one suite: disagreement, accuracy and its spread, a mitigation
+against single replicas, variances, failures.
 
-Two kinds of population. `population`: p ~ Beta for each prompt (or cluster of prompts), and a normal effect of the run on the logit of
-every answer. `latents`: margin = prompt + run + noise of the cell, answer = its sign, so that groups can average margins or vote.
+Two kinds of population. `population`: p ~ Beta for each prompt (or cluster of prompts), and a
+normal effect of the run on the logit of every answer. `latents`: margin = prompt + run + noise of
+the cell, answer = its sign, so that groups can average margins or vote.
 
-Flaws come one by one: failed runs that are marked (`failed`: no answers), failed runs that nobody marked (`garbage`: coin flips), cells
-without an answer (`missing`), clusters of equal prompts (`per_cluster`). A run that fails unmarked is a run, in the truth too. Truths are
-integrals, computed to many digits.
+Flaws come one by one: failed runs that are marked (`failed`: no answers), failed runs that nobody
+marked (`garbage`: coin flips), cells without an answer (`missing`), clusters of equal prompts
+(`per_cluster`). A run that fails unmarked is a run, in the truth too. Truths are integrals,
+computed to many digits.
 """
 
 import math
@@ -34,11 +37,12 @@ from worlds import Sampled, World
 NODE_S, WEIGHT_S = np.polynomial.hermite_e.hermegauss(31)
 WEIGHT_S = WEIGHT_S / WEIGHT_S.sum()
 
-# -- one population ----------------------------------------------------------------------------------------------------
+# -- one population -------------------------------------------------------------------------------
 
 
 def logits(rng: np.random.Generator, a: float, b: float, n: int) -> np.ndarray:
-    # ln of a ratio of gammas, in a form that survives tiny shapes: gamma(a) = gamma(a + 1) * u^(1/a)
+    # ln of a ratio of gammas, in a form that survives tiny shapes: gamma(a) = gamma(a + 1) *
+    # u^(1/a)
     def log_gamma_draw(shape: float) -> np.ndarray:
         return np.log(rng.gamma(shape + 1, size=n)) + np.log(rng.random(n)) / shape
 
@@ -46,7 +50,16 @@ def logits(rng: np.random.Generator, a: float, b: float, n: int) -> np.ndarray:
 
 
 def population(
-    rng, replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, missing=0.0, failed=0.0, garbage=0.0
+    rng,
+    replicas,
+    prompts,
+    a=0.6,
+    b=0.2,
+    run_sd=0.7,
+    per_cluster=1,
+    missing=0.0,
+    failed=0.0,
+    garbage=0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """answer_RP of 0 and 1, -1 = missing, and the logit of a 1 per prompt."""
     logit_P = np.repeat(logits(rng, a, b, prompts // per_cluster), per_cluster)
@@ -80,9 +93,13 @@ def marks(answer_RP: np.ndarray) -> np.ndarray:
 
 @cache
 def beta_grid(a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of p ~ Beta(a, b) and their weights. Of a smooth density with exponential tails the trapezoid rule is exact to rounding."""
+    """Logits of p ~ Beta(a, b) and their weights. Of a smooth density with exponential tails the
+    trapezoid rule is exact to rounding.
+    """
     logit_P = np.arange(-40 / a - 40, 40 / b + 40, 0.25)
-    weight_P = np.exp(a * (logit_P - math.log(a / b)) - (a + b) * (np.logaddexp(0, logit_P) - math.log1p(a / b)))
+    weight_P = np.exp(
+        a * (logit_P - math.log(a / b)) - (a + b) * (np.logaddexp(0, logit_P) - math.log1p(a / b))
+    )
     return logit_P, weight_P / weight_P.sum()
 
 
@@ -99,63 +116,97 @@ def population_truths(a: float, b: float, run_sd: float, garbage: float) -> dict
     accuracy_S = p_SP @ weight_P
     mean = float(weight_P @ p_P)
     square = (1 - garbage) * float(WEIGHT_S @ accuracy_S**2) + garbage / 4
-    return {"disagreement": float(weight_P @ (2 * p_P * (1 - p_P))), "accuracy": mean, "distribution_variance": max(0.0, square - mean**2)}
+    return {
+        "disagreement": float(weight_P @ (2 * p_P * (1 - p_P))),
+        "accuracy": mean,
+        "distribution_variance": max(0.0, square - mean**2),
+    }
 
 
-def disagreement_world(replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, garbage=0.0, **flaws) -> World:
+def disagreement_world(
+    replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, garbage=0.0, **flaws
+) -> World:
     truth = population_truths(a, b, run_sd, garbage)["disagreement"]
     cluster_P = clusters(prompts, per_cluster)
 
     def world(rng: np.random.Generator) -> Sampled:
-        answer_RP, _ = population(rng, replicas, prompts, a, b, run_sd, per_cluster, garbage=garbage, **flaws)
+        answer_RP, _ = population(
+            rng, replicas, prompts, a, b, run_sd, per_cluster, garbage=garbage, **flaws
+        )
         return disagreement(answer_RP, cluster_P=cluster_P), truth
 
     return world
 
 
-def these_prompts_world(replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, garbage=0.0, **flaws) -> World:
-    """Disagreement on the very prompts that are asked: each sample has prompts of its own, and their own truth."""
+def these_prompts_world(
+    replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, garbage=0.0, **flaws
+) -> World:
+    """Disagreement on the very prompts that are asked: each sample has prompts of its own, and
+    their own truth.
+    """
 
     def world(rng: np.random.Generator) -> Sampled:
-        answer_RP, logit_P = population(rng, replicas, prompts, a, b, run_sd, per_cluster, garbage=garbage, **flaws)
+        answer_RP, logit_P = population(
+            rng, replicas, prompts, a, b, run_sd, per_cluster, garbage=garbage, **flaws
+        )
         p_P = (1 - garbage) * (WEIGHT_S @ right_SP(logit_P, run_sd)) + garbage / 2
-        found = disagreement(answer_RP, cluster_P=clusters(prompts, per_cluster), fresh_prompts=False)
+        found = disagreement(
+            answer_RP, cluster_P=clusters(prompts, per_cluster), fresh_prompts=False
+        )
         return found, float(np.mean(2 * p_P * (1 - p_P)))
 
     return world
 
 
-def accuracy_world(replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, garbage=0.0, **flaws) -> World:
+def accuracy_world(
+    replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, garbage=0.0, **flaws
+) -> World:
     truth = population_truths(a, b, run_sd, garbage)["accuracy"]
     cluster_P = clusters(prompts, per_cluster)
 
     def world(rng: np.random.Generator) -> Sampled:
-        answer_RP, _ = population(rng, replicas, prompts, a, b, run_sd, per_cluster, garbage=garbage, **flaws)
+        answer_RP, _ = population(
+            rng, replicas, prompts, a, b, run_sd, per_cluster, garbage=garbage, **flaws
+        )
         return accuracy(marks(answer_RP), cluster_P=cluster_P), truth
 
     return world
 
 
-def spread_world(field, replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, garbage=0.0, **flaws) -> World:
-    """Spread of the accuracy. `distribution_variance` speaks of fresh prompts; `sd` and `excess` of the prompts that were drawn."""
+def spread_world(
+    field, replicas, prompts, a=0.6, b=0.2, run_sd=0.7, per_cluster=1, garbage=0.0, **flaws
+) -> World:
+    """Spread of the accuracy. `distribution_variance` speaks of fresh prompts; `sd` and `excess` of
+    the prompts that were drawn.
+    """
     variance = population_truths(a, b, run_sd, garbage)["distribution_variance"]
     cluster_P = clusters(prompts, per_cluster)
 
     def world(rng: np.random.Generator) -> Sampled:
-        answer_RP, logit_P = population(rng, replicas, prompts, a, b, run_sd, per_cluster, garbage=garbage, **flaws)
-        truth = variance if field == "distribution_variance" else spread_on_suite(logit_P, run_sd, garbage)[field]
+        answer_RP, logit_P = population(
+            rng, replicas, prompts, a, b, run_sd, per_cluster, garbage=garbage, **flaws
+        )
+        truth = (
+            variance
+            if field == "distribution_variance"
+            else spread_on_suite(logit_P, run_sd, garbage)[field]
+        )
         return getattr(accuracy_spread(marks(answer_RP), cluster_P=cluster_P), field), truth
 
     return world
 
 
 def spread_on_suite(logit_P: np.ndarray, run_sd: float, garbage: float) -> dict[str, float]:
-    """Var of a run's accuracy on these prompts = mean noise of its answers + variance of its expected accuracy."""
+    """Var of a run's accuracy on these prompts = mean noise of its answers + variance of its
+    expected accuracy.
+    """
     logit_P, times_P = np.unique(logit_P, return_counts=True)
     n = times_P.sum()
     p_SP = right_SP(logit_P, run_sd)
     accuracy_S = p_SP @ times_P / n
-    noise = (1 - garbage) * float(WEIGHT_S @ ((p_SP * (1 - p_SP)) @ times_P)) / n**2 + garbage / 4 / n
+    noise = (1 - garbage) * float(
+        WEIGHT_S @ ((p_SP * (1 - p_SP)) @ times_P)
+    ) / n**2 + garbage / 4 / n
     mean = (1 - garbage) * float(WEIGHT_S @ accuracy_S) + garbage / 2
     variance = noise + (1 - garbage) * float(WEIGHT_S @ accuracy_S**2) + garbage / 4 - mean**2
     p_P = (1 - garbage) * (WEIGHT_S @ p_SP) + garbage / 2
@@ -174,38 +225,59 @@ def base_world(prompts, a=0.6, b=0.2, per_cluster=1) -> World:
     return world
 
 
-# -- replicas and the groups made of them ------------------------------------------------------------------------------
+# -- replicas and the groups made of them --------------------------------------------------------
 
 
-def latents(rng, replicas, prompts, mean, prompt_sd, run_sd, per_cluster=1, garbage=0.0) -> np.ndarray:
+def latents(
+    rng, replicas, prompts, mean, prompt_sd, run_sd, per_cluster=1, garbage=0.0
+) -> np.ndarray:
     prompt_P = np.repeat(rng.normal(mean, prompt_sd, prompts // per_cluster), per_cluster)
     known_R1 = 1.0
     if garbage:
         known_R1 = (rng.random((replicas, 1)) >= garbage).astype(np.float64)
-    return known_R1 * (prompt_P + run_sd * rng.standard_normal((replicas, 1))) + rng.logistic(size=(replicas, prompts))
+    return known_R1 * (prompt_P + run_sd * rng.standard_normal((replicas, 1))) + rng.logistic(
+        size=(replicas, prompts)
+    )
 
 
 def combine(latent_RP: np.ndarray, k: int, how: str) -> np.ndarray:
-    """Groups of k: the sign of the mean margin (weights averaged, logits averaged) or the majority of the answers (a tie is a 0)."""
+    """Groups of k: the sign of the mean margin (weights averaged, logits averaged) or the majority
+    of the answers (a tie is a 0).
+    """
     latent_GKP = latent_RP.reshape(len(latent_RP) // k, k, -1)
-    return (latent_GKP.mean(axis=1) > 0 if how == "mean" else (latent_GKP > 0).mean(axis=1) > 0.5).astype(np.int64)
+    return (
+        latent_GKP.mean(axis=1) > 0 if how == "mean" else (latent_GKP > 0).mean(axis=1) > 0.5
+    ).astype(np.int64)
 
 
 @cache
-def group_truth(mean: float, prompt_sd: float, run_sd: float, k: int, how: str, garbage: float = 0.0) -> dict[str, float]:
-    """Given the prompt, runs are independent: so P(1) of a replica and of a group, prompt by prompt, say everything."""
+def group_truth(
+    mean: float, prompt_sd: float, run_sd: float, k: int, how: str, garbage: float = 0.0
+) -> dict[str, float]:
+    """Given the prompt, runs are independent: so P(1) of a replica and of a group, prompt by
+    prompt, say everything.
+    """
     prompt_P = mean + prompt_sd * np.arange(-8, 8, 0.1 / max(prompt_sd, 1.0))
     weight_P = np.exp(-0.5 * ((prompt_P - mean) / prompt_sd) ** 2)
     weight_P /= weight_P.sum()
     one_P = positive_mean(prompt_P, run_sd, 1, garbage)
-    group_P = positive_mean(prompt_P, run_sd, k, garbage) if how == "mean" else binom.sf(k // 2, k, one_P)
+    group_P = (
+        positive_mean(prompt_P, run_sd, k, garbage) if how == "mean" else binom.sf(k // 2, k, one_P)
+    )
     d_a, d_b = (float(weight_P @ (2 * p_P * (1 - p_P))) for p_P in (one_P, group_P))
     right_a, right_b = float(weight_P @ one_P), float(weight_P @ group_P)
-    return {"ratio": d_b / d_a, "difference": d_b - d_a, "change": right_b - right_a, "kept": right_b / right_a}
+    return {
+        "ratio": d_b / d_a,
+        "difference": d_b - d_a,
+        "change": right_b - right_a,
+        "kept": right_b / right_a,
+    }
 
 
 def positive_mean(prompt_P: np.ndarray, run_sd: float, k: int, garbage: float) -> np.ndarray:
-    """P(mean margin of k runs > 0) for each prompt, from its characteristic function (Gil-Pelaez 1951)."""
+    """P(mean margin of k runs > 0) for each prompt, from its characteristic function (Gil-Pelaez
+    1951).
+    """
     step = 0.04
     t_T = step * (np.arange(int(12 * math.sqrt(k) / step)) + 0.5)
     s_T = t_T / k
@@ -238,7 +310,8 @@ def group_world(
     failed=0.0,
     garbage=0.0,
 ) -> World:
-    """The base answers 0 everywhere, which is always wrong: so the share of answers changed, and the accuracy, are P(1).
+    """The base answers 0 everywhere, which is always wrong: so the share of answers changed, and
+    the accuracy, are P(1).
 
     `failed` groups have no answers; the replicas behind them do.
     """
@@ -270,11 +343,13 @@ def contrast_world(statistic: str, replicas, prompts, k=4, **options) -> World:
     return group_world(statistic, replicas // k, prompts, k, **options)
 
 
-# -- single numbers ----------------------------------------------------------------------------------------------------
+# -- single numbers ------------------------------------------------------------------------------
 
 
 def variance_world(replicas: int, draw: str, paired=False, failed=0.0) -> World:
-    """Scores of two arms, the mitigation's with half the variance. `failures`: 5 % of the runs lie 6 standard deviations below."""
+    """Scores of two arms, the mitigation's with half the variance. `failures`: 5 % of the runs lie
+    6 standard deviations below.
+    """
 
     def sample(rng: np.random.Generator) -> np.ndarray:
         if draw == "t5":

@@ -1,4 +1,6 @@
-"""The commands. Each one loads what it is given, calls one function, and prints where the result lies; heavy imports wait until then."""
+"""The commands. Each one loads what it is given, calls one function, and prints where the result
+lies; heavy imports wait until then.
+"""
 
 import click
 
@@ -10,10 +12,13 @@ from toolkit.cli.terminal import BAD_INPUT, DONE, FAILED, GATE_SAID_NO
 __all__ = ["BAD_INPUT", "DONE", "FAILED", "GATE_SAID_NO", "main"]
 
 
-@click.group(cls=Guarded, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Guarded, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(toolkit.__version__, prog_name="ftk")
 def main() -> None:
-    """How different are two fine-tunes of one model on one data set, where does it matter, and what does a remedy buy?
+    """How different are two fine-tunes of one model on one data set, where does it matter, and what
+    does a remedy buy?
 
     Start with `ftk demo`, or `ftk init` and `ftk run recipe.yaml`.
     """

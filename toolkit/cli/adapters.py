@@ -1,4 +1,6 @@
-"""Commands about adapters as they are, whoever trained them: may they be averaged, how far apart are they, who can load them."""
+"""Commands about adapters as they are, whoever trained them: may they be averaged, how far apart
+are they, who can load them.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +9,59 @@ from pathlib import Path
 
 import click
 
-from toolkit import escape
-from toolkit.cli.terminal import GATE_SAID_NO, REPLICAS, as_json, errors, print_json, say, show, without_network
+from toolkit.cli.terminal import (
+    GATE_SAID_NO,
+    REPLICAS,
+    as_json,
+    errors,
+    print_json,
+    say,
+    show,
+    without_network,
+)
+from toolkit.text import escape
 
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--prompts", multiple=True, required=True, help="Suite with references (may be repeated): a file, or embedded:typical|near|far."
+    "--prompts",
+    multiple=True,
+    required=True,
+    help="Suite with references (may be repeated): a file, or embedded:typical|near|far.",
 )
-@click.option("--groups", "k", type=REPLICAS, help="Look at means of disjoint groups of K (default: of all).")
+@click.option(
+    "--groups", "k", type=REPLICAS, help="Look at means of disjoint groups of K (default: of all)."
+)
 @click.option("--base", help="Base model, where the adapters do not say it or say it wrongly.")
 @click.option("--strict", is_flag=True, help="Exit code 3 when there is a warning.")
 @as_json
-def basin(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None, base: str | None, strict: bool, as_json: bool) -> None:
+def basin(
+    sources: tuple[Path, ...],
+    prompts: tuple[str, ...],
+    k: int | None,
+    base: str | None,
+    strict: bool,
+    as_json: bool,
+) -> None:
     """May these adapters be averaged? Clusters and loss barriers.
 
     A SOURCE is a run, a condition of it, or any folder of PEFT adapters.
     """
     with errors():
         without_network(base, *prompts)
-        from toolkit import external
-        from toolkit.basin import basin_text
+        from toolkit.merge.basin import basin_text
+        from toolkit.pipeline import inspect_given
 
-        found = external.basins(sources, prompts=prompts, base=base, k=k)
+        found = inspect_given.basins(sources, prompts=prompts, base=base, k=k)
         if as_json:
-            print_json({"populations": [{"population": str(folder), **one.to_dict()} for folder, one in found]})
+            print_json(
+                {
+                    "populations": [
+                        {"population": str(folder), **one.to_dict()} for folder, one in found
+                    ]
+                }
+            )
         else:
             show("\n\n".join(f"{escape.line(folder)}: {basin_text(one)}" for folder, one in found))
     if strict and any(one.verdict == "warn" for _, one in found):
@@ -45,42 +74,63 @@ def basin(sources: tuple[Path, ...], prompts: tuple[str, ...], k: int | None, ba
 def modules(sources: tuple[Path, ...], as_json: bool) -> None:
     """Which modules do replicas change alike, and which differently?
 
-    A SOURCE is a run, a condition of it, or any folder of PEFT adapters; the second and further ones are held against the first. Of a run
-    the figures go into its report too.
+    A SOURCE is a run, a condition of it, or any folder of PEFT adapters; the second and further
+    ones are held against the first. Of a run the figures go into its report too.
     """
     with errors():
-        from toolkit import external
-        from toolkit.modules import modules_text
-        from toolkit.results import to_plain
+        from toolkit.merge.module_spread import modules_text
+        from toolkit.pipeline import inspect_given
+        from toolkit.record.results import to_plain
 
-        found = external.module_spreads(sources)
+        found = inspect_given.module_spreads(sources)
         print_json({"conditions": to_plain(found)}) if as_json else show(modules_text(found))
 
 
 @click.command("check-adapter")
 @click.argument("folder", metavar="ADAPTER", type=click.Path(path_type=Path))
-@click.option("--for", "targets", multiple=True, help="Only this tool: peft, vllm, llama.cpp, lm-eval or ftk (may be repeated).")
-@click.option("--base", help="Base model, where the adapter does not say it or says it wrongly; only its configuration is read.")
+@click.option(
+    "--for",
+    "targets",
+    multiple=True,
+    help="Only this tool: peft, vllm, llama.cpp, lm-eval or ftk (may be repeated).",
+)
+@click.option(
+    "--base",
+    help="Base model, where the adapter does not say it or says it wrongly; only its "
+    "configuration is read.",
+)
 @as_json
 def check_adapter(folder: Path, targets: tuple[str, ...], base: str | None, as_json: bool) -> None:
     """What peft, vLLM, llama.cpp and lm-eval do with an adapter.
 
-    Names and shapes of modules are held against the base, where its configuration is on this machine.
+    Names and shapes of modules are held against the base, where its configuration is on this
+    machine.
 
     Exit code 3: one of them refuses it or would compute something else; 2: it cannot be read.
     """
     with errors():
-        from toolkit import compatibility
+        from toolkit.model import compatibility
 
         if unknown := [name for name in targets if name not in compatibility.TARGETS]:
-            raise click.UsageError(f"--for {unknown[0]!r}: known are {', '.join(compatibility.TARGETS)}")
+            raise click.UsageError(
+                f"--for {unknown[0]!r}: known are {', '.join(compatibility.TARGETS)}"
+            )
         found = compatibility.check_adapter(folder, targets, base)
         zero = compatibility.changes_nothing(folder)
         if as_json:
-            print_json({"adapter": str(folder), "zero": zero, "targets": compatibility.to_plain(found)})
+            print_json(
+                {"adapter": str(folder), "zero": zero, "targets": compatibility.to_plain(found)}
+            )
         else:
             for one in found:
-                say(f"{one.target:<10}" + (f"OK       {one.command}" if one.ok else f"refused  {one.because}; {one.fix}"))
+                say(
+                    f"{one.target:<10}"
+                    + (
+                        f"OK       {one.command}"
+                        if one.ok
+                        else f"refused  {one.because}; {one.fix}"
+                    )
+                )
             for note in dict.fromkeys(one.unchecked for one in found if one.unchecked):
                 say(note)
             if zero:
@@ -90,13 +140,15 @@ def check_adapter(folder: Path, targets: tuple[str, ...], base: str | None, as_j
 
 
 @click.command()
-@click.argument("folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "folders", metavar="FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.option("--force", is_flag=True, help="Write over a README.md that ftk has not written.")
 @as_json
 def card(folders: tuple[Path, ...], force: bool, as_json: bool) -> None:
     """Write the model card of a run or a merged adapter."""
     with errors():
-        from toolkit.card import write_card
+        from toolkit.report.card import write_card
 
         paths = [str(write_card(folder, force=force)) for folder in folders]
         print_json({"cards": paths}) if as_json else show(escape.lines(paths))

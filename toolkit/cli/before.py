@@ -21,24 +21,36 @@ def init(name: Path, force: bool, as_json: bool) -> None:
         if path.exists() and not force:
             raise click.UsageError(f"{path} is there already; choose another name, or --force")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes((Path(toolkit.__file__).parent / "starter.yaml").read_bytes())
-        print_json({"recipe": str(path)}) if as_json else say(f"{path}: edit it, then `ftk check {path}` and `ftk run {path}`")
+        path.write_bytes((Path(toolkit.__file__).parent / "recipe" / "starter.yaml").read_bytes())
+        print_json({"recipe": str(path)}) if as_json else say(
+            f"{path}: edit it, then `ftk check {path}` and `ftk run {path}`"
+        )
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--no-probe", is_flag=True, help="Do not try a little of the work: no times, no measured memory.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder that keeps the forecast; `ftk run` says how it came out.")
+@click.option(
+    "--no-probe",
+    is_flag=True,
+    help="Do not try a little of the work: no times, no measured memory.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder that keeps the forecast; `ftk run` says how it came out.",
+)
 @workers_option
 @as_json
-def check(recipe: Path, no_probe: bool, out: Path | None, workers: int | None, as_json: bool) -> None:
+def check(
+    recipe: Path, no_probe: bool, out: Path | None, workers: int | None, as_json: bool
+) -> None:
     """Validate a recipe; show data, plan, memory, disk and time."""
     with errors():
         loaded = load_recipe(recipe, None)
-        from toolkit.outset import check_early
+        from toolkit.pipeline.outset import check_early
 
         check_early(loaded, out)
-        from toolkit import preview
+        from toolkit.pipeline import preview
 
         found = preview.check(loaded, probe=not no_probe, workers=workers, out=out)
         print_json(found) if as_json else preview.show(found)
@@ -49,7 +61,7 @@ def check(recipe: Path, no_probe: bool, out: Path | None, workers: int | None, a
 def doctor(as_json: bool) -> None:
     """What is installed, and what would make two runs differ."""
     with errors():
-        from toolkit import preview
+        from toolkit.pipeline import preview
 
         found = preview.doctor()
         print_json(found) if as_json else preview.show_doctor(found)

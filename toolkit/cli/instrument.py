@@ -1,4 +1,6 @@
-"""The measuring instrument by itself: no model and no torch, unless an adapter has to answer first."""
+"""The measuring instrument by itself: no model and no torch, unless an adapter has to answer
+first.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,13 +21,17 @@ from toolkit.cli.terminal import (
     as_json,
     console,
     errors,
+    given,
     load_recipe,
     print_json,
     say,
     show,
     workers_option,
 )
-from toolkit.plain import read_json
+from toolkit.record.plain import read_json
+
+if TYPE_CHECKING:
+    from toolkit.measure.gate.limits import Limits
 
 
 def columns_options(command: Callable) -> Callable:
@@ -34,10 +41,14 @@ def columns_options(command: Callable) -> Callable:
         "columns",
         multiple=True,
         metavar="ROLE=NAME",
-        help="Column of a role: replica, prompt, output, reference, category, shift, cluster, condition, score, ...; ROLE= for none.",
+        help="Column of a role: replica, prompt, output, reference, category, shift, cluster, "
+        "condition, score, ...; ROLE= for none.",
     )
     replicas = click.option(
-        "--replica-columns", multiple=True, metavar="NAMES", help="Columns of a wide file that are replicas: a,b,c or a pattern, 'llama_*'."
+        "--replica-columns",
+        multiple=True,
+        metavar="NAMES",
+        help="Columns of a wide file that are replicas: a,b,c or a pattern, 'llama_*'.",
     )
     return column(replicas(command))
 
@@ -48,7 +59,9 @@ def roles_of(columns: tuple[str, ...]) -> dict[str, str]:
     for entry in columns:
         role, sign, name = entry.partition("=")
         if not sign:
-            raise click.UsageError(f"--column {entry}: write ROLE=NAME, such as --column reference={entry}")
+            raise click.UsageError(
+                f"--column {entry}: write ROLE=NAME, such as --column reference={entry}"
+            )
         if role in roles:
             raise click.UsageError(f"--column {role}= is given twice; give it once")
         roles[role] = name
@@ -58,16 +71,45 @@ def roles_of(columns: tuple[str, ...]) -> dict[str, str]:
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("others", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of results.json and report.html (default: beside the file).")
-@click.option("--same", default="exact", show_default=True, help="When two outputs mean the same: exact, normalised, numeric, json, ...")
-@click.option("--criteria", type=click.Path(path_type=Path), help="YAML file with criteria, thresholds and level.")
-@click.option("--baseline", help="Condition that the others are held against (default: the first).")
-@click.option("--paired", is_flag=True, help="Replicas of the same name share their seeds in all conditions.")
-@click.option("--factors", type=click.Path(path_type=Path), help="Table of a crossed design: replica, and its level of init, order, ...")
-@click.option("--force", is_flag=True, help="Write results into a folder that has other files, or results of something else.")
-@click.option("--base", help="Condition that is the base model's answers, of which fine-tuned runs keep some or none.")
 @click.option(
-    "--failed", multiple=True, metavar="NAME", help="A run that failed (RUN or CONDITION/RUN): in no figure but the failure rate."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of results.json and report.html (default: beside the file).",
+)
+@click.option(
+    "--same",
+    default="exact",
+    show_default=True,
+    help="When two outputs mean the same: exact, normalised, numeric, json, ...",
+)
+@click.option(
+    "--criteria",
+    type=click.Path(path_type=Path),
+    help="YAML file with criteria, thresholds and level.",
+)
+@click.option("--baseline", help="Condition that the others are held against (default: the first).")
+@click.option(
+    "--paired", is_flag=True, help="Replicas of the same name share their seeds in all conditions."
+)
+@click.option(
+    "--factors",
+    type=click.Path(path_type=Path),
+    help="Table of a crossed design: replica, and its level of init, order, ...",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Write results into a folder that has other files, or results of something else.",
+)
+@click.option(
+    "--base",
+    help="Condition that is the base model's answers, of which fine-tuned runs keep some or none.",
+)
+@click.option(
+    "--failed",
+    multiple=True,
+    metavar="NAME",
+    help="A run that failed (RUN or CONDITION/RUN): in no figure but the failure rate.",
 )
 @columns_options
 @as_json
@@ -89,53 +131,61 @@ def measure(
 ) -> None:
     """Statistics alone: of a run, or of anybody's predictions.
 
-    SOURCE is a run folder, or a .jsonl, .csv or .parquet file: long (replica, prompt, output, and as far as there are reference,
-    category, shift, cluster, condition, score, failed, base_answer, and init, order, dropout, seed where runs share them) or wide
-    (one column per replica: run_1, run_2, ...). Columns of other names: --column reference=gold, --replica-columns 'llama_*'.
-    A file of one row a run (run, maybe condition, and numbers such as F1) is measured by its means and standard deviations.
-    Several run folders of one procedure are measured together: repeatability within a machine, reproducibility between machines.
+    SOURCE is a run folder, or a .jsonl, .csv or .parquet file: long (replica, prompt, output, and
+    as far as there are reference, category, shift, cluster, condition, score, failed, base_answer,
+    and init, order, dropout, seed where runs share them) or wide (one column per replica: run_1,
+    run_2, ...). Columns of other names: --column reference=gold, --replica-columns 'llama_*'. A
+    file of one row a run (run, maybe condition, and numbers such as F1) is measured by its means
+    and standard deviations. Several run folders of one procedure are measured together:
+    repeatability within a machine, reproducibility between machines.
     """
     with errors():
-        from toolkit import measure as stage
-        from toolkit import run_table
-        from toolkit.predictions import read_run_table
+        from toolkit.measure import run as stage
+        from toolkit.measure import run_table
+        from toolkit.measure.predictions import read_run_table
         from toolkit.recipe import load_criteria
-        from toolkit.report import table_text
+        from toolkit.report.html import table_text
 
         asked = load_criteria(criteria) if criteria else None
-        of_files = {
-            "--same": same != "exact",
-            "--baseline": baseline,
-            "--paired": paired,
-            "--factors": factors,
-            "--base": base,
-            "--failed": failed,
-            "--column": columns,
-            "--replica-columns": replica_columns,
-        }
-        given = ", ".join(option for option, value in of_files.items() if value)
+        of_files = given(
+            *("same", "baseline", "paired", "factors", "base", "failed"),
+            *("columns", "replica_columns"),
+        )
         if others:
-            if given:
-                raise click.UsageError(f"several runs are measured as they are: {given} is for files")
+            if of_files:
+                raise click.UsageError(
+                    f"several runs are measured as they are: {of_files} is for files"
+                )
             if loose := [path for path in (source, *others) if not path.is_dir()]:
                 raise click.UsageError(f"{loose[0]}: no run folder; several sources are runs")
-            from toolkit.precision import measure_runs
+            from toolkit.measure.machines import measure_runs
 
             folder = out or source.with_name(f"{source.name}-together")
             results = measure_runs([source, *others], folder, asked, force=force)
         elif source.is_dir():
-            if given or out:
-                given = ", ".join(filter(None, ["--out" if out else "", given]))
-                raise click.UsageError(f"{source}: a run says itself what its answers mean; {given} is for files")
+            if lost := ", ".join(filter(None, [given("out", "force"), of_files])):
+                raise click.UsageError(
+                    f"{source}: a run says itself what its answers mean; {lost} is for files"
+                )
             folder, results = source, stage.measure_run(source, asked)
         else:
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
             table = None if replica_columns else read_run_table(source, roles_of(columns))
             if table is not None:
-                if lost := ", ".join(o for o in ("--same", "--criteria") if (of_files | {"--criteria": criteria})[o]):
-                    raise click.UsageError(f"{source}: a row is a run, without prompts; {lost} is for predictions")
+                if lost := given("same", "criteria"):
+                    raise click.UsageError(
+                        f"{source}: a row is a run, without prompts; {lost} is for predictions"
+                    )
                 found = run_table.measure_run_table(
-                    table, source, folder, baseline=baseline, base=base, failed=failed, paired=paired, factors=factors, force=force
+                    table,
+                    source,
+                    folder,
+                    baseline=baseline,
+                    base=base,
+                    failed=failed,
+                    paired=paired,
+                    factors=factors,
+                    force=force,
                 )
                 path = folder / run_table.METRICS
                 if as_json:
@@ -144,8 +194,19 @@ def measure(
                 show(run_table.metrics_text(found))
                 say(f"metrics: {path.resolve()}")
                 return
-            options = {"same": same, "baseline": baseline, "paired": paired, "factors": factors, "base": base, "failed": failed}
-            options |= {"columns": roles_of(columns), "replica_columns": replica_columns, "force": force}
+            options = {
+                "same": same,
+                "baseline": baseline,
+                "paired": paired,
+                "factors": factors,
+                "base": base,
+                "failed": failed,
+            }
+            options |= {
+                "columns": roles_of(columns),
+                "replica_columns": replica_columns,
+                "force": force,
+            }
             results = stage.measure_predictions(source, folder, **options, criteria=asked)
         if as_json:
             print_json({"out": str(folder), "results": read_json(folder / "results.json")})
@@ -158,16 +219,21 @@ def measure(
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--claims", "file", type=click.Path(path_type=Path), help="YAML file of claims (default: those that ftk ships with).")
+@click.option(
+    "--claims",
+    "file",
+    type=click.Path(path_type=Path),
+    help="YAML file of claims (default: those that ftk ships with).",
+)
 @as_json
 def claims(run: Path, file: Path | None, as_json: bool) -> None:
     """Claims about run-to-run variance, held against a run.
 
-    Supported, contradicted, or not resolvable; and what to expect of 10,000 such runs, by category of prompts. RUN: a folder of `ftk run`;
-    claims.json is written there.
+    Supported, contradicted, or not resolvable; and what to expect of 10,000 such runs, by category
+    of prompts. RUN: a folder of `ftk run`; claims.json is written there.
     """
     with errors():
-        from toolkit import claims as stage
+        from toolkit.measure import claims as stage
 
         found = stage.hold_claims(run, file or stage.ORIGIN)
         path = run / stage.CLAIMS
@@ -181,9 +247,23 @@ def claims(run: Path, file: Path | None, as_json: bool) -> None:
 @click.command()
 @click.argument("pilot", required=False, type=click.Path(path_type=Path))
 @click.option("--guess", type=SHARE, help="Without a pilot: disagreement to reckon with, 0 to 1.")
-@click.option("--prompts", type=click.IntRange(2, 10**7), default=500, show_default=True, help="With --guess: independent prompts.")
-@click.option("--replicas", type=REPLICAS, default=16, show_default=True, help="With --guess: replicas that you can afford now.")
-@click.option("--k", type=GROUP, help="Replicas of one merge or ensemble (default: the pilot's, or 8).")
+@click.option(
+    "--prompts",
+    type=click.IntRange(2, 10**7),
+    default=500,
+    show_default=True,
+    help="With --guess: independent prompts.",
+)
+@click.option(
+    "--replicas",
+    type=REPLICAS,
+    default=16,
+    show_default=True,
+    help="With --guess: replicas that you can afford now.",
+)
+@click.option(
+    "--k", type=GROUP, help="Replicas of one merge or ensemble (default: the pilot's, or 8)."
+)
 @click.option(
     "--half-width",
     "half_widths",
@@ -216,20 +296,26 @@ def plan(
     PILOT is a run folder or a results.json; without one say a disagreement with --guess.
     """
     with errors():
-        from toolkit import planning
+        from toolkit.measure import replicas_needed
 
-        usual = planning.Targets()
-        targets = planning.Targets(half_widths or usual.half_widths, ratios or usual.ratios, k, power)
-        guessed = None if guess is None else planning.Guess(guess, prompts, replicas)
-        found = planning.plan(pilot, guess=guessed, targets=targets)
-        print_json(found.to_dict()) if as_json else show(planning.plan_text(found))
+        if pilot is not None and (lost := given("prompts", "replicas")):
+            raise click.UsageError(f"{lost} is for --guess; a pilot has its own")
+        usual = replicas_needed.Targets()
+        targets = replicas_needed.Targets(
+            half_widths or usual.half_widths, ratios or usual.ratios, k, power
+        )
+        guessed = None if guess is None else replicas_needed.Guess(guess, prompts, replicas)
+        found = replicas_needed.plan(pilot, guess=guessed, targets=targets)
+        print_json(found.to_dict()) if as_json else show(replicas_needed.plan_text(found))
 
 
 class GateCommand(click.Command):
-    """Its help says how many runs a baseline needs, which is asked of the gate only when help is shown."""
+    """Its help says how many runs a baseline needs, which is asked of the gate only when help is
+    shown.
+    """
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from toolkit.gate import MIN_BASELINE
+        from toolkit.measure.gate.limits import MIN_BASELINE
 
         self.help = (self.help or "").replace("MIN_BASELINE", str(MIN_BASELINE))
         super().format_help_text(ctx, formatter)
@@ -238,16 +324,35 @@ class GateCommand(click.Command):
 @click.command(cls=GateCommand)
 @click.argument("baseline", type=click.Path(path_type=Path))
 @click.option(
-    "--candidate", type=click.Path(path_type=Path), help="Adapter(s), predictions, or a folder of outcomes: what is to be judged."
+    "--candidate",
+    type=click.Path(path_type=Path),
+    help="Adapter(s), predictions, or a folder of outcomes: what is to be judged.",
 )
-@click.option("--condition", help="The condition that is meant, of several in the baseline or the candidate.")
 @click.option(
-    "--recipe", type=click.Path(path_type=Path), help="For an adapter judged by saved limits: the recipe that has base and suites."
+    "--condition", help="The condition that is meant, of several in the baseline or the candidate."
 )
-@click.option("--save", type=click.Path(path_type=Path), help="Write the limits to this small file, with which another machine can judge.")
-@click.option("--force", is_flag=True, help="Let --save write over a file that holds something else.")
-@click.option("--same", default="exact", show_default=True, help="For predictions: when two outputs mean the same.")
-@click.option("--alpha", type=Between(1e-9, 0.5), help="False alarms that you accept, as a share (default 0.0027).")
+@click.option(
+    "--recipe",
+    type=click.Path(path_type=Path),
+    help="For an adapter judged by saved limits: the recipe that has base and suites.",
+)
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    help="Write the limits to this small file, with which another machine can judge.",
+)
+@click.option(
+    "--force", is_flag=True, help="Let --save write over a file that holds something else."
+)
+@click.option(
+    "--same",
+    help="For predictions: when two outputs mean the same (default: exact; saved limits know).",
+)
+@click.option(
+    "--alpha",
+    type=Between(1e-9, 0.5),
+    help="False alarms that you accept, as a share (default 0.0027).",
+)
 @columns_options
 @workers_option
 @as_json
@@ -258,7 +363,7 @@ def gate(
     recipe: Path | None,
     save: Path | None,
     force: bool,
-    same: str,
+    same: str | None,
     alpha: float | None,
     columns: tuple[str, ...],
     replica_columns: tuple[str, ...],
@@ -267,46 +372,84 @@ def gate(
 ) -> None:
     """Is a new fine-tune still of the same process? Exit code 3: no.
 
-    BASELINE is a run, a file of predictions of at least MIN_BASELINE runs, or limits that --save wrote.
+    BASELINE is a run, a file of predictions of at least MIN_BASELINE runs, or limits that --save
+    wrote.
     """
     with errors():
-        from toolkit import gating
-        from toolkit.gate import save_limits
+        from toolkit.measure.gate import judge as gating
+        from toolkit.measure.gate.limits import save_limits
+        from toolkit.measure.run import is_outcomes
 
         if candidate is None and save is None:
-            raise click.UsageError("--candidate names what is to be judged; --save FILE only writes the limits")
+            raise click.UsageError(
+                "--candidate names what is to be judged; --save FILE only writes the limits"
+            )
         if candidate is not None and not candidate.exists():
             raise click.UsageError(f"{candidate}: no such file or folder")
-        files = [path for path in (baseline, candidate) if path and path.is_file() and not gating.is_limits(path)]
-        if (columns or replica_columns) and not files:
+        saved = gating.is_limits(baseline)
+        files = [path for path in (baseline, candidate) if path and path.is_file()]
+        if (columns or replica_columns) and not files[saved:]:
             raise click.UsageError("--column and --replica-columns are for files of predictions")
+        adapters = candidate is not None and candidate.is_dir() and not is_outcomes(candidate)
+        if not adapters and (lost := given("recipe", "workers")):
+            raise click.UsageError(f"{lost} is for adapters, which must answer first; leave it out")
+        if lost := "" if save else given("force"):
+            raise click.UsageError(f"{lost} is for --save; leave it out")
+        if lost := given("condition") if saved and not candidate else "":
+            raise click.UsageError(f"{lost} is for what is learned or judged; leave it out")
         named = gating.Named(roles_of(columns), replica_columns)
-        limits = gating.limits_of(baseline, condition=condition, same=same, alpha=alpha, named=named)
+        limits = gating.limits_of(
+            baseline, condition=condition, same=same, alpha=alpha, named=named
+        )
         if save is not None:
-            if not force:
-                gating.check_save(save, limits, [path for path in (baseline, candidate, recipe) if path])
+            inputs = [path for path in (baseline, candidate, recipe) if path]
+            gating.check_save(save, limits, inputs, force=force)
             save_limits(save, limits)
         if candidate is None:
-            found = {"limits": str(save), "runs": limits.n, "metrics": [metric.name for metric in limits.metrics]}
-            print_json(found) if as_json else say(f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs")
+            found = {
+                "limits": str(save),
+                "runs": limits.n,
+                "metrics": [metric.name for metric in limits.metrics],
+            }
+            print_json(found) if as_json else say(
+                f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs"
+            )
             return
-        judged = _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers) if candidate.is_dir() else candidate
-        verdict = gating.judge_candidate(limits, judged, condition=condition, same=same, named=named)
+        judged = (
+            _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers, limits)
+            if candidate.is_dir()
+            else candidate
+        )
+        verdict = gating.judge_candidate(
+            limits, judged, condition=condition, named=named, strict=saved
+        )
         print_json(asdict(verdict)) if as_json else show(gating.verdict_text(verdict))
     if verdict.status == "fail":
         sys.exit(GATE_SAID_NO)
 
 
-def _outcomes_of(candidate: Path, recipe: Path, workers: int | None) -> Path:
+def _outcomes_of(candidate: Path, recipe: Path, workers: int | None, limits: Limits) -> Path:
     """A folder of outcomes as it is; adapters answer the recipe's suites first."""
-    from toolkit.measure import DESIGN
+    from toolkit.measure.run import is_outcomes
 
-    if (candidate / DESIGN).is_file():
+    if is_outcomes(candidate):
         return candidate
     if not recipe.is_file():
-        raise click.UsageError(f"{candidate}: adapters must answer the prompts first; --recipe says which base and suites")
-    from toolkit import external
+        raise click.UsageError(
+            f"{candidate}: adapters must answer the prompts first; --recipe says which "
+            "base and suites"
+        )
+    from toolkit.measure.gate.judge import check_recipe
 
     loaded = load_recipe(recipe, None)
+    check_recipe(recipe, loaded, limits)
+    from toolkit.pipeline import answer_given
+
     with console() as screen:
-        return external.answer_suites(loaded, [candidate], Path("runs") / f"gate-{candidate.name}", workers=workers, console=screen)
+        return answer_given.answer_suites(
+            loaded,
+            [candidate],
+            Path("runs") / f"gate-{candidate.name}",
+            workers=workers,
+            console=screen,
+        )

@@ -1,4 +1,6 @@
-"""The last handler: what nobody foresaw is one line with an exit code, and its traceback lies in a file."""
+"""The last handler: what nobody foresaw is one line with an exit code, and its traceback lies in a
+file.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Guarded(Commands):
             sys.exit(FAILED)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """A command line that is wrong is one line, too; click would add how the command is used."""
+        """A command line that is wrong is one line, too; click would add how the command is
+        used.
+        """
         try:
             return super().invoke(ctx)
         except click.exceptions.NoArgsIsHelpError:
@@ -40,7 +44,9 @@ class Guarded(Commands):
 
 
 def _take_any_text(stream: Any) -> None:
-    """A terminal of another encoding, or half a surrogate, shows an escape: no text stops a command."""
+    """A terminal of another encoding, or half a surrogate, shows an escape: no text stops a
+    command.
+    """
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
 

@@ -22,6 +22,7 @@ from toolkit.cli.terminal import (
     console,
     engine_option,
     errors,
+    given,
     load_recipe,
     out_option,
     print_json,
@@ -30,9 +31,9 @@ from toolkit.cli.terminal import (
     without_network,
     workers_option,
 )
-from toolkit.plain import read_json
 from toolkit.recipe import EnsembleMethod
 from toolkit.recipe.merges import MERGES, merge_parameters, parse_setting
+from toolkit.record.plain import read_json
 
 ENSEMBLES = get_args(EnsembleMethod)
 
@@ -50,33 +51,56 @@ def _usage() -> Iterator[None]:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @out_option
 @engine_option
-@click.option("--replicas", type=REPLICAS, help="Replicas of every condition, instead of the recipe's.")
+@click.option(
+    "--replicas", type=REPLICAS, help="Replicas of every condition, instead of the recipe's."
+)
 @workers_option
 @as_json
-def run(recipe: Path, out: Path | None, engine: str, replicas: int | None, workers: int | None, as_json: bool) -> None:
+def run(
+    recipe: Path,
+    out: Path | None,
+    engine: str,
+    replicas: int | None,
+    workers: int | None,
+    as_json: bool,
+) -> None:
     """From a recipe to a report. Run it again: only what is missing is done."""
     _run(recipe, out or Path("runs") / recipe.stem, replicas, workers, as_json, engine)
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Run folder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Run folder.",
+)
 @click.option("--replicas", type=REPLICAS, help="Fewer or more replicas than the demo's 64.")
 @workers_option
 @as_json
 def demo(out: Path, replicas: int | None, workers: int | None, as_json: bool) -> None:
     """The whole on the embedded model, in minutes on two cores."""
-    _run(Path(toolkit.__file__).parent / "demo.yaml", out, replicas, workers, as_json)
+    _run(Path(toolkit.__file__).parent / "recipe" / "demo.yaml", out, replicas, workers, as_json)
 
 
-def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_json: bool, engine: str = "local") -> None:
+def _run(
+    path: Path,
+    out: Path,
+    replicas: int | None,
+    workers: int | None,
+    as_json: bool,
+    engine: str = "local",
+) -> None:
     with errors():
-        recipe = load_recipe(path, replicas)  # a wrong recipe is told before anything heavy is loaded
-        from toolkit.outset import check_early
+        # a wrong recipe is told before anything heavy is loaded
+        recipe = load_recipe(path, replicas)
+        from toolkit.pipeline.outset import check_early
 
         check_early(recipe, out)
         from toolkit import pipeline
-        from toolkit.forecast import compared
-        from toolkit.report import table_text
+        from toolkit.pipeline.forecast import compared
+        from toolkit.report.html import table_text
 
         fresh = not any(out.glob("*/population.json"))
         with console() as screen:
@@ -91,11 +115,14 @@ def _run(path: Path, out: Path, replicas: int | None, workers: int | None, as_js
         show(table_text(results))
         for sentence in results.verdict:
             say(f"- {sentence}")
-        say("seconds: " + ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in screen.seconds.items()))
+        say(
+            "seconds: "
+            + ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in screen.seconds.items())
+        )
         say(f"report: {report}")
 
 
-# -- the arrows --------------------------------------------------------------------------------------------------------
+# -- the arrows ----------------------------------------------------------------------------------
 
 
 @click.command("train-replicas")
@@ -126,21 +153,27 @@ def train_replicas(
         loaded = load_recipe(recipe, None)
         names = _conditions(loaded.conditions, condition)
         chosen = None if only is None else _indices(only)
-        from toolkit.outset import check_early
+        from toolkit.pipeline.outset import check_early
 
         check_early(loaded, folder)
         from toolkit import pipeline
+        from toolkit.pipeline import training
 
         found: dict[str, Any] = {}
-        asks = any(loaded.until_of(name) for name in names)  # a rule that looks at answers while replicas are trained
+        # a rule that looks at answers while replicas are trained
+        asks = any(loaded.until_of(name) for name in names)
         how = {"workers": workers, "engine": engine, "answers": asks}
         with console() as screen, pipeline.open_run(loaded, folder, console=screen, **how) as job:
-            for note in pipeline.data_notes(job.recipe, {}, job.device):
+            for note in training.data_notes(job.recipe, {}, job.device):
                 screen.note(note)
             for name in sorted(names, key=loaded.training_order.index):  # teachers first
                 population = pipeline.train(job, name, replicas=replicas, only=chosen)
                 failed = [r for r, record in population.items() if record.status == "failed"]
-                found[name] = {"folder": str(folder / name / "replicas"), "replicas": len(population), "failed": failed}
+                found[name] = {
+                    "folder": str(folder / name / "replicas"),
+                    "replicas": len(population),
+                    "failed": failed,
+                }
         if as_json:
             print_json({"run": str(folder), "conditions": found, "seconds": screen.seconds})
             return
@@ -153,26 +186,69 @@ def train_replicas(
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--method", help=f"{', '.join(MERGES)}, or mergekit:NAME.")
 @click.option(
-    "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Instead of sources and a method: mergekit's YAML."
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Instead of sources and a method: mergekit's YAML.",
 )
 @click.option("-k", "--groups", "k", type=GROUP, help="Merge disjoint groups of K replicas.")
-@click.option("--all", "merge_all", is_flag=True, help="Merge everything into one adapter (the default).")
-@click.option("--rank", default="full", show_default=True, help="full (exact), same, a number, or energy=0.99.")
-@click.option("--density", type=Between(1e-6, 1), help="Short for --set density=...: share of the entries that is kept.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A parameter of the method (may be repeated).")
 @click.option(
-    "--buffer", type=click.IntRange(1, 65_536), help="Sum in this many ranks, not densely, with a bound on the error; needs --rank."
+    "--all", "merge_all", is_flag=True, help="Merge everything into one adapter (the default)."
 )
-@click.option("--dense", is_flag=True, help="Write full models: the change added to the base weights.")
+@click.option(
+    "--rank",
+    default="full",
+    show_default=True,
+    help="full (exact), same, a number, or energy=0.99.",
+)
+@click.option(
+    "--density",
+    type=Between(1e-6, 1),
+    help="Short for --set density=...: share of the entries that is kept.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter of the method (may be repeated).",
+)
+@click.option(
+    "--buffer",
+    type=click.IntRange(1, 65_536),
+    help="Sum in this many ranks, not densely, with a bound on the error; needs --rank.",
+)
+@click.option(
+    "--dense", is_flag=True, help="Write full models: the change added to the base weights."
+)
 @click.option("--base", help="Base model, where the adapters do not say it or say it differently.")
 @click.option("--prompts", help="greedy_soup: suite with references, the scores of which decide.")
-@click.option("--score", type=click.Choice(["accuracy", "logprob"]), default="accuracy", help="greedy_soup: what is scored.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the merged adapter (or of the groups).")
 @click.option(
-    "--guard", multiple=True, help="Suite with references: warn before writing where the merge leaves its members' basin (see `ftk basin`)."
+    "--score",
+    type=click.Choice(["accuracy", "logprob"]),
+    default="accuracy",
+    help="greedy_soup: what is scored.",
 )
-@click.option("--strict", is_flag=True, help="With --guard: write nothing and exit with code 3 instead of a warning.")
-@click.option("--force", is_flag=True, help="Write into a folder with other files, or over a README.md that ftk has not written.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the merged adapter (or of the groups).",
+)
+@click.option(
+    "--guard",
+    multiple=True,
+    help="Suite with references: warn before writing where the merge leaves its members' basin "
+    "(see `ftk basin`).",
+)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="With --guard: write nothing and exit with code 3 instead of a warning.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Write into a folder with other files, or over a README.md that ftk has not written.",
+)
 @as_json
 def merge(
     sources: tuple[Path, ...],
@@ -202,23 +278,55 @@ def merge(
         if k and merge_all:
             raise click.UsageError("--groups and --all exclude each other")
         if config:
-            reports = [_as_mergekit(config, sources, method or k or density or settings or dense or guard, rank, out, force)]
-            _show_merges(reports, as_json)
+            with_it = {"config", "rank", "out", "force", "as_json"}
+            names = [str(parameter.name) for parameter in merge.params]
+            if lost := given(*(name for name in names if name not in with_it)):
+                raise click.UsageError(
+                    "--config says what is merged and how; only --rank, --out and --force go with "
+                    f"it, not {lost}"
+                )
+            _show_merges([_as_mergekit(config, rank, out, force)], as_json)
             return
         if not sources or not method:
-            raise click.UsageError("name folders of adapters and a --method, or a --config of mergekit")
+            lacking = "--method, such as mean" if sources else "folders of adapters to merge"
+            raise click.UsageError(f"add {lacking}; or name a --config of mergekit")
+        if not prompts and given("score"):
+            raise click.UsageError(
+                "--score says what greedy_soup takes on its --prompts: name them"
+            )
+        if strict and not guard:
+            raise click.UsageError("--strict is what a --guard does: name its suite")
         with _usage():
-            parameters = dict(map(parse_setting, settings)) | ({} if density is None else {"density": density})
-            merge_parameters(method, parameters)  # a wrong name is told before anything heavy is loaded
-        from toolkit import external
+            parameters = dict(map(parse_setting, settings)) | (
+                {} if density is None else {"density": density}
+            )
+            # a wrong name is told before anything heavy is loaded
+            merge_parameters(method, parameters)
+        from toolkit.pipeline import merge_given
 
-        options = {"base": base, "buffer": buffer, "dense": dense, "prompts": prompts, "score": score, "guard": guard, "strict": strict}
+        options = {
+            "base": base,
+            "buffer": buffer,
+            "dense": dense,
+            "prompts": prompts,
+            "score": score,
+            "guard": guard,
+            "strict": strict,
+        }
         options["force"] = force
         options["note"] = partial(say, err=True)
         try:
             with _usage():
-                reports = external.merge_sources(sources, method=method, k=k, rank=rank, out=out, parameters=parameters, **options)
-        except external.GuardError as error:
+                reports = merge_given.merge_sources(
+                    sources,
+                    method=method,
+                    k=k,
+                    rank=rank,
+                    out=out,
+                    parameters=parameters,
+                    **options,
+                )
+        except merge_given.GuardError as error:
             say(error, err=True)
             sys.exit(GATE_SAID_NO)
         _show_merges(reports, as_json)
@@ -226,13 +334,34 @@ def merge(
 
 @click.command()
 @click.argument("subjects", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--prompts", help="Suite file of prompts, or embedded:typical|near|far (default for a run: its own suites).")
+@click.option(
+    "--prompts",
+    help="Suite file of prompts, or embedded:typical|near|far (default for a run: its own suites).",
+)
 @click.option("--base", help="Base model, where the adapters do not say it or say it wrongly.")
-@click.option("--answer", help="text, first-line, regex:PATTERN or embedded (default: the run's, or text).")
+@click.option(
+    "--answer", help="text, first-line, regex:PATTERN or embedded (default: the run's, or text)."
+)
 @click.option("--max-new-tokens", type=click.IntRange(1, 10**7), help="Longest answer.")
-@click.option("--ensemble", type=click.Choice(ENSEMBLES), help="Let disjoint groups of the adapters answer as one, too.")
-@click.option("-k", "--groups", "k", type=REPLICAS, help="With --ensemble: adapters in a group (default: all are one group).")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Of the ensemble: similarity, threshold, weights.")
+@click.option(
+    "--ensemble",
+    type=click.Choice(ENSEMBLES),
+    help="Let disjoint groups of the adapters answer as one, too.",
+)
+@click.option(
+    "-k",
+    "--groups",
+    "k",
+    type=REPLICAS,
+    help="With --ensemble: adapters in a group (default: all are one group).",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Of the ensemble: similarity, threshold, weights.",
+)
 @out_option
 @workers_option
 @as_json
@@ -260,16 +389,28 @@ def evaluate(
         if (k or settings) and not ensemble:
             raise click.UsageError("-k and --set say how an --ensemble is made: name one")
         try:
-            asked = {"ensemble": ensemble, "k": k, **dict(map(parse_setting, settings))} if ensemble else None
+            asked = (
+                {"ensemble": ensemble, "k": k, **dict(map(parse_setting, settings))}
+                if ensemble
+                else None
+            )
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         without_network(base, prompts)
-        from toolkit import external
-        from toolkit.report import table_text
+        from toolkit.pipeline import answer_given
+        from toolkit.report.html import table_text
 
-        how = {"prompts": prompts, "base": base, "answer_rule": answer, "max_new_tokens": max_new_tokens, "ensemble": asked}
+        how = {
+            "prompts": prompts,
+            "base": base,
+            "answer_rule": answer,
+            "max_new_tokens": max_new_tokens,
+            "ensemble": asked,
+        }
         with console() as screen:
-            folder, results = external.evaluate_subjects(subjects, out=out, workers=workers, console=screen, **how)
+            folder, results = answer_given.evaluate_subjects(
+                subjects, out=out, workers=workers, console=screen, **how
+            )
         if as_json:
             print_json({"out": str(folder), "results": read_json(folder / "results.json")})
             return
@@ -284,38 +425,58 @@ def evaluate(
 def report(folder: Path, as_json: bool) -> None:
     """results.json -> report.html."""
     with errors():
-        from toolkit.report import write_report
+        from toolkit.report.html import write_report
 
         if not (folder / "results.json").is_file():
-            raise click.UsageError(f"{folder}: no results.json; `ftk run RECIPE --out {folder}` makes one")
+            raise click.UsageError(
+                f"{folder}: no results.json; `ftk run RECIPE --out {folder}` makes one"
+            )
         path = write_report(folder)
         print_json({"report": str(path)}) if as_json else say(path)
 
 
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--replica", "-r", type=click.IntRange(0, 10**5), multiple=True, help="Train its stack again (may be repeated).")
+@click.option(
+    "--replica",
+    "-r",
+    type=click.IntRange(0, 10**5),
+    multiple=True,
+    help="Train its stack again (may be repeated).",
+)
 @click.option("--condition", "-c", multiple=True, help="Only this condition (may be repeated).")
 @workers_option
 @as_json
-def verify(folder: Path, replica: tuple[int, ...], condition: tuple[str, ...], workers: int | None, as_json: bool) -> None:
+def verify(
+    folder: Path,
+    replica: tuple[int, ...],
+    condition: tuple[str, ...],
+    workers: int | None,
+    as_json: bool,
+) -> None:
     """Train replicas again and compare hashes.
 
     Without options the first stack of every condition. Exit code 3 when a bit differs.
     """
     with errors():
-        from toolkit.verify import SAME, verify
+        from toolkit.pipeline.verify import SAME, verify
 
         with console() as screen:
-            found = verify(folder, conditions=condition, replicas=replica, workers=workers, console=screen)
+            found = verify(
+                folder, conditions=condition, replicas=replica, workers=workers, console=screen
+            )
         wrong = [one for one in found["replicas"] if one["verdict"] != SAME]
         if as_json:
             print_json(found)
         else:
             for one in wrong:
                 say(_what_differs(one))
-            say(f"{len(found['replicas']) - len(wrong)} of {len(found['replicas'])} replicas came out with the same bits")
-            say(f"compared: {', '.join(sorted({file for one in found['replicas'] for file in one['compared']}))}")
+            say(
+                f"{len(found['replicas']) - len(wrong)} of {len(found['replicas'])} "
+                "replicas came out with the same bits"
+            )
+            compared = {file for replica in found["replicas"] for file in replica["compared"]}
+            say(f"compared: {', '.join(sorted(compared))}")
             if wrong:
                 for name, (then, now) in found["environment"].items():
                     say(f"not as it was: {name} {then} then, {now} now")
@@ -327,8 +488,15 @@ def _what_differs(one: dict[str, Any]) -> str:
     where = f"{one['condition']}, replica {one['replica']}"
     files = ", ".join(one["files"]) or "its record"
     if one["verdict"] == "damaged":
-        return f"{where}: {files} on disk is not what was trained; delete the replica's folder, and `ftk run` trains it again"
-    distance = "" if one["distance"] is None else f"; the weight change is {one['distance']:.1e} of its norm away"
+        return (
+            f"{where}: {files} on disk is not what was trained; delete the replica's folder, "
+            "and `ftk run` trains it again"
+        )
+    distance = (
+        ""
+        if one["distance"] is None
+        else f"; the weight change is {one['distance']:.1e} of its norm away"
+    )
     return f"{where}: {files} came out otherwise{distance}"
 
 
@@ -337,33 +505,38 @@ def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
         print_json({"merged": reports})
         return
     for report in reports:
-        dense = f"{report.get('dtype')} weights, rounding {report.get('rounding', 0):.1e} of the change"
+        dense = (
+            f"{report.get('dtype')} weights, rounding {report.get('rounding', 0):.1e} of the change"
+        )
         whole = "rank" in report and report["rank"] is None
         kind = "models" if whole else "adapters"
         size = "whole" if whole else f"rank {report['rank']}" if "rank" in report else dense
         bound = f", error at most {report['error_bound']:.1e}" if "error_bound" in report else ""
-        say(f"{report['out']}: {report['method']} of {report['k']} {kind}, {size}, energy kept {report['energy']:.4f}{bound}")
+        kept = f"energy kept {report['energy']:.4f}" if report["energy"] else "no change left"
+        say(f"{report['out']}: {report['method']} of {report['k']} {kind}, {size}, {kept}{bound}")
 
 
-def _as_mergekit(config: Path, sources: tuple[Path, ...], others: object, rank: str, out: Path | None, force: bool) -> dict[str, Any]:
-    if sources or others:
-        raise click.UsageError("--config says what is merged and how; only --rank, --out and --force go with it")
-    from toolkit import external
+def _as_mergekit(config: Path, rank: str, out: Path | None, force: bool) -> dict[str, Any]:
+    from toolkit.pipeline import merge_given
 
     with _usage():
-        report, notes = external.merge_request(config, rank=rank, out=out or config.with_name("merged"), force=force)
+        report, notes = merge_given.merge_request(
+            config, rank=rank, out=out or config.with_name("merged"), force=force
+        )
     for note in notes:
         say(note, err=True)
     return report
 
 
-# -- what the options say ------------------------------------------------------------------------------------------------
+# -- what the options say ------------------------------------------------------------------------
 
 
 def _conditions(known: dict[str, Any], asked: tuple[str, ...]) -> list[str]:
     for name in asked:
         if name not in known:
-            raise click.UsageError(f"no condition {name!r} in the recipe; there are: {', '.join(known)}")
+            raise click.UsageError(
+                f"no condition {name!r} in the recipe; there are: {', '.join(known)}"
+            )
     return list(dict.fromkeys(asked)) or list(known)
 
 

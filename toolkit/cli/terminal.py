@@ -1,4 +1,6 @@
-"""What all commands share: options, errors as one line with an exit code, progress on stderr. Heavy imports wait until they are needed."""
+"""What all commands share: options, errors as one line with an exit code, progress on stderr. Heavy
+imports wait until they are needed.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +18,32 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
-from toolkit import escape
+from toolkit.text import escape
 
 if TYPE_CHECKING:
-    from toolkit.pipeline import Console
+    from toolkit.pipeline.job import Console
 
 DONE, FAILED, BAD_INPUT, GATE_SAID_NO = 0, 1, 2, 3
 LONGEST = 1000
 """characters of an error"""
 DISK_SAID_NO = {
     errno.ENOSPC: "the disk is full: free some and run again; finished work is kept",
-    errno.EDQUOT: "your quota of the disk is used up: free some and run again; finished work is kept",
-    errno.EROFS: "the disk is read-only: make it writable, or name another folder with --out, and run again; finished work is kept",
+    errno.EDQUOT: "your quota of the disk is used up: free some and run again; "
+    "finished work is kept",
+    errno.EROFS: "the disk is read-only: make it writable, or name another folder with --out, "
+    "and run "
+    "again; finished work is kept",
 }
 
 
 class Between(click.FloatRange):
     """A number within limits; `nan` is within none."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         number = super().convert(value, param, ctx)
         return number if math.isfinite(number) else self.fail(f"{value} is no number", param, ctx)
 
@@ -46,30 +54,62 @@ SHARE = Between(1e-6, 1 - 1e-6)
 """of something that is neither none nor all; nearer to either end, nothing could be measured"""
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-workers_option = click.option("--workers", type=click.IntRange(1, 4096), help="Worker processes (default: one a core; one on a GPU).")
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1, 4096),
+    help="Worker processes (default: one a core; one on a GPU).",
+)
 engine_option = click.option(
-    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="This machine, or a Ray cluster."
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="This machine, or a Ray cluster.",
 )
 out_option = click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
 
 
 class Commands(click.Group):
-    """Commands that take every option as often as they use it, and say in one line what is wrong on the command line.
+    """Commands that take every option as often as they use it, and say in one line what is wrong on
+    the command line.
 
     click keeps the last of two values and drops the first without a word.
     """
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         with errors():
             name, command, rest = super().resolve_command(ctx, args)
             if command is not None:
                 parser = command.make_parser(click.Context(command, info_name=name, parent=ctx))
                 _, _, order = parser.parse_args(args=list(rest))
                 for option in order:
-                    if isinstance(option, click.Option) and not (option.multiple or option.count) and order.count(option) > 1:
-                        raise click.UsageError(f"{option.opts[0]} stands {order.count(option)} times, and is used once; keep one")
-                command.make_context(name, list(rest), parent=ctx).close()  # what click would tell in several lines
+                    if (
+                        isinstance(option, click.Option)
+                        and not (option.multiple or option.count)
+                        and order.count(option) > 1
+                    ):
+                        raise click.UsageError(
+                            f"{option.opts[0]} stands {order.count(option)} times, and is "
+                            "used once; keep one"
+                        )
+                # what click would tell in several lines
+                command.make_context(name, list(rest), parent=ctx).close()
         return name, command, rest
+
+
+def given(*names: str) -> str:
+    """Those of the command's options, by the names of its parameters, that stand on the command
+    line, also with the value that they would have anyway. For what would be taken and not used.
+    """
+    context = click.get_current_context()
+    options = {parameter.name: parameter for parameter in context.command.params}
+    return ", ".join(
+        max(options[name].opts, key=len)
+        for name in names
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    )
 
 
 def load_recipe(path: Path, replicas: int | None) -> Any:
@@ -80,18 +120,30 @@ def load_recipe(path: Path, replicas: int | None) -> Any:
     if replicas is None:
         return recipe
     if not recipe.trained:
-        raise click.UsageError("--replicas is about training, and no condition of this recipe is trained; leave it out")
-    conditions = {name: c.model_copy(update={"replicas": None}) for name, c in recipe.trained.items()}
-    return recipe.model_copy(update={"replicas": replicas, "conditions": recipe.conditions | conditions})
+        raise click.UsageError(
+            "--replicas is about training, and no condition of this recipe is trained; leave it out"
+        )
+    conditions = {
+        name: c.model_copy(update={"replicas": None}) for name, c in recipe.trained.items()
+    }
+    return recipe.model_copy(
+        update={"replicas": replicas, "conditions": recipe.conditions | conditions}
+    )
 
 
 def without_network(*sources: str | None) -> None:
-    """Tell the hub's client at once that there is no network, which it would take a minute of retries to notice."""
+    """Tell the hub's client at once that there is no network, which it would take a minute of
+    retries to notice.
+    """
     hub = any(s and not s.startswith("embedded") and not Path(s).exists() for s in sources)
-    if not hub or any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ):
+    if not hub or any(
+        name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in os.environ
+    ):
         return
     try:
-        socket.getaddrinfo(urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443)
+        socket.getaddrinfo(
+            urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname, 443
+        )
     except OSError:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -117,7 +169,9 @@ def errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        stop(f"stopped; finished work is kept. Go on with: {shlex.join(['ftk', *sys.argv[1:]])}", 130)
+        stop(
+            f"stopped; finished work is kept. Go on with: {shlex.join(['ftk', *sys.argv[1:]])}", 130
+        )
     except click.ClickException as error:
         stop(error.format_message(), BAD_INPUT)
     except OSError as error:
@@ -128,7 +182,9 @@ def errors() -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         if not type(error).__module__.startswith("toolkit."):
             raise
-        from toolkit.engines import WorkerDied  # every other error of ours is about what was asked
+        from toolkit.pipeline.engines import (
+            WorkerDied,
+        )  # every other error of ours is about what was asked
 
         stop(str(error), FAILED if isinstance(error, WorkerDied) else BAD_INPUT)
 
@@ -143,11 +199,16 @@ def stop(message: str, code: int) -> NoReturn:
 
 @contextmanager
 def console() -> Iterator[Console]:
-    """Progress and notes on stderr: a bar on a terminal, which ends with the block however that ends; plain lines elsewhere."""
-    from toolkit.pipeline import Console
+    """Progress and notes on stderr: a bar on a terminal, which ends with the block however that
+    ends; plain lines elsewhere.
+    """
+    from toolkit.pipeline.job import Console
 
     with ExitStack() as bars:
-        yield Console(note=partial(say, err=True), progress=partial(_bar, bars) if sys.stderr.isatty() else _lines)
+        yield Console(
+            note=partial(say, err=True),
+            progress=partial(_bar, bars) if sys.stderr.isatty() else _lines,
+        )
 
 
 def _lines(title: str, count: int) -> Callable[[float], None]:
@@ -161,7 +222,9 @@ def _lines(title: str, count: int) -> Callable[[float], None]:
             told[0] = int(share * 10)
             seconds = time.monotonic() - start
             pace = share * count / seconds if seconds else 0.0
-            time_ = f"{seconds * (1 - share) / share:.0f} s left" if share < 1 else f"{seconds:.0f} s"
+            time_ = (
+                f"{seconds * (1 - share) / share:.0f} s left" if share < 1 else f"{seconds:.0f} s"
+            )
             say(f"{title}: {share * count:.0f}/{count}, {pace:.2f}/s, {time_}", err=True)
 
     return update
@@ -169,9 +232,17 @@ def _lines(title: str, count: int) -> Callable[[float], None]:
 
 def _bar(bars: ExitStack, title: str, count: int) -> Callable[[float], None]:
     from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    title_, pace_ = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[pace]}"))
+    title_, pace_ = (
+        TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[pace]}")
+    )
     columns = [title_, BarColumn(), pace_, TimeElapsedColumn(), TimeRemainingColumn()]
     bar = Progress(*columns, console=RichConsole(stderr=True), redirect_stdout=False)
     bars.callback(bar.stop)

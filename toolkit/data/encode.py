@@ -14,25 +14,35 @@ from toolkit.data.suites import Prompt
 from toolkit.data.turns import Message
 
 TEMPLATE_OPTIONS = {"enable_thinking": False}
-"""Templates of reasoning models then put their empty thought into the prompt, where it is no part of what is learned.
-Other templates ignore it."""
+"""Templates of reasoning models then put their empty thought into the prompt, where it is no part
+of what is learned. Other templates ignore it.
+"""
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a turn under which templates look for what was thought before a reply."""
 
-HEADINGS = {"system": "System", "developer": "System", "user": "Instruction", "assistant": "Response", "tool": "Tool"}
-"""A conversation without a chat template is plain text: `### Instruction:`, the text on its own line, a blank line."""
+HEADINGS = {
+    "system": "System",
+    "developer": "System",
+    "user": "Instruction",
+    "assistant": "Response",
+    "tool": "Tool",
+}
+"""A conversation without a chat template is plain text: `### Instruction:`, the text on its own
+line, a blank line.
+"""
 
 
 @dataclass(frozen=True)
 class Example:
     """One training row in tokens.
 
-    loss_mask: True where predicting the token counts. Never at position 0, which nothing precedes: its sum is the number
-    of terms of the loss.
-    prompt, completion: the text of both, as rendered and before truncation. truncated: tokens were cut.
+    loss_mask: True where predicting the token counts. Never at position 0, which nothing precedes:
+    its sum is the number of terms of the loss.
+    prompt, completion: the text of both, as rendered and before truncation. truncated: tokens were
+    cut.
     """
 
     ids: list[int]
@@ -48,34 +58,50 @@ class Example:
         return self.ids[: self.n_prompt]
 
 
-def encode_rows(rows: Sequence[Fields], tokenizer: Any, *, max_length: int, fmt: str = "auto", date: str | None = None) -> list[Example]:
-    """One example per row, in order. `fmt` is one of FORMATS; `auto` detects it. date: the day (YYYY-MM-DD) that a chat template
-    is told when it asks for today's; None: today.
+def encode_rows(
+    rows: Sequence[Fields],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    fmt: str = "auto",
+    date: str | None = None,
+) -> list[Example]:
+    """One example per row, in order. `fmt` is one of FORMATS; `auto` detects it. date: the day
+    (YYYY-MM-DD) that a chat template is told when it asks for today's; None: today.
 
-    Prompt and completion are tokenised apart, because a token across their border would not be there at generation.
-    An end-of-sequence token closes every completion. The loss is on the completion; in `messages`, `sharegpt` and `alpaca` on every
-    assistant turn that does not say otherwise (`weight: 0`), in `text` on everything.
+    Prompt and completion are tokenised apart, because a token across their border would not be
+    there at generation. An end-of-sequence token closes every completion. The loss is on the
+    completion; in `messages`, `sharegpt` and `alpaca` on every assistant turn that does not say
+    otherwise (`weight: 0`), in `text` on everything.
 
-    Longer rows keep their completion: the prompt loses its beginning (not the begin-of-sequence token); a completion that
-    is too long alone loses its end and leaves the prompt one token. Count them by `sum(e.truncated for e in examples)`.
+    Longer rows keep their completion: the prompt loses its beginning (not the begin-of-sequence
+    token); a completion that is too long alone loses its end and leaves the prompt one token. Count
+    them by `sum(e.truncated for e in examples)`.
 
-    Raises DataError for a row that its format refuses, or a chat template that cannot be split into turns.
+    Raises DataError for a row that its format refuses, or a chat template that cannot be split into
+    turns.
     """
     if max_length < 2:
-        raise DataError(f"max_length: {max_length} leaves no room for a prompt and a completion; use 2 or more")
+        raise DataError(
+            f"max_length: {max_length} leaves no room for a prompt and a completion; use 2 or more"
+        )
     fmt = detect_format(rows) if fmt == "auto" else fmt
     given = {"date": date} if date else {}
     return [_encode_row(row, fmt, tokenizer, max_length, given) for row in rows]
 
 
 def encode_prompt(prompt: Prompt | str | list[Message], tokenizer: Any) -> list[int]:
-    """The ids of a prompt, exactly those of training: a string as plain text, messages through the chat template.
+    """The ids of a prompt, exactly those of training: a string as plain text, messages through the
+    chat template.
 
-    Raises DataError when the template refuses the messages, or drops tools or tool calls, or when no token is left to start from.
+    Raises DataError when the template refuses the messages, or drops tools or tool calls, or when
+    no token is left to start from.
     """
     text = prompt_text(prompt, tokenizer)
     messages, _ = _parts(prompt)
-    ids = _prompt_ids(text, tokenizer, templated=not isinstance(messages, str) and has_template(tokenizer))
+    ids = _prompt_ids(
+        text, tokenizer, templated=not isinstance(messages, str) and has_template(tokenizer)
+    )
     if not ids:
         raise DataError(f"prompt {text!r}: the tokenizer makes no token of it")
     return ids
@@ -95,26 +121,39 @@ def _parts(prompt: Prompt | str | list[Message]) -> tuple[str | list[Message], M
     return (prompt.prompt, prompt.given) if isinstance(prompt, Prompt) else (prompt, NOTHING)
 
 
-def encode_reference(prompt: Prompt | str | list[Message], reference: str, tokenizer: Any) -> list[int]:
-    """The ids that training would have put behind this prompt for this reply, end of sequence included.
+def encode_reference(
+    prompt: Prompt | str | list[Message], reference: str, tokenizer: Any
+) -> list[int]:
+    """The ids that training would have put behind this prompt for this reply, end of sequence
+    included.
 
-    Raises DataError when the template refuses the messages, or writes the prompt differently once a reply follows.
+    Raises DataError when the template refuses the messages, or writes the prompt differently once a
+    reply follows.
     """
     messages, given = _parts(prompt)
     if isinstance(messages, str):
         text, chat = reference, False
     else:
-        _, text = _split_text([*messages, {"role": "assistant", "content": reference}], tokenizer, "reference", given)
+        _, text = _split_text(
+            [*messages, {"role": "assistant", "content": reference}], tokenizer, "reference", given
+        )
         chat = True
     return _completion_ids(text, tokenizer, chat=chat)
 
 
 def render_messages(
-    messages: list[Message], tokenizer: Any, *, reply: bool, where: str = "prompt", given: Mapping[str, Any] = NOTHING
+    messages: list[Message],
+    tokenizer: Any,
+    *,
+    reply: bool,
+    where: str = "prompt",
+    given: Mapping[str, Any] = NOTHING,
 ) -> str:
-    """A conversation as text, by the tokenizer's chat template or, without one, under plain headings.
+    """A conversation as text, by the tokenizer's chat template or, without one, under plain
+    headings.
 
-    reply: end where the assistant's next turn begins. given: as in `Prompt`. Raises DataError when the template refuses the messages.
+    reply: end where the assistant's next turn begins. given: as in `Prompt`. Raises DataError when
+    the template refuses the messages.
     """
     if not has_template(tokenizer):
         turns = [f"### {HEADINGS[message['role']]}:\n{message['content']}" for message in messages]
@@ -124,39 +163,80 @@ def render_messages(
         template = tokenizer.get_chat_template(tools=given.get("tools"))
         options["chat_template"] = _told(given["date"]) + template
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply, **{**TEMPLATE_OPTIONS, **options})
-    except Exception as error:  # a template raises whatever its author chose: TemplateError, TypeError, ...
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=reply, **{**TEMPLATE_OPTIONS, **options}
+        )
+    except (
+        Exception
+    ) as error:  # a template raises whatever its author chose: TemplateError, TypeError, ...
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{where}: the chat template refuses these turns: {reason}") from None
 
 
 def asks_for_the_date(tokenizer: Any) -> bool:
-    """Whether the chat template writes today's date into what the model reads, which would then differ from day to day."""
+    """Whether the chat template writes today's date into what the model reads, which would then
+    differ from day to day.
+    """
     return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
 
 
 @lru_cache
 def _told(day: str) -> str:
-    """The beginning of a template for which it is always the first minute of a day. No function passes into a template from outside."""
+    """The beginning of a template for which it is always the first minute of a day. No function
+    passes into a template from outside.
+    """
     now = datetime.fromisoformat(day)
-    codes = [f"%{flag}{letter}" for letter in "aAbBcCdDeFgGhHIjklmMpPrRsStTuUVwWxXyYzZfn" for flag in ("", "-")]
-    said = "".join(f" | replace('{code}', '{now.strftime(code)}')" for code in codes).replace("\n", "\\n").replace("\t", "\\t")
+    codes = [
+        f"%{flag}{letter}"
+        for letter in "aAbBcCdDeFgGhHIjklmMpPrRsStTuUVwWxXyYzZfn"
+        for flag in ("", "-")
+    ]
+    said = (
+        "".join(f" | replace('{code}', '{now.strftime(code)}')" for code in codes)
+        .replace("\n", "\\n")
+        .replace("\t", "\\t")
+    )
     # The line end belongs to the tag: these templates drop the first one behind a tag.
-    return f"{{% macro strftime_now(form) %}}{{{{ form | replace('%%', '\\0'){said} | replace('\\0', '%') }}}}{{% endmacro %}}\n"
+    return (
+        f"{{% macro strftime_now(form) %}}{{{{ form | replace('%%', '\\0'){said} | "
+        f"replace('\\0', '%') }}}}{{% endmacro %}}\n"
+    )
 
 
-def _check_tools(messages: list[Message], tokenizer: Any, given: Mapping[str, Any], where: str) -> None:
+def _check_tools(
+    messages: list[Message], tokenizer: Any, given: Mapping[str, Any], where: str
+) -> None:
     """Refuse tools and tool calls that no token would come from."""
-    told = [("field 'tools'", messages, {key: value for key, value in given.items() if key != "tools"})] if given.get("tools") else []
+    told = (
+        [
+            (
+                "field 'tools'",
+                messages,
+                {key: value for key, value in given.items() if key != "tools"},
+            )
+        ]
+        if given.get("tools")
+        else []
+    )
     for n, message in enumerate(messages):
         if message.get("tool_calls"):
             bare = {key: value for key, value in message.items() if key != "tool_calls"}
-            told.append((f"turn {n + 1}: its tool calls", [*messages[:n], bare, *messages[n + 1 :]], dict(given)))
+            told.append(
+                (
+                    f"turn {n + 1}: its tool calls",
+                    [*messages[:n], bare, *messages[n + 1 :]],
+                    dict(given),
+                )
+            )
     for what, less, options in told:
         if reads_the_same(messages, less, tokenizer, given, options, reply=False, where=where):
             raise DataError(
                 f"{where}: {what} would reach no token: the base has "
-                + ("a chat template that leaves them out" if has_template(tokenizer) else "no chat template")
+                + (
+                    "a chat template that leaves them out"
+                    if has_template(tokenizer)
+                    else "no chat template"
+                )
                 + "; take a base whose template writes tools, or write them as text"
             )
 
@@ -183,7 +263,9 @@ def has_template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
 
 
-def _encode_row(row: Fields, fmt: str, tokenizer: Any, max_length: int, given: Mapping[str, Any]) -> Example:
+def _encode_row(
+    row: Fields, fmt: str, tokenizer: Any, max_length: int, given: Mapping[str, Any]
+) -> Example:
     pair = split_row(row, fmt)
     where = place(row)
     chat = not isinstance(pair.prompt, str)
@@ -194,7 +276,10 @@ def _encode_row(row: Fields, fmt: str, tokenizer: Any, max_length: int, given: M
         _check_tools([*pair.prompt, pair.completion], tokenizer, given, where)
         prompt, completion = _split_text([*pair.prompt, pair.completion], tokenizer, where, given)
     if fmt == "text":
-        prompt_ids, completion_ids = [], _closed(_prompt_ids(completion, tokenizer, templated=False), tokenizer)
+        prompt_ids, completion_ids = (
+            [],
+            _closed(_prompt_ids(completion, tokenizer, templated=False), tokenizer),
+        )
     else:
         prompt_ids = _prompt_ids(prompt, tokenizer, templated=chat and has_template(tokenizer))
         completion_ids = _completion_ids(completion, tokenizer, chat=chat)
@@ -203,7 +288,9 @@ def _encode_row(row: Fields, fmt: str, tokenizer: Any, max_length: int, given: M
 
     mask = [False] * len(prompt_ids)
     if isinstance(pair.prompt, list):
-        mask = _earlier_turns(pair.prompt, pair.learned, prompt, prompt_ids, tokenizer, where, given)
+        mask = _earlier_turns(
+            pair.prompt, pair.learned, prompt, prompt_ids, tokenizer, where, given
+        )
     last = pair.learned[-1] if chat else True
     ids, mask = prompt_ids + completion_ids, mask + [last] * len(completion_ids)
 
@@ -217,13 +304,20 @@ def _encode_row(row: Fields, fmt: str, tokenizer: Any, max_length: int, given: M
         ids, mask = ids[:max_length], mask[:max_length]
     mask[:1] = [False]
     if not any(mask):
-        cut = f"; of {len(prompt_ids) + len(completion_ids)} tokens `data.max_length: {max_length}` keeps none that counts"
-        raise DataError(f"{where}: no token to learn" + (cut if excess > 0 else "; the row needs two tokens or more"))
+        cut = (
+            f"; of {len(prompt_ids) + len(completion_ids)} tokens `data.max_length: "
+            f"{max_length}` keeps none that counts"
+        )
+        raise DataError(
+            f"{where}: no token to learn"
+            + (cut if excess > 0 else "; the row needs two tokens or more")
+        )
     return Example(ids, mask, n_prompt, prompt, completion, truncated=excess > 0)
 
 
 def _prompt_ids(text: str, tokenizer: Any, *, templated: bool) -> list[int]:
-    """Ids of a text that begins a sequence, with what the tokenizer puts in front: BOS once, and no EOS behind.
+    """Ids of a text that begins a sequence, with what the tokenizer puts in front: BOS once, and no
+    EOS behind.
 
     A chat template writes its special tokens itself.
     """
@@ -248,7 +342,9 @@ def _closed(ids: list[int], tokenizer: Any) -> list[int]:
     return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
 
 
-def _split_text(messages: list[Message], tokenizer: Any, where: str, given: Mapping[str, Any]) -> tuple[str, str]:
+def _split_text(
+    messages: list[Message], tokenizer: Any, where: str, given: Mapping[str, Any]
+) -> tuple[str, str]:
     """The conversation up to the last reply, and that reply."""
     prompt = render_messages(messages[:-1], tokenizer, reply=True, where=where, given=given)
     whole = render_messages(messages, tokenizer, reply=False, where=where, given=given)
@@ -256,9 +352,13 @@ def _split_text(messages: list[Message], tokenizer: Any, where: str, given: Mapp
         thought = next((key for key in THOUGHTS if messages[-1].get(key)), None)
         way = "use another chat template, or prompt-completion rows of plain text"
         if thought and not given.get("enable_thinking"):
-            way = f'for {thought!r} give rows and suites the field "chat_template_kwargs": {{"enable_thinking": true}}'
+            way = (
+                f'for {thought!r} give rows and suites the field "chat_template_kwargs": '
+                f'{{"enable_thinking": true}}'
+            )
         raise DataError(
-            f"{where}: the chat template writes the turns before a reply differently once the reply is there, so training "
+            f"{where}: the chat template writes the turns before a reply differently once "
+            "the reply is there, so training "
             f"would not see the prompt of generation; {way}"
         )
     return prompt, whole[len(prompt) :]
@@ -280,9 +380,15 @@ def _earlier_turns(
     if not replies:
         return mask
     if not getattr(tokenizer, "is_fast", False):
-        raise DataError(f"{where}: several assistant turns need a fast tokenizer; write one row per assistant turn")
-    encoded = tokenizer(prompt, add_special_tokens=not has_template(tokenizer), return_offsets_mapping=True)
-    # _prompt_ids may have dropped a token at either end; the offsets of special tokens are empty and match nothing.
+        raise DataError(
+            f"{where}: several assistant turns need a fast tokenizer; write one row per "
+            "assistant turn"
+        )
+    encoded = tokenizer(
+        prompt, add_special_tokens=not has_template(tokenizer), return_offsets_mapping=True
+    )
+    # _prompt_ids may have dropped a token at either end; the offsets of special tokens are empty
+    # and match nothing.
     shift = next(n for n in range(3) if encoded["input_ids"][n : n + len(ids)] == ids)
     offsets = encoded["offset_mapping"][shift : shift + len(ids)]
     for n in replies:
@@ -290,30 +396,45 @@ def _earlier_turns(
         end = render_messages(messages[: n + 1], tokenizer, reply=False, where=where, given=given)
         if not prompt.startswith(end):
             raise DataError(
-                f"{where}: the chat template rewrites assistant turn {n + 1} once later turns follow, so it cannot be "
-                'learned in place; write one prompt-completion row per assistant turn: {"prompt": [turns], "completion": [turn]}'
+                f"{where}: the chat template rewrites assistant turn {n + 1} once later "
+                "turns follow, so it cannot be "
+                "learned in place; write one prompt-completion row per assistant turn: "
+                '{"prompt": [turns], "completion": [turn]}'
             )
-        span = [i for i, (low, high) in enumerate(offsets) if low < high and low >= len(start) and high <= len(end)]
+        span = [
+            i
+            for i, (low, high) in enumerate(offsets)
+            if low < high and low >= len(start) and high <= len(end)
+        ]
         for i in span[: _turn_end([ids[i] for i in span], tokenizer.eos_token_id)]:
             mask[i] = True
     return mask
 
 
 def _turn_end(ids: list[int], eos: int | None) -> int:
-    """Length of an assistant turn through its first EOS: templates write a line break behind it, never generated."""
+    """Length of an assistant turn through its first EOS: templates write a line break behind it,
+    never generated.
+    """
     return ids.index(eos) + 1 if eos is not None and eos in ids else len(ids)
 
 
 def render(example: Example, tokenizer: Any, *, markup: bool = False) -> str:
-    """An example token by token for the eye: tokens parted by `|`, those in the loss inside `⟦ ⟧`, line ends as `↵`.
+    """An example token by token for the eye: tokens parted by `|`, those in the loss inside `⟦ ⟧`,
+    line ends as `↵`.
 
     markup: the same as rich markup, loss in bold green; the user's text is escaped.
     """
     pieces: list[tuple[str, bool]] = []
     shown = ""
     for end, counts in enumerate(example.loss_mask, 1):
-        text = tokenizer.decode(example.ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(example.ids) and example.loss_mask[end] == counts:
+        text = tokenizer.decode(
+            example.ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        if (
+            text.endswith("\N{REPLACEMENT CHARACTER}")
+            and end < len(example.ids)
+            and example.loss_mask[end] == counts
+        ):
             continue  # the token is part of a character that a later token completes
         pieces.append((text[len(shown) :].replace("\n", "↵\n"), counts))
         shown = text
@@ -337,10 +458,12 @@ def _runs(flags: Sequence[bool]) -> list[slice]:
 
 
 def check_tokenizer(tokenizer: Any, texts: Sequence[str]) -> list[str]:
-    """What is unusual about a tokenizer on these texts, one warning a line; an empty list when nothing is.
+    """What is unusual about a tokenizer on these texts, one warning a line; an empty list when
+    nothing is.
 
-    The first is the one that ruins runs in silence: AutoTokenizer builds the class that the model type names and may
-    replace parts of the tokenizer, whose ids then differ from those that the model was trained on.
+    The first is the one that ruins runs in silence: AutoTokenizer builds the class that the model
+    type names and may replace parts of the tokenizer, whose ids then differ from those that the
+    model was trained on.
     """
     warnings = []
     file = _tokenizer_file(getattr(tokenizer, "name_or_path", "") or "")
@@ -350,22 +473,38 @@ def check_tokenizer(tokenizer: Any, texts: Sequence[str]) -> list[str]:
         raw = Tokenizer.from_file(str(file))
         raw.no_truncation()
         raw.no_padding()
-        differ = [t for t in texts if raw.encode(t, add_special_tokens=False).ids != _plain_ids(t, tokenizer)]
+        differ = [
+            t
+            for t in texts
+            if raw.encode(t, add_special_tokens=False).ids != _plain_ids(t, tokenizer)
+        ]
         if differ:
             warnings.append(
-                f"{len(differ)} of {len(texts)} texts get other ids from {type(tokenizer).__name__} than from "
-                f"tokenizer.json, first {differ[0][:60]!r}: the model may never have seen these ids; correct "
-                "'tokenizer_class' in tokenizer_config.json (TokenizersBackend takes tokenizer.json as it is)"
+                f"{len(differ)} of {len(texts)} texts get other ids from "
+                f"{type(tokenizer).__name__} than from "
+                f"tokenizer.json, first {differ[0][:60]!r}: the model may never have seen "
+                "these ids; correct "
+                "'tokenizer_class' in tokenizer_config.json (TokenizersBackend takes "
+                "tokenizer.json as it is)"
             )
     unknown = getattr(tokenizer, "unk_token_id", None)
     # Many tokenizers declare <unk> and never produce it; only texts tell.
     lost = [t for t in texts if unknown is not None and unknown in _plain_ids(t, tokenizer)]
     if lost:
-        warnings.append(f"{len(lost)} of {len(texts)} texts hold characters that the tokenizer does not know, first {lost[0][:60]!r}")
+        warnings.append(
+            f"{len(lost)} of {len(texts)} texts hold characters that the tokenizer does "
+            f"not know, first {lost[0][:60]!r}"
+        )
     if tokenizer.eos_token_id is None:
-        warnings.append("no end-of-sequence token: answers end only at max_new_tokens; set eos_token in tokenizer_config.json")
+        warnings.append(
+            "no end-of-sequence token: answers end only at max_new_tokens; set eos_token "
+            "in tokenizer_config.json"
+        )
     elif tokenizer.pad_token_id == tokenizer.eos_token_id:
-        warnings.append("padding and end of sequence are one token; ftk masks padding by position, other tools may not")
+        warnings.append(
+            "padding and end of sequence are one token; ftk masks padding by position, "
+            "other tools may not"
+        )
     return warnings
 
 

@@ -19,8 +19,9 @@ from toolkit.data.formats import (
     with_system,
 )
 from toolkit.data.rows import DataError, Row, read_rows
-from toolkit.data.turns import Message, Turn, missing
+from toolkit.data.turns import Message, Turn
 from toolkit.embedded import NEWEST, suite_of
+from toolkit.text.values import text
 
 SHIFTS = ("typical", "near", "far")
 """How far a prompt is from the training data."""
@@ -30,8 +31,8 @@ SHIFTS = ("typical", "near", "far")
 class Prompt:
     """One prompt of a suite.
 
-    prompt: plain text, or messages for the chat template. given: what the template gets beside them: `tools`, options of the row,
-    and `date`, the day that it is told (YYYY-MM-DD).
+    prompt: plain text, or messages for the chat template. given: what the template gets beside
+    them: `tools`, options of the row, and `date`, the day that it is told (YYYY-MM-DD).
     cluster: prompts that are not independent of each other (paraphrases of one question) share it.
     reference: the correct text, where there is one.
     """
@@ -50,19 +51,26 @@ class Prompt:
 
 
 OWN = ("id", "prompt", "category", "shift", "cluster", "reference")
-"""The columns of a row of a suite; one that is a training row has the columns of its format, too."""
+"""The columns of a row of a suite; one that is a training row has the columns of its format,
+too.
+"""
 
 
-def read_suite(source: str, *, name: str, chat: bool = False, date: str | None = None) -> list[Prompt]:
-    """The prompts of a suite: a file, folder or hub data set as in `read_rows`, or `embedded:typical|near|far`, the newest
-    version of the embedded suites (`embedded@1:far`: the first).
+def read_suite(
+    source: str, *, name: str, chat: bool = False, date: str | None = None
+) -> list[Prompt]:
+    """The prompts of a suite: a file, folder or hub data set as in `read_rows`, or
+    `embedded:typical|near|far`, the newest version of the embedded suites (`embedded@1:far`: the
+    first).
 
-    A row has `prompt` and may have `id`, `category`, `shift`, `cluster` and `reference`. Training rows work too: the
-    completion, the last assistant turn or the `output` is the reference. Defaults: an id from the position and the
-    content, the suite's name as category, and as shift where it is one (else typical), the id as cluster.
+    A row has `prompt` and may have `id`, `category`, `shift`, `cluster` and `reference`. Training
+    rows work too: the completion, the last assistant turn or the `output` is the reference.
+    Defaults: an id from the position and the content, the suite's name as category, and as shift
+    where it is one (else typical), the id as cluster.
 
     name: of the suite in the recipe; plain `embedded` is the embedded suite of this name.
-    chat: training saw conversations (`is_chat`), so a prompt that is plain text becomes one user turn.
+    chat: training saw conversations (`is_chat`), so a prompt that is plain text becomes one user
+    turn.
     date: the day that a chat template is told; None: today.
 
     Raises DataError for an empty suite or prompt, an id that stands twice, or an unknown shift.
@@ -75,7 +83,10 @@ def read_suite(source: str, *, name: str, chat: bool = False, date: str | None =
     for position, row in enumerate(rows):
         prompt = _prompt(row, position, name, chat, date)
         if prompt.id in seen:
-            raise DataError(f"{place(row)}: field 'id': {prompt.id!r} stands at {seen[prompt.id]} already; ids are unique")
+            raise DataError(
+                f"{place(row)}: field 'id': {prompt.id!r} stands at {seen[prompt.id]} "
+                "already; ids are unique"
+            )
         seen[prompt.id] = place(row)
         prompts.append(prompt)
     return prompts
@@ -86,11 +97,19 @@ def _embedded(source: str, version: str | None, shift: str | None, name: str) ->
 
     shift, version = shift or name, str(NEWEST) if version is None else version
     if shift not in SHIFTS:
-        raise DataError(f"{source}: no embedded suite {shift!r}; use one of {', '.join(f'embedded:{s}' for s in SHIFTS)}")
+        raise DataError(
+            f"{source}: no embedded suite {shift!r}; use one of "
+            f"{', '.join(f'embedded:{s}' for s in SHIFTS)}"
+        )
     if version not in map(str, suites.VERSIONS):
         known = ", ".join(f"embedded@{v}" for v in suites.VERSIONS)
-        raise DataError(f"{source}: no version {version!r} of the embedded suites; use one of {known}")
-    return [Row(fields, f"{source}, row {n}") for n, fields in enumerate(suites.suite(shift, int(version)), 1)]
+        raise DataError(
+            f"{source}: no version {version!r} of the embedded suites; use one of {known}"
+        )
+    return [
+        Row(fields, f"{source}, row {n}")
+        for n, fields in enumerate(suites.suite(shift, int(version)), 1)
+    ]
 
 
 def unused_in_suite(rows: Sequence[Fields]) -> dict[str, int]:
@@ -103,7 +122,10 @@ def _prompt(row: Fields, position: int, name: str, chat: bool, date: str | None)
     prompt, reference = _question(row)
     given = {}
     if isinstance(prompt, str) and chat:
-        prompt = [message for message, _ in with_system(row, [({"role": "user", "content": prompt}, False)])]
+        prompt = [
+            message
+            for message, _ in with_system(row, [({"role": "user", "content": prompt}, False)])
+        ]
     if isinstance(prompt, str):
         check_plain(row)
     else:
@@ -113,7 +135,9 @@ def _prompt(row: Fields, position: int, name: str, chat: bool, date: str | None)
     row_id = _label(row, "id") or f"{position:05d}-{content}"
     shift = _label(row, "shift") or (name if name in SHIFTS else "typical")
     if shift not in SHIFTS:
-        raise DataError(f"{place(row)}: field 'shift': unknown {shift!r}; use one of {', '.join(SHIFTS)}")
+        raise DataError(
+            f"{place(row)}: field 'shift': unknown {shift!r}; use one of {', '.join(SHIFTS)}"
+        )
     return Prompt(
         id=row_id,
         prompt=prompt,
@@ -139,7 +163,8 @@ def _question(row: Fields) -> tuple[str | list[Message], str | None]:
         return [message for message, _ in alpaca_prompt(row)], _label(row, "output")
     else:
         raise DataError(
-            f"{place(row)}: field 'prompt' is missing (columns {', '.join(row)}); a row of a suite has 'prompt', or is a "
+            f"{place(row)}: field 'prompt' is missing (columns {', '.join(row)}); a row "
+            "of a suite has 'prompt', or is a "
             "messages, sharegpt, prompt-completion or alpaca row"
         )
     messages = [message for message, _ in turns]
@@ -156,15 +181,16 @@ def _reply(row: Fields, answer: list[Turn]) -> str | None:
         return None
     message = answer[0][0]
     if message.get("tool_calls") and _label(row, "reference") is None:
-        raise DataError(f"{place(row)}: the assistant answers with a tool call, not with text; write the expected text as 'reference'")
+        raise DataError(
+            f"{place(row)}: the assistant answers with a tool call, not with text; write "
+            "the expected text as 'reference'"
+        )
     return message["content"]
 
 
 def _label(row: Fields, column: str) -> str | None:
-    """A field as text, numbers included; None where it is missing or empty."""
+    """A field as text, numbers and dates included; None where it is missing or empty."""
     value: Any = row.get(column)
-    if missing(value):
-        return None
-    if isinstance(value, (bool, int, float, str)):
-        return str(value) if str(value).strip() else None
+    if not isinstance(value, (dict, list, bytes)):
+        return word if (word := text(value)) and word.strip() else None
     raise DataError(f"{place(row)}: field {column!r} must be text, not {type(value).__name__}")

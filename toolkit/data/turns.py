@@ -3,21 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.data.folders import DataError
-from toolkit.plain import parse
+from toolkit.data.locate import DataError
+from toolkit.record.plain import parse
 
 Message = dict[str, Any]
-"""One turn: {"role", "content"} and whatever else the row gives it, such as `tool_calls`; the chat template sees all of it."""
+"""One turn: {"role", "content"} and whatever else the row gives it, such as `tool_calls`; the chat
+template sees all of it.
+"""
 
 Turn = tuple[Message, bool]
 """A message, and whether it counts in the loss where an assistant speaks it."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "observation": "tool", "function_call": "assistant"}
+SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "observation": "tool",
+    "function_call": "assistant",
+}
 SHAREGPT_ROLES |= {role: role for role in ROLES}
 
 IN_LOSS = ("weight", "train", "training")
-"""Keys of a turn that say whether it counts in the loss, as OpenAI (`weight: 0`) and axolotl write it; no template sees them."""
+"""Keys of a turn that say whether it counts in the loss, as OpenAI (`weight: 0`) and axolotl write
+it; no template sees them.
+"""
 
 WITHIN = ("train_detail", "training_detail")
 """Keys that choose parts of a turn."""
@@ -29,7 +38,9 @@ def missing(value: Any) -> bool:
 
 
 def unpacked(row: Mapping[str, Any], column: str, where: str) -> Any:
-    """A field that is a list or an object, also where a table keeps it as JSON text. None where there is nothing."""
+    """A field that is a list or an object, also where a table keeps it as JSON text. None where
+    there is nothing.
+    """
     value = row.get(column)
     if missing(value) or isinstance(value, str) and not value.strip():
         return None
@@ -37,10 +48,12 @@ def unpacked(row: Mapping[str, Any], column: str, where: str) -> Any:
 
 
 def read_turns(row: Mapping[str, Any], column: str, where: str) -> list[Turn]:
-    """The turns in a column, read from either spelling of their keys, with all their other keys but those of the loss.
+    """The turns in a column, read from either spelling of their keys, with all their other keys but
+    those of the loss.
 
-    Parts of a content that are text become one text; arguments of a tool call that are JSON text become an object.
-    Raises DataError for an unknown role, a turn without text or tool calls, parts that are no text, or a weight between 0 and 1.
+    Parts of a content that are text become one text; arguments of a tool call that are JSON text
+    become an object. Raises DataError for an unknown role, a turn without text or tool calls, parts
+    that are no text, or a weight between 0 and 1.
     """
     turns = row[column]
     if isinstance(turns, str) and turns.lstrip()[:1] == "[":
@@ -51,12 +64,19 @@ def read_turns(row: Mapping[str, Any], column: str, where: str) -> list[Turn]:
     if column == "conversations" and isinstance(turns[0], dict) and "from" not in turns[0]:
         keys = ("role", "content")  # sharegpt by the name of its column only
     roles = SHAREGPT_ROLES if column == "conversations" else {role: role for role in ROLES}
-    return [_turn(turn, keys, roles, f"{where}: field {column!r}, turn {number}") for number, turn in enumerate(turns, 1)]
+    return [
+        _turn(turn, keys, roles, f"{where}: field {column!r}, turn {number}")
+        for number, turn in enumerate(turns, 1)
+    ]
 
 
 def _turn(turn: Any, keys: tuple[str, str], roles: Mapping[str, str], at: str) -> Turn:
     role_key, text_key = keys
-    if not isinstance(turn, dict) or role_key not in turn or not (text_key in turn or turn.get("tool_calls")):
+    if (
+        not isinstance(turn, dict)
+        or role_key not in turn
+        or not (text_key in turn or turn.get("tool_calls"))
+    ):
         raise DataError(f'{at}: a turn is {{"{role_key}": ..., "{text_key}": ...}}')
     said = turn[role_key]
     if not isinstance(said, str) or said not in roles:
@@ -79,29 +99,43 @@ def _turn(turn: Any, keys: tuple[str, str], roles: Mapping[str, str], at: str) -
 def _in_loss(more: dict[str, Any], role: str, at: str) -> bool:
     """Whether a turn counts in the loss; takes the keys that say so out of `more`."""
     if within := [key for key in WITHIN if key in more]:
-        raise DataError(f"{at}: {within[0]!r}: parts of a turn cannot be left out of the loss; split the turn or drop the key")
+        raise DataError(
+            f"{at}: {within[0]!r}: parts of a turn cannot be left out of the loss; split "
+            "the turn or drop the key"
+        )
     said = {key: more.pop(key) for key in IN_LOSS if key in more}
     for key, value in said.items():
         if value not in (0, 1):  # True and False among them
             raise DataError(f"{at}: {key!r} must be 0 or 1 (false or true), not {value!r}")
         if value and role != "assistant" and key != "weight":
-            raise DataError(f"{at}: {key!r} asks to learn what the {role} says; assistant turns alone are learned, drop the key")
+            raise DataError(
+                f"{at}: {key!r} asks to learn what the {role} says; assistant turns alone "
+                "are learned, drop the key"
+            )
     return all(said.values())
 
 
 def _text(content: Any, key: str, at: str) -> str:
     if isinstance(content, str):
         return content
-    if not isinstance(content, list) or not content or not all(isinstance(part, dict) and "type" in part for part in content):
+    if (
+        not isinstance(content, list)
+        or not content
+        or not all(isinstance(part, dict) and "type" in part for part in content)
+    ):
         raise DataError(f"{at}: {key!r} must be text, not {type(content).__name__}")
     for number, part in enumerate(content, 1):
         if part["type"] != "text" or not isinstance(part.get("text"), str):
-            raise DataError(f"{at}: part {number} of {key!r} is {part['type']!r}; training is on text alone")
+            raise DataError(
+                f"{at}: part {number} of {key!r} is {part['type']!r}; training is on text alone"
+            )
     return "".join(part["text"] for part in content)
 
 
 def read_calls(calls: Any, at: str) -> list[dict[str, Any]]:
-    """Tool calls as {"type": "function", "function": {"name", "arguments"}}, the arguments an object. Raises DataError."""
+    """Tool calls as {"type": "function", "function": {"name", "arguments"}}, the arguments an
+    object. Raises DataError.
+    """
     calls = _from_json(calls, f"{at}: tool calls")
     calls = [calls] if isinstance(calls, dict) else calls
     if not isinstance(calls, list):
@@ -110,31 +144,54 @@ def read_calls(calls: Any, at: str) -> list[dict[str, Any]]:
     for number, call in enumerate(calls, 1):
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f'{at}: tool call {number} must be {{"type": "function", "function": {{"name", "arguments"}}}}')
-        arguments = _from_json(function.get("arguments") or {}, f"{at}: tool call {number}: 'arguments'")
+            raise DataError(
+                f'{at}: tool call {number} must be {{"type": "function", "function": '
+                f'{{"name", "arguments"}}}}'
+            )
+        arguments = _from_json(
+            function.get("arguments") or {}, f"{at}: tool call {number}: 'arguments'"
+        )
         if not isinstance(arguments, dict):
-            raise DataError(f"{at}: tool call {number}: 'arguments' must be an object, not {type(arguments).__name__}")
-        own = {key: value for key, value in function.items() if function is not call or key in ("name", "arguments")}
+            raise DataError(
+                f"{at}: tool call {number}: 'arguments' must be an object, not "
+                f"{type(arguments).__name__}"
+            )
+        own = {
+            key: value
+            for key, value in function.items()
+            if function is not call or key in ("name", "arguments")
+        }
         around = {key: value for key, value in call.items() if key not in ("function", *own)}
         found.append({"type": "function", **around, "function": {**own, "arguments": arguments}})
     return found
 
 
 def read_tools(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """The tools of a row as {"type": "function", "function": {...}}; a bare function is wrapped so. Raises DataError."""
+    """The tools of a row as {"type": "function", "function": {...}}; a bare function is wrapped so.
+    Raises DataError.
+    """
     tools = unpacked(row, "tools", where) or []
     if not isinstance(tools, list):
-        raise DataError(f"{where}: field 'tools' must be a list of functions, not {type(tools).__name__}")
+        raise DataError(
+            f"{where}: field 'tools' must be a list of functions, not {type(tools).__name__}"
+        )
     found = []
     for number, tool in enumerate(tools, 1):
         tool = _from_json(tool, f"{where}: field 'tools', tool {number}")
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(f'{where}: field \'tools\', tool {number}: must be {{"type": "function", "function": {{"name", ...}}}}')
+            raise DataError(
+                f'{where}: field \'tools\', tool {number}: must be {{"type": "function", '
+                f'"function": {{"name", ...}}}}'
+            )
         if isinstance(function.get("parameters"), str):
             at = f"{where}: field 'tools', tool {number}: 'parameters'"
             function = {**function, "parameters": _from_json(function["parameters"], at)}
-        around = {key: value for key, value in tool.items() if key != "function"} if "function" in tool else {}
+        around = (
+            {key: value for key, value in tool.items() if key != "function"}
+            if "function" in tool
+            else {}
+        )
         bare = {key: value for key, value in function.items() if key != "type"}
         found.append({"type": "function", **around, "function": bare})
     return found
@@ -147,4 +204,6 @@ def _from_json(value: Any, at: str) -> Any:
     try:
         return parse(value)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{at} is text that is no JSON: {' '.join(str(error).split())[:100]}") from None
+        raise DataError(
+            f"{at} is text that is no JSON: {' '.join(str(error).split())[:100]}"
+        ) from None

@@ -1,6 +1,8 @@
-"""Pretrain the embedded base: `python -m toolkit.embedded.pretrain --out DIR`. Same machine, same versions: the same bits.
+"""Pretrain the embedded base: `python -m toolkit.embedded.pretrain --out DIR`. Same machine, same
+versions: the same bits.
 
-A Qwen-style byte-level BPE and a Qwen2 model of half a million parameters, on text of the embedded world that holds no request.
+A Qwen-style byte-level BPE and a Qwen2 model of half a million parameters, on text of the embedded
+world that holds no request.
 """
 
 import argparse
@@ -15,7 +17,13 @@ import tokenizers
 import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from toolkit.embedded import world
 
@@ -23,15 +31,21 @@ EOS, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY = 1024
 SEED, STEPS, ROWS, LENGTH, PEAK_LR = 0, 3000, 64, 48, 3e-3
 
-# The pre-tokenizer of Qwen2, which transformers puts in for `model_type: qwen2` whatever tokenizer.json says.
-QWEN2_WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+# The pre-tokenizer of Qwen2, which transformers puts in for `model_type: qwen2` whatever
+# tokenizer.json says.
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def train_tokenizer(lines: int = 20_000) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -44,7 +58,9 @@ def train_tokenizer(lines: int = 20_000) -> Tokenizer:
 
 
 def batches(tokenizer: Tokenizer, steps: int):
-    """Lines end to end with an end-of-sequence token between them, cut into rows: [ROWS, LENGTH + 1]."""
+    """Lines end to end with an end-of-sequence token between them, cut into rows: [ROWS, LENGTH +
+    1].
+    """
     end = tokenizer.token_to_id(EOS)
     lines = world.pretraining_text(SEED + 1)
     stream: list[int] = []
@@ -75,9 +91,13 @@ def new_model(eos: int | None, pad: int | None) -> Qwen2ForCausalLM:
 
 
 def pretrain(tokenizer: Tokenizer, steps: int) -> tuple[Qwen2ForCausalLM, float]:
-    """AdamW, warm-up over a twentieth, linear decay to 0; returns the model and its loss over the last hundred steps."""
+    """AdamW, warm-up over a twentieth, linear decay to 0; returns the model and its loss over the
+    last hundred steps.
+    """
     model = new_model(tokenizer.token_to_id(EOS), tokenizer.token_to_id(PAD))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     warmup, losses = max(1, steps // 20), []
     for step, ids in enumerate(batches(tokenizer, steps)):
         rate = min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
@@ -97,19 +117,37 @@ def pretrain(tokenizer: Tokenizer, steps: int) -> tuple[Qwen2ForCausalLM, float]
 
 
 def save(out: Path, tokenizer: Tokenizer, model: Qwen2ForCausalLM, **record: object) -> None:
-    """A normal Hugging Face folder, and pretrained.json: what it was made with and the hash of the weights."""
+    """A normal Hugging Face folder, and pretrained.json: what it was made with and the hash of the
+    weights.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, model_max_length=256)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, model_max_length=256
+    )
     fast.save_pretrained(out)
     settings = json.loads((out / "tokenizer_config.json").read_text())
     settings["tokenizer_class"] = "Qwen2Tokenizer"
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    model.generation_config = GenerationConfig(eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id)
+    (out / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    )
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id
+    )
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(out, trust_remote_code=False)  # it must load as a user will load it
+    # it must load as a user will load it
+    AutoTokenizer.from_pretrained(out, trust_remote_code=False)
     digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "tokenizers": tokenizers.__version__}
-    found = {**record, "sha256": digest, "parameters": sum(p.numel() for p in model.parameters()), "versions": versions}
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+    found = {
+        **record,
+        "sha256": digest,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "versions": versions,
+    }
     (out / "pretrained.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
 
 
@@ -128,7 +166,16 @@ def main() -> None:
     start = time.monotonic()
     tokenizer = train_tokenizer()
     model, loss = pretrain(tokenizer, arguments.steps)
-    save(arguments.out, tokenizer, model, seed=SEED, steps=arguments.steps, loss=round(loss, 4), corpus_sha256=corpus_sha256(), threads=1)
+    save(
+        arguments.out,
+        tokenizer,
+        model,
+        seed=SEED,
+        steps=arguments.steps,
+        loss=round(loss, 4),
+        corpus_sha256=corpus_sha256(),
+        threads=1,
+    )
     print(f"{arguments.out}: loss {loss:.4f}, {time.monotonic() - start:.0f} s")
 
 

@@ -1,4 +1,6 @@
-"""Sentences that the second version of the suites adds to those of `world.py`. No training row is made of them."""
+"""Sentences that the second version of the suites adds to those of `world.py`. No training row is
+made of them.
+"""
 
 PARAPHRASES: dict[str, tuple[str, ...]] = {
     "alarm": ("do not let me sleep past {time} {day}", "{time} is when i have to be up {day}"),
@@ -10,7 +12,10 @@ PARAPHRASES: dict[str, tuple[str, ...]] = {
     "heating": ("i would like {degrees} degrees in the {room}",),
     "music": ("i feel like hearing {song} {day}",),
     "weather": ("should i expect rain in {city} {day}",),
-    "order": ("we would like {count} {food} please", "let somebody bring {food} to {name} at {time}"),
+    "order": (
+        "we would like {count} {food} please",
+        "let somebody bring {food} to {name} at {time}",
+    ),
     "train": ("put me on a train to {to} {day}",),
     "remind": ("it is important that i {task} {day}",),
     "shopping": ("the {food} is all gone so we should buy more",),
@@ -20,7 +25,10 @@ REORDERED: dict[str, tuple[str, ...]] = {
     "timer": ("for {minutes} minutes set a timer", "of {minutes} minutes start a timer"),
     "call": ("at {time} please ring {name}",),
     "message": ("that i am {text} send {name} a message",),
-    "meeting": ("{day} schedule a meeting with {name}", "with {name} book a meeting {day} at {time}"),
+    "meeting": (
+        "{day} schedule a meeting with {name}",
+        "with {name} book a meeting {day} at {time}",
+    ),
     "lights": ("the lights in the {room} turn {state}",),
     "heating": ("to {degrees} degrees set the {room}",),
     "music": ("{day} in the {room} play {song}",),

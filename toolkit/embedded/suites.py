@@ -1,12 +1,13 @@
 """The prompts for measurement in the small world, in two versions; no torch.
 
-A version never changes: what was measured with it stays comparable. The world, the task, the training rows and the base
-are the same in both, and no prompt of one is in the other.
+A version never changes: what was measured with it stays comparable. The world, the task, the
+training rows and the base are the same in both, and no prompt of one is in the other.
 
-A cluster is what was drawn by itself. In the first version it is a template or frame throughout. In the second, of typical
-prompts it is one request: training has 42 sentences, all of them are asked, and only their fillings are drawn. Of unseen
-names and numbers it is the name or number. Of all others it is a sentence or frame, a sample of what people might say;
-there are three times as many as in the first, with one or two prompts each: those of one stand and fall together.
+A cluster is what was drawn by itself. In the first version it is a template or frame throughout. In
+the second, of typical prompts it is one request: training has 42 sentences, all of them are asked,
+and only their fillings are drawn. Of unseen names and numbers it is the name or number. Of all
+others it is a sentence or frame, a sample of what people might say; there are three times as many
+as in the first, with one or two prompts each: those of one stand and fall together.
 """
 
 import random
@@ -24,8 +25,8 @@ T = TypeVar("T")
 def suite(shift: str, version: int) -> list[dict[str, str | None]]:
     """Prompts for measurement: `id, prompt, category, shift, cluster, reference`.
 
-    shift: typical, near or far; version: one of `VERSIONS`. Every right answer is known, but for ambiguous requests; it is
-    written as a completion.
+    shift: typical, near or far; version: one of `VERSIONS`. Every right answer is known, but for
+    ambiguous requests; it is written as a completion.
     """
     asked: dict[str, Question] = {}
     trained = {row["prompt"] for row in world.train_rows()}
@@ -47,34 +48,61 @@ def suite(shift: str, version: int) -> list[dict[str, str | None]]:
     ]
 
 
-# -- the first version ---------------------------------------------------------------------------------------------------
+# -- the first version ---------------------------------------------------------------------------
 
 
 def _first_typical() -> Iterator[Question]:
     for intent, template, values in world.splits()["typical"]:
-        yield ("one-slot" if len(values) < 2 else "more-slots"), template, world.render(template, values), world.call(intent, values)
+        yield (
+            ("one-slot" if len(values) < 2 else "more-slots"),
+            template,
+            world.render(template, values),
+            world.call(intent, values),
+        )
 
 
 def _first_near() -> Iterator[Question]:
     rng = random.Random("near")
     for category, table in (("paraphrase", world.PARAPHRASES), ("reordered", world.REORDERED)):
-        templates = [(intent, template) for intent, templates in table.items() for template in templates]
+        templates = [
+            (intent, template) for intent, templates in table.items() for template in templates
+        ]
         for intent, template in rng.sample(templates, min(20, len(templates))) * 2:
             values = _fill(template, rng)
             yield category, template, world.render(template, values), world.call(intent, values)
     spare = [row for row in world.splits()["spare"] if row[0] != "none"]
     for intent, template, values in rng.sample([row for row in spare if _slippery(row[1])], 40):
-        yield "typo", template, world.render(_typo(template, rng), values), world.call(intent, values)
-    for category, unseen in (("unseen-name", ("name",)), ("unseen-number", ("count", "minutes", "degrees"))):
-        templates = [(i, t) for i, ts in world.SEEN.items() for t in ts if i != "none" and set(world.slots(t)) & set(unseen)]
+        yield (
+            "typo",
+            template,
+            world.render(_typo(template, rng), values),
+            world.call(intent, values),
+        )
+    for category, unseen in (
+        ("unseen-name", ("name",)),
+        ("unseen-number", ("count", "minutes", "degrees")),
+    ):
+        templates = [
+            (i, t)
+            for i, ts in world.SEEN.items()
+            for t in ts
+            if i != "none" and set(world.slots(t)) & set(unseen)
+        ]
         for n in range(40):
             intent, template = templates[n % len(templates)]
             values = _fill(template, rng)
             values |= {slot: rng.choice(world.UNSEEN[slot]) for slot in values if slot in unseen}
             yield category, template, world.render(template, values), world.call(intent, values)
-    for n, (intent, template, values) in enumerate(rng.sample([row for row in spare if not _is_statement(row[1])], 36)):
+    for n, (intent, template, values) in enumerate(
+        rng.sample([row for row in spare if not _is_statement(row[1])], 36)
+    ):
         frame = world.LONGER[n % len(world.LONGER)]
-        yield "longer", frame, frame.format(world.render(template, values)), world.call(intent, values)
+        yield (
+            "longer",
+            frame,
+            frame.format(world.render(template, values)),
+            world.call(intent, values),
+        )
 
 
 def _first_far() -> Iterator[Question]:
@@ -89,30 +117,46 @@ def _first_far() -> Iterator[Question]:
     spare = [row for row in world.splits()["spare"] if not _is_statement(row[1])]
     for n in range(36):
         intent, template, values = rng.choice(spare)
-        other_intent, other_template, other_values = rng.choice([row for row in spare if row[0] != intent])
+        other_intent, other_template, other_values = rng.choice(
+            [row for row in spare if row[0] != intent]
+        )
         first, second = world.render(template, values), world.render(other_template, other_values)
         other = world.call(other_intent, other_values)
         frame = world.NEGATIONS[n % len(world.NEGATIONS)]
         yield "negation", frame, frame.format(first), "none()"
         frame = world.TWO_REQUESTS[n % len(world.TWO_REQUESTS)]
-        yield "two-requests", frame, frame.format(first, second), f"{world.call(intent, values)};{other}"
+        yield (
+            "two-requests",
+            frame,
+            frame.format(first, second),
+            f"{world.call(intent, values)};{other}",
+        )
         frame = world.CORRECTIONS[n % len(world.CORRECTIONS)]
         yield "correction", frame, frame.format(first, second), other
 
 
-# -- the second version --------------------------------------------------------------------------------------------------
+# -- the second version --------------------------------------------------------------------------
 
 
 def _second_typical() -> Iterator[Question]:
-    """Other fillings of the sentences of training. These are all that there are, and only fillings are drawn: each is a cluster."""
+    """Other fillings of the sentences of training. These are all that there are, and only fillings
+    are drawn: each is a cluster.
+    """
     known = {question[2] for question in _first_near()}  # some of whose slips slipped nothing
     for intent, template, values in world.splits()["spare"]:
         if (request := world.render(template, values)) not in known:
-            yield ("one-slot" if len(values) < 2 else "more-slots"), request, request, world.call(intent, values)
+            yield (
+                ("one-slot" if len(values) < 2 else "more-slots"),
+                request,
+                request,
+                world.call(intent, values),
+            )
 
 
 def _second_near() -> Iterator[Question]:
-    """One prompt of every sentence, two of every frame, four of every name, three of every number."""
+    """One prompt of every sentence, two of every frame, four of every name, three of every
+    number.
+    """
     rng, known = random.Random("near, second"), {question[2] for question in _first_near()}
     for category, table, more in (
         ("paraphrase", world.PARAPHRASES, sentences.PARAPHRASES),
@@ -121,13 +165,22 @@ def _second_near() -> Iterator[Question]:
         for intent, template in [*_templates(table), *_templates(more)]:
             values = _unused(template, rng, known)
             yield category, template, world.render(template, values), world.call(intent, values)
-    for intent, template, values in islice(_requests(rng, lambda template: bool(_slippery(template))), 36):
+    for intent, template, values in islice(
+        _requests(rng, lambda template: bool(_slippery(template))), 36
+    ):
         slip = template
         while slip == template:  # "ee" swapped is "ee"
             slip = _typo(template, rng)
         yield "typo", template, world.render(slip, values), world.call(intent, values)
-    for category, slots, times in (("unseen-name", ("name",), 4), ("unseen-number", ("count", "minutes", "degrees"), 3)):
-        templates = [(intent, template) for intent, template in _templates(world.SEEN) if set(world.slots(template)) & {*slots}]
+    for category, slots, times in (
+        ("unseen-name", ("name",), 4),
+        ("unseen-number", ("count", "minutes", "degrees"), 3),
+    ):
+        templates = [
+            (intent, template)
+            for intent, template in _templates(world.SEEN)
+            if set(world.slots(template)) & {*slots}
+        ]
         order = _rounds([row for row in templates if row[0] != "none"], rng)
         for new in world.UNSEEN[slots[0]] * times:
             for intent, template in order:
@@ -138,8 +191,15 @@ def _second_near() -> Iterator[Question]:
                     yield category, new, request, world.call(intent, values)
                     break
     frames = (*world.LONGER, *sentences.LONGER) * 2
-    for frame, (intent, template, values) in zip(frames, _requests(rng, _is_imperative), strict=False):
-        yield "longer", frame, frame.format(world.render(template, values)), world.call(intent, values)
+    for frame, (intent, template, values) in zip(
+        frames, _requests(rng, _is_imperative), strict=False
+    ):
+        yield (
+            "longer",
+            frame,
+            frame.format(world.render(template, values)),
+            world.call(intent, values),
+        )
 
 
 def _second_far() -> Iterator[Question]:
@@ -152,7 +212,12 @@ def _second_far() -> Iterator[Question]:
     ):
         for template in templates:
             if template != "turn it {state}":  # the first version has both
-                yield category, template, world.render(template, _unused(template, rng, known)), reference
+                yield (
+                    category,
+                    template,
+                    world.render(template, _unused(template, rng, known)),
+                    reference,
+                )
     requests = _requests(rng, _is_imperative)
     for frame in (*world.NEGATIONS, *sentences.NEGATIONS) * 2:
         _, template, values = next(requests)
@@ -163,10 +228,19 @@ def _second_far() -> Iterator[Question]:
     ):
         for frame in frames * 2:
             intent, template, values = next(requests)
-            other_intent, other_template, other_values = next(row for row in requests if row[0] != intent)
-            request = frame.format(world.render(template, values), world.render(other_template, other_values))
+            other_intent, other_template, other_values = next(
+                row for row in requests if row[0] != intent
+            )
+            request = frame.format(
+                world.render(template, values), world.render(other_template, other_values)
+            )
             other = world.call(other_intent, other_values)
-            yield category, frame, request, other if category == "correction" else f"{world.call(intent, values)};{other}"
+            yield (
+                category,
+                frame,
+                request,
+                other if category == "correction" else f"{world.call(intent, values)};{other}",
+            )
 
 
 def _templates(table: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
@@ -174,7 +248,9 @@ def _templates(table: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
 
 
 def _requests(rng: random.Random, fits: Callable[[str], bool]) -> Iterator[Request]:
-    """Held-out requests that are no statements, without end: every template that fits once, in a new order, then all again."""
+    """Held-out requests that are no statements, without end: every template that fits once, in a
+    new order, then all again.
+    """
     held_out: dict[str, list[Request]] = {}
     for row in world.splits()["typical"]:
         if row[0] != "none" and fits(row[1]):
@@ -196,7 +272,7 @@ def _unused(template: str, rng: random.Random, known: set[str]) -> dict[str, str
             return values
 
 
-# -- both ----------------------------------------------------------------------------------------------------------------
+# -- both ----------------------------------------------------------------------------------------
 
 
 def _fill(template: str, rng: random.Random) -> dict[str, str]:
@@ -215,7 +291,9 @@ def _is_statement(template: str) -> bool:
 
 
 def _slippery(template: str) -> list[int]:
-    """Positions of the words of a template that are long enough for a slip of the fingers; arguments are spared."""
+    """Positions of the words of a template that are long enough for a slip of the fingers;
+    arguments are spared.
+    """
     return [i for i, word in enumerate(template.split()) if len(word) > 3 and "{" not in word]
 
 
@@ -225,7 +303,13 @@ def _typo(template: str, rng: random.Random) -> str:
     n = rng.choice(_slippery(template))
     word = words[n]
     at = rng.randrange(1, len(word) - 1)
-    words[n] = rng.choice((word[:at] + word[at + 1 :], word[: at + 1] + word[at:], word[:at] + word[at + 1] + word[at] + word[at + 2 :]))
+    words[n] = rng.choice(
+        (
+            word[:at] + word[at + 1 :],
+            word[: at + 1] + word[at:],
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        )
+    )
     return " ".join(words)
 
 

@@ -1,8 +1,10 @@
-"""A small English-like world and an assistant task inside it, generated deterministically; no torch.
+"""A small English-like world and an assistant task inside it, generated deterministically; no
+torch.
 
-The task turns a request into a call, ``wake me up tomorrow at seven =>`` into ``alarm(time=seven,day=tomorrow)``.
-The pretraining text speaks of the same people, places and hours, and writes statements as records with other function
-and argument names. It holds no request: a base model learns the words, the kinds of things and the syntax, not the task.
+The task turns a request into a call, ``wake me up tomorrow at seven =>`` into
+``alarm(time=seven,day=tomorrow)``. The pretraining text speaks of the same people, places and
+hours, and writes statements as records with other function and argument names. It holds no request:
+a base model learns the words, the kinds of things and the syntax, not the task.
 """
 
 import itertools
@@ -13,7 +15,10 @@ from string import Formatter
 
 ARROW = " =>"  # ends a prompt; a completion starts with a space, so the token boundary is clean
 
-NAMES = tuple("anna ben carl dora emil fay gus hana ivan jane kurt lena max nina omar paul rosa sam tina vera".split())
+NAMES = tuple(
+    "anna ben carl dora emil fay gus hana ivan jane kurt lena max nina omar paul rosa sam tina "
+    "vera".split()
+)
 UNSEEN_NAMES = tuple("adam bella eric greta hugo iris leo mona otto ruth".split())
 WEEKDAYS = tuple("monday tuesday wednesday thursday friday saturday sunday".split())
 HOURS = tuple("one two three four five six seven eight nine ten eleven twelve".split())
@@ -23,14 +28,28 @@ UNSEEN_NUMBERS = (
     *("twenty five", "thirty two", "forty six", "fifty three"),
 )
 ROOMS = tuple("kitchen bedroom bathroom hall garage office cellar attic".split())
-CITIES = tuple("paris rome oslo berlin london madrid vienna prague dublin athens lisbon warsaw".split())
+CITIES = tuple(
+    "paris rome oslo berlin london madrid vienna prague dublin athens lisbon warsaw".split()
+)
 FOODS = tuple("pizza soup bread rice milk cheese apples tea salad cake pasta eggs".split())
-SONGS = tuple(f"{adjective} {noun}" for adjective in ("blue", "golden", "silver") for noun in ("moon", "river", "rain", "road"))
-TASKS = ("feed the cat", "water the plants", "buy stamps", "wash the car", "pay the rent", "clean the oven")
+SONGS = tuple(
+    f"{adjective} {noun}"
+    for adjective in ("blue", "golden", "silver")
+    for noun in ("moon", "river", "rain", "road")
+)
+TASKS = (
+    "feed the cat",
+    "water the plants",
+    "buy stamps",
+    "wash the car",
+    "pay the rent",
+    "clean the oven",
+)
 TASKS = (*TASKS, "walk the dog", "read the letter")
 MOODS = tuple("late sick busy hungry ready lost tired happy".split())
 
-# Every argument of the task with the values that training shows, in the order in which a call writes its arguments.
+# Every argument of the task with the values that training shows, in the order in which a call
+# writes its arguments.
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "name": NAMES,
     "from": CITIES,
@@ -52,9 +71,22 @@ UNSEEN = {"name": UNSEEN_NAMES} | dict.fromkeys(("count", "minutes", "degrees"),
 
 # Templates that training shows.
 SEEN: dict[str, tuple[str, ...]] = {
-    "alarm": ("set an alarm for {time}", "set an alarm for {time} {day}", "wake me up {day} at {time}"),
-    "timer": ("set a timer for {minutes} minutes", "start a timer of {minutes} minutes", "count {minutes} minutes"),
-    "call": ("call {name}", "call {name} {day}", "phone {name} {day} at {time}", "please ring {name} at {time}"),
+    "alarm": (
+        "set an alarm for {time}",
+        "set an alarm for {time} {day}",
+        "wake me up {day} at {time}",
+    ),
+    "timer": (
+        "set a timer for {minutes} minutes",
+        "start a timer of {minutes} minutes",
+        "count {minutes} minutes",
+    ),
+    "call": (
+        "call {name}",
+        "call {name} {day}",
+        "phone {name} {day} at {time}",
+        "please ring {name} at {time}",
+    ),
     "message": (
         "tell {name} that i am {text}",
         "send {name} a message that i am {text}",
@@ -73,7 +105,11 @@ SEEN: dict[str, tuple[str, ...]] = {
         "what is the weather in {city} {day}",
         "will it rain in {city} {day}",
     ),
-    "order": ("order {count} {food}", "order {food} for {name}", "get {count} {food} delivered at {time}"),
+    "order": (
+        "order {count} {food}",
+        "order {food} for {name}",
+        "get {count} {food} delivered at {time}",
+    ),
     "train": (
         "book a train from {from} to {to}",
         "book a train from {from} to {to} {day}",
@@ -95,7 +131,10 @@ PARAPHRASES: dict[str, tuple[str, ...]] = {
     "message": ("let {name} know that i am {text}", "write to {name} {day} that i am {text}"),
     "meeting": ("i should see {name} {day} at {time}", "plan a talk with {name} {day}"),
     "lights": ("i want the lamp in the {room} {state}", "lights {state} in the {room} please"),
-    "heating": ("make it {degrees} degrees in the {room}", "warm up the {room} to {degrees} degrees"),
+    "heating": (
+        "make it {degrees} degrees in the {room}",
+        "warm up the {room} to {degrees} degrees",
+    ),
     "music": ("i want to hear {song}", "let me listen to {song} in the {room}"),
     "weather": ("how is the sky over {city} {day}", "do i need an umbrella in {city}"),
     "order": ("bring me {count} {food}", "have {food} sent to {name}"),
@@ -175,12 +214,30 @@ NEGATIONS = (
     "{} oh no forget it",
     "you should not {}",
 )
-TWO_REQUESTS = ("{} and {}", "{} then {}", "first {} and then {}", "please {} and also {}", "{} after that {}")
+TWO_REQUESTS = (
+    "{} and {}",
+    "{} then {}",
+    "first {} and then {}",
+    "please {} and also {}",
+    "{} after that {}",
+)
 CORRECTIONS = ("{} no wait {}", "{} sorry i mean {}", "do not {} but {}", "{} or better {}")
-NOT_IMPERATIVE = ("what", "will", "i", "we", "none")  # first words of templates that a frame cannot take in
+# first words of templates that a frame cannot take in
+NOT_IMPERATIVE = (
+    "what",
+    "will",
+    "i",
+    "we",
+    "none",
+)
 
 TRAIN_ROWS = 1120
-SPLITS = ("validation", "typical", "spare")  # combinations of seen templates that are held out from training
+# combinations of seen templates that are held out from training
+SPLITS = (
+    "validation",
+    "typical",
+    "spare",
+)
 
 
 def slots(template: str) -> list[str]:
@@ -205,7 +262,9 @@ _CALLS = re.compile(r"[a-z_]+\([^()]*\)(;[a-z_]+\([^()]*\))*")
 
 
 def parse_call(text: str) -> str:
-    """The canonical form of an answer: spacing and the order of the arguments of a call do not count."""
+    """The canonical form of an answer: spacing and the order of the arguments of a call do not
+    count.
+    """
     stripped = " ".join(text.split())
     compact = re.sub(r"\s*([(),=;])\s*", r"\1", stripped)
     if not _CALLS.fullmatch(compact):
@@ -214,16 +273,23 @@ def parse_call(text: str) -> str:
 
 
 def _combinations(template: str) -> list[dict[str, str]]:
-    """All fillings of a template in a random order of its own, so that no template moves another."""
+    """All fillings of a template in a random order of its own, so that no template moves
+    another.
+    """
     names = slots(template)
-    values = [dict(zip(names, filling, strict=True)) for filling in itertools.product(*(ARGUMENTS[name] for name in names))]
+    values = [
+        dict(zip(names, filling, strict=True))
+        for filling in itertools.product(*(ARGUMENTS[name] for name in names))
+    ]
     values = [filling for filling in values if filling.get("from") != filling.get("to", "nowhere")]
     random.Random(template).shuffle(values)
     return values
 
 
 def splits(count: int = TRAIN_ROWS) -> dict[str, list[tuple[str, str, dict[str, str]]]]:
-    """(intent, template, filling) of every split; training takes `count` of what no other split holds, template after template."""
+    """(intent, template, filling) of every split; training takes `count` of what no other split
+    holds, template after template.
+    """
     found: dict[str, list] = {split: [] for split in SPLITS}
     rest = []
     for intent, templates in SEEN.items():
@@ -256,42 +322,90 @@ def _row(intent: str, template: str, values: dict[str, str]) -> dict[str, str]:
     return {"prompt": render(template, values) + ARROW, "completion": " " + call(intent, values)}
 
 
-# -- what the base model reads -----------------------------------------------------------------------------------------
+# -- what the base model reads -------------------------------------------------------------------
 
-EVERYONE = {**ARGUMENTS, "name": NAMES + UNSEEN_NAMES, "other": NAMES + UNSEEN_NAMES, "state": ("on", "off")}
+EVERYONE = {
+    **ARGUMENTS,
+    "name": NAMES + UNSEEN_NAMES,
+    "other": NAMES + UNSEEN_NAMES,
+    "state": ("on", "off"),
+}
 EVERYONE |= dict.fromkeys(("count", "minutes", "degrees"), NUMBERS + UNSEEN_NUMBERS)
 
-# Statements, and the record that each is written down as. Functions and their sets of arguments are not the task's.
+# Statements, and the record that each is written down as. Functions and their sets of arguments
+# are not the task's.
 STATEMENTS: tuple[tuple[str, str], ...] = (
     ("the alarm of {name} was set for {time} {day}", "rang(time={time},name={name},day={day})"),
     ("{name} did wake up {day} at {time}", "woke(name={name},time={time},day={day})"),
     ("{name} had a timer of {minutes} minutes", "waited(minutes={minutes},name={name})"),
-    ("the timer in the {room} did start to count {minutes} minutes {day}", "ticked(room={room},minutes={minutes},day={day})"),
-    ("{name} did call {other} {day} at {time}", "spoke(from={name},to={other},time={time},day={day})"),
+    (
+        "the timer in the {room} did start to count {minutes} minutes {day}",
+        "ticked(room={room},minutes={minutes},day={day})",
+    ),
+    (
+        "{name} did call {other} {day} at {time}",
+        "spoke(from={name},to={other},time={time},day={day})",
+    ),
     ("the phone of {name} did ring {day}", "sounded(name={name},day={day})"),
-    ("{name} did tell {other} {day} that she was {text}", "said(from={name},text={text},to={other},day={day})"),
-    ("{name} did send {other} a message and the text was {text}", "wrote(text={text},from={name},to={other})"),
-    ("the meeting of {name} and {other} was {day} at {time}", "met(name={name},with={other},time={time},day={day})"),
-    ("{name} did schedule and arrange to meet {other} {day}", "planned(name={name},day={day},with={other})"),
-    ("{name} did turn the lights in the {room} {state}", "lamp(room={room},state={state},name={name})"),
+    (
+        "{name} did tell {other} {day} that she was {text}",
+        "said(from={name},text={text},to={other},day={day})",
+    ),
+    (
+        "{name} did send {other} a message and the text was {text}",
+        "wrote(text={text},from={name},to={other})",
+    ),
+    (
+        "the meeting of {name} and {other} was {day} at {time}",
+        "met(name={name},with={other},time={time},day={day})",
+    ),
+    (
+        "{name} did schedule and arrange to meet {other} {day}",
+        "planned(name={name},day={day},with={other})",
+    ),
+    (
+        "{name} did turn the lights in the {room} {state}",
+        "lamp(room={room},state={state},name={name})",
+    ),
     ("{day} the {room} lights did switch {state}", "glow(state={state},day={day},room={room})"),
-    ("it was {degrees} degrees in the {room} {day}", "felt(degrees={degrees},room={room},day={day})"),
+    (
+        "it was {degrees} degrees in the {room} {day}",
+        "felt(degrees={degrees},room={room},day={day})",
+    ),
     ("the heat in the {room} was set to {degrees} degrees", "warm(room={room},degrees={degrees})"),
     ("{name} did play {song} in the {room}", "heard(song={song},name={name},room={room})"),
     ("{song} was put on {day}", "sang(song={song},day={day})"),
     ("the weather in {city} was good {day}", "sunny(city={city},day={day})"),
     ("it did rain in {city} {day}", "wet(day={day},city={city})"),
-    ("{name} did order {count} {food} {day}", "bought(count={count},food={food},name={name},day={day})"),
-    ("{count} {food} were delivered to {name} at {time}", "came(time={time},count={count},food={food},name={name})"),
-    ("{name} took a train from {from} to {to} {day}", "went(name={name},from={from},to={to},day={day})"),
+    (
+        "{name} did order {count} {food} {day}",
+        "bought(count={count},food={food},name={name},day={day})",
+    ),
+    (
+        "{count} {food} were delivered to {name} at {time}",
+        "came(time={time},count={count},food={food},name={name})",
+    ),
+    (
+        "{name} took a train from {from} to {to} {day}",
+        "went(name={name},from={from},to={to},day={day})",
+    ),
     ("{name} did book a ticket to {to}", "rode(to={to},name={name})"),
     ("{name} had to {task} {day}", "did(task={task},name={name},day={day})"),
-    ("at {time} somebody did remind {name} to {task}", "recalled(name={name},task={task},time={time})"),
-    ("{name} did add {count} {food} to the shopping list", "listed(name={name},food={food},count={count})"),
+    (
+        "at {time} somebody did remind {name} to {task}",
+        "recalled(name={name},task={task},time={time})",
+    ),
+    (
+        "{name} did add {count} {food} to the shopping list",
+        "listed(name={name},food={food},count={count})",
+    ),
     ("{food} was on the list of the shop {day}", "sold(day={day},food={food})"),
     ("{name} lives in {city} and is {text}", "lives(city={city},name={name},text={text})"),
     ("{name} and {other} like {food}", "likes(name={name},with={other},food={food})"),
-    ("there were {count} people in the {room} at {time}", "crowd(room={room},count={count},time={time})"),
+    (
+        "there were {count} people in the {room} at {time}",
+        "crowd(room={room},count={count},time={time})",
+    ),
     ("nothing was with {name} {day}", "nil()"),
     ("all was good in the {room}", "nil()"),
 )
@@ -327,7 +441,9 @@ PLAIN_SHARE = 0.35
 
 
 def pretraining_text(seed: int = 0) -> Iterator[str]:
-    """Endless lines about the world: plain sentences, and `statement => record`. No line is a request of the task."""
+    """Endless lines about the world: plain sentences, and `statement => record`. No line is a
+    request of the task.
+    """
     rng = random.Random(f"pretraining {seed}")
     while True:
         if rng.random() < PLAIN_SHARE:

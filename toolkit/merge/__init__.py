@@ -1,4 +1,6 @@
-"""Merging: K adapters become one adapter, on the weight changes dW = scale * B @ A and never on the factors; whole models likewise."""
+"""Merging: K adapters become one adapter, on the weight changes dW = scale * B @ A and never on the
+factors; whole models likewise.
+"""
 
 from toolkit.merge.dense import DenseReport as DenseReport
 from toolkit.merge.dense import merge_into_base as merge_into_base

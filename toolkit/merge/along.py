@@ -1,9 +1,11 @@
-"""What one source stands for: the adapter itself, or its training trajectory as adapters with weights that sum to 1."""
+"""What one source stands for: the adapter itself, or its training trajectory as adapters with
+weights that sum to 1.
+"""
 
 from pathlib import Path
 
-from toolkit import delta
-from toolkit.adapters import CONFIG, FULL, AdapterError
+from toolkit.model import delta
+from toolkit.model.adapters import CONFIG, FULL, AdapterError
 
 Along = list[tuple[Path, float]]
 
@@ -14,25 +16,34 @@ def itself(source: Path) -> Along:
 
 
 def swa(source: Path, *, last: int | None) -> Along:
-    """Stochastic weight averaging: `averages/swa` as training wrote it, or the mean of all (`last`) snapshots."""
+    """Stochastic weight averaging: `averages/swa` as training wrote it, or the mean of all (`last`)
+    snapshots.
+    """
     if last is None and _is_adapter(source / "averages" / "swa"):
         return itself(source / "averages" / "swa")
     return lawa(source, last=last)
 
 
 def lawa(source: Path, *, last: int | None) -> Along:
-    """Latest weight averaging: the mean of the `last` snapshots (None: of all), as training wrote it or from the snapshots."""
+    """Latest weight averaging: the mean of the `last` snapshots (None: of all), as training wrote
+    it or from the snapshots.
+    """
     if _is_adapter(source / "averages" / f"lawa-last{last}"):
         return itself(source / "averages" / f"lawa-last{last}")
     paths = _snapshots(source)
     if last is not None and last > len(paths):
-        raise AdapterError(f"{source}: {len(paths)} snapshots, fewer than the last {last}; set `last` to at most that")
+        raise AdapterError(
+            f"{source}: {len(paths)} snapshots, fewer than the last {last}; set `last` to "
+            "at most that"
+        )
     paths = paths if last is None else paths[-last:]
     return list(zip(paths, delta.swa_weights(len(paths)), strict=True))
 
 
 def ema(source: Path, *, decay: float | None) -> Along:
-    """Exponential moving average: `averages/ema` as training wrote it; with `decay`, from the snapshots."""
+    """Exponential moving average: `averages/ema` as training wrote it; with `decay`, from the
+    snapshots.
+    """
     if decay is None and _is_adapter(source / "averages" / "ema"):
         return itself(source / "averages" / "ema")
     if decay is None:
@@ -49,5 +60,7 @@ def _snapshots(source: Path) -> list[Path]:
     """`snapshots/s*` in the order of training: s9 comes before s10."""
     paths = [path for path in (source / "snapshots").glob("s*") if _is_adapter(path)]
     if not paths:
-        raise AdapterError(f"{source}: no adapters in snapshots/; train with snapshots, or merge with `mean`")
+        raise AdapterError(
+            f"{source}: no adapters in snapshots/; train with snapshots, or merge with `mean`"
+        )
     return sorted(paths, key=lambda path: (len(path.name), path.name))

@@ -1,4 +1,6 @@
-"""Merge into the base weights: K adapters become a full Hugging Face model folder, with its tokenizer."""
+"""Merge into the base weights: K adapters become a full Hugging Face model folder, with its
+tokenizer.
+"""
 
 import secrets
 import shutil
@@ -10,11 +12,22 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from toolkit import delta
-from toolkit.adapters import AdapterError, publish
-from toolkit.files import naming
-from toolkit.folders import MERGED
-from toolkit.merge.merge import REPORT, Input, Step, as_text, choose_members, exact_changes, merged_of, rank_limit, versions
+from toolkit.merge.merge import (
+    REPORT,
+    Input,
+    Step,
+    as_text,
+    choose_members,
+    exact_changes,
+    merged_of,
+    nothing_left,
+    rank_limit,
+    versions,
+)
+from toolkit.model import delta
+from toolkit.model.adapters import AdapterError, publish
+from toolkit.record.files import naming
+from toolkit.record.folders import MERGED
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,9 @@ class DenseReport:
     revision: str | None
     dtype: str
     energy: float  # share of ||dW||^2 that truncation kept
-    rounding: float  # error of the written weights by their dtype, relative to ||dW||; of bfloat16 weights often tens of percent
+    # error of the written weights by their dtype, relative to ||dW||; of bfloat16 weights often
+    # tens of percent
+    rounding: float
     soup: list[Step]
     notes: list[str]  # as of a merge into an adapter
     versions: dict[str, str]
@@ -47,17 +62,23 @@ def merge_into_base(
     score: Callable[[Path], float] | None = None,
     **parameters: Any,
 ) -> DenseReport:
-    """As `merge_adapters`, but W + dW is written instead of dW, for the base model that the adapters name, or `base`.
+    """As `merge_adapters`, but W + dW is written instead of dW, for the base model that the
+    adapters name, or `base`.
 
-    Weights keep the dtype that they are stored in: the sum is made in float64 and rounded once, and `rounding` says what that costs. Raises
-    AdapterError or ValueError in one line; then nothing is written.
+    Weights keep the dtype that they are stored in: the sum is made in float64 and rounded once, and
+    `rounding` says what that costs. Raises AdapterError or ValueError in one line; then nothing is
+    written.
     """
     out = Path(out)
     if out.exists() and not ((out / REPORT).is_file() and (out / "config.json").is_file()):
         raise AdapterError(f"{out}: is there and is no merged model; choose another folder")
-    chosen, values, members, soup = choose_members(sources, out, method, weights, base, rank, score, parameters)
+    chosen, values, members, soup = choose_members(
+        sources, out, method, weights, base, rank, score, parameters
+    )
     if members.base is None:
-        raise AdapterError(f"{members.adapters[0].path}: does not say its base model; name it with `base`")
+        raise AdapterError(
+            f"{members.adapters[0].path}: does not say its base model; name it with `base`"
+        )
     limit = rank_limit(rank, members.adapters, members.shapes)
     model, tokenizer = load_model(members.base, members.revision)
     members = members.fitted(dict(model.named_modules()))
@@ -69,13 +90,16 @@ def merge_into_base(
             A, B, power = change.A, change.B, delta.norm((change.A, change.B, 1.0)) ** 2
             energy = 1.0
             if rank != "full":
-                A, B, energy = delta.truncate(A, B, **limit(A.shape[0], members.shapes[change.name]))
+                A, B, energy = delta.truncate(
+                    A, B, **limit(A.shape[0], members.shapes[change.name])
+                )
             D = B @ A
             weight, turned = _weight(model, change.name, D)
             wanted = weight.double() + (D.T if turned else D)
             weight.copy_(wanted)
             lost += float((weight.double() - wanted).square().sum())
             kept, total = kept + energy * power, total + power
+    nothing = nothing_left(members, total)
     record = {
         "method": method,
         "paper": chosen.paper,
@@ -84,10 +108,10 @@ def merge_into_base(
         "base": members.base,
         "revision": members.revision,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "energy": kept / total if total else 1.0,
-        "rounding": (lost / total) ** 0.5 if total else 0.0,
+        "energy": 0.0 if nothing else kept / total if total else 1.0,
+        "rounding": (lost / total) ** 0.5 if total and not nothing else 0.0,
         "soup": soup,
-        "notes": members.notes,
+        "notes": members.notes + nothing,
         "versions": versions(method),
     }
     _write(out, model, tokenizer, record)
@@ -95,25 +119,33 @@ def merge_into_base(
 
 
 def load_model(base: str, revision: str | None) -> tuple[Any, Any]:
-    """A base with its weights as they are stored, and its tokenizer. Raises AdapterError in one line."""
+    """A base with its weights as they are stored, and its tokenizer. Raises AdapterError in one
+    line.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from toolkit.base import BaseError, check_kernels, why_not
+    from toolkit.model.base import BaseError, check_kernels, why_not
 
     logging.disable_progress_bar()  # every merge would draw one
     options = {"revision": revision} if revision else {}
     try:
         check_kernels(base, AutoConfig.from_pretrained(base, trust_remote_code=False, **options))
-        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", trust_remote_code=False, weights_only=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype="auto", trust_remote_code=False, weights_only=True, **options
+        )
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False, **options)
     except BaseError as error:
         raise AdapterError(str(error)) from None
-    except Exception as error:  # a base is loaded by code of its own architecture, which fails in whatever way it likes
-        raise AdapterError(f"base {base!r} cannot be loaded: it {why_not(error)}; name it with `base`") from None
+    except Exception as error:
+        # a base is loaded by code of its own architecture, which fails in whatever way it likes
+        raise AdapterError(
+            f"base {base!r} cannot be loaded: it {why_not(error)}; name it with `base`"
+        ) from None
     if getattr(model.config, "quantization_config", None):
         raise AdapterError(
-            f"base {base!r} is quantised, so that a change cannot be added to its weights; name the unquantised one with `base`"
+            f"base {base!r} is quantised, so that a change cannot be added to its "
+            "weights; name the unquantised one with `base`"
         )
     return model, tokenizer
 
@@ -122,19 +154,33 @@ def _module(model: Any, name: str) -> Any:
     try:
         return model.get_submodule(name)
     except AttributeError:
-        raise AdapterError(f"the base has no module {name!r}; is this an adapter of another base?") from None
+        raise AdapterError(
+            f"the base has no module {name!r}; is this an adapter of another base?"
+        ) from None
 
 
 def _weight(model: Any, name: str, D: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """The weight that `name` means, and whether it is stored transposed. Refuses what would change something else too."""
+    """The weight that `name` means, and whether it is stored transposed. Refuses what would change
+    something else too.
+    """
     module = _module(model, name)
     turned = type(module).__name__ == "Conv1D" or isinstance(module, torch.nn.Embedding)
     shape = tuple(module.weight.T.shape if turned else module.weight.shape)
     if shape != tuple(D.shape):
-        raise AdapterError(f"{name} is {list(D.shape)}, the base {list(shape)}; is this an adapter of another base?")
-    others = [key for key, p in model.named_parameters(remove_duplicate=False) if p is module.weight and key != f"{name}.weight"]
+        raise AdapterError(
+            f"{name} is {list(D.shape)}, the base {list(shape)}; is this an adapter of "
+            "another base?"
+        )
+    others = [
+        key
+        for key, p in model.named_parameters(remove_duplicate=False)
+        if p is module.weight and key != f"{name}.weight"
+    ]
     if others:
-        raise AdapterError(f"{name} shares its weight with {others[0]}, which the adapters leave alone; merge into an adapter instead")
+        raise AdapterError(
+            f"{name} shares its weight with {others[0]}, which the adapters leave alone; "
+            "merge into an adapter instead"
+        )
     return module.weight, turned
 
 

@@ -1,7 +1,9 @@
-"""Methods that look at single entries of the changes D_k, so these are formed, one at a time, in float64.
+"""Methods that look at single entries of the changes D_k, so these are formed, one at a time, in
+float64.
 
-(factors, weights that sum to 1, ids) -> merged change [O, I]. `factors` may be iterated more than once. `ids` names every change by its
-adapter and module: random masks depend on (seed, id) alone, never on the order, on the other adapters, or on a global random state.
+(factors, weights that sum to 1, ids) -> merged change [O, I]. `factors` may be iterated more than
+once. `ids` names every change by its adapter and module: random masks depend on (seed, id) alone,
+never on the order, on the other adapters, or on a global random state.
 """
 
 import itertools
@@ -12,13 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit import delta, seeds
+from toolkit import seeds
+from toolkit.model import delta
 
 BLOCK = 2**23
 """entries of all changes that `trimmed_mean` holds at once, a few times over"""
 
 CHUNK = 2**17
-"""entries that are summed at once: they stay in the cache of a core while AT_ONCE adapters are added to them"""
+"""entries that are summed at once: they stay in the cache of a core while AT_ONCE adapters are
+added to them
+"""
 
 AT_ONCE = 16
 
@@ -26,59 +31,121 @@ Piece = Callable[[slice], Tensor]
 """Some rows of a change."""
 
 
-def ties(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, density: float) -> Tensor:
-    """Keep the largest entries of every change, elect a sign per entry by the weighted sum, average those that agree with it.
+def ties(
+    factors: Iterable[delta.Factors],
+    weights: Sequence[float],
+    ids: Sequence[str],
+    *,
+    density: float,
+) -> Tensor:
+    """Keep the largest entries of every change, elect a sign per entry by the weighted sum, average
+    those that agree with it.
 
-    Where positive and negative balance exactly, positive wins. Entries that are as large as the last that is kept are kept too.
+    Where positive and negative balance exactly, positive wins. Entries that are as large as the
+    last that is kept are kept too.
     """
     return _elected((_largest(one, density) for one in factors), weights)
 
 
 def della(
-    factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, density: float, epsilon: float, seed: int
+    factors: Iterable[delta.Factors],
+    weights: Sequence[float],
+    ids: Sequence[str],
+    *,
+    density: float,
+    epsilon: float,
+    seed: int,
 ) -> Tensor:
-    """As `ties`, with a random trim: within a row, the probability to be kept rises with the rank of the magnitude; kept entries are
-    divided by it, so that every trimmed change is unbiased.
+    """As `ties`, with a random trim: within a row, the probability to be kept rises with the rank
+    of the magnitude; kept entries are divided by it, so that every trimmed change is unbiased.
     """
     if density < 1 and not (density - epsilon > 0 and density + epsilon < 1):
-        raise ValueError(f"epsilon {epsilon:g} is impossible at density {density:g}: density - epsilon and density + epsilon are shares")
+        raise ValueError(
+            f"epsilon {epsilon:g} is impossible at density {density:g}: density - epsilon "
+            "and density + epsilon are shares"
+        )
     draws = (_generator(seed, "della", id) for id in ids)
-    pruned = (_by_magnitude(delta.dense(one), density, epsilon, draw) for one, draw in zip(factors, draws, strict=True))
+    pruned = (
+        _by_magnitude(delta.dense(one), density, epsilon, draw)
+        for one, draw in zip(factors, draws, strict=True)
+    )
     return _elected((D.__getitem__ for D in pruned), weights, at_once=1)
 
 
-def dare(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, density: float, seed: int) -> Tensor:
-    """Keep every entry with probability `density` and divide it by that; then the mean. Unbiased, with more variance than the mean."""
+def dare(
+    factors: Iterable[delta.Factors],
+    weights: Sequence[float],
+    ids: Sequence[str],
+    *,
+    density: float,
+    seed: int,
+) -> Tensor:
+    """Keep every entry with probability `density` and divide it by that; then the mean. Unbiased,
+    with more variance than the mean.
+    """
     draws = (_generator(seed, "dare", id) for id in ids)
-    return _sum((_at_random(delta.dense(one), density, draw) for one, draw in zip(factors, draws, strict=True)), weights)
+    return _sum(
+        (
+            _at_random(delta.dense(one), density, draw)
+            for one, draw in zip(factors, draws, strict=True)
+        ),
+        weights,
+    )
 
 
-def breadcrumbs(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, density: float, gamma: float) -> Tensor:
-    """Leave out the share `gamma` of the largest entries of every change, and of the smallest as many as `density` asks; then the mean."""
+def breadcrumbs(
+    factors: Iterable[delta.Factors],
+    weights: Sequence[float],
+    ids: Sequence[str],
+    *,
+    density: float,
+    gamma: float,
+) -> Tensor:
+    """Leave out the share `gamma` of the largest entries of every change, and of the smallest as
+    many as `density` asks; then the mean.
+    """
     return _sum((_middle(delta.dense(one), density, gamma) for one in factors), weights)
 
 
-def sce(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, select_topk: float) -> Tensor:
-    """Select the entries that vary most between adapters, calculate a weight for every change (its mean square), erase minority signs."""
+def sce(
+    factors: Iterable[delta.Factors],
+    weights: Sequence[float],
+    ids: Sequence[str],
+    *,
+    select_topk: float,
+) -> Tensor:
+    """Select the entries that vary most between adapters, calculate a weight for every change (its
+    mean square), erase minority signs.
+    """
     mask = None
     if select_topk < 1:
         spread = _variance(delta.dense(one) for one in factors)
         keep = int(torch.count_nonzero(spread) * select_topk)
         if keep == 0:
             if any(delta.norm(one) for one in factors):
-                raise ValueError(f"sce at select_topk {select_topk:g} keeps what varies between adapters: nothing does; set it to 1")
+                raise ValueError(
+                    f"sce at select_topk {select_topk:g} keeps what varies between "
+                    "adapters: nothing does; set it to 1"
+                )
             return torch.zeros_like(spread)
         mask = (spread >= _order_statistic(spread, spread.numel() - keep)).double()
-    power = [w * float(_masked(one, mask)(slice(None)).square().sum()) for one, w in zip(factors, weights, strict=True)]
+    power = [
+        w * float(_masked(one, mask)(slice(None)).square().sum())
+        for one, w in zip(factors, weights, strict=True)
+    ]
     total = sum(power)
     shares = [p / total for p in power] if total else weights
     return _elected((_masked(one, mask) for one in factors), shares, votes=weights)
 
 
-def trimmed_mean(factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, trim: float) -> Tensor:
-    """The mean of every entry without the share `trim` of the smallest and of the largest values over the adapters.
+def trimmed_mean(
+    factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, trim: float
+) -> Tensor:
+    """The mean of every entry without the share `trim` of the smallest and of the largest values
+    over the adapters.
 
-    With weights: the mean of the weighted quantile function from trim to 1 - trim, so a value at the border counts in part.
+    With weights: the mean of the weighted quantile function from trim to 1 - trim, so a value at
+    the border counts in part.
     """
     held = list(factors)
     w = torch.tensor(weights, dtype=torch.float64)
@@ -86,14 +153,16 @@ def trimmed_mean(factors: Iterable[delta.Factors], weights: Sequence[float], ids
     rows = max(1, BLOCK // (K * A.shape[1]))
     blocks = []
     for start in range(0, B.shape[0], rows):
-        value, order = torch.stack([delta.dense((A, B[start : start + rows], s)) for A, B, s in held]).sort(dim=0)
+        value, order = torch.stack(
+            [delta.dense((A, B[start : start + rows], s)) for A, B, s in held]
+        ).sort(dim=0)
         after = w[order].cumsum(0)
         inside = (after.clamp(max=1 - trim) - (after - w[order]).clamp(min=trim)).clamp(min=0)
         blocks.append((inside * value).sum(0) / inside.sum(0))
     return torch.cat(blocks)
 
 
-# -- what single changes are reduced to -----------------------------------------------------------------------------------
+# -- what single changes are reduced to ----------------------------------------------------------
 
 
 def _largest(one: delta.Factors, density: float) -> Piece:
@@ -102,7 +171,8 @@ def _largest(one: delta.Factors, density: float) -> Piece:
     size = delta.dense(one).abs_().numpy().ravel()
     index = size.size - max(1, int(density * size.size))
     size.partition(index)
-    least = float(size[index]) * (1 - 1e-12)  # some rows by themselves may be rounded otherwise than in the whole
+    # some rows by themselves may be rounded otherwise than in the whole
+    least = float(size[index]) * (1 - 1e-12)
 
     def piece(rows: slice) -> Tensor:
         D = _rows(one, rows)
@@ -151,7 +221,7 @@ def _generator(seed: int, method: str, id: str) -> torch.Generator:
     return torch.Generator().manual_seed(seeds.derive(seed, f"merge:{method}:{id}"))
 
 
-# -- sums over the adapters, in memory that does not grow with their number ------------------------------------------------
+# -- sums over the adapters, in memory that does not grow with their number ----------------------
 
 
 def _sum(changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
@@ -162,12 +232,19 @@ def _sum(changes: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
-def _elected(pieces: Iterable[Piece], weights: Sequence[float], votes: Sequence[float] | None = None, at_once: int = AT_ONCE) -> Tensor:
-    """The weighted mean of the entries of the elected sign; `votes` are the weights of the election where they differ.
+def _elected(
+    pieces: Iterable[Piece],
+    weights: Sequence[float],
+    votes: Sequence[float] | None = None,
+    at_once: int = AT_ONCE,
+) -> Tensor:
+    """The weighted mean of the entries of the elected sign; `votes` are the weights of the election
+    where they differ.
 
     One pass: both signs are kept, with the weights behind them, until all have voted.
     """
-    sums: list[Tensor] = []  # up, down, weight of up, weight of down, balance of the votes; each [O, I]
+    # up, down, weight of up, weight of down, balance of the votes; each [O, I]
+    sums: list[Tensor] = []
     voters = zip(pieces, weights, votes or weights, strict=True)
     while group := list(itertools.islice(voters, at_once)):
         if not sums:

@@ -1,8 +1,10 @@
-"""Methods of mergekit (LGPL: called, not copied), with guards for what would go wrong on the small changes of LoRA.
+"""Methods of mergekit (LGPL: called, not copied), with guards for what would go wrong on the small
+changes of LoRA.
 
-Its thresholds are absolute (1e-5, 1e-6, 1e-8), so the changes are brought to a root mean square of 1 and the result back:
-every method becomes homogeneous. Its masks come from the global random state, so that is forked, seeded from (seed, module) and
-restored. It forms all K changes of one module at once, about three times over.
+Its thresholds are absolute (1e-5, 1e-6, 1e-8), so the changes are brought to a root mean square of
+1 and the result back: every method becomes homogeneous. Its masks come from the global random
+state, so that is forked, seeded from (seed, module) and restored. It forms all K changes of one
+module at once, about three times over.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,17 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit import delta, seeds
-from toolkit.recipe.words import nearest
+from toolkit import seeds
+from toolkit.model import delta
+from toolkit.text.nearest import nearest
 
 REFUSED = {
-    "nearswap": "its t is a distance between weights, which would mean something else for every module",
+    "nearswap": "its t is a distance between weights, which would mean something else for "
+    "every module",
     "arcee_fusion": "it compares softmaxes of whole weights, and changes alone do not have these",
 }
 
 
 def check(name: str, parameters: Mapping[str, Any]) -> Any:
-    """The method of mergekit. Raises ValueError in one line for one that there is not, that is refused, or whose parameters are wrong."""
+    """The method of mergekit. Raises ValueError in one line for one that there is not, that is
+    refused, or whose parameters are wrong.
+    """
     from mergekit.merge_methods import registered_methods
 
     if name in REFUSED:
@@ -29,10 +35,15 @@ def check(name: str, parameters: Mapping[str, Any]) -> Any:
     methods = {method.spec.name: method for method in registered_methods()}
     if name not in methods:
         raise ValueError(f"unknown merge method 'mergekit:{name}'{nearest(name, [*methods])}")
-    known = {p.name: p for p in methods[name].spec.parameters if p.name not in ("weight", "int8_mask")}
+    known = {
+        p.name: p for p in methods[name].spec.parameters if p.name not in ("weight", "int8_mask")
+    }
     for key, value in parameters.items():
         if key not in known:
-            raise ValueError(f"unknown parameter {key!r} of merge method mergekit:{name}{nearest(key, [*known, 'seed'])}")
+            raise ValueError(
+                f"unknown parameter {key!r} of merge method "
+                f"mergekit:{name}{nearest(key, [*known, 'seed'])}"
+            )
         try:
             known[key].validate(value)
         except ValueError:
@@ -44,11 +55,19 @@ def check(name: str, parameters: Mapping[str, Any]) -> Any:
 
 
 def entries(
-    name: str, factors: Iterable[delta.Factors], weights: Sequence[float], ids: Sequence[str], *, module: str, seed: int, **parameters: Any
+    name: str,
+    factors: Iterable[delta.Factors],
+    weights: Sequence[float],
+    ids: Sequence[str],
+    *,
+    module: str,
+    seed: int,
+    **parameters: Any,
 ) -> Tensor:
     """The changes merged by `mergekit:NAME`, [O, I]; `weights` go in as they are, summing to 1.
 
-    Methods that need a base get a change of zero; those for a base and one other model (slerp) get two adapters.
+    Methods that need a base get a change of zero; those for a base and one other model (slerp) get
+    two adapters.
     """
     from mergekit.merge_methods import merge_tensors
     from mergekit.merge_methods.base import BasePolicy

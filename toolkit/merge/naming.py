@@ -1,54 +1,108 @@
-"""Whether adapters name the modules of their base alike: a module under two names would count as two, each changed by a part of them."""
+"""Whether adapters name the modules of their base alike: a module under two names would count as
+two, each changed by a part of them.
+"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from toolkit.adapters import SINGLE_EXPERT, Adapter, AdapterError, aims_at, no_such_layer, text_name
+from toolkit.model.adapters import (
+    SINGLE_EXPERT,
+    Adapter,
+    AdapterError,
+    aims_at,
+    no_such_layer,
+    text_name,
+    without_tensors,
+)
 
 Identity = tuple[str | None, str | None]
 """name and revision of a base"""
 
 
-def under_one_naming(adapters: Sequence[Adapter], identity: Identity) -> tuple[list[Adapter], list[str]]:
-    """The adapters with the base's own names of modules, and notes on modules that only some of them change, or that nobody could check.
+def under_one_naming(
+    adapters: Sequence[Adapter], identity: Identity
+) -> tuple[list[Adapter], list[str]]:
+    """The adapters with the base's own names of modules, and notes on modules that only some of
+    them change, or that nobody could check.
 
-    Raises AdapterError in one line for a module that the base has not, for adapters that share no module
-    though their target_modules mean the same ones, and where names differ in `language_model.` and nothing says which are the base's.
+    Raises AdapterError in one line for a module that the base has not, for adapters that share no
+    module though their target_modules mean the same ones, and where names differ in
+    `language_model.` and nothing says which are the base's.
     """
-    adapters, checked = _named_by_base(adapters, identity)
+    adapters, known = _named_by_base(adapters, identity)
+    checked = known is not None
     layouts = list({frozenset(adapter.modules): adapter for adapter in adapters}.values())
     every = frozenset[str]().union(*(adapter.modules for adapter in layouts))
     if not checked and len({text_name(name) for name in every}) < len(every):
         first, second = _parted(layouts)
         raise AdapterError(
-            f"{second.path}: names modules as {min(second.modules)!r}, {first.path} as {min(first.modules)!r}, and base "
+            f"{second.path}: names modules as {min(second.modules)!r}, {first.path} as "
+            f"{min(first.modules)!r}, and base "
             f"{identity[0]} is not here to say which is its own; name a folder of it with `base`"
         )
     for i, one in enumerate(layouts):
         for other in layouts[:i]:
             _refuse_strangers(other, one)
-    there = f"the configuration of {identity[0]} is not on this machine" if identity[0] else "the adapters do not say their base"
-    unchecked = [] if checked else [f"names of modules were not checked: {there}; name a folder of the base with `base`"]
-    return adapters, [*_left_out(layouts), *unchecked]
+    there = (
+        f"the configuration of {identity[0]} is not on this machine"
+        if identity[0]
+        else "the adapters do not say their base"
+    )
+    unchecked = (
+        []
+        if checked
+        else [f"names of modules were not checked: {there}; name a folder of the base with `base`"]
+    )
+    return adapters, [*_left_out(layouts, known or {}), *unchecked]
 
 
-def _named_by_base(adapters: Sequence[Adapter], identity: Identity) -> tuple[list[Adapter], bool]:
-    """The adapters under the names that their base has, and whether it is here to tell. Raises AdapterError for a name that it has not."""
-    from toolkit.base import named_modules
-
-    name, revision = identity
+def _named_by_base(
+    adapters: Sequence[Adapter], identity: Identity
+) -> tuple[list[Adapter], Mapping[str, bool] | None]:
+    """The adapters under the names that their base has, and its modules where it is here to tell.
+    Raises AdapterError for a name that it has not.
+    """
     refusal = None
-    for whole in (False, True):  # the model of text that ftk and peft take, then that of text and images
-        known = named_modules(f"{name}@{revision}" if revision else name, whole) if name else None
+    for whole in (
+        False,
+        True,
+    ):  # the model of text that ftk and peft take, then that of text and images
+        known = _modules_of(identity, whole)
         if known is None:
             continue
         fitted = [adapter.fitted(known) for adapter in adapters]
-        stray = next(((one, module) for one in fitted for module in one.modules if not _is_there(module, known)), None)
+        stray = next(
+            (
+                (one, module)
+                for one in fitted
+                for module in one.modules
+                if not _is_there(module, known)
+            ),
+            None,
+        )
         if stray is None:
-            return fitted, True
-        refusal = refusal or AdapterError(f"{stray[0].path}: {no_such_layer(stray[1], str(name))}")
+            return fitted, known
+        refusal = refusal or AdapterError(
+            f"{stray[0].path}: {no_such_layer(stray[1], str(identity[0]))}"
+        )
     if refusal:
         raise refusal
-    return list(adapters), False
+    return list(adapters), None
+
+
+def _modules_of(identity: Identity, whole: bool) -> Mapping[str, bool] | None:
+    from toolkit.model.base import named_modules
+
+    name, revision = identity
+    return named_modules(f"{name}@{revision}" if revision else name, whole) if name else None
+
+
+def layers_of_base(identity: Identity, modules: Collection[str]) -> list[str]:
+    """All layers of the base that has these modules; empty where it is not here to tell."""
+    for whole in (False, True):
+        known = _modules_of(identity, whole)
+        if known is not None and all(_is_there(name, known) for name in modules):
+            return [name for name, matrix in known.items() if matrix]
+    return []
 
 
 def _is_there(module: str, known: Mapping[str, bool]) -> bool:
@@ -61,36 +115,76 @@ def _refuse_strangers(one: Adapter, other: Adapter) -> None:
     if one.modules.keys() & other.modules.keys():
         return
     meant = {_place(name) for name in one.modules} & {_place(name) for name in other.modules}
-    if meant or any(aims_at(other.config, name) for name in one.modules) or any(aims_at(one.config, name) for name in other.modules):
+    if (
+        meant
+        or any(aims_at(other.config, name) for name in one.modules)
+        or any(aims_at(one.config, name) for name in other.modules)
+    ):
         raise AdapterError(
-            f"{other.path}: changes no module that {one.path} changes ({min(other.modules)!r}, {min(one.modules)!r}), though both aim "
-            "at the same; are these names of two bases, or of a wrapper? save it again from the unwrapped model"
+            f"{other.path}: changes no module that {one.path} changes "
+            f"({min(other.modules)!r}, {min(one.modules)!r}), though both aim "
+            "at the same; are these names of two bases, or of a wrapper? save it again "
+            "from the unwrapped model"
         )
 
 
 def _place(name: str) -> str:
-    """A module from its layer's number on, `0.self_attn.q_proj`: what stays when something is put before a name."""
+    """A module from its layer's number on, `0.self_attn.q_proj`: what stays when something is put
+    before a name.
+    """
     parts = name.split(".")
     at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
     return name if at is None else ".".join(parts[at:])
 
 
-def _left_out(layouts: Sequence[Adapter]) -> list[str]:
-    """Of adapters that are laid out differently: whose target_modules name modules that they do not change, and who shares none."""
+def _left_out(layouts: Sequence[Adapter], known: Mapping[str, bool]) -> list[str]:
+    """Whose target_modules name modules of the others, or of the base, that they do not change; and
+    who shares none. known: what the base has, where it is here to tell.
+    """
     every = sorted({name for adapter in layouts for name in adapter.modules})
     notes = []
     for adapter in layouts:
-        missing = [name for name in every if name not in adapter.modules and aims_at(adapter.config, name)]
+        missing = [
+            name for name in every if name not in adapter.modules and aims_at(adapter.config, name)
+        ]
         if missing:
             notes.append(
-                f"{adapter.path}: changes {len(adapter.modules)} of the {len(every)} modules that these adapters change, and not "
+                f"{adapter.path}: changes {len(adapter.modules)} of the {len(every)} "
+                "modules that these adapters change, and not "
                 f"{missing[0]!r}, at which it aims; what it leaves alone counts as unchanged"
             )
-    apart = [(one, other) for i, other in enumerate(layouts) for one in layouts[:i] if not one.modules.keys() & other.modules.keys()]
+        elif lacking := _lacking(adapter, known):
+            notes.append(
+                f"{adapter.path}: has no tensors for {lacking}, at which it aims; what it leaves "
+                "alone counts as unchanged"
+            )
+    apart = [
+        (one, other)
+        for i, other in enumerate(layouts)
+        for one in layouts[:i]
+        if not one.modules.keys() & other.modules.keys()
+    ]
     if apart:
         one, other = apart[0]
-        notes.append(f"{other.path}: changes other modules than {one.path}, as both ask for; each counts as unchanged by the other")
+        notes.append(
+            f"{other.path}: changes other modules than {one.path}, as both ask for; each "
+            "counts as unchanged by the other"
+        )
     return notes
+
+
+def _lacking(adapter: Adapter, known: Mapping[str, bool]) -> str:
+    """What its target_modules mean by name, and none of its tensors is of: modules of the base, or
+    where that is not here, entries of the list.
+    """
+    if adapter.config.get("target_modules") == "all-linear":
+        return ""
+    layers = [name for name, matrix in known.items() if matrix]
+    missing = without_tensors(adapter.config, adapter.modules, layers)
+    if not missing or not known:
+        return f"{missing[0]!r} of target_modules" if missing else ""
+    more = f" and {len(missing) - 1} more modules" if len(missing) > 1 else ""
+    return f"{missing[0]!r}{more}"
 
 
 def _parted(layouts: Sequence[Adapter]) -> tuple[Adapter, Adapter]:
@@ -100,4 +194,7 @@ def _parted(layouts: Sequence[Adapter]) -> tuple[Adapter, Adapter]:
 
 
 def _renames(one: Adapter, other: Adapter) -> bool:
-    return bool({text_name(name) for name in other.modules - one.modules.keys()} & {text_name(name) for name in one.modules})
+    return bool(
+        {text_name(name) for name in other.modules - one.modules.keys()}
+        & {text_name(name) for name in one.modules}
+    )

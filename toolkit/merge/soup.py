@@ -1,4 +1,6 @@
-"""Greedy soup: the mean of those adapters that do not lower a validation score, tried from the best to the worst."""
+"""Greedy soup: the mean of those adapters that do not lower a validation score, tried from the best
+to the worst.
+"""
 
 import secrets
 import shutil
@@ -6,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.adapters import AdapterError
+from toolkit.model.adapters import AdapterError
 
 
 @dataclass(frozen=True)
 class Step:
-    """One adapter that was tried: its own score, that of the soup with it, and whether it stayed in."""
+    """One adapter that was tried: its own score, that of the soup with it, and whether it stayed
+    in.
+    """
 
     path: str
     score: float
@@ -20,17 +24,26 @@ class Step:
 
 
 def greedy_soup(
-    sources: Sequence[Path], *, mean: Callable[[Sequence[Path], Path], Path], score: Callable[[Path], float], beside: Path
+    sources: Sequence[Path],
+    *,
+    mean: Callable[[Sequence[Path], Path], Path],
+    score: Callable[[Path], float],
+    beside: Path,
 ) -> tuple[list[Path], list[Step]]:
-    """The members of the soup, and what was tried. Wortsman et al. 2022, recipe 1: https://arxiv.org/abs/2203.05482
+    """The members of the soup, and what was tried. Wortsman et al. 2022, recipe 1:
+    https://arxiv.org/abs/2203.05482
 
-    `mean` writes the mean of some adapters to a folder, `score` says how good a folder is, higher is better. Equal scores are
-    tried in the order of the folder names. Candidates are written beside the result and removed.
+    `mean` writes the mean of some adapters to a folder, `score` says how good a folder is, higher
+    is better. Equal scores are tried in the order of the folder names. Candidates are written
+    beside the result and removed.
     """
     scores = {source: score(source) for source in sources}
     for source, value in scores.items():
         if value != value:
-            raise AdapterError(f"{source}: its validation score is not a number; leave it out, or choose other prompts")
+            raise AdapterError(
+                f"{source}: its validation score is not a number; leave it out, or choose "
+                "other prompts"
+            )
     soup: list[Path] = []
     steps: list[Step] = []
     best = float("-inf")

@@ -8,24 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.adapters import CONFIG, WEIGHTS
-from toolkit.base import load_base
+from toolkit.answer.ensemble import ENSEMBLES
+from toolkit.answer.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name
 from toolkit.data import Prompt
-from toolkit.engines import Progress
-from toolkit.ensemble import ENSEMBLES
-from toolkit.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name
-from toolkit.files import sha256_file
-from toolkit.full import FULL, MODEL, read_weights
-from toolkit.measure import changed_prompts, read_prompts
-from toolkit.outcomes import is_sound, read_outcomes
+from toolkit.measure.run import changed_prompts, read_prompts
+from toolkit.model.adapters import CONFIG, WEIGHTS
+from toolkit.model.base import load_base
+from toolkit.model.full import FULL, MODEL, read_weights
+from toolkit.pipeline.engines import Progress
 from toolkit.pipeline.job import Run
 from toolkit.pipeline.merging import merged_folder
-from toolkit.plan import WEIGHT_BYTES, whole_width
-from toolkit.population import Replica, fingerprint, groups, read_population, replica_folder
 from toolkit.recipe import Evaluation, Mitigation
+from toolkit.recipe.schedule import WEIGHT_BYTES, whole_width
+from toolkit.record.files import sha256_file
+from toolkit.record.outcomes import is_sound, read_outcomes
+from toolkit.record.population import Replica, fingerprint, groups, read_population, replica_folder
 
 EVALUATION_WIDTH = 8
-"""adapters on the stack while prompts are answered; fixed, so that the shapes never depend on how many there are"""
+"""adapters on the stack while prompts are answered; fixed, so that the shapes never depend on how
+many there are
+"""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,17 @@ def evaluate(job: Run) -> None:
     for note in changed_prompts(job.folder, prompts):
         job.console.note(f"{note}; the prompts as they are now are asked")
     with job.console.stage("evaluate"):
-        if any((m.weights or "").startswith("accuracy:") for m in job.recipe.mitigations):  # what members are weighed by
+        if any(
+            (m.weights or "").startswith("accuracy:") for m in job.recipe.mitigations
+        ):  # what members are weighed by
             answer(job, [replicas_of(job, name) for name in job.recipe.conditions], prompts)
         answer(job, all_subjects(job), prompts)
 
 
 def all_subjects(job: Run) -> list[list[Subject]]:
-    """The base, and every condition's replicas, merged adapters and ensembles: one list for each procedure."""
+    """The base, and every condition's replicas, merged adapters and ensembles: one list for each
+    procedure.
+    """
     families = [[Subject("", "base", 0)]]
     for name in job.recipe.conditions:
         families += subjects_of(job, name)
@@ -58,7 +64,9 @@ def all_subjects(job: Run) -> list[list[Subject]]:
 
 
 def subjects_of(job: Run, name: str) -> list[list[Subject]]:
-    """Subjects of a condition, one list for each procedure. Rules over whole answers need no model and are not among them."""
+    """Subjects of a condition, one list for each procedure. Rules over whole answers need no model
+    and are not among them.
+    """
     folder = job.condition(name)
     single = {subject.index: subject for subject in replicas_of(job, name)}
     families = [list(single.values())]
@@ -66,13 +74,25 @@ def subjects_of(job: Run, name: str) -> list[list[Subject]]:
         members = groups(single, mitigation.k)
         if mitigation.merge:
             merged = [merged_folder(folder, mitigation.label, g) for g in range(len(members))]
-            families.append([Subject(name, mitigation.label, g, (str(p),), (read_weights(p).sha256(),)) for g, p in enumerate(merged)])
+            families.append(
+                [
+                    Subject(name, mitigation.label, g, (str(p),), (read_weights(p).sha256(),))
+                    for g, p in enumerate(merged)
+                ]
+            )
         elif ENSEMBLES[mitigation.ensemble or ""].rule:
             weigh = accuracies(job, name, mitigation)
             paths = [tuple(single[r].adapters[0] for r in group) for group in members]
             digests = [tuple(single[r].sha256[0] for r in group) for group in members]
-            weights = [_not_all_zero([weigh[r] for r in group]) if weigh else () for group in members]
-            families.append([Subject(name, mitigation.label, g, *own) for g, own in enumerate(zip(paths, digests, weights, strict=True))])
+            weights = [
+                _not_all_zero([weigh[r] for r in group]) if weigh else () for group in members
+            ]
+            families.append(
+                [
+                    Subject(name, mitigation.label, g, *own)
+                    for g, own in enumerate(zip(paths, digests, weights, strict=True))
+                ]
+            )
     return families
 
 
@@ -82,7 +102,9 @@ def replicas_of(job: Run, name: str) -> list[Subject]:
 
 
 def accuracies(job: Run, name: str, mitigation: Mitigation) -> dict[int, float]:
-    """Accuracy of every replica on the suite by which a mitigation weighs its members, from their outcomes; empty without one."""
+    """Accuracy of every replica on the suite by which a mitigation weighs its members, from their
+    outcomes; empty without one.
+    """
     suite = (mitigation.weights or "").partition(":")[2]
     if not suite:
         return {}
@@ -108,57 +130,98 @@ def replica_subjects(folder: Path, name: str, population: dict[int, Replica]) ->
 
 
 def digest(record: Replica) -> str:
-    """Of the weights, and of the configuration where something else than ftk could change it: alpha decides what weights mean."""
-    return "-".join(record.sha256[name] for name in (WEIGHTS, MODEL, CONFIG) if name in record.sha256)
+    """Of the weights, and of the configuration where something else than ftk could change it: alpha
+    decides what weights mean.
+    """
+    return "-".join(
+        record.sha256[name] for name in (WEIGHTS, MODEL, CONFIG) if name in record.sha256
+    )
 
 
 def weights_digest(folder: Path) -> str:
-    """Of the weights in a folder, and of the configuration that decides what an adapter's mean; of the same shape as `digest`."""
+    """Of the weights in a folder, and of the configuration that decides what an adapter's mean; of
+    the same shape as `digest`.
+    """
     weights = read_weights(folder)
-    return weights.sha256() if (folder / FULL).is_file() else f"{weights.sha256()}-{sha256_file(folder / CONFIG)}"
+    return (
+        weights.sha256()
+        if (folder / FULL).is_file()
+        else f"{weights.sha256()}-{sha256_file(folder / CONFIG)}"
+    )
 
 
-def answer(job: Run, families: Sequence[Sequence[Subject]], prompts: dict[str, list[Prompt]]) -> None:
+def answer(
+    job: Run, families: Sequence[Sequence[Subject]], prompts: dict[str, list[Prompt]]
+) -> None:
     """Write the outcome shards that are missing, or do not hold what was written."""
     units, damaged = [], 0
     tokens = job.recipe.evaluation.token_scores
     for suite, asked in prompts.items():
         for family in families:
             for unit in answer_units(job, family, suite, asked):
-                if not is_sound(unit.unit.shard, len(unit.unit.subjects) * len(asked), tokens=tokens):
+                if not is_sound(
+                    unit.unit.shard, len(unit.unit.subjects) * len(asked), tokens=tokens
+                ):
                     units.append(unit)
                     damaged += unit.unit.shard.exists()
     if damaged:
-        job.console.note(f"{job.folder / 'outcomes'}: {damaged} files are damaged or were changed; these answers are asked again")
+        job.console.note(
+            f"{job.folder / 'outcomes'}: {damaged} files are damaged or were changed; "
+            "these answers are asked again"
+        )
     progress = job.console.progress("evaluate", len(units))
     for _ in job.engine.run(_answer_unit, units, progress):
         pass
 
 
-def answer_units(job: Run, family: Sequence[Subject], suite: str, prompts: Sequence[Prompt]) -> list[AnswerUnit]:
+def answer_units(
+    job: Run, family: Sequence[Subject], suite: str, prompts: Sequence[Prompt]
+) -> list[AnswerUnit]:
     if not family:
         return []
     recipe = job.recipe
     members = max(1, len(family[0].adapters))
     at_once = EVALUATION_WIDTH
     if family[0].adapters and (Path(family[0].adapters[0]) / FULL).is_file():
-        at_once = min(at_once, whole_width(load_base(recipe.base, recipe.dtype, job.device).parameters, WEIGHT_BYTES, job.device))
+        at_once = min(
+            at_once,
+            whole_width(
+                load_base(recipe.base, recipe.dtype, job.device).parameters,
+                WEIGHT_BYTES,
+                job.device,
+            ),
+        )
     width = max(1, at_once // members)
     evaluation = recipe.evaluation.model_dump(exclude_none=True)
-    settings = fingerprint({"prompts": [p.to_dict() for p in prompts], "evaluation": evaluation, "dtype": recipe.dtype})
+    settings = fingerprint(
+        {"prompts": [p.to_dict() for p in prompts], "evaluation": evaluation, "dtype": recipe.dtype}
+    )
     rule = threshold = None
     if members > 1:
-        rule, threshold = next((m.ensemble, m.threshold) for m in recipe.mitigations if m.label == family[0].procedure)
+        rule, threshold = next(
+            (m.ensemble, m.threshold) for m in recipe.mitigations if m.label == family[0].procedure
+        )
     units = []
     for start in range(0, len(family), width):
         part = tuple(family[start : start + width])
         shard = job.folder / "outcomes" / suite / shard_name(part, settings)
         unit = EvaluationUnit(part, suite, width, members, rule, shard, threshold)
-        units.append(AnswerUnit(unit, recipe.base, recipe.dtype, job.device, tuple(prompts), recipe.evaluation))
+        units.append(
+            AnswerUnit(
+                unit, recipe.base, recipe.dtype, job.device, tuple(prompts), recipe.evaluation
+            )
+        )
     return units
 
 
 def _answer_unit(unit: AnswerUnit, progress: Progress) -> int:
     base = load_base(unit.base, unit.dtype, unit.device)
     combine = ENSEMBLES[unit.unit.rule].rule if unit.unit.rule else None
-    return evaluate_unit(unit.unit, base, unit.prompts, combine=combine, progress=progress, **unit.evaluation.model_dump())
+    return evaluate_unit(
+        unit.unit,
+        base,
+        unit.prompts,
+        combine=combine,
+        progress=progress,
+        **unit.evaluation.model_dump(),
+    )

@@ -1,4 +1,6 @@
-"""What would fail, or answer nonsense, only after hours of work: refused before anything is trained."""
+"""What would fail, or answer nonsense, only after hours of work: refused before anything is
+trained.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +8,34 @@ from functools import partial
 
 import torch
 
-from toolkit.adopt import check_base, find_adapters, layer_shapes
-from toolkit.base import Base
+from toolkit.answer.ensemble import SIMILARITIES
 from toolkit.data import Prompt, encode_prompt, encode_reference
-from toolkit.ensemble import SIMILARITIES
-from toolkit.full import FullModel, check_whole, read_weights
 from toolkit.merge import accepted, combine, find_method
-from toolkit.outset import check_criteria, told
+from toolkit.model.adopt import check_base, find_adapters, layer_shapes
+from toolkit.model.base import Base
+from toolkit.model.full import FullModel, check_whole, read_weights
+from toolkit.model.stack import layer_shape, target_modules
 from toolkit.pipeline.architecture import check_architecture
 from toolkit.pipeline.job import RunError
+from toolkit.pipeline.outset import check_criteria, told
 from toolkit.pipeline.training import training_examples, training_plan
-from toolkit.plan import snapshot_steps
 from toolkit.recipe import Mitigation, Recipe
-from toolkit.stack import layer_shape, target_modules
+from toolkit.recipe.schedule import snapshot_steps
 
 TRIED = 4
 """changes that a merge is tried on; more tell nothing new"""
 
 
-def check_all(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], device: str, *, answers: bool = True) -> list[str]:
-    """The one list: `ftk check` and the first second of a run ask nothing else of a recipe and its base. Returns what is worth a note.
+def check_all(
+    recipe: Recipe,
+    base: Base,
+    prompts: dict[str, list[Prompt]],
+    device: str,
+    *,
+    answers: bool = True,
+) -> list[str]:
+    """The one list: `ftk check` and the first second of a run ask nothing else of a recipe and its
+    base. Returns what is worth a note.
 
     answers: prompts will be asked, which not every base that can be trained can do.
     Raises RunError, RecipeError, DataError or AdapterError in one line.
@@ -49,16 +59,23 @@ def check_merges(recipe: Recipe) -> None:
         if not mitigation.merge:
             continue
         draw = torch.Generator().manual_seed(0)
-        changes = [(torch.randn(1, 8, generator=draw), torch.randn(8, 1, generator=draw), 1.0) for _ in range(min(mitigation.k, TRIED))]
+        changes = [
+            (torch.randn(1, 8, generator=draw), torch.randn(8, 1, generator=draw), 1.0)
+            for _ in range(min(mitigation.k, TRIED))
+        ]
         with told(f"mitigation {mitigation.label}"):
             combine(mitigation.merge, changes, **mitigation.parameters)
 
 
 def check_evaluation(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]]) -> None:
-    """Refuse what the base's tokens cannot answer: more candidates than it has, and choices that are no token."""
+    """Refuse what the base's tokens cannot answer: more candidates than it has, and choices that
+    are no token.
+    """
     asked, size = recipe.evaluation, base.model.config.get_text_config().vocab_size
     if asked.top_k > size:
-        raise RunError(f"evaluation.top_k: base {recipe.base!r} has {size:,} tokens, not {asked.top_k:,}")
+        raise RunError(
+            f"evaluation.top_k: base {recipe.base!r} has {size:,} tokens, not {asked.top_k:,}"
+        )
     first = next((suite[0] for suite in prompts.values() if suite), None)
     for choice in asked.choices:
         with told(f"evaluation.choices, {choice!r}"):
@@ -67,17 +84,29 @@ def check_evaluation(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]
 
 
 def check_trajectories(recipe: Recipe, device: str) -> None:
-    """Refuse a merge of more snapshots than the steps of a training hold; raises where rows are no training rows, too."""
+    """Refuse a merge of more snapshots than the steps of a training hold; raises where rows are no
+    training rows, too.
+    """
     for name, condition in recipe.trained.items():
         plan, points = training_plan(recipe, name, device)[0], condition.snapshots
         there = len(snapshot_steps(plan, points.count, points.start)) if points else 0
         asked: list[Mitigation] = [] if condition.teacher else recipe.mitigations
-        lasts = {f"mitigation {m.label}": m.parameters.get("last") for m in asked if m.merge in ("swa", "lawa")}
-        lasts |= {f"conditions.{name}.lawa_last": condition.lawa_last} if "lawa" in condition.averages else {}
+        lasts = {
+            f"mitigation {m.label}": m.parameters.get("last")
+            for m in asked
+            if m.merge in ("swa", "lawa")
+        }
+        lasts |= (
+            {f"conditions.{name}.lawa_last": condition.lawa_last}
+            if "lawa" in condition.averages
+            else {}
+        )
         for where, last in lasts.items():
             if isinstance(last, int) and last > there:
                 held = f"{plan.steps} steps of {name} make {there} snapshots"
-                raise RunError(f"{where}: {held}, fewer than the last {last}; train longer, or take fewer")
+                raise RunError(
+                    f"{where}: {held}, fewer than the last {last}; train longer, or take fewer"
+                )
 
 
 def check_counts(recipe: Recipe) -> None:
@@ -85,10 +114,13 @@ def check_counts(recipe: Recipe) -> None:
     count = {name: recipe.replicas_of(name) for name in recipe.trained}
     count |= {name: len(find_adapters(given.adapters)) for name, given in recipe.given.items()}
     for mitigation in recipe.mitigations:
-        most = max((n for name, n in count.items() if recipe.mitigations_of(name)), default=mitigation.k)
+        most = max(
+            (n for name, n in count.items() if recipe.mitigations_of(name)), default=mitigation.k
+        )
         if mitigation.k > most:
             raise RunError(
-                f"mitigation {mitigation.label}: takes {mitigation.k:,} replicas, and no condition has more than {most:,}; "
+                f"mitigation {mitigation.label}: takes {mitigation.k:,} replicas, and no "
+                f"condition has more than {most:,}; "
                 "set a smaller `k`, or more `replicas`"
             )
 
@@ -116,21 +148,35 @@ def check_against_base(recipe: Recipe, base: Base) -> None:
     for name in recipe.conditions:
         own = recipe.trained.get(name)
         if own and own.method == "full" and "nf4" in (own.dtype, recipe.dtype):
-            raise RunError(f"conditions.{name}: all weights cannot be trained, or answer, in four bits; set `dtype: bfloat16` for the run")
+            raise RunError(
+                f"conditions.{name}: all weights cannot be trained, or answer, in four "
+                "bits; set `dtype: bfloat16` for the run"
+            )
         try:
             if own and own.method == "full":
                 check_whole(base.model)
             layers = target_modules(base.model, own.targets if own else "all-linear")
         except ValueError as error:
-            raise RunError(f"conditions.{name}{'' if own and own.method == 'full' else '.targets'}: {error}") from None
+            raise RunError(
+                f"conditions.{name}{'' if own and own.method == 'full' else '.targets'}: {error}"
+            ) from None
         if own and own.threads > 1 and base.model.device.type != "cpu":
-            raise RunError(f"conditions.{name}.threads: are those of a CPU, and this run is on {base.model.device.type}; leave it out")
+            raise RunError(
+                f"conditions.{name}.threads: are those of a CPU, and this run is on "
+                f"{base.model.device.type}; leave it out"
+            )
         largest = max(min(layer_shape(layer)) for layer in layers.values())
         if own and own.method != "full" and own.rank > largest:
-            raise RunError(f"conditions.{name}.rank: the widest layer that is adapted takes rank {largest}, not {own.rank:,}")
+            raise RunError(
+                f"conditions.{name}.rank: the widest layer that is adapted takes rank "
+                f"{largest}, not {own.rank:,}"
+            )
         for mitigation in [*recipe.mitigations, *([own.teacher] if own and own.teacher else [])]:
             if isinstance(mitigation.rank, int) and mitigation.rank > largest:
-                raise RunError(f"mitigation {mitigation.label}: the changes of this base have ranks 1 to {largest}")
+                raise RunError(
+                    f"mitigation {mitigation.label}: the changes of this base have ranks "
+                    f"1 to {largest}"
+                )
 
 
 def check_ensembles(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
@@ -138,7 +184,10 @@ def check_ensembles(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
     for mitigation in recipe.mitigations:
         suite = (mitigation.weights or "").partition(":")[2]
         if suite and all(prompt.reference is None for prompt in prompts[suite]):
-            raise RunError(f"mitigation {mitigation.label}: the prompts of suite {suite} have no `reference`, so no accuracy to weigh by")
+            raise RunError(
+                f"mitigation {mitigation.label}: the prompts of suite {suite} have no "
+                "`reference`, so no accuracy to weigh by"
+            )
         if mitigation.similarity:
             try:
                 SIMILARITIES[mitigation.similarity](["a", "b"])
@@ -146,21 +195,37 @@ def check_ensembles(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
                 raise RunError(f"mitigation {mitigation.label}: {error}") from None
 
 
-def check_lengths(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], device: str) -> None:
-    """Refuse rows and prompts that are longer than the base: it would fail on them, or answer nonsense."""
-    limit = base.max_positions or 10**9  # even so, every row and prompt is read here: its template or tokens may refuse it
-    longest = max((len(example.ids) for example in training_examples(recipe, device)), default=0) if recipe.data.train else 0
+def check_lengths(
+    recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]], device: str
+) -> None:
+    """Refuse rows and prompts that are longer than the base: it would fail on them, or answer
+    nonsense.
+    """
+    # even so, every row and prompt is read here: its template or tokens may refuse it
+    limit = base.max_positions or 10**9
+    longest = (
+        max((len(example.ids) for example in training_examples(recipe, device)), default=0)
+        if recipe.data.train
+        else 0
+    )
     if longest > limit:
         raise RunError(
-            f"data.max_length: a training row has {longest:,} tokens, base {recipe.base!r} takes {limit:,}; set `max_length: {limit}`"
+            f"data.max_length: a training row has {longest:,} tokens, base "
+            f"{recipe.base!r} takes {limit:,}; set `max_length: {limit}`"
         )
     for suite, asked in prompts.items():
         for prompt in asked:
             known = encode_prompt(prompt, base.tokenizer)
-            reference = encode_reference(prompt, prompt.reference, base.tokenizer) if prompt.reference is not None else []
+            reference = (
+                encode_reference(prompt, prompt.reference, base.tokenizer)
+                if prompt.reference is not None
+                else []
+            )
             answer = max(recipe.evaluation.max_new_tokens, len(reference))
             if len(known) + answer > limit:
                 raise RunError(
-                    f"suite {suite}, prompt {prompt.id!r}: {len(known):,} tokens and an answer of up to {answer:,} are more than "
-                    f"the {limit:,} that base {recipe.base!r} takes; shorten the prompt or set a smaller `evaluation.max_new_tokens`"
+                    f"suite {suite}, prompt {prompt.id!r}: {len(known):,} tokens and an "
+                    f"answer of up to {answer:,} are more than "
+                    f"the {limit:,} that base {recipe.base!r} takes; shorten the prompt "
+                    "or set a smaller `evaluation.max_new_tokens`"
                 )

@@ -1,4 +1,6 @@
-"""A run at work: its recipe, its folder, the engine that works for it, and how it speaks to the outside."""
+"""A run at work: its recipe, its folder, the engine that works for it, and how it speaks to the
+outside.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.engines import LocalEngine, RayEngine
-from toolkit.folders import check_sealed
-from toolkit.outset import RunError as RunError
-from toolkit.population import read_population
+from toolkit.pipeline.engines import LocalEngine, RayEngine
+from toolkit.pipeline.outset import RunError as RunError
 from toolkit.recipe import Recipe, read_recipe
+from toolkit.record.folders import check_sealed
+from toolkit.record.population import read_population
 
 
 @dataclass
 class Console:
-    """How a stage speaks to the outside: notes, and progress of counted work. The default is silent."""
+    """How a stage speaks to the outside: notes, and progress of counted work. The default is
+    silent.
+    """
 
     note: Callable[[str], None] = lambda text: None
-    progress: Callable[[str, int], Callable[[float], None]] = lambda title, count: lambda share: None
+    progress: Callable[[str, int], Callable[[float], None]] = lambda title, count: (
+        lambda share: None
+    )
     seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
 
     @contextmanager
@@ -50,7 +56,10 @@ def open_folder(folder: Path, *, as_it_is: bool = False) -> Recipe:
     """The recipe of an existing run folder, whose files are what was written."""
     path = folder / "recipe.yaml"
     if not path.is_file():
-        raise RunError(f"{folder}: not a run folder (no recipe.yaml); `ftk run RECIPE --out {folder}` makes one")
+        raise RunError(
+            f"{folder}: not a run folder (no recipe.yaml); `ftk run RECIPE --out "
+            f"{folder}` makes one"
+        )
     if not as_it_is:
         check_sealed(folder)
     return read_recipe(path)

@@ -7,48 +7,69 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toolkit import records
-from toolkit.adapters import read_adapter
-from toolkit.base import load_base
+from toolkit.answer.ensemble import ENSEMBLES, SIMILARITIES, mbr
+from toolkit.answer.evaluate import token_probability, vote_outcomes
 from toolkit.data import known_prompts
-from toolkit.ensemble import ENSEMBLES, SIMILARITIES, mbr
-from toolkit.evaluate import token_probability, vote_outcomes
-from toolkit.measure import measure_run, read_prompts, save_design
-from toolkit.outcomes import read_outcomes
+from toolkit.measure.run import measure_run, read_prompts, save_design
+from toolkit.model.adapters import read_adapter
+from toolkit.model.base import load_base
 from toolkit.pipeline.answering import accuracies, all_subjects, answer_units
 from toolkit.pipeline.job import Run, RunError, successful
 from toolkit.pipeline.merging import merged_folder
 from toolkit.pipeline.populations import given_note
 from toolkit.pipeline.training import training_examples
-from toolkit.plain import read_record
-from toolkit.population import groups, read_population, replica_folder
+from toolkit.pipeline.until import stopping_note
 from toolkit.recipe import Mitigation
-from toolkit.results import ConditionDesign, MitigationDesign, Price, Results
-from toolkit.students import as_mitigation, student_design, student_notes
-from toolkit.until import stopping_note
+from toolkit.record import shapes
+from toolkit.record.outcomes import read_outcomes
+from toolkit.record.plain import read_record
+from toolkit.record.population import groups, read_population, replica_folder
+from toolkit.record.results import ConditionDesign, MitigationDesign, Price, Results
+from toolkit.train.students import as_mitigation, student_design, student_notes
 
 
 def measure(job: Run) -> Results:
-    """Outcomes -> statistics -> results.json -> report.html. Raises RunError where fewer than two replicas of any condition succeeded."""
+    """Outcomes -> statistics -> results.json -> report.html. Raises RunError where fewer than two
+    replicas of any condition succeeded.
+    """
     recipe = job.recipe
     prompts = read_prompts(recipe)
     with job.console.stage("measure"):
         families = all_subjects(job)
-        units = [unit.unit for suite, asked in prompts.items() for family in families for unit in answer_units(job, family, suite, asked)]
-        shards = Shards([(unit.subjects[0].condition, unit.subjects[0].procedure, unit.shard) for unit in units])
+        units = [
+            unit.unit
+            for suite, asked in prompts.items()
+            for family in families
+            for unit in answer_units(job, family, suite, asked)
+        ]
+        shards = Shards(
+            [(unit.subjects[0].condition, unit.subjects[0].procedure, unit.shard) for unit in units]
+        )
         designs, voted = [], []
         for name in recipe.conditions:
             design = condition_design(job, name, shards)
             if len(design.replicas) < 2:
-                job.console.note(f"{name}: left out, {len(design.replicas)} of its replicas succeeded and {design.failed} failed")
+                job.console.note(
+                    f"{name}: left out, {len(design.replicas)} of its replicas succeeded "
+                    f"and {design.failed} failed"
+                )
                 continue
             designs.append(design)
             voted += votes(job, name, shards)
         if not designs:
-            raise RunError(f"{job.folder}: fewer than two replicas of any condition succeeded, nothing can be compared; try a lower `lr`")
+            raise RunError(
+                f"{job.folder}: fewer than two replicas of any condition succeeded, "
+                "nothing can be compared; try a lower `lr`"
+            )
         stopped = [job.condition(name) for name in recipe.conditions if recipe.until_of(name)]
-        notes = [stopping_note(folder) for folder in stopped if (folder / "stopping.json").is_file()]
-        notes += [f"{design.name}: {given_note(len(design.replicas))}" for design in designs if design.name in recipe.given]
+        notes = [
+            stopping_note(folder) for folder in stopped if (folder / "stopping.json").is_file()
+        ]
+        notes += [
+            f"{design.name}: {given_note(len(design.replicas))}"
+            for design in designs
+            if design.name in recipe.given
+        ]
         for design in designs:
             own = recipe.trained.get(design.name)
             for note in student_notes(own, design, recipe.vary_of(design.name)) if own else ():
@@ -56,22 +77,35 @@ def measure(job: Run) -> Results:
                 notes.append(note)
         if recipe.data.train:
             examples = training_examples(recipe, job.device)
-            notes += known_prompts(prompts, examples, load_base(recipe.base, recipe.dtype, job.device).tokenizer)
+            notes += known_prompts(
+                prompts, examples, load_base(recipe.base, recipe.dtype, job.device).tokenizer
+            )
         command = f"ftk run {job.folder / 'recipe.yaml'} --out {job.folder}"
         return conclude(job, [*shards.all, *voted], designs, command=command, notes=notes)
 
 
-def conclude(job: Run, shards: Sequence[Path], designs: Sequence[ConditionDesign], *, command: str, notes: Sequence[str] = ()) -> Results:
+def conclude(
+    job: Run,
+    shards: Sequence[Path],
+    designs: Sequence[ConditionDesign],
+    *,
+    command: str,
+    notes: Sequence[str] = (),
+) -> Results:
     """Write down what the outcomes in `shards` are of; measure them."""
     save_design(job.folder, shards, designs, command, notes, prompts=read_prompts(job.recipe))
     return measure_run(job.folder)
 
 
 class Shards:
-    """Files of outcomes by whose they are. What a file is called says nothing: a condition's name may begin with another's."""
+    """Files of outcomes by whose they are. What a file is called says nothing: a condition's name
+    may begin with another's.
+    """
 
     def __init__(self, owned: Sequence[tuple[str, str, Path]]):
-        """owned: (condition, procedure, file), the procedure `replica` or the label of a mitigation."""
+        """owned: (condition, procedure, file), the procedure `replica` or the label of a
+        mitigation.
+        """
         self.all = [path for *_, path in owned]
         self._of: dict[tuple[str, str], list[Path]] = {}
         for condition, procedure, path in owned:
@@ -91,12 +125,22 @@ def votes(job: Run, name: str, shards: Shards) -> list[Path]:
             members = groups(successful(job.condition(name)), mitigation.k)
             choose = partial(mbr, similarity=SIMILARITIES[mitigation.similarity or "exact"])
             weight = _weight(job, name, mitigation)
-            vote_outcomes(own, condition=name, procedure=mitigation.label, members=members, choose=choose, weight=weight, out=path)
+            vote_outcomes(
+                own,
+                condition=name,
+                procedure=mitigation.label,
+                members=members,
+                choose=choose,
+                weight=weight,
+                out=path,
+            )
             made.append(path)
     return made
 
 
-def _weight(job: Run, name: str, mitigation: Mitigation) -> Callable[[dict[str, Any]], float] | None:
+def _weight(
+    job: Run, name: str, mitigation: Mitigation
+) -> Callable[[dict[str, Any]], float] | None:
     """What the voice of a member counts, by its outcome; None: all alike."""
     if mitigation.weights == "confidence":
         return token_probability
@@ -118,30 +162,49 @@ def condition_design(job: Run, name: str, shards: Shards) -> ConditionDesign:
     population = read_population(folder)
     replicas = successful(folder)
     own = job.recipe.trained.get(name)
-    rank_of_one = own.adapter_rank if own else max((read_adapter(replica_folder(folder, r)).rank for r in replicas), default=None)
+    rank_of_one = (
+        own.adapter_rank
+        if own
+        else max((read_adapter(replica_folder(folder, r)).rank for r in replicas), default=None)
+    )
     measured = [record.seconds for record in population.values() if record.seconds is not None]
     seconds = sum(measured) / len(measured) if measured else None
     tokens = None
     if own:
-        plan = read_record(folder / "population.json", records.Population)["plan"]
+        plan = read_record(folder / "population.json", shapes.Population)["plan"]
         tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
     mitigations = []
     for mitigation in job.recipe.mitigations_of(name):
         members = groups(replicas, mitigation.k)
         rank = rank_of_one
         if mitigation.merge and members:
-            rank = read_record(merged_folder(folder, mitigation.label, 0) / "merge.json", records.Merge).get("rank")
+            rank = read_record(
+                merged_folder(folder, mitigation.label, 0) / "merge.json", shapes.Merge
+            ).get("rank")
         spent = None if seconds is None else mitigation.k * seconds
         of_all = None if tokens is None else mitigation.k * tokens
         price = Price(mitigation.k, streams(name, mitigation, shards), rank, spent, of_all)
         kind = "merge" if mitigation.merge else "ensemble"
-        mitigations.append(MitigationDesign(mitigation.label, mitigation.title, kind, mitigation.k, members, price))
+        mitigations.append(
+            MitigationDesign(mitigation.label, mitigation.title, kind, mitigation.k, members, price)
+        )
     failed = sum(record.status == "failed" for record in population.values())
-    factors = {source: [population[r].seeds[source] for r in replicas] for source in (own.crossed if own else ())}
+    factors = {
+        source: [population[r].seeds[source] for r in replicas]
+        for source in (own.crossed if own else ())
+    }
     if own and own.teacher:
-        return student_design(job.folder, own, ConditionDesign(name, replicas, failed, factors=factors), seconds)
+        return student_design(
+            job.folder, own, ConditionDesign(name, replicas, failed, factors=factors), seconds
+        )
     for student, other in job.recipe.trained.items():
-        if other.teacher and (other.teacher.condition, other.teacher.groups) == (name, "fresh") and successful(job.condition(student)):
-            mitigations.append(as_mitigation(condition_design(job, student, shards), other.teacher.k))
+        if (
+            other.teacher
+            and (other.teacher.condition, other.teacher.groups) == (name, "fresh")
+            and successful(job.condition(student))
+        ):
+            mitigations.append(
+                as_mitigation(condition_design(job, student, shards), other.teacher.k)
+            )
     price = Price(rank=rank_of_one, seconds=seconds, tokens=tokens)
     return ConditionDesign(name, replicas, failed, mitigations, price, factors)

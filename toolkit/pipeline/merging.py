@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import mergekit_yaml
-from toolkit.adapters import CONFIG, WEIGHTS
-from toolkit.card import CARD, describe
-from toolkit.engines import Progress
-from toolkit.folders import is_whole
-from toolkit.full import FULL, MODEL
-from toolkit.merge import merge_folders, same_input
+from toolkit.merge import merge_folders, mergekit_yaml, same_input
+from toolkit.model.adapters import CONFIG, WEIGHTS
+from toolkit.model.full import FULL, MODEL
+from toolkit.pipeline.engines import Progress
 from toolkit.pipeline.job import Run, successful
-from toolkit.plain import read_json
-from toolkit.population import groups, replica_folder, write_text
 from toolkit.recipe import Mitigation
+from toolkit.record.folders import is_whole
+from toolkit.record.plain import read_json
+from toolkit.record.population import groups, replica_folder, write_text
+from toolkit.report.card import CARD, describe
 
 TOLD = 5
 """notes on merges that a run prints"""
@@ -40,7 +39,9 @@ def merge(job: Run) -> None:
         replicas = successful(job.condition(name))
         for mitigation in job.recipe.mitigations_of(name):
             if len(replicas) < mitigation.k:
-                job.console.note(f"{name}: {len(replicas)} replicas are too few for {mitigation.label}")
+                job.console.note(
+                    f"{name}: {len(replicas)} replicas are too few for {mitigation.label}"
+                )
             if mitigation.merge:
                 units += merge_units(job.condition(name), replicas, mitigation)
     with job.console.stage("merge"):
@@ -70,7 +71,9 @@ def run_merges(job: Run, units: Sequence[MergeUnit]) -> None:
     for note in [*told][:TOLD]:
         job.console.note(note)
     if len(told) > TOLD:
-        job.console.note(f"{len(told) - TOLD} more such notes are in the merge.json of their merges")
+        job.console.note(
+            f"{len(told) - TOLD} more such notes are in the merge.json of their merges"
+        )
 
 
 def merged_folder(folder: Path, label: str, group: int) -> Path:
@@ -79,20 +82,25 @@ def merged_folder(folder: Path, label: str, group: int) -> Path:
 
 def merge_unit(unit: MergeUnit, progress: Progress) -> list[str]:
     """Merge, and return what a reader must know of the inputs."""
-    report = merge_folders(list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters)
+    report = merge_folders(
+        list(unit.sources), unit.out, method=unit.method, rank=unit.rank, **unit.parameters
+    )
     describe_merge(unit.out)
     return report.notes
 
 
 def describe_merge(folder: Path) -> None:
-    """A card and, where mergekit can say it, its YAML beside a merged adapter. The card comes last: it says that nothing is missing."""
+    """A card and, where mergekit can say it, its YAML beside a merged adapter. The card comes last:
+    it says that nothing is missing.
+    """
     if text := mergekit_yaml.config_of(folder):
         write_text(folder / mergekit_yaml.NAME, text)
     describe(folder)
 
 
 def is_merged(unit: MergeUnit) -> bool:
-    """True when merge.json is there and names this method, these parameters, and these inputs as they are now; and a card.
+    """True when merge.json is there and names this method, these parameters, and these inputs as
+    they are now; and a card.
 
     And when its files are those that were written.
     """
@@ -100,7 +108,9 @@ def is_merged(unit: MergeUnit) -> bool:
         record = read_json(unit.out / "merge.json")
         asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
         inputs = [Path(item["path"]) for item in record["inputs"]]
-        homes = [source for path in inputs for source in {path, *path.parents}.intersection(unit.sources)]
+        homes = [
+            source for path in inputs for source in {path, *path.parents}.intersection(unit.sources)
+        ]
         return (
             (record["method"], record["parameters"]) == (unit.method, asked)
             and set(homes) == set(unit.sources)
@@ -108,16 +118,22 @@ def is_merged(unit: MergeUnit) -> bool:
             and any((unit.out / file).is_file() for file in (WEIGHTS, MODEL))
             and (unit.out / CARD).is_file()
             and is_as_written(unit.out)
-            and all(same_input(path, item) for path, item in zip(inputs, record["inputs"], strict=True))
+            and all(
+                same_input(path, item) for path, item in zip(inputs, record["inputs"], strict=True)
+            )
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def is_as_written(folder: Path) -> bool:
-    """Whether the files of a merge are those that its marker names; without a marker, whether its scale is that of every merge, 1."""
+    """Whether the files of a merge are those that its marker names; without a marker, whether its
+    scale is that of every merge, 1.
+    """
     whole = is_whole(folder)
     if whole is not None or (folder / FULL).is_file():
         return whole is not False
     config = read_json(folder / CONFIG)
-    return config["r"] == config["lora_alpha"] and not any(config.get(key) for key in ("use_rslora", "rank_pattern", "alpha_pattern"))
+    return config["r"] == config["lora_alpha"] and not any(
+        config.get(key) for key in ("use_rslora", "rank_pattern", "alpha_pattern")
+    )

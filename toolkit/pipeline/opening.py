@@ -10,23 +10,34 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
-from toolkit import environment, records
-from toolkit.adopt import check_given
-from toolkit.base import Base, fastest_dtype, load_base, load_config, width
-from toolkit.compiled import TESTED
+from toolkit import environment
 from toolkit.data import asks_for_the_date
-from toolkit.engines import ENGINES
-from toolkit.files import remove_leftovers
-from toolkit.folders import EVALUATED, LOCK, RUN, FolderError, check_claim, claim, is_run, read_marker, seal
-from toolkit.measure import read_prompts
-from toolkit.outset import check_free, keep_suites, recipe_mark
+from toolkit.measure.run import read_prompts
+from toolkit.model.adopt import check_given
+from toolkit.model.base import Base, check_cache, fastest_dtype, load_base, load_config, width
+from toolkit.model.compiled import TESTED
 from toolkit.pipeline.checks import check_all
+from toolkit.pipeline.engines import ENGINES
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json
+from toolkit.pipeline.outset import check_free, keep_suites, recipe_mark
 from toolkit.pipeline.training import check_population, training_plan
-from toolkit.plain import read_record
-from toolkit.population import LEDGER, RECORD, write_text
 from toolkit.recipe import Recipe, dump_recipe, read_recipe
+from toolkit.record import shapes
+from toolkit.record.files import remove_leftovers
+from toolkit.record.folders import (
+    EVALUATED,
+    LOCK,
+    RUN,
+    FolderError,
+    check_claim,
+    claim,
+    is_run,
+    read_marker,
+    seal,
+)
+from toolkit.record.plain import read_record
+from toolkit.record.population import LEDGER, RECORD, write_text
 
 
 @contextmanager
@@ -40,11 +51,12 @@ def open_run(
     kind: str = RUN,
     answers: bool = True,
 ) -> Iterator[Run]:
-    """Write down what is asked and where it runs; refuse a folder that holds another recipe's run. `engine`: see `ENGINES`.
+    """Write down what is asked and where it runs; refuse a folder that holds another recipe's run.
+    `engine`: see `ENGINES`.
 
-    kind: of the folder, see `toolkit.folders`; a folder that was made by a run is opened as one. answers: prompts will be asked, which
-    not every base that can be trained can do. Raises RunError, FolderError, RecipeError or BaseError in one line, before anything is
-    written.
+    kind: of the folder, see `toolkit.record.folders`; a folder that was made by a run is opened as
+    one. answers: prompts will be asked, which not every base that can be trained can do. Raises
+    RunError, FolderError, RecipeError or BaseError in one line, before anything is written.
     """
     console = console or Console()
     try:
@@ -54,6 +66,8 @@ def open_run(
     recipe = keep_suites(recipe, folder, console.note)
     kind, of = check_free(recipe, folder, kind)
     recipe = settle(recipe, device, folder)
+    if answers:
+        check_cache(recipe.base)
     base = load_base(recipe.base, recipe.dtype, device)
     prompts = read_prompts(recipe)  # a suite that is wrong should stop a run before it trains
     for note in check_all(recipe, base, prompts, device, answers=answers):
@@ -72,25 +86,37 @@ def open_run(
         with ENGINES[engine](device, workers) as at_work:
             yield Run(recipe, folder, device, at_work, console)
             if len(at_work.machines) > 1:
-                console.note(f"different processors did the work, and may round differently: {', '.join(sorted(at_work.machines))}")
-        remove_leftovers(folder)  # of workers that were killed in this one, and whose work others did
+                console.note(
+                    "different processors did the work, and may round differently: "
+                    f"{', '.join(sorted(at_work.machines))}"
+                )
+        # of workers that were killed in this one, and whose work others did
+        remove_leftovers(folder)
 
 
 def check_folder(recipe: Recipe, folder: Path, base: Base, device: str) -> None:
-    """Whether a folder is free, or holds a run of this recipe. Raises RunError, FolderError or AdapterError in one line."""
+    """Whether a folder is free, or holds a run of this recipe. Raises RunError, FolderError or
+    AdapterError in one line.
+    """
     check_free(recipe, folder)
     check_same_run(recipe, folder, RUN, base, device)
 
 
 def free_folder(folder: Path, recipe: Recipe) -> Path:
-    """`folder`, or the first of `folder-2`, `folder-3`, ... that is free or has the answers that this recipe asks for."""
+    """`folder`, or the first of `folder-2`, `folder-3`, ... that is free or has the answers that
+    this recipe asks for.
+    """
     further = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
     for path in itertools.chain([folder], further):
         try:
             check_claim(path, EVALUATED, {"recipe": recipe_mark(recipe)})
         except FolderError:
             continue
-        if not is_run(path) or read_marker(path) or recipe_mark(read_recipe(path / "recipe.yaml")) == recipe_mark(recipe):
+        if (
+            not is_run(path)
+            or read_marker(path)
+            or recipe_mark(read_recipe(path / "recipe.yaml")) == recipe_mark(recipe)
+        ):
             return path
     raise AssertionError("there is always a further number")
 
@@ -102,47 +128,60 @@ def kind_of_run(folder: Path) -> str:
 
 
 def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: str) -> None:
-    """Refuse a folder whose replicas or answers another recipe, base or data made. Raises RunError in one line; writes nothing.
+    """Refuse a folder whose replicas or answers another recipe, base or data made. Raises RunError
+    in one line; writes nothing.
 
-    A recipe may go on in its folder with more replicas, other mitigations or further conditions, not with other training.
+    A recipe may go on in its folder with more replicas, other mitigations or further conditions,
+    not with other training.
     """
     if not is_run(folder) and not any(folder.glob("*/replicas")):
         return
     way_out = "choose another --out, or delete that folder"
     then = read_recipe(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
-    if then and kind == EVALUATED and read_marker(folder) is None and recipe_mark(then) != recipe_mark(recipe):
+    if (
+        then
+        and kind == EVALUATED
+        and read_marker(folder) is None
+        and recipe_mark(then) != recipe_mark(recipe)
+    ):
         raise RunError(f"{folder}: holds answers of other adapters or to other prompts; {way_out}")
     known = _base_hash(folder)
     made_of_it = itertools.chain(folder.glob("*/replicas/*"), folder.glob("outcomes/*/*.parquet"))
     if known not in (None, base.sha256) and any(made_of_it):
         raise RunError(
-            f"{folder}: holds replicas or answers of another base ({known[:12]}..., this one is {base.sha256[:12]}...); {way_out}"
+            f"{folder}: holds replicas or answers of another base ({known[:12]}..., this "
+            f"one is {base.sha256[:12]}...); {way_out}"
         )
     for name in recipe.given:
         check_given(folder / name)
     if then != recipe:
         for name, condition in recipe.trained.items():
-            told = (folder / name / LEDGER).is_file() or not condition.teacher  # a student's own record is of its teachers, too
+            # a student's own record is of its teachers, too
+            told = (folder / name / LEDGER).is_file() or not condition.teacher
             if told and any((folder / name).glob(f"replicas/*/{RECORD}")):
                 check_population(folder / name, training_plan(recipe, name, device)[1])
 
 
 def _base_hash(folder: Path) -> str | None:
     try:
-        return read_record(folder / "base.json", records.Base).get("sha256")
+        return read_record(folder / "base.json", shapes.Base).get("sha256")
     except (OSError, ValueError):
         return None
 
 
 def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
-    """What `auto`, an open date, and on a GPU an open `stack`, mean here; in a run folder, what they meant when its first replica was
-    trained.
+    """What `auto`, an open date, and on a GPU an open `stack`, mean here; in a run folder, what
+    they meant when its first replica was trained.
 
     Raises BaseError where there is no such base, RunError as `fit_stacks`.
     """
     if folder and (folder / "recipe.yaml").is_file():
         then = read_recipe(folder / "recipe.yaml")
-        kept = {key: getattr(then, key) for key in ("dtype", "compile") if getattr(recipe, key) == "auto"}
+        kept = {
+            key: getattr(then, key)
+            for key in ("dtype", "compile")
+            if getattr(recipe, key) == "auto"
+        }
         stacks = {name: one.stack for name, one in then.trained.items()}
         fitted = {
             name: one.model_copy(update={"stack": stacks[name]})
@@ -154,9 +193,13 @@ def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
     config = load_config(recipe.base)
     if recipe.dtype == "auto":
         recipe = recipe.model_copy(update={"dtype": fastest_dtype(width(config), device)})
-    if recipe.compile == "auto" and not (device == "cpu" and environment.compiler() and config.model_type in TESTED):
+    if recipe.compile == "auto" and not (
+        device == "cpu" and environment.compiler() and config.model_type in TESTED
+    ):
         recipe = recipe.model_copy(update={"compile": "never"})
-    if recipe.data.date is None and asks_for_the_date(load_base(recipe.base, recipe.dtype, device).tokenizer):
+    if recipe.data.date is None and asks_for_the_date(
+        load_base(recipe.base, recipe.dtype, device).tokenizer
+    ):
         recipe = _on(recipe, _first_day(folder).isoformat())
     return fit_stacks(recipe, device) if device == "cuda" else recipe
 
@@ -169,9 +212,11 @@ def _on(recipe: Recipe, day: str | None) -> Recipe:
 
 
 def _first_day(folder: Path | None) -> date:
-    """Today; of a run whose recipe does not say it yet, the day on which its first replica was trained."""
-    records = folder.glob(f"*/replicas/*/{RECORD}") if folder else ()
-    return date.fromtimestamp(min((path.stat().st_mtime for path in records), default=time.time()))
+    """Today; of a run whose recipe does not say it yet, the day on which its first replica was
+    trained.
+    """
+    shapes = folder.glob(f"*/replicas/*/{RECORD}") if folder else ()
+    return date.fromtimestamp(min((path.stat().st_mtime for path in shapes), default=time.time()))
 
 
 @contextmanager
@@ -181,5 +226,7 @@ def _only_one(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(f"{folder}: another ftk is at work here; wait for it, or choose another --out") from None
+            raise RunError(
+                f"{folder}: another ftk is at work here; wait for it, or choose another --out"
+            ) from None
         yield

@@ -1,10 +1,10 @@
-"""What is asked: one YAML file, read into strict models. An error names the file, the line, the field and the fix."""
+"""What is asked: one YAML file, read into strict models. An error names the file, the line, the
+field and the fix.
+"""
 
 from toolkit.recipe.conditions import Condition, Given, Lookahead, Snapshots
 from toolkit.recipe.criteria import Criteria, Criterion, Thresholds, Zone
-from toolkit.recipe.mitigations import EnsembleMethod, Mitigation, Similarity, Teacher
-from toolkit.recipe.models import SHIFTS, Data, Evaluation, Recipe, Sequential, Target
-from toolkit.recipe.reading import (
+from toolkit.recipe.load import (
     RecipeError,
     dump_recipe,
     load_criteria,
@@ -14,6 +14,8 @@ from toolkit.recipe.reading import (
     read_recipe,
     with_suites,
 )
+from toolkit.recipe.mitigations import EnsembleMethod, Mitigation, Similarity, Teacher
+from toolkit.recipe.models import SHIFTS, Data, Evaluation, Recipe, Sequential, Target
 
 __all__ = [
     "SHIFTS",

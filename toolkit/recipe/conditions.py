@@ -46,9 +46,15 @@ def trajectory(mitigation: Mitigation, condition: Condition) -> str | None:
     if mitigation.merge not in ("swa", "ema", "lawa"):
         return None
     saved = condition.snapshots is not None and condition.snapshots.save
-    if mitigation.merge == "lawa" and "lawa" in condition.averages and mitigation.parameters["last"] == condition.lawa_last:
+    if (
+        mitigation.merge == "lawa"
+        and "lawa" in condition.averages
+        and mitigation.parameters["last"] == condition.lawa_last
+    ):
         return None
-    if mitigation.merge == "lawa" or any(value is not None for value in mitigation.parameters.values()):
+    if mitigation.merge == "lawa" or any(
+        value is not None for value in mitigation.parameters.values()
+    ):
         return None if saved else "`snapshots: {count: 8, save: true}`"
     if mitigation.merge in condition.averages or (mitigation.merge == "swa" and saved):
         return None
@@ -56,7 +62,9 @@ def trajectory(mitigation: Mitigation, condition: Condition) -> str | None:
 
 
 class Snapshots(Model):
-    """Adapters recorded along the trajectory, at equal distances, the last one at the end of training."""
+    """Adapters recorded along the trajectory, at equal distances, the last one at the end of
+    training.
+    """
 
     count: Points = 8
     start: Share = 0.5
@@ -66,7 +74,9 @@ class Snapshots(Model):
 
 
 class Lookahead(Model):
-    """Slow weights that follow the optimiser: every k steps by a share alpha of the way, from where it then starts again."""
+    """Slow weights that follow the optimiser: every k steps by a share alpha of the way, from where
+    it then starts again.
+    """
 
     k: Steps = 5
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.5
@@ -76,11 +86,15 @@ class Condition(Model):
     """One way of training one replica. docs/training.md says what each key is for."""
 
     method: Literal["lora", "full", "distill"] = "lora"
-    """lora: adapters, on the labels. full: all weights of the base, on the labels. distill: adapters, on what a teacher says of the
-    training rows; what is not said is as in the teacher's condition."""
+    """lora: adapters, on the labels. full: all weights of the base, on the labels. distill:
+    adapters, on what a teacher says of the training rows; what is not said is as in the teacher's
+    condition.
+    """
     teacher: Teacher | None = None
     students: Replicas = 1
-    """per fresh teacher group; 2 or more part the variance between teacher groups from that between students of one group."""
+    """per fresh teacher group; 2 or more part the variance between teacher groups from that between
+    students of one group.
+    """
     temperature: Factor = 1.0
     """of the teacher's and the student's distribution in the loss."""
     mix: Share = 1.0
@@ -96,7 +110,9 @@ class Condition(Model):
     freeze: list[Literal["A"]] = []
     """`[A]`: only B is trained. With `vary` without init all replicas have the same A."""
     rows: Rows | None = None
-    """of the training data: the first of a shuffle that is the same for all conditions; default: all."""
+    """of the training data: the first of a shuffle that is the same for all conditions; default:
+    all.
+    """
     epochs: Epochs = 2
     batch_size: Batch = 16
     gradient_accumulation: Batch = 1
@@ -115,14 +131,18 @@ class Condition(Model):
     clip: Norm = 1.0
     """largest gradient norm of one replica; 0 is off."""
     weight_decay: Decay = 0.0
-    """towards the base: of adapters, their factors towards 0; of `method: full`, all weights towards those of the base."""
+    """towards the base: of adapters, their factors towards 0; of `method: full`, all weights
+    towards those of the base.
+    """
     lookahead: Lookahead | None = None
     label_smoothing: Below1 = 0.0
     betas: Annotated[list[Below1], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     eps: Epsilon = 1e-8
     snapshots: Snapshots | None = None
     averages: list[Literal["swa", "ema", "lawa"]] = []
-    """running averages of the snapshots, each written as an adapter (of `method: full` a model) of its own; needs `snapshots`."""
+    """running averages of the snapshots, each written as an adapter (of `method: full` a model) of
+    its own; needs `snapshots`.
+    """
     lawa_last: Points = 5
     """number of snapshots, the latest ones."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.7
@@ -132,7 +152,9 @@ class Condition(Model):
     vary: list[Source] | None = None
     """default: the recipe's."""
     crossed: dict[Source, Annotated[Replicas, Field(ge=2)]] = {}
-    """levels of each source: `{init: 8, order: 8}` trains all 64 combinations; sources that are not named are held."""
+    """levels of each source: `{init: 8, order: 8}` trains all 64 combinations; sources that are not
+    named are held.
+    """
     repeats: Replicas = 1
     """of every combination, with the same seeds: what differs then is the numerics."""
     dtype: Dtype | None = None
@@ -155,15 +177,23 @@ class Condition(Model):
     @model_validator(mode="after")
     def _crossed_says_how_many(self) -> Condition:
         if self.crossed and (self.replicas is not None or self.vary is not None):
-            raise ValueError("a crossed design says itself what varies and how many replicas there are: leave 'replicas' and 'vary' out")
+            raise ValueError(
+                "a crossed design says itself what varies and how many replicas there "
+                "are: leave 'replicas' and 'vary' out"
+            )
         if self.repeats > 1 and not self.crossed:
-            raise ValueError("'repeats' belongs to a crossed design: add `crossed: {init: 8, order: 8}`")
+            raise ValueError(
+                "'repeats' belongs to a crossed design: add `crossed: {init: 8, order: 8}`"
+            )
         return self
 
     @model_validator(mode="after")
     def _crossed_can_be_trained(self) -> Condition:
         if math.prod(self.crossed.values()) * self.repeats > MOST:
-            raise ValueError(f"a crossed design of {math.prod(self.crossed.values()) * self.repeats:,} replicas; {MOST:,} is the most")
+            raise ValueError(
+                f"a crossed design of {math.prod(self.crossed.values()) * self.repeats:,} "
+                f"replicas; {MOST:,} is the most"
+            )
         return self
 
     @model_validator(mode="after")
@@ -175,17 +205,27 @@ class Condition(Model):
     @model_validator(mode="after")
     def _controls_fit(self) -> Condition:
         if self.schedule == "cyclic" and self.snapshots is None:
-            raise ValueError("`schedule: cyclic` has its cycles between snapshots: add `snapshots: {count: 8}`")
+            raise ValueError(
+                "`schedule: cyclic` has its cycles between snapshots: add `snapshots: {count: 8}`"
+            )
         if self.schedule != "cyclic" and self.cycle_floor != 0.01:
             raise ValueError("'cycle_floor' belongs to `schedule: cyclic`")
         if "lawa" not in self.averages and self.lawa_last != 5:
             raise ValueError("'lawa_last' belongs to `averages: [lawa]`")
         if self.snapshots and "lawa" in self.averages and self.lawa_last > self.snapshots.count:
-            raise ValueError(f"'lawa_last' ({self.lawa_last}) is more than the {self.snapshots.count} snapshots that there are")
+            raise ValueError(
+                f"'lawa_last' ({self.lawa_last}) is more than the {self.snapshots.count} "
+                "snapshots that there are"
+            )
         if self.init == "orthogonal" and self.rank % 2:
-            raise ValueError(f"`init: orthogonal` takes halves of the rank, and {self.rank} is odd; take an even `rank`")
+            raise ValueError(
+                f"`init: orthogonal` takes halves of the rank, and {self.rank} is odd; "
+                "take an even `rank`"
+            )
         if self.freeze and self.lr_ratio_B != 1:
-            raise ValueError("'lr_ratio_B' compares B with A, and `freeze: [A]` holds A: set `lr` alone")
+            raise ValueError(
+                "'lr_ratio_B' compares B with A, and `freeze: [A]` holds A: set `lr` alone"
+            )
         return self
 
     @model_validator(mode="after")
@@ -193,31 +233,52 @@ class Condition(Model):
         if self.method != "full":
             return self
         fields = type(self).model_fields
-        if foreign := [key for key in OF_ADAPTERS if getattr(self, key) != fields[key].get_default()]:
-            raise ValueError(f"{foreign[0]!r} is about adapters, and `method: full` has none; leave it out")
+        if foreign := [
+            key for key in OF_ADAPTERS if getattr(self, key) != fields[key].get_default()
+        ]:
+            raise ValueError(
+                f"{foreign[0]!r} is about adapters, and `method: full` has none; leave it out"
+            )
         if idle := {"init", "dropout"} & {*self.crossed}:
             named = " and ".join(sorted(idle))
-            raise ValueError(f"`method: full` starts from the base and has no dropout: all levels of {named} are alike")
+            raise ValueError(
+                "`method: full` starts from the base and has no dropout: all levels of "
+                f"{named} are alike"
+            )
         return self
 
     @model_validator(mode="after")
     def _distilled_from_somebody(self) -> Condition:
         if (self.method == "distill") != (self.teacher is not None):
-            raise ValueError("`method: distill` goes with `teacher: {condition: NAME, ensemble: probabilities, k: 8}`")
+            raise ValueError(
+                "`method: distill` goes with `teacher: "
+                "{condition: NAME, ensemble: probabilities, k: 8}`"
+            )
         if self.teacher is None and (self.students, self.temperature, self.mix) != (1, 1.0, 1.0):
             raise ValueError("'students', 'temperature' and 'mix' belong to `method: distill`")
         if self.teacher and self.teacher.groups == "fixed" and self.students > 1:
-            raise ValueError("'students' is per fresh teacher group; of a fixed one `replicas` says how many there are")
+            raise ValueError(
+                "'students' is per fresh teacher group; of a fixed one `replicas` says "
+                "how many there are"
+            )
         if self.teacher and self.teacher.groups == "fresh" and self.crossed:
-            raise ValueError("a crossed design of students needs `groups: fixed`: every fresh group would be a source of its own")
+            raise ValueError(
+                "a crossed design of students needs `groups: fixed`: every fresh group "
+                "would be a source of its own"
+            )
         return self
 
     @model_serializer(mode="wrap")
     def _without_what_does_not_apply(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Also without younger keys that are not used: what an older recipe asks for keeps its fingerprint."""
+        """Also without younger keys that are not used: what an older recipe asks for keeps its
+        fingerprint.
+        """
         fields = type(self).model_fields
         out = {key for key in YOUNGER if getattr(self, key) == fields[key].get_default()}
-        out |= {*(() if self.teacher else DISTILLATION), *(OF_ADAPTERS if self.method == "full" else ())}
+        out |= {
+            *(() if self.teacher else DISTILLATION),
+            *(OF_ADAPTERS if self.method == "full" else ()),
+        }
         return {key: value for key, value in write(self).items() if key not in out}
 
     @property
@@ -232,26 +293,66 @@ class Condition(Model):
 
 DISTILLATION = ("teacher", "students", "temperature", "mix")
 """keys of a condition with `method: distill`"""
-OF_ADAPTERS = ("rank", "alpha", "rslora", "dropout", "targets", "init", "freeze", "lr_ratio_B", "compile")
+OF_ADAPTERS = (
+    "rank",
+    "alpha",
+    "rslora",
+    "dropout",
+    "targets",
+    "init",
+    "freeze",
+    "lr_ratio_B",
+    "compile",
+)
 """keys of a condition that trains adapters"""
 YOUNGER = (
-    *("init", "freeze", "lr_ratio_B", "layer_lr_decay", "cycle_floor", "lookahead", "label_smoothing", "lawa_last"),
+    *(
+        "init",
+        "freeze",
+        "lr_ratio_B",
+        "layer_lr_decay",
+        "cycle_floor",
+        "lookahead",
+        "label_smoothing",
+        "lawa_last",
+    ),
     *("rows", "dtype", "stack", "compile", "threads", "perturb"),
 )
 """keys of a condition that were not there from the beginning"""
 FULL_LR = 2e-5
 """default of `method: full`, where all weights move at once: a tenth of that of adapters"""
-OWN = (*DISTILLATION, "method", "replicas", "vary", "crossed", "repeats", "snapshots", "averages", "ema_decay", "lawa_last")
+OWN = (
+    *DISTILLATION,
+    "method",
+    "replicas",
+    "vary",
+    "crossed",
+    "repeats",
+    "snapshots",
+    "averages",
+    "ema_decay",
+    "lawa_last",
+)
 """keys that a student does not take over from its teacher's condition"""
 UNKNOWN = ("rank", "epochs", "batch_size", "lr")
-"""keys that a student of adapters that are given must say itself: nobody knows how those were trained"""
+"""keys that a student of adapters that are given must say itself: nobody knows how those were
+trained
+"""
 
 
 class Given(Model):
-    """A population that is there already: adapters that peft, TRL, axolotl, unsloth, LLaMA-Factory or ftk trained. Nothing is trained."""
+    """A population that is there already: adapters that peft, TRL, axolotl, unsloth, LLaMA-Factory
+    or ftk trained. Nothing is trained.
+    """
 
-    adapters: Annotated[list[str], Field(min_length=1), BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-    """folders of adapters, folders of such folders, or patterns (`runs/seed-*`); relative paths count from the recipe's folder."""
+    adapters: Annotated[
+        list[str],
+        Field(min_length=1),
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    ]
+    """folders of adapters, folders of such folders, or patterns (`runs/seed-*`); relative paths
+    count from the recipe's folder.
+    """
 
 
 def kind_of(condition: Any) -> str:
@@ -259,5 +360,7 @@ def kind_of(condition: Any) -> str:
     return "given" if given else "trained"
 
 
-AnyCondition = Annotated[Annotated[Condition, Tag("trained")] | Annotated[Given, Tag("given")], Discriminator(kind_of)]
+AnyCondition = Annotated[
+    Annotated[Condition, Tag("trained")] | Annotated[Given, Tag("given")], Discriminator(kind_of)
+]
 """trained by this run, or given as adapters"""

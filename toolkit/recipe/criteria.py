@@ -14,7 +14,17 @@ from toolkit.recipe.fields import Label, Model, Share, answer_rule, at
 
 
 def _observable(observable: str) -> str:
-    kinds = ("answer", "text", "correct", "exact", "normalised", "first-line", "numeric", "json", "embedding")
+    kinds = (
+        "answer",
+        "text",
+        "correct",
+        "exact",
+        "normalised",
+        "first-line",
+        "numeric",
+        "json",
+        "embedding",
+    )
     kind, _, argument = observable.partition(":")
     if kind == "regex" and argument:
         return answer_rule(observable)
@@ -24,7 +34,9 @@ def _observable(observable: str) -> str:
 
 
 class Zone(Model):
-    """Disagreement up to `acceptable` is no matter, above `critical` it is one; shares of prompts."""
+    """Disagreement up to `acceptable` is no matter, above `critical` it is one; shares of
+    prompts.
+    """
 
     acceptable: Share = 0.05
     critical: Share = 0.20
@@ -32,7 +44,10 @@ class Zone(Model):
     @model_validator(mode="after")
     def _in_order(self) -> Zone:
         if self.acceptable > self.critical:
-            raise ValueError(f"'acceptable' ({self.acceptable:g}) should not be above 'critical' ({self.critical:g})")
+            raise ValueError(
+                f"'acceptable' ({self.acceptable:g}) should not be above 'critical' "
+                f"({self.critical:g})"
+            )
         return self
 
 
@@ -44,7 +59,9 @@ class Thresholds(Zone):
 
 
 class Criterion(Model):
-    """What the user will not accept, decided by a one-sided confidence limit: PASS, FAIL or INCONCLUSIVE."""
+    """What the user will not accept, decided by a one-sided confidence limit: PASS, FAIL or
+    INCONCLUSIVE.
+    """
 
     name: Label
     suite: str
@@ -52,10 +69,15 @@ class Criterion(Model):
     category: str | None = None
     """only the prompts of this category"""
     observable: Annotated[str, AfterValidator(_observable)] = "answer"
-    """what is looked at: `answer`, `text`, `correct`, or a rule of meaning: normalised, numeric, json, regex:PATTERN, ..."""
+    """what is looked at: `answer`, `text`, `correct`, or a rule of meaning: normalised, numeric,
+    json, regex:PATTERN, ...
+    """
     statistic: Literal["disagreement", "rate", "accuracy", "accuracy-sd", "tail"] = "disagreement"
-    """disagreement: share of prompts on which two runs differ. rate: share of answers that hold the pattern (`correct`: that are wrong).
-    accuracy: at least the limit. accuracy-sd: its standard deviation between runs. tail: share of runs with an accuracy `below`."""
+    """disagreement: share of prompts on which two runs differ. rate: share of answers that hold the
+    pattern (`correct`: that are wrong).
+    accuracy: at least the limit. accuracy-sd: its standard deviation between runs. tail: share of
+    runs with an accuracy `below`.
+    """
     below: Share | None = None
     limit: Share
     aggregation: Literal["mean", "worst"] = "mean"
@@ -67,11 +89,19 @@ class Criterion(Model):
     @model_validator(mode="after")
     def _fits(self) -> Criterion:
         if (self.statistic == "tail") != (self.below is not None):
-            raise ValueError("`statistic: tail` goes with `below`: the accuracy under which a run counts")
-        if self.statistic == "rate" and not (self.observable == "correct" or self.observable.startswith("regex:")):
-            raise ValueError("`statistic: rate` goes with `observable: correct` or `observable: regex:PATTERN`")
+            raise ValueError(
+                "`statistic: tail` goes with `below`: the accuracy under which a run counts"
+            )
+        if self.statistic == "rate" and not (
+            self.observable == "correct" or self.observable.startswith("regex:")
+        ):
+            raise ValueError(
+                "`statistic: rate` goes with `observable: correct` or `observable: regex:PATTERN`"
+            )
         if self.statistic in ("accuracy", "accuracy-sd", "tail") and self.observable != "answer":
-            raise ValueError(f"`statistic: {self.statistic}` is about right answers: leave `observable` out")
+            raise ValueError(
+                f"`statistic: {self.statistic}` is about right answers: leave `observable` out"
+            )
         return self
 
     @property
@@ -80,7 +110,9 @@ class Criterion(Model):
 
 
 class Criteria(Model):
-    """What is demanded of the answers: a part of a recipe, or a file of its own for `ftk measure`."""
+    """What is demanded of the answers: a part of a recipe, or a file of its own for `ftk
+    measure`.
+    """
 
     criteria: list[Criterion] = []
     """the user's own limits, each with a verdict for every procedure"""

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from toolkit.plain import shortened
 from toolkit.recipe.conditions import Condition, Lookahead, Snapshots
 from toolkit.recipe.criteria import Criterion, Thresholds, Zone
 from toolkit.recipe.merges import PARAMETERS
 from toolkit.recipe.mitigations import Mitigation, Teacher
 from toolkit.recipe.models import Data, Evaluation, Recipe, Sequential, Target
-from toolkit.recipe.words import Path_, nearest
+from toolkit.record.plain import shortened
+from toolkit.text.nearest import Path_, nearest
 
 Blocks = Mapping[str, type[BaseModel]]
 """the model of every block of a document; NAME is a key of the user's own"""
@@ -38,22 +38,47 @@ BLOCKS: Blocks = {
 
 def _fields_at(path: Path_, blocks: Blocks) -> list[str]:
     """Keys of the block that a path leads to."""
-    named = {"conditions": 1, "thresholds": 2, "replicas": 2}.get(str(path[0])) if path else None  # blocks with keys of the user's own
-    steps = ["NAME" if i == named else step for i, step in enumerate(path) if not isinstance(step, int)]
+    # blocks with keys of the user's own
+    named = {"conditions": 1, "thresholds": 2, "replicas": 2}.get(str(path[0])) if path else None
+    steps = [
+        "NAME" if i == named else step for i, step in enumerate(path) if not isinstance(step, int)
+    ]
     model = blocks[".".join(steps)]
-    further = {Condition: ["from", "adapters"], Mitigation: sorted(PARAMETERS), Teacher: sorted(PARAMETERS)}.get(model, [])
-    return [*(name for name in model.model_fields if name != "parameters" or not issubclass(model, Mitigation)), *further]
+    further = {
+        Condition: ["from", "adapters"],
+        Mitigation: sorted(PARAMETERS),
+        Teacher: sorted(PARAMETERS),
+    }.get(model, [])
+    return [
+        *(
+            name
+            for name in model.model_fields
+            if name != "parameters" or not issubclass(model, Mitigation)
+        ),
+        *further,
+    ]
 
 
 def _unknown_key(path: Path_, lines: dict[Path_, int], blocks: Blocks) -> str:
     *parent, key = path
     if (*parent, "adapters") in lines and key in (*Condition.model_fields, "from"):
-        return f"'{'.'.join(map(str, path))}': is about training, and a condition with `adapters` is not trained; leave it out"
+        return (
+            f"'{'.'.join(map(str, path))}': is about training, and a condition with "
+            "`adapters` is not trained; leave it out"
+        )
     inside = f" in '{'.'.join(map(str, parent))}'" if parent else ""
     homes = [home for home, model in blocks.items() if key in model.model_fields]
     known = _fields_at(tuple(parent), blocks)
-    belongs = f"; it belongs in '{homes[0]}'" if homes and homes[0] else "; it belongs at the top level" if homes else ""
-    if difflib.get_close_matches(key, known, n=1, cutoff=0.85):  # a slip of the pen rather than a wrong place
+    belongs = (
+        f"; it belongs in '{homes[0]}'"
+        if homes and homes[0]
+        else "; it belongs at the top level"
+        if homes
+        else ""
+    )
+    if difflib.get_close_matches(
+        key, known, n=1, cutoff=0.85
+    ):  # a slip of the pen rather than a wrong place
         belongs = ""
     return f"unknown key {key!r}{inside}{belongs or nearest(key, known)}"
 
@@ -74,26 +99,48 @@ EXPECTED = {
 
 def _wrong_value(errors: list[ErrorDetails]) -> str:
     """What a value should be; the branches of a union in one sentence."""
-    texts = [EXPECTED[e["type"]].format(**e.get("ctx", {})) if e["type"] in EXPECTED else e["msg"] for e in errors]
+    texts = [
+        EXPECTED[e["type"]].format(**e.get("ctx", {})) if e["type"] in EXPECTED else e["msg"]
+        for e in errors
+    ]
     if errors[0]["type"] in ("value_error", "recipe"):
         text = texts[0].removeprefix("Value error, ")
     else:
-        text = "should be " + " or ".join(dict.fromkeys(text.removeprefix("Input should be ") for text in texts))
+        text = "should be " + " or ".join(
+            dict.fromkeys(text.removeprefix("Input should be ") for text in texts)
+        )
     value = errors[0]["input"]
-    return text + ("" if isinstance(value, dict | BaseModel) else " (got nothing)" if value is None else f" (got {shortened(value)})")
+    return text + (
+        ""
+        if isinstance(value, dict | BaseModel)
+        else " (got nothing)"
+        if value is None
+        else f" (got {shortened(value)})"
+    )
 
 
 def _place(error: ErrorDetails) -> Path_:
     path = tuple(error.get("ctx", {}).get("path", error["loc"]))
-    kind = path[:1] == ("conditions",) and path[2:3] in (("trained",), ("given",))  # no step of the document
+    # no step of the document
+    kind = path[:1] == ("conditions",) and path[2:3] in (
+        ("trained",),
+        ("given",),
+    )
     return (*path[:2], *path[3:]) if kind else path
 
 
-def explain(error: ValidationError, lines: dict[Path_, int], file: str, blocks: Blocks = BLOCKS) -> str:
-    """The first error as `file:line: what is wrong and how to mend it`, and the number of the others."""
+def explain(
+    error: ValidationError, lines: dict[Path_, int], file: str, blocks: Blocks = BLOCKS
+) -> str:
+    """The first error as `file:line: what is wrong and how to mend it`, and the number of the
+    others.
+    """
     found: dict[Path_, list[ErrorDetails]] = {}
     everything = [(_place(e), e) for e in error.errors()]
-    inherited = [path[:1] == ("conditions",) and len(path) > 2 and path[:3] not in lines for path, _ in everything]
+    inherited = [
+        path[:1] == ("conditions",) and len(path) > 2 and path[:3] not in lines
+        for path, _ in everything
+    ]
     for (path, e), elsewhere in zip(everything, inherited, strict=True):
         if elsewhere and not all(inherited):
             continue  # told where it stands
@@ -101,8 +148,10 @@ def explain(error: ValidationError, lines: dict[Path_, int], file: str, blocks: 
         for step in path:  # branches of a union are steps that the document does not have
             place = (*place, step) if (*place, step) in lines else place
         found.setdefault((*place, *path[-1:]) if e["type"] == "missing" else place, []).append(e)
-    place = min(found, key=lambda p: found[p][0]["type"] != "extra_forbidden")  # a typo explains a missing key
-    place = max((p for p in found if p[: len(place)] == place), key=len)  # the part of a value that is wrong, rather than all of it
+    # a typo explains a missing key
+    place = min(found, key=lambda p: found[p][0]["type"] != "extra_forbidden")
+    # the part of a value that is wrong, rather than all of it
+    place = max((p for p in found if p[: len(place)] == place), key=len)
     errors, field = found[place], ".".join(map(str, place))
     if errors[0]["type"] == "extra_forbidden":
         message = _unknown_key(place, lines, blocks)

@@ -13,16 +13,20 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from toolkit.patterns import PatternError, compiled
-from toolkit.recipe.words import Path_
+from toolkit.text.nearest import Path_
+from toolkit.text.patterns import PatternError, compiled
 
 
 def at_most(limit: float, reason: str) -> AfterValidator:
-    """A ceiling: what is asked for beyond it is a slip of the pen, and would only be told when memory or patience is used up."""
+    """A ceiling: what is asked for beyond it is a slip of the pen, and would only be told when
+    memory or patience is used up.
+    """
 
     def check(value: float) -> float:
         if value > limit:
-            raise ValueError(f"should be at most {limit if limit > 1e12 else f'{limit:,}'}: {reason}")
+            raise ValueError(
+                f"should be at most {limit if limit > 1e12 else f'{limit:,}'}: {reason}"
+            )
         return value
 
     return AfterValidator(check)
@@ -57,16 +61,41 @@ Label = Annotated[str, Field(max_length=200)]
 """a name that stands in tables and charts"""
 Share = Annotated[float, Field(ge=0, le=1)]
 Below1 = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), at_most(1e30, "a number of 32 bits ends there")]
+NonNegative = Annotated[
+    float, Field(ge=0, allow_inf_nan=False), at_most(1e30, "a number of 32 bits ends there")
+]
 _SMALL = "less is lost in numbers of 32 bits"
-Factor = Annotated[float, Field(gt=0, allow_inf_nan=False), at_least(1e-6, _SMALL), at_most(1_000_000, "nothing can be trained so")]
+Factor = Annotated[
+    float,
+    Field(gt=0, allow_inf_nan=False),
+    at_least(1e-6, _SMALL),
+    at_most(1_000_000, "nothing can be trained so"),
+]
 """of something that is multiplied: weights, a learning rate, a loss"""
 LearningRate = Annotated[
-    float, Field(gt=0, allow_inf_nan=False), at_least(1e-30, _SMALL), at_most(1_000_000, "no weight survives such a step")
+    float,
+    Field(gt=0, allow_inf_nan=False),
+    at_least(1e-30, _SMALL),
+    at_most(1_000_000, "no weight survives such a step"),
 ]
-Decay = Annotated[float, Field(ge=0, allow_inf_nan=False), at_least(1e-30, _SMALL, or_zero=True), at_most(10_000, "no change survives it")]
-Norm = Annotated[float, Field(ge=0, allow_inf_nan=False), at_least(1e-30, _SMALL, or_zero=True), at_most(1e30, "no gradient is larger")]
-Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=False), at_least(1e-30, _SMALL), at_most(1_000_000, "no weight would move")]
+Decay = Annotated[
+    float,
+    Field(ge=0, allow_inf_nan=False),
+    at_least(1e-30, _SMALL, or_zero=True),
+    at_most(10_000, "no change survives it"),
+]
+Norm = Annotated[
+    float,
+    Field(ge=0, allow_inf_nan=False),
+    at_least(1e-30, _SMALL, or_zero=True),
+    at_most(1e30, "no gradient is larger"),
+]
+Epsilon = Annotated[
+    float,
+    Field(gt=0, allow_inf_nan=False),
+    at_least(1e-30, _SMALL),
+    at_most(1_000_000, "no weight would move"),
+]
 Source = Literal["init", "order", "dropout"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64", "nf4"]
 Compile = Literal["auto", "always", "never"]

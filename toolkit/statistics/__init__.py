@@ -1,12 +1,29 @@
-"""How different are runs of a procedure, and what does a mitigation change? Pure functions from arrays to estimates.
+"""How different are runs of a procedure, and what does a mitigation change? Pure functions from
+arrays to estimates.
 
-Axis letters end names: R replica, G group of K replicas (one run of a mitigation), P prompt. numpy and scipy only: no
-files, no torch, no random numbers.
+Axis letters end names: R replica, G group of K replicas (one run of a mitigation), P prompt. numpy
+and scipy only: no files, no torch, no random numbers.
 """
 
-from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, AccuracySpread, accuracy, accuracy_spread, model_accuracy
-from toolkit.statistics.agreement import ambiguity, discrepancy, fleiss_kappa, negative_flips, total_agreement
-from toolkit.statistics.answer_components import AnswerComponents, behaviour_components, missing_pairs
+from toolkit.statistics.accuracy import (
+    MIN_REPLICAS_SPREAD,
+    AccuracySpread,
+    accuracy,
+    accuracy_spread,
+    model_accuracy,
+)
+from toolkit.statistics.agreement import (
+    ambiguity,
+    discrepancy,
+    fleiss_kappa,
+    negative_flips,
+    total_agreement,
+)
+from toolkit.statistics.answer_components import (
+    AnswerComponents,
+    behaviour_components,
+    missing_pairs,
+)
 from toolkit.statistics.arms import MIN_GROUPS, SAME_RATIO, SAME_SHARE
 from toolkit.statistics.arrays import MISSING, encode
 from toolkit.statistics.averages import (
@@ -34,10 +51,25 @@ from toolkit.statistics.compare import (
     effect_size,
 )
 from toolkit.statistics.components import Components, crossed, nested
-from toolkit.statistics.contrast import population_accuracy_change, population_difference, population_ratio
+from toolkit.statistics.contrast import (
+    population_accuracy_change,
+    population_difference,
+    population_ratio,
+)
 from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
-from toolkit.statistics.disagreement import MIN_CLUSTERS, MIN_REPLICAS, disagreement, prompt_disagreement
-from toolkit.statistics.distributions import flip_calibration, margin_to_noise, population_jsd, predicted_flip, total_variation
+from toolkit.statistics.disagreement import (
+    MIN_CLUSTERS,
+    MIN_REPLICAS,
+    disagreement,
+    prompt_disagreement,
+)
+from toolkit.statistics.distributions import (
+    flip_calibration,
+    margin_to_noise,
+    population_jsd,
+    predicted_flip,
+    total_variation,
+)
 from toolkit.statistics.estimate import Estimate, complement
 from toolkit.statistics.failures import failure_rate
 from toolkit.statistics.fresh import fresh_pairs, independent_runs, shared_sources
@@ -46,7 +78,13 @@ from toolkit.statistics.many_runs import accuracy_floor, deviation, distinct_ans
 from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
 from toolkit.statistics.outliers import far_from_median
 from toolkit.statistics.precision import Precision, iso_5725, root
-from toolkit.statistics.scaling import ScalingFit, SmallestK, fit_disagreement, fit_floor, smallest_k
+from toolkit.statistics.scaling import (
+    ScalingFit,
+    SmallestK,
+    fit_disagreement,
+    fit_floor,
+    smallest_k,
+)
 from toolkit.statistics.scores import icc, score_sd
 from toolkit.statistics.subsets import partition_variance, subset_variance
 from toolkit.statistics.texts import Divergence, edit_distance, first_divergence, kaplan_meier
@@ -62,7 +100,12 @@ from toolkit.statistics.variance import (
     variance_contrast,
     variance_ratio,
 )
-from toolkit.statistics.weights import MIN_RUNS_WEIGHTS, files_differ, weight_spread, weight_spread_ratio
+from toolkit.statistics.weights import (
+    MIN_RUNS_WEIGHTS,
+    files_differ,
+    weight_spread,
+    weight_spread_ratio,
+)
 
 __all__ = [
     "MIN_REPLICAS_SPREAD",

@@ -6,7 +6,17 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from toolkit.statistics.arrays import as_clusters, as_correct, as_level, as_marks, blocks, cells, cluster_blocks, filled_rows, marks
+from toolkit.statistics.arrays import (
+    as_clusters,
+    as_correct,
+    as_level,
+    as_marks,
+    blocks,
+    cells,
+    cluster_blocks,
+    filled_rows,
+    marks,
+)
 from toolkit.statistics.disagreement import few_clusters, few_clusters_of, few_levels, verdict
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.fresh import Levels, shared_sources
@@ -28,8 +38,11 @@ from toolkit.statistics.outliers import Differing
 from toolkit.statistics.pairs import count_pairs
 
 MIN_REPLICAS_SPREAD = 15
-"""A kind of run that makes up a fifth of all is missing from 3.5 % of samples of 15, and from 10.7 % of samples of 10, which look alike."""
-ROUNDING = 1e-12  # accuracies closer than this are equal, and so is what differs by this share of itself
+"""A kind of run that makes up a fifth of all is missing from 3.5 % of samples of 15, and from 10.7
+% of samples of 10, which look alike.
+"""
+# accuracies closer than this are equal, and so is what differs by this share of itself
+ROUNDING = 1e-12
 
 
 def accuracy(
@@ -41,36 +54,54 @@ def accuracy(
 ) -> Estimate:
     """What share of fresh prompts does a fresh run answer correctly?
 
-    Estimand: mean over prompts of the probability that a run is right; replicas and prompts (clusters) both drawn anew.
-    Resampled: replicas (delete-one jackknife) and clusters of prompts, on the logit scale, as in `disagreement`; with
-    the same bound where all or nearly all answers are right, or wrong.
+    Estimand: mean over prompts of the probability that a run is right; replicas and prompts
+    (clusters) both drawn anew. Resampled: replicas (delete-one jackknife) and clusters of prompts,
+    on the logit scale, as in `disagreement`; with the same bound where all or nearly all answers
+    are right, or wrong.
 
-    Inconclusive below MIN_REPLICAS replicas and with too few clusters. Replicas that stand far off are named.
+    Inconclusive below MIN_REPLICAS replicas and with too few clusters. Replicas that stand far off
+    are named.
 
-    correct_RP: 1 right, 0 wrong, [replicas, prompts]; nan, or -1 in integers: missing or without a reference. levels: where runs share
-    levels of sources, the level of every run in each; levels are then resampled in place of replicas, as in `disagreement`.
-    Raises ValueError for other shapes or values, or fewer than two rows.
+    correct_RP: 1 right, 0 wrong, [replicas, prompts]; nan, or -1 in integers: missing or without a
+    reference. levels: where runs share levels of sources, the level of every run in each; levels
+    are then resampled in place of replicas, as in `disagreement`. Raises ValueError for other
+    shapes or values, or fewer than two rows.
     """
     level = as_level(level)
     correct_RP = as_marks(correct_RP, "correct_RP")
     cluster_P = as_clusters(cluster_P, correct_RP.shape[1])
     row_R = filled_rows(correct_RP)
     n_replicas = len(row_R)
-    sources = shared_sources({name: np.asarray(level_R)[row_R] for name, level_R in (levels or {}).items()}, n_replicas)
+    sources = shared_sources(
+        {name: np.asarray(level_R)[row_R] for name, level_R in (levels or {}).items()}, n_replicas
+    )
     mean_P = np.full(correct_RP.shape[1], np.nan)
     differing = Differing(n_replicas)
 
-    def left_out(rows: Sequence[np.ndarray] | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def left_out(
+        rows: Sequence[np.ndarray] | None = None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for at in cluster_blocks(n_replicas, cluster_P):
             mark_RP = marks(cells(correct_RP, row_R, at))
             if rows is None or rows is first:
-                differing.add(count_pairs(np.where(np.isfinite(mark_RP), np.round(mark_RP), -1).astype(np.int8)))
+                differing.add(
+                    count_pairs(
+                        np.where(np.isfinite(mark_RP), np.round(mark_RP), -1).astype(np.int8)
+                    )
+                )
             mean_P[at], left_RP = prompt_means(mark_RP, rows)
             yield mean_P[at], left_RP, cluster_P[at]
 
-    rows_of = [[np.flatnonzero(code_R == code) for code in range(int(code_R.max()) + 1)] for code_R in sources.values()]
+    rows_of = [
+        [np.flatnonzero(code_R == code) for code in range(int(code_R.max()) + 1)]
+        for code_R in sources.values()
+    ]
     first = rows_of[0] if rows_of else None
-    parts = ByLevels(tuple(two_way_of(left_out(rows), len(rows)) for rows in rows_of)) if rows_of else two_way_of(left_out(), n_replicas)
+    parts = (
+        ByLevels(tuple(two_way_of(left_out(rows), len(rows)) for rows in rows_of))
+        if rows_of
+        else two_way_of(left_out(), n_replicas)
+    )
     used_P = np.isfinite(mean_P)
     n_prompts = int(used_P.sum())
     if n_prompts == 0:
@@ -88,12 +119,18 @@ def accuracy(
     return Estimate(value, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
 
-def model_accuracy(correct_P: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95) -> Estimate:
+def model_accuracy(
+    correct_P: np.ndarray,
+    *,
+    cluster_P: np.ndarray | Sequence[int] | None = None,
+    level: float = 0.95,
+) -> Estimate:
     """What share of fresh prompts does this one fixed model answer correctly?
 
-    Resampled: prompts, by the exact interval of Clopper & Pearson (1934); where prompts share clusters, clusters, by their
-    variance (as in `disagreement`, without a part for runs) on the logit scale. correct_P: 1 right, 0 wrong, nan (or -1 in
-    integers) missing. Conclusive: MIN_CLUSTERS clusters where there are any. Raises ValueError for other shapes or values.
+    Resampled: prompts, by the exact interval of Clopper & Pearson (1934); where prompts share
+    clusters, clusters, by their variance (as in `disagreement`, without a part for runs) on the
+    logit scale. correct_P: 1 right, 0 wrong, nan (or -1 in integers) missing. Conclusive:
+    MIN_CLUSTERS clusters where there are any. Raises ValueError for other shapes or values.
     """
     level = as_level(level)
     mark_P = as_correct(np.asarray(correct_P)[None], "correct_P", at_least=1)[0]
@@ -101,22 +138,53 @@ def model_accuracy(correct_P: np.ndarray, *, cluster_P: np.ndarray | Sequence[in
     cluster_P = as_clusters(as_clusters(cluster_P, len(mark_P))[known_P], int(known_P.sum()))
     mark_P, n_prompts = mark_P[known_P], int(known_P.sum())
     if n_prompts == 0:
-        return Estimate(None, None, None, level, 1, 0, "none", False, None, "no prompt has a reference and an answer")
+        return Estimate(
+            None,
+            None,
+            None,
+            level,
+            1,
+            0,
+            "none",
+            False,
+            None,
+            "no prompt has a reference and an answer",
+        )
     value, n_clusters = float(mark_P.mean()), int(cluster_P.max()) + 1
     shape = level, 1, n_prompts
     if n_clusters == n_prompts:
         return Estimate(
-            value, *clopper_pearson(round(mark_P.sum()), n_prompts, level), *shape, "Clopper-Pearson over prompts, one fixed model"
+            value,
+            *clopper_pearson(round(mark_P.sum()), n_prompts, level),
+            *shape,
+            "Clopper-Pearson over prompts, one fixed model",
         )
-    prompts, sizes = between_clusters(mark_P, cluster_P, np.zeros(n_clusters), 0.0) if n_clusters > 1 else (math.nan, None)
+    prompts, sizes = (
+        between_clusters(mark_P, cluster_P, np.zeros(n_clusters), 0.0)
+        if n_clusters > 1
+        else (math.nan, None)
+    )
     parts = TwoWay(0.0, prompts, 2, n_clusters, sizes)
     low, high = share_interval(value, parts, level)
     note = few_clusters(n_clusters, parts.effective)
-    return Estimate(value, low, high, *shape, "t over clusters of prompts, logit scale, one fixed model", not note, None, note)
+    return Estimate(
+        value,
+        low,
+        high,
+        *shape,
+        "t over clusters of prompts, logit scale, one fixed model",
+        not note,
+        None,
+        note,
+    )
 
 
-def prompt_means(mark_RP: np.ndarray, groups: Sequence[np.ndarray] | np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """mean_P over the replicas that have a mark (nan if none), and mean_GP with each group of rows (by default each row) left out."""
+def prompt_means(
+    mark_RP: np.ndarray, groups: Sequence[np.ndarray] | np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """mean_P over the replicas that have a mark (nan if none), and mean_GP with each group of rows
+    (by default each row) left out.
+    """
     present_RP = np.isfinite(mark_RP)
     filled_RP = np.where(present_RP, mark_RP, 0.0)
     sum_P, n_P = filled_RP.sum(axis=0), present_RP.sum(axis=0)
@@ -126,19 +194,22 @@ def prompt_means(mark_RP: np.ndarray, groups: Sequence[np.ndarray] | np.ndarray 
         left_GP = np.array([sum_P - filled_RP[group].sum(axis=0) for group in groups])
         n_GP = np.array([n_P - present_RP[group].sum(axis=0) for group in groups])
     with np.errstate(invalid="ignore"):
-        return np.where(n_P > 0, sum_P / np.maximum(n_P, 1), np.nan), np.where(n_GP > 0, left_GP / np.maximum(n_GP, 1), np.nan)
+        return np.where(n_P > 0, sum_P / np.maximum(n_P, 1), np.nan), np.where(
+            n_GP > 0, left_GP / np.maximum(n_GP, 1), np.nan
+        )
 
 
 @dataclass(frozen=True)
 class AccuracySpread:
-    """How much runs of one procedure differ in accuracy, split into test-set noise and what is beyond it.
+    """How much runs of one procedure differ in accuracy, split into test-set noise and what is
+    beyond it.
 
     sd: standard deviation over replicas of the accuracy on this suite.
-    noise: sqrt(c / 2n), the sd that runs show when each prompt falls right or wrong independently of the others; c is
-        the disagreement in correctness. None without disagreement.
+    noise: sqrt(c / 2n), the sd that runs show when each prompt falls right or wrong independently
+        of the others; c is the disagreement in correctness. None without disagreement.
     excess: sd / noise. 1 = test-set noise only; clearly above 1 = runs that differ in quality.
-    distribution_variance: variance between runs of the accuracy on a suite without end. Unclipped: it may come out
-        negative.
+    distribution_variance: variance between runs of the accuracy on a suite without end.
+        Unclipped: it may come out negative.
     """
 
     sd: Estimate
@@ -150,21 +221,29 @@ class AccuracySpread:
         return asdict(self)
 
 
-def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[int] | None = None, level: float = 0.95) -> AccuracySpread:
+def accuracy_spread(
+    correct_RP: np.ndarray,
+    *,
+    cluster_P: np.ndarray | Sequence[int] | None = None,
+    level: float = 0.95,
+) -> AccuracySpread:
     """How different are runs in accuracy, and is that more than the luck of a finite suite?
 
-    Resampled: replicas, by the delete-one jackknife of ln(variance) with t and N-1 degrees of freedom (which holds
-    for other than normal accuracies too). `sd` and `excess` speak of this suite; `distribution_variance` of fresh
-    prompts too, and so its interval adds a jackknife over prompts (clusters).
+    Resampled: replicas, by the delete-one jackknife of ln(variance) with t and N-1 degrees of
+    freedom (which holds for other than normal accuracies too). `sd` and `excess` speak of this
+    suite; `distribution_variance` of fresh prompts too, and so its interval adds a jackknife over
+    prompts (clusters).
 
-    distribution_variance is the covariance over replicas between the accuracies on two halves of the suite, averaged
-    over ALL ways to halve it. That has a closed form, the mean covariance between prompts of different clusters:
-    (var_r(T_r) - sum_c var_r(T_rc)) / (n^2 - sum_c n_c^2), T_rc = number right in cluster c. So no splits are drawn.
+    distribution_variance is the covariance over replicas between the accuracies on two halves of
+    the suite, averaged over ALL ways to halve it. That has a closed form, the mean covariance
+    between prompts of different clusters: (var_r(T_r) - sum_c var_r(T_rc)) / (n^2 - sum_c n_c^2),
+    T_rc = number right in cluster c. So no splits are drawn.
 
-    correct_RP: 1 right, 0 wrong, nan (or -1 in integers) missing. A missing mark counts as the prompt's mean, rescaled per replica to the
-    full suite. Inconclusive: fewer than MIN_REPLICAS_SPREAD replicas, or an accuracy that all replicas (but one) share. No guard looks at
-    how far off single runs are: it would leave only samples that happen to lack them. They make the interval wide instead.
-    Raises ValueError for other shapes or values, or fewer than two rows.
+    correct_RP: 1 right, 0 wrong, nan (or -1 in integers) missing. A missing mark counts as the
+    prompt's mean, rescaled per replica to the full suite. Inconclusive: fewer than
+    MIN_REPLICAS_SPREAD replicas, or an accuracy that all replicas (but one) share. No guard looks
+    at how far off single runs are: it would leave only samples that happen to lack them. They make
+    the interval wide instead. Raises ValueError for other shapes or values, or fewer than two rows.
     """
     level = as_level(level)
     correct_RP = as_marks(correct_RP, "correct_RP")
@@ -181,20 +260,28 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
     needed = MIN_REPLICAS_SPREAD if n_replicas < MIN_REPLICAS_SPREAD else None
 
     def unknown(value: float | None, note: str) -> Estimate:
-        return Estimate(value, None, None, level, n_replicas, n_prompts, "none", False, needed, note)
+        return Estimate(
+            value, None, None, level, n_replicas, n_prompts, "none", False, needed, note
+        )
 
     if n_prompts < 2 or n_replicas < 3:
         nothing = unknown(None, "needs three replicas with marks on two common prompts")
         return AccuracySpread(nothing, None, nothing, nothing)
 
     def deviations() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Marks less the prompt's mean (0 where missing), where they are missing, and the clusters of the prompts."""
+        """Marks less the prompt's mean (0 where missing), where they are missing, and the clusters
+        of the prompts.
+        """
         for at in cluster_blocks(n_replicas, cluster_P):
             mark_RP = marks(cells(correct_RP, row_R, at))[:, used_P[at]]
             present_RP = np.isfinite(mark_RP)
             filled_RP = np.where(present_RP, mark_RP, 0.0)
             mean_P = filled_RP.sum(axis=0) / present_RP.sum(axis=0)
-            yield np.where(present_RP, filled_RP - mean_P, 0.0), present_RP, cluster_P[at][used_P[at]]
+            yield (
+                np.where(present_RP, filled_RP - mean_P, 0.0),
+                present_RP,
+                cluster_P[at][used_P[at]],
+            )
 
     scale_R = n_prompts / marked_R[row_R]
     noise_variance, noise_left_R, sum_R = 0.0, np.zeros(n_replicas), np.zeros(n_replicas)
@@ -202,18 +289,26 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
         square_RP, m_P = deviation_RP**2, present_RP.sum(axis=0)
         square_P = square_RP.sum(axis=0)
         noise_variance += float(np.sum(square_P / (m_P - 1))) / n_prompts**2
-        # Without replica r prompt i loses r's square and the shift of its mean, n/(n-1) * (x_r - mean)^2 in all.
+        # Without replica r prompt i loses r's square and the shift of its mean, n/(n-1) * (x_r -
+        # mean)^2 in all.
         square_left_RP = square_P - square_RP * (m_P / (m_P - 1))
-        noise_left_R += np.sum(square_left_RP / np.maximum(m_P - present_RP - 1, 1), axis=1) / n_prompts**2
+        noise_left_R += (
+            np.sum(square_left_RP / np.maximum(m_P - present_RP - 1, 1), axis=1) / n_prompts**2
+        )
         sum_R += deviation_RP.sum(axis=1) * scale_R
     noise = math.sqrt(noise_variance) or None
     accuracy_R = sum_R / n_prompts
     variance, left_R = float(accuracy_R.var(ddof=1)), leave_one_out_variance(accuracy_R)
-    scaled = ((deviation_RP * scale_R[:, None], cluster_P) for deviation_RP, _, cluster_P in deviations())
+    scaled = (
+        (deviation_RP * scale_R[:, None], cluster_P) for deviation_RP, _, cluster_P in deviations()
+    )
     size_C = np.bincount(as_clusters(cluster_P[used_P], n_prompts))
     covariance, left_C, a, b = _mean_covariance(cluster_sums(scaled), sum_R - sum_R.mean(), size_C)
     if left_R.min() < ROUNDING * max(ROUNDING, variance):
-        note = "all replicas, or all but one, have the same accuracy: there is no spread to put an interval around"
+        note = (
+            "all replicas, or all but one, have the same accuracy: there is no spread to put "
+            "an interval around"
+        )
         spread = math.sqrt(variance) if variance >= ROUNDING**2 else 0.0
         excess = unknown(spread / noise if noise else None, note)
         return AccuracySpread(unknown(spread, note), noise, excess, unknown(covariance, note))
@@ -222,36 +317,56 @@ def accuracy_spread(correct_RP: np.ndarray, *, cluster_P: np.ndarray | Sequence[
         low, high = log_variance_interval(log_variance, left_out_R, accuracy_R, level)
         return math.exp(low), math.exp(high)
 
-    note = f"{n_replicas} replicas say little about a spread (at least {MIN_REPLICAS_SPREAD})" if needed else ""
+    note = (
+        f"{n_replicas} replicas say little about a spread (at least {MIN_REPLICAS_SPREAD})"
+        if needed
+        else ""
+    )
     ends = interval(math.log(variance), np.log(left_R))
     shape = (level, n_replicas, n_prompts)
     verdict = (not needed, needed, note)
     method = "log-variance jackknife-t over replicas, widened for heavy tails, these prompts"
-    sd = Estimate(math.sqrt(variance), math.sqrt(ends[0]), math.sqrt(ends[1]), *shape, method, *verdict)
-    excess = unknown(math.sqrt(variance / noise_variance), "without one of the replicas no two of them differ on a prompt")
+    sd = Estimate(
+        math.sqrt(variance), math.sqrt(ends[0]), math.sqrt(ends[1]), *shape, method, *verdict
+    )
+    excess = unknown(
+        math.sqrt(variance / noise_variance),
+        "without one of the replicas no two of them differ on a prompt",
+    )
     if noise_left_R.min() > ROUNDING * noise_variance:
         ratio = interval(math.log(variance / noise_variance), np.log(left_R / noise_left_R))
         excess = replace(sd, value=excess.value, low=math.sqrt(ratio[0]), high=math.sqrt(ratio[1]))
     if covariance is None:
         return AccuracySpread(sd, noise, excess, unknown(None, "all prompts are one cluster"))
 
-    # Over replicas the covariance is a * s^2 - b, so the interval of s^2 carries over; what the choice of prompts adds is put
-    # on by the square-and-add rule (Zou & Donner 2008), which keeps the skew.
+    # Over replicas the covariance is a * s^2 - b, so the interval of s^2 carries over; what the
+    # choice of prompts adds is put on by the square-and-add rule (Zou & Donner 2008), which keeps
+    # the skew.
     low_P, high_P = _prompt_ends(covariance, left_C, size_C, level)
     low = covariance - math.hypot(covariance - (a * ends[0] - b), covariance - low_P)
     high = covariance + math.hypot(a * ends[1] - b - covariance, high_P - covariance)
-    method = "covariance between prompts; log-variance jackknife-t over replicas, jackknife-t over prompts, leaning upwards"
+    method = (
+        "covariance between prompts; log-variance jackknife-t over replicas, jackknife-t over "
+        "prompts, leaning upwards"
+    )
     if few := few_clusters_of(cluster_P[used_P]):
         verdict = (False, needed, "; ".join(filter(None, [note, few])))
-    return AccuracySpread(sd, noise, excess, Estimate(covariance, low, high, *shape, method, *verdict))
+    return AccuracySpread(
+        sd, noise, excess, Estimate(covariance, low, high, *shape, method, *verdict)
+    )
 
 
-def _prompt_ends(covariance: float, left_C: np.ndarray, size_C: np.ndarray, level: float) -> tuple[float, float]:
-    """Interval of a mean covariance for other clusters of prompts, from its values without each of them.
+def _prompt_ends(
+    covariance: float, left_C: np.ndarray, size_C: np.ndarray, level: float
+) -> tuple[float, float]:
+    """Interval of a mean covariance for other clusters of prompts, from its values without each of
+    them.
 
-    Where runs differ on some templates only, the covariance is about the square of a mean over templates. So its root is what is about
-    normal: (root + h)^2 = covariance + half + half^2 / (4 covariance), with h = half / (2 root). The last term is what makes the interval
-    lean upwards; where the covariance is not clear of 0 it means nothing, and is at most `half`. Degrees of freedom of the clusters.
+    Where runs differ on some templates only, the covariance is about the square of a mean over
+    templates. So its root is what is about
+    normal: (root + h)^2 = covariance + half + half^2 / (4 covariance), with h = half / (2 root).
+    The last term is what makes the interval lean upwards; where the covariance is not clear of 0 it
+    means nothing, and is at most `half`. Degrees of freedom of the clusters.
     """
     if len(left_C) < 3:
         return covariance, covariance
@@ -260,11 +375,16 @@ def _prompt_ends(covariance: float, left_C: np.ndarray, size_C: np.ndarray, leve
     return covariance - half, covariance + half + lean
 
 
-def _mean_covariance(sums: Iterable[np.ndarray], total_R: np.ndarray, size_C: np.ndarray) -> tuple[float | None, np.ndarray, float, float]:
-    """Mean covariance over replicas between prompts of different clusters (None with one cluster); the same without each cluster
-    (empty with fewer than three); and a, b with covariance = a * s^2 - b, s^2 the variance of the accuracy.
+def _mean_covariance(
+    sums: Iterable[np.ndarray], total_R: np.ndarray, size_C: np.ndarray
+) -> tuple[float | None, np.ndarray, float, float]:
+    """Mean covariance over replicas between prompts of different clusters (None with one cluster);
+    the same without each cluster (empty with fewer than three); and a, b with covariance = a * s^2
+    - b, s^2 the variance of the accuracy.
 
-    sums: x_RC, sums over the prompts of each cluster, some clusters at a time; total_R: their centred sum over all clusters."""
+    sums: x_RC, sums over the prompts of each cluster, some clusters at a time; total_R: their
+    centred sum over all clusters.
+    """
     n_clusters, n_prompts = len(size_C), int(size_C.sum())
     if n_clusters < 2:
         return None, np.zeros(0), 0.0, 0.0

@@ -1,9 +1,11 @@
-"""The shapes that statistics accept: codes of answers, marks of correctness, clusters of prompts, members of groups.
+"""The shapes that statistics accept: codes of answers, marks of correctness, clusters of prompts,
+members of groups.
 
-Lack of data is no error (missing cells are -1 or nan, and an estimate may come back without a value); a shape that
-cannot be meant is one: every check here raises ValueError with one sentence.
+Lack of data is no error (missing cells are -1 or nan, and an estimate may come back without a
+value); a shape that cannot be meant is one: every check here raises ValueError with one sentence.
 
-A table may hold 10,000 x 10,000 cells. So it stays in the dtype it came in, and is worked on in blocks of prompts.
+A table may hold 10,000 x 10,000 cells. So it stays in the dtype it came in, and is worked on in
+blocks of prompts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,30 +13,50 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 MISSING = -1
-BLOCK = 1 << 18  # cells worked on at a time: temporaries of 2 MB, small enough for a cache and large enough for numpy
+BLOCK = (
+    1 << 18
+    # cells worked on at a time: temporaries of 2 MB, small enough for a cache and large enough for
+    # numpy
+)
 
 
 def encode(answers: Sequence[Sequence[str | None]]) -> np.ndarray:
-    """Answers as text, [R][P] with None where there is no answer, to answer_RP: int64 codes, equal code iff equal string.
+    """Answers as text, [R][P] with None where there is no answer, to answer_RP: int64 codes, equal
+    code iff equal string.
 
-    Codes are global (in order of first appearance), so arrays that are to be compared with each other must be encoded
-    in one call.
+    Codes are global (in order of first appearance), so arrays that are to be compared with each
+    other must be encoded in one call.
     """
     if len({len(row) for row in answers}) > 1:
-        raise ValueError("every replica needs one entry per prompt (None where it has no answer); the rows differ in length")
+        raise ValueError(
+            "every replica needs one entry per prompt (None where it has no answer); the "
+            "rows differ in length"
+        )
     code_of: dict[str, int] = {}
-    codes = [[MISSING if text is None else code_of.setdefault(text, len(code_of)) for text in row] for row in answers]
-    return np.array(codes, dtype=np.int64).reshape(len(answers), len(answers[0]) if len(answers) else 0)
+    codes = [
+        [MISSING if text is None else code_of.setdefault(text, len(code_of)) for text in row]
+        for row in answers
+    ]
+    return np.array(codes, dtype=np.int64).reshape(
+        len(answers), len(answers[0]) if len(answers) else 0
+    )
 
 
 def as_answers(answer_RP: np.ndarray, name: str, *, at_least: int = 2) -> np.ndarray:
     answer_RP = np.asarray(answer_RP)
     if answer_RP.ndim != 2 or answer_RP.shape[1] == 0:
-        raise ValueError(f"{name} must be a table of answer codes [replicas, prompts], not shape {answer_RP.shape}")
+        raise ValueError(
+            f"{name} must be a table of answer codes [replicas, prompts], not shape "
+            f"{answer_RP.shape}"
+        )
     if not np.issubdtype(answer_RP.dtype, np.integer):
-        raise ValueError(f"{name} must hold integer answer codes (see encode), not {answer_RP.dtype}")
+        raise ValueError(
+            f"{name} must hold integer answer codes (see encode), not {answer_RP.dtype}"
+        )
     if answer_RP.min(initial=0) < MISSING:
-        raise ValueError(f"{name} holds a negative code other than {MISSING}, which marks a missing answer")
+        raise ValueError(
+            f"{name} holds a negative code other than {MISSING}, which marks a missing answer"
+        )
     return _enough_rows(answer_RP, name, at_least)
 
 
@@ -47,12 +69,19 @@ def as_marks(correct_RP: np.ndarray, name: str, *, at_least: int = 2) -> np.ndar
     """Marks in a dtype of their own: bool; integers, -1 = missing; floats, nan = missing."""
     correct_RP = np.asarray(correct_RP)
     if correct_RP.ndim != 2 or correct_RP.shape[1] == 0:
-        raise ValueError(f"{name} must be a table of 0/1 marks [replicas, prompts], not shape {correct_RP.shape}")
+        raise ValueError(
+            f"{name} must be a table of 0/1 marks [replicas, prompts], not shape {correct_RP.shape}"
+        )
     if correct_RP.dtype.kind not in "biuf":
         correct_RP = correct_RP.astype(np.float64)
     least = MISSING if correct_RP.dtype.kind == "i" else 0
-    if len(correct_RP) and (np.fmin.reduce(correct_RP, axis=None) < least or np.fmax.reduce(correct_RP, axis=None) > 1):
-        raise ValueError(f"{name} must lie between 0 (wrong) and 1 (right), with nan (in integers -1) where there is no mark")
+    if len(correct_RP) and (
+        np.fmin.reduce(correct_RP, axis=None) < least or np.fmax.reduce(correct_RP, axis=None) > 1
+    ):
+        raise ValueError(
+            f"{name} must lie between 0 (wrong) and 1 (right), with nan (in integers -1) "
+            "where there is no mark"
+        )
     return _enough_rows(correct_RP, name, at_least)
 
 
@@ -71,7 +100,10 @@ def filled_rows(table_RP: np.ndarray) -> np.ndarray:
 
 def _enough_rows(array_RP: np.ndarray, name: str, at_least: int) -> np.ndarray:
     if len(array_RP) < at_least:
-        raise ValueError(f"{name} needs at least {at_least} rows, not {len(array_RP)}: one run cannot show how much runs differ")
+        raise ValueError(
+            f"{name} needs at least {at_least} rows, not {len(array_RP)}: one run cannot "
+            "show how much runs differ"
+        )
     return array_RP
 
 
@@ -81,7 +113,10 @@ def as_clusters(cluster_P: np.ndarray | Sequence[int] | None, n_prompts: int) ->
         return np.arange(n_prompts)
     cluster_P = np.asarray(cluster_P)
     if cluster_P.shape != (n_prompts,):
-        raise ValueError(f"cluster_P must name one cluster for each of the {n_prompts} prompts, not shape {cluster_P.shape}")
+        raise ValueError(
+            f"cluster_P must name one cluster for each of the {n_prompts} prompts, not "
+            f"shape {cluster_P.shape}"
+        )
     return np.unique(cluster_P, return_inverse=True)[1]
 
 
@@ -111,18 +146,32 @@ def as_level(level: float) -> float:
     return float(level)
 
 
-def as_members(members: Sequence[np.ndarray | Sequence[int]], n_groups: int, n_replicas: int) -> list[np.ndarray]:
-    """Row numbers of the baseline replicas behind every group. Groups share no replica: else they are no independent runs."""
+def as_members(
+    members: Sequence[np.ndarray | Sequence[int]], n_groups: int, n_replicas: int
+) -> list[np.ndarray]:
+    """Row numbers of the baseline replicas behind every group. Groups share no replica: else they
+    are no independent runs.
+    """
     rows = [np.atleast_1d(np.asarray(group)) for group in members]
     if len(rows) != n_groups:
-        raise ValueError(f"members names {len(rows)} groups, but there are {n_groups} mitigated rows")
-    if any(group.ndim != 1 or group.size == 0 or not np.issubdtype(group.dtype, np.integer) for group in rows):
-        raise ValueError("members must be one non-empty list of baseline row numbers for each group")
+        raise ValueError(
+            f"members names {len(rows)} groups, but there are {n_groups} mitigated rows"
+        )
+    if any(
+        group.ndim != 1 or group.size == 0 or not np.issubdtype(group.dtype, np.integer)
+        for group in rows
+    ):
+        raise ValueError(
+            "members must be one non-empty list of baseline row numbers for each group"
+        )
     flat = np.concatenate(rows)
     if flat.min() < 0 or flat.max() >= n_replicas:
         raise ValueError(f"members names a baseline row outside 0..{n_replicas - 1}")
     if len(np.unique(flat)) != len(flat):
-        raise ValueError("members names a replica twice: groups must be disjoint to be independent runs of the mitigation")
+        raise ValueError(
+            "members names a replica twice: groups must be disjoint to be independent "
+            "runs of the mitigation"
+        )
     return rows
 
 

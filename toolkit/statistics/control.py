@@ -1,7 +1,9 @@
-"""Is today's value still from the same process? Control charts: limits from baseline values, and values judged by them.
+"""Is today's value still from the same process? Control charts: limits from baseline values, and
+values judged by them.
 
-Textbook 3-sigma limits treat the baseline's mean and spread as known; estimated from N = 30 values they alarm up to twice as often as
-their 0.27 %. The prediction limits here hold the stated rate for normal values at every N: use them to decide.
+Textbook 3-sigma limits treat the baseline's mean and spread as known; estimated from N = 30 values
+they alarm up to twice as often as their 0.27 %. The prediction limits here hold the stated rate for
+normal values at every N: use them to decide.
 """
 
 import math
@@ -16,7 +18,9 @@ D3 = math.sqrt(2 - 4 / math.pi)  # its standard deviation, 0.853
 
 @dataclass(frozen=True)
 class Chart:
-    """A value below `low` or above `high` is an alarm. sigma: of single values; n: baseline values; limits None: not to be had."""
+    """A value below `low` or above `high` is an alarm. sigma: of single values; n: baseline values;
+    limits None: not to be had.
+    """
 
     center: float
     low: float | None
@@ -27,7 +31,9 @@ class Chart:
 
 
 def outside(chart: Chart, x_T: np.ndarray) -> np.ndarray:
-    """alarm_T: which new values lie outside the limits. nan, and any value where there are no limits, is no alarm."""
+    """alarm_T: which new values lie outside the limits. nan, and any value where there are no
+    limits, is no alarm.
+    """
     x_T = np.asarray(x_T, dtype=np.float64)
     if chart.low is None or chart.high is None:
         return np.zeros(x_T.shape, dtype=bool)
@@ -35,7 +41,9 @@ def outside(chart: Chart, x_T: np.ndarray) -> np.ndarray:
 
 
 def individuals(x_N: np.ndarray, *, width: float = 3.0) -> Chart:
-    """I chart: mean +- width * MRbar / 1.128, MRbar = mean |x_t - x_(t-1)|. Values in time order; a slow drift hardly widens it."""
+    """I chart: mean +- width * MRbar / 1.128, MRbar = mean |x_t - x_(t-1)|. Values in time order; a
+    slow drift hardly widens it.
+    """
     x_N = _values(x_N)
     sigma = float(np.abs(np.diff(x_N)).mean()) / D2 if len(x_N) > 1 else math.nan
     return _chart(float(x_N.mean()), width * sigma, sigma, len(x_N), f"I chart, {width:g} sigma")
@@ -51,14 +59,22 @@ def moving_range(x_N: np.ndarray) -> Chart:
 
 
 def prediction(x_N: np.ndarray, *, alpha: float = ALPHA) -> Chart:
-    """Prediction limits mean +- t_{1-alpha/2, N-1} s sqrt(1 + 1/N): one new normal value lies outside with probability alpha, at any N.
+    """Prediction limits mean +- t_{1-alpha/2, N-1} s sqrt(1 + 1/N): one new normal value lies
+    outside with probability alpha, at any N.
 
-    No limits below two values, or where all are equal: what never varied says nothing about how far it may.
+    No limits below two values, or where all are equal: what never varied says nothing about how far
+    it may.
     """
     x_N = _values(x_N)
     sigma = float(x_N.std(ddof=1)) if len(x_N) > 1 else math.nan
     half = prediction_half_width(sigma, len(x_N), alpha)
-    return _chart(float(x_N.mean()), half, sigma, len(x_N), f"prediction limits, {100 * alpha:.3g} % false alarms")
+    return _chart(
+        float(x_N.mean()),
+        half,
+        sigma,
+        len(x_N),
+        f"prediction limits, {100 * alpha:.3g} % false alarms",
+    )
 
 
 def prediction_half_width(sigma: float, n: int, alpha: float = ALPHA) -> float:
@@ -67,7 +83,9 @@ def prediction_half_width(sigma: float, n: int, alpha: float = ALPHA) -> float:
 
 
 def moments(x_N: np.ndarray) -> tuple[float, float]:
-    """Skewness and excess kurtosis, both 0 for a normal (Fisher's g1 and g2, corrected for N); 0 below four values or without spread."""
+    """Skewness and excess kurtosis, both 0 for a normal (Fisher's g1 and g2, corrected for N); 0
+    below four values or without spread.
+    """
     x_N = _values(x_N)
     n, deviation_N = len(x_N), x_N - x_N.mean()
     square = float(np.mean(deviation_N**2))
@@ -75,14 +93,18 @@ def moments(x_N: np.ndarray) -> tuple[float, float]:
         return 0.0, 0.0
     skew = float(np.mean(deviation_N**3)) / square**1.5
     excess = float(np.mean(deviation_N**4)) / square**2 - 3
-    return skew * math.sqrt(n * (n - 1)) / (n - 2), (n - 1) / ((n - 2) * (n - 3)) * ((n + 1) * excess + 6)
+    return skew * math.sqrt(n * (n - 1)) / (n - 2), (n - 1) / ((n - 2) * (n - 3)) * (
+        (n + 1) * excess + 6
+    )
 
 
 def reaches(sigma: float, n: int, skew: float, excess: float, alpha: float) -> tuple[float, float]:
-    """How far prediction limits reach below and above the center where the baseline is skewed or heavy-tailed.
+    """How far prediction limits reach below and above the center where the baseline is skewed or
+    heavy-tailed.
 
-    The normal half width, plus half of what the first Cornish-Fisher terms add to its quantile q: skew (q^2 - 1)/6 on the long side and
-    excess (q^3 - 3 q)/24 on both; never less than the normal one. Half, since both are known badly from a few dozen values.
+    The normal half width, plus half of what the first Cornish-Fisher terms add to its quantile q:
+    skew (q^2 - 1)/6 on the long side and excess (q^3 - 3 q)/24 on both; never less than the normal
+    one. Half, since both are known badly from a few dozen values.
     """
     half = prediction_half_width(sigma, n, alpha)
     q = half / sigma
@@ -93,18 +115,24 @@ def reaches(sigma: float, n: int, skew: float, excess: float, alpha: float) -> t
 
 
 def xbar_s(x_GM: np.ndarray) -> tuple[Chart, Chart]:
-    """Xbar and S charts of G groups of M values: for the mean, and for the standard deviation, of a new group of M.
+    """Xbar and S charts of G groups of M values: for the mean, and for the standard deviation, of a
+    new group of M.
 
-    c4 = E[s]/sigma = sqrt(2/(M-1)) Gamma(M/2)/Gamma((M-1)/2); Xbar: mean +- 3 Sbar/(c4 sqrt(M)); S: Sbar +- 3 Sbar/c4 sqrt(1-c4^2), from 0.
+    c4 = E[s]/sigma = sqrt(2/(M-1)) Gamma(M/2)/Gamma((M-1)/2); Xbar: mean +- 3 Sbar/(c4 sqrt(M)); S:
+    Sbar +- 3 Sbar/c4 sqrt(1-c4^2), from 0.
     """
     x_GM = np.asarray(x_GM, dtype=np.float64)
     if x_GM.ndim != 2 or x_GM.shape[1] < 2 or len(x_GM) == 0 or not np.isfinite(x_GM).all():
-        raise ValueError(f"x_GM must be finite values [groups, at least two members], not shape {x_GM.shape}")
+        raise ValueError(
+            f"x_GM must be finite values [groups, at least two members], not shape {x_GM.shape}"
+        )
     groups, m = x_GM.shape
     c4 = math.sqrt(2 / (m - 1)) * math.exp(math.lgamma(m / 2) - math.lgamma((m - 1) / 2))
     spread = float(x_GM.std(axis=1, ddof=1).mean())
     sigma = spread / c4
-    mean = _chart(float(x_GM.mean()), 3 * sigma / math.sqrt(m), sigma, groups, f"Xbar chart, groups of {m}")
+    mean = _chart(
+        float(x_GM.mean()), 3 * sigma / math.sqrt(m), sigma, groups, f"Xbar chart, groups of {m}"
+    )
     half = 3 * sigma * math.sqrt(1 - c4**2)
     ends = (None, None) if mean.low is None else (max(0.0, spread - half), spread + half)
     return mean, Chart(spread, *ends, sigma, groups, f"S chart, groups of {m}")
@@ -112,9 +140,11 @@ def xbar_s(x_GM: np.ndarray) -> tuple[Chart, Chart]:
 
 @dataclass(frozen=True)
 class Ewma:
-    """Exponentially weighted moving average against drift: z_t = weight x_t + (1-weight) z_(t-1), z_0 = center.
+    """Exponentially weighted moving average against drift: z_t = weight x_t + (1-weight) z_(t-1),
+    z_0 = center.
 
-    n: baseline values behind center and sigma; None where both are known. alpha: false alarms at each time.
+    n: baseline values behind center and sigma; None where both are known. alpha: false alarms at
+    each time.
     """
 
     center: float
@@ -133,17 +163,21 @@ class EwmaPath:
 
 
 def ewma(x_N: np.ndarray, *, weight: float = 0.2, alpha: float = ALPHA) -> Ewma:
-    """Mean and standard deviation of baseline values (any order) as the start of an EWMA. No limits where `prediction` has none."""
+    """Mean and standard deviation of baseline values (any order) as the start of an EWMA. No limits
+    where `prediction` has none.
+    """
     chart = prediction(x_N)
     return Ewma(chart.center, chart.sigma if chart.low is not None else 0.0, chart.n, weight, alpha)
 
 
 def ewma_path(chart: Ewma, x_T: np.ndarray) -> EwmaPath:
-    """New values in time order. Half width at time t: q sigma sqrt(weight/(2-weight) (1 - (1-weight)^2t) + (1-(1-weight)^t)^2/n).
+    """New values in time order. Half width at time t: q sigma sqrt(weight/(2-weight) (1 -
+    (1-weight)^2t) + (1-(1-weight)^t)^2/n).
 
-    Known center and sigma (n None): no second term and q the normal quantile (3 for 0.27 %). Estimated: the error of the center
-    enters z_t as often as x has, and q is the t quantile with n-1 degrees of freedom, so that alpha holds at each time for
-    normal values. The rate of an alarm at some time is higher. No alarm where sigma is 0.
+    Known center and sigma (n None): no second term and q the normal quantile (3 for 0.27 %).
+    Estimated: the error of the center enters z_t as often as x has, and q is the t quantile with
+    n-1 degrees of freedom, so that alpha holds at each time for normal values. The rate of an alarm
+    at some time is higher. No alarm where sigma is 0.
     """
     from scipy.special import ndtri
 
@@ -165,7 +199,9 @@ def ewma_path(chart: Ewma, x_T: np.ndarray) -> EwmaPath:
 
 @dataclass(frozen=True)
 class Shares:
-    """A share of size_t events: center +- 3 sigma_z sqrt(center (1-center) / size_t). sigma_z: 1 for the p chart, Laney's for p'."""
+    """A share of size_t events: center +- 3 sigma_z sqrt(center (1-center) / size_t). sigma_z: 1
+    for the p chart, Laney's for p'.
+    """
 
     center: float
     sigma_z: float
@@ -174,41 +210,62 @@ class Shares:
 
 
 def p_chart(count_T: np.ndarray, size_T: np.ndarray) -> Shares:
-    """p chart: binomial limits. Wrong for accuracies of runs, which differ by more than the luck of counting: use `laney`."""
+    """p chart: binomial limits. Wrong for accuracies of runs, which differ by more than the luck of
+    counting: use `laney`.
+    """
     count_T, size_T = _counts(count_T, size_T)
     return Shares(float(count_T.sum() / size_T.sum()), 1.0, len(count_T), "p chart")
 
 
 def laney(count_T: np.ndarray, size_T: np.ndarray) -> Shares:
-    """Laney's p' chart (2002): sigma_z = mean |zeta_t - zeta_(t-1)| / 1.128 of the z scores zeta_t against the p chart's center.
+    """Laney's p' chart (2002): sigma_z = mean |zeta_t - zeta_(t-1)| / 1.128 of the z scores zeta_t
+    against the p chart's center.
 
-    sigma_z is how many times as much as by counting the shares vary. nan with one share, or where all or no events happen.
+    sigma_z is how many times as much as by counting the shares vary. nan with one share, or where
+    all or no events happen.
     """
     count_T, size_T = _counts(count_T, size_T)
     center = float(count_T.sum() / size_T.sum())
     if len(count_T) < 2 or center in (0.0, 1.0):
         return Shares(center, math.nan, len(count_T), "Laney p' chart")
     zeta_T = (count_T / size_T - center) / np.sqrt(center * (1 - center) / size_T)
-    return Shares(center, float(np.abs(np.diff(zeta_T)).mean()) / D2, len(count_T), "Laney p' chart")
+    return Shares(
+        center, float(np.abs(np.diff(zeta_T)).mean()) / D2, len(count_T), "Laney p' chart"
+    )
 
 
 def share_limits(chart: Shares, size_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """low_T, high_T for shares of size_t events each, within [0, 1]; nan where sigma_z is."""
-    half_T = 3 * chart.sigma_z * np.sqrt(chart.center * (1 - chart.center) / np.asarray(size_T, dtype=np.float64))
+    half_T = (
+        3
+        * chart.sigma_z
+        * np.sqrt(chart.center * (1 - chart.center) / np.asarray(size_T, dtype=np.float64))
+    )
     return np.maximum(0.0, chart.center - half_T), np.minimum(1.0, chart.center + half_T)
 
 
 def _values(x_N: np.ndarray) -> np.ndarray:
     x_N = np.asarray(x_N, dtype=np.float64)
     if x_N.ndim != 1 or len(x_N) == 0 or not np.isfinite(x_N).all():
-        raise ValueError(f"a chart needs a row of finite values, not shape {x_N.shape}{'' if np.isfinite(x_N).all() else ' with nan'}")
+        raise ValueError(
+            "a chart needs a row of finite values, not shape "
+            f"{x_N.shape}{'' if np.isfinite(x_N).all() else ' with nan'}"
+        )
     return x_N
 
 
 def _counts(count_T: np.ndarray, size_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count_T, size_T = _values(count_T), _values(size_T)
-    if count_T.shape != size_T.shape or np.any(count_T < 0) or np.any(count_T > size_T) or np.any(size_T < 1):
-        raise ValueError("count_T and size_T must be one count for each size, with 0 <= count <= size and size >= 1")
+    if (
+        count_T.shape != size_T.shape
+        or np.any(count_T < 0)
+        or np.any(count_T > size_T)
+        or np.any(size_T < 1)
+    ):
+        raise ValueError(
+            "count_T and size_T must be one count for each size, with 0 <= count <= size "
+            "and size >= 1"
+        )
     return count_T, size_T
 
 
@@ -219,6 +276,15 @@ def _t(alpha: float, df: float) -> float:
 
 
 def _chart(center: float, half: float, sigma: float, n: int, method: str) -> Chart:
-    """Without limits where nothing varies: an alarm at the first digit that differs would be no control."""
+    """Without limits where nothing varies: an alarm at the first digit that differs would be no
+    control.
+    """
     possible = half > 0 and sigma > 1e-12 * abs(center)
-    return Chart(center, center - half if possible else None, center + half if possible else None, sigma, n, method)
+    return Chart(
+        center,
+        center - half if possible else None,
+        center + half if possible else None,
+        sigma,
+        n,
+        method,
+    )

@@ -9,12 +9,15 @@ class Estimate:
 
     value, low, high: in the unit of the statistic; None where the data cannot support the figure.
     level: nominal coverage of [low, high], 0.95 for a 95 % interval.
-    n_replicas: independent runs of the procedure behind the figure (replicas, or disjoint groups of K).
+    n_replicas: independent runs of the procedure behind the figure (replicas, or disjoint groups of
+    K).
     n_prompts: prompts behind the figure.
     method: how the interval was made, in words that a reader can look up.
-    conclusive: False is printed as INCONCLUSIVE, with `needed` runs of the procedure as the remedy where it is known.
+    conclusive: False is printed as INCONCLUSIVE, with `needed` runs of the procedure as the remedy
+    where it is known.
     note: one sentence for the reader, or empty.
-    p: of a contrast, the two-sided level at which its interval would just touch "no change"; None for other figures.
+    p: of a contrast, the two-sided level at which its interval would just touch "no change"; None
+    for other figures.
     """
 
     value: float | None

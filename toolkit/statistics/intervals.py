@@ -1,4 +1,6 @@
-"""What all intervals share: the jackknife over runs and prompts, quantiles, bounds for events never seen, required sizes."""
+"""What all intervals share: the jackknife over runs and prompts, quantiles, bounds for events never
+seen, required sizes.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -8,11 +10,15 @@ import numpy as np
 
 from toolkit.statistics.arrays import cluster_blocks
 
+# three runs that differ from each other equally often look as if runs brought no error at all
+FEW_RUNS = 5
 NEVER = 100_000  # a required number of runs beyond this is not worth printing as a remedy
 
 
 def jackknife_variance(left_out_J: np.ndarray) -> float:
-    """Variance of a statistic from its values with one unit left out: (J-1)/J * sum (x - mean x)^2 (Tukey 1958)."""
+    """Variance of a statistic from its values with one unit left out: (J-1)/J * sum (x - mean x)^2
+    (Tukey 1958).
+    """
     left_out_J = np.asarray(left_out_J, dtype=np.float64)
     n = len(left_out_J)
     return float((n - 1) / n * np.sum((left_out_J - left_out_J.mean()) ** 2))
@@ -20,10 +26,13 @@ def jackknife_variance(left_out_J: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Leverage:
-    """How the clusters of a suite weigh in the variance of a mean over its prompts, where they differ in size.
+    """How the clusters of a suite weigh in the variance of a mean over its prompts, where they
+    differ in size.
 
-    share_C: of the prompts. weight_C: of the squared deviation of a cluster's sum. df: degrees of freedom of that variance.
-    effective: Kish's number of clusters, (sum n_c)^2 / sum n_c^2. Equal where df and effective are: arrays have no single truth.
+    share_C: of the prompts. weight_C: of the squared deviation of a cluster's sum. df: degrees of
+    freedom of that variance.
+    effective: Kish's number of clusters, (sum n_c)^2 / sum n_c^2. Equal where df and effective are:
+    arrays have no single truth.
     """
 
     share_C: np.ndarray = field(compare=False)
@@ -32,35 +41,43 @@ class Leverage:
     effective: float
 
     def carried_by(self, clusters: float) -> "Leverage":
-        """No more degrees of freedom than so many clusters have (see `effective`): those that make up the figure at all.
+        """No more degrees of freedom than so many clusters have (see `effective`): those that make
+        up the figure at all.
 
-        Satterthwaite's take every prompt to vary alike. Where two runs differ on few templates, only those bring variance, and
-        contrasts of disagreement were covered by 89 to 93 % without this and are by 92 to 96 % with it.
+        Satterthwaite's take every prompt to vary alike. Where two runs differ on few templates,
+        only those bring variance, and contrasts of disagreement were covered by 89 to 93 % without
+        this and are by 92 to 96 % with it.
         """
         return replace(self, df=max(1.0, min(self.df, clusters - 1.0)))
 
 
 def leverage(size_C: np.ndarray) -> Leverage:
-    """Weights and degrees of freedom of a cluster-robust variance, from the number of prompts of each of C > 1 clusters.
+    """Weights and degrees of freedom of a cluster-robust variance, from the number of prompts of
+    each of C > 1 clusters.
 
-    A large cluster pulls the mean towards itself, so its deviation from it is too small. The weights are those of the jackknife
-    over clusters, (C-1)/C / (1 - share)^2 (CR3 of Bell & McCaffrey 2002), which is C/(C-1) where all are equal. In the coverage
-    study the cells of disagreement and accuracy with sizes of 1/rank cover 93 to 100 %.
+    A large cluster pulls the mean towards itself, so its deviation from it is too small. The
+    weights are those of the jackknife over clusters, (C-1)/C / (1 - share)^2 (CR3 of Bell &
+    McCaffrey 2002), which is C/(C-1) where all are equal. In the coverage study the cells of
+    disagreement and accuracy with sizes of 1/rank cover 93 to 100 %.
 
-    Degrees of freedom by Satterthwaite's approximation, (tr V)^2 / tr(V V), for independent prompts of equal variance
-    (Pustejovsky & Tipton 2018, whose working model that is): with W = diag(weight) and S = diag(share) - share share' the
-    covariance of the clusters' deviations, tr V = sum w (p - p^2) and tr(V V) = sum w^2 p^2 (1 - 2p) + (sum w p^2)^2. C - 1 where
-    all are equal.
+    Degrees of freedom by Satterthwaite's approximation, (tr V)^2 / tr(V V), for independent prompts
+    of equal variance (Pustejovsky & Tipton 2018, whose working model that is): with W =
+    diag(weight) and S = diag(share) - share share' the covariance of the clusters' deviations, tr V
+    = sum w (p - p^2) and tr(V V) = sum w^2 p^2 (1 - 2p) + (sum w p^2)^2. C - 1 where all are equal.
     """
     n, share_C = len(size_C), size_C / size_C.sum()
     weight_C = (n - 1) / n / (1 - share_C) ** 2
     trace = float(np.sum(weight_C * share_C * (1 - share_C)))
-    square = float(np.sum((weight_C * share_C) ** 2 * (1 - 2 * share_C)) + np.sum(weight_C * share_C**2) ** 2)
+    square = float(
+        np.sum((weight_C * share_C) ** 2 * (1 - 2 * share_C)) + np.sum(weight_C * share_C**2) ** 2
+    )
     return Leverage(share_C, weight_C, trace**2 / square, 1 / float(np.sum(share_C**2)))
 
 
 def effective(value_P: np.ndarray, cluster_P: np.ndarray) -> float:
-    """How many clusters of equal size would know the mean of this positive figure as well as these do."""
+    """How many clusters of equal size would know the mean of this positive figure as well as these
+    do.
+    """
     sum_C = np.bincount(cluster_P, weights=value_P)
     squares = float(np.sum(sum_C**2))
     return float(sum_C.sum() ** 2 / squares) if squares > 0 else math.inf
@@ -72,7 +89,8 @@ class TwoWay:
 
     runs: variance from the runs, the noise of their single answers included.
     prompts: variance that the choice of prompts adds to it.
-    n_runs, n_clusters: independent runs and clusters of prompts. A part is nan where fewer than two stand behind it.
+    n_runs, n_clusters: independent runs and clusters of prompts. A part is nan where fewer than two
+    stand behind it.
     sizes: what the clusters are worth; None where it is not told, and all are taken to be equal.
     """
 
@@ -92,31 +110,48 @@ class TwoWay:
         return self.sizes.df if self.sizes else self.n_clusters - 1.0
 
     def and_pairs(self, variance: float) -> "TwoWay":
-        """With the second-order variance of pairs of runs beside that of leaving out runs (see `PairShares`)."""
+        """With the second-order variance of pairs of runs beside that of leaving out runs (see
+        `PairShares`).
+        """
         return replace(self, runs=self.runs + variance)
 
     def carried_by(self, value_P: np.ndarray, cluster_P: np.ndarray) -> "TwoWay":
-        """With no more degrees of freedom than the clusters that make up this positive figure (see `Leverage.carried_by`)."""
-        return replace(self, sizes=self.sizes.carried_by(effective(value_P, cluster_P))) if self.sizes else self
+        """With no more degrees of freedom than the clusters that make up this positive figure (see
+        `Leverage.carried_by`).
+        """
+        return (
+            replace(self, sizes=self.sizes.carried_by(effective(value_P, cluster_P)))
+            if self.sizes
+            else self
+        )
 
     def runs_half_width(self, level: float) -> float:
         """From the runs alone."""
-        return t_quantile(level, self.n_runs - 1) * math.sqrt(self.runs) if self.n_runs > 1 else math.nan
+        return (
+            t_quantile(level, self.n_runs - 1) * math.sqrt(self.runs)
+            if self.n_runs > 1
+            else math.nan
+        )
 
     def half_width(self, level: float) -> float:
-        """Half the interval: each part with the t quantile of its own degrees of freedom. nan where a part is."""
+        """Half the interval: each part with the t quantile of its own degrees of freedom. nan where
+        a part is.
+        """
         if self.n_runs < 2 or self.n_clusters < 2:
             return math.nan
         t_runs, t_prompts = t_quantile(level, self.n_runs - 1), t_quantile(level, self.prompt_df)
         return math.sqrt(t_runs**2 * self.runs + t_prompts**2 * self.prompts)
 
     def runs_needed(self, effect: float, level: float, at_least: int) -> int | None:
-        """Runs at which an effect of the observed size would leave its interval on one side, at the same spread per run.
+        """Runs at which an effect of the observed size would leave its interval on one side, at the
+        same spread per run.
 
-        More runs shrink only their own part. None when no number up to NEVER would do: the effect is about 0, or the
-        prompts alone are too few.
+        More runs shrink only their own part. None when no number up to NEVER would do: the effect
+        is about 0, or the prompts alone are too few.
         """
-        fixed = t_quantile(level, self.prompt_df) ** 2 * self.prompts if self.n_clusters > 1 else 0.0
+        fixed = (
+            t_quantile(level, self.prompt_df) ** 2 * self.prompts if self.n_clusters > 1 else 0.0
+        )
 
         def resolves(n: int) -> bool:
             return t_quantile(level, n - 1) ** 2 * self.runs * self.n_runs / n + fixed < effect**2
@@ -126,9 +161,11 @@ class TwoWay:
 
 @dataclass(frozen=True)
 class ByLevels:
-    """The error of a mean over prompts where runs share levels of sources: a `TwoWay` for each source, whose levels are its runs.
+    """The error of a mean over prompts where runs share levels of sources: a `TwoWay` for each
+    source, whose levels are its runs.
 
-    The noise of single answers enters through every source, so the interval is conservative where it leads.
+    The noise of single answers enters through every source, so the interval is conservative where
+    it leads.
     """
 
     sides: tuple[TwoWay, ...]
@@ -149,14 +186,19 @@ class ByLevels:
         """From the levels alone, each source with its own degrees of freedom."""
         if min(side.n_runs for side in self.sides) < 2:
             return math.nan
-        return math.hypot(*(t_quantile(level, side.n_runs - 1) * math.sqrt(side.runs) for side in self.sides))
+        return math.hypot(
+            *(t_quantile(level, side.n_runs - 1) * math.sqrt(side.runs) for side in self.sides)
+        )
 
     def half_width(self, level: float) -> float:
         """Half the interval. nan where a part is."""
         if self.n_clusters < 2:
             return math.nan
         prompts = min(side.prompts for side in self.sides)
-        return math.hypot(self.runs_half_width(level), t_quantile(level, self.sides[0].prompt_df) * math.sqrt(prompts))
+        return math.hypot(
+            self.runs_half_width(level),
+            t_quantile(level, self.sides[0].prompt_df) * math.sqrt(prompts),
+        )
 
 
 Error = TwoWay | ByLevels
@@ -165,19 +207,26 @@ Error = TwoWay | ByLevels
 def two_way(value_P: np.ndarray, left_JP: np.ndarray, cluster_P: np.ndarray) -> TwoWay:
     """Variance of mean(value_P), for runs and clusters of prompts both drawn anew.
 
-    value_P: the statistic per prompt; left_JP: the same without run j (nan = nothing is left: the prompt keeps its value).
-    Runs: V_R, the delete-one jackknife of the mean. Prompts: V_P = sum_c w_c (sum_{i in c} value_i - mean)^2 / M^2 with the
-    weights of `leverage`, which is var/M when every prompt is its own cluster. Both hold the noise of single answers
-    (run x prompt) in full, so their plain sum counts it twice: V_RP, the same jackknife cluster by cluster, is taken off once
-    (as in two-way clustered errors, Cameron, Gelbach & Miller 2011), from V_P and never below 0.
+    value_P: the statistic per prompt; left_JP: the same without run j (nan = nothing is left: the
+    prompt keeps its value). Runs: V_R, the delete-one jackknife of the mean. Prompts: V_P = sum_c
+    w_c (sum_{i in c} value_i - mean)^2 / M^2 with the weights of `leverage`, which is var/M when
+    every prompt is its own cluster. Both hold the noise of single answers (run x prompt) in full,
+    so their plain sum counts it twice: V_RP, the same jackknife cluster by cluster, is taken off
+    once (as in two-way clustered errors, Cameron, Gelbach & Miller 2011), from V_P and never below
+    0. Leaving out one of fewer than FEW_RUNS runs may change nothing by chance: there the sum is
+    never below V_P, which the choice of prompts alone brings.
     """
     cluster_P = np.unique(cluster_P, return_inverse=True)[1]
-    pieces = ((value_P[at], left_JP[:, at], cluster_P[at]) for at in cluster_blocks(len(left_JP), cluster_P))
+    pieces = (
+        (value_P[at], left_JP[:, at], cluster_P[at])
+        for at in cluster_blocks(len(left_JP), cluster_P)
+    )
     return two_way_of(pieces, len(left_JP))
 
 
 def two_way_of(pieces: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], n_runs: int) -> TwoWay:
-    """`two_way` of a table that comes piece by piece: value_P, left_JP, cluster_P of some prompts, sorted by cluster.
+    """`two_way` of a table that comes piece by piece: value_P, left_JP, cluster_P of some prompts,
+    sorted by cluster.
 
     A prompt whose value is nan takes no part.
     """
@@ -197,7 +246,10 @@ def two_way_of(pieces: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], n_ru
         centred_JC = shift_JC - shift_JC.mean(axis=0)
         sum_J += centred_JC.sum(axis=1)
         squares.append(np.sum(centred_JC**2, axis=0))
-    value_P, cluster_P = np.concatenate(values), np.unique(np.concatenate(clusters), return_inverse=True)[1]
+    value_P, cluster_P = (
+        np.concatenate(values),
+        np.unique(np.concatenate(clusters), return_inverse=True)[1],
+    )
     n_prompts = len(value_P)
     if n_prompts == 0:
         return TwoWay(math.nan, math.nan, n_runs, 0)
@@ -207,14 +259,21 @@ def two_way_of(pieces: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], n_ru
         return TwoWay(runs, math.nan, n_runs, n_clusters)
     noise_C = (n_runs - 1) / n_runs * np.concatenate(squares) / n_prompts**2
     prompts, sizes = between_clusters(value_P, cluster_P, noise_C, runs)
+    if n_runs < FEW_RUNS:
+        whole, _ = between_clusters(value_P, cluster_P, np.zeros(n_clusters), 0.0)
+        prompts = max(prompts, whole - runs)
     return TwoWay(runs, prompts, n_runs, n_clusters, sizes)
 
 
-def between_clusters(value_P: np.ndarray, cluster_P: np.ndarray, noise_C: np.ndarray, runs: float) -> tuple[float, Leverage]:
-    """Variance of mean(value_P) that the choice of clusters adds to that of the runs: V_P less V_RP of `two_way`, at least 0.
+def between_clusters(
+    value_P: np.ndarray, cluster_P: np.ndarray, noise_C: np.ndarray, runs: float
+) -> tuple[float, Leverage]:
+    """Variance of mean(value_P) that the choice of clusters adds to that of the runs: V_P less V_RP
+    of `two_way`, at least 0.
 
-    cluster_P: 0..C-1, C > 1. noise_C: V_R of every cluster's sum over the number of all prompts. What a cluster has in common with the
-    whole run, its share of `runs`, is no noise of its own and is taken off first.
+    cluster_P: 0..C-1, C > 1. noise_C: V_R of every cluster's sum over the number of all prompts.
+    What a cluster has in common with the whole run, its share of `runs`, is no noise of its own and
+    is taken off first.
     """
     size_C = np.bincount(cluster_P)
     sizes = leverage(size_C)
@@ -224,7 +283,8 @@ def between_clusters(value_P: np.ndarray, cluster_P: np.ndarray, noise_C: np.nda
 
 
 def cluster_sums(pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
-    """x_JC, some clusters at a time: sums over the prompts of each, from pieces x_JP, cluster_P sorted by cluster.
+    """x_JC, some clusters at a time: sums over the prompts of each, from pieces x_JP, cluster_P
+    sorted by cluster.
 
     A cluster may run on from one piece into the next, so its last one waits.
     """
@@ -245,14 +305,18 @@ def cluster_sums(pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np
 
 
 def t_quantile(level: float, df: float) -> float:
-    """Two-sided: a t variable with df degrees of freedom lies within +- this with probability `level`."""
+    """Two-sided: a t variable with df degrees of freedom lies within +- this with probability
+    `level`.
+    """
     from scipy.special import stdtrit
 
     return float(stdtrit(df, 0.5 + level / 2))
 
 
 def zero_event_bound(units: float, level: float = 0.95) -> float:
-    """One-sided upper limit of a rate after no event in independent units: 1 - (1-level)^(1/units), about 3/units."""
+    """One-sided upper limit of a rate after no event in independent units: 1 - (1-level)^(1/units),
+    about 3/units.
+    """
     if units < 1:
         raise ValueError("a bound needs at least one unit")
     return 1.0 - (1.0 - level) ** (1.0 / units)
@@ -269,17 +333,22 @@ def clopper_pearson(events: int, units: int, level: float = 0.95) -> tuple[float
 
 
 def logit_interval(share: float, half: float) -> tuple[float, float]:
-    """share +- half on the logit scale (to first order): stays inside (0, 1) and leans to the middle, as the errors do."""
+    """share +- half on the logit scale (to first order): stays inside (0, 1) and leans to the
+    middle, as the errors do.
+    """
     step = math.exp(min(half / (share * (1 - share)), 300.0))
     odds = share / (1 - share)
     return odds / step / (1 + odds / step), odds * step / (1 + odds * step)
 
 
 def share_interval(share: float, parts: Error, level: float) -> tuple[float | None, float | None]:
-    """Interval of a share of prompts: on the logit scale, and never tighter at the ends of the scale than what C clusters can know.
+    """Interval of a share of prompts: on the logit scale, and never tighter at the ends of the
+    scale than what C clusters can know.
 
-    A kind of prompt that is rarer than the zero-event bound may be missing from the suite altogether, whatever the others
-    say: so `high` is never below that bound, nor `low` above one less it. A share of exactly 0 or 1 has nothing but that.
+    A kind of prompt that is rarer than the zero-event bound may be missing from the suite
+    altogether, whatever the others
+    say: so `high` is never below that bound, nor `low` above one less it. A share of exactly 0 or 1
+    has nothing but that.
     """
     bound = zero_event_bound(parts.effective, level)
     if share in (0.0, 1.0):
@@ -291,8 +360,12 @@ def share_interval(share: float, parts: Error, level: float) -> tuple[float | No
     return min(low, 1.0 - bound), max(high, bound)
 
 
-def runs_interval(share: float, parts: Error, n_runs: int, level: float) -> tuple[float | None, float | None]:
-    """Interval of a share over fixed prompts, for runs drawn anew: on the logit scale; of 0 and 1 the bound over disjoint pairs of runs."""
+def runs_interval(
+    share: float, parts: Error, n_runs: int, level: float
+) -> tuple[float | None, float | None]:
+    """Interval of a share over fixed prompts, for runs drawn anew: on the logit scale; of 0 and 1
+    the bound over disjoint pairs of runs.
+    """
     if share in (0.0, 1.0):
         bound = zero_event_bound(max(1, n_runs // 2), level)
         return (0.0, bound) if share == 0.0 else (1.0 - bound, 1.0)
@@ -301,15 +374,18 @@ def runs_interval(share: float, parts: Error, n_runs: int, level: float) -> tupl
 
 
 def leave_one_out_variance(x_N: np.ndarray) -> np.ndarray:
-    """Sample variance of x without each value in turn: ((n-1) s^2 - n/(n-1) (x_i - mean)^2) / (n-2), never below 0."""
+    """Sample variance of x without each value in turn: ((n-1) s^2 - n/(n-1) (x_i - mean)^2) /
+    (n-2), never below 0.
+    """
     n = len(x_N)
     square_N = (x_N - x_N.mean()) ** 2
     return np.maximum(square_N.sum() - n / (n - 1) * square_N, 0.0) / (n - 2)
 
 
 HEAVY_TAILS = 1.3
-"""Upper limit of the log of a variance, in half-widths above the middle. Where a few runs lie far off, the usual limit misses nearly
-always on one side: below the variance."""
+"""Upper limit of the log of a variance, in half-widths above the middle. Where a few runs lie far
+off, the usual limit misses nearly always on one side: below the variance.
+"""
 
 
 def log_jackknife(log_value: float, left_out_J: np.ndarray) -> tuple[float, float]:
@@ -320,17 +396,24 @@ def log_jackknife(log_value: float, left_out_J: np.ndarray) -> tuple[float, floa
 
 
 def log_variance_interval(
-    log_value: float, left_log_J: np.ndarray, score_J: np.ndarray | None, level: float, *, scale: float = 1.0
+    log_value: float,
+    left_log_J: np.ndarray,
+    score_J: np.ndarray | None,
+    level: float,
+    *,
+    scale: float = 1.0,
 ) -> tuple[float, float]:
     """Interval of the log of a variance, or of a ratio that has one on top; the estimate is inside.
 
-    left_log_J: the log without each run; its pseudo-values give middle and standard error. score_J: the scores behind the variance, whose
-    kurtosis gives a second standard error, sqrt((excess + 2n/(n-1)) / n) with an excess of at least 0; the larger counts. scale: 0.5 of
-    a standard deviation.
+    left_log_J: the log without each run; its pseudo-values give middle and standard error. score_J:
+    the scores behind the variance, whose kurtosis gives a second standard error, sqrt((excess +
+    2n/(n-1)) / n) with an excess of at least 0; the larger counts. scale: 0.5 of a standard
+    deviation.
 
-    The jackknife alone covers 82 to 90 % of exponential scores with 10 to 64 runs, and 88 to 96 % where a fifth of the runs is of another
-    kind, which has a small kurtosis. In the coverage study (`run_table.sd`) both and `HEAVY_TAILS` cover 92 to 96 % and 96 to 100 % from
-    15 runs on, and 96 to 100 % of normal scores: conservative where tails are light.
+    The jackknife alone covers 82 to 90 % of exponential scores with 10 to 64 runs, and 88 to 96 %
+    where a fifth of the runs is of another kind, which has a small kurtosis. In the coverage study
+    (`run_table.sd`) both and `HEAVY_TAILS` cover 92 to 96 % and 96 to 100 % from 15 runs on, and 96
+    to 100 % of normal scores: conservative where tails are light.
     """
     n = len(left_log_J)
     centre, se = log_jackknife(log_value, left_log_J)
@@ -343,14 +426,18 @@ def log_variance_interval(
 
 
 def sample_kurtosis(x_N: np.ndarray) -> float:
-    """3 of normal numbers; bias-corrected (G2 + 3 of Joanes & Gill 1998), which needs four. 3 where there is no spread."""
+    """3 of normal numbers; bias-corrected (G2 + 3 of Joanes & Gill 1998), which needs four. 3 where
+    there is no spread.
+    """
     from scipy.stats import kurtosis
 
     return 3.0 + float(kurtosis(x_N, bias=False)) if len(x_N) > 3 and np.ptp(x_N) > 0 else 3.0
 
 
 def sample_skewness(x_N: np.ndarray) -> float:
-    """0 of symmetric numbers; bias-corrected (G1 of Joanes & Gill 1998), which needs three. 0 where there is no spread."""
+    """0 of symmetric numbers; bias-corrected (G1 of Joanes & Gill 1998), which needs three. 0 where
+    there is no spread.
+    """
     from scipy.stats import skew
 
     return float(skew(x_N, bias=False)) if len(x_N) > 2 and np.ptp(x_N) > 0 else 0.0
@@ -359,14 +446,18 @@ def sample_skewness(x_N: np.ndarray) -> float:
 def pseudo_contrast(
     full_b: float, left_b_J: np.ndarray, full_a: float, left_a_J: np.ndarray, *, paired: bool
 ) -> tuple[float, float, float]:
-    """b - a of a statistic on the scale of its pseudo-values: middle, standard error, degrees of freedom.
+    """b - a of a statistic on the scale of its pseudo-values: middle, standard error, degrees of
+    freedom.
 
-    left_b_J, left_a_J: the statistic without each run of its arm. Independent arms: Welch's degrees of freedom; paired=True: run j of
-    both arms is left out together, n - 1.
+    left_b_J, left_a_J: the statistic without each run of its arm. Independent arms: Welch's degrees
+    of freedom; paired=True: run j of both arms is left out together, n - 1.
     """
     if paired:
         return *log_jackknife(full_b - full_a, left_b_J - left_a_J), len(left_b_J) - 1.0
-    (centre_b, se_b), (centre_a, se_a) = log_jackknife(full_b, left_b_J), log_jackknife(full_a, left_a_J)
+    (centre_b, se_b), (centre_a, se_a) = (
+        log_jackknife(full_b, left_b_J),
+        log_jackknife(full_a, left_a_J),
+    )
     se = math.hypot(se_b, se_a)
     df = se**4 / (se_b**4 / (len(left_b_J) - 1) + se_a**4 / (len(left_a_J) - 1)) if se > 0 else 1.0
     return centre_b - centre_a, se, df

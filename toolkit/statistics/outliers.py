@@ -1,12 +1,17 @@
 """Runs that stand far off the others, as runs do that failed and were not recognised as failed.
 
-They are named, so that a person can say whether they failed. Means, shares and standard deviations are not withheld because of them:
-only samples that happen to lack such runs would be left, and those know least. Ratios of variances are, below MIN_RUNS_ODD runs. Three
-things are looked at, each with one rule; spread = 1.4826 times the median absolute deviation, the standard deviation of normal values:
+They are named, so that a person can say whether they failed. Means, shares and standard deviations
+are not withheld because of them: only samples that happen to lack such runs would be left, and
+those know least. Ratios of variances are, below MIN_RUNS_ODD runs. Three things are looked at, each
+with one rule; spread = 1.4826 times the median absolute deviation, the standard deviation of normal
+values:
 
-    a number on either side  `far_from_median`   more than 6 spreads off the median; nothing can be told of fewer than 8 numbers
-    a distance, 0 at best    `far_from_centre`   more than 2.5 medians, and 8 spreads (12 for rates of single events) above the median
-    a share that differs     `odd_replicas`      more than 2 medians, and 6 spreads above it, counting on the prompts at hand allowed for
+    a number on either side  `far_from_median`   more than 6 spreads off the median;
+                                                 nothing can be told of fewer than 8 numbers
+    a distance, 0 at best    `far_from_centre`   more than 2.5 medians, and 8 spreads (12 for
+                                                 rates of single events) above the median
+    a share that differs     `odd_replicas`      more than 2 medians, and 6 spreads above it,
+                                                 counting on the prompts at hand allowed for
 """
 
 import math
@@ -24,8 +29,9 @@ ROUNDING = 1e-12
 def far_from_median(x_N: np.ndarray, scale: float = 0.0) -> np.ndarray:
     """Places of numbers more than six spreads off the median.
 
-    Where more than half are equal, all others are: an interval for their standard deviation was seen to cover 72 to 93 % with 10 to 30
-    runs. scale: size of the numbers that x are deviations of; what is below 1e-12 of it, or of the largest x, is rounding.
+    Where more than half are equal, all others are: an interval for their standard deviation was
+    seen to cover 72 to 93 % with 10 to 30 runs. scale: size of the numbers that x are deviations
+    of; what is below 1e-12 of it, or of the largest x, is rounding.
     """
     x_N = np.ravel(x_N)
     if len(x_N) < FEWEST:
@@ -36,24 +42,33 @@ def far_from_median(x_N: np.ndarray, scale: float = 0.0) -> np.ndarray:
 
 
 def far_from_centre(distance_N: np.ndarray, deviations: float = 8.0) -> np.ndarray:
-    """Places of distances that are more than 2.5 times the median one, and `deviations` spreads above it.
+    """Places of distances that are more than 2.5 times the median one, and `deviations` spreads
+    above it.
 
-    Distances are skewed: limits of 2 and 6 would find one in a fifth of the populations of 30 normal runs.
+    Distances are skewed: limits of 2 and 6 would find one in a fifth of the populations of 30
+    normal runs.
     """
     if not len(distance_N):
         return np.zeros(0, dtype=np.int64)
     middle = float(np.median(distance_N))
-    return np.flatnonzero((distance_N > 2.5 * middle) & (distance_N > middle + deviations * _spread(np.abs(distance_N - middle))))
+    return np.flatnonzero(
+        (distance_N > 2.5 * middle)
+        & (distance_N > middle + deviations * _spread(np.abs(distance_N - middle)))
+    )
 
 
 def run_distance(distance_RP: np.ndarray, present_RP: np.ndarray) -> np.ndarray:
     """Root mean square distance of every run, of squared distances per cell."""
-    mean_R = np.where(present_RP, distance_RP, 0.0).sum(axis=1) / np.maximum(present_RP.sum(axis=1), 1)
+    mean_R = np.where(present_RP, distance_RP, 0.0).sum(axis=1) / np.maximum(
+        present_RP.sum(axis=1), 1
+    )
     return np.sqrt(np.maximum(mean_R, 0.0))
 
 
 def odd_replicas(pairs: Pairs) -> np.ndarray:
-    """Rows whose share of answers that differ from those of the others is far above that of the median replica."""
+    """Rows whose share of answers that differ from those of the others is far above that of the
+    median replica.
+    """
     return Differing(len(pairs.present_RP)).add(pairs).rows()
 
 
@@ -61,10 +76,16 @@ class Differing:
     """The same for a table that comes in blocks of prompts."""
 
     def __init__(self, n_replicas: int) -> None:
-        self.agreeing_R, self.answered_R, self.n_prompts = np.zeros(n_replicas), np.zeros(n_replicas, dtype=np.int64), 0
+        self.agreeing_R, self.answered_R, self.n_prompts = (
+            np.zeros(n_replicas),
+            np.zeros(n_replicas, dtype=np.int64),
+            0,
+        )
 
     def add(self, pairs: Pairs) -> "Differing":
-        """Count, for each replica, the share of the others that agree with it, and the prompts that it answered."""
+        """Count, for each replica, the share of the others that agree with it, and the prompts that
+        it answered.
+        """
         others_P = np.maximum(pairs.present_RP.sum(axis=0) - 1, 1)
         self.agreeing_R += np.sum(pairs.others_RP / others_P, axis=1)
         self.answered_R += pairs.present_RP.sum(axis=1)
@@ -83,7 +104,12 @@ class Differing:
 
 def odd_note(row_R: np.ndarray) -> str:
     names = ", ".join(str(row) for row in row_R[:5]) + (", ..." if len(row_R) > 5 else "")
-    return f"rows {names} differ from the others more than twice as often as the median one: did they fail?" if names else ""
+    return (
+        f"rows {names} differ from the others more than twice as often as the median one: "
+        "did they fail?"
+        if names
+        else ""
+    )
 
 
 def _spread(distance_N: np.ndarray) -> float:

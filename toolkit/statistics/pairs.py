@@ -1,4 +1,6 @@
-"""Agreeing pairs of replicas, counted from how many replicas gave each answer: linear in the cells, and how far single pairs lie apart."""
+"""Agreeing pairs of replicas, counted from how many replicas gave each answer: linear in the cells,
+and how far single pairs lie apart.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -8,15 +10,16 @@ import numpy as np
 
 from toolkit.statistics.arrays import blocks
 
-HASH = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: its multiples spread evenly (Knuth, TAOCP 3, 6.4)
+# 2^64 / golden ratio, odd: its multiples spread evenly (Knuth, TAOCP 3, 6.4)
+HASH = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
 class Pairs:
     """Ordered pairs of replicas that answered prompt i.
 
-    others_RP: how many other replicas gave the same answer as r (0 where r is missing); present_RP: where r answered.
-    agreeing_P, all_P: ordered pairs that agree, and all of them.
+    others_RP: how many other replicas gave the same answer as r (0 where r is missing); present_RP:
+    where r answered. agreeing_P, all_P: ordered pairs that agree, and all of them.
     """
 
     others_RP: np.ndarray
@@ -40,7 +43,9 @@ def count_pairs(answer_RP: np.ndarray) -> Pairs:
 
 
 def leave_one_out(pairs: Pairs) -> np.ndarray:
-    """d_RP: disagreement on every prompt without replica r. Who answers v takes 2 (k_v - 1) agreeing ordered pairs along."""
+    """d_RP: disagreement on every prompt without replica r. Who answers v takes 2 (k_v - 1)
+    agreeing ordered pairs along.
+    """
     left_RP = pairs.present_RP.sum(axis=0) - pairs.present_RP
     return _share(pairs.agreeing_P - 2 * pairs.others_RP, left_RP * (left_RP - 1))
 
@@ -52,13 +57,16 @@ FEW_ANSWERS = 32
 
 
 class PairShares:
-    """How far the pairs of runs differ from each other, from a table that comes in blocks of prompts.
+    """How far the pairs of runs differ from each other, from a table that comes in blocks of
+    prompts.
 
-    Leaving out runs shows to first order what they add to the error of a mean over pairs. Where half of the runs are of another
-    kind, that is nothing at all: with three runs of six on either side every run that is left out leaves the same share. The error
-    is then of second order, 2 Var(pair) / n (n-1), the part of a U-statistic's variance that never vanishes (Hoeffding 1948). Where
-    runs are alike it is little, the more so the more runs there are. It is added to the error of a disagreement; in a contrast the
-    larger of the two counts, since both together cover too much where groups are few.
+    Leaving out runs shows to first order what they add to the error of a mean over pairs. Where
+    half of the runs are of another kind, that is nothing at all: with three runs of six on either
+    side every run that is left out leaves the same share. The error is then of second order, 2
+    Var(pair) / n (n-1), the part of a U-statistic's variance that never vanishes (Hoeffding 1948).
+    Where runs are alike it is little, the more so the more runs there are. It is added to the error
+    of a disagreement; in a contrast the larger of the two counts, since both together cover too
+    much where groups are few.
     """
 
     def __init__(self, n_runs: int) -> None:
@@ -81,14 +89,18 @@ class PairShares:
             self.differing_RR[row] -= np.sum((answer_RP == answer_P) & present_RP, axis=1)
 
     def shares(self) -> np.ndarray:
-        """Share of prompts on which runs r and s differ, of those that both answered [r, s]; nan where there are none."""
+        """Share of prompts on which runs r and s differ, of those that both answered [r, s]; nan
+        where there are none.
+        """
         with np.errstate(invalid="ignore"):
             return np.where(self.both_RR > 0, self.differing_RR / self.both_RR, np.nan)
 
     def variance(self, units: int, sources: Mapping[str, np.ndarray] | None = None) -> float:
-        """Second-order variance of the mean over pairs of `units` independent runs; 0 without a pair.
+        """Second-order variance of the mean over pairs of `units` independent runs; 0 without a
+        pair.
 
-        sources: where runs share levels, the codes of `shared_sources`; only pairs that share none count.
+        sources: where runs share levels, the codes of `shared_sources`; only pairs that share none
+        count.
         """
         share_RR = self.shares()
         fresh_RR = np.triu(np.isfinite(share_RR), 1)
@@ -106,7 +118,9 @@ def pair_variance(answer_RP: np.ndarray) -> float:
 
 
 def second_order(pair_N: np.ndarray, units: int) -> float:
-    """2 Var(pair) / n (n-1) of n units, from values of their pairs; 0 without a pair. See `PairShares`."""
+    """2 Var(pair) / n (n-1) of n units, from values of their pairs; 0 without a pair. See
+    `PairShares`.
+    """
     return 2 * float(pair_N.var()) / (units * (units - 1)) if len(pair_N) and units > 1 else 0.0
 
 
@@ -115,15 +129,22 @@ def between_groups(share_RR: np.ndarray, groups: Sequence[np.ndarray]) -> np.nda
     return np.array([share_RR[np.ix_(g, h)].mean() for g, h in itertools.combinations(groups, 2)])
 
 
-def leave_group_out(answer_RP: np.ndarray, pairs: Pairs, groups: Sequence[np.ndarray]) -> np.ndarray:
+def leave_group_out(
+    answer_RP: np.ndarray, pairs: Pairs, groups: Sequence[np.ndarray]
+) -> np.ndarray:
     """d_GP: disagreement on every prompt without the replicas of group g.
 
-    The pairs that go are each member's pairs with everybody, less the pairs inside the group, which that counts twice.
+    The pairs that go are each member's pairs with everybody, less the pairs inside the group, which
+    that counts twice.
     """
     n_P = pairs.present_RP.sum(axis=0)
     d_GP = np.empty((len(groups), len(n_P)))
     for g, group in enumerate(groups):
-        agreeing_P = pairs.agreeing_P - 2 * pairs.others_RP[group].sum(axis=0) + count_pairs(answer_RP[group]).agreeing_P
+        agreeing_P = (
+            pairs.agreeing_P
+            - 2 * pairs.others_RP[group].sum(axis=0)
+            + count_pairs(answer_RP[group]).agreeing_P
+        )
         left_P = n_P - pairs.present_RP[group].sum(axis=0)
         d_GP[g] = _share(agreeing_P, left_P * (left_P - 1))
     return d_GP
@@ -132,7 +153,8 @@ def leave_group_out(answer_RP: np.ndarray, pairs: Pairs, groups: Sequence[np.nda
 def _same_answer(answer_RP: np.ndarray) -> np.ndarray:
     """How many replicas gave the answer of (r, i) to prompt i, itself included."""
     n_prompts = answer_RP.shape[1]
-    n_codes = int(answer_RP.max(initial=-1)) + 2  # missing cells count among themselves in slot 0; the caller ignores them
+    # missing cells count among themselves in slot 0; the caller ignores them
+    n_codes = int(answer_RP.max(initial=-1)) + 2
     key_RP = (answer_RP.astype(np.int64) + 1) + n_codes * np.arange(n_prompts)
     if n_codes * n_prompts <= 8 * answer_RP.size + 1024:
         return np.bincount(key_RP.ravel(), minlength=n_codes * n_prompts)[key_RP]
@@ -142,15 +164,17 @@ def _same_answer(answer_RP: np.ndarray) -> np.ndarray:
 def _occurrences(key_N: np.ndarray) -> np.ndarray:
     """How often the key of every cell occurs, for keys too sparse to count in a table of them.
 
-    Keys are counted in a table of hashed slots. Of the keys that share a slot one has it, and all its cells are done; the
-    cells of the others take another round with another hash.
+    Keys are counted in a table of hashed slots. Of the keys that share a slot one has it, and all
+    its cells are done; the cells of the others take another round with another hash.
     """
     count_N, left_N = np.empty(len(key_N), dtype=np.int64), np.arange(len(key_N))
     bits = int(2 * len(key_N)).bit_length()
     holder_S = np.empty(1 << bits, dtype=np.int64)
     salt = HASH
     while len(left_N):
-        slot_N = ((key_N[left_N].astype(np.uint64) * np.uint64(salt)) >> np.uint64(64 - bits)).astype(np.int64)
+        slot_N = (
+            (key_N[left_N].astype(np.uint64) * np.uint64(salt)) >> np.uint64(64 - bits)
+        ).astype(np.int64)
         holder_S[slot_N] = key_N[left_N]
         holds_N = holder_S[slot_N] == key_N[left_N]
         done_N = slot_N[holds_N]

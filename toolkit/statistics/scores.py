@@ -12,13 +12,22 @@ from toolkit.statistics.arrays import as_clusters, as_level
 from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters_of, verdict
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.intervals import leave_one_out_variance, log_variance_interval
-from toolkit.statistics.means import ROUNDING, effective, few_prompts, log_ratio, mean_estimate, variances
+from toolkit.statistics.means import (
+    ROUNDING,
+    effective,
+    few_prompts,
+    log_ratio,
+    mean_estimate,
+    variances,
+)
 from toolkit.statistics.outliers import far_from_centre, far_from_median, run_distance
 
 Clusters = np.ndarray | Sequence[int] | None
 
-MIN_REPLICAS_ABSOLUTE = 20  # an ICC that counts the variance between runs was seen to be covered from here
-MIN_EFFECTIVE_ICC = 60  # of the variance between prompts: about 180 prompts with normal scores, 600 with exponential ones
+# an ICC that counts the variance between runs was seen to be covered from here
+MIN_REPLICAS_ABSOLUTE = 20
+# of the variance between prompts: about 180 prompts with normal scores, 600 with exponential ones
+MIN_EFFECTIVE_ICC = 60
 FORMS = ("1,1", "A,1", "C,1", "1,k", "A,k", "C,k")
 
 
@@ -27,7 +36,8 @@ class ScoreSpread:
     """How different runs are in a numeric score, in its unit.
 
     sd: standard deviation between runs of the mean score on these prompts.
-    within_prompt_sd: root of the mean over fresh prompts of the variance between runs on one prompt.
+    within_prompt_sd: root of the mean over fresh prompts of the variance between runs on one
+    prompt.
     """
 
     sd: Estimate
@@ -37,23 +47,34 @@ class ScoreSpread:
         return asdict(self)
 
 
-def score_sd(score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float = 0.95) -> ScoreSpread:
-    """How much does a score (log-likelihood, loss, margin, grade) move between two runs: as a mean over the suite, and on one prompt?
+def score_sd(
+    score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float = 0.95
+) -> ScoreSpread:
+    """How much does a score (log-likelihood, loss, margin, grade) move between two runs: as a mean
+    over the suite, and on one prompt?
 
-    `sd` speaks of this suite. Resampled: replicas, by the delete-one jackknife of ln(variance) with t and N-1 degrees of
-    freedom, which does not need normal scores. A missing score counts as the prompt's mean, rescaled per replica.
-    `within_prompt_sd` speaks of fresh prompts. Its square is the variance between the means of runs, with the interval of
-    `sd`, and that about them, for which replicas and clusters of prompts are resampled (two-way jackknife, log scale).
+    `sd` speaks of this suite. Resampled: replicas, by the delete-one jackknife of ln(variance) with
+    t and N-1 degrees of freedom, which does not need normal scores. A missing score counts as the
+    prompt's mean, rescaled per replica. `within_prompt_sd` speaks of fresh prompts. Its square is
+    the variance between the means of runs, with the interval of `sd`, and that about them, for
+    which replicas and clusters of prompts are resampled (two-way jackknife, log scale).
 
-    score_RP: [replicas, prompts], nan = missing. Conclusive: MIN_REPLICAS_SPREAD replicas for `sd`, however far off single
-    runs stand (see `accuracy_spread`); MIN_REPLICAS and clusters worth MIN_EFFECTIVE equal ones for `within_prompt_sd`.
-    Equal scores have no spread to put an interval around. Raises ValueError for other shapes, infinite scores, or fewer than two rows.
+    score_RP: [replicas, prompts], nan = missing. Conclusive: MIN_REPLICAS_SPREAD replicas for `sd`,
+    however far off single runs stand (see `accuracy_spread`); MIN_REPLICAS and clusters worth
+    MIN_EFFECTIVE equal ones for `within_prompt_sd`. Equal scores have no spread to put an interval
+    around. Raises ValueError for other shapes, infinite scores, or fewer than two rows.
     """
     level = as_level(level)
     score_RP, row_R, cluster_P = _scores(score_RP, cluster_P)
     n_replicas, n_prompts = score_RP.shape
     if n_replicas < 3 or n_prompts == 0:
-        nothing = unknown(level, n_replicas, n_prompts, "needs three replicas with scores on common prompts", MIN_REPLICAS_SPREAD)
+        nothing = unknown(
+            level,
+            n_replicas,
+            n_prompts,
+            "needs three replicas with scores on common prompts",
+            MIN_REPLICAS_SPREAD,
+        )
         return ScoreSpread(nothing, nothing)
     present_RP = np.isfinite(score_RP)
     size = float(np.nanmax(np.abs(score_RP)))
@@ -61,30 +82,49 @@ def score_sd(score_RP: np.ndarray, *, cluster_P: Clusters = None, level: float =
     deviation_RP = np.where(present_RP, score_RP - np.nanmean(score_RP, axis=0), 0.0)
     mean_R = deviation_RP.sum(axis=1) / present_RP.sum(axis=1)
     own_RP = np.where(present_RP, deviation_RP - mean_R[:, None], 0.0) ** 2
-    odd_R = np.union1d(far_from_median(mean_R, size), far_from_centre(run_distance(own_RP, present_RP)))
+    odd_R = np.union1d(
+        far_from_median(mean_R, size), far_from_centre(run_distance(own_RP, present_RP))
+    )
 
     variance, left_R = float(mean_R.var(ddof=1)), leave_one_out_variance(mean_R)
-    enough, needed, note = verdict(n_replicas, "", row_R[odd_R], MIN_REPLICAS_SPREAD)  # prompts are given
+    # prompts are given
+    enough, needed, note = verdict(n_replicas, "", row_R[odd_R], MIN_REPLICAS_SPREAD)
     method = "log-variance jackknife-t over replicas, these prompts"
     if left_R.min() <= tiny:
         low = high = None
-        enough, note = False, "all replicas, or all but one, have the same mean score: there is no spread to put an interval around"
+        enough, note = (
+            False,
+            "all replicas, or all but one, have the same mean score: there is no spread "
+            "to put an interval around",
+        )
     else:
-        low, high = map(math.exp, log_variance_interval(math.log(variance), np.log(left_R), mean_R, level))
+        low, high = map(
+            math.exp, log_variance_interval(math.log(variance), np.log(left_R), mean_R, level)
+        )
     sd = Estimate(variance, low, high, level, n_replicas, n_prompts, method, enough, needed, note)
 
-    # On one prompt: the variance between the means of runs, and that about them, each with its own error (Zou & Donner 2008).
-    own = mean_estimate(*variances(own_RP, present_RP), cluster_P, level, row_R[odd_R], positive=True, tiny=tiny)
+    # On one prompt: the variance between the means of runs, and that about them, each with its own
+    # error (Zou & Donner 2008).
+    own = mean_estimate(
+        *variances(own_RP, present_RP), cluster_P, level, row_R[odd_R], positive=True, tiny=tiny
+    )
     own_value = own.value or 0.0
     within = replace(own, value=own_value + variance)
     if own.low is not None and own.high is not None and low is not None and high is not None:
-        down, up = math.hypot(own_value - own.low, variance - low), math.hypot(own.high - own_value, high - variance)
-        within = replace(within, low=max(own_value + variance - down, 0.0), high=own_value + variance + up)
+        down, up = (
+            math.hypot(own_value - own.low, variance - low),
+            math.hypot(own.high - own_value, high - variance),
+        )
+        within = replace(
+            within, low=max(own_value + variance - down, 0.0), high=own_value + variance + up
+        )
     return ScoreSpread(_root(sd), _root(within))
 
 
 def _root(variance: Estimate) -> Estimate:
-    value, low, high = (None if x is None else math.sqrt(x) for x in (variance.value, variance.low, variance.high))
+    value, low, high = (
+        None if x is None else math.sqrt(x) for x in (variance.value, variance.low, variance.high)
+    )
     return replace(variance, value=value, low=low, high=high)
 
 
@@ -94,22 +134,30 @@ def _about(value: float, centre: float, half: float) -> tuple[float, float]:
 
 
 def icc(
-    score_RP: np.ndarray, form: str = "A,1", *, interval: str = "jackknife", cluster_P: Clusters = None, level: float = 0.95
+    score_RP: np.ndarray,
+    form: str = "A,1",
+    *,
+    interval: str = "jackknife",
+    cluster_P: Clusters = None,
+    level: float = 0.95,
 ) -> Estimate:
     """How much of a score is the prompt, and not the run that was measured?
 
-    Estimand: the intraclass correlation, the share of the variance of a score that lies between prompts, for fresh runs
-    and prompts. `form` in the names of McGraw & Wong 1996 (those of Shrout & Fleiss 1979 behind): "1,1" (1,1), runs not
-    told apart; "A,1" (2,1), absolute agreement of single runs; "C,1" (3,1), consistency, where a shift of a whole run
-    does not count; with k for 1, of the mean of the N runs at hand (by Spearman-Brown).
-    interval="jackknife": replicas and clusters of prompts are resampled (two-way jackknife on the log of variance
-    between prompts over the rest). interval="F": the intervals published with the forms, from F distributions, to compare with
-    the literature. They hold for independent normal scores of equal variance (of skewed ones they were seen to cover 30 %), so
-    they are never conclusive, and they know no clusters.
+    Estimand: the intraclass correlation, the share of the variance of a score that lies between
+    prompts, for fresh runs and prompts. `form` in the names of McGraw & Wong 1996 (those of Shrout
+    & Fleiss 1979 behind): "1,1" (1,1), runs not told apart; "A,1" (2,1), absolute agreement of
+    single runs; "C,1" (3,1), consistency, where a shift of a whole run does not count; with k for
+    1, of the mean of the N runs at hand (by Spearman-Brown). interval="jackknife": replicas and
+    clusters of prompts are resampled (two-way jackknife on the log of variance between prompts over
+    the rest). interval="F": the intervals published with the forms, from F distributions, to
+    compare with the literature. They hold for independent normal scores of equal variance (of
+    skewed ones they were seen to cover 30 %), so they are never conclusive, and they know no
+    clusters.
 
-    score_RP: [replicas, prompts]; prompts that a replica lacks are left out. Conclusive: clusters worth
-    MIN_EFFECTIVE_ICC equal ones, and MIN_REPLICAS_ABSOLUTE replicas (MIN_REPLICAS for "C").
-    Raises ValueError for an unknown form or interval, other shapes, infinite scores, or fewer than two rows.
+    score_RP: [replicas, prompts]; prompts that a replica lacks are left out. Conclusive: clusters
+    worth MIN_EFFECTIVE_ICC equal ones, and MIN_REPLICAS_ABSOLUTE replicas (MIN_REPLICAS for "C").
+    Raises ValueError for an unknown form or interval, other shapes, infinite scores, or fewer than
+    two rows.
     """
     level = as_level(level)
     if form not in FORMS:
@@ -131,14 +179,23 @@ def icc(
     if single.between + single.rest <= tiny:
         return unknown(level, k, n, "all scores are equal: there is no variance to divide")
     odd_R = row_R[far_from_median(score_RP.mean(axis=1), size)] if form[0] != "C" else row_R[:0]
-    enough, needed, note = verdict(k, few_clusters_of(cluster_P), odd_R, MIN_REPLICAS if form[0] == "C" else MIN_REPLICAS_ABSOLUTE)
+    enough, needed, note = verdict(
+        k,
+        few_clusters_of(cluster_P),
+        odd_R,
+        MIN_REPLICAS if form[0] == "C" else MIN_REPLICAS_ABSOLUTE,
+    )
     if enough and effective(single.between_P, cluster_P) < MIN_EFFECTIVE_ICC:
         enough, note = False, few_prompts(single.between_P, cluster_P, MIN_EFFECTIVE_ICC)
     low = high = None
     method = "two-way jackknife-t over replicas and prompts, log scale of the ratio of variances"
     if interval == "F":
         method = "F, McGraw & Wong 1996" if form[0] == "A" else "F, Shrout & Fleiss 1979"
-        enough, note = False, "published interval, to compare with the literature: it holds for normal scores of equal variance only"
+        enough, note = (
+            False,
+            "published interval, to compare with the literature: it holds for normal "
+            "scores of equal variance only",
+        )
         low, high = _published(score_RP, form[0], level)
     elif k > 2 and single.between > tiny < single.rest:
         low, high = single.jackknife(cluster_P, level)
@@ -146,14 +203,23 @@ def icc(
         enough, note = False, note or "the variance between prompts, or the rest, is not above 0"
     value = single.between / (single.between + single.rest)
     if form[2] == "k":
-        value, low, high = (None if x is None or 1 + (k - 1) * x <= 0 else k * x / (1 + (k - 1) * x) for x in (value, low, high))
-    note = "; ".join(filter(None, [note, f"{dropped} prompts that a replica lacks are left out" if dropped else ""]))
+        value, low, high = (
+            None if x is None or 1 + (k - 1) * x <= 0 else k * x / (1 + (k - 1) * x)
+            for x in (value, low, high)
+        )
+    note = "; ".join(
+        filter(
+            None, [note, f"{dropped} prompts that a replica lacks are left out" if dropped else ""]
+        )
+    )
     return Estimate(value, low, high, level, k, n, method, enough, needed, note)
 
 
 @dataclass(frozen=True)
 class _SingleRun:
-    """Variance between prompts, and the rest of the variance of the score of a single run: per prompt, and without each run."""
+    """Variance between prompts, and the rest of the variance of the score of a single run: per
+    prompt, and without each run.
+    """
 
     between_P: np.ndarray
     left_between_RP: np.ndarray
@@ -169,15 +235,19 @@ class _SingleRun:
         return float(self.rest_P.mean())
 
     def jackknife(self, cluster_P: np.ndarray, level: float) -> tuple[float, float]:
-        low, high = log_ratio(self.between_P, self.left_between_RP, self.rest_P, self.left_rest_RP, cluster_P, level)
+        low, high = log_ratio(
+            self.between_P, self.left_between_RP, self.rest_P, self.left_rest_RP, cluster_P, level
+        )
         return 1 / (1 + math.exp(-low)), 1 / (1 + math.exp(-high))
 
 
 def _single_run(score_RP: np.ndarray, form: str) -> _SingleRun:
-    """The mean squares of the analysis of variance, taken apart by prompt: the means are the usual estimators.
+    """The mean squares of the analysis of variance, taken apart by prompt: the means are the usual
+    estimators.
 
-    Between: the mean product of two runs, each about its own mean. The rest: the variance over runs on one prompt, for
-    "C" about the means of the runs. "1" does not know that runs have means of their own.
+    Between: the mean product of two runs, each about its own mean. The rest: the variance over runs
+    on one prompt, for "C" about the means of the runs. "1" does not know that runs have means of
+    their own.
     """
     k, n = score_RP.shape
     own_RP = (score_RP - score_RP.mean(axis=1, keepdims=True)) * math.sqrt(n / (n - 1))
@@ -196,14 +266,18 @@ def _single_run(score_RP: np.ndarray, form: str) -> _SingleRun:
 
 
 def _published(score_RP: np.ndarray, form: str, level: float) -> tuple[float, float]:
-    """The intervals of Shrout & Fleiss 1979 for single runs, and of McGraw & Wong 1996 for agreement (Satterthwaite's df)."""
+    """The intervals of Shrout & Fleiss 1979 for single runs, and of McGraw & Wong 1996 for
+    agreement (Satterthwaite's df).
+    """
     from scipy.special import fdtri
 
     k, n = score_RP.shape
     mean_P, mean_R = score_RP.mean(axis=0), score_RP.mean(axis=1)
     rows = k * float(mean_P.var(ddof=1))
     columns = n * float(mean_R.var(ddof=1))
-    error = float(np.sum((score_RP - mean_P - mean_R[:, None] + score_RP.mean()) ** 2)) / ((n - 1) * (k - 1))
+    error = float(np.sum((score_RP - mean_P - mean_R[:, None] + score_RP.mean()) ** 2)) / (
+        (n - 1) * (k - 1)
+    )
     q = 0.5 + level / 2
     if form != "A":
         df = n * (k - 1) if form == "1" else (n - 1) * (k - 1)
@@ -213,7 +287,9 @@ def _published(score_RP: np.ndarray, form: str, level: float) -> tuple[float, fl
     rho = (rows - error) / (rows + (k - 1) * error + k * (columns - error) / n)
     a = k * rho / (n * (1 - rho))
     b = 1 + k * rho * (n - 1) / (n * (1 - rho))
-    df = (a * columns + b * error) ** 2 / ((a * columns) ** 2 / (k - 1) + (b * error) ** 2 / ((n - 1) * (k - 1)))
+    df = (a * columns + b * error) ** 2 / (
+        (a * columns) ** 2 / (k - 1) + (b * error) ** 2 / ((n - 1) * (k - 1))
+    )
     f_low, f_high = fdtri(n - 1, df, q), fdtri(df, n - 1, q)
     rest = k * columns + (k * n - k - n) * error
     low = n * (rows - f_low * error) / (f_low * rest + n * rows)
@@ -221,10 +297,15 @@ def _published(score_RP: np.ndarray, form: str, level: float) -> tuple[float, fl
 
 
 def _scores(score_RP: np.ndarray, cluster_P: Clusters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores of the runs that have any, on the prompts that two of them have; which rows they are; clusters of these prompts."""
+    """Scores of the runs that have any, on the prompts that two of them have; which rows they are;
+    clusters of these prompts.
+    """
     score_RP = np.asarray(score_RP, dtype=np.float64)
     if score_RP.ndim != 2 or score_RP.shape[1] == 0 or len(score_RP) < 2:
-        raise ValueError(f"score_RP must be a table of numbers [replicas, prompts] with two rows at least, not shape {score_RP.shape}")
+        raise ValueError(
+            "score_RP must be a table of numbers [replicas, prompts] with two rows at "
+            f"least, not shape {score_RP.shape}"
+        )
     if np.any(np.isinf(score_RP)):
         raise ValueError("score_RP holds an infinite score; nan marks a missing one")
     cluster_P = as_clusters(cluster_P, score_RP.shape[1])

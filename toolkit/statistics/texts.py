@@ -1,4 +1,6 @@
-"""How different the texts of two runs are: how far apart, and after how many tokens they part. (Equal or not: `disagreement`.)"""
+"""How different the texts of two runs are: how far apart, and after how many tokens they part.
+(Equal or not: `disagreement`.)
+"""
 
 import itertools
 import math
@@ -17,7 +19,8 @@ from toolkit.statistics.outliers import far_from_centre
 Clusters = np.ndarray | Sequence[int] | None
 Text = Sequence[Hashable]  # tokens; a str is a sequence of characters
 
-CELLS = 1 << 18  # of the tables that are filled at a time: small enough for a cache, large enough for numpy
+# of the tables that are filled at a time: small enough for a cache, large enough for numpy
+CELLS = 1 << 18
 MEDIAN = 0.5
 
 
@@ -29,24 +32,29 @@ def edit_distance(
     cluster_P: Clusters = None,
     level: float = 0.95,
 ) -> Estimate:
-    """How much of the longer text must be edited to turn the answer of one fresh run into that of another?
+    """How much of the longer text must be edited to turn the answer of one fresh run into that of
+    another?
 
-    Estimand: E Levenshtein(a, b) / max(|a|, |b|) for two fresh runs on a fresh prompt, from 0 to 1: insertions, deletions and
-    substitutions of tokens (of characters, for strings); 0 for equal texts.
-    Equal texts are compared once, whatever their number. A prompt with more than `pairs` pairs of different texts is
-    sampled, by rng (needed only then): the replicas stand in a random ring and each is compared with its next neighbours, so
-    that all take part in equally many pairs (a balanced incomplete U-statistic, Blom 1976).
-    Resampled: replicas and clusters of prompts, as in `disagreement`, with its bounds near 0.
+    Estimand: E Levenshtein(a, b) / max(|a|, |b|) for two fresh runs on a fresh prompt, from 0 to 1:
+    insertions, deletions and substitutions of tokens (of characters, for strings); 0 for equal
+    texts. Equal texts are compared once, whatever their number. A prompt with more than `pairs`
+    pairs of different texts is sampled, by rng (needed only then): the replicas stand in a random
+    ring and each is compared with its next neighbours, so that all take part in equally many pairs
+    (a balanced incomplete U-statistic, Blom 1976). Resampled: replicas and clusters of prompts, as
+    in `disagreement`, with its bounds near 0.
 
-    texts: [R][P], None = missing. Conclusive: MIN_REPLICAS replicas. Cost: product of the lengths after the common
-    beginning, per pair. Raises ValueError for ragged rows, fewer than two, pairs below 3, or if rng is needed and missing.
+    texts: [R][P], None = missing. Conclusive: MIN_REPLICAS replicas. Cost: product of the lengths
+    after the common beginning, per pair. Raises ValueError for ragged rows, fewer than two, pairs
+    below 3, or if rng is needed and missing.
     """
     level = as_level(level)
     n_prompts = _table(texts)
     if pairs < 3:
         raise ValueError(f"pairs must be at least 3, not {pairs}")
     cluster_P = as_clusters(cluster_P, n_prompts)
-    row_R = np.array([r for r, row in enumerate(texts) if any(text is not None for text in row)], dtype=np.int64)
+    row_R = np.array(
+        [r for r, row in enumerate(texts) if any(text is not None for text in row)], dtype=np.int64
+    )
     value_P, left_RP = np.full(n_prompts, np.nan), np.full((len(row_R), n_prompts), np.nan)
     mean_RP, sampled = np.full((len(row_R), n_prompts), np.nan), 0
     for i in range(n_prompts):
@@ -58,10 +66,16 @@ def edit_distance(
             one_N, two_N = np.triu_indices(len(distinct), 1)
             apart_UU = np.zeros((len(distinct), len(distinct)))
             apart_UU[one_N, two_N] = apart_UU[two_N, one_N] = _normalised(distinct, one_N, two_N)
-            sum_R, partners = (apart_UU @ np.bincount(text_R, minlength=len(distinct)))[text_R], n - 1
+            sum_R, partners = (
+                (apart_UU @ np.bincount(text_R, minlength=len(distinct)))[text_R],
+                n - 1,
+            )
         else:
             if rng is None:
-                raise ValueError(f"prompt {i} has more than {pairs} pairs of different texts: give a generator to sample them")
+                raise ValueError(
+                    f"prompt {i} has more than {pairs} pairs of different texts: give a "
+                    "generator to sample them"
+                )
             sampled += 1
             ring_R = rng.permutation(n)[: min(n, pairs)]  # the others are missing here
             reach, n = min(pairs // len(ring_R), (len(ring_R) - 1) // 2), len(ring_R)
@@ -69,7 +83,9 @@ def edit_distance(
             one_N = np.tile(np.arange(n), reach)
             two_N = (one_N + np.repeat(np.arange(1, reach + 1), n)) % n
             apart_N = _normalised(distinct, text_R[one_N], text_R[two_N])
-            sum_R = np.bincount(one_N, weights=apart_N, minlength=n) + np.bincount(two_N, weights=apart_N, minlength=n)
+            sum_R = np.bincount(one_N, weights=apart_N, minlength=n) + np.bincount(
+                two_N, weights=apart_N, minlength=n
+            )
         value_P[i] = sum_R.sum() / (n * partners)
         left_RP[:, i] = value_P[i]
         left_RP[there_R, i] = (sum_R.sum() - 2 * sum_R) / ((n - 2) * partners) if n > 2 else np.nan
@@ -81,7 +97,9 @@ def edit_distance(
 
 @dataclass(frozen=True)
 class KaplanMeier:
-    """Survival at the distinct times: who was at risk just before, how many had the event, and the product limit after it."""
+    """Survival at the distinct times: who was at risk just before, how many had the event, and the
+    product limit after it.
+    """
 
     t: np.ndarray
     survival: np.ndarray
@@ -95,13 +113,19 @@ class KaplanMeier:
 
 
 def kaplan_meier(time_N: np.ndarray, event_N: np.ndarray) -> KaplanMeier:
-    """S(t) = prod_{s <= t} (1 - events_s / at risk_s): survival where some units were watched only up to a time (Kaplan & Meier 1958).
+    """S(t) = prod_{s <= t} (1 - events_s / at risk_s): survival where some units were watched only
+    up to a time (Kaplan & Meier 1958).
 
-    time_N: of the event, or up to which the unit was watched; event_N: True = event. A unit watched up to t is at risk at t.
-    Raises ValueError for other shapes or times that are not finite.
+    time_N: of the event, or up to which the unit was watched; event_N: True = event. A unit watched
+    up to t is at risk at t. Raises ValueError for other shapes or times that are not finite.
     """
     time_N, event_N = np.asarray(time_N), np.asarray(event_N, dtype=bool)
-    if time_N.ndim != 1 or time_N.shape != event_N.shape or len(time_N) == 0 or not np.isfinite(time_N).all():
+    if (
+        time_N.ndim != 1
+        or time_N.shape != event_N.shape
+        or len(time_N) == 0
+        or not np.isfinite(time_N).all()
+    ):
         raise ValueError("kaplan_meier needs one finite time and one mark of an event per unit")
     t, index_N = np.unique(time_N, return_inverse=True)
     left_T = np.bincount(index_N, minlength=len(t))
@@ -112,10 +136,12 @@ def kaplan_meier(time_N: np.ndarray, event_N: np.ndarray) -> KaplanMeier:
 
 @dataclass(frozen=True)
 class Divergence:
-    """After how many tokens two runs part. Arrays over depth: position t = 1, 2, ... of the text, its end being a token too.
+    """After how many tokens two runs part. Arrays over depth: position t = 1, 2, ... of the text,
+    its end being a token too.
 
-    survival: S(t), the share of pairs of fresh runs that still agree after t tokens, with pointwise intervals low, high (nan
-    where too little is left to say). at_risk: pairs equal so far and watched at t; events: those that part there.
+    survival: S(t), the share of pairs of fresh runs that still agree after t tokens, with pointwise
+    intervals low, high (nan where too little is left to say). at_risk: pairs equal so far and
+    watched at t; events: those that part there.
     median: the t at which half have parted. at: S at the lengths that were asked for.
     """
 
@@ -134,9 +160,17 @@ class Divergence:
         return self.events / self.at_risk
 
     def to_dict(self) -> dict:
-        arrays = {name: [None if math.isnan(x) else x for x in getattr(self, name).tolist()] for name in ("survival", "low", "high")}
+        arrays = {
+            name: [None if math.isnan(x) else x for x in getattr(self, name).tolist()]
+            for name in ("survival", "low", "high")
+        }
         counts = {name: getattr(self, name).tolist() for name in ("t", "at_risk", "events")}
-        return {**counts, **arrays, "median": self.median.to_dict(), "at": {t: found.to_dict() for t, found in self.at.items()}}
+        return {
+            **counts,
+            **arrays,
+            "median": self.median.to_dict(),
+            "at": {t: found.to_dict() for t, found in self.at.items()},
+        }
 
 
 def first_divergence(
@@ -149,30 +183,37 @@ def first_divergence(
 ) -> Divergence:
     """After how many tokens do the texts of two fresh runs part?
 
-    Estimand: S(t) = P(two fresh runs agree on the first t tokens of a fresh prompt), for texts that go on that long. The exact
-    match at length t, so it does not depend on how long the texts happen to be. Pairs are survival data: a pair of equal texts
-    is watched to their end and no longer (right-censored), which does not bias S if long answers part no faster than short
-    ones do at the same depth (Kaplan & Meier 1958). The end of a text is its last token: where one stops and the other goes
-    on, they part; equal texts agree on it too. Texts of max_length tokens were cut off and have no end.
-    All pairs count, but none is looked at: texts are sorted, and those that share a beginning stand together. The cost is
-    linear in the tokens of the different texts, and in replicas times depth for the intervals.
-    Resampled: replicas and clusters of prompts (two-way jackknife of ln S to first order, logit scale), never pairs, which
-    share replicas. No interval where too few prompts or clusters are left; the same bounds near 1 and 0
-    as in `disagreement`, from the prompts that are left.
+    Estimand: S(t) = P(two fresh runs agree on the first t tokens of a fresh prompt), for texts that
+    go on that long. The exact match at length t, so it does not depend on how long the texts happen
+    to be. Pairs are survival data: a pair of equal texts is watched to their end and no longer
+    (right-censored), which does not bias S if long answers part no faster than short ones do at the
+    same depth (Kaplan & Meier 1958). The end of a text is its last token: where one stops and the
+    other goes on, they part; equal texts agree on it too. Texts of max_length tokens were cut off
+    and have no end. All pairs count, but none is looked at: texts are sorted, and those that share
+    a beginning stand together. The cost is linear in the tokens of the different texts, and in
+    replicas times depth for the intervals. Resampled: replicas and clusters of prompts (two-way
+    jackknife of ln S to first order, logit scale), never pairs, which share replicas. No interval
+    where too few prompts or clusters are left; the same bounds near 1 and 0 as in `disagreement`,
+    from the prompts that are left.
 
-    texts: [R][P] of tokens, None = missing; tokens of one type that can be sorted. Conclusive: MIN_REPLICAS replicas,
-    enough prompts left, and for the median both ends. Raises ValueError for ragged rows, fewer than two, or texts longer
-    than max_length.
+    texts: [R][P] of tokens, None = missing; tokens of one type that can be sorted. Conclusive:
+    MIN_REPLICAS replicas, enough prompts left, and for the median both ends. Raises ValueError for
+    ragged rows, fewer than two, or texts longer than max_length.
     """
     level = as_level(level)
     n_prompts = _table(texts)
     cluster_P = as_clusters(cluster_P, n_prompts)
-    row_R = np.array([r for r, row in enumerate(texts) if any(text is not None for text in row)], dtype=np.int64)
+    row_R = np.array(
+        [r for r, row in enumerate(texts) if any(text is not None for text in row)], dtype=np.int64
+    )
     n = len(row_R)
     trees = [_tree([texts[r][i] for r in row_R], max_length) for i in range(n_prompts)]
     depth = max((tree.depth for tree in trees), default=0)
     at_risk_T, events_T = np.zeros(depth, dtype=np.int64), np.zeros(depth, dtype=np.int64)
-    prompts_T, clusters_CT = np.zeros(depth, dtype=np.int64), np.zeros((int(cluster_P.max()) + 1, depth), dtype=bool)
+    prompts_T, clusters_CT = (
+        np.zeros(depth, dtype=np.int64),
+        np.zeros((int(cluster_P.max()) + 1, depth), dtype=bool),
+    )
     risk_R, parted_R = np.zeros(n), np.zeros(n)
     for i, tree in enumerate(trees):
         if tree.depth == 0:
@@ -187,9 +228,17 @@ def first_divergence(
         parted_R[tree.there_R] += part_UT.sum(axis=1)[tree.text_R]
     depth = int(np.count_nonzero(at_risk_T))  # what is at risk at t was at risk before
     if depth == 0:
-        nothing = unknown(level, n, 0, "no prompt was answered by two replicas", MIN_REPLICAS if n < MIN_REPLICAS else None)
+        nothing = unknown(
+            level,
+            n,
+            0,
+            "no prompt was answered by two replicas",
+            MIN_REPLICAS if n < MIN_REPLICAS else None,
+        )
         empty, none = np.zeros(0), np.zeros(0, dtype=np.int64)
-        return Divergence(none, empty, empty, empty, none, none, nothing, {int(length): nothing for length in at})
+        return Divergence(
+            none, empty, empty, empty, none, none, nothing, {int(length): nothing for length in at}
+        )
 
     at_risk_T, events_T = at_risk_T[:depth], events_T[:depth]
     t = np.arange(1, depth + 1)
@@ -197,13 +246,25 @@ def first_divergence(
     clusters_T = clusters_CT.sum(axis=0)
     runs_T, prompts_part_T, sizes = _error(trees, cluster_P, n, at_risk_T, events_T)
     low_T, high_T = np.full(depth, np.nan), np.full(depth, np.nan)
-    few_T = [few_clusters(int(c), min(c, sizes.effective if sizes else c)) for c in clusters_T[:depth]]
+    few_T = [
+        few_clusters(int(c), min(c, sizes.effective if sizes else c)) for c in clusters_T[:depth]
+    ]
     for k in range(depth) if n > 2 else ():
         if few_T[k]:
             continue
         value = float(survival_T[k])
-        left = None if sizes is None else replace(sizes, df=min(sizes.df, clusters_T[k] - 1), effective=min(sizes.effective, clusters_T[k]))
-        parts = TwoWay(value**2 * runs_T[k], value**2 * prompts_part_T[k], n, int(clusters_T[k]), left)
+        left = (
+            None
+            if sizes is None
+            else replace(
+                sizes,
+                df=min(sizes.df, clusters_T[k] - 1),
+                effective=min(sizes.effective, clusters_T[k]),
+            )
+        )
+        parts = TwoWay(
+            value**2 * runs_T[k], value**2 * prompts_part_T[k], n, int(clusters_T[k]), left
+        )
         low_T[k], high_T[k] = share_interval(value, parts, level)
     odd_R = row_R[_odd(parted_R, risk_R)]
     method = "Kaplan-Meier over pairs, two-way jackknife-t over replicas and prompts, logit scale"
@@ -214,23 +275,45 @@ def first_divergence(
         k = length - 1
         enough, needed, note = verdict(n, few_T[k], odd_R)
         ends = (None, None) if math.isnan(low_T[k]) else (float(low_T[k]), float(high_T[k]))
-        return Estimate(float(survival_T[k]), *ends, level, n, int(prompts_T[k]), method, enough, needed, note)
+        return Estimate(
+            float(survival_T[k]), *ends, level, n, int(prompts_T[k]), method, enough, needed, note
+        )
 
     enough, needed, note = verdict(n, few_T[0], odd_R)
-    value, low, high = _first(t, survival_T <= MEDIAN), _first(t, low_T <= MEDIAN), _first(t, high_T <= MEDIAN)
+    value, low, high = (
+        _first(t, survival_T <= MEDIAN),
+        _first(t, low_T <= MEDIAN),
+        _first(t, high_T <= MEDIAN),
+    )
     if enough and (value is None or low is None or high is None):
         enough = False
-        note = f"more than half may still agree at token {depth}, the last at which texts could be compared"
-    median = Estimate(value, low, high, level, n, int(prompts_T[0]), method + ", inverted", enough, needed, note)
-    return Divergence(t, survival_T, low_T, high_T, at_risk_T, events_T, median, {int(length): survival_at(length) for length in at})
+        note = (
+            f"more than half may still agree at token {depth}, the last at which texts could "
+            "be compared"
+        )
+    median = Estimate(
+        value, low, high, level, n, int(prompts_T[0]), method + ", inverted", enough, needed, note
+    )
+    return Divergence(
+        t,
+        survival_T,
+        low_T,
+        high_T,
+        at_risk_T,
+        events_T,
+        median,
+        {int(length): survival_at(length) for length in at},
+    )
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """The different texts on one prompt, sorted, so that those with a common beginning stand together.
+    """The different texts on one prompt, sorted, so that those with a common beginning stand
+    together.
 
-    count_U: replicas with each; full_U: tokens with the end; shared_U: tokens shared with the text before (0 for the first).
-    there_R: rows that answered; text_R: which text they gave. depth: the last token at which any pair is at risk.
+    count_U: replicas with each; full_U: tokens with the end; shared_U: tokens shared with the text
+    before (0 for the first). there_R: rows that answered; text_R: which text they gave. depth: the
+    last token at which any pair is at risk.
     """
 
     there_R: np.ndarray
@@ -241,17 +324,24 @@ class _Tree:
     depth: int
 
     def others(self) -> tuple[np.ndarray, np.ndarray]:
-        """For a replica with text u, at token t: with how many others it still agreed before, and with how many it parts there."""
+        """For a replica with text u, at token t: with how many others it still agreed before, and
+        with how many it parts there.
+        """
         depth_1T, index_U1 = np.arange(self.depth + 1), np.arange(len(self.count_U))[:, None]
-        new_UT = self.shared_U[:, None] < depth_1T  # starts a group of texts that share this many tokens
+        # starts a group of texts that share this many tokens
+        new_UT = self.shared_U[:, None] < depth_1T
         new_UT[0] = True
         first_UT = np.maximum.accumulate(np.where(new_UT, index_U1, 0), axis=0)
         ends_UT = np.concatenate([new_UT[1:], np.ones_like(new_UT[:1])])
-        last_UT = np.minimum.accumulate(np.where(ends_UT, index_U1, len(index_U1))[::-1], axis=0)[::-1]
+        last_UT = np.minimum.accumulate(np.where(ends_UT, index_U1, len(index_U1))[::-1], axis=0)[
+            ::-1
+        ]
         total = np.concatenate([[0], np.cumsum(self.count_U)])
         size_UT = total[last_UT + 1] - total[first_UT]
         there_UT = self.full_U[:, None] >= depth_1T[1:]
-        return np.where(there_UT, size_UT[:, :-1] - 1, 0), np.where(there_UT, size_UT[:, :-1] - size_UT[:, 1:], 0)
+        return np.where(there_UT, size_UT[:, :-1] - 1, 0), np.where(
+            there_UT, size_UT[:, :-1] - size_UT[:, 1:], 0
+        )
 
 
 def _tree(texts: Sequence[Text | None], max_length: int | None) -> _Tree:
@@ -262,9 +352,13 @@ def _tree(texts: Sequence[Text | None], max_length: int | None) -> _Tree:
     sorted_texts = [distinct[u] for u in order_U]
     length_U = np.array([len(text) for text in sorted_texts], dtype=np.int64)
     if max_length is not None and length_U.max(initial=0) > max_length:
-        raise ValueError(f"a text of {length_U.max()} tokens is longer than max_length, {max_length}")
+        raise ValueError(
+            f"a text of {length_U.max()} tokens is longer than max_length, {max_length}"
+        )
     full_U = length_U + 1 if max_length is None else np.minimum(length_U + 1, max_length)
-    shared_U = np.array([0] + [_shared(one, two) for one, two in itertools.pairwise(sorted_texts)], dtype=np.int64)[: len(distinct)]
+    shared_U = np.array(
+        [0] + [_shared(one, two) for one, two in itertools.pairwise(sorted_texts)], dtype=np.int64
+    )[: len(distinct)]
     count_U = np.bincount(rank_U[text_R], minlength=len(distinct))
     deepest = max(int(full_U[count_U > 1].max(initial=0)), int(shared_U[1:].max(initial=-1)) + 1)
     return _Tree(there_R, rank_U[text_R], count_U, full_U, shared_U, deepest)
@@ -273,10 +367,13 @@ def _tree(texts: Sequence[Text | None], max_length: int | None) -> _Tree:
 def _error(
     trees: list[_Tree], cluster_P: np.ndarray, n: int, at_risk_T: np.ndarray, events_T: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, Leverage | None]:
-    """The two parts of `two_way` for ln S(t), at every t: d ln S = - sum_{s <= t} (de_s - h_s da_s) / (a_s (1 - h_s)); and what the
-    clusters are worth, by their prompts."""
+    """The two parts of `two_way` for ln S(t), at every t: d ln S = - sum_{s <= t} (de_s - h_s da_s)
+    / (a_s (1 - h_s)); and what the clusters are worth, by their prompts.
+    """
     depth, hazard_T = len(at_risk_T), events_T / at_risk_T
-    weight_T = np.where(hazard_T < 1, 1 / (at_risk_T * np.maximum(1 - hazard_T, 1 / at_risk_T)), 0.0)
+    weight_T = np.where(
+        hazard_T < 1, 1 / (at_risk_T * np.maximum(1 - hazard_T, 1 / at_risk_T)), 0.0
+    )
 
     def effect(risk_T: np.ndarray, events_T: np.ndarray) -> np.ndarray:
         to = risk_T.shape[-1]
@@ -285,7 +382,9 @@ def _error(
         return -np.cumsum(step, axis=-1)
 
     sum_RT, noise_CT, own_CT, size_C = np.zeros((n, depth)), [], [], []
-    for _, members in itertools.groupby(np.argsort(cluster_P, kind="stable"), key=lambda i: cluster_P[i]):
+    for _, members in itertools.groupby(
+        np.argsort(cluster_P, kind="stable"), key=lambda i: cluster_P[i]
+    ):
         shift_RT, own_T, size = np.zeros((n, depth)), np.zeros(depth), 0
         for i in members:
             tree = trees[i]
@@ -313,7 +412,10 @@ def _error(
 
 def _table(texts: Sequence[Sequence[Text | None]]) -> int:
     if len(texts) < 2 or len({len(row) for row in texts}) > 1 or len(texts[0]) == 0:
-        raise ValueError("texts must have two rows (replicas) at least, all with one entry per prompt (None where there is no text)")
+        raise ValueError(
+            "texts must have two rows (replicas) at least, all with one entry per prompt "
+            "(None where there is no text)"
+        )
     return len(texts[0])
 
 
@@ -324,13 +426,18 @@ def _distinct(texts: Sequence[Text | None]) -> tuple[np.ndarray, np.ndarray, lis
     for r, text in enumerate(texts):
         if text is not None:
             rows.append(r)
-            which.append(index.setdefault(text if isinstance(text, str) else tuple(text), len(index)))
+            which.append(
+                index.setdefault(text if isinstance(text, str) else tuple(text), len(index))
+            )
     return np.array(rows, dtype=np.int64), np.array(which, dtype=np.int64), list(index)  # type: ignore[arg-type]
 
 
 def _shared(one: Text, two: Text) -> int:
     """Length of the common beginning."""
-    return next((k for k, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    return next(
+        (k for k, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
+        min(len(one), len(two)),
+    )
 
 
 def _first(t: np.ndarray, reached_T: np.ndarray) -> float | None:
@@ -342,9 +449,14 @@ def _odd(events_R: np.ndarray, chances_R: np.ndarray) -> np.ndarray:
 
 
 def _normalised(distinct: Sequence[Text], one_N: np.ndarray, two_N: np.ndarray) -> np.ndarray:
-    """Levenshtein distance over the length of the longer text, for pairs of texts given by number (0 for a text with itself)."""
+    """Levenshtein distance over the length of the longer text, for pairs of texts given by number
+    (0 for a text with itself).
+    """
     code: dict[Hashable, int] = {}
-    tokens = [np.array([code.setdefault(token, len(code)) for token in text], dtype=np.int32) for text in distinct]
+    tokens = [
+        np.array([code.setdefault(token, len(code)) for token in text], dtype=np.int32)
+        for text in distinct
+    ]
     length_U = np.array([len(text) for text in tokens])
     apart_N, differ_N = np.zeros(len(one_N)), np.flatnonzero(one_N != two_N)
     apart_N[differ_N] = levenshtein([(tokens[one_N[k]], tokens[two_N[k]]) for k in differ_N])
@@ -352,10 +464,12 @@ def _normalised(distinct: Sequence[Text], one_N: np.ndarray, two_N: np.ndarray) 
 
 
 def levenshtein(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Fewest insertions, deletions and substitutions that turn one array of token codes (>= 0) into the other, for every pair.
+    """Fewest insertions, deletions and substitutions that turn one array of token codes (>= 0) into
+    the other, for every pair.
 
-    Wagner & Fischer 1974, row by row, for many pairs of similar length at once. A row is d_j = min over j' <= j of
-    (what row above and diagonal allow at j') + (j - j'), so the chain of insertions is a running minimum of d_j - j.
+    Wagner & Fischer 1974, row by row, for many pairs of similar length at once. A row is d_j = min
+    over j' <= j of (what row above and diagonal allow at j') + (j - j'), so the chain of insertions
+    is a running minimum of d_j - j.
     """
     rest = [_after_common_beginning(*sorted(pair, key=len)) for pair in pairs]
     distance_N = np.zeros(len(pairs), dtype=np.int64)

@@ -1,8 +1,10 @@
-"""Kinds of runs that are not among those at hand: what a verdict must allow for where the runs show no difference.
+"""Kinds of runs that are not among those at hand: what a verdict must allow for where the runs show
+no difference.
 
-An interval is made from the spread that the sample shows. Runs without a difference show none, so that only prompts are left in their
-interval, and five equal runs on 600 prompts look as sure as five hundred. For a figure that is fair, and its note says so; a verdict (a
-colour, PASS, "supported") needs both bounds: of kinds of prompts, and of kinds of runs.
+An interval is made from the spread that the sample shows. Runs without a difference show none, so
+that only prompts are left in their interval, and five equal runs on 600 prompts look as sure as
+five hundred. For a figure that is fair, and its note says so; a verdict (a colour, PASS,
+"supported") needs both bounds: of kinds of prompts, and of kinds of runs.
 """
 
 from dataclasses import replace
@@ -18,27 +20,36 @@ from toolkit.statistics.intervals import zero_event_bound
 def disagreement_for_verdict(differ: Estimate, answer_RP: np.ndarray) -> Estimate:
     """The interval of a disagreement that a verdict may rest on.
 
-    Where no two runs differ, but for one run at most, its upper end is at least the zero-event bound over disjoint pairs of the equal
-    runs, as in `disagreement(fresh_prompts=False)`; where all pairs differ on all prompts, the lower end accordingly. Else as it is.
-    answer_RP: the codes that `differ` was estimated from. Raises ValueError for what are no codes.
+    Where no two runs differ, but for one run at most, its upper end is at least the zero-event
+    bound over disjoint pairs of the equal runs, as in `disagreement(fresh_prompts=False)`; where
+    all pairs differ on all prompts, the lower end accordingly. Else as it is. answer_RP: the codes
+    that `differ` was estimated from. Raises ValueError for what are no codes.
     """
     if differ.value is None or differ.low is None or differ.high is None:
         return differ
     if differ.value == 1.0:
         runs = differ.n_replicas
         bound = zero_event_bound(max(1, runs // 2), differ.level)
-        return replace(differ, low=min(differ.low, 1 - bound), note=_note(runs, bound, "agreement", differ.note))
+        return replace(
+            differ,
+            low=min(differ.low, 1 - bound),
+            note=_note(runs, bound, "agreement", differ.note),
+        )
     runs = equal_runs(answer_RP)
     if runs is None:
         return differ
     bound = zero_event_bound(max(1, runs // 2), differ.level)
-    return replace(differ, high=max(differ.high, bound), note=_note(runs, bound, "difference", differ.note))
+    return replace(
+        differ, high=max(differ.high, bound), note=_note(runs, bound, "difference", differ.note)
+    )
 
 
 def share_for_verdict(share: Estimate, mark_RP: np.ndarray) -> Estimate:
-    """The same for a share that every run has by itself, an accuracy or a rate, from its marks 1, 0, and nan or -1 (missing).
+    """The same for a share that every run has by itself, an accuracy or a rate, from its marks 1,
+    0, and nan or -1 (missing).
 
-    Of N equal runs a kind that makes up q = 1 - (1-level)^(1/N) of all runs may not be among them, and may be all right, or all wrong.
+    Of N equal runs a kind that makes up q = 1 - (1-level)^(1/N) of all runs may not be among them,
+    and may be all right, or all wrong.
     """
     if share.value is None or share.low is None or share.high is None:
         return share
@@ -46,7 +57,10 @@ def share_for_verdict(share: Estimate, mark_RP: np.ndarray) -> Estimate:
     if runs is None:
         return share
     q = zero_event_bound(runs, share.level)
-    low, high = min(share.low, (1 - q) * share.value), max(share.high, share.value + q * (1 - share.value))
+    low, high = (
+        min(share.low, (1 - q) * share.value),
+        max(share.high, share.value + q * (1 - share.value)),
+    )
     return replace(share, low=low, high=high, note=_note(runs, q, "difference", share.note))
 
 
@@ -61,7 +75,8 @@ def encode_marks(mark_RP: np.ndarray) -> np.ndarray:
 def equal_runs(answer_RP: np.ndarray) -> int | None:
     """How many runs answer all prompts alike, if that are all of them, or all but one; else None.
 
-    A run without any answer is none; a missing answer (-1) differs from nothing. Fewer than two equal runs are none, either.
+    A run without any answer is none; a missing answer (-1) differs from nothing. Fewer than two
+    equal runs are none, either.
     """
     answer_RP = as_answers(answer_RP, "answer_RP", at_least=1)
     row_R = filled_rows(answer_RP)
@@ -90,7 +105,9 @@ def _alike(answer_RP: np.ndarray) -> np.ndarray:
 
 
 def _alone(answer_R: np.ndarray) -> list[int]:
-    """Runs that are alone with their answer to a prompt, where there are two answers: without one of them the others agree."""
+    """Runs that are alone with their answer to a prompt, where there are two answers: without one
+    of them the others agree.
+    """
     codes, count_V = np.unique(answer_R[answer_R >= 0], return_counts=True)
     alone = codes[count_V == 1] if len(codes) == 2 else codes[:0]
     return np.flatnonzero(np.isin(answer_R, alone)).tolist()
@@ -98,5 +115,8 @@ def _alone(answer_R: np.ndarray) -> list[int]:
 
 def _note(runs: int, bound: float, what: str, before: str) -> str:
     """A bound that is said already is not said twice."""
-    said = f"{runs} runs without a {what} may lack other kinds of runs: an upper limit of {bound:.2g} for these"
+    said = (
+        f"{runs} runs without a {what} may lack other kinds of runs: an upper limit of "
+        f"{bound:.2g} for these"
+    )
     return before if said in before else "; ".join(filter(None, [said, before]))

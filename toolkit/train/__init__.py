@@ -1,7 +1,8 @@
-"""Stacked training: R replicas of one condition at once on one base, each with its own seeds, loss, clipping and moments.
+"""Stacked training: R replicas of one condition at once on one base, each with its own seeds, loss,
+clipping and moments.
 
-Nothing is shared between replicas but the base, so a replica becomes what it would become alone (the same peft + PyTorch loop, to
-rounding), and a replica that diverges harms no other.
+Nothing is shared between replicas but the base, so a replica becomes what it would become alone
+(the same peft + PyTorch loop, to rounding), and a replica that diverges harms no other.
 """
 
 from toolkit.train.checkpoint import Checkpoint

@@ -1,4 +1,5 @@
-"""A stack that was interrupted goes on where it was: weights, moments, and all that was noted of the steps so far.
+"""A stack that was interrupted goes on where it was: weights, moments, and all that was noted of
+the steps so far.
 
 Nothing else is needed for the same bits: batches and dropout masks are functions of (seed, step).
 """
@@ -12,29 +13,37 @@ from typing import Any
 
 import torch
 
-from toolkit.files import replacing
+from toolkit.record.files import replacing
 
 SECONDS = 60.0
 """between two checkpoints; what takes less is cheaper to start again"""
 
 
 class Checkpoint:
-    """One file of one stack. `mark` names all that decides its bits: a file with another mark is not its own, and is not used."""
+    """One file of one stack. `mark` names all that decides its bits: a file with another mark is
+    not its own, and is not used.
+    """
 
     def __init__(self, path: Path, mark: str, seconds: float = SECONDS):
         self.path, self.mark, self.seconds = path, mark, seconds
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """What was saved; None where nothing was, or where the file is broken or of something else."""
+        """What was saved; None where nothing was, or where the file is broken or of something
+        else.
+        """
         try:
             found = torch.load(self.path, weights_only=True, mmap=False)
         except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError):
             return None
-        return found["state"] if isinstance(found, dict) and found.get("mark") == self.mark else None
+        return (
+            found["state"] if isinstance(found, dict) and found.get("mark") == self.mark else None
+        )
 
     def save_when_due(self, state: dict[str, Any]) -> None:
-        """Not before `seconds` have passed since the last time. Raises OSError when the disk refuses."""
+        """Not before `seconds` have passed since the last time. Raises OSError when the disk
+        refuses.
+        """
         if time.monotonic() - self._last < self.seconds:
             return
         with replacing(self.path) as file:

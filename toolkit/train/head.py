@@ -1,4 +1,6 @@
-"""The loss of a large vocabulary, a piece of tokens at a time: the logits of a whole step would be the largest tensor by far."""
+"""The loss of a large vocabulary, a piece of tokens at a time: the logits of a whole step would be
+the largest tensor by far.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.stack import Stack
+from toolkit.model.stack import Stack
 
 
 def plain_head(model: nn.Module) -> bool:
-    """Whether the logits of a base are those of its output head, neither scaled nor capped afterwards as in Gemma 2 or Cohere."""
+    """Whether the logits of a base are those of its output head, neither scaled nor capped
+    afterwards as in Gemma 2 or Cohere.
+    """
     ids = torch.arange(2, device=next(model.parameters()).device)[None]
     stack = Stack(model, ())
     try:
@@ -25,20 +29,32 @@ def plain_head(model: nn.Module) -> bool:
 
 
 def token_losses_in_pieces(
-    stack: Stack, ids: Tensor, position: Tensor, target: Tensor, *, replicas: int, piece: int, label_smoothing: float = 0.0
+    stack: Stack,
+    ids: Tensor,
+    position: Tensor,
+    target: Tensor,
+    *,
+    replicas: int,
+    piece: int,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """`token_losses` without soft targets, [N, L], of a base with a plain head; the logits of at most `piece` tokens are formed at a time.
+    """`token_losses` without soft targets, [N, L], of a base with a plain head; the logits of at
+    most `piece` tokens are formed at a time.
 
     N is replicas * rows of each. Raises ValueError for a piece of no tokens.
     """
     hidden = stack.hidden(ids, position)
     sizes = pieces(replicas, target.numel() // replicas, piece)
-    losses: Any = _Losses.apply(hidden.flatten(0, 1), *_weights(stack.model), target.flatten(), label_smoothing, sizes)
+    losses: Any = _Losses.apply(
+        hidden.flatten(0, 1), *_weights(stack.model), target.flatten(), label_smoothing, sizes
+    )
     return losses.view(target.shape)
 
 
 def pieces(replicas: int, tokens: int, most: int) -> list[int]:
-    """Sizes of pieces of all replicas' tokens, `tokens` each. Every replica is cut alike: the shape of a product is part of its bits."""
+    """Sizes of pieces of all replicas' tokens, `tokens` each. Every replica is cut alike: the shape
+    of a product is part of its bits.
+    """
     if most < 1:
         raise ValueError(f"a piece has at least one token, not {most}")
     if tokens > most:
@@ -56,13 +72,19 @@ def _weights(model: nn.Module) -> tuple[Tensor, Tensor | None]:
 class _Losses(torch.autograd.Function):
     """Cross-entropy [M] in nats of hidden states [M, H] under a frozen head [V, H].
 
-    The gradient of each token's loss is formed with the loss, while its logits are there: nothing is computed twice, and what is kept is
-    of the size of the hidden states.
+    The gradient of each token's loss is formed with the loss, while its logits are there: nothing
+    is computed twice, and what is kept is of the size of the hidden states.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, target_M: Tensor, smooth: float, sizes: list[int]
+        ctx: Any,
+        hidden_MH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        target_M: Tensor,
+        smooth: float,
+        sizes: list[int],
     ) -> Tensor:
         losses, gradients = [], []
         V = len(weight_VH)
@@ -74,7 +96,9 @@ class _Losses(torch.autograd.Function):
                 share = torch.softmax(logits, -1)
                 del logits
                 share.scatter_add_(1, target[:, None], share.new_full((len(target), 1), smooth - 1))
-                gradients.append((share.sub_(smooth / V) if smooth else share).to(hidden.dtype) @ weight_VH)
+                gradients.append(
+                    (share.sub_(smooth / V) if smooth else share).to(hidden.dtype) @ weight_VH
+                )
         ctx.save_for_backward(*([torch.cat(gradients)] if gradients else []))
         return torch.cat(losses)
 

@@ -1,4 +1,6 @@
-"""Where training starts: the initial factors of LoRA, or R copies of all weights, and what of them is trained."""
+"""Where training starts: the initial factors of LoRA, or R copies of all weights, and what of them
+is trained.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +11,33 @@ import torch
 from torch import Tensor
 
 from toolkit import seeds as seed
-from toolkit.full import FullStack
+from toolkit.model.full import FullStack
+from toolkit.model.stack import Stack, lora_scale
 from toolkit.recipe import Condition
-from toolkit.stack import Stack, lora_scale
 
 Weights_R = dict[str, tuple[Tensor, ...]]
 """LoRA: module -> A [R, r, I], B [R, O, r]. Full fine-tuning: parameter -> W [R, ...]."""
 
 
 def initial_weights(
-    stack: Stack, condition: Condition, seeds_R: Sequence[dict[str, int]], dtype: torch.dtype, device: torch.device
+    stack: Stack,
+    condition: Condition,
+    seeds_R: Sequence[dict[str, int]],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Weights_R, float]:
-    """What each replica starts from, and the scale of its adapter. What is trained requires a gradient.
+    """What each replica starts from, and the scale of its adapter. What is trained requires a
+    gradient.
 
-    seeds_R: of every replica its seed `init`, and `perturb` where the condition asks for it. A copy of the base has no random start.
+    seeds_R: of every replica its seed `init`, and `perturb` where the condition asks for it. A copy
+    of the base has no random start.
     """
     if isinstance(stack, FullStack):
         weights, scale = stack.copies(len(seeds_R), dtype), 1.0
     else:
-        weights = initial_factors(stack, condition.rank, [s["init"] for s in seeds_R], dtype, device, init=condition.init)
+        weights = initial_factors(
+            stack, condition.rank, [s["init"] for s in seeds_R], dtype, device, init=condition.init
+        )
         scale = lora_scale(condition.rank, condition.alpha or 2 * condition.rank, condition.rslora)
         for A, _ in weights.values():
             A.requires_grad_("A" not in condition.freeze)
@@ -37,16 +47,24 @@ def initial_weights(
 
 
 def initial_factors(
-    stack: Stack, rank: int, init_seeds: Sequence[int], dtype: torch.dtype, device: torch.device, *, init: str = "kaiming"
+    stack: Stack,
+    rank: int,
+    init_seeds: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    init: str = "kaiming",
 ) -> Weights_R:
     """Factors whose product is zero, by one of `INITS`.
 
-    Each (replica, module) has a generator of its own, on the CPU, so a draw depends on nothing else.
+    Each (replica, module) has a generator of its own, on the CPU, so a draw depends on nothing
+    else.
     """
     factors = {}
     for name, layer in stack.layers.items():
         A = torch.empty(len(init_seeds), rank, layer.in_features)
-        B = torch.zeros(len(init_seeds), rank, layer.out_features).transpose(1, 2)  # [R, r, O] in memory
+        # [R, r, O] in memory
+        B = torch.zeros(len(init_seeds), rank, layer.out_features).transpose(1, 2)
         for r, init_seed in enumerate(init_seeds):
             INITS[init](A[r], B[r], torch.Generator().manual_seed(seed.derive(init_seed, name)))
         factors[name] = (A.to(device, dtype).requires_grad_(), B.to(device, dtype).requires_grad_())
@@ -65,9 +83,11 @@ def _gaussian(A: Tensor, B: Tensor, generator: torch.Generator) -> None:
 
 
 def _orthogonal(A: Tensor, B: Tensor, generator: torch.Generator) -> None:
-    """PEFT's `orthogonal`: A in the span of one half of a random orthogonal basis of the rank, B in that of the other.
+    """PEFT's `orthogonal`: A in the span of one half of a random orthogonal basis of the rank, B in
+    that of the other.
 
-    So B A = 0 with neither factor zero (datta0.github.io/posts/rethink-lora-init). Needs an even rank.
+    So B A = 0 with neither factor zero (datta0.github.io/posts/rethink-lora-init). Needs an even
+    rank.
     """
     rank, width = A.shape
     Q = torch.linalg.qr(torch.randn(rank, rank, generator=generator))[0]
@@ -80,16 +100,19 @@ INITS: dict[str, Callable[[Tensor, Tensor, torch.Generator], None]] = {
     "gaussian": _gaussian,
     "orthogonal": _orthogonal,
 }
-"""name -> what fills A [r, I] and B [O, r], which is zero. Those of PEFT that move a part of the base into the adapter (PiSSA, OLoRA) are
-left out: their product is not the change."""
+"""name -> what fills A [r, I] and B [O, r], which is zero. Those of PEFT that move a part of the
+base into the adapter (PiSSA, OLoRA) are left out: their product is not the change.
+"""
 
 
 @torch.no_grad()
 def flip_last_bits(weights: Weights_R, seeds_R: Sequence[int]) -> None:
-    """Change one initial weight of every replica, in place, by the smallest step that its dtype has: its last bit.
+    """Change one initial weight of every replica, in place, by the smallest step that its dtype
+    has: its last bit.
 
-    Which one, its own seed says; a weight of zero is passed over, as the next number to it is no change of a last digit. How far so
-    small a change goes: Summers & Dinneen 2021, arXiv:2103.04514.
+    Which one, its own seed says; a weight of zero is passed over, as the next number to it is no
+    change of a last digit. How far so small a change goes: Summers & Dinneen 2021,
+    arXiv:2103.04514.
     """
     tensors = [x for several in weights.values() for x in several if bool(x.any())]
     ends = np.cumsum([x[0].numel() for x in tensors])

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from toolkit.compiled import compiled
 from toolkit.data import Example
-from toolkit.distill import Said, Teacher, soft_targets
 from toolkit.environment import seconds_used
-from toolkit.full import stacked_whole
-from toolkit.plan import TrainingPlan, learning_rate, snapshot_steps
+from toolkit.model.compiled import compiled
+from toolkit.model.full import stacked_whole
+from toolkit.model.stack import CounterDropout, stacked
 from toolkit.recipe import Condition
-from toolkit.stack import CounterDropout, stacked
+from toolkit.recipe.schedule import TrainingPlan, learning_rate, snapshot_steps
 from toolkit.train.checkpoint import Checkpoint
+from toolkit.train.distill import Said, Teacher, soft_targets
 from toolkit.train.head import token_losses_in_pieces
 from toolkit.train.initial import Weights_R, initial_weights
 from toolkit.train.objective import Rows, batch_rows, token_losses
@@ -25,7 +25,9 @@ from toolkit.train.optimise import Optimiser
 
 @dataclass
 class Trained:
-    """What a stack became. Losses are means of `token_losses` over a replica's own completion tokens, before the update of that step."""
+    """What a stack became. Losses are means of `token_losses` over a replica's own completion
+    tokens, before the update of that step.
+    """
 
     factors: Weights_R
     scale: float
@@ -39,11 +41,15 @@ class Trained:
     snapshots: list[Weights_R] = field(default_factory=list)
 
     def failed_step(self, r: int) -> int | None:
-        """First step with a loss or gradient that is not finite; the number of steps when only the last update broke the weights."""
+        """First step with a loss or gradient that is not finite; the number of steps when only the
+        last update broke the weights.
+        """
         bad = ~(np.isfinite(self.loss_SR[:, r]) & np.isfinite(self.norm_SR[:, r]))
         if bad.any():
             return int(bad.argmax())
-        finite = all(bool(torch.isfinite(x[r]).all()) for several in self.factors.values() for x in several)
+        finite = all(
+            bool(torch.isfinite(x[r]).all()) for several in self.factors.values() for x in several
+        )
         return None if finite else len(bad)
 
 
@@ -71,14 +77,17 @@ def train_stack(
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Trained:
-    """Train one replica for every entry of `seeds_R`. `on_step` is called with the number of finished steps.
+    """Train one replica for every entry of `seeds_R`. `on_step` is called with the number of
+    finished steps.
 
-    teachers_R: of a distilled condition, whom each replica learns from. keep_soft_targets: see `soft_targets`. checkpoint: where to go on
-    from, and to save to. The base is given back unchanged.
+    teachers_R: of a distilled condition, whom each replica learns from. keep_soft_targets: see
+    `soft_targets`. checkpoint: where to go on from, and to save to. The base is given back
+    unchanged.
     """
     device = next(model.parameters()).device
     start = seconds_used(device.type)
-    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)  # adapters and moments: float32 or better
+    # adapters and moments: float32 or better
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     R = len(seeds_R)
     rows = Rows.of(examples, plan, dtype, str(device))
     tokens = rows.weight.sum(1)  # per row
@@ -89,7 +98,9 @@ def train_stack(
         stack.load(weights, scale)
         dropout = None
         if condition.dropout:
-            dropout = CounterDropout(condition.dropout, torch.tensor([s["dropout"] for s in seeds_R], device=device))
+            dropout = CounterDropout(
+                condition.dropout, torch.tensor([s["dropout"] for s in seeds_R], device=device)
+            )
         stack.set_dropout(dropout)
         optimiser = Optimiser(model, weights, condition)
         points = condition.snapshots
@@ -97,7 +108,9 @@ def train_stack(
         said: Said | None = None
         if teachers_R is not None and condition.mix > 0:
             texts = rows.ids, rows.position, rows.weight
-            said = soft_targets(stack, teachers_R, *texts, temperature=condition.temperature, keep=keep_soft_targets)
+            said = soft_targets(
+                stack, teachers_R, *texts, temperature=condition.temperature, keep=keep_soft_targets
+            )
         noted = _Noted()
         found = checkpoint.load() if checkpoint else None
         if found:
@@ -113,13 +126,23 @@ def train_stack(
                 if dropout:
                     dropout.step = step * plan.accumulation + micro
                 index = index_Rb.reshape(-1)
-                asked, smoothing = (rows.ids[index], rows.position[index]), condition.label_smoothing
+                asked, smoothing = (
+                    (rows.ids[index], rows.position[index]),
+                    condition.label_smoothing,
+                )
                 if plan.piece:
                     options = {"replicas": R, "piece": plan.piece, "label_smoothing": smoothing}
                     loss_NL = token_losses_in_pieces(stack, *asked, rows.target[index], **options)
                 else:
                     soft = said(index_Rb) if said else None
-                    loss_NL = losses_of(stack.logits(*asked), rows.target[index], soft, condition.temperature, condition.mix, smoothing)
+                    loss_NL = losses_of(
+                        stack.logits(*asked),
+                        rows.target[index],
+                        soft,
+                        condition.temperature,
+                        condition.mix,
+                        smoothing,
+                    )
                 loss_N = (loss_NL * rows.weight[index]).sum(1)  # per row
                 micro_R = loss_N.view(R, -1).sum(1) / count_R
                 micro_R.sum().backward()
@@ -153,4 +176,7 @@ def train_stack(
 
 
 def _on_cpu(weights: Weights_R, copy: bool = False) -> Weights_R:
-    return {name: tuple(x.detach().to("cpu", copy=copy) for x in several) for name, several in weights.items()}
+    return {
+        name: tuple(x.detach().to("cpu", copy=copy) for x in several)
+        for name, several in weights.items()
+    }

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from toolkit import seeds as seed
 from toolkit.data import Example
-from toolkit.plan import TrainingPlan
+from toolkit.recipe.schedule import TrainingPlan
 
 
 def batch_rows(plan: TrainingPlan, order_seed: int, step: int) -> np.ndarray:
-    """Training rows of one replica's step, [accumulation * batch]; `plan.rows` stands for an empty row that fills the last batch.
+    """Training rows of one replica's step, [accumulation * batch]; `plan.rows` stands for an empty
+    row that fills the last batch.
 
     A fresh permutation each epoch, a function of (order seed, epoch) alone.
     """
@@ -29,7 +30,9 @@ def batch_rows(plan: TrainingPlan, order_seed: int, step: int) -> np.ndarray:
 
 @dataclass
 class Rows:
-    """The training set as padded tensors, with one empty row at the end. `position` is where a target's logits stand."""
+    """The training set as padded tensors, with one empty row at the end. `position` is where a
+    target's logits stand.
+    """
 
     ids: Tensor  # [rows + 1, T]
     position: Tensor  # [rows + 1, L]
@@ -37,14 +40,18 @@ class Rows:
     weight: Tensor  # [rows + 1, L], 1 where there is a target
 
     @staticmethod
-    def of(examples: Sequence[Example], plan: TrainingPlan, dtype: torch.dtype, device: str) -> Rows:
+    def of(
+        examples: Sequence[Example], plan: TrainingPlan, dtype: torch.dtype, device: str
+    ) -> Rows:
         ids = torch.zeros(plan.rows + 1, plan.length, dtype=torch.long)
         position = torch.zeros(plan.rows + 1, plan.targets, dtype=torch.long)
         target = torch.zeros(plan.rows + 1, plan.targets, dtype=torch.long)
         weight = torch.zeros(plan.rows + 1, plan.targets, dtype=dtype)
         for i, example in enumerate(examples):
             ids[i, : len(example.ids)] = torch.tensor(example.ids)
-            where = torch.tensor([t for t, counts in enumerate(example.loss_mask) if counts and t > 0])
+            where = torch.tensor(
+                [t for t, counts in enumerate(example.loss_mask) if counts and t > 0]
+            )
             position[i, : len(where)] = where - 1
             target[i, : len(where)] = ids[i, where]
             weight[i, : len(where)] = 1
@@ -52,19 +59,36 @@ class Rows:
 
 
 def token_losses(
-    logits: Tensor, target: Tensor, soft: Tensor | None, temperature: float, mix: float, label_smoothing: float = 0.0
+    logits: Tensor,
+    target: Tensor,
+    soft: Tensor | None,
+    temperature: float,
+    mix: float,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Loss of every position, [N, L], in nats, from logits [N, L, V] and targets [N, L].
 
-    soft: log-probabilities [N, L, V] of a teacher at `temperature`; then mix * T^2 KL(teacher || student at T) + (1 - mix) *
-    cross-entropy (Hinton, Vinyals & Dean 2015, arXiv:1503.02531: T^2 keeps the size of the gradient). Without: cross-entropy.
-    label_smoothing: share of a target's probability that goes evenly to the whole vocabulary (arXiv:1512.00567).
+    soft: log-probabilities [N, L, V] of a teacher at `temperature`; then mix * T^2 KL(teacher ||
+    student at T) + (1 - mix) * cross-entropy (Hinton, Vinyals & Dean 2015, arXiv:1503.02531: T^2
+    keeps the size of the gradient). Without: cross-entropy.
+    label_smoothing: share of a target's probability that goes evenly to the whole vocabulary
+    (arXiv:1512.00567).
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     hard = torch.zeros((), device=logits.device)
     if soft is None or mix < 1:
-        hard = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none", label_smoothing=label_smoothing).view(target.shape)
+        hard = F.cross_entropy(
+            logits.flatten(0, 1),
+            target.flatten(),
+            reduction="none",
+            label_smoothing=label_smoothing,
+        ).view(target.shape)
     if soft is None:
         return hard
-    kl = F.kl_div(F.log_softmax(logits / temperature, -1), soft.to(logits.dtype), reduction="none", log_target=True).sum(-1)
+    kl = F.kl_div(
+        F.log_softmax(logits / temperature, -1),
+        soft.to(logits.dtype),
+        reduction="none",
+        log_target=True,
+    ).sum(-1)
     return mix * temperature**2 * kl + (1 - mix) * hard

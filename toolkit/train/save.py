@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.adapters import CONFIG, WEIGHTS, write_adapter
-from toolkit.base import Base
-from toolkit.delta import concat, ema_weights, swa_weights, truncate
-from toolkit.files import sha256_file
-from toolkit.full import MODEL, model_files, write_model
-from toolkit.outcomes import write_table
-from toolkit.plan import TrainingPlan
-from toolkit.population import RECORD, Replica, replica_folder, write_text
+from toolkit.model.adapters import CONFIG, WEIGHTS, write_adapter
+from toolkit.model.base import Base
+from toolkit.model.delta import concat, ema_weights, swa_weights, truncate
+from toolkit.model.full import MODEL, model_files, write_model
 from toolkit.recipe import Condition
+from toolkit.recipe.schedule import TrainingPlan
+from toolkit.record.files import sha256_file
+from toolkit.record.outcomes import write_table
+from toolkit.record.population import RECORD, Replica, replica_folder, write_text
 from toolkit.train.initial import Weights_R
 from toolkit.train.loop import Trained
 
@@ -47,7 +47,11 @@ class _Adapters:
     beside = (CONFIG,)
 
     def __init__(self, trained: Trained, condition: Condition, base: Base):
-        targets = sorted({name.rsplit(".", 1)[-1] for name in trained.factors}) if condition.targets == "all-linear" else condition.targets
+        targets = (
+            sorted({name.rsplit(".", 1)[-1] for name in trained.factors})
+            if condition.targets == "all-linear"
+            else condition.targets
+        )
         self.rank, self.scale = condition.rank, trained.scale
         self.common = {
             "target_modules": targets,
@@ -65,9 +69,13 @@ class _Adapters:
 
     def write(self, path: Path, weights: Weights_R, r: int) -> str:
         """The adapter of slot r, and its sha256."""
-        return write_adapter(path, {name: (A[r], B[r]) for name, (A, B) in weights.items()}, **self.as_trained)
+        return write_adapter(
+            path, {name: (A[r], B[r]) for name, (A, B) in weights.items()}, **self.as_trained
+        )
 
-    def write_average(self, path: Path, snapshots: Sequence[Weights_R], r: int, weights: Sequence[float]) -> tuple[str, float]:
+    def write_average(
+        self, path: Path, snapshots: Sequence[Weights_R], r: int, weights: Sequence[float]
+    ) -> tuple[str, float]:
         """An average of its snapshots; also the share of the squared norm that its rank keeps."""
         merged, energy = average_snapshots(snapshots, r, self.scale, weights, self.rank)
         return write_adapter(path, merged, r=self.rank, alpha=self.rank, **self.common), energy
@@ -85,11 +93,16 @@ class _Models:
     def write(self, path: Path, weights: Weights_R, r: int) -> str:
         return write_model(path, {name: W[r] for name, (W,) in weights.items()}, self.files)
 
-    def write_average(self, path: Path, snapshots: Sequence[Weights_R], r: int, weights: Sequence[float]) -> tuple[str, float]:
+    def write_average(
+        self, path: Path, snapshots: Sequence[Weights_R], r: int, weights: Sequence[float]
+    ) -> tuple[str, float]:
         """The mean of weights is the mean of changes, and nothing is cut."""
         mean = {}
         for name, (W,) in snapshots[0].items():
-            total = sum(weight * snapshot[name][0][r].double() for snapshot, weight in zip(snapshots, weights, strict=True))
+            total = sum(
+                weight * snapshot[name][0][r].double()
+                for snapshot, weight in zip(snapshots, weights, strict=True)
+            )
             mean[name] = torch.as_tensor(total).to(W.dtype)
         return write_model(path, mean, self.files), 1.0
 
@@ -107,10 +120,12 @@ def save_stack(
     base: Base,
     machine: str = "",
 ) -> list[Replica]:
-    """Write the replicas of a stack that are in `keep`, their averages and snapshots first, `replica.json` last.
+    """Write the replicas of a stack that are in `keep`, their averages and snapshots first,
+    `replica.json` last.
 
-    Adapters are PEFT folders, whole models those of `toolkit.full`. machine: see `environment.machine`.
-    Raises AdapterError or OSError when the disk refuses; what was finished stays.
+    Adapters are PEFT folders, whole models those of `toolkit.model.full`. machine: see
+    `environment.machine`. Raises AdapterError or OSError when the disk refuses; what was finished
+    stays.
     """
     _save_losses(folder, trained, replicas=replicas, plan=plan)
     files = _Models(base) if condition.method == "full" else _Adapters(trained, condition, base)
@@ -144,7 +159,9 @@ def save_stack(
                 hashes |= _hashes(path, name, files.write(path / name, snapshot, r), files)
         for average, weights in averages.items():
             name = f"averages/{average}"
-            digest, energy[average] = files.write_average(path / name, trained.snapshots, r, weights)
+            digest, energy[average] = files.write_average(
+                path / name, trained.snapshots, r, weights
+            )
             hashes |= _hashes(path, name, digest, files)
         # the hash of the weights is known only once they are written, and the record must come last
         hashes |= _hashes(path, "", files.write(path, trained.factors, r), files)
@@ -155,22 +172,30 @@ def save_stack(
 
 
 def _hashes(path: Path, name: str, digest: str, files: _Adapters | _Models) -> dict[str, str]:
-    """Of all that was written to the folder `name` of a replica: what stands beside weights decides what they mean."""
+    """Of all that was written to the folder `name` of a replica: what stands beside weights decides
+    what they mean.
+    """
     known = {file: sha256_file(path / name / file) for file in files.beside}
-    return {f"{name}/{file}" if name else file: value for file, value in {files.file: digest, **known}.items()}
+    return {
+        f"{name}/{file}" if name else file: value
+        for file, value in {files.file: digest, **known}.items()
+    }
 
 
 def average_snapshots(
     snapshots: Sequence[Weights_R], r: int, scale: float, weights: Sequence[float], rank: int
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-    """Weighted mean of one replica's snapshots in delta space, cut to `rank`; and the share of its squared norm that is kept.
+    """Weighted mean of one replica's snapshots in delta space, cut to `rank`; and the share of its
+    squared norm that is kept.
 
     A mean of A and a mean of B would be another model (cross terms B_i A_j).
     """
     merged, kept, total = {}, 0.0, 0.0
     used = [(s, weight) for s, weight in zip(snapshots, weights, strict=True) if weight]
     for name in snapshots[0]:
-        A, B = concat([(s[name][0][r], s[name][1][r], scale) for s, _ in used], [weight for _, weight in used])
+        A, B = concat(
+            [(s[name][0][r], s[name][1][r], scale) for s, _ in used], [weight for _, weight in used]
+        )
         energy = float(((A @ A.T) * (B.T @ B)).sum())
         size = min(rank, A.shape[1], B.shape[0])
         A, B, share = truncate(A, B, rank=size)
@@ -180,17 +205,41 @@ def average_snapshots(
     return merged, kept / total if total else 1.0
 
 
-def _save_losses(folder: Path, trained: Trained, *, replicas: Sequence[int], plan: TrainingPlan) -> None:
-    """training/steps-*.parquet: loss, gradient norm and rate per replica and step; examples-*: loss per replica, epoch and row."""
+def _save_losses(
+    folder: Path, trained: Trained, *, replicas: Sequence[int], plan: TrainingPlan
+) -> None:
+    """training/steps-*.parquet: loss, gradient norm and rate per replica and step; examples-*: loss
+    per replica, epoch and row.
+    """
     S, R = trained.loss_SR.shape
     tag = f"{replicas[0]:05d}"
-    replica_SR, step_SR = np.broadcast_to(np.array(replicas), (S, R)), np.broadcast_to(np.arange(S)[:, None], (S, R))
+    replica_SR, step_SR = (
+        np.broadcast_to(np.array(replicas), (S, R)),
+        np.broadcast_to(np.arange(S)[:, None], (S, R)),
+    )
     lr_SR = np.broadcast_to(trained.lr_S[:, None], (S, R))
-    steps = {"replica": replica_SR, "step": step_SR, "loss": trained.loss_SR, "gradient_norm": trained.norm_SR, "lr": lr_SR}
-    write_table(folder / "training" / f"steps-{tag}.parquet", pa.table({k: np.ravel(v) for k, v in steps.items()}))
+    steps = {
+        "replica": replica_SR,
+        "step": step_SR,
+        "loss": trained.loss_SR,
+        "gradient_norm": trained.norm_SR,
+        "lr": lr_SR,
+    }
+    write_table(
+        folder / "training" / f"steps-{tag}.parquet",
+        pa.table({k: np.ravel(v) for k, v in steps.items()}),
+    )
     real = trained.row_SRB >= 0
     shape = trained.row_SRB.shape
     epoch = np.broadcast_to((np.arange(S) // plan.steps_per_epoch)[:, None, None], shape)
     replica = np.broadcast_to(np.array(replicas)[None, :, None], shape)
-    examples = {"replica": replica, "epoch": epoch, "row": trained.row_SRB, "loss": trained.row_loss_SRB.astype(np.float32)}
-    write_table(folder / "training" / f"examples-{tag}.parquet", pa.table({k: v[real] for k, v in examples.items()}))
+    examples = {
+        "replica": replica,
+        "epoch": epoch,
+        "row": trained.row_SRB,
+        "loss": trained.row_loss_SRB.astype(np.float32),
+    }
+    write_table(
+        folder / "training" / f"examples-{tag}.parquet",
+        pa.table({k: v[real] for k, v in examples.items()}),
+    )

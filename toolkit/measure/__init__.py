@@ -1,0 +1,3 @@
+"""Outcomes of a run, or anybody's predictions, to results: figures with intervals, claims, gates,
+plans. No torch.
+"""

@@ -1,0 +1,1 @@
+"""Limits of a baseline population, and the verdict over a new run."""

@@ -1,0 +1,303 @@
+"""Metrics of runs, one row a run: mean, spread and range of each, and conditions against each
+other. No prompts, no model.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import toolkit
+from toolkit import statistics as st
+from toolkit.measure.predictions import PredictionsError, RunScores, RunTable, with_factors
+from toolkit.measure.predictions.layout import listed
+from toolkit.record.folders import MEASURED, check_claim, check_outputs, claim, made_of
+from toolkit.record.results import (
+    About,
+    RunMetric,
+    RunMetricContrast,
+    RunMetrics,
+    interval,
+    number,
+    save_results,
+    unpaired,
+)
+from toolkit.text import escape
+from toolkit.text.nearest import counted, nearest
+
+METRICS = "metrics.json"
+
+
+def measure_run_table(
+    table: RunTable,
+    path: Path,
+    out: Path,
+    *,
+    baseline: str | None = None,
+    base: str | None = None,
+    failed: Sequence[str] = (),
+    paired: bool = False,
+    factors: Path | None = None,
+    level: float = 0.95,
+    force: bool = False,
+) -> RunMetrics:
+    """Metrics of runs -> metrics.json in `out`.
+
+    baseline: the condition that the others are held against (default: the first). base: the
+    condition whose one run is the base model, over which the others gain. failed: runs that are in
+    no figure, `RUN` or `CONDITION/RUN`. paired: runs of one name share their seeds.
+    factors: a table that says which level each run has in each source; of runs that share one only
+    some that share none are measured.
+    force: take a folder that is not ftk's, or has results of something else. Raises
+    PredictionsError or FolderError in one line.
+    """
+    of = made_of(path)
+    check_outputs([out / METRICS], [path, *([factors] if factors else [])])
+    check_claim(out, MEASURED, of, force=force)
+    if factors is not None:
+        table = with_factors(table, factors)
+    arms = _without(table.arms, failed, path)
+    for name in filter(None, (baseline, base)):
+        if name not in arms:
+            raise PredictionsError(f"{path}: no condition {name!r}{nearest(name, list(arms))}")
+    fixed = arms.pop(base) if base else None
+    if fixed is not None and len(fixed.runs) != 1:
+        raise PredictionsError(
+            f"{path}: the base {base!r} has {len(fixed.runs)} runs; it is one model: keep "
+            "one run of it"
+        )
+    if empty := next((name for name, arm in arms.items() if not arm.runs), None) or (
+        "" if arms else base
+    ):
+        raise PredictionsError(
+            f"{path}: no run beside the failed ones and the base is left of {empty}; "
+            "there is nothing to measure"
+        )
+    sources = {name: st.shared_sources(arm.factors, len(arm.runs)) for name, arm in arms.items()}
+    whole, arms = arms, {name: _independent(arm) for name, arm in arms.items()}
+    sharing = [
+        f"{name}: of {len(whole[name].runs)} runs some share "
+        f"{' or '.join(sources[name])}; its figures are of {len(arm.runs)} of them that "
+        f"share none ({listed(arm.runs)})"
+        for name, arm in arms.items()
+        if len(arm.runs) < len(whole[name].runs)
+    ]
+    names = sorted(arms, key=lambda name: name != (baseline or next(iter(arms))))
+    if paired and len(names) < 2:
+        raise PredictionsError(
+            f"{path}: --paired is about runs of several conditions, and there is one; leave it out"
+        )
+    first = arms[names[0]]
+    settings = _settings(arms, table.metrics)
+    measured = [metric for metric in table.metrics if metric not in settings]
+    found = [
+        _metric(name, arms[name], metric, fixed, level) for name in names for metric in measured
+    ]
+    contrasts = [
+        _contrast(name, arms[name], names[0], first, metric, paired, level)
+        for name in names[1:]
+        for metric in measured
+    ]
+    adjusted = st.holm([contrast.mean_change.p for contrast in contrasts])
+    contrasts = [
+        replace(c, p_adjusted=None if np.isnan(p) else float(p))
+        for c, p in zip(contrasts, adjusted, strict=True)
+    ]
+    excluded = [
+        f"{name}: counted as failed, and in no figure: {', '.join(arm.failed)}"
+        for name, arm in arms.items()
+        if arm.failed
+    ]
+    lacking = [
+        f"{row.condition}, {row.metric}: {lack} of {len(row.scores)} runs have no number, "
+        "and its figures are of the others"
+        for row in found
+        if (lack := sum(score is None or not math.isfinite(score) for score in row.scores))
+    ]
+    apart = [
+        unpaired(name, names[0])
+        for name in dict.fromkeys(c.condition for c in contrasts if paired and not c.paired)
+    ]
+    words = [
+        ("--baseline", baseline),
+        ("--base", base),
+        ("--factors", factors),
+        *(("--failed", name) for name in failed),
+    ]
+    options = [word for option, value in words if value for word in (option, str(value))] + [
+        "--paired"
+    ] * paired
+    about = About(
+        toolkit.__version__,
+        recipe=path.name,
+        command=shlex.join(["ftk", "measure", str(path), *options]),
+    )
+    metrics = RunMetrics(
+        about,
+        level,
+        tuple(found),
+        tuple(contrasts),
+        (*table.notes, *settings.values(), *excluded, *sharing, *lacking, *apart),
+    )
+    claim(out, MEASURED, of, force=force)
+    save_results(out / METRICS, metrics)
+    return metrics
+
+
+def _settings(arms: Mapping[str, RunScores], metrics: Sequence[str]) -> dict[str, str]:
+    """Columns of numbers that are no figures of runs, each with what is said of it: all runs of
+    every condition have one and the same. Where that is so of all columns, none is left aside.
+    """
+    found = {}
+    for metric in metrics:
+        values = {name: set(arm.scores[metric]) for name, arm in arms.items()}
+        if (
+            all(len(of) == 1 for of in values.values())
+            and max(len(a.runs) for a in arms.values()) > 1
+        ):
+            told = ", ".join(f"{next(iter(of)):g} ({name})" for name, of in values.items())
+            found[metric] = (
+                f"{metric} is the same in all runs of a condition, so it is taken as a setting "
+                f"and not measured: {told}"
+            )
+    return found if len(found) < len(metrics) else {}
+
+
+def _without(
+    arms: Mapping[str, RunScores], failed: Sequence[str], path: Path
+) -> dict[str, RunScores]:
+    """The arms without the runs that the user says have failed."""
+    left = dict(arms)
+    for name in failed:
+        owners = [
+            condition
+            for condition, arm in left.items()
+            if name in arm.runs or name.removeprefix(f"{condition}/") in arm.runs
+        ]
+        if len(owners) != 1:
+            known = [run for arm in arms.values() for run in arm.runs]
+            why = (
+                f"runs of {', '.join(owners)} have this name; write {owners[0]}/{name}"
+                if owners
+                else f"no run has it{nearest(name, known)}"
+            )
+            raise PredictionsError(f"{path}: --failed {name}: {why}")
+        arm = left[owners[0]]
+        run = name if name in arm.runs else name.removeprefix(f"{owners[0]}/")
+        keep = [row for row, other in enumerate(arm.runs) if other != run]
+        left[owners[0]] = replace(arm.only(keep), failed=(*arm.failed, run))
+    return left
+
+
+def _independent(arm: RunScores) -> RunScores:
+    """Of runs that share levels of sources a set that shares none: what is measured here has a run
+    as its unit.
+    """
+    return arm.only(st.independent_runs(arm.factors, len(arm.runs)).tolist())
+
+
+def _metric(
+    condition: str, arm: RunScores, metric: str, fixed: RunScores | None, level: float
+) -> RunMetric:
+    score_R = arm.scores[metric]
+    known_R = score_R[np.isfinite(score_R)]
+    ends = (float(known_R.min()), float(known_R.max())) if len(known_R) else (None, None)
+    odd = [
+        arm.runs[row] for row in np.flatnonzero(np.isfinite(score_R))[st.far_from_median(known_R)]
+    ]
+    gain = (
+        st.run_mean(score_R - fixed.scores[metric][0], level=level) if fixed is not None else None
+    )
+    figures = st.run_mean(score_R, level=level), st.run_sd(score_R, level=level)
+    return RunMetric(
+        condition,
+        metric,
+        arm.runs,
+        tuple(score_R.tolist()),
+        len(arm.failed),
+        *figures,
+        *ends,
+        gain,
+        tuple(odd),
+    )
+
+
+def _contrast(
+    condition: str,
+    b: RunScores,
+    baseline: str,
+    a: RunScores,
+    metric: str,
+    paired: bool,
+    level: float,
+) -> RunMetricContrast:
+    common = [run for run in b.runs if run in a.runs]
+    by_pairs = paired and len(common) >= 2
+    score_b, score_a = (
+        arm.scores[metric][[arm.runs.index(run) for run in common]]
+        if by_pairs
+        else arm.scores[metric]
+        for arm in (b, a)
+    )
+    mean = st.run_mean_change(score_b, score_a, paired=by_pairs, level=level)
+    if min(len(score_b), len(score_a)) < 2:
+        return RunMetricContrast(condition, baseline, metric, by_pairs, mean)
+    spread = st.variance_contrast(score_b, score_a, paired=by_pairs, level=level)
+    return RunMetricContrast(
+        condition, baseline, metric, by_pairs, mean, spread.difference, spread.ratio
+    )
+
+
+def metrics_text(found: RunMetrics) -> str:
+    """The figures in plain ASCII, a line a metric."""
+    lines = []
+    wide = max([20, *(len(row.metric) for row in found.metrics)])
+    for condition in dict.fromkeys(row.condition for row in found.metrics):
+        rows = [row for row in found.metrics if row.condition == condition]
+        failed = f", {rows[0].n_failed} failed" if rows[0].n_failed else ""
+        lines.append(f"{condition}: {counted(len(rows[0].runs), 'run')}{failed}")
+        lines.append(f" {'metric':<{wide}} {'mean':<30} {'SD between runs':<30} range")
+        for row in rows:
+            low, high = number(row.lowest, "e"), number(row.highest, "e")
+            lines.append(
+                f" {row.metric:<{wide}} {_shown(row.mean):<30} {_shown(row.sd):<30} {low} to {high}"
+            )
+        whys: dict[str, dict[str, None]] = {}
+        for row in rows:
+            for estimate in (row.mean, row.sd, row.gain_over_base):
+                if estimate is not None and not estimate.conclusive:
+                    needs = f"needs {counted(estimate.needed, 'run')}" if estimate.needed else ""
+                    whys.setdefault(estimate.note or needs or "inconclusive", {})[row.metric] = None
+        lines += [f" ? {why}: {listed(metrics)}" for why, metrics in whys.items()]
+        for row in rows:
+            if row.gain_over_base is not None:
+                lines.append(
+                    f" {row.metric:<{wide}} over the base by "
+                    f"{_shown(row.gain_over_base, signed=True)}"
+                )
+            if row.suspects:
+                lines.append(
+                    f" {row.metric:<{wide}} far off the others: "
+                    f"{', '.join(row.suspects)}; did they fail? then --failed NAME"
+                )
+        lines.append("")
+    for c in found.contrasts:
+        spread = f"; SD by {_shown(c.sd_change, signed=True)}" if c.sd_change else ""
+        lines.append(
+            f"{c.condition} against {c.baseline}, {c.metric}: mean by "
+            f"{_shown(c.mean_change, signed=True)}{spread}"
+        )
+    lines.append(f"{100 * found.level:g} % intervals in brackets, each by itself; '?' inconclusive")
+    return escape.lines([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+def _shown(estimate: st.Estimate, signed: bool = False) -> str:
+    if estimate.value is None:
+        return "?"
+    mark = "" if estimate.conclusive else "?"
+    return f"{number(estimate.value, 'e', signed)}{mark} {interval(estimate, 'e', signed)}".rstrip()

@@ -1,0 +1,168 @@
+"""What a run consists of: conditions, families of subjects, units of work; and what their files
+weigh, which follows from shapes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.answer.ensemble import ENSEMBLES
+from toolkit.data import Prompt
+from toolkit.merge import find_method
+from toolkit.pipeline import answering
+from toolkit.recipe import Condition, Mitigation
+from toolkit.recipe.schedule import TrainingPlan
+
+BLOCK = 4096
+"""bytes in which common file systems give out space"""
+
+Shapes = Mapping[str, tuple[int, int]]  # layer -> I, O
+
+
+@dataclass(frozen=True)
+class Family:
+    """Subjects of one procedure: `count` of them with `members` adapters each, of which none has a
+    rank above `rank`.
+    """
+
+    count: int
+    members: int
+    rank: int
+
+    @property
+    def units(self) -> int:
+        return math.ceil(self.count / self.voices)
+
+    @property
+    def voices(self) -> int:
+        return max(1, answering.EVALUATION_WIDTH // self.members)
+
+    @property
+    def adapters(self) -> int:
+        """On the stack of one unit."""
+        return self.voices * self.members
+
+
+@dataclass(frozen=True)
+class Part:
+    """One condition of a run. plan: None where its adapters are given."""
+
+    name: str
+    replicas: int
+    rank: int
+    shapes: Shapes
+    plan: TrainingPlan | None
+    condition: Condition | None
+    mitigations: Sequence[Mitigation]
+    whole_bytes: int = 0
+    """of a condition that trains all weights: the size of one model; it has no rank then"""
+
+    @property
+    def stacks(self) -> int:
+        return math.ceil(self.replicas / self.plan.stack) if self.plan else 0
+
+    @property
+    def folders(self) -> int:
+        """Adapters that a replica consists of: itself, its averages, its snapshots."""
+        one = self.condition
+        return 1 + (
+            len(one.averages) + (one.snapshots.count if one.snapshots and one.snapshots.save else 0)
+            if one
+            else 0
+        )
+
+    def merged_rank(self, mitigation: Mitigation) -> int:
+        """The largest rank that a merge can have: all its layers are padded to that of the
+        widest.
+        """
+        if self.whole_bytes:
+            return 0
+        widest = max(min(sizes) for sizes in self.shapes.values())
+        entries = find_method(mitigation.method, mitigation.parameters)[0].entries
+        exact = widest if entries else min(mitigation.k * self.rank, widest)
+        asked = {"same": self.rank, "full": exact}.get(str(mitigation.rank), mitigation.rank)
+        # a share of the energy: at most the exact rank
+        return asked if isinstance(asked, int) else exact
+
+    def weights(self, rank: int) -> int:
+        """Size of the file of one replica, or of a merge of that rank."""
+        return self.whole_bytes or adapter_bytes(self.shapes, rank)
+
+    def families(self) -> list[Family]:
+        found = [Family(self.replicas, 1, self.rank)]
+        for one in self.mitigations:
+            groups = self.replicas // one.k
+            if one.merge:
+                found.append(Family(groups, 1, self.merged_rank(one)))
+            elif one.ensemble and ENSEMBLES[one.ensemble].rule:
+                found.append(Family(groups, one.k, self.rank))
+        return [family for family in found if family.count]
+
+
+def blocks(size: int) -> int:
+    """What a file of so many bytes takes on the disk."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def adapter_bytes(shapes: Shapes, rank: int) -> int:
+    """Size of the weights file of an adapter in float32, to the byte: a header in JSON, padded to
+    8, then numbers.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, (I, O) in sorted(shapes.items()):
+        for x, shape in (("A", [rank, I]), ("B", [O, rank])):
+            end = start + 4 * shape[0] * shape[1]
+            header[f"base_model.model.{name}.lora_{x}.weight"] = {
+                "dtype": "F32",
+                "shape": shape,
+                "data_offsets": [start, end],
+            }
+            start = end
+    return 8 + -(-len(json.dumps(header, separators=(",", ":"))) // 8) * 8 + start
+
+
+def disk(part: Part, prompts: Mapping[str, Sequence[Prompt]], top_k: int) -> dict[str, int]:
+    """Bytes that each stage leaves, in whole blocks. Weights are exact; the small files beside them
+    are counted by what they hold.
+    """
+    weights = blocks(part.weights(part.rank)) + BLOCK  # with its configuration
+    found = {
+        "train": part.replicas * (part.folders * weights + blocks(700 + 130 * part.folders))
+        if part.plan
+        else 0
+    }
+    if part.plan:
+        S, R = part.plan.steps, part.plan.stack
+        rows = R * part.plan.rows * S / part.plan.steps_per_epoch
+        # losses do not compress
+        found["train"] += part.stacks * (
+            blocks(round(2500 + 9 * R * S)) + blocks(round(2500 + 5.5 * rows))
+        )
+    found["merge"] = 0
+    for one in part.mitigations:
+        if one.merge:
+            texts = (
+                blocks(1500 + 320 * one.k + 120 * len(part.shapes))
+                + blocks(900 + 110 * one.k)
+                + blocks(400 + 180 * one.k)
+            )
+            size = blocks(part.weights(part.merged_rank(one))) + BLOCK
+            found["merge"] += part.replicas // one.k * (size + texts)
+    found["evaluate"] = sum(
+        family.units * blocks(shard_bytes(len(asked), min(family.voices, family.count), top_k))
+        for asked in prompts.values()
+        for family in part.families()
+    )
+    return found
+
+
+def shard_bytes(prompts: int, voices: int, top_k: int) -> int:
+    """Size of a file of outcomes: its columns, the ids of the prompts; of every row numbers, which
+    do not compress, and a short text.
+    """
+    return 4550 + prompts * (12 + voices * (22 + 6 * top_k))

@@ -1,0 +1,111 @@
+"""`ftk basin` and `ftk modules`: may adapters be averaged, and in which modules do they differ?"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from toolkit.data import is_chat, read_rows, read_suite
+from toolkit.measure.run import save_modules
+from toolkit.merge import (
+    under_one_naming,
+)
+from toolkit.merge.basin import Basin, look
+from toolkit.merge.module_spread import Population, modules
+from toolkit.model.adapters import read_adapter
+from toolkit.model.adopt import check_base, layer_shapes
+from toolkit.model.base import check_cache, load_base
+from toolkit.model.full import FULL, copies
+from toolkit.pipeline.given import collections_of, setting_of, suite_name, unlike
+from toolkit.pipeline.job import RunError
+from toolkit.record.folders import (
+    is_run,
+)
+from toolkit.record.population import (
+    groups,
+    read_replica,
+)
+from toolkit.record.results import Modules
+
+
+def basins(
+    sources: Sequence[Path],
+    *,
+    prompts: Sequence[str],
+    base: str | None = None,
+    k: int | None = None,
+    method: str = "mean",
+    merge: Callable[[Path, Sequence[Path], Path], Path] | None = None,
+) -> list[tuple[Path, Basin]]:
+    """Whether the members of each population lie in one basin, on prompts that have references.
+
+    merge: (population, members, folder to write) -> the adapter that `method` makes of a group;
+    None: their mean. Raises RunError, AdapterError, BaseError, BasinError or DataError in one line.
+    """
+    collections = collections_of(sources)
+    known, base, _ = setting_of(sources, collections[0][1][0], base)
+    check_cache(base)
+    loaded = load_base(base, known.dtype if known else "float32")
+    chat = (
+        known is not None
+        and bool(known.data.train)
+        and is_chat(read_rows(known.data.train), known.data.format)
+    )
+    date = known.data.date if known else None
+    asked = [
+        prompt
+        for source in prompts
+        for prompt in read_suite(source, name=suite_name(source), chat=chat, date=date)
+    ]
+    shape_of = layer_shapes(loaded.model)
+    found = []
+    for folder, paths in collections:
+        adapters = [check_base(read_adapter(path), loaded, shape_of) for path in paths]
+        if merge is None and not any(map(read_replica, paths)) and (twins := copies(adapters)):
+            raise RunError(f"{twins}; leave one out")
+        with tempfile.TemporaryDirectory() as scratch:
+            merged = None
+            if merge:
+                members = groups(range(len(paths)), k or len(paths))
+                made = [
+                    merge(folder, [paths[i] for i in group], Path(scratch) / f"g{g:03d}")
+                    for g, group in enumerate(members)
+                ]
+                merged = [read_adapter(path) for path in made]
+            found.append(
+                (folder, look(adapters, loaded, asked, k=k, method=method, merged_G=merged))
+            )
+    return found
+
+
+def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
+    """The spread of weight changes by module, of each population, against the first one; kept in a
+    run's results where it is one.
+
+    Of a run, conditions that train all weights are left out: they have no factors to take inner
+    products of. Raises RunError or AdapterError in one line.
+    """
+    populations, of_run = [], len(sources) == 1 and is_run(sources[0])
+    collections = collections_of(sources)
+    for name, (folder, paths) in zip(
+        unlike([folder for folder, _ in collections]), collections, strict=True
+    ):
+        if of_run and paths and (paths[0] / FULL).is_file():
+            continue
+        if len(paths) < 2:
+            raise RunError(f"{folder}: {len(paths)} adapter; a spread takes two or more")
+        shapes = [read_replica(path) for path in paths]
+        numbers = [record.replica if record else i for i, record in enumerate(shapes)]
+        seeds = [record.seeds if record else {} for record in shapes]
+        adapters = [read_adapter(path) for path in paths]
+        adapters, _ = under_one_naming(adapters, (adapters[0].base, adapters[0].revision))
+        if not any(shapes) and (twins := copies(adapters)):
+            raise RunError(f"{twins}; leave one out")
+        populations.append(Population(name or "adapters", adapters, numbers, seeds))
+    if not populations:
+        raise RunError(f"{sources[0]}: none of its conditions trains adapters")
+    found = modules(populations)
+    if of_run:
+        save_modules(sources[0], found)
+    return found

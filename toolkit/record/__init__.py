@@ -1,0 +1,3 @@
+"""What lies on disk: whole files, folders that say what they are, replicas, outcomes, results. No
+torch.
+"""

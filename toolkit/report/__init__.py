@@ -1,0 +1,1 @@
+"""Results for people: one HTML file, charts, the terminal's table, model cards."""

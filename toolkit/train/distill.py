@@ -1,0 +1,142 @@
+"""What teachers say of the training rows: the soft targets of distillation, over the whole
+vocabulary.
+
+A teacher is a group of adapters on the same frozen base, combined by a rule of an ensemble, or a
+single (merged) one. It speaks alone, in shapes that depend on its size only: so what it says
+depends neither on the students of a stack nor on the other teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toolkit.answer.predict import TOKENS, Combine, load_adapters
+from toolkit.model.adapters import Adapter
+from toolkit.model.stack import Stack
+
+LOGITS = 2**26
+"""of all members together, in one forward pass over rows that are kept"""
+
+Said = Callable[[Tensor], Tensor]
+"""training rows [R, b], one line for each student -> log-probabilities [R * b, L, V] of its
+teacher, at the positions with a loss
+"""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Adapters that speak as one; None is the base itself. No rule: a single adapter."""
+
+    members: tuple[Adapter | None, ...]
+    combine: Combine | None = None
+
+
+def soft_targets(
+    student: Stack,
+    teachers_R: Sequence[Teacher],
+    ids: Tensor,
+    position: Tensor,
+    weight: Tensor,
+    *,
+    temperature: float,
+    keep: bool,
+) -> Said:
+    """Let the teachers speak about the rows ids [N, T] at position [N, L]; weight [N, L] is 0 where
+    a position is padding.
+
+    keep: once for all rows, so that a step only looks up; else at every step about the rows of that
+    step. A teacher that several students share is one object. Raises AdapterError or ValueError in
+    one line for an adapter that does not fit the base.
+    """
+    teachers_G = list({id(teacher): teacher for teacher in teachers_R}.values())
+    group_R = torch.tensor(
+        [
+            next(g for g, known in enumerate(teachers_G) if known is teacher)
+            for teacher in teachers_R
+        ]
+    )
+    speakers_G = [_speaker(student, teacher) for teacher in teachers_G]
+
+    def say(g: int, rows: Tensor) -> Tensor:
+        with _in_place_of(student, speakers_G[g]) as speaker:
+            return group_log_probs(speaker, teachers_G[g], ids[rows], position[rows], temperature)
+
+    if not keep:
+        return lambda index_Rb: torch.cat(
+            [say(g, rows) for g, rows in zip(group_R.tolist(), index_Rb, strict=True)]
+        )
+
+    real_NL = weight > 0
+    # padding points at a neighbour, and weighs nothing
+    place_NL = (real_NL.flatten().cumsum(0) - 1).clamp(min=0).view(real_NL.shape)
+    K = max(len(teacher.members) for teacher in teachers_G)
+    vocabulary = student.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    chunk = max(
+        1, min(TOKENS // (K * ids.shape[1]), LOGITS // (K * position.shape[1] * vocabulary))
+    )
+    said_GNV: list[Tensor] = []
+    for g in range(len(teachers_G)):
+        rows = torch.arange(len(ids), device=ids.device)
+        said_GNV.append(torch.cat([say(g, part)[real_NL[part]] for part in rows.split(chunk)]))
+
+    def look_up(index_Rb: Tensor) -> Tensor:
+        return torch.cat(
+            [
+                said_GNV[g][place_NL[rows]]
+                for g, rows in zip(group_R.tolist(), index_Rb, strict=True)
+            ]
+        )
+
+    return look_up
+
+
+@torch.no_grad()
+def group_log_probs(
+    stack: Stack, teacher: Teacher, ids: Tensor, position: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """log p [N, L, V] of a teacher whose members are on the stack, in float32 or better.
+
+    With a temperature T what the whole group says is tempered, p^(1/T) normalised, so that T = 1 is
+    the ensemble as it answers.
+    """
+    K, (N, L) = len(teacher.members), position.shape
+    logits = stack.logits(ids.repeat(K, 1), position.repeat(K, 1))
+    log_KNV = F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1).view(
+        1, K, N * L, -1
+    )
+    log_NV = teacher.combine(log_KNV)[0] if teacher.combine else log_KNV[0, 0]
+    if temperature != 1:
+        log_NV = (log_NV / temperature).log_softmax(-1)
+    return log_NV.view(N, L, -1)
+
+
+def _speaker(student: Stack, teacher: Teacher) -> Stack:
+    """The teacher's members on a stack of their own, not attached."""
+    student.remove()
+    try:
+        speaker = Stack(student.model)
+        speaker.remove()
+    finally:
+        student.attach()
+    load_adapters(speaker, teacher.members, len(teacher.members))
+    return speaker
+
+
+@contextmanager
+def _in_place_of(student: Stack, speaker: Stack) -> Iterator[Stack]:
+    student.remove()
+    speaker.attach()
+    try:
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # layers that are compiled are so for the student
+            yield speaker
+    finally:
+        speaker.remove()
+        student.attach()
