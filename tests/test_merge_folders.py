@@ -176,7 +176,8 @@ def test_from_files_to_files_the_laws_hold(method, population):
         exact = changes(home / "out")
         # the reference of the median is a search
         assert near(exact, want, dense, 1e-4 if method == "geometric_median" else 2e-6)
-        assert report.energy == pytest.approx(1)
+        left = any(D.any() for D in exact.values())  # `shrink` may leave nothing
+        assert report.energy == pytest.approx(float(left))
 
         # 6: only ratios of weights count; and weights such as 2 and 0.5 are exact in binary, so no
         # bit changes
