@@ -3,6 +3,7 @@ starts.
 """
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -612,3 +613,17 @@ def test_a_loop_of_links_is_one_line(command, tmp_path, monkeypatch):
         and len(result.output.splitlines()) == 1
         and "loop.csv" in result.output
     ), result.output
+
+
+def test_a_text_that_is_too_long_is_no_warning_of_a_library():
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        tokenizer = load_base("embedded", "float32", "cpu").tokenizer
+        assert len(tokenizer("call ben " * 500)["input_ids"]) > tokenizer.model_max_length
+    finally:
+        logger.removeHandler(handler)
+    assert not records

@@ -638,6 +638,8 @@ tokenizer_source: base
             "config.yml:4: 'chat_template': an adapter carries no chat template",
         ),
         ("tokenizer_source: union", "config.yml:4: 'tokenizer_source'"),
+        ("base_model: [a, b]", "config.yml:4: 'base_model': should be the name or folder of"),
+        ("base_model: {a: b}", "config.yml:4: 'base_model': should be the name or folder of"),
         ("dtyp: float32", "config.yml:4: unknown key 'dtyp'; did you mean 'dtype'?"),
         (
             "parameters: {densty: 1}",
@@ -683,6 +685,14 @@ def test_what_mergekits_yaml_asks_beyond_adapters_is_refused(foreign, tmp_path, 
         (
             "merge_method: slerp\nmodels: []",
             "'merge_method': should be one of linear, task_arithmetic, ties (got 'slerp')",
+        ),
+        (
+            "merge_method: [linear]\nmodels: []",
+            "'merge_method': should be one of linear, task_arithmetic, ties (got ['linear'])",
+        ),
+        (
+            "merge_method: {a: linear}\nmodels: []",
+            "'merge_method': should be one of linear, task_arithmetic, ties (got {'a': 'linear'})",
         ),
         (
             "merge_method: linear\nmodels: [{model: org/base}]",

@@ -92,8 +92,10 @@ def read_request(path: Path) -> Request:
             )
     if document.get("tokenizer_source") not in (None, "base"):
         raise wrong(("tokenizer_source",), "an adapter carries no tokenizer; leave it out")
-    method = document.get("merge_method")
-    if method not in OURS:
+    method, of_all = document.get("merge_method"), document.get("base_model")
+    if of_all is not None and not isinstance(of_all, str):
+        raise wrong(("base_model",), f"should be the name or folder of a model (got {of_all!r})")
+    if not isinstance(method, str) or method not in OURS:
         raise wrong(
             ("merge_method",),
             f"should be one of {', '.join(OURS)} (got {method!r}); others take mergekit itself",
@@ -115,7 +117,7 @@ def read_request(path: Path) -> Request:
             raise wrong(("models", i, "parameters"), "should be a block of keys")
         known(own, ("models", i, "parameters"), ("weight", "density"))
         base, plus, adapter = entry["model"].partition("+")
-        if not plus and base == document.get("base_model") and method != "linear":
+        if not plus and base == of_all and method != "linear":
             continue  # its change is zero
         found = _adapter(adapter if plus else base, path.parent)
         if found is None:
@@ -137,7 +139,7 @@ def read_request(path: Path) -> Request:
         densities.append(float(settings["density"]))
     if not adapters:
         raise wrong(("models",), "holds no adapter")
-    bases |= {document["base_model"]} if document.get("base_model") else set()
+    bases |= {of_all} if of_all else set()
     if len(bases) > 1:
         raise wrong(
             ("models",), f"adapters of one base are merged; here are {', '.join(sorted(bases))}"

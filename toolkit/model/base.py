@@ -317,6 +317,8 @@ def _tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTrainedTok
         found = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
         if found.get_vocab().keys() <= set(found.all_special_tokens):
             raise ValueError("it knows no text")
+        # ftk counts tokens itself, and says in one line which prompt or row is too long
+        found.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         return found
     except Exception as error:  # of libraries, which fail in whatever way they like
         if _wants_code(error):
