@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-INPUTS = 80
+INPUTS = 200
 
 
 @pytest.fixture(scope="module")
