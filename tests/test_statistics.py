@@ -667,3 +667,20 @@ def test_no_interval_is_narrower_than_the_prompts_alone_make_it(n_runs):
         half = scipy.stats.t.ppf(0.975, 29) * shares_P.std(ddof=1) / math.sqrt(30)
         low, high = logit_interval(shares_P.mean(), half)
         assert estimate.low <= low * (1 + 1e-9) and estimate.high >= high * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("number", [0.3, 1 / 3, 1e-3, 7.7, -2e9])
+def test_equal_numbers_make_no_interval(number):
+    """Their mean is off by rounding, so their SD is not 0: an interval of no width claims all."""
+    rng = np.random.default_rng(0)
+    equal_R, varied_R = np.full(20, number), number + abs(number) * rng.random(20)
+    for estimate in (
+        st.run_mean(equal_R),
+        st.run_sd(equal_R),
+        st.run_mean_change(equal_R, np.full(20, 2 * number)),
+        st.run_mean_change(varied_R + 0.1 * number, varied_R, paired=True),
+        st.score_mean(np.tile(equal_R, (5, 1))),
+    ):
+        assert estimate.low is None and estimate.high is None and not estimate.conclusive
+        assert estimate.value is not None and estimate.note
+    assert st.run_sd(equal_R).value == 0.0

@@ -121,32 +121,32 @@ def resolve_device(asked: str) -> str:
     return "cpu"
 
 
+def variables_of_libraries(device: str) -> dict[str, str]:
+    """Environment variables that the libraries of a worker read when they are loaded."""
+    values = {"TOKENIZERS_PARALLELISM": "false"}
+    if device == "cpu":
+        malloc = os.environ.get("GLIBC_TUNABLES", MALLOC)
+        values |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLIBC_TUNABLES": malloc}
+    return values
+
+
 @contextmanager
 def of_workers(device: str) -> Iterator[None]:
     """Environment variables of the processes that are started in the `with` block. Those of the
     caller's are as before when it ends.
 
     A worker is `python -c ...`, which looks for modules in the folder in which ftk was started: a
-    `random.py` of the user's would be run as the standard library's. Libraries read the others when
-    they are loaded.
+    `random.py` of the user's would be run as the standard library's.
     """
-    values = {"PYTHONSAFEPATH": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if device == "cpu":
-        values |= {
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", MALLOC),
-        }
-    before = {name: os.environ.get(name) for name in values}
+    values = {"PYTHONSAFEPATH": "1", **variables_of_libraries(device)}
+    before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in values:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def make_deterministic(device: str) -> None:

@@ -70,7 +70,7 @@ from toolkit.statistics.distributions import (
     predicted_flip,
     total_variation,
 )
-from toolkit.statistics.estimate import Estimate, complement
+from toolkit.statistics.estimate import Estimate, complement, without_interval
 from toolkit.statistics.failures import failure_rate
 from toolkit.statistics.fresh import fresh_pairs, independent_runs, shared_sources
 from toolkit.statistics.intervals import clopper_pearson, jackknife_variance, zero_event_bound
@@ -172,6 +172,7 @@ __all__ = [
     "shared_sources",
     "clopper_pearson",
     "jackknife_variance",
+    "without_interval",
     "zero_event_bound",
     "benjamini_hochberg",
     "benjamini_yekutieli",

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from toolkit.statistics.arrays import (
+    ROUNDING,
     as_clusters,
     as_correct,
     as_level,
@@ -18,7 +19,7 @@ from toolkit.statistics.arrays import (
     marks,
 )
 from toolkit.statistics.disagreement import few_clusters, few_clusters_of, few_levels, verdict
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.fresh import Levels, shared_sources
 from toolkit.statistics.intervals import (
     ByLevels,
@@ -41,8 +42,6 @@ MIN_REPLICAS_SPREAD = 15
 """A kind of run that makes up a fifth of all is missing from 3.5 % of samples of 15, and from 10.7
 % of samples of 10, which look alike.
 """
-# accuracies closer than this are equal, and so is what differs by this share of itself
-ROUNDING = 1e-12
 
 
 def accuracy(
@@ -106,7 +105,7 @@ def accuracy(
     n_prompts = int(used_P.sum())
     if n_prompts == 0:
         note = "no prompt has a reference and an answer"
-        return Estimate(None, None, None, level, n_replicas, 0, "none", False, None, note)
+        return without_interval(None, level, n_replicas, 0, None, note)
 
     value = float(mean_P[used_P].mean())
     few = few_levels(sources) or few_clusters(parts.n_clusters, parts.effective)
@@ -138,18 +137,7 @@ def model_accuracy(
     cluster_P = as_clusters(as_clusters(cluster_P, len(mark_P))[known_P], int(known_P.sum()))
     mark_P, n_prompts = mark_P[known_P], int(known_P.sum())
     if n_prompts == 0:
-        return Estimate(
-            None,
-            None,
-            None,
-            level,
-            1,
-            0,
-            "none",
-            False,
-            None,
-            "no prompt has a reference and an answer",
-        )
+        return without_interval(None, level, 1, 0, None, "no prompt has a reference and an answer")
     value, n_clusters = float(mark_P.mean()), int(cluster_P.max()) + 1
     shape = level, 1, n_prompts
     if n_clusters == n_prompts:
@@ -260,9 +248,7 @@ def accuracy_spread(
     needed = MIN_REPLICAS_SPREAD if n_replicas < MIN_REPLICAS_SPREAD else None
 
     def unknown(value: float | None, note: str) -> Estimate:
-        return Estimate(
-            value, None, None, level, n_replicas, n_prompts, "none", False, needed, note
-        )
+        return without_interval(value, level, n_replicas, n_prompts, needed, note)
 
     if n_prompts < 2 or n_replicas < 3:
         nothing = unknown(None, "needs three replicas with marks on two common prompts")

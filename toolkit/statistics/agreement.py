@@ -11,7 +11,7 @@ import numpy as np
 from toolkit.statistics.accuracy import accuracy
 from toolkit.statistics.arrays import as_answers, as_clusters, as_correct, as_level, same_prompts
 from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters, verdict
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import logit_interval, share_interval, two_way, zero_event_bound
 from toolkit.statistics.outliers import odd_replicas
 from toolkit.statistics.pairs import Pairs, count_pairs, leave_one_out, pair_variance
@@ -50,7 +50,9 @@ def fleiss_kappa(
     used_P = (answer_RP >= 0).sum(axis=0) >= 2
     n_replicas, n_prompts = len(row_R), int(used_P.sum())
     if n_prompts == 0:
-        return unknown(level, n_replicas, 0, "no prompt was answered by two replicas")
+        return without_interval(
+            None, level, n_replicas, 0, None, "no prompt was answered by two replicas"
+        )
     answer_RP, cluster_P = answer_RP[row_R][:, used_P], cluster_P[used_P]
     pairs = count_pairs(answer_RP)
     d_P, present_RP, n_P = pairs.d_P, pairs.present_RP, pairs.present_RP.sum(axis=0)
@@ -64,10 +66,12 @@ def fleiss_kappa(
     common_P = common_RP.sum(axis=0)
     chance = float(share_V @ share_V)
     if np.count_nonzero(share_V) < 2:
-        return unknown(
+        return without_interval(
+            None,
             level,
             n_replicas,
             n_prompts,
+            None,
             "every answer to every prompt is the same: chance alone explains the agreement",
         )
 
@@ -179,7 +183,9 @@ def discrepancy(answer_RP: np.ndarray, reference_P: np.ndarray, *, level: float 
     flips_R = np.nansum(differs_RP, axis=1)[n_R > 0] / n_R[n_R > 0]
     n_replicas, n_prompts = len(flips_R), int(np.isfinite(differs_RP).any(axis=0).sum())
     if n_replicas == 0:
-        return unknown(level, 0, 0, "no run answered a prompt that has a reference")
+        return without_interval(
+            None, level, 0, 0, None, "no run answered a prompt that has a reference"
+        )
     beyond = zero_event_bound(n_replicas, level)
     needed = math.ceil(math.log(1 - level) / math.log(level))
     note = (
@@ -264,7 +270,9 @@ def share_estimate(
     n_replicas, n_prompts = len(left_RP), int(used_P.sum())
     if n_prompts == 0:
         note = note or "no prompt has what it takes of two replicas"
-        return unknown(level, n_replicas, 0, note, at_least if n_replicas < at_least else None)
+        return without_interval(
+            None, level, n_replicas, 0, at_least if n_replicas < at_least else None, note
+        )
     value = min(max(float(value_P[used_P].mean()), 0.0), 1.0)
     parts = two_way(value_P[used_P], left_RP[:, used_P], cluster_P[used_P]).and_pairs(of_pairs)
     enough, needed, doubt = verdict(
@@ -297,12 +305,6 @@ def share_estimate(
         needed,
         "; ".join(filter(None, [doubt, note])),
     )
-
-
-def unknown(
-    level: float, n_replicas: int, n_prompts: int, note: str, needed: int | None = None
-) -> Estimate:
-    return Estimate(None, None, None, level, n_replicas, n_prompts, "none", False, needed, note)
 
 
 def _all_alike(

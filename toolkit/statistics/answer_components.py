@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolkit.statistics.arrays import as_answers, as_clusters, as_level, blocks
+from toolkit.statistics.arrays import ROUNDING, as_answers, as_clusters, as_level, blocks
 from toolkit.statistics.disagreement import (
     MIN_CLUSTERS,
     MIN_LEVELS,
     clusters_in_words,
     enough_clusters,
 )
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.fresh import (
     ByKind,
     Shared,
@@ -34,7 +34,6 @@ from toolkit.statistics.pairs import count_pairs
 METHOD = (
     "jackknife-t over levels of every source and prompts, upwards on the log scale, conservative"
 )
-ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def behaviour_components(
     def estimate(weight: Mapping[Shared, float]) -> Estimate:
         if not used_P.any():
             note = f"no prompt has pairs of every kind: {', '.join(map(_kind, kinds))}"
-            return Estimate(None, None, None, level, len(row_R), 0, "none", False, None, note)
+            return without_interval(None, level, len(row_R), 0, None, note)
         return _part(weight, at, sides, cluster_P[used_P], n_levels, len(row_R), level, odd)
 
     parts = {name: estimate(weight) for name, weight in _parts(names, repeats).items()}
@@ -195,7 +194,7 @@ def _part(
     )
     shape = (level, n_runs, len(value_P))
     if fewest < 2 or n_clusters < 2:
-        return Estimate(mean, None, None, *shape, "none", False, needed, note)
+        return without_interval(mean, *shape, needed, note)
     prompts = min(side.prompts for side in sides)
     terms = [(side.runs, n - 1) for side, n in zip(sides, n_levels.values(), strict=True)] + [
         (prompts, sides[0].prompt_df)

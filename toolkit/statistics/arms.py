@@ -16,7 +16,7 @@ import numpy as np
 
 from toolkit.statistics.arrays import cluster_blocks
 from toolkit.statistics.disagreement import clusters_in_words, enough_clusters
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import (
     Leverage,
     TwoWay,
@@ -428,20 +428,9 @@ def p_value(excluded_at: Callable[[float], bool]) -> float:
 def unknown(arms: Arms | None, n_rows: int, level: float, note: str) -> Estimate:
     if arms is None:
         note = "no prompt was answered by enough runs of both arms"
-        return Estimate(None, None, None, level, n_rows, 0, "none", False, MIN_GROUPS, note)
+        return without_interval(None, level, n_rows, 0, MIN_GROUPS, note)
     needed = arms.needed
-    return Estimate(
-        None,
-        None,
-        None,
-        level,
-        arms.units,
-        arms.prompts,
-        "none",
-        False,
-        needed,
-        arms.too_few or note,
-    )
+    return without_interval(None, level, arms.units, arms.prompts, needed, arms.too_few or note)
 
 
 def verdict(

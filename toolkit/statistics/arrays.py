@@ -13,11 +13,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 MISSING = -1
-BLOCK = (
-    1 << 18
-    # cells worked on at a time: temporaries of 2 MB, small enough for a cache and large enough for
-    # numpy
-)
+# cells worked on at a time: temporaries of 2 MB, small enough for a cache, large enough for numpy
+BLOCK = 1 << 18
+# a difference below this share of the largest number is what floating point makes of equal ones
+ROUNDING = 1e-12
+
+
+def rounding(*several: np.ndarray) -> float:
+    """The largest difference that means nothing between these numbers, in their unit."""
+    return ROUNDING * max((float(np.abs(x).max()) for x in several if x.size), default=0.0)
 
 
 def encode(answers: Sequence[Sequence[str | None]]) -> np.ndarray:

@@ -28,11 +28,12 @@ from toolkit.statistics.arrays import (
     cells,
     filled_rows,
     marks,
+    rounding,
     same_prompts,
 )
 from toolkit.statistics.compare import kept_share
 from toolkit.statistics.contrast import arms_apart, used_rows
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import (
     leave_one_out_variance,
     log_variance_interval,
@@ -226,31 +227,11 @@ def run_mean(score_R: np.ndarray, *, level: float = 0.95) -> Estimate:
     n = len(score_R)
     if n < 2:
         value = float(score_R[0]) if n else None
-        return Estimate(
-            value,
-            None,
-            None,
-            level,
-            n,
-            0,
-            "none",
-            False,
-            MIN_REPLICAS_SPREAD,
-            "fewer than two runs",
-        )
+        return without_interval(value, level, n, 0, MIN_REPLICAS_SPREAD, "fewer than two runs")
     value, sd, t = float(score_R.mean()), float(score_R.std(ddof=1)), t_quantile(level, n - 1)
-    if sd == 0.0:
-        return Estimate(
-            value,
-            None,
-            None,
-            level,
-            n,
-            0,
-            "none",
-            False,
-            None,
-            "all runs are equal: no spread to make an interval from",
+    if sd <= rounding(score_R):
+        return without_interval(
+            value, level, n, 0, None, "all runs are equal: no spread to make an interval from"
         )
     half, lean = t * sd / math.sqrt(n), sd * sample_skewness(score_R) * (1 + 2 * t**2) / (6 * n)
     ends = value - half + min(lean, 0.0), value + half + max(lean, 0.0)
@@ -270,28 +251,15 @@ def run_sd(score_R: np.ndarray, *, level: float = 0.95) -> Estimate:
     n = len(score_R)
     if n < 3:
         value = float(score_R.std(ddof=1)) if n > 1 else None
-        return Estimate(
-            value,
-            None,
-            None,
-            level,
-            n,
-            0,
-            "none",
-            False,
-            MIN_REPLICAS_SPREAD,
-            "fewer than three runs",
-        )
-    # what equal numbers differ by from their mean is rounding
-    value = float(score_R.std(ddof=1)) if np.ptp(score_R) else 0.0
+        return without_interval(value, level, n, 0, MIN_REPLICAS_SPREAD, "fewer than three runs")
+    value = float(score_R.std(ddof=1))
+    value = value if value > rounding(score_R) else 0.0
     left_R = leave_one_out_variance(score_R)
     _, needed, note = _guard([score_R])
     short = n < MIN_REPLICAS_SPREAD
-    if left_R.min() <= (1e-12 * float(np.abs(score_R).max())) ** 2:
+    if left_R.min() <= rounding(score_R) ** 2:
         equal = "all runs, or all but one, are equal: no spread to make an interval from"
-        return Estimate(
-            value, None, None, level, n, 0, "none", False, needed if short else None, equal
-        )
+        return without_interval(value, level, n, 0, needed if short else None, equal)
     low, high = (
         math.exp(x / 2)
         for x in log_variance_interval(2 * math.log(value), np.log(left_R), score_R, level)
@@ -321,17 +289,8 @@ def run_mean_change(
     b, a = _numbers(b), _numbers(a)
     n = min(len(b), len(a))
     if n < 2:
-        return Estimate(
-            None,
-            None,
-            None,
-            level,
-            n,
-            0,
-            "none",
-            False,
-            MIN_REPLICAS_SPREAD,
-            "fewer than two runs in an arm",
+        return without_interval(
+            None, level, n, 0, MIN_REPLICAS_SPREAD, "fewer than two runs in an arm"
         )
     left = [(x.sum() - x) / (len(x) - 1) for x in (b, a)]
     centre, se, df = pseudo_contrast(
@@ -339,19 +298,9 @@ def run_mean_change(
     )
     enough, needed, note = _guard([b, a])
     value = float(b.mean() - a.mean())
-    if se == 0.0:
-        return Estimate(
-            value,
-            None,
-            None,
-            level,
-            n,
-            0,
-            "none",
-            False,
-            needed,
-            "the runs of either arm are equal: no interval",
-        )
+    if se <= rounding(b, a):
+        what = "all pairs differ alike" if paired else "the runs of either arm are equal"
+        return without_interval(value, level, n, 0, needed, f"{what}: no interval")
     half, method = (
         t_quantile(level, df) * se,
         "t over pairs of runs" if paired else "Welch t over runs",

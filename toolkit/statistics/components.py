@@ -14,7 +14,7 @@ import numpy as np
 
 from toolkit.statistics.arrays import as_level
 from toolkit.statistics.disagreement import MIN_LEVELS
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.fresh import codes
 from toolkit.statistics.mean_squares import (
     METHOD,
@@ -354,7 +354,7 @@ def _components(
 
 
 def _nothing(names: Sequence[str], level: float, runs: int, note: str) -> Components:
-    unknown = Estimate(None, None, None, level, runs, 0, "none", False, None, note)
+    unknown = without_interval(None, level, runs, 0, None, note)
     return Components(
         dict.fromkeys([*(_called(s, names) for s in _sets(len(names))), RESIDUAL], unknown),
         unknown,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from toolkit.statistics.arrays import ROUNDING, rounding
+
 ALPHA = 0.0027  # false alarms per judgement of 3-sigma limits whose parameters are known
 D2 = 2 / math.sqrt(math.pi)  # mean of |x - y| in sigmas, for two normal values: 1.128
 D3 = math.sqrt(2 - 4 / math.pi)  # its standard deviation, 0.853
@@ -89,7 +91,7 @@ def moments(x_N: np.ndarray) -> tuple[float, float]:
     x_N = _values(x_N)
     n, deviation_N = len(x_N), x_N - x_N.mean()
     square = float(np.mean(deviation_N**2))
-    if n < 4 or square <= (1e-12 * float(np.abs(x_N).max())) ** 2:
+    if n < 4 or square <= rounding(x_N) ** 2:
         return 0.0, 0.0
     skew = float(np.mean(deviation_N**3)) / square**1.5
     excess = float(np.mean(deviation_N**4)) / square**2 - 3
@@ -279,7 +281,7 @@ def _chart(center: float, half: float, sigma: float, n: int, method: str) -> Cha
     """Without limits where nothing varies: an alarm at the first digit that differs would be no
     control.
     """
-    possible = half > 0 and sigma > 1e-12 * abs(center)
+    possible = half > 0 and sigma > ROUNDING * abs(center)
     return Chart(
         center,
         center - half if possible else None,

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from toolkit.statistics.agreement import unknown
 from toolkit.statistics.arrays import as_clusters, as_level
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.means import (
     MIN_EFFECTIVE_LOSS,
     MIN_REPLICAS_VARIANCE,
@@ -135,10 +134,12 @@ def _decomposition(
     n_P = present_RP.sum(axis=0)
     used_P = n_P >= 2
     if not used_P.any():
-        nothing = unknown(
+        nothing = without_interval(
+            None,
             level,
             len(loss_RP),
             0,
+            None,
             "no prompt with a known answer has the distributions of two replicas",
         )
         return Decomposition(nothing, nothing, nothing)

@@ -15,7 +15,7 @@ from toolkit.statistics.arrays import (
     cluster_blocks,
     filled_rows,
 )
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.fresh import Levels, fresh_pairs, independent_runs, shared_sources
 from toolkit.statistics.intervals import (
     ByLevels,
@@ -147,7 +147,7 @@ def disagreement(
             f"replicas{' that share no ' + ' or '.join(sources) if sources else ''}"
         )
         needed = MIN_REPLICAS if n_replicas < MIN_REPLICAS else None
-        return Estimate(None, None, None, level, n_replicas, 0, "none", False, needed, note)
+        return without_interval(None, level, n_replicas, 0, needed, note)
 
     value = float(d_P[used_P].mean())
     units = f"levels of {' and '.join(sources)}" if sources else "replicas"

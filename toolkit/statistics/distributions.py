@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from toolkit.statistics.agreement import share_estimate, unknown
+from toolkit.statistics.agreement import share_estimate
 from toolkit.statistics.arrays import as_clusters, as_level
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.means import (
     MIN_EFFECTIVE_LOSS,
     MIN_REPLICAS_VARIANCE,
@@ -174,7 +174,9 @@ def flip_calibration(
     used_P = np.isfinite(margin_RP).sum(axis=0) >= 3
     margin_RP = margin_RP[np.isfinite(margin_RP[:, used_P]).any(axis=1)][:, used_P]
     if margin_RP.size == 0:
-        return unknown(level, len(margin_RP), 0, "no prompt has the margins of three replicas")
+        return without_interval(
+            None, level, len(margin_RP), 0, None, "no prompt has the margins of three replicas"
+        )
     present_RP = np.isfinite(margin_RP)
     n_P = present_RP.sum(axis=0)
     z_RP, mean_RP = _left_out(margin_RP)

@@ -36,6 +36,18 @@ class Estimate:
         return asdict(self)
 
 
+def without_interval(
+    value: float | None,
+    level: float,
+    n_replicas: int,
+    n_prompts: int,
+    needed: int | None = None,
+    note: str = "",
+) -> Estimate:
+    """A figure, or none, without an interval: inconclusive, and `note` says why."""
+    return Estimate(value, None, None, level, n_replicas, n_prompts, "none", False, needed, note)
+
+
 def complement(share: Estimate) -> Estimate:
     """1 - share, with its interval: agreement from disagreement."""
     value, high, low = (None if x is None else 1 - x for x in (share.value, share.low, share.high))

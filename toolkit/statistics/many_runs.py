@@ -9,7 +9,7 @@ import numpy as np
 from toolkit.statistics.accuracy import accuracy
 from toolkit.statistics.arrays import as_answers, as_clusters, as_level
 from toolkit.statistics.disagreement import MIN_REPLICAS, enough_clusters
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import two_way
 from toolkit.statistics.tolerance import Tolerance, distribution_free, wilks
 
@@ -80,18 +80,7 @@ def distinct_answers(
     left_JP = np.stack([_distinct(answer_RP[block_R != j], runs) for j in range(blocks)])
     used_P = np.isfinite(value_P)
     if not used_P.any():
-        return Estimate(
-            None,
-            None,
-            None,
-            level,
-            n_replicas,
-            0,
-            "none",
-            False,
-            MIN_REPLICAS,
-            "no prompt was answered",
-        )
+        return without_interval(None, level, n_replicas, 0, MIN_REPLICAS, "no prompt was answered")
     parts = two_way(value_P[used_P], left_JP[:, used_P], cluster_P[used_P])
     value, half = float(value_P[used_P].mean()), parts.half_width(level)
     within = runs <= 2 * n_replicas

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from toolkit.statistics.arrays import ROUNDING
+
 METHOD = (
     "modified large-sample limits (Ting et al. 1990), conservative: degrees of freedom cut "
     "for heavy tails"
@@ -16,7 +18,6 @@ RESIDUAL = "residual"
 # runs: with fewer, one run far off the others upsets the residual, and two equal sources cannot
 # be ranked
 SMALL = 64
-ROUNDING = 1e-12  # deviations below this share of the scores are rounding
 
 
 @dataclass(frozen=True)

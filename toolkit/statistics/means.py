@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from toolkit.statistics.agreement import unknown
+from toolkit.statistics.arrays import ROUNDING, rounding
 from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters, verdict
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import effective, log_jackknife, t_quantile, two_way
 
 # the variance part of a loss, where runs move all prompts together, was seen to be covered from
@@ -19,7 +19,6 @@ MIN_REPLICAS_VARIANCE = 30
 # prompts or clusters.
 MIN_EFFECTIVE = 30
 MIN_EFFECTIVE_LOSS = 20  # of losses, and of shares that prompts flip
-ROUNDING = 1e-12  # relative to the size of the scores, differences below this are rounding
 
 
 def mean_estimate(
@@ -47,12 +46,13 @@ def mean_estimate(
     used_P = np.isfinite(value_P)
     n_replicas, n_prompts = len(left_RP), int(used_P.sum())
     if n_prompts == 0:
-        return unknown(
+        return without_interval(
+            None,
             level,
             n_replicas,
             0,
-            note or "no prompt has what it takes",
             at_least if n_replicas < at_least else None,
+            note or "no prompt has what it takes",
         )
     value_P, left_RP = value_P[used_P], left_RP[:, used_P]
     value, parts = float(value_P.mean()), two_way(value_P, left_RP, cluster_P[used_P])
@@ -68,16 +68,8 @@ def mean_estimate(
             "nothing above 0 was seen (beyond rounding), so there is nothing to put an "
             "interval around"
         )
-        return Estimate(
-            value if abs(value) > tiny else 0.0,
-            None,
-            None,
-            *shape,
-            "none",
-            False,
-            needed,
-            "; ".join(filter(None, [doubt, note])),
-        )
+        value = value if abs(value) > tiny else 0.0
+        return without_interval(value, *shape, needed, "; ".join(filter(None, [doubt, note])))
     method = "two-way jackknife-t over replicas and prompts" + (", log scale" if positive else "")
     low = high = None
     if np.isfinite(left_RP).any() and parts.n_clusters > 1:
@@ -95,7 +87,7 @@ def mean_estimate(
         else:
             half = parts.half_width(level)
             low, high = value - half, value + half
-        if low == high:
+        if high - low <= rounding(value_P):
             low = high = None
             enough, doubt = False, "nothing varies, so there is no spread to put an interval around"
     return Estimate(

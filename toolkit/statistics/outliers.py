@@ -18,12 +18,12 @@ import math
 
 import numpy as np
 
+from toolkit.statistics.arrays import ROUNDING
 from toolkit.statistics.pairs import Pairs
 
 # Of standard deviations, where such a run weighs by its square: seen to be covered from here.
 MIN_RUNS_ODD = 100
 FEWEST = 8
-ROUNDING = 1e-12
 
 
 def far_from_median(x_N: np.ndarray, scale: float = 0.0) -> np.ndarray:

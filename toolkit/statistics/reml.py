@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from toolkit.statistics.arrays import rounding
 from toolkit.statistics.control import moments
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.mean_squares import RESIDUAL, SMALL
@@ -49,7 +50,7 @@ def reml(
         )
 
     scale = float(score_N.std()) if len(score_N) else 0.0
-    if len(score_N) == 0 or scale <= 1e-12 * float(np.abs(score_N).max()):
+    if len(score_N) == 0 or scale <= rounding(score_N):
         return unknown("all scores are equal: no spread to put an interval around")
     incidence = [np.eye(int(code_N.max()) + 1)[code_N] for code_N in terms.values()]
     if mixed_up(incidence):

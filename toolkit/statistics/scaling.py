@@ -18,9 +18,9 @@ from operator import attrgetter
 import numpy as np
 
 from toolkit.statistics.arms import Clusters
-from toolkit.statistics.arrays import as_answers, as_clusters, as_level, same_prompts
+from toolkit.statistics.arrays import ROUNDING, as_answers, as_clusters, as_level, same_prompts
 from toolkit.statistics.disagreement import few_clusters_of
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import (
     NEVER,
     TwoWay,
@@ -36,7 +36,6 @@ MIN_BLOCKS = 5  # the intervals were seen to cover from here
 EXTRAPOLATE = 4  # times the largest K measured; beyond, no curve is drawn
 # sizes whose exponent the extrapolation of disagreement goes on with: the exponent changes with K
 LAST = 3
-ROUNDING = 1e-12  # an interval narrower than this against its ends is no interval
 SMOOTH = 0.5  # power of K by which disagreement falls where margins have a smooth density about 0
 
 
@@ -401,7 +400,7 @@ def _too_few(
 def _nothing(
     power: float, shape: tuple[float, int, int], needed: int | None, note: str
 ) -> ScalingFit:
-    unknown = Estimate(None, None, None, *shape, "none", False, needed, note)
+    unknown = without_interval(None, *shape, needed, note)
     return ScalingFit(power, unknown, unknown, unknown, None, ())
 
 

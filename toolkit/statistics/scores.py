@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD
-from toolkit.statistics.agreement import unknown
 from toolkit.statistics.arrays import as_clusters, as_level
 from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters_of, verdict
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import leave_one_out_variance, log_variance_interval
 from toolkit.statistics.means import (
     ROUNDING,
@@ -68,12 +67,13 @@ def score_sd(
     score_RP, row_R, cluster_P = _scores(score_RP, cluster_P)
     n_replicas, n_prompts = score_RP.shape
     if n_replicas < 3 or n_prompts == 0:
-        nothing = unknown(
+        nothing = without_interval(
+            None,
             level,
             n_replicas,
             n_prompts,
-            "needs three replicas with scores on common prompts",
             MIN_REPLICAS_SPREAD,
+            "needs three replicas with scores on common prompts",
         )
         return ScoreSpread(nothing, nothing)
     present_RP = np.isfinite(score_RP)
@@ -171,13 +171,17 @@ def icc(
     score_RP, cluster_P, dropped = score_RP[:, whole_P], cluster_P[whole_P], int((~whole_P).sum())
     k, n = score_RP.shape
     if n < 2 or k < 2:
-        return unknown(level, k, n, "needs two replicas with scores on two common prompts")
+        return without_interval(
+            None, level, k, n, None, "needs two replicas with scores on two common prompts"
+        )
     score_RP = score_RP - score_RP.mean()
     single = _single_run(score_RP, form[0])
     size = float(np.abs(score_RP).max(initial=0.0))
     tiny = (ROUNDING * size) ** 2
     if single.between + single.rest <= tiny:
-        return unknown(level, k, n, "all scores are equal: there is no variance to divide")
+        return without_interval(
+            None, level, k, n, None, "all scores are equal: there is no variance to divide"
+        )
     odd_R = row_R[far_from_median(score_RP.mean(axis=1), size)] if form[0] != "C" else row_R[:0]
     enough, needed, note = verdict(
         k,

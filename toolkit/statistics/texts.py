@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from toolkit.statistics.agreement import share_estimate, unknown
+from toolkit.statistics.agreement import share_estimate
 from toolkit.statistics.arrays import as_clusters, as_level
 from toolkit.statistics.disagreement import MIN_REPLICAS, few_clusters, verdict
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import Leverage, TwoWay, leverage, share_interval
 from toolkit.statistics.outliers import far_from_centre
 
@@ -228,12 +228,13 @@ def first_divergence(
         parted_R[tree.there_R] += part_UT.sum(axis=1)[tree.text_R]
     depth = int(np.count_nonzero(at_risk_T))  # what is at risk at t was at risk before
     if depth == 0:
-        nothing = unknown(
+        nothing = without_interval(
+            None,
             level,
             n,
             0,
-            "no prompt was answered by two replicas",
             MIN_REPLICAS if n < MIN_REPLICAS else None,
+            "no prompt was answered by two replicas",
         )
         empty, none = np.zeros(0), np.zeros(0, dtype=np.int64)
         return Divergence(
@@ -271,7 +272,9 @@ def first_divergence(
 
     def survival_at(length: int) -> Estimate:
         if length < 1 or length > depth:
-            return unknown(level, n, 0, f"no pair of equal texts was watched up to token {length}")
+            return without_interval(
+                None, level, n, 0, None, f"no pair of equal texts was watched up to token {length}"
+            )
         k = length - 1
         enough, needed, note = verdict(n, few_T[k], odd_R)
         ends = (None, None) if math.isnan(low_T[k]) else (float(low_T[k]), float(high_T[k]))

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from toolkit.statistics.arrays import ROUNDING
+
 Side = Literal["both", "low", "high"]
 
 
@@ -160,7 +162,7 @@ def normal(
     x_N = _sorted(x_N)
     n = len(x_N)
     method = "normal, exact factor"
-    if n < 3 or x_N[-1] - x_N[0] <= 1e-12 * abs(x_N[-1]):
+    if n < 3 or x_N[-1] - x_N[0] <= ROUNDING * abs(x_N[-1]):
         return Tolerance(None, None, content, confidence, n, method, 3 if n < 3 else None)
     k = (
         two_sided_factor(n, content, confidence)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit.statistics.arrays import as_level
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import log_jackknife, t_quantile
 
 MIN_RUNS_TRADEOFF = 30
@@ -173,15 +173,4 @@ def _estimate(
 def _unknown(n: int, n_prompts: int, level: float) -> Estimate:
     few = n < MIN_RUNS_TRADEOFF
     note = "too few runs" if few else "runs do not differ there"
-    return Estimate(
-        None,
-        None,
-        None,
-        level,
-        n,
-        n_prompts,
-        "none",
-        False,
-        MIN_RUNS_TRADEOFF if few else None,
-        note,
-    )
+    return without_interval(None, level, n, n_prompts, MIN_RUNS_TRADEOFF if few else None, note)

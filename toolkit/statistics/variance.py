@@ -8,7 +8,7 @@ import numpy as np
 
 from toolkit.statistics.accuracy import MIN_REPLICAS_SPREAD, accuracy_spread
 from toolkit.statistics.arrays import as_level
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import (
     TwoWay,
     leave_one_out_variance,
@@ -173,9 +173,7 @@ def distribution_variance_change(
         or a.low is None
         or a.high is None
     ):
-        return Estimate(
-            None, None, None, level, runs, prompts, "none", False, needed, b.note or a.note
-        )
+        return without_interval(None, level, runs, prompts, needed, b.note or a.note)
     low = b.value - a.value - math.hypot(b.value - b.low, a.high - a.value)
     high = b.value - a.value + math.hypot(b.high - b.value, a.value - a.low)
     conclusive = b.conclusive and a.conclusive and not low <= 0 <= high

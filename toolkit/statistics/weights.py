@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from toolkit.statistics.arrays import as_level
-from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import (
     clopper_pearson,
     log_jackknife,
@@ -36,7 +36,7 @@ def files_differ(file_R: list[str], *, level: float = 0.95) -> Estimate:
     n, pairs = len(file_R), len(file_R) // 2
     note = f"{len(set(file_R)):,} different files of {n:,}"
     if not pairs:
-        return Estimate(None, None, None, level, n, 0, "none", False, 2, note)
+        return without_interval(None, level, n, 0, 2, note)
     differ = sum(file_R[2 * j] != file_R[2 * j + 1] for j in range(pairs))
     return Estimate(
         differ / pairs,

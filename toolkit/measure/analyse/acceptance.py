@@ -131,17 +131,8 @@ def _measure(
     options = {"cluster_P": cluster_P, "level": level}
     runs = len(arm.answer_RP)
     if runs < 2:
-        return st.Estimate(
-            None,
-            None,
-            None,
-            level,
-            runs,
-            len(cluster_P),
-            "none",
-            False,
-            st.MIN_GROUPS,
-            "fewer than two runs",
+        return st.without_interval(
+            None, level, runs, len(cluster_P), st.MIN_GROUPS, "fewer than two runs"
         ), "%"
     if criterion.statistic == "disagreement":
         answer_RP = _observed(table, criterion.observable, arm)
@@ -158,17 +149,8 @@ def _measure(
         return spread, "%"
     scores = [score for score in run_accuracies(arm.correct_RP) if score is not None]
     if not scores:
-        return st.Estimate(
-            None,
-            None,
-            None,
-            level,
-            0,
-            len(cluster_P),
-            "none",
-            False,
-            None,
-            "no prompt has a reference",
+        return st.without_interval(
+            None, level, 0, len(cluster_P), None, "no prompt has a reference"
         ), "%"
     below = sum(score < (criterion.below or 0.0) for score in scores)
     tail = st.failure_rate(below, len(scores), level=level)

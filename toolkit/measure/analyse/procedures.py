@@ -169,17 +169,8 @@ def _cell(
         options["levels"] = whole.levels
         answer_RP, correct_RP = whole.everyone.on(at).answer_RP, whole.everyone.on(at).correct_RP
     if len(answer_RP) < 2:  # one run shows nothing of how much runs differ
-        few = st.Estimate(
-            None,
-            None,
-            None,
-            level,
-            len(answer_RP),
-            len(at),
-            "none",
-            False,
-            st.MIN_GROUPS,
-            "fewer than two runs",
+        few = st.without_interval(
+            None, level, len(answer_RP), len(at), st.MIN_GROUPS, "fewer than two runs"
         )
         nothing = few if versus else None
         marks = (few, nothing) if here.marked else (None, None)

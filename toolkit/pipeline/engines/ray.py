@@ -26,13 +26,6 @@ RETRIES = 5
 for ever
 """
 GO_ON = "finished replicas are kept, run again to go on"
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "GLIBC_TUNABLES": environment.MALLOC,
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""of the worker processes: read by the libraries when they are loaded"""
 
 
 class RayMissing(RuntimeError):
@@ -104,9 +97,11 @@ class RayEngine:
         """
         ray = self._ray
         claim = {"num_cpus": 1, "num_gpus": 0 if self._device == "cpu" else 1}
-        task = ray.remote(max_retries=RETRIES, runtime_env={"env_vars": ENVIRONMENT}, **claim)(
-            _run_unit
-        )
+        task = ray.remote(
+            max_retries=RETRIES,
+            runtime_env={"env_vars": environment.variables_of_libraries(self._device)},
+            **claim,
+        )(_run_unit)
         shares = Shares(range(self._given, self._given + len(units)))
         self._given += len(units)
         numbered = zip(shares.numbers, units, strict=True)
