@@ -25,7 +25,7 @@ from worlds.contrast import (
     spread_change_world,
     subset_world,
 )
-from worlds.core import combine, group_truth, latents
+from worlds.core import combine, group_truth, latents, returning_world
 
 from toolkit import statistics as st
 from toolkit.statistics.arms import SMALLEST_P
@@ -532,6 +532,31 @@ def test_collapse_is_told_from_limits():
         collapsed(replace(effects[0], value=None, low=None, high=None, conclusive=False))
         == "cannot be told"
     )
+
+
+@pytest.mark.parametrize("returning", [0, 1, 3])
+def test_arms_that_are_nearly_equal_are_never_closer_than_prompts_unseen_may_be(returning):
+    """One prompt of 120 that returns to the base tells little of how many others would."""
+    baseline_RP, base_P = np.ones((40, 120), dtype=int), np.zeros(120, dtype=int)
+    mitigated_GP = baseline_RP[:10].copy()
+    mitigated_GP[::2, :returning] = 0
+    members = list(np.arange(40).reshape(10, 4))
+    single = np.ones((40, 120)), np.zeros(120)
+    for kept in (
+        st.effect_size(mitigated_GP, baseline_RP, base_P, members),
+        st.accuracy_effect_size(1.0 * mitigated_GP, *single, members),
+    ):
+        assert kept.low <= kept.value - 2.5 / 120 and kept.high >= kept.value + 2.5 / 120
+        assert kept.conclusive and collapsed(kept) == "kept"
+    change = st.accuracy_change(1.0 * mitigated_GP, single[0], members)
+    assert change.low <= change.value - 2.5 / 120 and change.high >= change.value + 2.5 / 120
+
+
+@pytest.mark.parametrize("statistic", ["change", "kept", "accuracy kept"])
+@pytest.mark.parametrize("returning", [0.003, 0.03])
+def test_nearly_equal_arms_are_covered(statistic, returning):
+    tally = simulate(returning_world(statistic, 5, 150, returning, often=0.3), 200, seed=1)
+    assert tally.coverage >= 0.92
 
 
 # --- spreads ------------------------------------------------------------------------------------

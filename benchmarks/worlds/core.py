@@ -343,6 +343,30 @@ def contrast_world(statistic: str, replicas, prompts, k=4, **options) -> World:
     return group_world(statistic, replicas // k, prompts, k, **options)
 
 
+def returning_world(
+    statistic: str, groups, prompts, returning=0.01, often=1.0, per_cluster=1, k=4
+) -> World:
+    """Arms that are nearly equal: all replicas answer 1, and the base 0; on a share `returning` of
+    the clusters of prompts a group answers as the base does, `often` of the time.
+    """
+    cluster_P = clusters(prompts, per_cluster)
+    members = list(np.arange(groups * k).reshape(groups, k))
+    lost = returning * often
+    truth = {"change": -lost, "kept": 1 - lost, "accuracy kept": 1 - lost}[statistic]
+
+    def world(rng: np.random.Generator) -> Sampled:
+        back_P = np.repeat(rng.random(prompts // per_cluster) < returning, per_cluster)
+        mitigated_GP = 1 - (back_P & (rng.random((groups, prompts)) < often)).astype(np.int64)
+        arguments: tuple = (mitigated_GP, np.ones((groups * k, prompts), dtype=np.int64))
+        if statistic in ("change", "accuracy kept"):
+            arguments = tuple(map(marks, arguments))
+        if statistic in ("kept", "accuracy kept"):
+            arguments += (np.zeros(prompts, dtype=np.int64),)
+        return CONTRASTS[statistic](*arguments, members, cluster_P=cluster_P), truth
+
+    return world
+
+
 # -- single numbers ------------------------------------------------------------------------------
 
 

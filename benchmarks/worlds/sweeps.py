@@ -142,6 +142,11 @@ BASES = varied(
     ],
 )
 
+RETURNING = varied(
+    grid(groups=(5, 20), prompts=(60, 150, 300), returning=(0.003, 0.01, 0.03, 0.1)),
+    [{"often": 0.3}, {"per_cluster": 5}],
+)
+
 SWEEPS: dict[str, Sweep] = {
     "disagreement": Sweep(core.disagreement_world, [*SUITE, *FEW], enough=MEANS),
     "disagreement.these_prompts": Sweep(core.these_prompts_world, SUITE),
@@ -160,6 +165,12 @@ SWEEPS: dict[str, Sweep] = {
     "accuracy_effect_size": Sweep(
         partial(core.contrast_world, "accuracy kept"), CONTRAST, border=0.9
     ),
+    **{
+        f"returning.{figure}": Sweep(
+            partial(core.returning_world, figure), RETURNING, border=border
+        )
+        for figure, border in (("change", 0.0), ("kept", 0.9), ("accuracy kept", 0.9))
+    },
     "variance_ratio": Sweep(core.variance_world, SCORES),
     "failure_rate": Sweep(core.failure_world, grid(replicas=N, rate=(0.01, 0.05, 0.2))),
     "base accuracy": Sweep(

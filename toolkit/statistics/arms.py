@@ -38,10 +38,13 @@ SAME_SHARE = 0.01  # and so are differences of at most one percentage point
 MIN_CARRIED = 10.0
 # the same of shares of right answers, which a few prompts change and nearly all make up
 MIN_CARRIED_MEANS = 15.0
+# where arms differ on fewer clusters, more of the kind may have been missed than the jackknife sees
+MIN_DIFFERING = 10.0
 NO_WIDTH = 1e-12  # an interval narrower than this is rounding: nothing differs from anything
 SMALLEST_P = 1e-15  # closer to 0 a level has no floating-point number of its own
 
 _BOUND = "zero-event bound over {} prompts or clusters"
+AT_LEAST = ", at least the " + _BOUND
 
 Clusters = np.ndarray | Sequence[int] | None
 Ends = tuple[float, float]
@@ -216,6 +219,17 @@ class Arms:
         """So many clusters of equal weight make up what both arms show."""
         return effective(np.abs(self.sums.a_P) + np.abs(self.sums.b_P), self.sums.cluster_P)
 
+    @cached_property
+    def differing(self) -> float:
+        """So many clusters of equal weight make up what the arms differ by; 0: in nothing."""
+        gap_P = np.abs(self.sums.b_P - self.sums.a_P)
+        return effective(gap_P, self.sums.cluster_P) if gap_P.any() else 0.0
+
+    @property
+    def nearly_equal(self) -> bool:
+        """Means that differ on a few clusters of prompts, or on none."""
+        return self.of_pairs is None and self.differing < MIN_DIFFERING
+
     @property
     def enough(self) -> bool:
         return (
@@ -311,7 +325,7 @@ def ratio(arms: Arms | None, n_rows: int, level: float) -> Estimate:
     if parts.half_width(level) < NO_WIDTH:
         method, ends_at = (
             f"{_BOUND.format(arms.clusters)} / lower limit of the baseline",
-            _ratio_around(value, arms),
+            ratio_around(value, arms),
         )
     low, high = ends_at(level)
     same = low >= 1 / SAME_RATIO and high <= SAME_RATIO
@@ -328,6 +342,9 @@ def difference(arms: Arms | None, n_rows: int, level: float) -> Estimate:
     low, high = ends_at(level)
     if high - low < NO_WIDTH:
         method, ends_at = _BOUND.format(arms.clusters), _around(value, arms.effective)
+    elif arms.nearly_equal:
+        method += AT_LEAST.format(arms.clusters)
+        ends_at = widest(ends_at, _around(value, arms.effective))
     low, high = ends_at(level)
     same = max(abs(low), abs(high)) <= SAME_SHARE
     p = p_value(lambda level: excludes(ends_at(level), 0.0)) if math.isfinite(low) else None
@@ -374,6 +391,18 @@ def _log_ends(value: float, parts: Parts) -> Callable[[float], Ends]:
     return ends_at
 
 
+def widest(*ends_at: Callable[[float], Ends]) -> Callable[[float], Ends]:
+    """From the lowest end to the highest; none where one of the intervals has no ends."""
+
+    def joined(level: float) -> Ends:
+        lows, highs = zip(*(ends(level) for ends in ends_at), strict=True)
+        return (
+            (min(lows), max(highs)) if np.isfinite([*lows, *highs]).all() else (lows[0], highs[0])
+        )
+
+    return joined
+
+
 def _around(value: float, clusters: float) -> Callable[[float], Ends]:
     """No unit and no prompt differs from the others: fresh prompts are bounded as for an event
     never seen.
@@ -384,7 +413,7 @@ def _around(value: float, clusters: float) -> Callable[[float], Ends]:
     )
 
 
-def _ratio_around(value: float, arms: Arms) -> Callable[[float], Ends]:
+def ratio_around(value: float, arms: Arms) -> Callable[[float], Ends]:
     """The same for a ratio: half of the error to the bound, the other half to the lower limit of
     the denominator.
     """

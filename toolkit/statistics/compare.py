@@ -18,6 +18,7 @@ import numpy as np
 
 from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.arms import (
+    AT_LEAST,
     MIN_CARRIED_MEANS,
     MIN_GROUPS,
     Arms,
@@ -27,6 +28,7 @@ from toolkit.statistics.arms import (
     excludes,
     places,
     ratio,
+    ratio_around,
     summed,
     unknown,
     verdict,
@@ -390,6 +392,10 @@ def kept_share(arms: Arms | None, n_rows: int, level: float, nothing: str) -> Es
         )
     root = math.sqrt(max(0.0, slope**2 - square * constant)) if math.isfinite(square) else math.nan
     ends = (slope - root) / square, (slope + root) / square
+    if arms.nearly_equal:
+        method += AT_LEAST.format(arms.clusters)
+        around = ratio_around(value, arms)(level)
+        ends = min(ends[0], around[0]), max(ends[1], around[1])
     border = arms.parts(1 / arms.a, -EFFECT_KEPT / arms.a)
     return verdict(
         arms, value, ends, EFFECT_KEPT, value - EFFECT_KEPT, border, False, level, method
