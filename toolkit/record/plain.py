@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import json
 import math
-import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from reprlib import Repr
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 DEEPEST = 64
 """levels of lists and objects inside each other"""
@@ -26,7 +29,6 @@ WORD = 1 << 63
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlevel = 2
-Record_ = typing.TypeVar("Record_")
 
 
 class JsonError(ValueError):
@@ -126,101 +128,90 @@ def to_plain(record: typing.Any) -> typing.Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def from_plain(kind: typing.Any, data: typing.Any, field: str = "") -> typing.Any:
-    """Plain values back to records, guided by the type hints. Keys that a dataclass does not know
-    are left out, a TypedDict keeps them.
+def from_plain(kind: typing.Any, data: typing.Any) -> typing.Any:
+    """Plain values back to records, their types checked by pydantic without any conversion. Keys
+    that a dataclass does not know are left out, a TypedDict keeps them.
 
-    field: what the message calls it. Raises JsonError where a field is missing or of another type.
+    Raises JsonError where a field is missing or of another type.
     """
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind is typing.Any:
-        return data
-    if origin in (types.UnionType, typing.Union):
-        return _one_of(inner, data, field)
-    if origin is typing.Literal:
-        return data if data in inner else _refuse(" or ".join(map(repr, inner)), data, field)
-    if is_dataclass(kind) or typing.is_typeddict(kind):
-        return _record(kind, data, field)
-    if origin in (tuple, list, Sequence):
-        if not isinstance(data, list):
-            _refuse("a list", data, field)
-        each = inner if origin is tuple and inner[-1] is not Ellipsis else inner[:1] * len(data)
-        if len(each) != len(data):
-            _refuse(f"a list of {len(each)}", data, field)
-        items = [
-            from_plain(of, item, f"{field}.{i}")
-            for i, (of, item) in enumerate(zip(each, data, strict=True))
-        ]
-        return items if origin is list else tuple(items)
-    if origin in (dict, Mapping):
-        if not isinstance(data, dict):
-            _refuse("an object", data, field)
-        return {key: from_plain(inner[1], item, f"{field}.{key}") for key, item in data.items()}
-    return data if _fits(kind, data) else _refuse(WORDS.get(kind, str(kind)), data, field)
+    from pydantic import ValidationError
 
-
-WORDS = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    dict: "an object",
-    types.NoneType: "null",
-}
-
-
-def _fits(kind: typing.Any, data: typing.Any) -> bool:
-    if kind in (int, float):
-        return (
-            isinstance(data, int if kind is int else int | float)
-            and not isinstance(data, bool)
-            and (kind is float or abs(data) < WORD)
-        )
-    return isinstance(data, kind)
-
-
-def _one_of(kinds: Sequence[typing.Any], data: typing.Any, field: str) -> typing.Any:
-    if data is None and types.NoneType in kinds:
-        return None
-    others = [kind for kind in kinds if kind is not types.NoneType]
-    for kind in others[:-1]:
-        try:
-            return from_plain(kind, data, field)
-        except JsonError:
-            continue
-    return from_plain(others[-1], data, field)
-
-
-def _record(kind: typing.Any, data: typing.Any, field: str) -> typing.Any:
-    if not isinstance(data, dict):
-        _refuse("an object", data, field)
-    hints, needed = _hints(kind)
-    if missing := sorted(needed - data.keys()):
-        raise JsonError(f"{field.lstrip('.')}.{missing[0]} is missing".lstrip("."))
-    values = {
-        name: from_plain(hints[name], value, f"{field}.{name}")
-        for name, value in data.items()
-        if name in hints
-    }
-    return kind(**values) if is_dataclass(kind) else data | values  # type: ignore[operator]
+    try:
+        record = adapter_of(kind).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        raise JsonError(_in_words(error, data)) from None
+    _refuse_huge_numbers(data)
+    return data if typing.is_typeddict(kind) else record
 
 
 @lru_cache
-def _hints(kind: typing.Any) -> tuple[dict[str, typing.Any], frozenset[str]]:
-    """Types of the fields, and the fields without a default."""
-    hints = typing.get_type_hints(kind)
-    if not is_dataclass(kind):
-        return hints, kind.__required_keys__
-    needed = frozenset(
-        f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING
-    )
-    return {f.name: hints[f.name] for f in fields(kind)}, needed
+def adapter_of(kind: typing.Any) -> TypeAdapter[typing.Any]:
+    """What reads a record and knows its JSON Schema."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
-def _refuse(expected: str, data: typing.Any, field: str) -> typing.NoReturn:
-    raise JsonError(
-        f"{field.lstrip('.') or 'the file'} should be {expected} (got {shortened(data)})"
+EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "mapping_type": "an object",
+    "dataclass_type": "an object",
+    "none_required": "null",
+}
+"""what a value should be, by pydantic's name of the error"""
+
+
+def _in_words(error: ValidationError, data: typing.Any) -> str:
+    """The first thing that is wrong: field, what it should be, what it is."""
+    details = error.errors(include_url=False)
+    path, value = _place(details[0]["loc"], data)
+    if details[0]["type"] == "missing":
+        return f"{'.'.join([*path, str(details[0]['loc'][-1])])} is missing"
+    expected = [
+        EXPECTED.get(detail["type"], detail["msg"].removeprefix("Input should be "))
+        for detail in details
+        if _place(detail["loc"], data)[0] == path
+    ]
+    return (
+        f"{'.'.join(path) or 'the file'} should be {' or '.join(dict.fromkeys(expected))} "
+        f"(got {shortened(value)})"
     )
+
+
+def _place(loc: Sequence[int | str], data: typing.Any) -> tuple[list[str], typing.Any]:
+    """The steps of pydantic's path that lead through the data, without the names of a union's
+    branches; and the value there.
+    """
+    path = []
+    for step in loc:
+        items: typing.Any = dict(enumerate(data)) if isinstance(data, list) else data
+        if isinstance(items, dict) and step in items:
+            data = items[step]
+            path.append(str(step))
+    return path, data
+
+
+def _refuse_huge_numbers(data: typing.Any) -> None:
+    level: list[tuple[str, typing.Any]] = [("", data)]
+    while level:
+        inner = []
+        for name, value in level:
+            if isinstance(value, dict | list):
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                inner += [(f"{name}.{key}", item) for key, item in items]
+            elif isinstance(value, int) and abs(value) >= WORD:
+                raise JsonError(
+                    f"{name.lstrip('.')} should be a whole number below 2^63 "
+                    f"(got {shortened(value)})"
+                )
+        level = inner
 
 
 def _whole(digits: str) -> int:

@@ -8,6 +8,9 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from toolkit.record.files import write_text
 from toolkit.record.plain import JsonError, from_plain, read_json, shortened, to_plain
@@ -25,6 +28,10 @@ VERSION = 2
 SHIFTS = ("typical", "near", "far")
 ZONES = ("acceptable", "watch", "critical", "not enough data")
 VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE")
+Item = typing.TypeVar("Item")
+Tuple_ = Annotated[Sequence[Item], AfterValidator(tuple)]
+"""any sequence when it is made, a tuple when it is read"""
+Ints = Tuple_[int]
 CLAIM_VERDICTS = ("supported", "contradicted", "not resolvable", "measured", "not in this run")
 
 
@@ -59,10 +66,10 @@ class MitigationDesign:
     title: str
     kind: str
     k: int
-    members: Sequence[Sequence[int]]
+    members: Tuple_[Ints]
     price: Price
     condition: str = ""
-    runs: Sequence[int] = ()
+    runs: Ints = ()
 
     def of(self, condition: str) -> str:
         """`mean, K = 8 (lora)`: how a contrast names it."""
@@ -95,8 +102,8 @@ class TeacherDesign:
 
     condition: str
     label: str
-    groups: Sequence[int]
-    members: Sequence[Sequence[int]]
+    groups: Ints
+    members: Tuple_[Ints]
 
 
 MACHINE = "machine"
@@ -115,12 +122,12 @@ class ConditionDesign:
     """
 
     name: str
-    replicas: Sequence[int]
+    replicas: Ints
     failed: int = 0
-    mitigations: Sequence[MitigationDesign] = ()
+    mitigations: Tuple_[MitigationDesign] = ()
     price: Price = Price()
-    factors: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    everyone: Sequence[int] = ()
+    factors: Mapping[str, Ints] = field(default_factory=dict)
+    everyone: Ints = ()
     teacher: TeacherDesign | None = None
 
     @property

@@ -2,7 +2,9 @@
 that lacks it is told in one line.
 """
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # that of Python 3.11 tells pydantic too little
 
 
 class Numerics(TypedDict):
