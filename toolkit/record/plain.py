@@ -140,7 +140,7 @@ def from_plain(kind: typing.Any, data: typing.Any) -> typing.Any:
         record = adapter_of(kind).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         raise JsonError(_in_words(error, data)) from None
-    _refuse_huge_numbers(data)
+    _refuse_huge_numbers(to_plain(record))  # where a float is meant it is one by now
     return data if typing.is_typeddict(kind) else record
 
 
