@@ -102,9 +102,9 @@ def _embedded(source: str, version: str | None, shift: str | None, name: str) ->
             f"{', '.join(f'embedded:{s}' for s in SHIFTS)}"
         )
     if version not in map(str, suites.VERSIONS):
-        known = ", ".join(f"embedded@{v}" for v in suites.VERSIONS)
+        versions = ", ".join(f"embedded@{v}" for v in suites.VERSIONS)
         raise DataError(
-            f"{source}: no version {version!r} of the embedded suites; use one of {known}"
+            f"{source}: no version {version!r} of the embedded suites; use one of {versions}"
         )
     return [
         Row(fields, f"{source}, row {n}")
@@ -114,7 +114,7 @@ def _embedded(source: str, version: str | None, shift: str | None, name: str) ->
 
 def unused_in_suite(rows: Sequence[Fields]) -> dict[str, int]:
     """Columns of a suite that nothing reads -> rows that have something in them."""
-    formats = [own for own in USED.values() if own[0] in rows[0] and own[0] != "text"]
+    formats = [fields for fields in USED.values() if fields[0] in rows[0] and fields[0] != "text"]
     return unused_columns(rows, [*OWN, *(formats[0] if formats else ())])
 
 

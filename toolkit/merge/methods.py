@@ -207,8 +207,8 @@ def accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[st
     """Those of the parameters that the function takes; `lambda` is a word that Python keeps, so it
     is `lambda_` there.
     """
-    known = inspect.signature(function).parameters
-    return {name: value for name, value in values.items() if name in known}
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in values.items() if name in parameters}
 
 
 def find_coefficients(
@@ -216,11 +216,13 @@ def find_coefficients(
 ) -> list[float]:
     """How much of every change makes up the result, for a method that has `coefficients`."""
     assert chosen.coefficients is not None
-    own = accepted(
+    arguments = accepted(
         chosen.coefficients,
         {f"{name}_" if name == "lambda" else name: value for name, value in values.items()},
     )
-    return chosen.coefficients(gram, torch.tensor(weights, dtype=torch.float64), **own).tolist()
+    return chosen.coefficients(
+        gram, torch.tensor(weights, dtype=torch.float64), **arguments
+    ).tolist()
 
 
 def merge_entries(

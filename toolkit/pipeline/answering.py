@@ -89,8 +89,8 @@ def subjects_of(job: Run, name: str) -> list[list[Subject]]:
             ]
             families.append(
                 [
-                    Subject(name, mitigation.label, g, *own)
-                    for g, own in enumerate(zip(paths, digests, weights, strict=True))
+                    Subject(name, mitigation.label, g, *members_of)
+                    for g, members_of in enumerate(zip(paths, digests, weights, strict=True))
                 ]
             )
     return families

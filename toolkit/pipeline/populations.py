@@ -40,7 +40,7 @@ def train(
     Raises StudentsError for students whose teachers are not trained.
     """
     if name in job.recipe.given:
-        return take(job, name)
+        return adopt_condition(job, name)
     rule = job.recipe.until_of(name)
     with job.console.stage("train"):
         plan, mark = training_plan(job.recipe, name, job.device)
@@ -98,7 +98,7 @@ def has_scale(path: Path, condition: Condition) -> bool:
         return False
 
 
-def take(job: Run, name: str) -> dict[int, Replica]:
+def adopt_condition(job: Run, name: str) -> dict[int, Replica]:
     """The population of a condition whose adapters are given, as they are now."""
     recipe = job.recipe
     with job.console.stage("adapters"):
