@@ -18,7 +18,7 @@ from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.base import load_base
 from toolkit.model.delta import dense
 from toolkit.model.stack import stacked
-from toolkit.pipeline import inspect_given, merge_given
+from toolkit.pipeline.given import inspect_given, merge_given
 from toolkit.record.population import groups
 
 PROMPTS = [p for p in read_suite("embedded:typical", name="typical") if p.reference][:4]

@@ -10,7 +10,7 @@ import toolkit.train
 from toolkit.pipeline import fitting
 from toolkit.pipeline.job import RunError
 from toolkit.pipeline.opening import resolve_auto
-from toolkit.pipeline.training import TrainingUnit, train_unit, training_plan
+from toolkit.pipeline.train_stacks import TrainingUnit, train_unit, training_plan
 from toolkit.recipe import dump_recipe, load_recipe
 
 

@@ -93,7 +93,7 @@ def read_suite(
 
 
 def _embedded(source: str, version: str | None, shift: str | None, name: str) -> list[Row]:
-    from toolkit.embedded import suites
+    from toolkit.embedded import prompts
 
     shift, version = shift or name, str(NEWEST) if version is None else version
     if shift not in SHIFTS:
@@ -101,14 +101,14 @@ def _embedded(source: str, version: str | None, shift: str | None, name: str) ->
             f"{source}: no embedded suite {shift!r}; use one of "
             f"{', '.join(f'embedded:{s}' for s in SHIFTS)}"
         )
-    if version not in map(str, suites.VERSIONS):
-        versions = ", ".join(f"embedded@{v}" for v in suites.VERSIONS)
+    if version not in map(str, prompts.VERSIONS):
+        versions = ", ".join(f"embedded@{v}" for v in prompts.VERSIONS)
         raise DataError(
             f"{source}: no version {version!r} of the embedded suites; use one of {versions}"
         )
     return [
         Row(fields, f"{source}, row {n}")
-        for n, fields in enumerate(suites.suite(shift, int(version)), 1)
+        for n, fields in enumerate(prompts.suite(shift, int(version)), 1)
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from toolkit import seeds
 from toolkit.model.base import load_base
 from toolkit.pipeline.job import RunError
-from toolkit.pipeline.training import examples_of, training_plan
+from toolkit.pipeline.train_stacks import examples_of, training_plan
 from toolkit.recipe import Recipe
 from toolkit.train import train_stack
 

@@ -16,12 +16,12 @@ from toolkit.measure.run import read_prompts
 from toolkit.model.adopt import check_given
 from toolkit.model.base import Base, check_cache, fastest_dtype, load_base, load_config, width
 from toolkit.model.compiled import TESTED
-from toolkit.pipeline.checks import check_all
+from toolkit.pipeline.checks.with_base import check_all
+from toolkit.pipeline.checks.without_base import check_free, keep_suites, recipe_mark
 from toolkit.pipeline.engines import ENGINES
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json
-from toolkit.pipeline.outset import check_free, keep_suites, recipe_mark
-from toolkit.pipeline.training import check_population, training_plan
+from toolkit.pipeline.train_stacks import check_population, training_plan
 from toolkit.recipe import Recipe, dump_recipe, read_recipe
 from toolkit.record import shapes
 from toolkit.record.files import remove_leftovers

@@ -20,7 +20,8 @@ from toolkit.model.adopt import base_hash, check_base, find_adapters, layer_shap
 from toolkit.model.base import Base, check_cache, load_base
 from toolkit.model.full import copies
 from toolkit.model.stack import stacked
-from toolkit.pipeline import checks, opening, populations, training
+from toolkit.pipeline import opening, populations, train_stacks
+from toolkit.pipeline.checks import with_base
 from toolkit.pipeline.forecast import Part, forecast, save
 from toolkit.recipe import Given, Recipe, RecipeError
 from toolkit.recipe.schedule import (
@@ -60,7 +61,7 @@ def check(
     base = load_base(recipe.base, recipe.dtype, device)
     if out:
         opening.check_folder(recipe, out, base, device)
-    warnings = checks.check_all(recipe, base, prompts, device)
+    warnings = with_base.check_all(recipe, base, prompts, device)
     preview: dict[str, Any] = {
         "recipe": recipe.name,
         "base": base.to_dict(),
@@ -70,7 +71,7 @@ def check(
         "conditions": {},
         "warnings": warnings,
     }
-    warnings += training.data_notes(recipe, prompts, device)
+    warnings += train_stacks.data_notes(recipe, prompts, device)
     parts, passes, held = [], {}, {}
     for name, condition in recipe.given.items():
         preview["conditions"][name] = entry = _population(condition, base, warnings)
@@ -87,7 +88,7 @@ def check(
             )
         )
     for name, condition in recipe.trained.items():
-        plan, _ = training.training_plan(recipe, name, device)
+        plan, _ = train_stacks.training_plan(recipe, name, device)
         replicas = recipe.replicas_of(name)
         stacks = math.ceil(replicas / plan.stack)
         layers = _layers(base.model, name, condition.targets)
@@ -95,7 +96,7 @@ def check(
         trained = (
             base.parameters if whole else sum(condition.rank * (i + o) for i, o in layers.values())
         )
-        taught = _teaching(recipe, name, plan, base, training.examples_of(recipe, name, device))
+        taught = _teaching(recipe, name, plan, base, train_stacks.examples_of(recipe, name, device))
         rank, whole_bytes = (0, 4 * trained) if whole else (condition.rank, 0)
         parts.append(
             Part(
@@ -187,7 +188,7 @@ def check(
 def _rows(recipe: Recipe, base: Base, device: str, warnings: list[str]) -> dict[str, Any]:
     """The training rows as the model will see them."""
     rows = data.read_rows(recipe.data.train)
-    examples = training.training_examples(recipe, device)
+    examples = train_stacks.training_examples(recipe, device)
     warnings += data.check_tokenizer(base.tokenizer, [example.prompt for example in examples[:50]])
     return {
         "rows": len(examples),

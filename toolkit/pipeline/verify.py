@@ -17,7 +17,7 @@ from toolkit.model.adapters import CONFIG, read_adapter
 from toolkit.pipeline.job import Console, RunError, open_folder
 from toolkit.pipeline.opening import open_run
 from toolkit.pipeline.populations import teacher_groups
-from toolkit.pipeline.training import replica_mark, train_missing, training_plan
+from toolkit.pipeline.train_stacks import replica_mark, train_missing, training_plan
 from toolkit.record.plain import read_record
 from toolkit.record.population import RECORD, Replica, changed_files, replica_folder, sha256_file
 from toolkit.record.shapes import Environment

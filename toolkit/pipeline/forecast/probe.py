@@ -19,7 +19,7 @@ from toolkit.merge import merge_adapters
 from toolkit.model.adapters import write_adapter
 from toolkit.model.base import Base, load_base
 from toolkit.model.stack import stacked
-from toolkit.pipeline import answering, merging, training
+from toolkit.pipeline import answer_prompts, merge_groups, train_stacks
 from toolkit.pipeline.engines import Progress
 from toolkit.pipeline.forecast.work import Part, Shapes
 from toolkit.recipe import Mitigation, Recipe
@@ -75,7 +75,7 @@ def probe(unit: Probe, progress: Progress) -> Probed:
     start = time.perf_counter()
     base = load_base(unit.recipe.base, unit.recipe.dtype, unit.device)
     if unit.recipe.trained:
-        training.training_examples(unit.recipe, unit.device)
+        train_stacks.training_examples(unit.recipe, unit.device)
     probed.load = time.perf_counter() - start
     for part in unit.parts:
         if part.plan and part.condition:
@@ -126,7 +126,7 @@ def _training(unit: Probe, part: Part) -> tuple[float, float, float]:
         return alone, 0.0, max(0.0, _steps(unit, part, short, teachers=True) - alone)
     keep = tuple(range(part.plan.stack))
     marks = [time.perf_counter()]
-    stack = training.TrainingUnit(
+    stack = train_stacks.TrainingUnit(
         recipe,
         part.name,
         unit.folder / part.name,
@@ -137,9 +137,9 @@ def _training(unit: Probe, part: Part) -> tuple[float, float, float]:
         unit.device,
     )
     if short.compiled:  # once in a run; what was compiled here the run finds on the disk
-        training.train_unit(replace(stack, plan=replace(short, steps=1)), lambda _: None)
+        train_stacks.train_unit(replace(stack, plan=replace(short, steps=1)), lambda _: None)
         marks = [time.perf_counter()]
-    training.train_unit(stack, lambda _: marks.append(time.perf_counter()))
+    train_stacks.train_unit(stack, lambda _: marks.append(time.perf_counter()))
     step = _median([later - earlier for earlier, later in zip(marks[1:], marks[2:], strict=False)])
     return step, max(0.0, time.perf_counter() - marks[0] - step * short.steps), 0.0
 
@@ -150,13 +150,13 @@ def _steps(unit: Probe, part: Part, plan: TrainingPlan, *, teachers: bool) -> fl
     """
     assert part.condition and part.condition.teacher
     asked, marks, stand_ins = part.condition.teacher, [], None
-    seeds_R = [training.seeds_of(unit.recipe, part.name, r) for r in range(plan.stack)]
+    seeds_R = [train_stacks.seeds_of(unit.recipe, part.name, r) for r in range(plan.stack)]
     if teachers:
         rule = ENSEMBLES[asked.ensemble].rule if asked.ensemble else None
         stand_ins = [Teacher((None,) * (asked.k if rule else 1), rule) for _ in seeds_R]
     train_stack(
         load_base(unit.recipe.base, part.condition.dtype or unit.recipe.dtype, unit.device).model,
-        training.examples_of(unit.recipe, part.name, unit.device),
+        train_stacks.examples_of(unit.recipe, part.name, unit.device),
         part.condition,
         plan,
         seeds_R,
@@ -215,7 +215,7 @@ def _merging(folder: Path, part: Part, mitigation: Mitigation, base: Base) -> fl
     start = time.perf_counter()
     out = folder / part.name / mitigation.label / "merged"
     merge_adapters(sources, out, method=mitigation.merge or "", rank=mitigation.rank, **parameters)
-    merging.describe_merge(out)
+    merge_groups.describe_merge(out)
     return (time.perf_counter() - start) * sum(map(work, part.shapes)) / sum(map(work, chosen))
 
 
@@ -228,7 +228,7 @@ def _answering(
     the last to leave a batch. Without
     references: as long as is allowed.
     """
-    width, longest = answering.EVALUATION_WIDTH, recipe.evaluation.max_new_tokens
+    width, longest = answer_prompts.EVALUATION_WIDTH, recipe.evaluation.max_new_tokens
     ids = [encode_prompt(p, base.tokenizer) for p in prompts]
     references = [
         None if p.reference is None else encode_reference(p, p.reference, base.tokenizer)

@@ -13,7 +13,7 @@ from typing import Any
 from toolkit.answer.ensemble import ENSEMBLES
 from toolkit.data import Prompt
 from toolkit.merge import find_method
-from toolkit.pipeline import answering
+from toolkit.pipeline import answer_prompts
 from toolkit.recipe import Condition, Mitigation
 from toolkit.recipe.schedule import TrainingPlan
 
@@ -39,7 +39,7 @@ class Family:
 
     @property
     def voices(self) -> int:
-        return max(1, answering.EVALUATION_WIDTH // self.members)
+        return max(1, answer_prompts.EVALUATION_WIDTH // self.members)
 
     @property
     def adapters(self) -> int:

@@ -13,12 +13,12 @@ from toolkit.data import known_prompts
 from toolkit.measure.run import measure_run, read_prompts, save_design
 from toolkit.model.adapters import read_adapter
 from toolkit.model.base import load_base
-from toolkit.pipeline.answering import accuracies, all_subjects, answer_units
+from toolkit.pipeline.answer_prompts import accuracies, all_subjects, answer_units
 from toolkit.pipeline.job import Run, RunError, successful
-from toolkit.pipeline.merging import merged_folder
+from toolkit.pipeline.merge_groups import merged_folder
 from toolkit.pipeline.populations import given_note
-from toolkit.pipeline.training import training_examples
-from toolkit.pipeline.until import stopping_note
+from toolkit.pipeline.sequential_training import stopping_note
+from toolkit.pipeline.train_stacks import training_examples
 from toolkit.recipe import Mitigation
 from toolkit.record import shapes
 from toolkit.record.outcomes import read_outcomes

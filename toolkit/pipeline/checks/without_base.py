@@ -12,7 +12,7 @@ from toolkit.data import Prompt
 from toolkit.embedded import suite_of
 from toolkit.measure.meaning import classes
 from toolkit.measure.run import read_prompts
-from toolkit.pipeline.until import asked_about
+from toolkit.pipeline.sequential_training import asked_about
 from toolkit.recipe import Recipe, Sequential, read_recipe, with_suites
 from toolkit.record.files import no_folder
 from toolkit.record.folders import EVALUATED, RUN, check_claim, is_run, is_sealed, read_marker

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.merge.dense import load_model
-from toolkit.merge.merge import (
+from toolkit.merge.adapters_to_adapter import (
     REPORT,
     Input,
     MergeReport,
@@ -22,7 +21,8 @@ from toolkit.merge.merge import (
     read_inputs,
     versions,
 )
-from toolkit.merge.methods import Method, find_coefficients, find_method, merge_entries
+from toolkit.merge.adapters_to_model import load_model
+from toolkit.merge.apply_method import Method, find_coefficients, find_method, merge_entries
 from toolkit.model import delta
 from toolkit.model.adapters import AdapterError
 from toolkit.model.full import FULL, MODEL, FullModel, copies, write_model

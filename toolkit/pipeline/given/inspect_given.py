@@ -17,7 +17,7 @@ from toolkit.model.adapters import read_adapter
 from toolkit.model.adopt import check_base, layer_shapes
 from toolkit.model.base import check_cache, load_base
 from toolkit.model.full import FULL, copies
-from toolkit.pipeline.given import collections_of, setting_of, suite_name, unlike
+from toolkit.pipeline.given.sources import collections_of, setting_of, suite_name, unlike
 from toolkit.pipeline.job import RunError
 from toolkit.record.folders import (
     is_run,

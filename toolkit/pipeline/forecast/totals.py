@@ -19,7 +19,7 @@ import numpy as np
 from toolkit import environment, seeds
 from toolkit.data import Prompt
 from toolkit.measure.analyse import Arm, Table, analyse_table
-from toolkit.pipeline import answering
+from toolkit.pipeline import answer_prompts
 from toolkit.pipeline.engines import LocalEngine
 from toolkit.pipeline.forecast.probe import Probe, Probed, peak_bytes, probe
 from toolkit.pipeline.forecast.work import Family, Part, blocks, disk, shard_bytes
@@ -154,7 +154,7 @@ def forecast(
     effort = sum(
         family.units
         * family.adapters
-        / answering.EVALUATION_WIDTH
+        / answer_prompts.EVALUATION_WIDTH
         * (1 + mean(lambda worker: worker.per_rank) * max(0, family.rank - low))
         for family in families
     )

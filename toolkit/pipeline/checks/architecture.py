@@ -13,8 +13,8 @@ from toolkit.model.base import Base, skeleton
 from toolkit.model.compiled import TESTED
 from toolkit.model.full import read_weights
 from toolkit.model.stack import target_modules
+from toolkit.pipeline.checks.trial_step import rehearse_answers, rehearse_training
 from toolkit.pipeline.job import RunError
-from toolkit.pipeline.rehearsal import rehearse_answers, rehearse_training
 from toolkit.recipe import Condition, Recipe
 
 

@@ -23,10 +23,10 @@ from toolkit.merge import (
 )
 from toolkit.model.adapters import read_adapter
 from toolkit.model.base import check_cache, load_base
-from toolkit.pipeline.given import collections_of, one_suite, setting_of
-from toolkit.pipeline.inspect_given import basins
+from toolkit.pipeline.given.inspect_given import basins
+from toolkit.pipeline.given.sources import collections_of, one_suite, setting_of
 from toolkit.pipeline.job import RunError
-from toolkit.pipeline.merging import describe_merge
+from toolkit.pipeline.merge_groups import describe_merge
 from toolkit.recipe import Mitigation
 from toolkit.record import shapes
 from toolkit.record.folders import (

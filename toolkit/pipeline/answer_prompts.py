@@ -17,7 +17,7 @@ from toolkit.model.base import load_base
 from toolkit.model.full import FULL, MODEL, read_weights
 from toolkit.pipeline.engines import Progress
 from toolkit.pipeline.job import Run
-from toolkit.pipeline.merging import merged_folder
+from toolkit.pipeline.merge_groups import merged_folder
 from toolkit.recipe import Evaluation, Mitigation
 from toolkit.recipe.schedule import WEIGHT_BYTES, whole_width
 from toolkit.record.files import sha256_file

@@ -17,8 +17,9 @@ from toolkit.model.adapters import adapter_paths
 from toolkit.model.adopt import read_all, remarks
 from toolkit.model.full import copies, read_weights
 from toolkit.pipeline import evaluate, measure, merge
-from toolkit.pipeline.answering import answer, answer_units, weights_digest
-from toolkit.pipeline.given import (
+from toolkit.pipeline.answer_prompts import answer, answer_units, weights_digest
+from toolkit.pipeline.assemble_results import conclude
+from toolkit.pipeline.given.sources import (
     collections_of,
     home_of,
     one_suite,
@@ -27,7 +28,6 @@ from toolkit.pipeline.given import (
     unlike,
 )
 from toolkit.pipeline.job import Console, RunError, open_folder
-from toolkit.pipeline.measuring import conclude
 from toolkit.pipeline.opening import free_folder, kind_of_run, open_run
 from toolkit.pipeline.populations import adopt_condition
 from toolkit.recipe import Evaluation, Given, Mitigation, Recipe

@@ -17,8 +17,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import toolkit
-from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
-from toolkit.merge.naming import layers_of_base, under_one_naming
+from toolkit.merge.align_names import layers_of_base, under_one_naming
+from toolkit.merge.apply_method import (
+    Method,
+    accepted,
+    find_coefficients,
+    find_method,
+    merge_entries,
+)
 from toolkit.merge.soup import Step, greedy_soup
 from toolkit.model import delta
 from toolkit.model.adapters import (
@@ -32,7 +38,7 @@ from toolkit.model.adapters import (
     write_adapter,
 )
 from toolkit.model.full import MODEL, FullModel, copies, read_weights
-from toolkit.recipe.merges import MERGEKIT
+from toolkit.recipe.merge_methods import MERGEKIT
 from toolkit.record.files import sha256_file
 from toolkit.record.folders import MERGED
 from toolkit.record.plain import parse

@@ -15,10 +15,10 @@ from toolkit.model.adopt import check_base, find_adapters, layer_shapes
 from toolkit.model.base import Base
 from toolkit.model.full import FullModel, check_whole, read_weights
 from toolkit.model.stack import layer_shape, target_modules
-from toolkit.pipeline.architecture import check_architecture
+from toolkit.pipeline.checks.architecture import check_architecture
+from toolkit.pipeline.checks.without_base import check_criteria, refused_at
 from toolkit.pipeline.job import RunError
-from toolkit.pipeline.outset import check_criteria, refused_at
-from toolkit.pipeline.training import training_examples, training_plan
+from toolkit.pipeline.train_stacks import training_examples, training_plan
 from toolkit.recipe import Mitigation, Recipe
 from toolkit.recipe.schedule import snapshot_steps
 
