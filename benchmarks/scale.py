@@ -59,7 +59,7 @@ def make(folder: Path, replicas: int) -> Path:
     from toolkit.model.adapters import WEIGHTS, write_adapter
     from toolkit.model.base import EMBEDDED, load_base
     from toolkit.model.stack import stacked
-    from toolkit.pipeline import training
+    from toolkit.pipeline import train_stacks
     from toolkit.recipe import load_recipe
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
@@ -88,7 +88,7 @@ def make(folder: Path, replicas: int) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(RECIPE.format(folder=folder, replicas=replicas))
     recipe = load_recipe(path)
-    plan, mark = training.training_plan(recipe, "lora", "cpu")
+    plan, mark = train_stacks.training_plan(recipe, "lora", "cpu")
     with stacked(load_base(recipe.base).model) as stack:
         shapes = {
             name: (layer.in_features, layer.out_features) for name, layer in stack.layers.items()
@@ -109,7 +109,7 @@ def make(folder: Path, replicas: int) -> Path:
         record = Replica(
             r,
             "ok",
-            training.seeds_of(recipe, "lora", r),
+            train_stacks.seeds_of(recipe, "lora", r),
             plan.steps,
             1.0,
             seconds=0.1,

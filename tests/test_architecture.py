@@ -28,8 +28,8 @@ TORCH_FREE = [name for line in marked("torch-free") for name in line.split()]
 
 
 def module(path: Path) -> str:
-    """`toolkit/merge/methods.py` is `merge/methods`, a package is its folder, and the package of
-    all is empty.
+    """`toolkit/merge/soup.py` is `merge/soup`, a package is its folder, and the package of all is
+    empty.
     """
     name = path.relative_to(PACKAGE).with_suffix("").as_posix()
     return "" if name == "__init__" else name.removesuffix("/__init__")
@@ -154,9 +154,9 @@ def test_no_torch_at_import(name):
             {"train/loop", "train/save", "model/base"},
         ),
         (
-            "import toolkit.merge.methods as m\nfrom toolkit.merge import dense, x\n",
+            "import toolkit.merge.entrywise as m\nfrom toolkit.merge import soup, x\n",
             (),
-            {"merge/methods", "merge/dense", "merge"},
+            {"merge/entrywise", "merge/soup", "merge"},
         ),
     ],
 )

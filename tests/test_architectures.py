@@ -21,8 +21,8 @@ from toolkit.model.base import EMBEDDED, BaseError, check_cache, load_base
 from toolkit.model.compatibility import check_adapter
 from toolkit.model.stack import ForwardError, stacked, target_modules
 from toolkit.pipeline import preview
-from toolkit.pipeline.architecture import check_architecture
-from toolkit.pipeline.rehearsal import rehearse_answers, rehearse_training
+from toolkit.pipeline.checks.architecture import check_architecture
+from toolkit.pipeline.checks.trial_step import rehearse_answers, rehearse_training
 from toolkit.recipe import load_recipe
 
 SHAPE = {

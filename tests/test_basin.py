@@ -18,7 +18,7 @@ from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.base import load_base
 from toolkit.model.delta import dense
 from toolkit.model.stack import stacked
-from toolkit.pipeline import inspect_given, merge_given
+from toolkit.pipeline.given import inspect_given, merge_given
 from toolkit.record.population import groups
 
 PROMPTS = [p for p in read_suite("embedded:typical", name="typical") if p.reference][:4]
@@ -191,7 +191,7 @@ def test_a_blend_answers_as_the_merge_that_it_stands_for(tmp_path, base):
 
 def test_identical_members_have_no_barrier(tmp_path, base):
     one = on_the_base(tmp_path, base, 1, 0.05)[0]
-    found = basin.look([one] * 4, base, PROMPTS)
+    found = basin.diagnose_basin([one] * 4, base, PROMPTS)
     assert found.barriers[0].sd == pytest.approx(0, abs=1e-6)
     assert found.barriers[0].excess == pytest.approx(0, abs=1e-4) and found.barriers[
         0
@@ -273,16 +273,16 @@ def test_the_merge_that_was_asked_for_is_judged(tmp_path, monkeypatch, base):
     """
     with_loss(monkeypatch, lambda x: (x * x - 1) ** 2)
     members = at(tmp_path / "members", [1.0, 1.1, 0.9])
-    assert basin.look(members, base, PROMPTS).verdict == "ok"
+    assert basin.diagnose_basin(members, base, PROMPTS).verdict == "ok"
     merged = at(tmp_path / "merged", [0.0])
-    found = basin.look(members, base, PROMPTS, method="ties", merged_G=merged)
+    found = basin.diagnose_basin(members, base, PROMPTS, method="ties", merged_G=merged)
     assert found.verdict == "warn" and found.geometry.to_merge_K == pytest.approx([1, 1.1, 0.9])
     assert "ties of 3" in basin.basin_text(found)
 
 
 def test_verdicts(tmp_path, monkeypatch, base):
     with_loss(monkeypatch, lambda x: (x * x - 1) ** 2)
-    warned = basin.look(at(tmp_path / "a", [-1.0, 1.0, -1.1, 1.1]), base, PROMPTS, k=2)
+    warned = basin.diagnose_basin(at(tmp_path / "a", [-1.0, 1.0, -1.1, 1.1]), base, PROMPTS, k=2)
     assert (
         warned.verdict == "warn"
         and "typical: the merge itself lies 1 nats above" in warned.reasons[0]
@@ -290,14 +290,17 @@ def test_verdicts(tmp_path, monkeypatch, base):
     assert "WARN" in basin.basin_text(warned) and "INCONCLUSIVE with 4 members" in basin.basin_text(
         warned
     )
-    assert basin.look(at(tmp_path / "b", [1.0, 1.1, 0.9]), base, PROMPTS).verdict == "ok"
-    assert basin.look(at(tmp_path / "c", [1.0, 1.1]), base, PROMPTS).verdict == "inconclusive"
-    odd = basin.look(at(tmp_path / "d", [2.0, 2.1, 1.9]), base, PROMPTS)
+    assert basin.diagnose_basin(at(tmp_path / "b", [1.0, 1.1, 0.9]), base, PROMPTS).verdict == "ok"
+    assert (
+        basin.diagnose_basin(at(tmp_path / "c", [1.0, 1.1]), base, PROMPTS).verdict
+        == "inconclusive"
+    )
+    odd = basin.diagnose_basin(at(tmp_path / "d", [2.0, 2.1, 1.9]), base, PROMPTS)
     assert odd.verdict == "inconclusive" and "give them as in training" in odd.reasons[0]
     with pytest.raises(basin.BasinError, match="two or more"):
-        basin.look(at(tmp_path / "e", [1.0]), base, PROMPTS)
+        basin.diagnose_basin(at(tmp_path / "e", [1.0]), base, PROMPTS)
     with pytest.raises(basin.BasinError, match="no prompt has a reference"):
-        basin.look(
+        basin.diagnose_basin(
             at(tmp_path / "f", [1.0, 2.0]),
             base,
             [p.__class__(**{**p.__dict__, "reference": None}) for p in PROMPTS],

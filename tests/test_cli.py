@@ -207,7 +207,7 @@ def test_an_option_that_is_taken_once_is_not_given_twice(command, option, monkey
 
 
 def test_an_option_that_may_be_repeated_is_taken_as_often_as_it_is_given(monkeypatch):
-    from toolkit.pipeline import inspect_given
+    from toolkit.pipeline.given import inspect_given
 
     asked = []
     monkeypatch.setattr(

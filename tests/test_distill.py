@@ -17,7 +17,7 @@ from toolkit.answer.ensemble import probabilities as arithmetic
 from toolkit.answer.predict import load_adapters
 from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.stack import stacked
-from toolkit.pipeline import training
+from toolkit.pipeline import train_stacks
 from toolkit.recipe import Condition, RecipeError, dump_recipe, parse_recipe
 from toolkit.recipe import Teacher as TeacherBlock
 from toolkit.recipe.schedule import soft_target_bytes
@@ -504,9 +504,9 @@ def test_students_share_no_seed_with_any_teacher():
         + LORA.replace("vary: [order], ", "")
         + f"  student: {{{TAUGHT}}}\n  other: {{{TAUGHT}, mix: 0.5}}\n"
     )
-    taught = {seed for r in range(12) for seed in training.seeds_of(recipe, "lora", r).values()}
-    students = [training.seeds_of(recipe, "student", r) for r in range(3)]
+    taught = {seed for r in range(12) for seed in train_stacks.seeds_of(recipe, "lora", r).values()}
+    students = [train_stacks.seeds_of(recipe, "student", r) for r in range(3)]
     assert not taught & {seed for seeds in students for seed in seeds.values()}
     # two ways to distil are compared pair by pair
-    assert students == [training.seeds_of(recipe, "other", r) for r in range(3)]
+    assert students == [train_stacks.seeds_of(recipe, "other", r) for r in range(3)]
     assert len({seed for seeds in students for seed in seeds.values()}) == 9

@@ -17,7 +17,7 @@ from toolkit.data import read_rows
 from toolkit.measure.analyse import analyse
 from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.base import load_base
-from toolkit.pipeline import preview, training
+from toolkit.pipeline import preview, train_stacks
 from toolkit.recipe import Condition, RecipeError, dump_recipe, parse_recipe
 from toolkit.record.population import (
     RECORD,
@@ -203,7 +203,7 @@ def test_check_tells_the_teachers_and_their_price(recipe, capsys, monkeypatch):
     assert [
         (teaching[n]["groups"], teaching[n]["groups_a_stack"]) for n in ("student", "soup", "same")
     ] == [(4, 4), (4, 2), (1, 1)]
-    tokens = sum(sum(e.loss_mask[1:]) for e in training.training_examples(recipe, "cpu"))
+    tokens = sum(sum(e.loss_mask[1:]) for e in train_stacks.training_examples(recipe, "cpu"))
     assert [teaching[n]["kept_bytes"] for n in ("student", "soup", "same")] == [
         4096 * g * tokens for g in (4, 2, 1)
     ]

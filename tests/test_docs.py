@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from toolkit import cli
 from toolkit.measure.analyse.verdict import verdict
-from toolkit.merge.methods import METHODS
+from toolkit.merge.apply_method import METHODS
 from toolkit.record.results import load_claims, load_results
 from toolkit.report.html import table_text
 from toolkit.report.sweeps import joined

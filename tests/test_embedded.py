@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from toolkit.embedded import NEWEST, pretrain, sentences, world
-from toolkit.embedded.suites import VERSIONS
-from toolkit.embedded.suites import suite as made
+from toolkit.embedded.prompts import VERSIONS
+from toolkit.embedded.prompts import suite as made
 from toolkit.model.base import EMBEDDED, load_base
 
 SHIFTS = ("typical", "near", "far")

@@ -25,11 +25,11 @@ def test_shares_add_up_and_end_at_exactly_one():
         (1, 1.0),
         (9, 1.0),
     ]:  # late; of an earlier list; of none
-        shares.put(number, share)
+        shares.record(number, share)
     assert abs(shares.mean - (0.3 + 0.7) / 7) < 1e-12
     for number in shares.numbers:
-        shares.put(number, 1.0)
-        shares.put(number, 0.9)
+        shares.record(number, 1.0)
+        shares.record(number, 0.9)
     assert shares.mean == 1.0
 
 

@@ -26,7 +26,7 @@ from toolkit.data import read_suite
 from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.base import load_base
 from toolkit.model.stack import StackedLinear, stacked
-from toolkit.pipeline.answer_given import _of_groups
+from toolkit.pipeline.given.evaluate_given import _of_groups
 from toolkit.pipeline.job import RunError
 from toolkit.recipe import EnsembleMethod, Similarity
 from toolkit.record.outcomes import read_outcomes, read_token_scores

@@ -9,8 +9,8 @@ from tiny import tiny_base
 import toolkit.train
 from toolkit.pipeline import fitting
 from toolkit.pipeline.job import RunError
-from toolkit.pipeline.opening import settle
-from toolkit.pipeline.training import TrainingUnit, train_unit, training_plan
+from toolkit.pipeline.opening import resolve_auto
+from toolkit.pipeline.train_stacks import TrainingUnit, train_unit, training_plan
 from toolkit.recipe import dump_recipe, load_recipe
 
 
@@ -77,7 +77,7 @@ def test_a_run_keeps_the_stack_of_its_first_replica(recipe, tmp_path):
     (run / "recipe.yaml").write_text(
         dump_recipe(recipe.model_copy(update={"conditions": {**recipe.conditions, "lora": narrow}}))
     )
-    settled = settle(recipe, "cpu", run)
+    settled = resolve_auto(recipe, "cpu", run)
     assert {name: one.stack for name, one in settled.trained.items()} == {
         "lora": 2,
         "longer": None,

@@ -13,7 +13,7 @@ from toolkit.data import read_rows
 from toolkit.measure.run import read_prompts
 from toolkit.model.adapters import WEIGHTS, read_adapter
 from toolkit.model.base import load_base
-from toolkit.pipeline import answering, forecast, preview, training
+from toolkit.pipeline import answer_prompts, forecast, preview, train_stacks
 from toolkit.pipeline.forecast.probe import _answering, _merging
 from toolkit.pipeline.forecast.work import Family, Part, adapter_bytes, blocks
 from toolkit.recipe import parse_recipe
@@ -66,7 +66,7 @@ def part_of(recipe, run) -> Part:
     shapes = {
         name: (module.in_features, module.out_features) for name, module in adapter.modules.items()
     }
-    plan, _ = training.training_plan(recipe, "lora", "cpu")
+    plan, _ = train_stacks.training_plan(recipe, "lora", "cpu")
     return Part("lora", 9, 4, shapes, plan, recipe.trained["lora"], recipe.mitigations)
 
 
@@ -108,8 +108,8 @@ def test_disk_is_what_a_run_leaves_to_a_tenth(recipe, run):
 def test_units_are_those_of_the_pipeline(recipe, run):
     part = part_of(recipe, run)
     with pipeline.open_run(recipe, run, workers=1) as job:
-        families = answering.all_subjects(job)[1:]
-        units = [len(answering.answer_units(job, family, "far", [])) for family in families]
+        families = answer_prompts.all_subjects(job)[1:]
+        units = [len(answer_prompts.answer_units(job, family, "far", [])) for family in families]
     assert part.families() == [
         Family(9, 1, 4),
         Family(4, 1, 8),

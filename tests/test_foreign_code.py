@@ -16,7 +16,7 @@ import yaml
 
 from toolkit.data import DataError, read_rows
 from toolkit.measure.meaning.rules import load_model
-from toolkit.merge.dense import load_model as load_dense
+from toolkit.merge.adapters_to_model import load_model as load_dense
 from toolkit.model.base import EMBEDDED, BaseError, load_base, load_config
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"

@@ -14,7 +14,7 @@ from toolkit.cli import main
 from toolkit.data import read_rows
 from toolkit.model import base as bases
 from toolkit.model.base import BaseError, load_base
-from toolkit.pipeline.training import training_plan
+from toolkit.pipeline.train_stacks import training_plan
 from toolkit.recipe import Condition, load_recipe
 from toolkit.train import train_stack
 

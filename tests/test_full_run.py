@@ -18,7 +18,7 @@ from toolkit.model.adapters import AdapterError, read_adapter
 from toolkit.model.base import load_base
 from toolkit.model.full import MODEL, read_model, read_weights, write_model
 from toolkit.model.grams import whole_gram
-from toolkit.pipeline import merging
+from toolkit.pipeline import merge_groups
 from toolkit.recipe import parse_recipe
 from toolkit.record.outcomes import read_outcomes
 from toolkit.record.population import read_population, replica_folder, sha256_file
@@ -102,7 +102,9 @@ def test_every_procedure_of_whole_models_is_measured(job):
     assert len({record.sha256[MODEL] for record in records.values()}) == 4
     assert all("torch" in record.machine for record in records.values())
     # nothing is made twice
-    assert merging.merge_units(job.folder / "full", [0, 1, 2, 3], job.recipe.mitigations[0]) == []
+    assert (
+        merge_groups.merge_units(job.folder / "full", [0, 1, 2, 3], job.recipe.mitigations[0]) == []
+    )
 
 
 def test_a_replica_is_a_model_that_transformers_loads_and_answers_as_measured(job):

@@ -13,7 +13,7 @@ from tiny import MODELS, VOCABULARY, tiny_base, tiny_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from toolkit.model.stack import stacked
-from toolkit.pipeline import training
+from toolkit.pipeline import train_stacks
 from toolkit.recipe import Condition, load_recipe
 from toolkit.recipe import schedule as plans
 from toolkit.train import head, plain_head, token_losses_in_pieces, train_stack
@@ -122,15 +122,16 @@ def test_the_plan_decides_and_records_it(tmp_path, monkeypatch):
         "  student: {method: distill, teacher: {condition: lora, ensemble: probabilities, k: 2}}\n"
     )
     recipe = load_recipe(path)
-    plan, mark = training.training_plan(recipe, "lora", "cpu")
+    plan, mark = train_stacks.training_plan(recipe, "lora", "cpu")
     assert plan.piece == 0 and "piece" not in plan.to_dict()
     monkeypatch.setattr(plans, "CPU_LOGITS", 20_000)
-    cut, other = training.training_plan(recipe, "lora", "cpu")
+    cut, other = train_stacks.training_plan(recipe, "lora", "cpu")
     assert (
         0 < cut.piece < plan.stack * plan.micro_batch * plan.targets
         and cut.to_dict()["piece"] == cut.piece
         and other != mark
     )
     assert all(
-        training.training_plan(recipe, name, "cpu")[0].piece == 0 for name in ("full", "student")
+        train_stacks.training_plan(recipe, name, "cpu")[0].piece == 0
+        for name in ("full", "student")
     )

@@ -22,7 +22,7 @@ from toolkit.cli import last
 from toolkit.measure.meaning.forms import json_form, normalised, number
 from toolkit.measure.run import Design, read_prompts
 from toolkit.model.base import load_base
-from toolkit.pipeline.checks import check_all
+from toolkit.pipeline.checks.with_base import check_all
 from toolkit.recipe import RecipeError, load_recipe, parse_recipe
 from toolkit.record.plain import DEEPEST, JsonError, from_plain, parse, read_record, to_plain
 from toolkit.record.population import Replica
@@ -139,7 +139,7 @@ def test_json_is_read_in_one_place():
         "record/plain.py",
         "measure/meaning/forms.py",
         "measure/predictions/readers.py",
-        "pipeline/merging.py",
+        "pipeline/merge_groups.py",
         "embedded/pretrain.py",
     }
 
@@ -483,7 +483,7 @@ def test_check_and_run_ask_the_same_list(tmp_path, monkeypatch):
         asked.append(arguments)
         raise pipeline.RunError("the list")
 
-    monkeypatch.setattr("toolkit.pipeline.checks.check_all", stop)
+    monkeypatch.setattr("toolkit.pipeline.checks.with_base.check_all", stop)
     monkeypatch.setattr("toolkit.pipeline.opening.check_all", stop)
     for command in (
         ["check"],

@@ -20,7 +20,7 @@ from toolkit import seeds
 from toolkit.merge import METHODS, combine, find_method
 from toolkit.merge.coefficients import geometric_median
 from toolkit.model import delta
-from toolkit.recipe.merges import MERGES
+from toolkit.recipe.merge_methods import MERGES
 
 ALONG = ("swa", "ema", "lawa")  # to `combine`, a mean
 MERGEKIT = [
@@ -514,7 +514,7 @@ def test_trimmed_mean_is_that_of_scipy_where_whole_values_are_cut(trim):
 def test_trimmed_mean_in_blocks(monkeypatch):
     factors = [(torch.randn(3, 7), torch.randn(5, 3), 1.0) for _ in range(6)]
     whole = merged("trimmed_mean", factors)
-    monkeypatch.setattr("toolkit.merge.entries.BLOCK", 1)  # row by row
+    monkeypatch.setattr("toolkit.merge.entrywise.BLOCK", 1)  # row by row
     torch.testing.assert_close(merged("trimmed_mean", factors), whole, rtol=0, atol=1e-12)
 
 

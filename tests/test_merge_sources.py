@@ -16,7 +16,7 @@ from toolkit.merge import merge_adapters, merge_into_base
 from toolkit.model import delta
 from toolkit.model.adapters import AdapterError, read_adapter, write_adapter
 from toolkit.model.base import EMBEDDED
-from toolkit.pipeline.merging import MergeUnit, is_merged, merge_unit, merge_units
+from toolkit.pipeline.merge_groups import MergeUnit, is_merged, merge_unit, merge_units
 from toolkit.recipe import Mitigation
 from toolkit.record.population import Replica
 

@@ -18,7 +18,7 @@ from toolkit.measure.run import _read_modules, save_modules
 from toolkit.merge.module_spread import Population, modules, modules_text, place
 from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.delta import dense
-from toolkit.pipeline import inspect_given
+from toolkit.pipeline.given import inspect_given
 from toolkit.record.folders import RUN, claim
 from toolkit.record.plain import JsonError
 from toolkit.record.results import About, ConditionDesign, Results

@@ -21,7 +21,8 @@ from toolkit.model.adopt import adopt, check_modules, layer_shapes, read_all, re
 from toolkit.model.base import EMBEDDED, load_base, named_modules, skeleton
 from toolkit.model.compatibility import check_adapter
 from toolkit.model.full import copies
-from toolkit.pipeline import given, inspect_given
+from toolkit.pipeline.given import inspect_given
+from toolkit.pipeline.given import sources as given
 from toolkit.recipe import load_recipe
 from toolkit.record.outcomes import read_outcomes
 

@@ -17,7 +17,7 @@ from processes import kill, started
 from toolkit import pipeline
 from toolkit.data import read_rows
 from toolkit.measure.run import read_design
-from toolkit.pipeline import answering, merging
+from toolkit.pipeline import answer_prompts, merge_groups
 from toolkit.recipe import parse_recipe
 from toolkit.record.outcomes import read_outcomes, read_token_scores
 from toolkit.record.population import groups, read_population, replica_folder, sha256_file
@@ -143,8 +143,8 @@ def test_a_gate_costs_what_it_ran_and_weights_are_the_accuracies(finished, recip
     ]
     assert price["gated-threshold0.5-k2"] == sum(row["streams"] for row in gated) / len(gated)
     with pipeline.open_run(recipe, finished, workers=1) as job:
-        known = answering.accuracies(job, "lora", recipe.mitigations[-1])
-        family = answering.subjects_of(job, "lora")[-1]
+        known = answer_prompts.accuracies(job, "lora", recipe.mitigations[-1])
+        family = answer_prompts.subjects_of(job, "lora")[-1]
     single = [row for row in table if row["procedure"] == "replica" and row["suite"] == "typical"]
     for replica in range(8):
         marks = [row["correct"] for row in single if row["index"] == replica]
@@ -248,7 +248,7 @@ def test_what_killed_workers_leave_half_written_is_gone_when_the_run_is_done(
 def test_a_merge_that_was_killed_before_it_was_described_is_made_again(finished, recipe, tmp_path):
     folder = tmp_path / "m"
     shutil.copytree(finished, folder)
-    merged = merging.merged_folder(folder / "lora", "mean-rank-same-k2", 1)
+    merged = merge_groups.merged_folder(folder / "lora", "mean-rank-same-k2", 1)
     names = {path.name for path in merged.iterdir()}
     assert {"merge.json", "mergekit_config.yml", "README.md"} < names
     for name in ("mergekit_config.yml", "README.md"):

@@ -21,7 +21,7 @@ from worlds.planning import LOOKS, anytime_world, mean_world
 
 from toolkit import pipeline
 from toolkit.measure.replicas_needed import plan, plan_text
-from toolkit.pipeline import until
+from toolkit.pipeline import sequential_training as until
 from toolkit.recipe import RecipeError, dump_recipe, parse_recipe
 from toolkit.record.population import Replica, read_population
 from toolkit.statistics import sequential
@@ -353,9 +353,8 @@ def test_looks_are_at_whole_stacks():
     rule = parse_recipe(HEAD + "replicas: {max: 50, min: 10, batch: 9, " + TARGET + "}").until_of(
         "lora"
     )
-    assert until.look_points(rule, 4) == [12, 24, 36, 48, 50] and until.look_points(rule, 64) == [
-        50
-    ]
+    assert until.look_points(rule, 4) == [12, 24, 36, 48, 50]
+    assert until.look_points(rule, 64) == [50]
     assert until.look_points(rule, 1) == [10, 19, 28, 37, 46, 50]
 
 

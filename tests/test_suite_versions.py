@@ -11,12 +11,12 @@ from tiny import tiny_base
 
 from toolkit import pipeline
 from toolkit.data import DataError, read_rows, read_suite
-from toolkit.embedded import NEWEST, suite_of, suites, with_version
+from toolkit.embedded import NEWEST, prompts, suite_of, with_version
 from toolkit.measure.run import measure_run, read_design
 from toolkit.model.base import load_base
-from toolkit.pipeline.answer_given import evaluate_subjects
+from toolkit.pipeline.checks.without_base import keep_suites
+from toolkit.pipeline.given.evaluate_given import evaluate_subjects
 from toolkit.pipeline.job import Console
-from toolkit.pipeline.outset import keep_suites
 from toolkit.recipe import load_recipe, parse_recipe, read_recipe
 from toolkit.record.folders import MARKER, RUN, claim
 from toolkit.record.outcomes import read_outcomes
@@ -34,12 +34,12 @@ evaluation: {{max_new_tokens: 2, answer: embedded}}
 @pytest.mark.parametrize("shift", ["typical", "near", "far"])
 def test_the_newest_version_is_what_a_bare_name_means(shift):
     newest = [prompt.prompt for prompt in read_suite("embedded", name=shift)]
-    assert newest == [row["prompt"] for row in suites.suite(shift, NEWEST)]
-    for version in suites.VERSIONS:
+    assert newest == [row["prompt"] for row in prompts.suite(shift, NEWEST)]
+    for version in prompts.VERSIONS:
         asked = read_suite(f"embedded@{version}:{shift}", name="any")
         assert asked == read_suite(f"embedded@{version}", name=shift)
         assert [prompt.prompt for prompt in asked] == [
-            row["prompt"] for row in suites.suite(shift, version)
+            row["prompt"] for row in prompts.suite(shift, version)
         ]
 
 
@@ -135,8 +135,8 @@ def asked(folder):
     }
 
 
-FIRST = {row["id"] for row in suites.suite("typical", 1)}
-SECOND = {row["id"] for row in suites.suite("typical", 2)}
+FIRST = {row["id"] for row in prompts.suite("typical", 1)}
+SECOND = {row["id"] for row in prompts.suite("typical", 2)}
 
 
 def test_an_old_run_goes_on_with_the_prompts_that_it_had(old, base, adapters, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from outcomes_of import World
 
 from toolkit.data import DataError, read_rows
-from toolkit.embedded.suites import VERSIONS, suite
+from toolkit.embedded.prompts import VERSIONS, suite
 from toolkit.measure.analyse import analyse
 from toolkit.record.results import (
     ConditionResult,
@@ -224,7 +224,7 @@ def test_as_many_embedded_rows_as_asked_for():
 
 def test_conditions_train_on_the_first_rows_of_one_shuffle():
     from toolkit.pipeline.job import RunError
-    from toolkit.pipeline.training import examples_of, training_plan
+    from toolkit.pipeline.train_stacks import examples_of, training_plan
     from toolkit.recipe import parse_recipe
 
     recipe = parse_recipe(

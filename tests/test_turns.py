@@ -415,16 +415,16 @@ def test_a_run_keeps_the_day_on_which_it_began(chat, tmp_path, monkeypatch):
     )
     recipe = parse_recipe(text)
     # the embedded base has no template that asks
-    assert opening.settle(recipe, "cpu", tmp_path).data.date is None
+    assert opening.resolve_auto(recipe, "cpu", tmp_path).data.date is None
     chat.chat_template = "{{ strftime_now('%Y') }}" + WHOLE
     monkeypatch.setattr(opening, "load_base", lambda *_: SimpleNamespace(tokenizer=chat))
-    first = opening.settle(recipe, "cpu", tmp_path)
+    first = opening.resolve_auto(recipe, "cpu", tmp_path)
     assert first.data.date == opening.date.today().isoformat()
     then = first.model_copy(update={"data": first.data.model_copy(update={"date": "2024-07-26"})})
     (tmp_path / "recipe.yaml").write_text(dump_recipe(then))
-    assert opening.settle(recipe, "cpu", tmp_path).data.date == "2024-07-26"
+    assert opening.resolve_auto(recipe, "cpu", tmp_path).data.date == "2024-07-26"
     # what the recipe says itself wins
-    assert opening.settle(first, "cpu", tmp_path).data.date == first.data.date
+    assert opening.resolve_auto(first, "cpu", tmp_path).data.date == first.data.date
     # A run from before dates were written goes on as on the day of its first replica.
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     record = tmp_path / "lora" / "replicas" / "00000" / "replica.json"
@@ -432,7 +432,7 @@ def test_a_run_keeps_the_day_on_which_it_began(chat, tmp_path, monkeypatch):
     record.write_text("{}")
     os.utime(record, (1_700_000_000, 1_700_000_000))
     assert (
-        opening.settle(recipe, "cpu", tmp_path).data.date
+        opening.resolve_auto(recipe, "cpu", tmp_path).data.date
         == opening.date.fromtimestamp(1_700_000_000).isoformat()
     )
 

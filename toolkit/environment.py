@@ -41,13 +41,13 @@ given back comes again with page faults
 
 def versions() -> dict[str, str | None]:
     """Installed versions of the libraries that take part; None where one is missing."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def cpu_model() -> str:
@@ -180,8 +180,8 @@ def machine(device: str) -> str:
     """Processor and torch build in one line, as a replica records it: where two of them differ,
     equal seeds may give other bits.
     """
-    found = numerics(device)
-    return f"{found['gpu'] or found['cpu']}, torch {found['torch']}"
+    setting = numerics(device)
+    return f"{setting['gpu'] or setting['cpu']}, torch {setting['torch']}"
 
 
 def seconds_used(device: str) -> float:

@@ -33,9 +33,9 @@ def replica_seeds(
     with the same seeds.
     """
     if crossed:
-        levels, rest = {}, replica
+        levels, remainder = {}, replica
         for source in reversed(list(crossed)):
-            rest, levels[source] = divmod(rest, crossed[source])
+            remainder, levels[source] = divmod(remainder, crossed[source])
         return {
             source: derive(root, source, levels[source])
             if source in levels

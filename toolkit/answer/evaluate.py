@@ -120,21 +120,21 @@ def evaluate_unit(
         if subject.weights:
             weight_UK[u] = torch.tensor(subject.weights)
 
-    def speak(
+    def generate_group(
         stack: Stack,
         groups: Sequence[Sequence[Weights | None]],
-        at: Sequence[int],
+        indices: Sequence[int],
         voices: int,
         weight_UK: torch.Tensor | None = None,
     ) -> list[list[_Answered]]:
-        """Groups of one size answer the prompts `at`, [voice][prompt]; more than one member speak
-        by `combine`.
+        """Answers of groups of one size to the prompts `indices`, [voice][prompt]; members of a
+        group are combined by `combine`.
         """
         members = len(groups[0])
-        put(stack, [one for group in groups for one in group], voices * members)
+        load_members(stack, [member for group in groups for member in group], voices * members)
         answers = generate(
             stack,
-            [ids[i] for i in at],
+            [ids[i] for i in indices],
             voices=voices,
             members=members,
             combine=combine if members > 1 else None,
@@ -142,24 +142,28 @@ def evaluate_unit(
             eos_ids=[*base.eos_ids, *stop_ids],
             max_new_tokens=max_new_tokens,
             top_k=top_k,
-            continuations=[continuations[i] for i in at],
+            continuations=[continuations[i] for i in indices],
         )
         return [[_Answered(generation, members) for generation in row] for row in answers]
 
-    stop_ids = holding(base.tokenizer, stop) if stop else frozenset()
+    stop_ids = tokens_containing(base.tokenizer, stop) if stop else frozenset()
     everything = range(len(prompts))
-    whole = any(isinstance(one, FullModel) for group in groups for one in group)
+    whole = any(isinstance(member, FullModel) for group in groups for member in group)
     with stacked_whole(base.model) if whole else stacked(base.model) as stack:
         if unit.threshold is None:
-            answered = speak(stack, groups, everything, unit.width, weight_UK)
+            answered = generate_group(stack, groups, everything, unit.width, weight_UK)
         else:
-            answered = speak(stack, [group[:1] for group in groups], everything, unit.width)
+            answered = generate_group(
+                stack, [group[:1] for group in groups], everything, unit.width
+            )
             for u, group in enumerate(groups):
                 unsure = [
                     i for i in everything if answered[u][i].generation.margin < unit.threshold
                 ]
                 together = (
-                    speak(stack, [group], unsure, 1, weight_UK[u : u + 1])[0] if unsure else []
+                    generate_group(stack, [group], unsure, 1, weight_UK[u : u + 1])[0]
+                    if unsure
+                    else []
                 )
                 for i, a in zip(unsure, together, strict=True):
                     answered[u][i] = replace(a, streams=1 + unit.members)
@@ -181,16 +185,18 @@ def evaluate_unit(
     return write_outcomes(unit.shard, rows)  # last: it says that the unit is done
 
 
-def put(stack: Stack, members: Sequence[Weights | None], width: int) -> None:
+def load_members(stack: Stack, members: Sequence[Weights | None], width: int) -> None:
     """Adapters, or whole models, on a stack for them; None is the base itself."""
     if isinstance(stack, FullStack):
-        stack.put([one for one in members if not isinstance(one, Adapter)], width)
+        stack.load_models([model for model in members if not isinstance(model, Adapter)], width)
     else:
-        load_adapters(stack, [one for one in members if not isinstance(one, FullModel)], width)
+        load_adapters(
+            stack, [adapter for adapter in members if not isinstance(adapter, FullModel)], width
+        )
 
 
 @lru_cache(maxsize=8)
-def holding(tokenizer: Any, text: str) -> frozenset[int]:
+def tokens_containing(tokenizer: Any, text: str) -> frozenset[int]:
     """Tokens that have the text in them, such as every token with a new line."""
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     return frozenset(i for i, piece in enumerate(pieces) if text in piece)
@@ -207,7 +213,11 @@ def _outcome(
 ) -> dict[str, Any]:
     generation = answered.generation
     # the token may begin before the stop
-    ended = [generation.end] if stop and generation.end in holding(base.tokenizer, stop) else []
+    ended = (
+        [generation.end]
+        if stop and generation.end in tokens_containing(base.tokenizer, stop)
+        else []
+    )
     text = str(base.tokenizer.decode([*generation.ids, *ended], skip_special_tokens=True))
     text = text.partition(stop)[0] if stop else text
     parsed = parse_answer(text, rule)
@@ -232,7 +242,7 @@ def _outcome(
     }
 
 
-SPOKEN = ("suite", "prompt_id", "index", "text", "answer", "correct", "logprob", "n_tokens")
+VOTE_COLUMNS = ("suite", "prompt_id", "index", "text", "answer", "correct", "logprob", "n_tokens")
 """what a rule over whole answers needs of them, and what the answer of the group has of its
 member's
 """
@@ -253,7 +263,7 @@ def vote_outcomes(
     choose: answers, log-probabilities and weights of a group -> the member that speaks for it.
     weight: of a member, by its outcome.
     """
-    table = read_outcomes(shards, SPOKEN)
+    table = read_outcomes(shards, VOTE_COLUMNS)
     index_N = table["index"].to_numpy()
     order_N = np.argsort(index_N, kind="stable")  # rows of one replica together, as they came
 
@@ -264,19 +274,19 @@ def vote_outcomes(
             start, end = (
                 np.searchsorted(index_N, group, side, sorter=order_N) for side in ("left", "right")
             )
-            own = table.take(
+            member_rows = table.take(
                 np.concatenate([order_N[s:e] for s, e in zip(start, end, strict=True)])
             ).to_pylist()
             by_prompt: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
-            for row in own:
+            for row in member_rows:
                 by_prompt.setdefault((row["suite"], row["prompt_id"]), {})[row["index"]] = row
             for by_replica in by_prompt.values():
-                spoken = [by_replica[r] for r in group]
-                weights = [weight(row) for row in spoken] if weight else None
-                winner = spoken[
+                answers = [by_replica[r] for r in group]
+                weights = [weight(row) for row in answers] if weight else None
+                winner = answers[
                     choose(
-                        [row["answer"] for row in spoken],
-                        [_confidence(row) for row in spoken],
+                        [row["answer"] for row in answers],
+                        [_confidence(row) for row in answers],
                         weights,
                     )
                 ]

@@ -51,7 +51,7 @@ def basin(
     with errors():
         without_network(base, *prompts)
         from toolkit.merge.basin import basin_text
-        from toolkit.pipeline import inspect_given
+        from toolkit.pipeline.given import inspect_given
 
         found = inspect_given.basins(sources, prompts=prompts, base=base, k=k)
         if as_json:
@@ -79,7 +79,7 @@ def modules(sources: tuple[Path, ...], as_json: bool) -> None:
     """
     with errors():
         from toolkit.merge.module_spread import modules_text
-        from toolkit.pipeline import inspect_given
+        from toolkit.pipeline.given import inspect_given
         from toolkit.record.results import to_plain
 
         found = inspect_given.module_spreads(sources)

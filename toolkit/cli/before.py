@@ -47,7 +47,7 @@ def check(
     """Validate a recipe; show data, plan, memory, disk and time."""
     with errors():
         loaded = load_recipe(recipe, None)
-        from toolkit.pipeline.outset import check_early
+        from toolkit.pipeline.checks.without_base import check_early
 
         check_early(loaded, out)
         from toolkit.pipeline import preview

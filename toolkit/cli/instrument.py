@@ -443,10 +443,10 @@ def _outcomes_of(candidate: Path, recipe: Path, workers: int | None, limits: Lim
 
     loaded = load_recipe(recipe, None)
     check_recipe(recipe, loaded, limits)
-    from toolkit.pipeline import answer_given
+    from toolkit.pipeline.given import evaluate_given
 
     with console() as screen:
-        return answer_given.answer_suites(
+        return evaluate_given.answer_suites(
             loaded,
             [candidate],
             Path("runs") / f"gate-{candidate.name}",

@@ -32,7 +32,7 @@ from toolkit.cli.terminal import (
     workers_option,
 )
 from toolkit.recipe import EnsembleMethod
-from toolkit.recipe.merges import MERGES, merge_parameters, parse_setting
+from toolkit.recipe.merge_methods import MERGES, merge_parameters, parse_setting
 from toolkit.record.plain import read_json
 
 ENSEMBLES = get_args(EnsembleMethod)
@@ -95,7 +95,7 @@ def _run(
     with errors():
         # a wrong recipe is told before anything heavy is loaded
         recipe = load_recipe(path, replicas)
-        from toolkit.pipeline.outset import check_early
+        from toolkit.pipeline.checks.without_base import check_early
 
         check_early(recipe, out)
         from toolkit import pipeline
@@ -153,18 +153,18 @@ def train_replicas(
         loaded = load_recipe(recipe, None)
         names = _conditions(loaded.conditions, condition)
         chosen = None if only is None else _indices(only)
-        from toolkit.pipeline.outset import check_early
+        from toolkit.pipeline.checks.without_base import check_early
 
         check_early(loaded, folder)
         from toolkit import pipeline
-        from toolkit.pipeline import training
+        from toolkit.pipeline import train_stacks
 
         found: dict[str, Any] = {}
         # a rule that looks at answers while replicas are trained
         asks = any(loaded.until_of(name) for name in names)
         how = {"workers": workers, "engine": engine, "answers": asks}
         with console() as screen, pipeline.open_run(loaded, folder, console=screen, **how) as job:
-            for note in training.data_notes(job.recipe, {}, job.device):
+            for note in train_stacks.data_notes(job.recipe, {}, job.device):
                 screen.note(note)
             for name in sorted(names, key=loaded.training_order.index):  # teachers first
                 population = pipeline.train(job, name, replicas=replicas, only=chosen)
@@ -302,7 +302,7 @@ def merge(
             )
             # a wrong name is told before anything heavy is loaded
             merge_parameters(method, parameters)
-        from toolkit.pipeline import merge_given
+        from toolkit.pipeline.given import merge_given
 
         options = {
             "base": base,
@@ -397,7 +397,7 @@ def evaluate(
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         without_network(base, prompts)
-        from toolkit.pipeline import answer_given
+        from toolkit.pipeline.given import evaluate_given
         from toolkit.report.html import table_text
 
         how = {
@@ -408,7 +408,7 @@ def evaluate(
             "ensemble": asked,
         }
         with console() as screen:
-            folder, results = answer_given.evaluate_subjects(
+            folder, results = evaluate_given.evaluate_subjects(
                 subjects, out=out, workers=workers, console=screen, **how
             )
         if as_json:
@@ -517,7 +517,7 @@ def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _as_mergekit(config: Path, rank: str, out: Path | None, force: bool) -> dict[str, Any]:
-    from toolkit.pipeline import merge_given
+    from toolkit.pipeline.given import merge_given
 
     with _usage():
         report, notes = merge_given.merge_request(

@@ -191,14 +191,14 @@ def _told(day: str) -> str:
         for letter in "aAbBcCdDeFgGhHIjklmMpPrRsStTuUVwWxXyYzZfn"
         for flag in ("", "-")
     ]
-    said = (
+    replacements = (
         "".join(f" | replace('{code}', '{now.strftime(code)}')" for code in codes)
         .replace("\n", "\\n")
         .replace("\t", "\\t")
     )
     # The line end belongs to the tag: these templates drop the first one behind a tag.
     return (
-        f"{{% macro strftime_now(form) %}}{{{{ form | replace('%%', '\\0'){said} | "
+        f"{{% macro strftime_now(form) %}}{{{{ form | replace('%%', '\\0'){replacements} | "
         f"replace('\\0', '%') }}}}{{% endmacro %}}\n"
     )
 
@@ -207,7 +207,7 @@ def _check_tools(
     messages: list[Message], tokenizer: Any, given: Mapping[str, Any], where: str
 ) -> None:
     """Refuse tools and tool calls that no token would come from."""
-    told = (
+    checks = (
         [
             (
                 "field 'tools'",
@@ -221,14 +221,14 @@ def _check_tools(
     for n, message in enumerate(messages):
         if message.get("tool_calls"):
             bare = {key: value for key, value in message.items() if key != "tool_calls"}
-            told.append(
+            checks.append(
                 (
                     f"turn {n + 1}: its tool calls",
                     [*messages[:n], bare, *messages[n + 1 :]],
                     dict(given),
                 )
             )
-    for what, less, options in told:
+    for what, less, options in checks:
         if reads_the_same(messages, less, tokenizer, given, options, reply=False, where=where):
             raise DataError(
                 f"{where}: {what} would reach no token: the base has "

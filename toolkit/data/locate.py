@@ -91,18 +91,18 @@ def files_of(
     notes = []
     if aside := [path for path in files if path not in chosen]:
         notes.append(f"{folder}: read as its {split} split; left aside: {names_in(folder, aside)}")
-    known = {*files, *(path.parent for path in files)}
-    rest = [path for path in inside if path not in known and path.name not in ABOUT]
+    considered = {*files, *(path.parent for path in files)}
+    unread = [path for path in inside if path not in considered and path.name not in ABOUT]
     deeper = [
         path
-        for path in rest
-        if path.is_dir() and any(_readable(one, kinds) for one in path.rglob("*"))
+        for path in unread
+        if path.is_dir() and any(_readable(inner, kinds) for inner in path.rglob("*"))
     ]
     if deeper:
         notes.append(
             f"{folder}: left aside, for files that lie nearer are read: {names_in(folder, deeper)}"
         )
-    if skipped := [path for path in rest if path not in deeper]:
+    if skipped := [path for path in unread if path not in deeper]:
         notes.append(
             f"{folder}: skipped, for they are no rows that can be read: {names_in(folder, skipped)}"
         )
@@ -111,13 +111,13 @@ def files_of(
 
 def split_of(name: str) -> str | None:
     """The split that a name tells; None where it tells none, or several."""
-    told = {
+    splits = {
         split
         for word in _words(name)
-        for split, known in SPLITS.items()
-        if any(word in _forms(one) for one in known)
+        for split, words in SPLITS.items()
+        if any(word in _forms(synonym) for synonym in words)
     }
-    return told.pop() if len(told) == 1 else None
+    return splits.pop() if len(splits) == 1 else None
 
 
 def _words(name: str) -> list[str]:
@@ -139,16 +139,16 @@ def _told_by_another(paths: list[Path]) -> dict[Path, str]:
     alike: dict[tuple[Path, str], dict[Path, str]] = {}
     for path in paths:
         name = path.name.lower()
-        for split, word in ((split, word) for split, known in SPLITS.items() for word in known):
-            for at in re.finditer(word, name):
-                alike.setdefault((path.parent, f"{name[: at.start()]}/{name[at.end() :]}"), {})[
-                    path
-                ] = split
+        for split, word in ((split, word) for split, words in SPLITS.items() for word in words):
+            for match in re.finditer(word, name):
+                alike.setdefault(
+                    (path.parent, f"{name[: match.start()]}/{name[match.end() :]}"), {}
+                )[path] = split
     return {
         path: split
-        for own in alike.values()
-        if len({*own.values()}) > 1 and len(own) > 1
-        for path, split in own.items()
+        for splits in alike.values()
+        if len({*splits.values()}) > 1 and len(splits) > 1
+        for path, split in splits.items()
     }
 
 
@@ -159,10 +159,10 @@ def _one_split(folder: Path, files: list[Path], suite: bool) -> tuple[list[Path]
         for path in files
     }
     of |= {path: split for path, split in _told_by_another(files).items() if of[path] is None}
-    told = {split for split in of.values() if split}
+    splits = {split for split in of.values() if split}
     unsaid = [path for path in files if of[path] is None]
-    if not told or len(told) == 1 and not unsaid:
-        return files, next(iter(told), "")
+    if not splits or len(splits) == 1 and not unsaid:
+        return files, next(iter(splits), "")
     if unsaid:
         named = next(path for path in files if of[path])
         raise DataError(
@@ -170,18 +170,18 @@ def _one_split(folder: Path, files: list[Path], suite: bool) -> tuple[list[Path]
             f"{names_in(folder, unsaid)} does not, so it is open which are meant; "
             "name one file, or put those of one split into a folder of their own"
         )
-    if suite or "train" not in told:
+    if suite or "train" not in splits:
         raise DataError(
-            f"{folder}: holds the splits {', '.join(sorted(told))}; name the file that is "
-            f"meant, such as {folder / _first(of, told)}"
+            f"{folder}: holds the splits {', '.join(sorted(splits))}; name the file that is "
+            f"meant, such as {folder / _first(of, splits)}"
         )
     return [path for path in files if of[path] == "train"], "train"
 
 
-def _first(of: dict[Path, str | None], told: set[str]) -> str:
+def _first(of: dict[Path, str | None], named: set[str]) -> str:
     """A file of the test split, or of validation."""
-    split = "test" if "test" in told else "validation"
-    path = next(path for path, own in of.items() if own == split)
+    split = "test" if "test" in named else "validation"
+    path = next(path for path, its_split in of.items() if its_split == split)
     return path.name
 
 
@@ -189,7 +189,7 @@ def _saved(folder: Path) -> list[Path]:
     """The files of a data set that `save_to_disk` wrote, in the order in which it is read."""
     try:
         state = read_json(folder / "state.json")
-        files = [folder / Path(one["filename"]).name for one in state["_data_files"]]
+        files = [folder / Path(entry["filename"]).name for entry in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"{folder / 'state.json'}: not as `save_to_disk` writes it; save the data set again"
@@ -230,5 +230,5 @@ def _readable(path: Path, kinds: Collection[str]) -> bool:
 def names_in(folder: Path, paths: list[Path]) -> str:
     """Paths in a folder, for a note."""
     names = [str(path.relative_to(folder)) + "/" * path.is_dir() for path in paths]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    others = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + others

@@ -107,13 +107,13 @@ def _embedded(source: str, count: str) -> list[dict[str, str]]:
 
     if not count:
         return world.train_rows()
-    found = world.train_rows(int(count)) if count.isdigit() else []
-    if not found or len(found) < int(count):
+    rows = world.train_rows(int(count)) if count.isdigit() else []
+    if not rows or len(rows) < int(count):
         raise DataError(
             f"{source}: `embedded` has {len(world.train_rows(10**9)):,} training rows; "
             "write how many, as in embedded:1000"
         )
-    return found
+    return rows
 
 
 def _read_file(path: Path) -> Iterator[Row]:
@@ -339,8 +339,8 @@ def _as_written(value: Any) -> Any:
 
 
 def _read_hub(source: str) -> Iterator[Row]:
-    name, *rest = source.split(":")
-    if not name or len(rest) > 2:
+    name, *parts = source.split(":")
+    if not name or len(parts) > 2:
         raise DataError(
             f"{source}: no such file; a hub data set is `id`, `id:split` or `id:config:split`"
         )
@@ -351,7 +351,10 @@ def _read_hub(source: str) -> Iterator[Row]:
             f"{source}: no such file, and a hub data set needs `pip install datasets`"
         ) from None
     try:
-        what = {"name": rest[0] if len(rest) == 2 else None, "split": rest[-1] if rest else "train"}
+        what = {
+            "name": parts[0] if len(parts) == 2 else None,
+            "split": parts[-1] if parts else "train",
+        }
         loaded: Any = datasets.load_dataset(name, **what, trust_remote_code=False)
     except Exception as error:
         # the hub client raises a dozen unrelated types for "offline", "unknown", "no such split"

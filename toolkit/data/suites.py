@@ -93,7 +93,7 @@ def read_suite(
 
 
 def _embedded(source: str, version: str | None, shift: str | None, name: str) -> list[Row]:
-    from toolkit.embedded import suites
+    from toolkit.embedded import prompts
 
     shift, version = shift or name, str(NEWEST) if version is None else version
     if shift not in SHIFTS:
@@ -101,20 +101,20 @@ def _embedded(source: str, version: str | None, shift: str | None, name: str) ->
             f"{source}: no embedded suite {shift!r}; use one of "
             f"{', '.join(f'embedded:{s}' for s in SHIFTS)}"
         )
-    if version not in map(str, suites.VERSIONS):
-        known = ", ".join(f"embedded@{v}" for v in suites.VERSIONS)
+    if version not in map(str, prompts.VERSIONS):
+        versions = ", ".join(f"embedded@{v}" for v in prompts.VERSIONS)
         raise DataError(
-            f"{source}: no version {version!r} of the embedded suites; use one of {known}"
+            f"{source}: no version {version!r} of the embedded suites; use one of {versions}"
         )
     return [
         Row(fields, f"{source}, row {n}")
-        for n, fields in enumerate(suites.suite(shift, int(version)), 1)
+        for n, fields in enumerate(prompts.suite(shift, int(version)), 1)
     ]
 
 
 def unused_in_suite(rows: Sequence[Fields]) -> dict[str, int]:
     """Columns of a suite that nothing reads -> rows that have something in them."""
-    formats = [own for own in USED.values() if own[0] in rows[0] and own[0] != "text"]
+    formats = [fields for fields in USED.values() if fields[0] in rows[0] and fields[0] != "text"]
     return unused_columns(rows, [*OWN, *(formats[0] if formats else ())])
 
 

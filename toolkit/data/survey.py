@@ -81,10 +81,10 @@ def _together(source: str, rows: Sequence[Row], used: Sequence[str] = ()) -> lis
     if len(of) < 2:
         return []
     folder = home(source)
-    told = [f"{file.relative_to(folder)} ({count:,} rows)" for file, count in of.items()]
-    if len(told) > SHOWN:
-        told[SHOWN:] = [f"{len(told) - SHOWN} more ({sum([*of.values()][SHOWN:]):,} rows)"]
-    notes = [f"{folder}: read together: {', '.join(told)}"]
+    listed = [f"{file.relative_to(folder)} ({count:,} rows)" for file, count in of.items()]
+    if len(listed) > SHOWN:
+        listed[SHOWN:] = [f"{len(listed) - SHOWN} more ({sum([*of.values()][SHOWN:]):,} rows)"]
+    notes = [f"{folder}: read together: {', '.join(listed)}"]
     files: dict[tuple[tuple[str, str], ...], dict[Path, None]] = {}
     again = 0
     for row in rows:
@@ -96,11 +96,11 @@ def _together(source: str, rows: Sequence[Row], used: Sequence[str] = ()) -> lis
                     if not missing(value) and (not used or name in used)
                 )
             )
-            own = files.setdefault(content, {})
-            again += bool(own.keys() - {row.file})
-            own[row.file] = None
+            holders = files.setdefault(content, {})
+            again += bool(holders.keys() - {row.file})
+            holders[row.file] = None
     if again:
-        first, second, *_ = next(own for own in files.values() if len(own) > 1)
+        first, second, *_ = next(holders for holders in files.values() if len(holders) > 1)
         notes.append(
             f"{folder}: {again:,} of {len(rows):,} rows stand in two files, such as "
             f"{first.relative_to(folder)} and "
@@ -128,8 +128,8 @@ def known_prompts(
     for suite in prompts.values():
         for prompt in suite:
             text = _normal(prompt_text(prompt, tokenizer))
-            at = bisect_left(whole, text)
-            seen = text in trained or at < len(whole) and whole[at].startswith(text)
+            position = bisect_left(whole, text)
+            seen = text in trained or position < len(whole) and whole[position].startswith(text)
             asked.setdefault(prompt.shift, []).append(seen)
     counts = [
         f"{sum(asked[shift]):,} of {len(asked[shift]):,} {shift}"

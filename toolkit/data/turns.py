@@ -70,52 +70,52 @@ def read_turns(row: Mapping[str, Any], column: str, where: str) -> list[Turn]:
     ]
 
 
-def _turn(turn: Any, keys: tuple[str, str], roles: Mapping[str, str], at: str) -> Turn:
+def _turn(turn: Any, keys: tuple[str, str], roles: Mapping[str, str], where: str) -> Turn:
     role_key, text_key = keys
     if (
         not isinstance(turn, dict)
         or role_key not in turn
         or not (text_key in turn or turn.get("tool_calls"))
     ):
-        raise DataError(f'{at}: a turn is {{"{role_key}": ..., "{text_key}": ...}}')
-    said = turn[role_key]
-    if not isinstance(said, str) or said not in roles:
-        raise DataError(f"{at}: unknown {role_key} {said!r}; use one of {', '.join(roles)}")
-    more = {key: value for key, value in turn.items() if key not in keys and not missing(value)}
-    if both := {"role", "content"} & set(more):
-        raise DataError(f"{at}: has {role_key!r} and {sorted(both)[0]!r}; use one spelling")
-    counts = _in_loss(more, roles[said], at)
-    if calls := more.pop("tool_calls", None):
-        more["tool_calls"] = read_calls(calls, at)
+        raise DataError(f'{where}: a turn is {{"{role_key}": ..., "{text_key}": ...}}')
+    role = turn[role_key]
+    if not isinstance(role, str) or role not in roles:
+        raise DataError(f"{where}: unknown {role_key} {role!r}; use one of {', '.join(roles)}")
+    extra = {key: value for key, value in turn.items() if key not in keys and not missing(value)}
+    if both := {"role", "content"} & set(extra):
+        raise DataError(f"{where}: has {role_key!r} and {sorted(both)[0]!r}; use one spelling")
+    counts = _in_loss(extra, roles[role], where)
+    if calls := extra.pop("tool_calls", None):
+        extra["tool_calls"] = read_calls(calls, where)
     content = turn.get(text_key)
-    if said == "function_call":
-        more["tool_calls"] = read_calls(content, at)
+    if role == "function_call":
+        extra["tool_calls"] = read_calls(content, where)
         content = None
-    if missing(content) and "tool_calls" in more:
+    if missing(content) and "tool_calls" in extra:
         content = ""
-    return {"role": roles[said], "content": _text(content, text_key, at), **more}, counts
+    return {"role": roles[role], "content": _text(content, text_key, where), **extra}, counts
 
 
-def _in_loss(more: dict[str, Any], role: str, at: str) -> bool:
-    """Whether a turn counts in the loss; takes the keys that say so out of `more`."""
-    if within := [key for key in WITHIN if key in more]:
+def _in_loss(extra: dict[str, Any], role: str, where: str) -> bool:
+    """Whether a turn counts in the loss; takes the keys that say so out of `extra`."""
+    if within := [key for key in WITHIN if key in extra]:
         raise DataError(
-            f"{at}: {within[0]!r}: parts of a turn cannot be left out of the loss; split "
+            f"{where}: {within[0]!r}: parts of a turn cannot be left out of the loss; split "
             "the turn or drop the key"
         )
-    said = {key: more.pop(key) for key in IN_LOSS if key in more}
-    for key, value in said.items():
+    flags = {key: extra.pop(key) for key in IN_LOSS if key in extra}
+    for key, value in flags.items():
         if value not in (0, 1):  # True and False among them
-            raise DataError(f"{at}: {key!r} must be 0 or 1 (false or true), not {value!r}")
+            raise DataError(f"{where}: {key!r} must be 0 or 1 (false or true), not {value!r}")
         if value and role != "assistant" and key != "weight":
             raise DataError(
-                f"{at}: {key!r} asks to learn what the {role} says; assistant turns alone "
+                f"{where}: {key!r} asks to learn what the {role} says; assistant turns alone "
                 "are learned, drop the key"
             )
-    return all(said.values())
+    return all(flags.values())
 
 
-def _text(content: Any, key: str, at: str) -> str:
+def _text(content: Any, key: str, where: str) -> str:
     if isinstance(content, str):
         return content
     if (
@@ -123,47 +123,49 @@ def _text(content: Any, key: str, at: str) -> str:
         or not content
         or not all(isinstance(part, dict) and "type" in part for part in content)
     ):
-        raise DataError(f"{at}: {key!r} must be text, not {type(content).__name__}")
+        raise DataError(f"{where}: {key!r} must be text, not {type(content).__name__}")
     for number, part in enumerate(content, 1):
         if part["type"] != "text" or not isinstance(part.get("text"), str):
             raise DataError(
-                f"{at}: part {number} of {key!r} is {part['type']!r}; training is on text alone"
+                f"{where}: part {number} of {key!r} is {part['type']!r}; training is on text alone"
             )
     return "".join(part["text"] for part in content)
 
 
-def read_calls(calls: Any, at: str) -> list[dict[str, Any]]:
+def read_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     """Tool calls as {"type": "function", "function": {"name", "arguments"}}, the arguments an
     object. Raises DataError.
     """
-    calls = _from_json(calls, f"{at}: tool calls")
+    calls = _from_json(calls, f"{where}: tool calls")
     calls = [calls] if isinstance(calls, dict) else calls
     if not isinstance(calls, list):
-        raise DataError(f"{at}: tool calls must be a list, not {type(calls).__name__}")
-    found = []
+        raise DataError(f"{where}: tool calls must be a list, not {type(calls).__name__}")
+    plain_calls = []
     for number, call in enumerate(calls, 1):
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(
-                f'{at}: tool call {number} must be {{"type": "function", "function": '
+                f'{where}: tool call {number} must be {{"type": "function", "function": '
                 f'{{"name", "arguments"}}}}'
             )
         arguments = _from_json(
-            function.get("arguments") or {}, f"{at}: tool call {number}: 'arguments'"
+            function.get("arguments") or {}, f"{where}: tool call {number}: 'arguments'"
         )
         if not isinstance(arguments, dict):
             raise DataError(
-                f"{at}: tool call {number}: 'arguments' must be an object, not "
+                f"{where}: tool call {number}: 'arguments' must be an object, not "
                 f"{type(arguments).__name__}"
             )
-        own = {
+        named = {
             key: value
             for key, value in function.items()
             if function is not call or key in ("name", "arguments")
         }
-        around = {key: value for key, value in call.items() if key not in ("function", *own)}
-        found.append({"type": "function", **around, "function": {**own, "arguments": arguments}})
-    return found
+        around = {key: value for key, value in call.items() if key not in ("function", *named)}
+        plain_calls.append(
+            {"type": "function", **around, "function": {**named, "arguments": arguments}}
+        )
+    return plain_calls
 
 
 def read_tools(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
@@ -175,7 +177,7 @@ def read_tools(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         raise DataError(
             f"{where}: field 'tools' must be a list of functions, not {type(tools).__name__}"
         )
-    found = []
+    plain_tools = []
     for number, tool in enumerate(tools, 1):
         tool = _from_json(tool, f"{where}: field 'tools', tool {number}")
         function = tool.get("function", tool) if isinstance(tool, dict) else None
@@ -185,19 +187,19 @@ def read_tools(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
                 f'"function": {{"name", ...}}}}'
             )
         if isinstance(function.get("parameters"), str):
-            at = f"{where}: field 'tools', tool {number}: 'parameters'"
-            function = {**function, "parameters": _from_json(function["parameters"], at)}
+            place = f"{where}: field 'tools', tool {number}: 'parameters'"
+            function = {**function, "parameters": _from_json(function["parameters"], place)}
         around = (
             {key: value for key, value in tool.items() if key != "function"}
             if "function" in tool
             else {}
         )
         bare = {key: value for key, value in function.items() if key != "type"}
-        found.append({"type": "function", **around, "function": bare})
-    return found
+        plain_tools.append({"type": "function", **around, "function": bare})
+    return plain_tools
 
 
-def _from_json(value: Any, at: str) -> Any:
+def _from_json(value: Any, where: str) -> Any:
     """A value, read where it is JSON text."""
     if not isinstance(value, str):
         return value
@@ -205,5 +207,5 @@ def _from_json(value: Any, at: str) -> Any:
         return parse(value)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{at} is text that is no JSON: {' '.join(str(error).split())[:100]}"
+            f"{where} is text that is no JSON: {' '.join(str(error).split())[:100]}"
         ) from None

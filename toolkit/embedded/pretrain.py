@@ -142,13 +142,13 @@ def save(out: Path, tokenizer: Tokenizer, model: Qwen2ForCausalLM, **record: obj
         "transformers": transformers.__version__,
         "tokenizers": tokenizers.__version__,
     }
-    found = {
+    summary = {
         **record,
         "sha256": digest,
         "parameters": sum(p.numel() for p in model.parameters()),
         "versions": versions,
     }
-    (out / "pretrained.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    (out / "pretrained.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
 
 
 def corpus_sha256(lines: int = 1000) -> str:

@@ -290,19 +290,19 @@ def splits(count: int = TRAIN_ROWS) -> dict[str, list[tuple[str, str, dict[str, 
     """(intent, template, filling) of every split; training takes `count` of what no other split
     holds, template after template.
     """
-    found: dict[str, list] = {split: [] for split in SPLITS}
-    rest = []
+    held_out: dict[str, list] = {split: [] for split in SPLITS}
+    training = []
     for intent, templates in SEEN.items():
         for template in templates:
             fillings = _combinations(template)
             n_held_out = min(6, len(fillings) // 6)
             for split in SPLITS:
-                found[split] += [(intent, template, fillings.pop()) for _ in range(n_held_out)]
-            rest.append([(intent, template, filling) for filling in fillings])
-    rounds = itertools.chain.from_iterable(itertools.zip_longest(*rest))
+                held_out[split] += [(intent, template, fillings.pop()) for _ in range(n_held_out)]
+            training.append([(intent, template, filling) for filling in fillings])
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*training))
     train = list(itertools.islice((row for row in rounds if row), count))
     random.Random("train").shuffle(train)
-    return found | {"train": train}
+    return held_out | {"train": train}
 
 
 def train_rows(count: int = TRAIN_ROWS) -> list[dict[str, str]]:

@@ -2,19 +2,19 @@
 factors; whole models likewise.
 """
 
-from toolkit.merge.dense import DenseReport as DenseReport
-from toolkit.merge.dense import merge_into_base as merge_into_base
-from toolkit.merge.merge import MergeReport as MergeReport
-from toolkit.merge.merge import common_base as common_base
-from toolkit.merge.merge import merge_adapters as merge_adapters
-from toolkit.merge.merge import merged_of as merged_of
-from toolkit.merge.merge import planned as planned
-from toolkit.merge.merge import same_input as same_input
-from toolkit.merge.methods import METHODS as METHODS
-from toolkit.merge.methods import Method as Method
-from toolkit.merge.methods import accepted as accepted
-from toolkit.merge.methods import combine as combine
-from toolkit.merge.methods import find_method as find_method
-from toolkit.merge.naming import under_one_naming as under_one_naming
-from toolkit.merge.whole import merge_folders as merge_folders
-from toolkit.merge.whole import merge_models as merge_models
+from toolkit.merge.adapters_to_adapter import MergeReport as MergeReport
+from toolkit.merge.adapters_to_adapter import common_base as common_base
+from toolkit.merge.adapters_to_adapter import merge_adapters as merge_adapters
+from toolkit.merge.adapters_to_adapter import merged_of as merged_of
+from toolkit.merge.adapters_to_adapter import planned as planned
+from toolkit.merge.adapters_to_adapter import same_input as same_input
+from toolkit.merge.adapters_to_model import DenseReport as DenseReport
+from toolkit.merge.adapters_to_model import merge_into_base as merge_into_base
+from toolkit.merge.align_names import under_one_naming as under_one_naming
+from toolkit.merge.apply_method import METHODS as METHODS
+from toolkit.merge.apply_method import Method as Method
+from toolkit.merge.apply_method import accepted as accepted
+from toolkit.merge.apply_method import combine as combine
+from toolkit.merge.apply_method import find_method as find_method
+from toolkit.merge.models_to_model import merge_folders as merge_folders
+from toolkit.merge.models_to_model import merge_models as merge_models

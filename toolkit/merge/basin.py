@@ -121,7 +121,7 @@ class Basin:
         return asdict(self)
 
 
-def look(
+def diagnose_basin(
     adapters: Sequence[Adapter],
     base: Base,
     prompts: Sequence[Prompt],
@@ -138,8 +138,8 @@ def look(
     """
     if len(adapters) < 2:
         raise BasinError(f"{len(adapters)} adapter: a basin takes two or more")
-    known = [prompt for prompt in prompts if prompt.reference is not None]
-    if not known:
+    with_reference = [prompt for prompt in prompts if prompt.reference is not None]
+    if not with_reference:
         raise BasinError(
             "no prompt has a reference, so there is no loss; give the suite's rows a `reference`"
         )
@@ -150,9 +150,9 @@ def look(
         blend([adapters[i] for i in group], [1 / len(group)] * len(group)) for group in members
     ]
     shape = geometry(adapters, members, merged_G)
-    found = barriers(adapters, base, known, members, merged_G)
-    reasons = [_reason(one) for one in found if one.size > MARK]
-    warned = any(one.size > WARN for one in found)
+    measured = barriers(adapters, base, with_reference, members, merged_G)
+    reasons = [_reason(barrier) for barrier in measured if barrier.size > MARK]
+    warned = any(barrier.size > WARN for barrier in measured)
     sizes = (
         sorted(np.bincount(shape.cluster_K)[1:].tolist(), reverse=True) if shape.cluster_K else []
     )
@@ -161,11 +161,15 @@ def look(
             f"the changes lie in {len(sizes)} clusters of {', '.join(map(str, sizes))}: "
             "merge within a cluster"
         )
-    odd = [one for one in found if one.shift == "typical" and one.per_token > UNLIKELY]
-    if odd:
-        told = f"{odd[0].per_token:.1f} nats a token on typical prompts"
+    unlikely = [
+        barrier
+        for barrier in measured
+        if barrier.shift == "typical" and barrier.per_token > UNLIKELY
+    ]
+    if unlikely:
+        height = f"{unlikely[0].per_token:.1f} nats a token on typical prompts"
         reasons.append(
-            f"the references are not what the members write ({told}): give them as in "
+            f"the references are not what the members write ({height}): give them as in "
             "training, with spaces and line ends"
         )
     elif len(adapters) == 2:
@@ -174,7 +178,7 @@ def look(
         "warn"
         if warned or len(sizes) > 1
         else "inconclusive"
-        if odd or len(adapters) == 2
+        if unlikely or len(adapters) == 2
         else "ok"
     )
     return Basin(
@@ -182,21 +186,21 @@ def look(
         method,
         len(members[0]),
         shape,
-        found,
+        measured,
         verdict,
         reasons,
     )
 
 
-def _reason(one: Barrier) -> str:
+def _reason(barrier: Barrier) -> str:
     what, rise = (
-        ("the merge itself", one.excess)
-        if one.excess >= one.barrier
-        else (f"the way to the merge (at {one.at:g})", one.barrier)
+        ("the merge itself", barrier.excess)
+        if barrier.excess >= barrier.barrier
+        else (f"the way to the merge (at {barrier.at:g})", barrier.barrier)
     )
     return (
-        f"{one.shift}: {what} lies {rise:.3g} nats above what the members promise, "
-        f"{one.size:.1f} SD of single members"
+        f"{barrier.shift}: {what} lies {rise:.3g} nats above what the members promise, "
+        f"{barrier.size:.1f} SD of single members"
     )
 
 
@@ -256,13 +260,13 @@ def clusters(gram_KK: np.ndarray) -> tuple[list[int] | None, float | None]:
     draws = math.ceil(2 * len(counts) / LEVEL)  # a cut counts when at most one of them is as good
     best = 0.0, [1] * K
     for c in counts:
-        found, cluster_K = cut(point_KD[:, : c - 1], c)
+        silhouette, cluster_K = cut(point_KD[:, : c - 1], c)
         draw = np.random.default_rng(seeds.derive(0, "basin", c))
         clouds = (draw.standard_normal((K, c - 1)) * spread_K[: c - 1] for _ in range(draws))
         # the second one settles it
-        as_good = islice((1 for cloud in clouds if cut(cloud, c)[0] >= found), 2)
-        if found > best[0] and sum(as_good) < 2:
-            best = found, cluster_K
+        as_good = islice((1 for cloud in clouds if cut(cloud, c)[0] >= silhouette), 2)
+        if silhouette > best[0] and sum(as_good) < 2:
+            best = silhouette, cluster_K
     return best[1], best[0]
 
 
@@ -339,7 +343,7 @@ def barriers(
     K, G = len(adapters), len(members)
     loss_NP, token_P = losses([None, *adapters, *merged_G, *steps], base, prompts)
     shift_P = np.array([prompt.shift for prompt in prompts])
-    found = []
+    measured = []
     for shift in dict.fromkeys(shift_P.tolist()):
         loss_N = loss_NP[:, shift_P == shift].mean(1)
         of_K, of_G, of_WA = (
@@ -353,7 +357,7 @@ def barriers(
         w, a = np.unravel_index(rise_WA.argmax(), rise_WA.shape)
         sd, rise = float(of_K.std(ddof=1)), float(max(rise_WA[w, a], 0.0))
         size = max(float(excess), rise)
-        found.append(
+        measured.append(
             Barrier(
                 shift=shift,
                 n_prompts=int((shift_P == shift).sum()),
@@ -368,7 +372,7 @@ def barriers(
                 per_token=float(of_K.mean() / token_P[shift_P == shift].mean()),
             )
         )
-    return found
+    return measured
 
 
 def losses(
@@ -393,15 +397,15 @@ def losses(
 # -- words ---------------------------------------------------------------------------------------
 
 
-def basin_text(found: Basin) -> str:
+def basin_text(basin: Basin) -> str:
     """For the terminal."""
-    shape = found.geometry
-    K = len(found.members)
+    shape = basin.geometry
+    K = len(basin.members)
     cosine_KK = np.array(shape.cosine_KK)
     pairs = cosine_KK[np.triu_indices(K, 1)]
     norm = max(float(np.mean(shape.norm_K)), 1e-30)
     lines = [
-        f"{K} members, {found.method} of {found.k}",
+        f"{K} members, {basin.method} of {basin.k}",
         f"cosine of two changes {pairs.mean():.3f} ({pairs.min():.3f} to "
         f"{pairs.max():.3f}); the mean keeps {100 * shape.kept:.1f} % of a "
         f"change's squared norm (nothing in common: {100 / K:.1f} %)",
@@ -410,7 +414,7 @@ def basin_text(found: Basin) -> str:
             f"({np.min(away) / norm:.3f} to {np.max(away) / norm:.3f})"
             for what, away in (
                 ("mean of all", shape.to_mean_K),
-                (f"{found.method} of the own group", shape.to_merge_K),
+                (f"{basin.method} of the own group", shape.to_merge_K),
             )
         ),
     ]
@@ -428,7 +432,7 @@ def basin_text(found: Basin) -> str:
         f"{'loss, nats':<10}{'prompts':>8}{'base':>9}{'members':>9}{'SD':>8}"
         f"{'merge':>9}{'excess':>9}{'barrier':>9}",
     ]
-    for b in found.barriers:
+    for b in basin.barriers:
         numbers = f"{b.base:>9.3f}{b.members:>9.3f}{b.sd:>8.3f}{b.merged:>9.3f}"
         numbers += f"{b.excess:>+9.3f}{b.barrier:>9.3f}"
         lines.append(
@@ -448,5 +452,5 @@ def basin_text(found: Basin) -> str:
         "inconclusive": "INCONCLUSIVE",
     }
     return escape.lines(
-        [*lines, "", words[found.verdict], *(f"- {reason}" for reason in found.reasons)]
+        [*lines, "", words[basin.verdict], *(f"- {reason}" for reason in basin.reasons)]
     )

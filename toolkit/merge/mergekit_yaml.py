@@ -75,7 +75,7 @@ def read_request(path: Path) -> Request:
         line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), 1)
         return RecipeError(f"{path}:{line}: '{'.'.join(map(str, place))}': {text}")
 
-    def known(block: Mapping[str, Any], place: Path_, keys: Iterable[str]) -> None:
+    def check_keys(block: Mapping[str, Any], place: Path_, keys: Iterable[str]) -> None:
         for key in block:
             if key not in keys:
                 where = f" in '{'.'.join(map(str, place))}'" if place else ""
@@ -84,7 +84,7 @@ def read_request(path: Path) -> Request:
                     f"{key!r}{where}{nearest(str(key), list(keys))}"
                 )
 
-    known(document, (), (*TOP, "slices", "modules"))
+    check_keys(document, (), (*TOP, "slices", "modules"))
     for key, why in ELSEWHERE.items():
         if document.get(key) is not None:
             raise wrong(
@@ -105,27 +105,27 @@ def read_request(path: Path) -> Request:
         raise wrong(("models",), "should be a list of `model: BASE+ADAPTER`")
     if not isinstance(shared, dict):
         raise wrong(("parameters",), "should be a block of keys")
-    known(shared, ("parameters",), PARAMETERS)
+    check_keys(shared, ("parameters",), PARAMETERS)
 
     adapters, weights, densities, bases = [], [], [], set()
     for i, entry in enumerate(models):
         if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
             raise wrong(("models", i), "should be a block with `model: BASE+ADAPTER`")
-        known(entry, ("models", i), ("model", "parameters"))
-        own = entry.get("parameters") or {}
-        if not isinstance(own, dict):
+        check_keys(entry, ("models", i), ("model", "parameters"))
+        own_settings = entry.get("parameters") or {}
+        if not isinstance(own_settings, dict):
             raise wrong(("models", i, "parameters"), "should be a block of keys")
-        known(own, ("models", i, "parameters"), ("weight", "density"))
+        check_keys(own_settings, ("models", i, "parameters"), ("weight", "density"))
         base, plus, adapter = entry["model"].partition("+")
         if not plus and base == of_all and method != "linear":
             continue  # its change is zero
-        found = _adapter(adapter if plus else base, path.parent)
-        if found is None:
+        adapter_path = _adapter(adapter if plus else base, path.parent)
+        if adapter_path is None:
             what = "is no folder with an adapter; ftk merges adapters, full models are mergekit's"
             raise wrong(("models", i, "model"), f"{adapter if plus else base!r} {what}")
-        adapters.append(found)
+        adapters.append(adapter_path)
         bases |= {base} if plus else set()
-        settings = {"weight": 1.0, "density": 1.0, **shared, **own}
+        settings = {"weight": 1.0, "density": 1.0, **shared, **own_settings}
         for name in ("weight", "density"):
             value = settings[name]
             if (
@@ -133,8 +133,12 @@ def read_request(path: Path) -> Request:
                 or not isinstance(value, int | float)
                 or not math.isfinite(value)
             ):
-                at = ("models", i, "parameters", name) if name in own else ("parameters", name)
-                raise wrong(at, f"should be one number for all layers (got {value!r})")
+                position = (
+                    ("models", i, "parameters", name)
+                    if name in own_settings
+                    else ("parameters", name)
+                )
+                raise wrong(position, f"should be one number for all layers (got {value!r})")
         weights.append(float(settings["weight"]))
         densities.append(float(settings["density"]))
     if not adapters:
@@ -184,7 +188,7 @@ def config_of(merged: Path) -> str | None:
         return None
     base = read_record(merged / CONFIG, shapes.AdapterConfig).get("base_model_name_or_path")
     method = THEIRS.get(record["method"])
-    paths = [str(Path(one["path"]).absolute()) for one in record["inputs"]]
+    paths = [str(Path(source["path"]).absolute()) for source in record["inputs"]]
     # mergekit would change a tied head, too
     embeds = any(module.embedding for module in read_adapter(merged).modules.values())
     if (
@@ -199,8 +203,8 @@ def config_of(merged: Path) -> str | None:
         "merge_method": method,
         **({"base_model": base} if method == "ties" else {}),
         "models": [
-            {"model": f"{base}+{path}", "parameters": {"weight": one["weight"], **density}}
-            for path, one in zip(paths, record["inputs"], strict=True)
+            {"model": f"{base}+{path}", "parameters": {"weight": source["weight"], **density}}
+            for path, source in zip(paths, record["inputs"], strict=True)
         ],
         "parameters": {"normalize": True},
         "dtype": "float32",

@@ -36,8 +36,8 @@ def place(name: str) -> tuple[str, str]:
     """(layer, kind) of a module: the first number in its name, and what stands behind it: ("0",
     "self_attn.q_proj").
     """
-    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", name)
-    return (found[1], found[2]) if found else ("", name)
+    match = re.search(r"(?:^|\.)(\d+)\.(.+)$", name)
+    return (match[1], match[2]) if match else ("", name)
 
 
 def modules(populations: Sequence[Population], *, level: float = 0.95) -> tuple[Modules, ...]:
@@ -53,7 +53,7 @@ def modules(populations: Sequence[Population], *, level: float = 0.95) -> tuple[
 
     def measured(name: str, gram_C: Sequence[np.ndarray]) -> list[ModuleSpread]:
         """Of each population; `share` is a sum of squared norms still."""
-        found = []
+        spreads = []
         for c, gram in enumerate(gram_C):
             spread, ratio = st.weight_spread(gram, level=level), None
             if c:
@@ -64,27 +64,28 @@ def modules(populations: Sequence[Population], *, level: float = 0.95) -> tuple[
                     st.weight_spread_ratio(b, a, paired=both is not None, level=level),
                     notes[c] or notes[0],
                 )
-            found.append(
+            spreads.append(
                 ModuleSpread(
                     name, float(np.trace(gram)) / len(gram), _told(spread, notes[c]), ratio
                 )
             )
-        return found
+        return spreads
 
     rows: dict[str, list[list[ModuleSpread]]] = {title: [] for title in LISTS}
     sums: defaultdict[tuple[str, str], list] = defaultdict(lambda: [0.0] * len(populations))
     for name in sorted(
-        {name for one in populations for name in module_names(one.adapters)}, key=_in_order
+        {name for population in populations for name in module_names(population.adapters)},
+        key=_in_order,
     ):
         gram_C = [module_gram(population.adapters, name) for population in populations]
         rows["modules"].append(measured(name, gram_C))
         layer, kind = place(name)
         for group in (("all", "all"), ("kinds", kind), *([("layers", layer)] if layer else [])):
-            sums[group] = [one + more for one, more in zip(sums[group], gram_C, strict=True)]
+            sums[group] = [total + added for total, added in zip(sums[group], gram_C, strict=True)]
     for (title, name), gram_C in sums.items():
         rows[title].append(measured(name, gram_C))
 
-    found = []
+    results = []
     for c, population in enumerate(populations):
         size = rows["all"][0][c].share or 1.0
         lists = {
@@ -93,7 +94,7 @@ def modules(populations: Sequence[Population], *, level: float = 0.95) -> tuple[
         }
         baseline = populations[0].name if c else ""
         numbers = tuple(population.replicas)
-        found.append(
+        results.append(
             Modules(
                 population.name,
                 baseline,
@@ -103,7 +104,7 @@ def modules(populations: Sequence[Population], *, level: float = 0.95) -> tuple[
                 *(lists[t] for t in LISTS[1:]),
             )
         )
-    return tuple(found)
+    return tuple(results)
 
 
 def _in_order(name: str) -> list[tuple[int, str]]:
@@ -117,15 +118,15 @@ def _pairs(b: Population, a: Population) -> tuple[list[int], list[int]] | None:
     """
     if b is a:
         return None
-    at = {
+    position = {
         (number, *sorted(seeds.items())): i
         for i, (number, seeds) in enumerate(zip(a.replicas, a.seeds, strict=True))
         if seeds
     }
-    own = [
+    keys = [
         (number, *sorted(seeds.items())) for number, seeds in zip(b.replicas, b.seeds, strict=True)
     ]
-    common = [(i, at[key]) for i, key in enumerate(own) if key in at]
+    common = [(i, position[key]) for i, key in enumerate(keys) if key in position]
     return ([i for i, _ in common], [j for _, j in common]) if len(common) >= 2 else None
 
 
@@ -152,41 +153,41 @@ def _adjusted(rows: Sequence[ModuleSpread]) -> tuple[ModuleSpread, ...]:
 # -- words ---------------------------------------------------------------------------------------
 
 
-def modules_text(found: Sequence[Modules]) -> str:
+def modules_text(populations: Sequence[Modules]) -> str:
     """For the terminal."""
-    return "\n\n".join(_text(one) for one in found) + (
+    return "\n\n".join(_text(population) for population in populations) + (
         "\n\nspread: share of a change's squared norm that the next run does not repeat, "
         "0 = copies, 1 = nothing in common;\n"
         "size: share of the squared norm of the whole change; '?' inconclusive"
     )
 
 
-def _text(found: Modules) -> str:
+def _text(population: Modules) -> str:
     lines = [
-        f"{found.condition}: {len(found.replicas)} replicas"
-        + (f", against {found.baseline}" if found.baseline else "")
+        f"{population.condition}: {len(population.replicas)} replicas"
+        + (f", against {population.baseline}" if population.baseline else "")
     ]
-    lines[0] += " (pairs of the same seeds)" if found.paired else ""
-    if found.total.spread.note:
-        lines.append(f"inconclusive: {found.total.spread.note}")
-    width = max(len(row.name) for _, rows in found.shown() for row in rows) + 2
+    lines[0] += " (pairs of the same seeds)" if population.paired else ""
+    if population.total.spread.note:
+        lines.append(f"inconclusive: {population.total.spread.note}")
+    width = max(len(row.name) for _, rows in population.shown() for row in rows) + 2
     head = f"{'':<{width + 2}}{'size':>7}  {'spread':<22}"
-    lines.append((head + (f"{'ratio':<22}p adjusted" if found.baseline else "")).rstrip())
-    for title, rows in found.shown():
+    lines.append((head + (f"{'ratio':<22}p adjusted" if population.baseline else "")).rstrip())
+    for title, rows in population.shown():
         lines.append(f" {title}")
         lines += [
             f"  {row.name:<{width}}{number(row.share, '%'):>5} %  "
             f"{_figure(row.spread):<22}{_ratio(row)}".rstrip()
             for row in rows
         ]
-    if found.baseline:
+    if population.baseline:
         clear = sum(
-            row.p_adjusted is not None and row.p_adjusted < 1 - found.total.spread.level
-            for row in found.modules
+            row.p_adjusted is not None and row.p_adjusted < 1 - population.total.spread.level
+            for row in population.modules
         )
         lines.append(
-            f" {clear} of {len(found.modules)} modules have another spread than in "
-            f"{found.baseline}, adjusted for their number"
+            f" {clear} of {len(population.modules)} modules have another spread than in "
+            f"{population.baseline}, adjusted for their number"
         )
     return escape.lines(lines)
 

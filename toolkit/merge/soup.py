@@ -50,11 +50,11 @@ def greedy_soup(
     candidate = beside.parent / f".{beside.name}.{secrets.token_hex(4)}.tmp"
     try:
         for source in sorted(scores, key=lambda s: (-scores[s], s.name, str(s))):
-            found = score(mean([*soup, source], candidate)) if soup else scores[source]
-            kept = found >= best
-            steps.append(Step(str(source), scores[source], found, kept))
+            soup_score = score(mean([*soup, source], candidate)) if soup else scores[source]
+            kept = soup_score >= best
+            steps.append(Step(str(source), scores[source], soup_score, kept))
             if kept:
-                soup, best = [*soup, source], found
+                soup, best = [*soup, source], soup_score
     finally:
         shutil.rmtree(candidate, ignore_errors=True)
     return soup, steps

@@ -211,14 +211,16 @@ class Adapter:
         """
         if all(name in names for name in self.modules):
             return self
-        known: dict[str, list[str]] = {}
+        full_names: dict[str, list[str]] = {}
         for name in names:
-            known.setdefault(text_name(name), []).append(name)
-        own = {part for name in names for part in name.split(".")}
+            full_names.setdefault(text_name(name), []).append(name)
+        parts_of_base = {part for name in names for part in name.split(".")}
         new: dict[str, str] = {}
         for name in self.modules:
-            parts = (part for part in name.split(".") if part in own or not _of_wrapper(part))
-            meant = known.get(text_name(".".join(parts)), [])
+            parts = (
+                part for part in name.split(".") if part in parts_of_base or not _of_wrapper(part)
+            )
+            meant = full_names.get(text_name(".".join(parts)), [])
             new[name] = meant[0] if name not in names and len(meant) == 1 else name
         if len(set(new.values())) < len(new):
             raise AdapterError(
@@ -314,9 +316,9 @@ def read_adapter(path: str | Path) -> Adapter:
         raise AdapterError(f"{path}: {WEIGHTS} holds no tensors; train or save the adapter again")
     if problem := empty_tensor({key: place.shape for key, place in written.items()}):
         raise AdapterError(f"{path}: {problem}; {GATHER}")
-    own = plain_keys(path, written)
-    places = {plain: written[key] for plain, key in sorted(own.items())}
-    written_as = written_names(own)
+    plain_names = plain_keys(path, written)
+    places = {plain: written[key] for plain, key in sorted(plain_names.items())}
+    written_as = written_names(plain_names)
     wrapped = next(
         (_wrapped(key, plain_key(key)) for key in written if plain_key(key) != key), None
     )
@@ -409,9 +411,9 @@ def plain_keys(path: Path, keys: Collection[str]) -> dict[str, str]:
     return plain
 
 
-def _wrapped(name: str, own: str) -> str:
+def _wrapped(name: str, base_name: str) -> str:
     """What is said of a name that was changed into the base's own."""
-    if len(own) > len(name):
+    if len(base_name) > len(name):
         return f"names as {name!r} lack the base's `{LANGUAGE}.`, which is put in"
     return f"names as {name!r} have a wrapper's part, which is taken off"
 
@@ -467,28 +469,28 @@ def aims_at(config: Mapping[str, Any], module: str) -> bool:
     patterns = config.get("layers_pattern") or r"[^.]*"
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         before = r".*?\." if pattern == r"[^.]*" else r"(?:.*?\.)?"
-        if found := _match(rf"{before}{pattern}\.(?P<idx>\d+)\.", module):
-            return int(found["idx"]) in (layers if isinstance(layers, list) else [layers])
+        if match := _match(rf"{before}{pattern}\.(?P<idx>\d+)\.", module):
+            return int(match["idx"]) in (layers if isinstance(layers, list) else [layers])
     return False
 
 
 def without_tensors(
-    config: Mapping[str, Any], modules: Collection[str], known: Collection[str]
+    config: Mapping[str, Any], modules: Collection[str], layers: Collection[str]
 ) -> list[str]:
-    """What an adapter's target_modules mean, and none of `modules`, which have tensors, is: layers
-    of the base, or where none are `known`, entries of the list. Both under plain names.
+    """What an adapter's target_modules mean, and none of `modules`, which have tensors, is: of
+    `layers`, those of the base, or without any of them entries of the list. Under plain names.
     """
     config = {**config, **_plain_lists(config)}
     targets = config.get("target_modules")
     if targets is None:
         return []
-    if known:
+    if layers:
         have = {text_name(name) for name in modules}
-        return [n for n in known if text_name(n) not in have and aims_at(config, n)]
+        return [n for n in layers if text_name(n) not in have and aims_at(config, n)]
     return [
-        one
-        for one in (targets if isinstance(targets, list) else [])
-        if not any(_among([one], name) for name in modules)
+        target
+        for target in (targets if isinstance(targets, list) else [])
+        if not any(_among([target], name) for name in modules)
     ]
 
 
@@ -607,7 +609,7 @@ def write_folder(
     if bad := [name for name, tensor in tensors.items() if not finite(tensor)]:
         raise AdapterError(f"{path}: {bad[0]} has values that are not finite; not written")
     # copies of their own: a slice of a stack shares storage, which safetensors refuses
-    own = {
+    copied = {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
@@ -615,7 +617,7 @@ def write_folder(
     try:
         staging.mkdir(parents=True)
         # `save_file` does not say in a form for programs why the disk refused
-        data = save(own, metadata={"format": "pt"})
+        data = save(copied, metadata={"format": "pt"})
         (staging / weights).write_bytes(data)
         for name, text in files.items():
             (staging / name).write_bytes(text.encode() if isinstance(text, str) else text)
@@ -690,12 +692,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = _json((path / CONFIG).read_bytes())
     except FileNotFoundError:
-        found = (
+        problem = (
             "a fully fine-tuned model, and this is for adapters alone"
             if (path / FULL).is_file()
             else f"no {CONFIG}"
         )
-        raise AdapterError(f"{path}: {found}; name a PEFT adapter folder") from None
+        raise AdapterError(f"{path}: {problem}; name a PEFT adapter folder") from None
     except (OSError, ValueError) as error:
         raise AdapterError(
             f"{path}: {CONFIG} cannot be read ({error}); save the adapter again"
@@ -804,8 +806,8 @@ def _read_places(path: Path) -> tuple[dict[str, Place], tuple[int, int]]:
 
 
 def _stamp(file: Any) -> tuple[int, int]:
-    found = os.fstat(file.fileno())
-    return found.st_size, found.st_mtime_ns
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _tensor(file: Any, place: Place) -> "Tensor":
@@ -830,15 +832,15 @@ def factor_key(name: str, x: str, embedding: bool) -> str:
     return f"{PREFIX}{name}.lora_embedding_{x}" if embedding else f"{PREFIX}{name}.lora_{x}.weight"
 
 
-def written_names(own: Mapping[str, str]) -> dict[str, str]:
+def written_names(plain_names: Mapping[str, str]) -> dict[str, str]:
     """Of modules whose names in the file are not their plain ones: plain name -> name in the file,
-    as peft had it in training. own: plain name of a tensor -> name in the file.
+    as peft had it in training. plain_names: plain name of a tensor -> name in the file.
     """
-    found = {}
-    for plain, key in own.items():
+    written = {}
+    for plain, key in plain_names.items():
         if plain != key and (match := FACTOR.fullmatch(plain)):
-            found[match[1]] = key.partition(PREFIX)[2].rpartition(".lora_")[0]
-    return found
+            written[match[1]] = key.partition(PREFIX)[2].rpartition(".lora_")[0]
+    return written
 
 
 def module_of(
@@ -892,13 +894,13 @@ def _readings(
     what an earlier pattern gives the name without any part of a wrapper.
     """
     bare = ".".join(part for part in plain.split(".") if not _of_wrapper(part))
-    found = []
+    values = []
     for pattern, value in (patterns or {}).items():
         if matches(pattern, written):
-            return [*found, value]
+            return [*values, value]
         if matches(pattern, bare):
-            found.append(value)
-    return [*found, default]
+            values.append(value)
+    return [*values, default]
 
 
 def _idle(config: Mapping[str, Any], written: Sequence[str]) -> str | None:

@@ -63,22 +63,22 @@ def find_adapters(patterns: Iterable[str]) -> list[Path]:
     A pattern may also match files and folders that are no adapters; a path may not. Raises
     AdapterError in one line.
     """
-    found: set[Path] = set()
+    folders: set[Path] = set()
     for pattern in patterns:
         if Path(pattern).exists() or not glob.has_magic(pattern):
-            found |= {path.absolute() for path in adapter_paths(pattern)}
+            folders |= {path.absolute() for path in adapter_paths(pattern)}
             continue
-        before = len(found)
+        before = len(folders)
         for match in sorted(glob.glob(pattern, recursive=True)):
             try:
-                found |= {path.absolute() for path in adapter_paths(match)}
+                folders |= {path.absolute() for path in adapter_paths(match)}
             except AdapterError:
                 continue
-        if len(found) == before:
+        if len(folders) == before:
             raise AdapterError(
                 f"{pattern}: matches no PEFT adapter folder; an adapter has {CONFIG} and {WEIGHTS}"
             )
-    return sorted(found)
+    return sorted(folders)
 
 
 def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]:
@@ -95,13 +95,13 @@ def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]
     }
     check_given(folder)
     shape_of = layer_shapes(base.model)
-    known, population = read_population(folder), {}
+    recorded, population = read_population(folder), {}
     if twins := copies([check_base(read_adapter(path), base, shape_of) for path in paths]):
         raise AdapterError(f"{twins}; leave one out (if a trainer made both, its seed did nothing)")
     for r, path in enumerate(paths):
-        same = r in known and known[r].source == str(path)
-        population[r] = known[r] if same else _link(folder, r, path)
-    for r in set(known) - set(population):
+        same = r in recorded and recorded[r].source == str(path)
+        population[r] = recorded[r] if same else _link(folder, r, path)
+    for r in set(recorded) - set(population):
         _remove_link(replica_folder(folder, r))
     write_text(folder / LEDGER, json.dumps(record, indent=2, sort_keys=True) + "\n")
     return population
@@ -112,23 +112,23 @@ def read_all(paths: Sequence[Path], base: str) -> list[Adapter | FullModel]:
     tell. Raises AdapterError in one line.
     """
     names = named_modules(base) or ()
-    found = map(read_weights, paths)
-    return [one.fitted(names) if isinstance(one, Adapter) else one for one in found]
+    sources = map(read_weights, paths)
+    return [source.fitted(names) if isinstance(source, Adapter) else source for source in sources]
 
 
 def remarks(paths: Sequence[Path], base: str) -> list[str]:
     """Lines on adapters that are to answer on `base` beside each other: another base by name, a
     wrapper's names, patterns that mean no module, modules that peft leaves out, a change of zero.
     """
-    found = [one for one in read_all(paths, base) if isinstance(one, Adapter)]
+    adapters = [weights for weights in read_all(paths, base) if isinstance(weights, Adapter)]
     source = str(EMBEDDED) if base == "embedded" else base
-    known = {None, base, source, str(real(home(source)))}
-    other = [adapter for adapter in found if adapter.base not in known]
-    wrapped = [adapter for adapter in found if adapter.wrapped]
-    idle = [adapter for adapter in found if adapter.idle]
-    unaimed = [adapter for adapter in found if adapter.unaimed]
-    zero = [adapter for adapter in found if adapter.is_zero]
-    said = [
+    accepted_bases = {None, base, source, str(real(home(source)))}
+    other = [adapter for adapter in adapters if adapter.base not in accepted_bases]
+    wrapped = [adapter for adapter in adapters if adapter.wrapped]
+    idle = [adapter for adapter in adapters if adapter.idle]
+    unaimed = [adapter for adapter in adapters if adapter.unaimed]
+    zero = [adapter for adapter in adapters if adapter.is_zero]
+    remarked = [
         (
             other,
             lambda a: (
@@ -141,8 +141,8 @@ def remarks(paths: Sequence[Path], base: str) -> list[str]:
         (unaimed, lambda a: a.unaimed),
         (zero, lambda a: "its change is exactly zero: it answers as the base"),
     ]
-    more = {len(of): f" and {len(of) - 1} more" if len(of) > 1 else "" for of, _ in said}
-    return [f"{of[0].path}{more[len(of)]}: {text(of[0])}" for of, text in said if of]
+    others_of = {len(of): f" and {len(of) - 1} more" if len(of) > 1 else "" for of, _ in remarked}
+    return [f"{of[0].path}{others_of[len(of)]}: {text(of[0])}" for of, text in remarked if of]
 
 
 def layer_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -161,11 +161,11 @@ def check_base(adapter: Adapter, base: Base, shape_of: Mapping[str, tuple[int, i
 
     Return it under the base's own names of modules.
     """
-    known = base_hash(adapter.path)
-    if known is not None and known != base.sha256:
+    expected = base_hash(adapter.path)
+    if expected is not None and expected != base.sha256:
         raise AdapterError(
             f"{adapter.path}: trained on a base whose weights have the sha256 "
-            f"{known[:12]}..., those of {base.name!r} have "
+            f"{expected[:12]}..., those of {base.name!r} have "
             f"{base.sha256[:12]}...; name its own base"
         )
     adapter = check_modules(adapter, base.model, base.name, shape_of)

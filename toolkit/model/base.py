@@ -314,12 +314,14 @@ def _four_bits(device: str) -> dict[str, Any]:
 def _tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     """Raises BaseError where there is none; of some kinds transformers makes an empty one then."""
     try:
-        found = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-        if found.get_vocab().keys() <= set(found.all_special_tokens):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
             raise ValueError("it knows no text")
         # ftk counts tokens itself, and says in one line which prompt or row is too long
-        found.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
-        return found
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = (
+            True
+        )
+        return tokenizer
     except Exception as error:  # of libraries, which fail in whatever way they like
         if _wants_code(error):
             raise BaseError(f"base {name!r} {why_not(error)}") from None

@@ -217,12 +217,12 @@ def check_adapter(
             unchecked += f" (no tensor is of {folder.lacking[0]!r}, which target_modules names)"
     wrong = wrong_type(folder.config)
     typed = Problem(wrong, f"repair {CONFIG}, or save the adapter again") if wrong else None
-    found = []
+    findings = []
     for target, (problems, command) in TARGETS.items():
         if not targets or target in targets:
             problem = typed or next(chain(problems(folder), _anywhere(folder, target)), None)
             fix = problem.fix.format(path=folder.path) if problem else ""
-            found.append(
+            findings.append(
                 Finding(
                     target,
                     problem is None,
@@ -232,7 +232,7 @@ def check_adapter(
                     unchecked,
                 )
             )
-    return found
+    return findings
 
 
 def changes_nothing(path: str | Path) -> bool:
@@ -243,8 +243,8 @@ def changes_nothing(path: str | Path) -> bool:
         return False
 
 
-def to_plain(found: list[Finding]) -> list[dict[str, Any]]:
-    return [asdict(one) for one in found]
+def to_plain(findings: list[Finding]) -> list[dict[str, Any]]:
+    return [asdict(finding) for finding in findings]
 
 
 # -- what stands in the way ----------------------------------------------------------------------
@@ -394,12 +394,12 @@ def _lm_eval(folder: Folder) -> Iterator[Problem]:
     """peft, after the base has as many tokens as its tokenizer."""
     yield from _peft(folder)
     model = folder.skeleton() if folder.config.get("peft_type") == "LORA" else None
-    known = _tokens(folder) if model is not None else None
-    if model is not None and known and known != model.config.get_text_config().vocab_size:
-        model.resize_token_embeddings(known, mean_resizing=False)
+    vocabulary = _tokens(folder) if model is not None else None
+    if model is not None and vocabulary and vocabulary != model.config.get_text_config().vocab_size:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
         if problem := next(_as_peft_says(folder, model), None):
             yield Problem(
-                f"it resizes the base to the {known:,} tokens of its tokenizer, and then "
+                f"it resizes the base to the {vocabulary:,} tokens of its tokenizer, and then "
                 f"{problem.because}",
                 problem.fix,
             )
@@ -457,9 +457,9 @@ def _nowhere(folder: Folder, name_of: Callable[[str], str]) -> str | None:
     """A module that the base has not, by the name under which a tool looks for it. Single experts
     are the tool's own affair.
     """
-    known = {name_of(name) for name in folder.modules_of_base}
+    base_names = {name_of(name) for name in folder.modules_of_base}
     names = (name for name in _factors(folder) if ".experts." not in name)
-    return next((name for name in names if known and name_of(name) not in known), None)
+    return next((name for name in names if base_names and name_of(name) not in base_names), None)
 
 
 def _vllm(folder: Folder) -> Iterator[Problem]:
@@ -514,9 +514,9 @@ def _vllm(folder: Folder) -> Iterator[Problem]:
         )
     r, alpha = config.get("r"), config.get("lora_alpha")
     if isinstance(r, int) and isinstance(alpha, int | float) and r > 0:
-        one = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
+        scale = alpha / (math.sqrt(r) if config.get("use_rslora") else r)
         yield from _scales(
-            folder, "it has one scale for all modules, from r and lora_alpha", lambda rank: one
+            folder, "it has one scale for all modules, from r and lora_alpha", lambda rank: scale
         )
 
 

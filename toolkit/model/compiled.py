@@ -66,12 +66,12 @@ def decoder_layers(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
     """Members of the model's lists of layers that hold any of the named modules."""
     lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     outer = [name for name in lists if not any(name.startswith(other + ".") for other in lists)]
-    found = {}
+    layers = {}
     for name in names:
         for path in outer:
             if name.startswith(path + "."):
-                found[f"{path}.{name.removeprefix(path + '.').split('.', 1)[0]}"] = None
-    return [model.get_submodule(path) for path in found]
+                layers[f"{path}.{name.removeprefix(path + '.').split('.', 1)[0]}"] = None
+    return [model.get_submodule(path) for path in layers]
 
 
 @contextmanager

@@ -180,8 +180,10 @@ def _leading(A: Tensor, B: Tensor, rank: int) -> Spectrum:
 
 def _product(A: Tensor, B: Tensor) -> Tensor:
     """B @ A, where one of them may be the identity of `from_dense`."""
-    for one, other in ((A, B), (B, A)):
-        if one.shape[0] == one.shape[1] and torch.equal(one, torch.eye(len(one), dtype=one.dtype)):
+    for factor, other in ((A, B), (B, A)):
+        if factor.shape[0] == factor.shape[1] and torch.equal(
+            factor, torch.eye(len(factor), dtype=factor.dtype)
+        ):
             return other
     return B @ A
 
@@ -209,10 +211,10 @@ def gram(factors: Iterable[Factors]) -> Tensor:
     Block by block of adapters: beside the factors, memory is that of the result.
     """
     blocks: list[list[Factors]] = [[]]
-    for one in factors:
+    for change in factors:
         if sum(A.shape[0] for A, _, _ in blocks[-1]) > BLOCK:
             blocks.append([])
-        blocks[-1].append(one)
+        blocks[-1].append(change)
     rows = []
     for i, block in enumerate(blocks):
         A, B, member = _stacked(block)

@@ -69,21 +69,21 @@ def sketch(adapter: Adapter) -> Sketch:
         by_B = G.square() @ (((uB * B).square() + leastB**2) @ t.square())
         by_A = P.square() @ (((uA * A).square() + leastA**2) @ x.square())
         rows[name] = torch.stack([value, scale**2 * (by_A + by_B)])
-    found = torch.stack(list(rows.values()), 1) if rows else torch.zeros(2, 0, OUTPUTS)
-    return Sketch(tuple(rows), found[0], found[1], "" if rows else _factors(adapter))
+    moments = torch.stack(list(rows.values()), 1) if rows else torch.zeros(2, 0, OUTPUTS)
+    return Sketch(tuple(rows), moments[0], moments[1], "" if rows else _factors(adapter))
 
 
-def equal_pairs(found: Sequence[Sketch]) -> list[tuple[int, int]]:
+def equal_pairs(sketches: Sequence[Sketch]) -> list[tuple[int, int]]:
     """(later, first) of those that equal an earlier one, by their order."""
-    order = sorted(range(len(found)), key=lambda i: found[i].sum)
-    widest = max((one.spread for one in found), default=0.0)
+    order = sorted(range(len(sketches)), key=lambda i: sketches[i].sum)
+    widest = max((sketch.spread for sketch in sketches), default=0.0)
     first: dict[int, int] = {}
-    for at, i in enumerate(order):
-        reach = found[i].sum + 4 * ROUNDINGS * (found[i].spread + widest)
-        for j in order[at + 1 :]:
-            if found[j].sum > reach:
+    for position, i in enumerate(order):
+        reach = sketches[i].sum + 4 * ROUNDINGS * (sketches[i].spread + widest)
+        for j in order[position + 1 :]:
+            if sketches[j].sum > reach:
                 break
-            if found[i].equals(found[j]):
+            if sketches[i].equals(sketches[j]):
                 low, high = min(i, j), max(i, j)
                 first[high] = min(low, first.get(high, low))
     return sorted(first.items())

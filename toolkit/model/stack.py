@@ -279,8 +279,8 @@ class Readers:
             A_RsI = torch.cat([member.A_RrI for member in self.layers], 1)  # type: ignore[misc]
             h_Rns = torch.bmm(x_RnI, A_RsI.to(x_RnI.dtype).transpose(1, 2))
             self._h = h_Rns.split([member.A_RrI.shape[1] for member in self.layers], 2)  # type: ignore[union-attr]
-        first, *rest = self._h
-        self._h = tuple(rest)
+        first, *remaining = self._h
+        self._h = tuple(remaining)
         return first
 
 
@@ -299,7 +299,7 @@ def target_modules(model: nn.Module, targets: str | Iterable[str]) -> dict[str, 
     }
     if targets == "all-linear":
         return linear
-    found: dict[str, nn.Module] = {}
+    selected: dict[str, nn.Module] = {}
     for target in targets:
         matches = {
             name: m
@@ -313,9 +313,9 @@ def target_modules(model: nn.Module, targets: str | Iterable[str]) -> dict[str, 
             raise ValueError(
                 f"target {target!r} {why}; linear layers of this base: {', '.join(kinds)}"
             )
-        found |= matches
+        selected |= matches
     # the model's order, not the list's
-    return {name: m for name, m in linear.items() if name in found}
+    return {name: m for name, m in linear.items() if name in selected}
 
 
 def lora_scale(rank: int, alpha: float, rslora: bool) -> float:

@@ -9,7 +9,7 @@ import torch
 from toolkit import seeds
 from toolkit.model.base import load_base
 from toolkit.pipeline.job import RunError
-from toolkit.pipeline.training import examples_of, training_plan
+from toolkit.pipeline.train_stacks import examples_of, training_plan
 from toolkit.recipe import Recipe
 from toolkit.train import train_stack
 
@@ -21,7 +21,7 @@ def fit_stacks(recipe: Recipe, device: str) -> Recipe:
     A width is part of a replica's bits: the run's recipe keeps what was found, whatever else is on
     the GPU later. Raises RunError where not even one replica fits.
     """
-    found = {}
+    fitted = {}
     for name, condition in recipe.trained.items():
         if recipe.stack or condition.stack:
             continue
@@ -34,8 +34,8 @@ def fit_stacks(recipe: Recipe, device: str) -> Recipe:
                     "`gradient_accumulation` for the same steps) or `data.max_length`"
                 )
             width //= 2
-        found[name] = condition.model_copy(update={"stack": width})
-    return recipe.model_copy(update={"conditions": {**recipe.conditions, **found}})
+        fitted[name] = condition.model_copy(update={"stack": width})
+    return recipe.model_copy(update={"conditions": {**recipe.conditions, **fitted}})
 
 
 def fits(recipe: Recipe, name: str, device: str, width: int) -> bool:

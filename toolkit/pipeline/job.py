@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit.pipeline.checks.without_base import RunError as RunError
 from toolkit.pipeline.engines import LocalEngine, RayEngine
-from toolkit.pipeline.outset import RunError as RunError
 from toolkit.recipe import Recipe, read_recipe
 from toolkit.record.folders import check_sealed
 from toolkit.record.population import read_population

@@ -16,12 +16,12 @@ from toolkit.measure.run import read_prompts
 from toolkit.model.adopt import check_given
 from toolkit.model.base import Base, check_cache, fastest_dtype, load_base, load_config, width
 from toolkit.model.compiled import TESTED
-from toolkit.pipeline.checks import check_all
+from toolkit.pipeline.checks.with_base import check_all
+from toolkit.pipeline.checks.without_base import check_free, keep_suites, recipe_mark
 from toolkit.pipeline.engines import ENGINES
 from toolkit.pipeline.fitting import fit_stacks
 from toolkit.pipeline.job import Console, Run, RunError, as_json
-from toolkit.pipeline.outset import check_free, keep_suites, recipe_mark
-from toolkit.pipeline.training import check_population, training_plan
+from toolkit.pipeline.train_stacks import check_population, training_plan
 from toolkit.recipe import Recipe, dump_recipe, read_recipe
 from toolkit.record import shapes
 from toolkit.record.files import remove_leftovers
@@ -65,7 +65,7 @@ def open_run(
         raise RunError(str(error)) from None
     recipe = keep_suites(recipe, folder, console.note)
     kind, of = check_free(recipe, folder, kind)
-    recipe = settle(recipe, device, folder)
+    recipe = resolve_auto(recipe, device, folder)
     if answers:
         check_cache(recipe.base)
     base = load_base(recipe.base, recipe.dtype, device)
@@ -123,8 +123,8 @@ def free_folder(folder: Path, recipe: Recipe) -> Path:
 
 def kind_of_run(folder: Path) -> str:
     """With which kind a run folder that is there is opened again."""
-    found = read_marker(folder)
-    return str(found["kind"]) if found else RUN
+    marker = read_marker(folder)
+    return str(marker["kind"]) if marker else RUN
 
 
 def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: str) -> None:
@@ -145,11 +145,11 @@ def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: 
         and recipe_mark(then) != recipe_mark(recipe)
     ):
         raise RunError(f"{folder}: holds answers of other adapters or to other prompts; {way_out}")
-    known = _base_hash(folder)
+    base_hash = _base_hash(folder)
     made_of_it = itertools.chain(folder.glob("*/replicas/*"), folder.glob("outcomes/*/*.parquet"))
-    if known not in (None, base.sha256) and any(made_of_it):
+    if base_hash not in (None, base.sha256) and any(made_of_it):
         raise RunError(
-            f"{folder}: holds replicas or answers of another base ({known[:12]}..., this "
+            f"{folder}: holds replicas or answers of another base ({base_hash[:12]}..., this "
             f"one is {base.sha256[:12]}...); {way_out}"
         )
     for name in recipe.given:
@@ -157,8 +157,8 @@ def check_same_run(recipe: Recipe, folder: Path, kind: str, base: Base, device: 
     if then != recipe:
         for name, condition in recipe.trained.items():
             # a student's own record is of its teachers, too
-            told = (folder / name / LEDGER).is_file() or not condition.teacher
-            if told and any((folder / name).glob(f"replicas/*/{RECORD}")):
+            has_mark = (folder / name / LEDGER).is_file() or not condition.teacher
+            if has_mark and any((folder / name).glob(f"replicas/*/{RECORD}")):
                 check_population(folder / name, training_plan(recipe, name, device)[1])
 
 
@@ -169,7 +169,7 @@ def _base_hash(folder: Path) -> str | None:
         return None
 
 
-def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
+def resolve_auto(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
     """What `auto`, an open date, and on a GPU an open `stack`, mean here; in a run folder, what
     they meant when its first replica was trained.
 
@@ -182,11 +182,11 @@ def settle(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
             for key in ("dtype", "compile")
             if getattr(recipe, key) == "auto"
         }
-        stacks = {name: one.stack for name, one in then.trained.items()}
+        stacks = {name: condition.stack for name, condition in then.trained.items()}
         fitted = {
-            name: one.model_copy(update={"stack": stacks[name]})
-            for name, one in recipe.trained.items()
-            if one.stack is None and recipe.stack is None and stacks.get(name)
+            name: condition.model_copy(update={"stack": stacks[name]})
+            for name, condition in recipe.trained.items()
+            if condition.stack is None and recipe.stack is None and stacks.get(name)
         }
         recipe = recipe.model_copy(update={**kept, "conditions": {**recipe.conditions, **fitted}})
         recipe = _on(recipe, then.data.date)

@@ -12,7 +12,7 @@ from toolkit.measure.run import read_prompts
 from toolkit.model.adapters import CONFIG, AdapterError, read_adapter
 from toolkit.model.adopt import adopt, find_adapters, remarks
 from toolkit.model.base import load_base
-from toolkit.pipeline.answering import (
+from toolkit.pipeline.answer_prompts import (
     EVALUATION_WIDTH,
     answer,
     answer_units,
@@ -20,9 +20,9 @@ from toolkit.pipeline.answering import (
     replica_subjects,
 )
 from toolkit.pipeline.job import Run, RunError
-from toolkit.pipeline.merging import merge_units, merged_folder, run_merges
-from toolkit.pipeline.training import train_missing, training_plan
-from toolkit.pipeline.until import Looks, train_until
+from toolkit.pipeline.merge_groups import merge_units, merged_folder, run_merges
+from toolkit.pipeline.sequential_training import Looks, train_until
+from toolkit.pipeline.train_stacks import train_missing, training_plan
 from toolkit.recipe import Condition, Sequential
 from toolkit.recipe.schedule import TrainingPlan
 from toolkit.record.population import Replica, read_population, read_records, replica_folder
@@ -40,7 +40,7 @@ def train(
     Raises StudentsError for students whose teachers are not trained.
     """
     if name in job.recipe.given:
-        return take(job, name)
+        return adopt_condition(job, name)
     rule = job.recipe.until_of(name)
     with job.console.stage("train"):
         plan, mark = training_plan(job.recipe, name, job.device)
@@ -98,7 +98,7 @@ def has_scale(path: Path, condition: Condition) -> bool:
         return False
 
 
-def take(job: Run, name: str) -> dict[int, Replica]:
+def adopt_condition(job: Run, name: str) -> dict[int, Replica]:
     """The population of a condition whose adapters are given, as they are now."""
     recipe = job.recipe
     with job.console.stage("adapters"):

@@ -20,7 +20,8 @@ from toolkit.model.adopt import base_hash, check_base, find_adapters, layer_shap
 from toolkit.model.base import Base, check_cache, load_base
 from toolkit.model.full import copies
 from toolkit.model.stack import stacked
-from toolkit.pipeline import checks, opening, populations, training
+from toolkit.pipeline import opening, populations, train_stacks
+from toolkit.pipeline.checks import with_base
 from toolkit.pipeline.forecast import Part, forecast, save
 from toolkit.recipe import Given, Recipe, RecipeError
 from toolkit.recipe.schedule import (
@@ -54,14 +55,14 @@ def check(
     environment.make_deterministic(device)
     if out:
         check_claim(out, RUN)
-    recipe = opening.settle(recipe, device, out)
+    recipe = opening.resolve_auto(recipe, device, out)
     prompts = read_prompts(recipe)
     check_cache(recipe.base)
     base = load_base(recipe.base, recipe.dtype, device)
     if out:
         opening.check_folder(recipe, out, base, device)
-    warnings = checks.check_all(recipe, base, prompts, device)
-    found: dict[str, Any] = {
+    warnings = with_base.check_all(recipe, base, prompts, device)
+    preview: dict[str, Any] = {
         "recipe": recipe.name,
         "base": base.to_dict(),
         "device": device,
@@ -70,10 +71,10 @@ def check(
         "conditions": {},
         "warnings": warnings,
     }
-    warnings += training.data_notes(recipe, prompts, device)
+    warnings += train_stacks.data_notes(recipe, prompts, device)
     parts, passes, held = [], {}, {}
     for name, condition in recipe.given.items():
-        found["conditions"][name] = entry = _population(condition, base, warnings)
+        preview["conditions"][name] = entry = _population(condition, base, warnings)
         layers = _layers(base.model, name, "all-linear")
         parts.append(
             Part(
@@ -87,7 +88,7 @@ def check(
             )
         )
     for name, condition in recipe.trained.items():
-        plan, _ = training.training_plan(recipe, name, device)
+        plan, _ = train_stacks.training_plan(recipe, name, device)
         replicas = recipe.replicas_of(name)
         stacks = math.ceil(replicas / plan.stack)
         layers = _layers(base.model, name, condition.targets)
@@ -95,7 +96,7 @@ def check(
         trained = (
             base.parameters if whole else sum(condition.rank * (i + o) for i, o in layers.values())
         )
-        taught = _teaching(recipe, name, plan, base, training.examples_of(recipe, name, device))
+        taught = _teaching(recipe, name, plan, base, train_stacks.examples_of(recipe, name, device))
         rank, whole_bytes = (0, 4 * trained) if whole else (condition.rank, 0)
         parts.append(
             Part(
@@ -119,7 +120,7 @@ def check(
                 else plan.steps
             )
             held[name] += taught["memory_bytes"]
-        found["conditions"][name] = {
+        preview["conditions"][name] = {
             "replicas": replicas,
             "at_most": recipe.until_of(name) is not None,  # a rule may stop earlier
             "crossed": condition.crossed,
@@ -152,21 +153,21 @@ def check(
         extra_bytes=held,
     )
     for name, seconds in ahead.step.items():
-        found["conditions"][name]["seconds_per_step"] = seconds
-        if found["conditions"][name]["teaching"]:
-            found["conditions"][name]["teaching"]["seconds_a_stack"] = ahead.teaching[name]
-    found["forecast"] = ahead.to_dict()
+        preview["conditions"][name]["seconds_per_step"] = seconds
+        if preview["conditions"][name]["teaching"]:
+            preview["conditions"][name]["teaching"]["seconds_a_stack"] = ahead.teaching[name]
+    preview["forecast"] = ahead.to_dict()
     if out:
         claim(out, RUN)
-        found["forecast"]["file"] = str(save(out, ahead))
+        preview["forecast"]["file"] = str(save(out, ahead))
     mitigated = [name for name in recipe.conditions if recipe.mitigations_of(name)]
     groups = {
-        m.label: min(found["conditions"][name]["replicas"] for name in mitigated) // m.k
+        m.label: min(preview["conditions"][name]["replicas"] for name in mitigated) // m.k
         for m in recipe.mitigations
     }
     groups |= {
         name: entry["teaching"]["groups"]
-        for name, entry in found["conditions"].items()
+        for name, entry in preview["conditions"].items()
         if entry.get("teaching") and entry["teaching"]["fresh"]
     }
     if few := [f"{label} ({g})" for label, g in groups.items() if g < MIN_GROUPS]:
@@ -180,14 +181,14 @@ def check(
             f"disjoint groups of K, where intervals need {MIN_GROUPS}: {', '.join(few)}; "
             f"{needed} replicas are enough for all"
         )
-    found["groups"] = groups
-    return found
+    preview["groups"] = groups
+    return preview
 
 
 def _rows(recipe: Recipe, base: Base, device: str, warnings: list[str]) -> dict[str, Any]:
     """The training rows as the model will see them."""
     rows = data.read_rows(recipe.data.train)
-    examples = training.training_examples(recipe, device)
+    examples = train_stacks.training_examples(recipe, device)
     warnings += data.check_tokenizer(base.tokenizer, [example.prompt for example in examples[:50]])
     return {
         "rows": len(examples),
@@ -316,12 +317,12 @@ def _say(console: Console, *parts: str | tuple[str, str]) -> None:
     console.print(Text.assemble(*((escape.line(text), style) for text, style in styled)))
 
 
-def show(found: dict[str, Any]) -> None:
+def show(preview: dict[str, Any]) -> None:
     """`check` for people."""
     console = Console(highlight=False, soft_wrap=True)
-    base, rows = found["base"], found["data"]
-    size = f"{base['parameters']:,} parameters, {base['dtype']} on {found['device']}"
-    _say(console, (found["recipe"], "bold"), f": {base['architecture']}, {size}")
+    base, rows = preview["base"], preview["data"]
+    size = f"{base['parameters']:,} parameters, {base['dtype']} on {preview['device']}"
+    _say(console, (preview["recipe"], "bold"), f": {base['architecture']}, {size}")
     if rows:
         lengths = f"longest {rows['longest']} tokens, mean {rows['mean_length']:.1f}"
         _say(
@@ -333,14 +334,14 @@ def show(found: dict[str, Any]) -> None:
     _say(
         console,
         "suites: "
-        + (", ".join(f"{name} ({n:,} prompts)" for name, n in found["suites"].items()) or "none"),
+        + (", ".join(f"{name} ({n:,} prompts)" for name, n in preview["suites"].items()) or "none"),
     )
     if rows:
         _say(console, "two rows as the model sees them, what counts in the loss between ⟦ and ⟧:")
         for example in rows["examples"]:
             for i, line in enumerate(_shortened(example).split("\n")):
                 _say(console, "  " * (i == 0) + line)
-    for name, entry in found["conditions"].items():
+    for name, entry in preview["conditions"].items():
         if "adapters" in entry:
             _show_given(console, name, entry)
             continue
@@ -365,8 +366,8 @@ def show(found: dict[str, Any]) -> None:
         )
         kind = "parameters" if entry["method"] == "full" else "adapter parameters"
         _say(console, f"  {entry['trained_parameters']:,} {kind}; {needed}{pace}")
-    _show_forecast(console, found["forecast"])
-    for warning in found["warnings"]:
+    _show_forecast(console, preview["forecast"])
+    for warning in preview["warnings"]:
         _say(console, ("note", "yellow"), f": {warning}")
 
 
@@ -459,15 +460,15 @@ def _shortened(example: str) -> str:
     """What surrounds the first token that counts."""
     if len(example) <= SHOWN:
         return example
-    at = max(example.find("⟦"), 0)
-    start, end = max(at - SHOWN // 2, 0), at + SHOWN // 2
+    mark = max(example.find("⟦"), 0)
+    start, end = max(mark - SHOWN // 2, 0), mark + SHOWN // 2
     return ("… " if start else "") + example[start:end] + (" …" if end < len(example) else "")
 
 
 def doctor() -> dict[str, Any]:
     """Environment, and what could make two runs of one recipe differ here."""
     device = environment.resolve_device("auto")
-    found = environment.describe(device)
+    system = environment.describe(device)
     notes = []
     if device == "cpu":
         notes.append(
@@ -489,24 +490,24 @@ def doctor() -> dict[str, Any]:
                 f"{name}={os.environ[name]} is set; workers set their own threads, and "
                 "hashes of strings decide nothing"
             )
-    missing = [name for name, version in found["versions"].items() if version is None]
+    missing = [name for name, version in system["versions"].items() if version is None]
     if missing:
         notes.append(f"not installed: {', '.join(missing)}; `pip install ftk` brings them")
-    return {**found, "notes": notes}
+    return {**system, "notes": notes}
 
 
-def show_doctor(found: dict[str, Any]) -> None:
+def show_doctor(system: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    numerics = found["numerics"]
-    _say(console, f"ftk {found['ftk']}, Python {found['python']}, {found['system']}")
+    numerics = system["numerics"]
+    _say(console, f"ftk {system['ftk']}, Python {system['python']}, {system['system']}")
     _say(
         console,
-        f"{numerics['gpu'] or numerics['cpu']}, {found['cores']} cores, "
-        f"{(found['memory_bytes'] or 0) / 2**30:.0f} GiB",
+        f"{numerics['gpu'] or numerics['cpu']}, {system['cores']} cores, "
+        f"{(system['memory_bytes'] or 0) / 2**30:.0f} GiB",
     )
     _say(
         console,
-        ", ".join(f"{name} {version or 'missing'}" for name, version in found["versions"].items()),
+        ", ".join(f"{name} {version or 'missing'}" for name, version in system["versions"].items()),
     )
-    for note in found["notes"]:
+    for note in system["notes"]:
         _say(console, f"- {note}")

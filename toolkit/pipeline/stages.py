@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit.measure.run import read_prompts
-from toolkit.pipeline.answering import evaluate
+from toolkit.pipeline.answer_prompts import evaluate
+from toolkit.pipeline.assemble_results import measure
 from toolkit.pipeline.job import Console, Run, RunError, open_folder
-from toolkit.pipeline.measuring import measure
-from toolkit.pipeline.merging import merge
+from toolkit.pipeline.merge_groups import merge
 from toolkit.pipeline.opening import open_run
 from toolkit.pipeline.populations import train
-from toolkit.pipeline.training import data_notes
+from toolkit.pipeline.train_stacks import data_notes
 from toolkit.recipe import Recipe
 from toolkit.record.results import Results
 from toolkit.report.card import describe

@@ -17,7 +17,7 @@ from toolkit.model.adapters import CONFIG, read_adapter
 from toolkit.pipeline.job import Console, RunError, open_folder
 from toolkit.pipeline.opening import open_run
 from toolkit.pipeline.populations import teacher_groups
-from toolkit.pipeline.training import replica_mark, train_missing, training_plan
+from toolkit.pipeline.train_stacks import replica_mark, train_missing, training_plan
 from toolkit.record.plain import read_record
 from toolkit.record.population import RECORD, Replica, changed_files, replica_folder, sha256_file
 from toolkit.record.shapes import Environment
@@ -72,13 +72,13 @@ def verify(
     ]
     unknown = [name for name in names if name not in recipe.trained]
     if unknown or not names:
-        known = ", ".join(recipe.trained)
+        trained_conditions = ", ".join(recipe.trained)
         raise RunError(
-            f"{folder}: trains no condition {unknown[0]!r}; there are: {known}"
+            f"{folder}: trains no condition {unknown[0]!r}; there are: {trained_conditions}"
             if unknown
             else f"{folder}: no replicas yet"
         )
-    found: list[Verified] = []
+    verified: list[Verified] = []
     scratch = Path(tempfile.mkdtemp(prefix="ftk-verify-"))
     try:
         with open_run(recipe, scratch, workers=workers, console=console, answers=False) as job:
@@ -112,7 +112,7 @@ def verify(
                     )
                 again: dict[int, Replica] = {}
                 train_missing(job, name, asked, plan, mark, again, teachers=teachers)
-                found += [
+                verified += [
                     _compare(name, folder / name, scratch / name, records[r], again[r])
                     for r in asked
                 ]
@@ -121,14 +121,14 @@ def verify(
         shutil.rmtree(scratch, ignore_errors=True)
     return {
         "run": str(folder),
-        "replicas": [asdict(one) for one in found],
+        "replicas": [asdict(replica) for replica in verified],
         "environment": _changes(folder, now),
     }
 
 
 def _records(condition: Path) -> dict[int, Replica]:
     """The records of finished replicas as they were written, whatever has become of their files."""
-    found = {}
+    records = {}
     for path in condition.glob(f"replicas/*/{RECORD}"):
         try:
             record = read_record(path, Replica)
@@ -137,8 +137,8 @@ def _records(condition: Path) -> dict[int, Replica]:
                 f"{path}: cannot be read ({error}); delete the folder, and `ftk run` "
                 "trains the replica again"
             ) from None
-        found[record.replica] = record
-    return found
+        records[record.replica] = record
+    return records
 
 
 def _compare(name: str, run: Path, scratch: Path, then: Replica, now: Replica) -> Verified:
@@ -169,18 +169,18 @@ def _same(file: str, ours: Path, theirs: Path, then: Replica, now: Replica) -> b
         return False
     if Path(file).name != CONFIG:
         return sha256_file(ours / file) == now.sha256[file]
-    one, other = (read_record(folder / file, dict[str, Any]) for folder in (ours, theirs))
-    return all((one.get(key) or None) == (other.get(key) or None) for key in DEFINING)
+    config, other = (read_record(folder / file, dict[str, Any]) for folder in (ours, theirs))
+    return all((config.get(key) or None) == (other.get(key) or None) for key in DEFINING)
 
 
 def _distance(first: Path, second: Path) -> float:
     """||dW_2 - dW_1|| / ||dW_1|| over all modules."""
-    one, other = read_adapter(first), read_adapter(second)
+    adapter, other = read_adapter(first), read_adapter(second)
     apart = total = 0.0
-    for name in one.modules:
-        A, B = delta.concat([one.factors(name), other.factors(name)], [1.0, -1.0])
+    for name in adapter.modules:
+        A, B = delta.concat([adapter.factors(name), other.factors(name)], [1.0, -1.0])
         apart += delta.norm((A, B, 1.0)) ** 2
-        total += delta.norm(one.factors(name)) ** 2
+        total += delta.norm(adapter.factors(name)) ** 2
     return (apart / total) ** 0.5 if total else 0.0
 
 

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from toolkit.recipe.conditions import Condition, Lookahead, Snapshots
 from toolkit.recipe.criteria import Criterion, Thresholds, Zone
-from toolkit.recipe.merges import PARAMETERS
+from toolkit.recipe.merge_methods import PARAMETERS
 from toolkit.recipe.mitigations import Mitigation, Teacher
 from toolkit.recipe.models import Data, Evaluation, Recipe, Sequential, Target
 from toolkit.record.plain import shortened

@@ -19,7 +19,13 @@ from pydantic import (
 )
 
 from toolkit.recipe.fields import WIDEST, Model, NonNegative, Replicas
-from toolkit.recipe.merges import MERGEKIT, MERGES, PARAMETERS, check_method, merge_parameters
+from toolkit.recipe.merge_methods import (
+    MERGEKIT,
+    MERGES,
+    PARAMETERS,
+    check_method,
+    merge_parameters,
+)
 
 MergeMethod = Annotated[str, AfterValidator(check_method)]
 EnsembleMethod = Literal["probabilities", "logits", "token-vote", "median", "gated", "vote", "mbr"]

@@ -27,8 +27,8 @@ _IN_A_TEXT = re.compile(rf"(?![\n\t])[{_UNSEEN}]")
 _IN_JSON = re.compile(rf"(?!\n)[{_UNSEEN}]")
 
 
-def _as_python(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
+def _as_python(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")
 
 
 # -- terminal ------------------------------------------------------------------------------------
@@ -54,10 +54,10 @@ def json(value: Any) -> str:
     obeys.
     """
 
-    def unit(found: re.Match[str]) -> str:
+    def unit(match: re.Match[str]) -> str:
         return "".join(
             f"\\u{int.from_bytes(pair, 'big'):04x}"
-            for pair in _pairs(found[0].encode("utf-16-be", "surrogatepass"))
+            for pair in _pairs(match[0].encode("utf-16-be", "surrogatepass"))
         )
 
     return _IN_JSON.sub(unit, standard_json.dumps(value, ensure_ascii=False))

@@ -30,12 +30,12 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
-def nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, names: list[str]) -> str:
     if len(word) > 60:
         return ""
     near = (
         [OTHER_NAMES[word]]
-        if OTHER_NAMES.get(word) in known
-        else difflib.get_close_matches(word, known, n=1)
+        if OTHER_NAMES.get(word) in names
+        else difflib.get_close_matches(word, names, n=1)
     )
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(names))}"

@@ -48,7 +48,7 @@ class Pattern:
                     # elsewhere
                 )
                 # to it, `{e}` is any one letter
-                self._compiled = regex.compile(_BRACE.sub(lambda found: found[1] or r"\{", pattern))
+                self._compiled = regex.compile(_BRACE.sub(lambda match: match[1] or r"\{", pattern))
         except (
             re.error,
             regex.error,

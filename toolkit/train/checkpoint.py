@@ -33,11 +33,11 @@ class Checkpoint:
         else.
         """
         try:
-            found = torch.load(self.path, weights_only=True, mmap=False)
+            saved = torch.load(self.path, weights_only=True, mmap=False)
         except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError):
             return None
         return (
-            found["state"] if isinstance(found, dict) and found.get("mark") == self.mark else None
+            saved["state"] if isinstance(saved, dict) and saved.get("mark") == self.mark else None
         )
 
     def save_when_due(self, state: dict[str, Any]) -> None:

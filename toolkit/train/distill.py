@@ -23,7 +23,7 @@ from toolkit.model.stack import Stack
 LOGITS = 2**26
 """of all members together, in one forward pass over rows that are kept"""
 
-Said = Callable[[Tensor], Tensor]
+SoftTargets = Callable[[Tensor], Tensor]
 """training rows [R, b], one line for each student -> log-probabilities [R * b, L, V] of its
 teacher, at the positions with a loss
 """
@@ -46,7 +46,7 @@ def soft_targets(
     *,
     temperature: float,
     keep: bool,
-) -> Said:
+) -> SoftTargets:
     """Let the teachers speak about the rows ids [N, T] at position [N, L]; weight [N, L] is 0 where
     a position is padding.
 
@@ -57,19 +57,19 @@ def soft_targets(
     teachers_G = list({id(teacher): teacher for teacher in teachers_R}.values())
     group_R = torch.tensor(
         [
-            next(g for g, known in enumerate(teachers_G) if known is teacher)
+            next(g for g, shared in enumerate(teachers_G) if shared is teacher)
             for teacher in teachers_R
         ]
     )
-    speakers_G = [_speaker(student, teacher) for teacher in teachers_G]
+    stacks_G = [_teacher_stack(student, teacher) for teacher in teachers_G]
 
-    def say(g: int, rows: Tensor) -> Tensor:
-        with _in_place_of(student, speakers_G[g]) as speaker:
-            return group_log_probs(speaker, teachers_G[g], ids[rows], position[rows], temperature)
+    def log_probs_of(g: int, rows: Tensor) -> Tensor:
+        with _in_place_of(student, stacks_G[g]) as stack:
+            return group_log_probs(stack, teachers_G[g], ids[rows], position[rows], temperature)
 
     if not keep:
         return lambda index_Rb: torch.cat(
-            [say(g, rows) for g, rows in zip(group_R.tolist(), index_Rb, strict=True)]
+            [log_probs_of(g, rows) for g, rows in zip(group_R.tolist(), index_Rb, strict=True)]
         )
 
     real_NL = weight > 0
@@ -80,15 +80,17 @@ def soft_targets(
     chunk = max(
         1, min(TOKENS // (K * ids.shape[1]), LOGITS // (K * position.shape[1] * vocabulary))
     )
-    said_GNV: list[Tensor] = []
+    targets_GNV: list[Tensor] = []
     for g in range(len(teachers_G)):
         rows = torch.arange(len(ids), device=ids.device)
-        said_GNV.append(torch.cat([say(g, part)[real_NL[part]] for part in rows.split(chunk)]))
+        targets_GNV.append(
+            torch.cat([log_probs_of(g, part)[real_NL[part]] for part in rows.split(chunk)])
+        )
 
     def look_up(index_Rb: Tensor) -> Tensor:
         return torch.cat(
             [
-                said_GNV[g][place_NL[rows]]
+                targets_GNV[g][place_NL[rows]]
                 for g, rows in zip(group_R.tolist(), index_Rb, strict=True)
             ]
         )
@@ -116,27 +118,27 @@ def group_log_probs(
     return log_NV.view(N, L, -1)
 
 
-def _speaker(student: Stack, teacher: Teacher) -> Stack:
+def _teacher_stack(student: Stack, teacher: Teacher) -> Stack:
     """The teacher's members on a stack of their own, not attached."""
     student.remove()
     try:
-        speaker = Stack(student.model)
-        speaker.remove()
+        stack = Stack(student.model)
+        stack.remove()
     finally:
         student.attach()
-    load_adapters(speaker, teacher.members, len(teacher.members))
-    return speaker
+    load_adapters(stack, teacher.members, len(teacher.members))
+    return stack
 
 
 @contextmanager
-def _in_place_of(student: Stack, speaker: Stack) -> Iterator[Stack]:
+def _in_place_of(student: Stack, teacher: Stack) -> Iterator[Stack]:
     student.remove()
-    speaker.attach()
+    teacher.attach()
     try:
         with torch.compiler.set_stance(
             "force_eager"
         ):  # layers that are compiled are so for the student
-            yield speaker
+            yield teacher
     finally:
-        speaker.remove()
+        teacher.remove()
         student.attach()

@@ -120,10 +120,10 @@ def flip_last_bits(weights: Weights_R, seeds_R: Sequence[int]) -> None:
     for r, own_seed in enumerate(seeds_R):
         draw = np.random.default_rng(own_seed)
         while True:
-            at = int(draw.integers(ends[-1]))
-            chosen = int(np.searchsorted(ends, at, side="right"))
+            position = int(draw.integers(ends[-1]))
+            chosen = int(np.searchsorted(ends, position, side="right"))
             x = tensors[chosen]
-            place = (r, *np.unravel_index(at - (ends[chosen] - x[0].numel()), x.shape[1:]))
+            place = (r, *np.unravel_index(position - (ends[chosen] - x[0].numel()), x.shape[1:]))
             if x[place] != 0:
                 x[place] = (x[place].clone().view(whole) ^ 1).view(x.dtype)
                 break

@@ -16,7 +16,7 @@ from toolkit.model.stack import CounterDropout, stacked
 from toolkit.recipe import Condition
 from toolkit.recipe.schedule import TrainingPlan, learning_rate, snapshot_steps
 from toolkit.train.checkpoint import Checkpoint
-from toolkit.train.distill import Said, Teacher, soft_targets
+from toolkit.train.distill import SoftTargets, Teacher, soft_targets
 from toolkit.train.head import token_losses_in_pieces
 from toolkit.train.initial import Weights_R, initial_weights
 from toolkit.train.objective import Rows, batch_rows, token_losses
@@ -54,7 +54,7 @@ class Trained:
 
 
 @dataclass
-class _Noted:
+class TrainingHistory:
     """What is noted of every step, as tensors, so that a checkpoint can hold it."""
 
     loss: list[torch.Tensor] = field(default_factory=list)  # [R]
@@ -105,18 +105,18 @@ def train_stack(
         optimiser = Optimiser(model, weights, condition)
         points = condition.snapshots
         record_at = snapshot_steps(plan, points.count, points.start) if points else []
-        said: Said | None = None
+        targets: SoftTargets | None = None
         if teachers_R is not None and condition.mix > 0:
             texts = rows.ids, rows.position, rows.weight
-            said = soft_targets(
+            targets = soft_targets(
                 stack, teachers_R, *texts, temperature=condition.temperature, keep=keep_soft_targets
             )
-        noted = _Noted()
-        found = checkpoint.load() if checkpoint else None
-        if found:
-            optimiser.restore(found["optimiser"])
-            noted = _Noted(**found["noted"])
-        for step in range(len(noted.loss), plan.steps):
+        history = TrainingHistory()
+        saved = checkpoint.load() if checkpoint else None
+        if saved:
+            optimiser.restore(saved["optimiser"])
+            history = TrainingHistory(**saved["noted"])
+        for step in range(len(history.loss), plan.steps):
             order_RB = np.stack([batch_rows(plan, s["order"], step) for s in seeds_R])
             index_RB = torch.from_numpy(order_RB).to(device)
             count_R = tokens[index_RB].sum(1).clamp(min=1)
@@ -134,7 +134,7 @@ def train_stack(
                     options = {"replicas": R, "piece": plan.piece, "label_smoothing": smoothing}
                     loss_NL = token_losses_in_pieces(stack, *asked, rows.target[index], **options)
                 else:
-                    soft = said(index_Rb) if said else None
+                    soft = targets(index_Rb) if targets else None
                     loss_NL = losses_of(
                         stack.logits(*asked),
                         rows.target[index],
@@ -149,15 +149,15 @@ def train_stack(
                 loss_R += micro_R.detach()
                 step_row_losses.append((loss_N.detach() / tokens[index].clamp(min=1)).view(R, -1))
             lr = learning_rate(step, plan, condition)
-            noted.norm.append(optimiser.step(lr, step + 1, last=step + 1 == plan.steps))
-            noted.loss.append(loss_R)
-            noted.lr.append(lr)
-            noted.row_loss.append(torch.cat(step_row_losses, 1))
-            noted.row.append(index_RB.where(index_RB != plan.rows, -1))
+            history.norm.append(optimiser.step(lr, step + 1, last=step + 1 == plan.steps))
+            history.loss.append(loss_R)
+            history.lr.append(lr)
+            history.row_loss.append(torch.cat(step_row_losses, 1))
+            history.row.append(index_RB.where(index_RB != plan.rows, -1))
             if step + 1 in record_at:
-                noted.snapshots.append(_on_cpu(weights, copy=True))
+                history.snapshots.append(_on_cpu(weights, copy=True))
             if checkpoint:
-                checkpoint.save_when_due({"optimiser": optimiser.state(), "noted": vars(noted)})
+                checkpoint.save_when_due({"optimiser": optimiser.state(), "noted": vars(history)})
             if on_step:
                 on_step(step + 1)
         fan_in_fan_out = any(layer.is_conv for layer in stack.layers.values())
@@ -165,13 +165,13 @@ def train_stack(
         factors=_on_cpu(weights),
         scale=scale,
         fan_in_fan_out=fan_in_fan_out,
-        loss_SR=torch.stack(noted.loss).cpu().numpy(),
-        norm_SR=torch.stack(noted.norm).cpu().numpy(),
-        lr_S=np.array(noted.lr),
-        row_SRB=torch.stack(noted.row).cpu().numpy(),
-        row_loss_SRB=torch.stack(noted.row_loss).cpu().numpy(),
+        loss_SR=torch.stack(history.loss).cpu().numpy(),
+        norm_SR=torch.stack(history.norm).cpu().numpy(),
+        lr_S=np.array(history.lr),
+        row_SRB=torch.stack(history.row).cpu().numpy(),
+        row_loss_SRB=torch.stack(history.row_loss).cpu().numpy(),
         seconds=seconds_used(device.type) - start,
-        snapshots=noted.snapshots,
+        snapshots=history.snapshots,
     )
 
 

@@ -32,12 +32,12 @@ def average_weights(condition: Condition, S: int) -> dict[str, list[float]]:
     if not condition.averages:
         return {}
     last = min(condition.lawa_last, S)
-    known = {
+    weights_of = {
         "swa": ("swa", swa_weights(S)),
         "ema": ("ema", ema_weights(S, condition.ema_decay)),
         "lawa": (f"lawa-last{condition.lawa_last}", [0.0] * (S - last) + swa_weights(last)),
     }
-    return dict(known[average] for average in condition.averages)
+    return dict(weights_of[average] for average in condition.averages)
 
 
 class _Adapters:
@@ -175,10 +175,10 @@ def _hashes(path: Path, name: str, digest: str, files: _Adapters | _Models) -> d
     """Of all that was written to the folder `name` of a replica: what stands beside weights decides
     what they mean.
     """
-    known = {file: sha256_file(path / name / file) for file in files.beside}
+    hashes = {file: sha256_file(path / name / file) for file in files.beside}
     return {
         f"{name}/{file}" if name else file: value
-        for file, value in {files.file: digest, **known}.items()
+        for file, value in {files.file: digest, **hashes}.items()
     }
 
 

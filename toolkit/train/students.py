@@ -44,13 +44,13 @@ def teacher_members(run: Path, name: str, teacher: Teacher) -> list[list[int]]:
             f"{name}: learns from {teacher.condition}, of which {which} trained; train "
             "that condition first"
         )
-    found = _groups(run, teacher)
-    if not found:
+    members = _groups(run, teacher)
+    if not members:
         raise StudentsError(
             f"{name}: learns from groups of {teacher.k}, and fewer replicas of "
             f"{teacher.condition} succeeded; train more of them"
         )
-    return found
+    return members
 
 
 def _groups(run: Path, teacher: Teacher) -> list[list[int]]:

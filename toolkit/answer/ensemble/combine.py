@@ -51,7 +51,9 @@ p/2) / (K + 1/2)).
 """
 
 median = Combine(
-    lambda log_GkNV, weight_Gk: log_GkNV, lambda one, two: torch.cat([one, two], 1), _middle
+    lambda log_GkNV, weight_Gk: log_GkNV,
+    lambda first, second: torch.cat([first, second], 1),
+    _middle,
 )
 """Median of the log-probabilities, normalised again: no member can drag it far. The only rule that
 keeps all K distributions.

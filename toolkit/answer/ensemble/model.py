@@ -36,7 +36,7 @@ class MemberCaches(DynamicCache):
         self.pieces = pieces
         self.caches: list[Any] = [None] * len(pieces)
 
-    def put(self, i: int, cache: Any) -> None:
+    def update_member(self, i: int, cache: Any) -> None:
         self.caches[i] = cache
         self.layers = [
             layer for cache in self.caches if cache is not None for layer in cache.layers
@@ -81,7 +81,9 @@ class Ensemble(PreTrainedModel, GenerationMixin):
         combine = ENSEMBLES[rule].rule if rule in ENSEMBLES and rule != "gated" else None
         if combine is None:
             can = ", ".join(
-                name for name, known in ENSEMBLES.items() if known.rule and name != "gated"
+                name
+                for name, ensemble_rule in ENSEMBLES.items()
+                if ensemble_rule.rule and name != "gated"
             )
             raise ValueError(
                 f"rule {rule!r} does not combine log-probabilities at every token; use one of {can}"
@@ -202,7 +204,7 @@ class Ensemble(PreTrainedModel, GenerationMixin):
                 **rows, past_key_values=past, use_cache=cache is not None, **options
             )
             if cache is not None:
-                cache.put(i, output.past_key_values)
+                cache.update_member(i, output.past_key_values)
             return output.logits[:, -kept:]
 
         log_BTV = self._voices.log_probs(pieces, logits).view(B, kept, -1)

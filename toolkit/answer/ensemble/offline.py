@@ -35,7 +35,9 @@ def ensemble_scores(
     another thing, a mixture of sequences: a member drawn once for each answer, not at each token.
     """
     if rule not in ENSEMBLES or ENSEMBLES[rule].needs != "tokens":
-        can = ", ".join(name for name, known in ENSEMBLES.items() if known.needs == "tokens")
+        can = ", ".join(
+            name for name, ensemble_rule in ENSEMBLES.items() if ensemble_rule.needs == "tokens"
+        )
         raise ValueError(
             f"{rule!r} cannot be had from log-probabilities of given tokens; {can} can, "
             "others need the models to run"
@@ -48,14 +50,16 @@ def ensemble_scores(
     flags_RNT = np.zeros(log_RNT.shape, dtype=bool) if best_RNT is None else np.asarray(best_RNT)
     scores = []
     for members in members_GK:
-        at, K = list(members), len(members)
-        weight_K = (votes_R[at] / votes_R[at].sum()).reshape(-1, *[1] * (log_RNT.ndim - 1))
+        indices, K = list(members), len(members)
+        weight_K = (votes_R[indices] / votes_R[indices].sum()).reshape(
+            -1, *[1] * (log_RNT.ndim - 1)
+        )
         with np.errstate(divide="ignore"):
-            log_NT = np.asarray(logsumexp(log_RNT[at].astype(np.float64), axis=0, b=weight_K))
+            log_NT = np.asarray(logsumexp(log_RNT[indices].astype(np.float64), axis=0, b=weight_K))
         if rule == "token-vote":
             log_NT = np.log(
-                ((weight_K * flags_RNT[at]).sum(0) * K + np.exp(log_NT) / 2) / (K + 0.5)
+                ((weight_K * flags_RNT[indices]).sum(0) * K + np.exp(log_NT) / 2) / (K + 0.5)
             )
-        there_NT = ~np.isnan(log_RNT[at[0]])
+        there_NT = ~np.isnan(log_RNT[indices[0]])
         scores.append(np.where(there_NT.any(-1), np.where(there_NT, log_NT, 0).sum(-1), math.nan))
     return np.array(scores)

@@ -45,7 +45,7 @@ def chrf(texts_U: Sequence[str]) -> np.ndarray:
             "similarity chrf needs sacrebleu; pip install 'ftk[chrf]', or take `similarity: edit`"
         ) from None
     score = [
-        [metric.sentence_score(said, [meant]).score / 100 for meant in texts_U] for said in texts_U
+        [metric.sentence_score(text, [meant]).score / 100 for meant in texts_U] for text in texts_U
     ]
     alike_UU = np.array(score)
     np.fill_diagonal(alike_UU, 1)  # the empty text is itself, too

@@ -10,8 +10,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from toolkit.answer.predict.prefill import Read, read
-from toolkit.answer.predict.token_scores import Scored, pays, score_after, score_tokens
+from toolkit.answer.predict.prefill import Prefilled, prefill
+from toolkit.answer.predict.token_scores import (
+    Scored,
+    cheaper_from_caches,
+    score_after,
+    score_tokens,
+)
 from toolkit.answer.predict.voices import Combine, Voices
 from toolkit.model.stack import Stack
 
@@ -56,20 +61,24 @@ def generate(
     each, to be scored as `score_tokens` does.
     """
     vocabulary = stack.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-    speak = Voices(stack, voices, members, combine, weight_UK)
+    group = Voices(stack, voices, members, combine, weight_UK)
     asked = continuations or [[] for _ in prompts]
     answers: list[list[Generation | None]] = [[None] * len(prompts) for _ in range(voices)]
     scores: list[list[list[Scored | None]]] = [
         [[None] * len(several) for several in asked] for _ in range(voices)
     ]
     apart = []
-    for batch in read(speak, prompts, max_new_tokens, vocabulary):
+    for batch in prefill(group, prompts, max_new_tokens, vocabulary):
         for n in range(max(len(asked[i]) for i in batch.indices)):
             these = [asked[i][n] if n < len(asked[i]) else () for i in batch.indices]
-            if pays(batch, these):
+            if cheaper_from_caches(batch, these):
                 _place(scores, [(i, n) for i in batch.indices], score_after(batch, these))
             else:
-                apart += [(i, n) for i, one in zip(batch.indices, these, strict=True) if one]
+                apart += [
+                    (i, n)
+                    for i, continuation in zip(batch.indices, these, strict=True)
+                    if continuation
+                ]
         for u, row in enumerate(_go_on(batch, eos_ids, max_new_tokens, top_k)):
             for i, answer in zip(batch.indices, row, strict=True):
                 answers[u][i] = answer
@@ -91,16 +100,16 @@ def generate(
 def _place(
     scores: list[list[list[Scored | None]]],
     where: Sequence[tuple[int, int]],
-    found: Sequence[Sequence[Scored]],
+    new_scores: Sequence[Sequence[Scored]],
 ) -> None:
-    for own, row in zip(scores, found, strict=True):
+    for of_voice, row in zip(scores, new_scores, strict=True):
         for (i, n), scored in zip(where, row, strict=True):
-            if n < len(own[i]):
-                own[i][n] = scored
+            if n < len(of_voice[i]):
+                of_voice[i][n] = scored
 
 
 def _go_on(
-    read: Read, eos_ids: Sequence[int], max_new_tokens: int, top_k: int
+    read: Prefilled, eos_ids: Sequence[int], max_new_tokens: int, top_k: int
 ) -> list[list[Generation]]:
     """Token by token to the end of every answer, [voice][prompt]."""
     log_UPV = read.log_UPV

@@ -53,12 +53,12 @@ class Roomy(DynamicLayer):
 
 
 @dataclass
-class Read:
+class Prefilled:
     """Prompts [P] that all voices have read: what they think of the next token [U, P, V], and the
     KV caches of each piece of members.
     """
 
-    speak: Voices
+    voices: Voices
     pieces: Sequence[slice]
     indices: list[int]
     length_P: Tensor
@@ -69,7 +69,7 @@ class Read:
     """tokens that may come after the prompts"""
     ragged: bool = False
     """some prompts are shorter, and have empty slots in front"""
-    more: int = 0
+    passed: int = 0
     """tokens of each prompt's continuation that passed"""
 
     @property
@@ -86,7 +86,7 @@ class Read:
         for cache in self.caches:
             for layer in cache.layers:
                 layer.show(self.longest)
-        self.more = 0
+        self.passed = 0
 
     @property
     def keeps(self) -> bool:
@@ -103,9 +103,9 @@ class Read:
         """Go on with some of the prompts alone. Only where `keeps`."""
         for piece, cache in zip(self.pieces, self.caches, strict=True):
             row = torch.arange(
-                self.speak.voices * (piece.stop - piece.start) * len(open_P), device=open_P.device
+                self.voices.count * (piece.stop - piece.start) * len(open_P), device=open_P.device
             )
-            with own_code(self.speak.stack.model, "its cache"):
+            with own_code(self.voices.stack.model, "its cache"):
                 cache.batch_select_indices(row.view(-1, len(open_P))[:, open_P].reshape(-1))
         self.length_P = self.length_P[open_P]
 
@@ -116,10 +116,10 @@ class Read:
         U, P, T = ids_UPT.shape
         where = {}
         if self.ragged:  # positions are counted from the first token of a prompt
-            slot_S = torch.arange(self.longest + self.more + T, device=ids_UPT.device)
+            slot_S = torch.arange(self.longest + self.passed + T, device=ids_UPT.device)
             seen_PS = (slot_S >= self.longest - self.length_P[:, None]).long()
             position_PT = (
-                self.length_P[:, None] + self.more + torch.arange(T, device=ids_UPT.device)
+                self.length_P[:, None] + self.passed + torch.arange(T, device=ids_UPT.device)
             )
             where = {
                 "attention_mask": seen_PS.expand(U, -1, -1),
@@ -127,53 +127,53 @@ class Read:
             }
 
         def logits(i: int) -> Tensor:
-            rows = {name: self.speak.rows(self.pieces[i], x) for name, x in where.items()}
-            output = self.speak.stack.step(
-                self.speak.rows(self.pieces[i], ids_UPT), self.caches[i], every=every, **rows
+            rows = {name: self.voices.rows(self.pieces[i], x) for name, x in where.items()}
+            output = self.voices.stack.step(
+                self.voices.rows(self.pieces[i], ids_UPT), self.caches[i], every=every, **rows
             )
             return output.logits if every else output.logits[:, -1]
 
-        log_UNV = self.speak.log_probs(self.pieces, logits)
-        self.more += T
+        log_UNV = self.voices.log_probs(self.pieces, logits)
+        self.passed += T
         return log_UNV
 
 
-def read(
-    speak: Voices, prompts: Sequence[Sequence[int]], room: int, vocabulary: int
-) -> Iterator[Read]:
+def prefill(
+    voices: Voices, prompts: Sequence[Sequence[int]], room: int, vocabulary: int
+) -> Iterator[Prefilled]:
     """All prompts, a batch at a time; the caches have room for so many tokens more."""
-    device = next(speak.stack.model.parameters()).device
+    device = next(voices.stack.model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
-    rows_each = speak.voices * speak.members
+    rows_each = voices.count * voices.members
     # a model that counts positions by itself must not be given empty slots
-    any_length = "position_ids" in inspect.signature(speak.stack.model.forward).parameters
+    any_length = "position_ids" in inspect.signature(voices.stack.model.forward).parameters
     for batch in together(lengths, rows_each, room, vocabulary):
         groups = list(alike(lengths, batch, rows_each, spread=0))
-        pieces = speak.pieces(max(len(group) * lengths[group[0]] for group in groups), 0)
+        pieces = voices.pieces(max(len(group) * lengths[group[0]] for group in groups), 0)
         parts = []
         for group in groups:
             input_UPT = torch.tensor([list(prompts[i]) for i in group], device=device).expand(
-                speak.voices, -1, -1
+                voices.count, -1, -1
             )
             length_P = torch.full((len(group),), lengths[group[0]], device=device)
             caches: list[Any] = [None] * len(pieces)
 
             def last(i: int, input_UPT=input_UPT, caches=caches, pieces=pieces) -> Tensor:
-                output = speak.stack.step(speak.rows(pieces[i], input_UPT))
+                output = voices.stack.step(voices.rows(pieces[i], input_UPT))
                 caches[i] = getattr(output, "past_key_values", None)
                 if caches[i] is None:
                     raise ValueError("it has no key-value cache, through which ftk answers")
                 return output.logits[:, -1]
 
-            log_UPV = speak.log_probs(pieces, last)
+            log_UPV = voices.log_probs(pieces, last)
             parts.append(
-                Read(speak, pieces, group, length_P, log_UPV, caches, lengths[group[0]], room)
+                Prefilled(voices, pieces, group, length_P, log_UPV, caches, lengths[group[0]], room)
             )
         for several in [parts] if any_length else [[part] for part in parts]:
             yield from _join(several)
 
 
-def _join(parts: Sequence[Read]) -> list[Read]:
+def _join(parts: Sequence[Prefilled]) -> list[Prefilled]:
     """Parts that were read apart as one, with room for more tokens, where caches are plain keys and
     values; others stay apart.
     """
@@ -215,8 +215,8 @@ def _join(parts: Sequence[Read]) -> list[Read]:
     )
     ragged = any(part.longest < longest for part in parts)
     return [
-        Read(
-            first.speak,
+        Prefilled(
+            first.voices,
             first.pieces,
             indices,
             length_P,

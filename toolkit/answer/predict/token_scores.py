@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from toolkit.answer.predict.batches import alike, fit
-from toolkit.answer.predict.prefill import Read
+from toolkit.answer.predict.prefill import Prefilled
 from toolkit.answer.predict.voices import Combine, Voices
 from toolkit.model.stack import Stack
 
@@ -30,18 +30,18 @@ class Scored:
         return math.fsum(self.logprobs)
 
 
-def pays(read: Read, continuations: Sequence[Sequence[int]]) -> bool:
+def cheaper_from_caches(read: Prefilled, continuations: Sequence[Sequence[int]]) -> bool:
     """There is room to go on from the caches, and it takes no more tokens, padding included, than
     to read every prompt again.
     """
-    longest = max(len(one) for one in continuations)
+    longest = max(len(ids) for ids in continuations)
     again = sum(
-        n + len(one) for n, one in zip(read.length_P.tolist(), continuations, strict=True) if one
+        n + len(ids) for n, ids in zip(read.length_P.tolist(), continuations, strict=True) if ids
     )
     return read.rewinds and longest <= read.room and len(continuations) * longest <= again
 
 
-def score_after(read: Read, continuations: Sequence[Sequence[int]]) -> list[list[Scored]]:
+def score_after(read: Prefilled, continuations: Sequence[Sequence[int]]) -> list[list[Scored]]:
     """What every voice thinks of one continuation of each prompt that it has read, [voice][prompt];
     the caches end as they were.
 
@@ -51,7 +51,7 @@ def score_after(read: Read, continuations: Sequence[Sequence[int]]) -> list[list
     U, P, vocabulary = read.log_UPV.shape
     device = read.log_UPV.device
     ids_PL = pad_sequence(
-        [torch.tensor(one, dtype=torch.long) for one in continuations], batch_first=True
+        [torch.tensor(ids, dtype=torch.long) for ids in continuations], batch_first=True
     ).to(device)
     ids_UPL = ids_PL.expand(U, -1, -1)
     rows = U * P * max(piece.stop - piece.start for piece in read.pieces)
@@ -71,8 +71,8 @@ def score_after(read: Read, continuations: Sequence[Sequence[int]]) -> list[list
     logprob_UPL, best_UPL = torch.cat(logprobs, 2).tolist(), torch.cat(best, 2).tolist()
     return [
         [
-            Scored(logprob_UPL[u][p][: len(one)], best_UPL[u][p][: len(one)])
-            for p, one in enumerate(continuations)
+            Scored(logprob_UPL[u][p][: len(ids)], best_UPL[u][p][: len(ids)])
+            for p, ids in enumerate(continuations)
         ]
         for u in range(U)
     ]
@@ -94,9 +94,9 @@ def score_tokens(
     A continuation has at least one token; prompts too.
     """
     device = next(stack.model.parameters()).device
-    speak = Voices(stack, voices, members, combine, weight_UK)
+    group = Voices(stack, voices, members, combine, weight_UK)
     vocabulary = stack.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-    found: list[list[Scored | None]] = [[None] * len(prompts) for _ in range(voices)]
+    scores: list[list[Scored | None]] = [[None] * len(prompts) for _ in range(voices)]
     sequences = [
         [*prompt, *continuation]
         for prompt, continuation in zip(prompts, continuations, strict=True)
@@ -115,23 +115,23 @@ def score_tokens(
             n = len(continuations[i])
             position_PL[p, :n] = torch.arange(len(sequences[i]) - n - 1, len(sequences[i]) - 1)
         target_PL = ids_PT.gather(1, (position_PL + 1).clamp(max=ids_PT.shape[1] - 1))
-        pieces = speak.pieces(ids_PT.numel(), P * L * vocabulary)
+        pieces = group.pieces(ids_PT.numel(), P * L * vocabulary)
 
         def chosen(i: int, pieces=pieces, ids_PT=ids_PT, position_PL=position_PL) -> Tensor:
             ids, position = (
-                speak.rows(pieces[i], x.expand(voices, -1, -1)) for x in (ids_PT, position_PL)
+                group.rows(pieces[i], x.expand(voices, -1, -1)) for x in (ids_PT, position_PL)
             )
             return stack.logits(ids, position)
 
-        log_UNV = speak.log_probs(pieces, chosen)
+        log_UNV = group.log_probs(pieces, chosen)
         target_UN = target_PL.reshape(1, -1).expand(voices, -1)
         log_UPL = log_UNV.gather(-1, target_UN[..., None]).view(voices, P, L).tolist()
         best_UPL = (log_UNV.argmax(-1) == target_UN).view(voices, P, L).tolist()
         for u in range(voices):
             for p, i in enumerate(indices):
                 n = len(continuations[i])
-                found[u][i] = Scored(log_UPL[u][p][:n], best_UPL[u][p][:n])
-    return found  # type: ignore[return-value]
+                scores[u][i] = Scored(log_UPL[u][p][:n], best_UPL[u][p][:n])
+    return scores  # type: ignore[return-value]
 
 
 def score(

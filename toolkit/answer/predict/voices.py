@@ -55,12 +55,12 @@ class Voices:
     def __init__(
         self,
         stack: Stack,
-        voices: int,
+        count: int,
         members: int,
         combine: Combine | None,
         weight_UK: Tensor | None = None,
     ):
-        self.stack, self.voices, self.members, self.combine = stack, voices, members, combine
+        self.stack, self.count, self.members, self.combine = stack, count, members, combine
         self.weight_UK = None if weight_UK is None else weight_UK / weight_UK.sum(1, keepdim=True)
         self.weights = stack.loaded
 
@@ -68,7 +68,7 @@ class Voices:
         """Slices of the members; of one member a forward pass holds so many tokens and numbers at
         the output head.
         """
-        size = self.members if self.voices > 1 else min(self.members, fit(tokens, numbers))
+        size = self.members if self.count > 1 else min(self.members, fit(tokens, numbers))
         return [
             slice(start, min(start + size, self.members)) for start in range(0, self.members, size)
         ]
@@ -95,12 +95,12 @@ class Voices:
             raw = logits(i)
             raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
             log_UkNV = F.log_softmax(raw, -1).view(
-                self.voices, piece.stop - piece.start, -1, raw.shape[-1]
+                self.count, piece.stop - piece.start, -1, raw.shape[-1]
             )
             if self.combine is None:
                 return log_UkNV[:, 0]
             weight_UK = (
-                equal_weights(self.voices, self.members, raw)
+                equal_weights(self.count, self.members, raw)
                 if self.weight_UK is None
                 else self.weight_UK.to(raw)
             )

@@ -28,15 +28,15 @@ from toolkit.model.stack import Stack
 def check_whole(model: nn.Module) -> None:
     """Raises ValueError in one line for a base whose weights cannot be stacked."""
     for name, module in model.named_modules():
-        own = list(module.named_parameters(recurse=False))
-        odd = [key for key, parameter in own if not parameter.is_floating_point()] or [
-            key for key, _ in own if list(module.children())
+        parameters = list(module.named_parameters(recurse=False))
+        unsuited = [key for key, parameter in parameters if not parameter.is_floating_point()] or [
+            key for key, _ in parameters if list(module.children())
         ]
-        if odd:
+        if unsuited:
             raise ValueError(
                 "`method: full` takes bases whose weights are floats of linear layers, "
                 f"embeddings and norms; {name or 'this one'} "
-                f"({type(module).__name__}) has {odd[0]!r}"
+                f"({type(module).__name__}) has {unsuited[0]!r}"
             )
 
 
@@ -82,7 +82,7 @@ class FullStack(Stack):
             for p, name in self._name_of.items()
         }
 
-    def put(self, models: Sequence[FullModel | None], width: int) -> None:
+    def load_models(self, models: Sequence[FullModel | None], width: int) -> None:
         """Put models on the stack; None, and empty slots up to `width`, are the base itself. Raises
         AdapterError for another base's.
         """
@@ -114,13 +114,15 @@ class FullStack(Stack):
     def _linear(self, plain: nn.Module, names: Mapping[str, str], x: Tensor) -> Tensor:
         if not self._weights:
             return plain(x)
-        own = {key: self._weights[name][0].to(x.dtype) for key, name in names.items()}
+        weights = {key: self._weights[name][0].to(x.dtype) for key, name in names.items()}
         # GPT-2 stores [I, O]
-        W_RIO = own["weight"] if isinstance(plain, Conv1D) else own["weight"].transpose(1, 2)
+        W_RIO = (
+            weights["weight"] if isinstance(plain, Conv1D) else weights["weight"].transpose(1, 2)
+        )
         x_RnI = x.reshape(len(W_RIO), -1, x.shape[-1])
         y_RnO = (
-            torch.baddbmm(own["bias"][:, None], x_RnI, W_RIO)
-            if "bias" in own
+            torch.baddbmm(weights["bias"][:, None], x_RnI, W_RIO)
+            if "bias" in weights
             else torch.bmm(x_RnI, W_RIO)
         )
         return y_RnO.view(*x.shape[:-1], -1)
@@ -130,17 +132,17 @@ class FullStack(Stack):
     ) -> Tensor:
         if not self._weights:
             return plain(x, *args, **kwargs)
-        own = {
+        stacked = {
             key: self._weights[name][0].to(getattr(plain, key).dtype) for key, name in names.items()
         }
         if len(x) == 1 < self._rows:  # positions, which a model counts once for all rows
             x = x.expand(self._rows, *x.shape[1:])
-        R = len(next(iter(own.values())))
+        R = len(next(iter(stacked.values())))
 
-        def one(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        def single(weights: dict[str, Tensor], x: Tensor) -> Tensor:
             return torch.func.functional_call(plain, weights, (x, *args), kwargs)
 
-        return torch.vmap(one)(own, x.reshape(R, -1, *x.shape[1:])).flatten(0, 1)
+        return torch.vmap(single)(stacked, x.reshape(R, -1, *x.shape[1:])).flatten(0, 1)
 
 
 @contextmanager

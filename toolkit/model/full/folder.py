@@ -54,9 +54,9 @@ class FullModel:
         """
         for name, shape in shape_of.items():
             if self.shapes.get(name) != shape:
-                found = list(self.shapes[name]) if name in self.shapes else "not there"
+                shape_here = list(self.shapes[name]) if name in self.shapes else "not there"
                 raise AdapterError(
-                    f"{self.path}: {name} is {found}, in the base {list(shape)}; is this "
+                    f"{self.path}: {name} is {shape_here}, in the base {list(shape)}; is this "
                     "a model of another base?"
                 )
 
@@ -95,10 +95,10 @@ def read_model(path: str | Path) -> FullModel:
     """Check a folder; read no tensor yet. Raises AdapterError in one line."""
     path = Path(path)
     try:
-        known = read_record(path / FULL, Full)
+        record = read_record(path / FULL, Full)
         with safe_open(path / MODEL, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        return FullModel(path, known["base"], known["revision"], shapes)
+        return FullModel(path, record["base"], record["revision"], shapes)
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(
             f"{path}: is no model that ftk has written, or damaged ({error}); train it again"
@@ -110,35 +110,35 @@ def read_weights(path: str | Path) -> Adapter | FullModel:
     return read_model(path) if (Path(path) / FULL).is_file() else read_adapter(path)
 
 
-def copies(found: Sequence[Adapter | FullModel]) -> str:
+def copies(sources: Sequence[Adapter | FullModel]) -> str:
     """One line where some of them are the same model: names and files do not tell, what is computed
     does. Empty where none are.
 
     Adapters are compared up to the rounding of the dtypes that hold their values, whole models in
     the narrowest that one of them is stored in.
     """
-    adapters = [i for i, one in enumerate(found) if isinstance(one, Adapter)]
-    pairs = equal_pairs([sketch(one) for one in found if isinstance(one, Adapter)])
-    twins = sorted([(adapters[i], adapters[k]) for i, k in pairs] + _equal_models(found))
+    adapters = [i for i, source in enumerate(sources) if isinstance(source, Adapter)]
+    pairs = equal_pairs([sketch(source) for source in sources if isinstance(source, Adapter)])
+    twins = sorted([(adapters[i], adapters[k]) for i, k in pairs] + _equal_models(sources))
     if not twins:
         return ""
-    twin, original = (found[i].path for i in twins[0])
+    twin, original = (sources[i].path for i in twins[0])
     name = f"{twin} (given again)" if twin == original else twin
-    more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
-    return f"{name}: the same weights as {original}{more}; two copies are not two runs"
+    others = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
+    return f"{name}: the same weights as {original}{others}; two copies are not two runs"
 
 
-def _equal_models(found: Sequence[Adapter | FullModel]) -> list[tuple[int, int]]:
+def _equal_models(sources: Sequence[Adapter | FullModel]) -> list[tuple[int, int]]:
     """(later, first) of the whole models that equal an earlier one."""
-    models = [(i, one) for i, one in enumerate(found) if isinstance(one, FullModel)]
-    stored = {dtype for _, one in models for dtype in one.dtypes}
+    whole = [(i, model) for i, model in enumerate(sources) if isinstance(model, FullModel)]
+    stored = {dtype for _, model in whole for dtype in model.dtypes}
     narrow = (
         min((getattr(torch, name) for name in stored), key=lambda dtype: dtype.itemsize)
         if len(stored) > 1
         else None
     )
     first: dict[str, int] = {}
-    return [(i, k) for i, one in models if (k := first.setdefault(one.digest(narrow), i)) != i]
+    return [(i, k) for i, model in whole if (k := first.setdefault(model.digest(narrow), i)) != i]
 
 
 def model_files(base: Base) -> dict[str, bytes]:

@@ -46,7 +46,7 @@ class Shares:
         self.numbers = numbers
         self._shares, self._begun, self._finished = dict.fromkeys(numbers, 0.0), 0.0, 0
 
-    def put(self, number: int, share: float) -> None:
+    def record(self, number: int, share: float) -> None:
         if number not in self._shares or share <= self._shares[number]:  # a late tick
             return
         self._begun += (share if share < 1 else 0.0) - self._shares[number]
@@ -141,11 +141,11 @@ class LocalEngine:
             waiting = len(units)
             while waiting:
                 for number, share in _drain(self._ticks):
-                    shares.put(number, share)
+                    shares.record(number, share)
                 for future in _drain(finished, first_within=0.2):
                     waiting -= 1
                     number, unit = given[future]
-                    shares.put(number, 1.0)
+                    shares.record(number, 1.0)
                     yield unit, future.result()
                 if on_progress:
                     on_progress(shares.mean)

@@ -114,12 +114,12 @@ class RayEngine:
             while waiting:
                 finished, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.5)
                 for number, share in ray.get(self._ticks.drain.remote()):
-                    shares.put(number, share)
+                    shares.record(number, share)
                 for reference in sorted(finished, key=lambda done: given[done][0]):
                     number, unit = given[reference]
                     result, machine = ray.get(reference)
                     self.machines.add(machine)
-                    shares.put(number, 1.0)
+                    shares.record(number, 1.0)
                     yield unit, result
                 if on_progress:
                     on_progress(shares.mean)
@@ -147,7 +147,7 @@ class _Ticks:
     def __init__(self) -> None:
         self._shares: dict[int, float] = {}
 
-    def put(self, number: int, share: float) -> None:
+    def record(self, number: int, share: float) -> None:
         self._shares[number] = share
 
     def drain(self) -> list[tuple[int, float]]:
@@ -160,7 +160,7 @@ def _run_unit(
 ) -> tuple[Any, str]:
     os.chdir(folder)  # paths in a unit may be relative to where ftk was started
     _prepare(device)
-    result = function(unit, lambda share: ticks.put.remote(number, share))
+    result = function(unit, lambda share: ticks.record.remote(number, share))
     return result, environment.cpu_model()
 
 

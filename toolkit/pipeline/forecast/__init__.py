@@ -7,9 +7,9 @@ they took is added up over the units of work that the run will have. Sizes of fi
 shapes.
 """
 
-from toolkit.pipeline.forecast.ahead import Forecast as Forecast
-from toolkit.pipeline.forecast.ahead import Stage as Stage
-from toolkit.pipeline.forecast.ahead import compared as compared
-from toolkit.pipeline.forecast.ahead import forecast as forecast
-from toolkit.pipeline.forecast.ahead import save as save
+from toolkit.pipeline.forecast.totals import Forecast as Forecast
+from toolkit.pipeline.forecast.totals import Stage as Stage
+from toolkit.pipeline.forecast.totals import compared as compared
+from toolkit.pipeline.forecast.totals import forecast as forecast
+from toolkit.pipeline.forecast.totals import save as save
 from toolkit.pipeline.forecast.work import Part as Part

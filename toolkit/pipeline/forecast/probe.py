@@ -19,7 +19,7 @@ from toolkit.merge import merge_adapters
 from toolkit.model.adapters import write_adapter
 from toolkit.model.base import Base, load_base
 from toolkit.model.stack import stacked
-from toolkit.pipeline import answering, merging, training
+from toolkit.pipeline import answer_prompts, merge_groups, train_stacks
 from toolkit.pipeline.engines import Progress
 from toolkit.pipeline.forecast.work import Part, Shapes
 from toolkit.recipe import Mitigation, Recipe
@@ -51,7 +51,7 @@ class Probe:
 
 @dataclass
 class Probed:
-    """Seconds of one worker. step, rest: of a stack, by condition; merge: by (condition,
+    """Seconds of one worker. step, overhead: of a stack, by condition; merge: by (condition,
     mitigation); answer: by suite; per_rank: how much longer answering takes for each further rank,
     as a share. *_bytes: peaks so far.
     """
@@ -59,7 +59,7 @@ class Probed:
     ready: float  # time of day when the worker began
     load: float = 0.0
     step: dict[str, float] = field(default_factory=dict)
-    rest: dict[str, float] = field(default_factory=dict)
+    overhead: dict[str, float] = field(default_factory=dict)
     spoken: dict[str, float] = field(default_factory=dict)  # what teachers add to a step
     merge: dict[tuple[str, str], float] = field(default_factory=dict)
     answer: dict[str, float] = field(default_factory=dict)
@@ -71,33 +71,35 @@ class Probed:
 
 def probe(unit: Probe, progress: Progress) -> Probed:
     """In a worker process: a little of everything that the run will do."""
-    found = Probed(ready=time.time())
+    probed = Probed(ready=time.time())
     start = time.perf_counter()
     base = load_base(unit.recipe.base, unit.recipe.dtype, unit.device)
     if unit.recipe.trained:
-        training.training_examples(unit.recipe, unit.device)
-    found.load = time.perf_counter() - start
+        train_stacks.training_examples(unit.recipe, unit.device)
+    probed.load = time.perf_counter() - start
     for part in unit.parts:
         if part.plan and part.condition:
-            found.step[part.name], found.rest[part.name], found.spoken[part.name] = _training(
-                unit, part
+            probed.step[part.name], probed.overhead[part.name], probed.spoken[part.name] = (
+                _training(unit, part)
             )
-    found.train_bytes = peak_bytes()
+    probed.train_bytes = peak_bytes()
     for part in unit.parts:
-        for one in part.mitigations:
-            if one.merge and not part.whole_bytes:  # a mean of files, soon done
-                found.merge[part.name, one.label] = _merging(unit.folder / "merge", part, one, base)
-    found.merge_bytes = peak_bytes()
+        for mitigation in part.mitigations:
+            if mitigation.merge and not part.whole_bytes:  # a mean of files, soon done
+                probed.merge[part.name, mitigation.label] = _merging(
+                    unit.folder / "merge", part, mitigation, base
+                )
+    probed.merge_bytes = peak_bytes()
     ranks = [family.rank for part in unit.parts for family in part.families()]
     shapes = unit.parts[0].shapes
     low, high = max(1, min(ranks)), max(1, *ranks)
     for suite, asked in unit.prompts.items():
-        found.answer[suite] = _answering(base, asked, unit.recipe, shapes, low)
-        if high > low and not found.per_rank and found.answer[suite]:
-            slower = _answering(base, asked, unit.recipe, shapes, high) / found.answer[suite]
-            found.per_rank = max(0.0, slower - 1) / (high - low)
-    found.answer_bytes = peak_bytes()
-    return found
+        probed.answer[suite] = _answering(base, asked, unit.recipe, shapes, low)
+        if high > low and not probed.per_rank and probed.answer[suite]:
+            slower = _answering(base, asked, unit.recipe, shapes, high) / probed.answer[suite]
+            probed.per_rank = max(0.0, slower - 1) / (high - low)
+    probed.answer_bytes = peak_bytes()
+    return probed
 
 
 def peak_bytes() -> int:
@@ -124,7 +126,7 @@ def _training(unit: Probe, part: Part) -> tuple[float, float, float]:
         return alone, 0.0, max(0.0, _steps(unit, part, short, teachers=True) - alone)
     keep = tuple(range(part.plan.stack))
     marks = [time.perf_counter()]
-    stack = training.TrainingUnit(
+    stack = train_stacks.TrainingUnit(
         recipe,
         part.name,
         unit.folder / part.name,
@@ -135,9 +137,9 @@ def _training(unit: Probe, part: Part) -> tuple[float, float, float]:
         unit.device,
     )
     if short.compiled:  # once in a run; what was compiled here the run finds on the disk
-        training.train_unit(replace(stack, plan=replace(short, steps=1)), lambda _: None)
+        train_stacks.train_unit(replace(stack, plan=replace(short, steps=1)), lambda _: None)
         marks = [time.perf_counter()]
-    training.train_unit(stack, lambda _: marks.append(time.perf_counter()))
+    train_stacks.train_unit(stack, lambda _: marks.append(time.perf_counter()))
     step = _median([later - earlier for earlier, later in zip(marks[1:], marks[2:], strict=False)])
     return step, max(0.0, time.perf_counter() - marks[0] - step * short.steps), 0.0
 
@@ -148,13 +150,13 @@ def _steps(unit: Probe, part: Part, plan: TrainingPlan, *, teachers: bool) -> fl
     """
     assert part.condition and part.condition.teacher
     asked, marks, stand_ins = part.condition.teacher, [], None
-    seeds_R = [training.seeds_of(unit.recipe, part.name, r) for r in range(plan.stack)]
+    seeds_R = [train_stacks.seeds_of(unit.recipe, part.name, r) for r in range(plan.stack)]
     if teachers:
         rule = ENSEMBLES[asked.ensemble].rule if asked.ensemble else None
         stand_ins = [Teacher((None,) * (asked.k if rule else 1), rule) for _ in seeds_R]
     train_stack(
         load_base(unit.recipe.base, part.condition.dtype or unit.recipe.dtype, unit.device).model,
-        training.examples_of(unit.recipe, part.name, unit.device),
+        train_stacks.examples_of(unit.recipe, part.name, unit.device),
         part.condition,
         plan,
         seeds_R,
@@ -169,7 +171,7 @@ def _median(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def _merging(folder: Path, part: Part, one: Mitigation, base: Base) -> float:
+def _merging(folder: Path, part: Part, mitigation: Mitigation, base: Base) -> float:
     """Seconds of one merge: of one layer of every name, or of as many as are quick, times how much
     more all of them are.
     """
@@ -185,13 +187,18 @@ def _merging(folder: Path, part: Part, one: Mitigation, base: Base) -> float:
         if done > MERGE_WORK:
             break
         chosen.append(name)
-    parameters: dict[str, Any] = dict(one.parameters)
-    sources = [folder / part.name / one.label / "of" / f"{k:03d}" for k in range(one.k)]
+    parameters: dict[str, Any] = dict(mitigation.parameters)
+    sources = [
+        folder / part.name / mitigation.label / "of" / f"{k:03d}" for k in range(mitigation.k)
+    ]
     for k, source in enumerate(sources):
-        own = torch.Generator().manual_seed(k)
+        generator = torch.Generator().manual_seed(k)
         sizes = [(name, *part.shapes[name]) for name in chosen]
         factors = {
-            n: (torch.randn(part.rank, I, generator=own), torch.randn(O, part.rank, generator=own))
+            n: (
+                torch.randn(part.rank, I, generator=generator),
+                torch.randn(O, part.rank, generator=generator),
+            )
             for n, I, O in sizes
         }
         targets = sorted({n.rpartition(".")[2] for n in chosen})
@@ -206,9 +213,9 @@ def _merging(folder: Path, part: Part, one: Mitigation, base: Base) -> float:
                 base=base.source,
             )
     start = time.perf_counter()
-    out = folder / part.name / one.label / "merged"
-    merge_adapters(sources, out, method=one.merge or "", rank=one.rank, **parameters)
-    merging.describe_merge(out)
+    out = folder / part.name / mitigation.label / "merged"
+    merge_adapters(sources, out, method=mitigation.merge or "", rank=mitigation.rank, **parameters)
+    merge_groups.describe_merge(out)
     return (time.perf_counter() - start) * sum(map(work, part.shapes)) / sum(map(work, chosen))
 
 
@@ -221,17 +228,17 @@ def _answering(
     the last to leave a batch. Without
     references: as long as is allowed.
     """
-    width, longest = answering.EVALUATION_WIDTH, recipe.evaluation.max_new_tokens
+    width, longest = answer_prompts.EVALUATION_WIDTH, recipe.evaluation.max_new_tokens
     ids = [encode_prompt(p, base.tokenizer) for p in prompts]
     references = [
         None if p.reference is None else encode_reference(p, p.reference, base.tokenizer)
         for p in prompts
     ]
-    known = [len(one) for one in references if one is not None] or [longest]
-    usual, last = min(longest, round(sum(known) / len(known))), min(longest, max(known))
+    lengths = [len(tokens) for tokens in references if tokens is not None] or [longest]
+    usual, last = min(longest, round(sum(lengths) / len(lengths))), min(longest, max(lengths))
     batches = _some(ids, width, longest, usual, base)
     chosen = [i for batch in batches for i in batch]
-    share = sum(len(ids[i]) + usual for i in chosen) / sum(len(one) + usual for one in ids)
+    share = sum(len(ids[i]) + usual for i in chosen) / sum(len(tokens) + usual for tokens in ids)
     choices = recipe.evaluation.choices if recipe.evaluation.token_scores else []
 
     def asked(i: int) -> list[list[int]]:
@@ -241,13 +248,13 @@ def _answering(
     device = next(base.model.parameters()).device
     options: dict[str, Any] = {"voices": width, "eos_ids": (-1,), "top_k": recipe.evaluation.top_k}
     with stacked(base.model) as stack:
-        own = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         size = {"dtype": torch.float32, "device": device}
         stack.load(
             {
                 name: (
-                    0.01 * torch.randn(width, rank, I, generator=own).to(**size),
-                    0.01 * torch.randn(width, O, rank, generator=own).to(**size),
+                    0.01 * torch.randn(width, rank, I, generator=generator).to(**size),
+                    0.01 * torch.randn(width, O, rank, generator=generator).to(**size),
                 )
                 for name, (I, O) in shapes.items()
             }
@@ -268,11 +275,11 @@ def _answering(
                 )
             )
         if last > usual:
-            few, more = (
+            few, many = (
                 seconds(lambda n=n: generate(stack, [ids[chosen[0]]], max_new_tokens=n, **options))
                 for n in (2, 10)
             )
-            taken += max(0.0, more - few) / 8 * (last - usual) * len(batches)
+            taken += max(0.0, many - few) / 8 * (last - usual) * len(batches)
     return taken / share
 
 
@@ -282,7 +289,7 @@ def _some(
     """Batches as `generate` makes them, spread over lengths, until they hold enough tokens for all
     adapters; or a part of one.
     """
-    lengths = [len(one) for one in ids]
+    lengths = [len(prompt) for prompt in ids]
     enough = min(CACHED, max(PROMPT_TOKENS, PROBE_WORK // base.parameters))
     batches = list(
         together(lengths, width, longest, base.model.config.get_text_config().vocab_size)

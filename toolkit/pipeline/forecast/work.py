@@ -13,7 +13,7 @@ from typing import Any
 from toolkit.answer.ensemble import ENSEMBLES
 from toolkit.data import Prompt
 from toolkit.merge import find_method
-from toolkit.pipeline import answering
+from toolkit.pipeline import answer_prompts
 from toolkit.recipe import Condition, Mitigation
 from toolkit.recipe.schedule import TrainingPlan
 
@@ -39,7 +39,7 @@ class Family:
 
     @property
     def voices(self) -> int:
-        return max(1, answering.EVALUATION_WIDTH // self.members)
+        return max(1, answer_prompts.EVALUATION_WIDTH // self.members)
 
     @property
     def adapters(self) -> int:
@@ -68,10 +68,11 @@ class Part:
     @property
     def folders(self) -> int:
         """Adapters that a replica consists of: itself, its averages, its snapshots."""
-        one = self.condition
+        condition = self.condition
         return 1 + (
-            len(one.averages) + (one.snapshots.count if one.snapshots and one.snapshots.save else 0)
-            if one
+            len(condition.averages)
+            + (condition.snapshots.count if condition.snapshots and condition.snapshots.save else 0)
+            if condition
             else 0
         )
 
@@ -93,14 +94,14 @@ class Part:
         return self.whole_bytes or adapter_bytes(self.shapes, rank)
 
     def families(self) -> list[Family]:
-        found = [Family(self.replicas, 1, self.rank)]
-        for one in self.mitigations:
-            groups = self.replicas // one.k
-            if one.merge:
-                found.append(Family(groups, 1, self.merged_rank(one)))
-            elif one.ensemble and ENSEMBLES[one.ensemble].rule:
-                found.append(Family(groups, one.k, self.rank))
-        return [family for family in found if family.count]
+        families = [Family(self.replicas, 1, self.rank)]
+        for mitigation in self.mitigations:
+            groups = self.replicas // mitigation.k
+            if mitigation.merge:
+                families.append(Family(groups, 1, self.merged_rank(mitigation)))
+            elif mitigation.ensemble and ENSEMBLES[mitigation.ensemble].rule:
+                families.append(Family(groups, mitigation.k, self.rank))
+        return [family for family in families if family.count]
 
 
 def blocks(size: int) -> int:
@@ -131,7 +132,7 @@ def disk(part: Part, prompts: Mapping[str, Sequence[Prompt]], top_k: int) -> dic
     are counted by what they hold.
     """
     weights = blocks(part.weights(part.rank)) + BLOCK  # with its configuration
-    found = {
+    bytes_of = {
         "train": part.replicas * (part.folders * weights + blocks(700 + 130 * part.folders))
         if part.plan
         else 0
@@ -140,25 +141,25 @@ def disk(part: Part, prompts: Mapping[str, Sequence[Prompt]], top_k: int) -> dic
         S, R = part.plan.steps, part.plan.stack
         rows = R * part.plan.rows * S / part.plan.steps_per_epoch
         # losses do not compress
-        found["train"] += part.stacks * (
+        bytes_of["train"] += part.stacks * (
             blocks(round(2500 + 9 * R * S)) + blocks(round(2500 + 5.5 * rows))
         )
-    found["merge"] = 0
-    for one in part.mitigations:
-        if one.merge:
+    bytes_of["merge"] = 0
+    for mitigation in part.mitigations:
+        if mitigation.merge:
             texts = (
-                blocks(1500 + 320 * one.k + 120 * len(part.shapes))
-                + blocks(900 + 110 * one.k)
-                + blocks(400 + 180 * one.k)
+                blocks(1500 + 320 * mitigation.k + 120 * len(part.shapes))
+                + blocks(900 + 110 * mitigation.k)
+                + blocks(400 + 180 * mitigation.k)
             )
-            size = blocks(part.weights(part.merged_rank(one))) + BLOCK
-            found["merge"] += part.replicas // one.k * (size + texts)
-    found["evaluate"] = sum(
+            size = blocks(part.weights(part.merged_rank(mitigation))) + BLOCK
+            bytes_of["merge"] += part.replicas // mitigation.k * (size + texts)
+    bytes_of["evaluate"] = sum(
         family.units * blocks(shard_bytes(len(asked), min(family.voices, family.count), top_k))
         for asked in prompts.values()
         for family in part.families()
     )
-    return found
+    return bytes_of
 
 
 def shard_bytes(prompts: int, voices: int, top_k: int) -> int:

@@ -13,12 +13,12 @@ from toolkit.data import known_prompts
 from toolkit.measure.run import measure_run, read_prompts, save_design
 from toolkit.model.adapters import read_adapter
 from toolkit.model.base import load_base
-from toolkit.pipeline.answering import accuracies, all_subjects, answer_units
+from toolkit.pipeline.answer_prompts import accuracies, all_subjects, answer_units
 from toolkit.pipeline.job import Run, RunError, successful
-from toolkit.pipeline.merging import merged_folder
+from toolkit.pipeline.merge_groups import merged_folder
 from toolkit.pipeline.populations import given_note
-from toolkit.pipeline.training import training_examples
-from toolkit.pipeline.until import stopping_note
+from toolkit.pipeline.sequential_training import stopping_note
+from toolkit.pipeline.train_stacks import training_examples
 from toolkit.recipe import Mitigation
 from toolkit.record import shapes
 from toolkit.record.outcomes import read_outcomes
@@ -71,8 +71,10 @@ def measure(job: Run) -> Results:
             if design.name in recipe.given
         ]
         for design in designs:
-            own = recipe.trained.get(design.name)
-            for note in student_notes(own, design, recipe.vary_of(design.name)) if own else ():
+            condition = recipe.trained.get(design.name)
+            for note in (
+                student_notes(condition, design, recipe.vary_of(design.name)) if condition else ()
+            ):
                 job.console.note(note)
                 notes.append(note)
         if recipe.data.train:
@@ -118,7 +120,7 @@ class Shards:
 def votes(job: Run, name: str, shards: Shards) -> list[Path]:
     """Shards of the rules over whole answers, made from the replicas' outcomes."""
     made = []
-    own = shards.of(name, "replica")
+    replica_shards = shards.of(name, "replica")
     for mitigation in job.recipe.mitigations_of(name):
         if mitigation.ensemble and ENSEMBLES[mitigation.ensemble].needs == "answers":
             path = job.folder / "outcomes" / "votes" / name / f"{mitigation.label}.parquet"
@@ -126,7 +128,7 @@ def votes(job: Run, name: str, shards: Shards) -> list[Path]:
             choose = partial(mbr, similarity=SIMILARITIES[mitigation.similarity or "exact"])
             weight = _weight(job, name, mitigation)
             vote_outcomes(
-                own,
+                replica_shards,
                 condition=name,
                 procedure=mitigation.label,
                 members=members,
@@ -144,8 +146,8 @@ def _weight(
     """What the voice of a member counts, by its outcome; None: all alike."""
     if mitigation.weights == "confidence":
         return token_probability
-    known = accuracies(job, name, mitigation)
-    return (lambda row: known[row["index"]]) if known else None
+    accuracy_of = accuracies(job, name, mitigation)
+    return (lambda row: accuracy_of[row["index"]]) if accuracy_of else None
 
 
 def streams(name: str, mitigation: Mitigation, shards: Shards) -> float:
@@ -161,16 +163,16 @@ def condition_design(job: Run, name: str, shards: Shards) -> ConditionDesign:
     folder = job.condition(name)
     population = read_population(folder)
     replicas = successful(folder)
-    own = job.recipe.trained.get(name)
+    condition = job.recipe.trained.get(name)
     rank_of_one = (
-        own.adapter_rank
-        if own
+        condition.adapter_rank
+        if condition
         else max((read_adapter(replica_folder(folder, r)).rank for r in replicas), default=None)
     )
     measured = [record.seconds for record in population.values() if record.seconds is not None]
     seconds = sum(measured) / len(measured) if measured else None
     tokens = None
-    if own:
+    if condition:
         plan = read_record(folder / "population.json", shapes.Population)["plan"]
         tokens = plan["steps"] * plan["micro_batch"] * plan["accumulation"] * plan["length"]
     mitigations = []
@@ -191,11 +193,11 @@ def condition_design(job: Run, name: str, shards: Shards) -> ConditionDesign:
     failed = sum(record.status == "failed" for record in population.values())
     factors = {
         source: [population[r].seeds[source] for r in replicas]
-        for source in (own.crossed if own else ())
+        for source in (condition.crossed if condition else ())
     }
-    if own and own.teacher:
+    if condition and condition.teacher:
         return student_design(
-            job.folder, own, ConditionDesign(name, replicas, failed, factors=factors), seconds
+            job.folder, condition, ConditionDesign(name, replicas, failed, factors=factors), seconds
         )
     for student, other in job.recipe.trained.items():
         if (

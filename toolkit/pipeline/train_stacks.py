@@ -92,19 +92,19 @@ def train_missing(
     recipe, folder = job.recipe, job.condition(name)
     condition = recipe.trained[name]
     with job.console.stage("train"):
-        known = [
+        trainable = [
             r
             for r in {*population, *asked}
             if not teachers or condition.group_of(r) < len(teachers)
         ]
-        marks = {r: replica_mark(condition, mark, teachers, r) for r in known}
+        marks = {r: replica_mark(condition, mark, teachers, r) for r in trainable}
         if population:
             check_population(folder, mark, marks)
         stale = {r for r in asked if r in population and population[r].fingerprint != marks[r]}
         kept = {
-            r: one
-            for r, one in population.items()
-            if one.status == "ok" and r not in stale and not (again and r in asked)
+            r: replica
+            for r, replica in population.items()
+            if replica.status == "ok" and r not in stale and not (again and r in asked)
         }
         algorithm = read_ledger(folder).get("algorithm") if kept else algorithm_of(condition)
         if algorithm is None and (again or any(r not in population for r in asked)):
@@ -293,7 +293,7 @@ def _write_ledger(
         "seeds": {str(r): seeds_of(recipe, name, r) for r in all_replicas},
     }
     if condition.teacher:
-        members = [{"replicas": one.members, "sha256": one.sha256} for one in teachers]
+        members = [{"replicas": teacher.members, "sha256": teacher.sha256} for teacher in teachers]
         record["teachers"] = {"condition": condition.teacher.condition, "groups": members}
         record["group"] = {str(r): condition.group_of(r) for r in all_replicas}
     write_text(folder / LEDGER, as_json(record))
@@ -312,8 +312,8 @@ def check_population(folder: Path, mark: str, mark_of: Mapping[int, str] | None 
     else:
         records = read_records(folder)
         pairs = [
-            (one.fingerprint, mark_of[r] if mark_of else mark)
-            for r, one in records.items()
+            (replica.fingerprint, mark_of[r] if mark_of else mark)
+            for r, replica in records.items()
             if not mark_of or r in mark_of
         ]
     if other := next((pair for pair in pairs if pair[0] != pair[1]), None):
@@ -332,8 +332,10 @@ def seeds_of(recipe: Recipe, name: str, replica: int) -> dict[str, int]:
     """
     condition = recipe.trained[name]
     root = seeds.derive(recipe.seed, "student") if condition.teacher else recipe.seed
-    own = seeds.replica_seeds(root, replica, recipe.vary_of(name), {**condition.crossed})
-    return own | ({"perturb": seeds.derive(root, "perturb", replica)} if condition.perturb else {})
+    replica_seeds = seeds.replica_seeds(root, replica, recipe.vary_of(name), {**condition.crossed})
+    return replica_seeds | (
+        {"perturb": seeds.derive(root, "perturb", replica)} if condition.perturb else {}
+    )
 
 
 def train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:

@@ -27,7 +27,7 @@ def collections_of(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
     folders are one population.
     """
     loose: list[Path] = []
-    found = []
+    collections = []
     for source in sources:
         if not source.exists():
             raise RunError(
@@ -41,14 +41,14 @@ def collections_of(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
         for condition in conditions:
             refuse_damaged(condition)
             if replicas := successful(condition):
-                found.append((condition, [replica_folder(condition, r) for r in replicas]))
+                collections.append((condition, [replica_folder(condition, r) for r in replicas]))
         if not conditions:
             loose += adapter_paths(source)
     if loose:
-        found.append((sources[0] if len(sources) == 1 else Path("."), loose))
-    if not found:
+        collections.append((sources[0] if len(sources) == 1 else Path("."), loose))
+    if not collections:
         raise RunError(f"{sources[0]}: no finished replicas there; `ftk train-replicas` makes them")
-    return found
+    return collections
 
 
 def refuse_damaged(condition: Path) -> None:
@@ -100,14 +100,14 @@ def setting_of(
     given.
     """
     home = home_of(sources)
-    known = open_folder(home) if home else None
-    base = base or (known.base if known else None) or read_weights(adapter).base
+    run_recipe = open_folder(home) if home else None
+    base = base or (run_recipe.base if run_recipe else None) or read_weights(adapter).base
     if not base:
         raise RunError(f"{adapter}: does not say its base model; name it with --base")
     return (
-        known,
+        run_recipe,
         "embedded" if base == str(EMBEDDED) else base,
-        known.evaluation if known else Evaluation(),
+        run_recipe.evaluation if run_recipe else Evaluation(),
     )
 
 
@@ -117,9 +117,9 @@ def one_suite(
     base: str,
     evaluation: Evaluation,
     adapters: Mapping[str, Sequence[Path]],
-    known: Recipe | None,
+    run_recipe: Recipe | None,
 ) -> Recipe:
-    """A recipe that asks one suite and trains nothing. known: of the run that the adapters are
+    """A recipe that asks one suite and trains nothing. run_recipe: of the run that the adapters are
     from.
     """
     return Recipe(
@@ -128,7 +128,7 @@ def one_suite(
         data=Data(
             train="",
             suites={suite_name(prompts): with_version(prompts)},
-            date=known.data.date if known else None,
+            date=run_recipe.data.date if run_recipe else None,
         ),
         conditions={
             condition: Given(adapters=[str(path) for path in paths])

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from toolkit.merge import coefficients as c
-from toolkit.merge import entries as e
-from toolkit.merge import foreign
-from toolkit.merge.along import Along, ema, itself, lawa, swa
+from toolkit.merge import entrywise as e
+from toolkit.merge import mergekit_methods
+from toolkit.merge.trajectory import Along, ema, itself, lawa, swa
 from toolkit.model import delta
-from toolkit.recipe.merges import MERGEKIT, check_method, merge_parameters
+from toolkit.recipe.merge_methods import MERGEKIT, check_method, merge_parameters
 
 SUM = "one running sum of one module"
 FACTORS = "the factors of one module of all K, and K x K numbers"
@@ -162,11 +162,11 @@ def find_method(method: str, given: Mapping[str, Any]) -> tuple[Method, dict[str
     if method in METHODS:
         return METHODS[method], parameters
     name = check_method(method).removeprefix(MERGEKIT)
-    foreign.check(name, {key: value for key, value in parameters.items() if key != "seed"})
+    mergekit_methods.check(name, {key: value for key, value in parameters.items() if key != "seed"})
     row = Method(
         itself,
         None,
-        partial(foreign.entries, name),
+        partial(mergekit_methods.entries, name),
         "",
         "K changes of one module, about three times",
         "adapters",
@@ -207,8 +207,8 @@ def accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[st
     """Those of the parameters that the function takes; `lambda` is a word that Python keeps, so it
     is `lambda_` there.
     """
-    known = inspect.signature(function).parameters
-    return {name: value for name, value in values.items() if name in known}
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in values.items() if name in parameters}
 
 
 def find_coefficients(
@@ -216,11 +216,13 @@ def find_coefficients(
 ) -> list[float]:
     """How much of every change makes up the result, for a method that has `coefficients`."""
     assert chosen.coefficients is not None
-    own = accepted(
+    arguments = accepted(
         chosen.coefficients,
         {f"{name}_" if name == "lambda" else name: value for name, value in values.items()},
     )
-    return chosen.coefficients(gram, torch.tensor(weights, dtype=torch.float64), **own).tolist()
+    return chosen.coefficients(
+        gram, torch.tensor(weights, dtype=torch.float64), **arguments
+    ).tolist()
 
 
 def merge_entries(

@@ -44,7 +44,7 @@ def ties(
     Where positive and negative balance exactly, positive wins. Entries that are as large as the
     last that is kept are kept too.
     """
-    return _elected((_largest(one, density) for one in factors), weights)
+    return _elected((_largest(change, density) for change in factors), weights)
 
 
 def della(
@@ -66,8 +66,8 @@ def della(
         )
     draws = (_generator(seed, "della", id) for id in ids)
     pruned = (
-        _by_magnitude(delta.dense(one), density, epsilon, draw)
-        for one, draw in zip(factors, draws, strict=True)
+        _by_magnitude(delta.dense(change), density, epsilon, draw)
+        for change, draw in zip(factors, draws, strict=True)
     )
     return _elected((D.__getitem__ for D in pruned), weights, at_once=1)
 
@@ -86,8 +86,8 @@ def dare(
     draws = (_generator(seed, "dare", id) for id in ids)
     return _sum(
         (
-            _at_random(delta.dense(one), density, draw)
-            for one, draw in zip(factors, draws, strict=True)
+            _at_random(delta.dense(change), density, draw)
+            for change, draw in zip(factors, draws, strict=True)
         ),
         weights,
     )
@@ -104,7 +104,7 @@ def breadcrumbs(
     """Leave out the share `gamma` of the largest entries of every change, and of the smallest as
     many as `density` asks; then the mean.
     """
-    return _sum((_middle(delta.dense(one), density, gamma) for one in factors), weights)
+    return _sum((_middle(delta.dense(change), density, gamma) for change in factors), weights)
 
 
 def sce(
@@ -119,10 +119,10 @@ def sce(
     """
     mask = None
     if select_topk < 1:
-        spread = _variance(delta.dense(one) for one in factors)
+        spread = _variance(delta.dense(change) for change in factors)
         keep = int(torch.count_nonzero(spread) * select_topk)
         if keep == 0:
-            if any(delta.norm(one) for one in factors):
+            if any(delta.norm(change) for change in factors):
                 raise ValueError(
                     f"sce at select_topk {select_topk:g} keeps what varies between "
                     "adapters: nothing does; set it to 1"
@@ -130,12 +130,12 @@ def sce(
             return torch.zeros_like(spread)
         mask = (spread >= _order_statistic(spread, spread.numel() - keep)).double()
     power = [
-        w * float(_masked(one, mask)(slice(None)).square().sum())
-        for one, w in zip(factors, weights, strict=True)
+        w * float(_masked(change, mask)(slice(None)).square().sum())
+        for change, w in zip(factors, weights, strict=True)
     ]
     total = sum(power)
     shares = [p / total for p in power] if total else weights
-    return _elected((_masked(one, mask) for one in factors), shares, votes=weights)
+    return _elected((_masked(change, mask) for change in factors), shares, votes=weights)
 
 
 def trimmed_mean(
@@ -165,28 +165,28 @@ def trimmed_mean(
 # -- what single changes are reduced to ----------------------------------------------------------
 
 
-def _largest(one: delta.Factors, density: float) -> Piece:
+def _largest(change: delta.Factors, density: float) -> Piece:
     if density >= 1:
-        return partial(_rows, one)
-    size = delta.dense(one).abs_().numpy().ravel()
+        return partial(_rows, change)
+    size = delta.dense(change).abs_().numpy().ravel()
     index = size.size - max(1, int(density * size.size))
     size.partition(index)
     # some rows by themselves may be rounded otherwise than in the whole
     least = float(size[index]) * (1 - 1e-12)
 
     def piece(rows: slice) -> Tensor:
-        D = _rows(one, rows)
+        D = _rows(change, rows)
         return D.masked_fill_(D.abs() < least, 0.0)
 
     return piece
 
 
-def _masked(one: delta.Factors, mask: Tensor | None) -> Piece:
-    return lambda rows: _rows(one, rows) if mask is None else _rows(one, rows) * mask[rows]
+def _masked(change: delta.Factors, mask: Tensor | None) -> Piece:
+    return lambda rows: _rows(change, rows) if mask is None else _rows(change, rows) * mask[rows]
 
 
-def _rows(one: delta.Factors, rows: slice) -> Tensor:
-    A, B, scale = one
+def _rows(change: delta.Factors, rows: slice) -> Tensor:
+    A, B, scale = change
     return delta.dense((A, B[rows], scale))
 
 

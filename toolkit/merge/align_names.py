@@ -28,8 +28,8 @@ def under_one_naming(
     module though their target_modules mean the same ones, and where names differ in
     `language_model.` and nothing says which are the base's.
     """
-    adapters, known = _named_by_base(adapters, identity)
-    checked = known is not None
+    adapters, layers = _named_by_base(adapters, identity)
+    checked = layers is not None
     layouts = list({frozenset(adapter.modules): adapter for adapter in adapters}.values())
     every = frozenset[str]().union(*(adapter.modules for adapter in layouts))
     if not checked and len({text_name(name) for name in every}) < len(every):
@@ -39,9 +39,9 @@ def under_one_naming(
             f"{min(first.modules)!r}, and base "
             f"{identity[0]} is not here to say which is its own; name a folder of it with `base`"
         )
-    for i, one in enumerate(layouts):
+    for i, layout in enumerate(layouts):
         for other in layouts[:i]:
-            _refuse_strangers(other, one)
+            _refuse_strangers(other, layout)
     there = (
         f"the configuration of {identity[0]} is not on this machine"
         if identity[0]
@@ -52,7 +52,7 @@ def under_one_naming(
         if checked
         else [f"names of modules were not checked: {there}; name a folder of the base with `base`"]
     )
-    return adapters, [*_left_out(layouts, known or {}), *unchecked]
+    return adapters, [*_left_out(layouts, layers or {}), *unchecked]
 
 
 def _named_by_base(
@@ -66,21 +66,21 @@ def _named_by_base(
         False,
         True,
     ):  # the model of text that ftk and peft take, then that of text and images
-        known = _modules_of(identity, whole)
-        if known is None:
+        layers = _modules_of(identity, whole)
+        if layers is None:
             continue
-        fitted = [adapter.fitted(known) for adapter in adapters]
+        fitted = [adapter.fitted(layers) for adapter in adapters]
         stray = next(
             (
-                (one, module)
-                for one in fitted
-                for module in one.modules
-                if not _is_there(module, known)
+                (adapter, module)
+                for adapter in fitted
+                for module in adapter.modules
+                if not _is_there(module, layers)
             ),
             None,
         )
         if stray is None:
-            return fitted, known
+            return fitted, layers
         refusal = refusal or AdapterError(
             f"{stray[0].path}: {no_such_layer(stray[1], str(identity[0]))}"
         )
@@ -99,30 +99,30 @@ def _modules_of(identity: Identity, whole: bool) -> Mapping[str, bool] | None:
 def layers_of_base(identity: Identity, modules: Collection[str]) -> list[str]:
     """All layers of the base that has these modules; empty where it is not here to tell."""
     for whole in (False, True):
-        known = _modules_of(identity, whole)
-        if known is not None and all(_is_there(name, known) for name in modules):
-            return [name for name, matrix in known.items() if matrix]
+        layers = _modules_of(identity, whole)
+        if layers is not None and all(_is_there(name, layers) for name in modules):
+            return [name for name, matrix in layers.items() if matrix]
     return []
 
 
-def _is_there(module: str, known: Mapping[str, bool]) -> bool:
+def _is_there(module: str, layers: Mapping[str, bool]) -> bool:
     """Whether a base has a layer to change, or the experts that one of them is among."""
     single = SINGLE_EXPERT.match(module)
-    return known.get(module, False) or (single is not None and single[1] in known)
+    return layers.get(module, False) or (single is not None and single[1] in layers)
 
 
-def _refuse_strangers(one: Adapter, other: Adapter) -> None:
-    if one.modules.keys() & other.modules.keys():
+def _refuse_strangers(first: Adapter, other: Adapter) -> None:
+    if first.modules.keys() & other.modules.keys():
         return
-    meant = {_place(name) for name in one.modules} & {_place(name) for name in other.modules}
+    meant = {_place(name) for name in first.modules} & {_place(name) for name in other.modules}
     if (
         meant
-        or any(aims_at(other.config, name) for name in one.modules)
-        or any(aims_at(one.config, name) for name in other.modules)
+        or any(aims_at(other.config, name) for name in first.modules)
+        or any(aims_at(first.config, name) for name in other.modules)
     ):
         raise AdapterError(
-            f"{other.path}: changes no module that {one.path} changes "
-            f"({min(other.modules)!r}, {min(one.modules)!r}), though both aim "
+            f"{other.path}: changes no module that {first.path} changes "
+            f"({min(other.modules)!r}, {min(first.modules)!r}), though both aim "
             "at the same; are these names of two bases, or of a wrapper? save it again "
             "from the unwrapped model"
         )
@@ -133,13 +133,13 @@ def _place(name: str) -> str:
     before a name.
     """
     parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
-    return name if at is None else ".".join(parts[at:])
+    start = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+    return name if start is None else ".".join(parts[start:])
 
 
-def _left_out(layouts: Sequence[Adapter], known: Mapping[str, bool]) -> list[str]:
+def _left_out(layouts: Sequence[Adapter], layers: Mapping[str, bool]) -> list[str]:
     """Whose target_modules name modules of the others, or of the base, that they do not change; and
-    who shares none. known: what the base has, where it is here to tell.
+    who shares none. layers: what the base has, where it is here to tell.
     """
     every = sorted({name for adapter in layouts for name in adapter.modules})
     notes = []
@@ -153,48 +153,48 @@ def _left_out(layouts: Sequence[Adapter], known: Mapping[str, bool]) -> list[str
                 "modules that these adapters change, and not "
                 f"{missing[0]!r}, at which it aims; what it leaves alone counts as unchanged"
             )
-        elif lacking := _lacking(adapter, known):
+        elif lacking := _lacking(adapter, layers):
             notes.append(
                 f"{adapter.path}: has no tensors for {lacking}, at which it aims; what it leaves "
                 "alone counts as unchanged"
             )
     apart = [
-        (one, other)
+        (earlier, other)
         for i, other in enumerate(layouts)
-        for one in layouts[:i]
-        if not one.modules.keys() & other.modules.keys()
+        for earlier in layouts[:i]
+        if not earlier.modules.keys() & other.modules.keys()
     ]
     if apart:
-        one, other = apart[0]
+        earlier, other = apart[0]
         notes.append(
-            f"{other.path}: changes other modules than {one.path}, as both ask for; each "
+            f"{other.path}: changes other modules than {earlier.path}, as both ask for; each "
             "counts as unchanged by the other"
         )
     return notes
 
 
-def _lacking(adapter: Adapter, known: Mapping[str, bool]) -> str:
+def _lacking(adapter: Adapter, layers_of_base: Mapping[str, bool]) -> str:
     """What its target_modules mean by name, and none of its tensors is of: modules of the base, or
     where that is not here, entries of the list.
     """
     if adapter.config.get("target_modules") == "all-linear":
         return ""
-    layers = [name for name, matrix in known.items() if matrix]
+    layers = [name for name, matrix in layers_of_base.items() if matrix]
     missing = without_tensors(adapter.config, adapter.modules, layers)
-    if not missing or not known:
+    if not missing or not layers_of_base:
         return f"{missing[0]!r} of target_modules" if missing else ""
-    more = f" and {len(missing) - 1} more modules" if len(missing) > 1 else ""
-    return f"{missing[0]!r}{more}"
+    others = f" and {len(missing) - 1} more modules" if len(missing) > 1 else ""
+    return f"{missing[0]!r}{others}"
 
 
 def _parted(layouts: Sequence[Adapter]) -> tuple[Adapter, Adapter]:
     """Two adapters that name a module differently."""
     first = layouts[0]
-    return first, next((one for one in layouts[1:] if _renames(first, one)), layouts[-1])
+    return first, next((layout for layout in layouts[1:] if _renames(first, layout)), layouts[-1])
 
 
-def _renames(one: Adapter, other: Adapter) -> bool:
+def _renames(adapter: Adapter, other: Adapter) -> bool:
     return bool(
-        {text_name(name) for name in other.modules - one.modules.keys()}
-        & {text_name(name) for name in one.modules}
+        {text_name(name) for name in other.modules - adapter.modules.keys()}
+        & {text_name(name) for name in adapter.modules}
     )

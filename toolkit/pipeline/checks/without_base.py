@@ -12,13 +12,13 @@ from toolkit.data import Prompt
 from toolkit.embedded import suite_of
 from toolkit.measure.meaning import classes
 from toolkit.measure.run import read_prompts
-from toolkit.pipeline.until import asked_about
+from toolkit.pipeline.sequential_training import asked_about
 from toolkit.recipe import Recipe, Sequential, read_recipe, with_suites
 from toolkit.record.files import no_folder
 from toolkit.record.folders import EVALUATED, RUN, check_claim, is_run, is_sealed, read_marker
 from toolkit.record.population import RECORD, fingerprint
 
-SETTLED = {"stack", "compile", "dtype"}
+RESOLVED = {"stack", "compile", "dtype"}
 """of a condition, what a run may settle for it"""
 UNTRAINED = {"replicas", "vary", "crossed", "repeats", "rows"}
 """of a condition, what is not in the fingerprint of its replicas as it is written"""
@@ -78,7 +78,9 @@ def check_free(recipe: Recipe, folder: Path, kind: str = RUN) -> tuple[str, dict
 
 def _trained_otherwise(then: Recipe, now: Recipe, name: str) -> list[str]:
     """What two recipes say differently about how a condition's replicas are trained."""
-    old, new = (one.trained[name].model_dump(exclude=SETTLED | UNTRAINED) for one in (then, now))
+    old, new = (
+        recipe.trained[name].model_dump(exclude=RESOLVED | UNTRAINED) for recipe in (then, now)
+    )
     varied = ["vary"] * (sorted(then.vary_of(name)) != sorted(now.vary_of(name)))
     return (
         [key for key in new if old.get(key) != new[key]]
@@ -126,7 +128,7 @@ def _other_version(name: str, now: str, then: str) -> bool:
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
+def refused_at(where: str) -> Iterator[None]:
     """What a part of ftk refuses, told where it is asked for."""
     try:
         yield
@@ -144,11 +146,11 @@ def check_criteria(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
             p for suite in prompts.values() for p in suite if p.shift == criterion.suite
         ]
         if not asked:
-            known = ", ".join(
+            categories = ", ".join(
                 dict.fromkeys([*prompts, *(p.shift for suite in prompts.values() for p in suite)])
             )
             raise RunError(
-                f"{where}: no prompts in {criterion.suite!r}; there are: {known or 'none'}"
+                f"{where}: no prompts in {criterion.suite!r}; there are: {categories or 'none'}"
             )
         names = list(dict.fromkeys(prompt.category for prompt in asked))
         if criterion.category is not None and criterion.category not in names:
@@ -167,14 +169,14 @@ def check_criteria(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
                 "no answer is right or wrong"
             )
         if criterion.observable not in ("answer", "text", "correct"):
-            with told(where):
+            with refused_at(where):
                 classes(["1", "2"], criterion.observable)
     for figure in recipe.replicas.until if isinstance(recipe.replicas, Sequential) else ():
         asked_about(figure, prompts)
-    known = {prompt.category for suite in prompts.values() for prompt in suite}
+    categories = {prompt.category for suite in prompts.values() for prompt in suite}
     for name in recipe.thresholds.categories:
-        if name not in known:
+        if name not in categories:
             raise RunError(
                 f"thresholds.categories: no prompt has the category {name!r}; there are: "
-                f"{', '.join(sorted(known)) or 'none'}"
+                f"{', '.join(sorted(categories)) or 'none'}"
             )

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.merge.dense import load_model
-from toolkit.merge.merge import (
+from toolkit.merge.adapters_to_adapter import (
     REPORT,
     Input,
     MergeReport,
@@ -22,7 +21,8 @@ from toolkit.merge.merge import (
     read_inputs,
     versions,
 )
-from toolkit.merge.methods import Method, find_coefficients, find_method, merge_entries
+from toolkit.merge.adapters_to_model import load_model
+from toolkit.merge.apply_method import Method, find_coefficients, find_method, merge_entries
 from toolkit.model import delta
 from toolkit.model.adapters import AdapterError
 from toolkit.model.full import FULL, MODEL, FullModel, copies, write_model
@@ -95,9 +95,9 @@ def merge_models(
     chosen, values = find_method(method, parameters)
     if method == "greedy_soup":
         raise AdapterError(f"{sources[0]}: a fully fine-tuned model; a greedy soup is for adapters")
-    inputs, found = read_inputs([Path(source) for source in sources], weights, chosen, values)
-    models = [one for one in found if isinstance(one, FullModel)]
-    if len(models) < len(found):
+    inputs, loaded = read_inputs([Path(source) for source in sources], weights, chosen, values)
+    models = [source for source in loaded if isinstance(source, FullModel)]
+    if len(models) < len(loaded):
         raise AdapterError(
             f"{out}: adapters and fully fine-tuned models do not merge with each other; "
             "take one kind"
@@ -108,7 +108,7 @@ def merge_models(
     for model in models:
         model.check({name: tuple(W.shape) for name, W in start.items()})
     every = {name: _Changes(models, name, W) for name, W in start.items()}
-    share = [one.weight for one in inputs]
+    share = [source.weight for source in inputs]
     gram = (
         sum(delta.gram(changes) for changes in every.values())
         if chosen.gram == "adapter"
@@ -167,8 +167,8 @@ def _merge_one(
     if chosen.coefficients is None:
         D = merge_entries(chosen, changes, share, changes.ids, changes.name, values)
     else:
-        own = delta.gram(changes) if chosen.gram == "module" else gram
-        coefficients = find_coefficients(chosen, own, share, values)
+        own_gram = delta.gram(changes) if chosen.gram == "module" else gram
+        coefficients = find_coefficients(chosen, own_gram, share, values)
         D = sum(
             (c * changes.change(k) for k, c in enumerate(coefficients)),
             torch.zeros((), dtype=torch.float64),

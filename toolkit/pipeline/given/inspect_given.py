@@ -11,13 +11,13 @@ from toolkit.measure.run import save_modules
 from toolkit.merge import (
     under_one_naming,
 )
-from toolkit.merge.basin import Basin, look
+from toolkit.merge.basin import Basin, diagnose_basin
 from toolkit.merge.module_spread import Population, modules
 from toolkit.model.adapters import read_adapter
 from toolkit.model.adopt import check_base, layer_shapes
 from toolkit.model.base import check_cache, load_base
 from toolkit.model.full import FULL, copies
-from toolkit.pipeline.given import collections_of, setting_of, suite_name, unlike
+from toolkit.pipeline.given.sources import collections_of, setting_of, suite_name, unlike
 from toolkit.pipeline.job import RunError
 from toolkit.record.folders import (
     is_run,
@@ -44,22 +44,22 @@ def basins(
     None: their mean. Raises RunError, AdapterError, BaseError, BasinError or DataError in one line.
     """
     collections = collections_of(sources)
-    known, base, _ = setting_of(sources, collections[0][1][0], base)
+    run_recipe, base, _ = setting_of(sources, collections[0][1][0], base)
     check_cache(base)
-    loaded = load_base(base, known.dtype if known else "float32")
+    loaded = load_base(base, run_recipe.dtype if run_recipe else "float32")
     chat = (
-        known is not None
-        and bool(known.data.train)
-        and is_chat(read_rows(known.data.train), known.data.format)
+        run_recipe is not None
+        and bool(run_recipe.data.train)
+        and is_chat(read_rows(run_recipe.data.train), run_recipe.data.format)
     )
-    date = known.data.date if known else None
+    date = run_recipe.data.date if run_recipe else None
     asked = [
         prompt
         for source in prompts
         for prompt in read_suite(source, name=suite_name(source), chat=chat, date=date)
     ]
     shape_of = layer_shapes(loaded.model)
-    found = []
+    diagnosed = []
     for folder, paths in collections:
         adapters = [check_base(read_adapter(path), loaded, shape_of) for path in paths]
         if merge is None and not any(map(read_replica, paths)) and (twins := copies(adapters)):
@@ -73,10 +73,13 @@ def basins(
                     for g, group in enumerate(members)
                 ]
                 merged = [read_adapter(path) for path in made]
-            found.append(
-                (folder, look(adapters, loaded, asked, k=k, method=method, merged_G=merged))
+            diagnosed.append(
+                (
+                    folder,
+                    diagnose_basin(adapters, loaded, asked, k=k, method=method, merged_G=merged),
+                )
             )
-    return found
+    return diagnosed
 
 
 def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
@@ -105,7 +108,7 @@ def module_spreads(sources: Sequence[Path]) -> tuple[Modules, ...]:
         populations.append(Population(name or "adapters", adapters, numbers, seeds))
     if not populations:
         raise RunError(f"{sources[0]}: none of its conditions trains adapters")
-    found = modules(populations)
+    spreads = modules(populations)
     if of_run:
-        save_modules(sources[0], found)
-    return found
+        save_modules(sources[0], spreads)
+    return spreads

@@ -19,7 +19,7 @@ import numpy as np
 from toolkit import environment, seeds
 from toolkit.data import Prompt
 from toolkit.measure.analyse import Arm, Table, analyse_table
-from toolkit.pipeline import answering
+from toolkit.pipeline import answer_prompts
 from toolkit.pipeline.engines import LocalEngine
 from toolkit.pipeline.forecast.probe import Probe, Probed, peak_bytes, probe
 from toolkit.pipeline.forecast.work import Family, Part, blocks, disk, shard_bytes
@@ -62,8 +62,8 @@ class Forecast:
 
     @property
     def seconds(self) -> float | None:
-        known = [stage.seconds for stage in self.stages.values() if stage.seconds is not None]
-        return sum(known) if known else None
+        seconds = [stage.seconds for stage in self.stages.values() if stage.seconds is not None]
+        return sum(seconds) if seconds else None
 
     @property
     def worker_bytes(self) -> int | None:
@@ -131,12 +131,12 @@ def forecast(
             for n in range(workers)
         ]
         with LocalEngine(device, workers) as engine:
-            all_found = [found for _, found in engine.run(probe, units)]
+            workers_probed = [probed_worker for _, probed_worker in engine.run(probe, units)]
 
     def mean(of: Callable[[Probed], float]) -> float:
-        return sum(map(of, all_found)) / len(all_found)
+        return sum(map(of, workers_probed)) / len(workers_probed)
 
-    begin = mean(lambda one: one.ready - begun + one.load)
+    begin = mean(lambda worker: worker.ready - begun + worker.load)
     train = sum(
         _train_seconds(part, workers, mean, (passes or {}).get(part.name, 0.0))
         for part in parts
@@ -144,7 +144,7 @@ def forecast(
     )
     merge = sum(
         math.ceil(part.replicas // m.k / workers)
-        * mean(lambda one, key=(part.name, m.label): one.merge.get(key, 0.0))
+        * mean(lambda worker, key=(part.name, m.label): worker.merge.get(key, 0.0))
         for part in parts
         for m in part.mitigations
         if m.merge
@@ -154,18 +154,18 @@ def forecast(
     effort = sum(
         family.units
         * family.adapters
-        / answering.EVALUATION_WIDTH
-        * (1 + mean(lambda one: one.per_rank) * max(0, family.rank - low))
+        / answer_prompts.EVALUATION_WIDTH
+        * (1 + mean(lambda worker: worker.per_rank) * max(0, family.rank - low))
         for family in families
     )
     answer = (
-        sum(mean(lambda one, suite=suite: one.answer[suite]) for suite in prompts)
+        sum(mean(lambda worker, suite=suite: worker.answer[suite]) for suite in prompts)
         * effort
         / workers
     )
     begin_train, begin_answer = (begin, 0.0) if train else (0.0, begin)
     peaks = [
-        max(getattr(one, name) for one in all_found)
+        max(getattr(worker, name) for worker in workers_probed)
         for name in ("train_bytes", "merge_bytes", "answer_bytes")
     ]
     peaks[0] += max((extra_bytes or {}).values(), default=0)
@@ -179,9 +179,9 @@ def forecast(
         "measure": Stage(statistics, disk_bytes=left["measure"]),
     }
     trained = [part.name for part in parts if part.plan]
-    step = {name: mean(lambda one, name=name: one.step[name]) for name in trained}
+    step = {name: mean(lambda worker, name=name: worker.step[name]) for name in trained}
     teaching = {
-        name: mean(lambda one, name=name: one.spoken[name]) * (passes or {}).get(name, 0.0)
+        name: mean(lambda worker, name=name: worker.spoken[name]) * (passes or {}).get(name, 0.0)
         for name in trained
     }
     return Forecast(stages, workers, peak_bytes(), step, teaching)
@@ -230,20 +230,21 @@ def _statistics(
         size = blocks(len(json.dumps(to_plain(results), indent=1))) + blocks(len(render(results)))
         taken.append((time.perf_counter() - start, size))
     (alone, small), (one_more, large) = taken
-    more = max((len(part.mitigations) for part in parts), default=0)
+    mitigations = max((len(part.mitigations) for part in parts), default=0)
     scale = max(1.0, max(part.replicas for part in parts) / fit)
-    return scale * (alone + more * max(0.0, one_more - alone)), small + more * max(0, large - small)
+    seconds = scale * (alone + mitigations * max(0.0, one_more - alone))
+    return seconds, small + mitigations * max(0, large - small)
 
 
 def _train_seconds(
     part: Part, workers: int, mean: Callable[[Callable[[Probed], float]], float], passes: float
 ) -> float:
     assert part.plan
-    step, rest, spoken = (
-        mean(lambda one, kind=kind: getattr(one, kind)[part.name])
-        for kind in ("step", "rest", "spoken")
+    step, overhead, spoken = (
+        mean(lambda worker, kind=kind: getattr(worker, kind)[part.name])
+        for kind in ("step", "overhead", "spoken")
     )
-    return math.ceil(part.stacks / workers) * (step * part.plan.steps + rest + spoken * passes)
+    return math.ceil(part.stacks / workers) * (step * part.plan.steps + overhead + spoken * passes)
 
 
 def seconds_since_start() -> float:
@@ -255,9 +256,9 @@ def seconds_since_start() -> float:
         return time.process_time()
 
 
-def save(folder: Path, found: Forecast) -> Path:
+def save(folder: Path, ahead: Forecast) -> Path:
     """RUN/forecast.json, with which `ftk run` compares itself when it has ended."""
-    write_text(folder / NAME, json.dumps(found.to_dict(), indent=2) + "\n")
+    write_text(folder / NAME, json.dumps(ahead.to_dict(), indent=2) + "\n")
     return folder / NAME
 
 

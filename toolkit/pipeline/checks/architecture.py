@@ -13,8 +13,8 @@ from toolkit.model.base import Base, skeleton
 from toolkit.model.compiled import TESTED
 from toolkit.model.full import read_weights
 from toolkit.model.stack import target_modules
+from toolkit.pipeline.checks.trial_step import rehearse_answers, rehearse_training
 from toolkit.pipeline.job import RunError
-from toolkit.pipeline.rehearsal import rehearse_answers, rehearse_training
 from toolkit.recipe import Condition, Recipe
 
 
@@ -27,13 +27,13 @@ def check_architecture(recipe: Recipe, base: Base, *, answers: bool = True) -> l
     if base.model.config.model_type in TESTED:
         return []
     notes: list[str] = []
-    own = {
+    conditions = {
         name: condition for name, condition in recipe.trained.items() if condition.method != "full"
     }
-    for name, condition in own.items():
+    for name, condition in conditions.items():
         notes += _as_peft(name, condition, base)
     for targets in {
-        str(condition.targets): condition.targets for condition in own.values()
+        str(condition.targets): condition.targets for condition in conditions.values()
     }.values():
         rehearse_training(base, targets)
     if answers:
@@ -76,8 +76,11 @@ def _as_peft(name: str, condition: Condition, base: Base) -> list[str]:
     if adapted is None and why is None:
         return []  # its modules cannot be built without weights
     if adapted != layers:
-        odd = min((adapted or set()) ^ layers)
-        why = why or f"by these names it {'leaves out' if odd in layers else 'adds'} {odd}"
+        differing = min((adapted or set()) ^ layers)
+        why = (
+            why
+            or f"by these names it {'leaves out' if differing in layers else 'adds'} {differing}"
+        )
         good = [
             kind
             for kind in kinds
@@ -94,12 +97,12 @@ def _as_peft(name: str, condition: Condition, base: Base) -> list[str]:
     if not everything:
         return []
     theirs, _ = _adapted(base, "all-linear")
-    more = sorted({_kind(layer) for layer in (theirs or set()) - layers})
-    if not more:
+    added = sorted({_kind(layer) for layer in (theirs or set()) - layers})
+    if not added:
         return []
     return [
         f"{name}: all-linear adapts the {len(layers)} linear layers ({', '.join(kinds)}); "
-        f"peft's would adapt {', '.join(more)} too, "
+        f"peft's would adapt {', '.join(added)} too, "
         "which are not linear layers here, so a run of peft's all-linear is another procedure"
     ]
 
@@ -127,9 +130,9 @@ def _adapted(base: Base, targets: Sequence[str] | str) -> tuple[set[str] | None,
         )
     except Exception as error:  # of peft, which refuses in several ways
         return None, " ".join(str(error).split()).partition(". ")[0][:160]
-    found = {
+    adapted = {
         name.removeprefix("base_model.model.")
         for name, module in tuned.named_modules()
         if getattr(module, "lora_A", None)
     }
-    return {name.removesuffix(".base_layer") for name in found}, None
+    return {name.removesuffix(".base_layer") for name in adapted}, None

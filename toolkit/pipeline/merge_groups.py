@@ -65,14 +65,14 @@ def merge_units(folder: Path, replicas: Sequence[int], mitigation: Mitigation) -
 
 def run_merges(job: Run, units: Sequence[MergeUnit]) -> None:
     progress = job.console.progress("merge", len(units))
-    told: dict[str, None] = {}
+    all_notes: dict[str, None] = {}
     for _, notes in job.engine.run(merge_unit, units, progress):
-        told |= dict.fromkeys(notes)
-    for note in [*told][:TOLD]:
+        all_notes |= dict.fromkeys(notes)
+    for note in [*all_notes][:TOLD]:
         job.console.note(note)
-    if len(told) > TOLD:
+    if len(all_notes) > TOLD:
         job.console.note(
-            f"{len(told) - TOLD} more such notes are in the merge.json of their merges"
+            f"{len(all_notes) - TOLD} more such notes are in the merge.json of their merges"
         )
 
 

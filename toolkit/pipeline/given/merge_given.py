@@ -23,10 +23,10 @@ from toolkit.merge import (
 )
 from toolkit.model.adapters import read_adapter
 from toolkit.model.base import check_cache, load_base
-from toolkit.pipeline.given import collections_of, one_suite, setting_of
-from toolkit.pipeline.inspect_given import basins
+from toolkit.pipeline.given.inspect_given import basins
+from toolkit.pipeline.given.sources import collections_of, one_suite, setting_of
 from toolkit.pipeline.job import RunError
-from toolkit.pipeline.merging import describe_merge
+from toolkit.pipeline.merge_groups import describe_merge
 from toolkit.recipe import Mitigation
 from toolkit.record import shapes
 from toolkit.record.folders import (
@@ -73,7 +73,7 @@ def merge_sources(
     merge has by name. Raises FolderError in one line, before anything is written, where a merge
     would go over something else.
     """
-    reports, told = [], dict[str, None]()
+    reports, notes = [], dict[str, None]()
     _, values = find_method(method, parameters)
     if dense and buffer:
         raise RunError("--buffer bounds the sum of an adapter: leave it out with --dense")
@@ -86,7 +86,7 @@ def merge_sources(
         folder: _targets(folder, paths, method, k, rank, values, dense, out)
         for folder, paths in collections
     }
-    everything = [path for one in targets.values() for path in one]
+    everything = [path for of_folder in targets.values() for path in of_folder]
     own_of = {
         folder: [[paths[i] for i in group] for group in groups(range(len(paths)), k or len(paths))]
         for folder, paths in collections
@@ -100,8 +100,8 @@ def merge_sources(
     check_outputs([*everything, *([out] if out and k else [])], inputs)
     if out and k:
         check_claim(out, MERGES, force=force)
-    for folder, own in own_of.items():
-        for target, group in zip(targets[folder], own, strict=True):
+    for folder, members in own_of.items():
+        for target, group in zip(targets[folder], members, strict=True):
             check_target(
                 target, planned(group, method, rank, buffer=buffer, dense=dense, **values), force
             )
@@ -111,9 +111,9 @@ def merge_sources(
     }
     if guard:
 
-        def tried(folder: Path, own: Sequence[Path], to: Path) -> Path:
+        def tried(folder: Path, members: Sequence[Path], to: Path) -> Path:
             return merge_adapters(
-                own,
+                members,
                 to,
                 method=method,
                 rank=rank,
@@ -124,22 +124,22 @@ def merge_sources(
             ).out
 
         looks = basins(sources, prompts=guard, base=base, k=k, method=method, merge=tried)
-        for folder, found in looks:
-            for reason in found.reasons or ["no barrier on these prompts"]:
-                note(f"guard: {folder}: {found.verdict}: {reason}")
-        if strict and any(found.verdict == "warn" for _, found in looks):
+        for folder, basin in looks:
+            for reason in basin.reasons or ["no barrier on these prompts"]:
+                note(f"guard: {folder}: {basin.verdict}: {reason}")
+        if strict and any(basin.verdict == "warn" for _, basin in looks):
             raise GuardError("nothing was merged: leave --strict out to merge anyway")
     for folder, _ in collections:
         size, judge = len(own_of[folder][0]), judges[folder]
         if out is not None and k:
             claim(out, MERGES, force=force)
-        for target, own in zip(targets[folder], own_of[folder], strict=True):
+        for target, members in zip(targets[folder], own_of[folder], strict=True):
             made: dict[str, Any] = {"out": str(target), "method": method, "k": size}
             if dense:
                 model = merge_into_base(
-                    own, target, method=method, rank=rank, base=base, score=judge, **values
+                    members, target, method=method, rank=rank, base=base, score=judge, **values
                 )
-                told |= dict.fromkeys(model.notes)
+                notes |= dict.fromkeys(model.notes)
                 made |= {
                     "energy": model.energy,
                     "dtype": model.dtype,
@@ -148,7 +148,7 @@ def merge_sources(
                 }
             else:
                 report = merge_folders(
-                    own,
+                    members,
                     target,
                     method=method,
                     rank=rank,
@@ -158,12 +158,12 @@ def merge_sources(
                     **values,
                 )
                 describe_merge(target)
-                told |= dict.fromkeys(report.notes)
+                notes |= dict.fromkeys(report.notes)
                 made |= {"rank": report.rank, "energy": report.energy, "sha256": report.sha256}
                 if isinstance(report, MergeReport) and report.error_bound_of_module:
                     made["error_bound"] = max(report.error_bound_of_module.values())
             reports.append(made)
-    for line in told:
+    for line in notes:
         note(line)
     return reports
 
@@ -197,8 +197,8 @@ def check_target(target: Path, of: Mapping[str, str], force: bool) -> None:
     """
     record = target / "merge.json"
     # older versions say it there alone
-    known = merged_of(read_json(record)) if is_record(record, shapes.Merge) else None
-    check_claim(target, MERGED, of, known=known, force=force)
+    merged = merged_of(read_json(record)) if is_record(record, shapes.Merge) else None
+    check_claim(target, MERGED, of, known=merged, force=force)
     if not force:
         check_card(target)
 
@@ -213,8 +213,8 @@ def validation_score(
     """What a greedy soup goes by: share of right answers, or mean log-probability of the references
     (nats), of an adapter folder.
     """
-    known, base, evaluation = setting_of([folder, *adapters[:1]], adapters[0], base)
-    recipe = one_suite("validation", prompts, base, evaluation, {"candidate": adapters}, known)
+    run_recipe, base, evaluation = setting_of([folder, *adapters[:1]], adapters[0], base)
+    recipe = one_suite("validation", prompts, base, evaluation, {"candidate": adapters}, run_recipe)
     asked = [
         prompt
         for prompt in read_prompts(recipe)[next(iter(recipe.data.suites))]
@@ -228,16 +228,16 @@ def validation_score(
     check_cache(base)
     model = load_base(
         base,
-        known.dtype if known else "float32",
-        environment.resolve_device(known.device if known else "auto"),
+        run_recipe.dtype if run_recipe else "float32",
+        environment.resolve_device(run_recipe.device if run_recipe else "auto"),
     )
-    known_scores: dict[str, float] = {}  # under a guard the same soup is made twice
+    scores: dict[str, float] = {}  # under a guard the same soup is made twice
 
     def score(adapter: Path) -> float:
         digest = read_adapter(adapter).sha256()
-        if digest not in known_scores:
-            known_scores[digest] = answered(adapter)
-        return known_scores[digest]
+        if digest not in scores:
+            scores[digest] = answered(adapter)
+        return scores[digest]
 
     def answered(adapter: Path) -> float:
         with tempfile.TemporaryDirectory() as scratch:
@@ -282,11 +282,11 @@ def merge_request(
         **asked.parameters,
     )
     describe_merge(out)
-    found = {
+    merged = {
         "out": str(out),
         "method": asked.method,
         "k": len(asked.adapters),
         "rank": report.rank,
         "energy": report.energy,
     }
-    return found | {"sha256": report.sha256}, [*asked.notes, *report.notes]
+    return merged | {"sha256": report.sha256}, [*asked.notes, *report.notes]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.answer.predict.prefill import read
+from toolkit.answer.predict.prefill import prefill
 from toolkit.answer.predict.voices import Voices
 from toolkit.model.adapters import AdapterError
 from toolkit.model.base import Base, BaseError
@@ -76,27 +76,29 @@ def rehearse_answers(base: Base, modules: Collection[str]) -> None:
             {name: factors for name, factors in _factors(stack, base).items() if name in modules}
         )
         prompts = [_ids(base, start, length).tolist() for start, length in enumerate(LENGTHS)]
-        speak = Voices(stack, R, 1, None)
+        voices = Voices(stack, R, 1, None)
         vocabulary = int(base.model.get_output_embeddings().weight.shape[0])  # type: ignore[union-attr]
-        for batch in read(speak, prompts, 3, vocabulary):
-            known = [prompts[i] for i in batch.indices]
+        for batch in prefill(voices, prompts, 3, vocabulary):
+            read_so_far = [prompts[i] for i in batch.indices]
             _hold(
-                _plain(stack, known),
+                _plain(stack, read_so_far),
                 batch.log_UPV,
                 "reading a prompt into a cache changes what it says",
             )
             for token in range(2):
-                known = [[*ids, token] for ids in known]
+                read_so_far = [[*ids, token] for ids in read_so_far]
                 log_UPV = batch.go_on(
-                    torch.full((R, len(known), 1), token, device=batch.log_UPV.device)
+                    torch.full((R, len(read_so_far), 1), token, device=batch.log_UPV.device)
                 )
                 _hold(
-                    _plain(stack, known), log_UPV, "its cache does not go on where the prompt ended"
+                    _plain(stack, read_so_far),
+                    log_UPV,
+                    "its cache does not go on where the prompt ended",
                 )
-                if token == 0 and len(known) > 1 and batch.keeps:
-                    still_P = torch.arange(len(known), device=log_UPV.device) > 0
+                if token == 0 and len(read_so_far) > 1 and batch.keeps:
+                    still_P = torch.arange(len(read_so_far), device=log_UPV.device) > 0
                     batch.keep(still_P)
-                    known = known[1:]
+                    read_so_far = read_so_far[1:]
 
 
 def _plain(stack: Stack, prompts: list[list[int]]) -> Tensor:
@@ -134,10 +136,10 @@ def _factors(stack: Stack, base: Base) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-def _hold(expected: Tensor, found: Tensor, what: str) -> None:
+def _hold(expected: Tensor, actual: Tensor, what: str) -> None:
     """Raise ArithmeticError where log-probabilities differ by more than rounding."""
-    dtype = found.dtype
-    a, b = (x.float().log_softmax(-1) for x in (expected, found))
+    dtype = actual.dtype
+    a, b = (x.float().log_softmax(-1) for x in (expected, actual))
     difference = float((a - b).abs().mean())
     if not difference <= TOLERANCE.get(dtype, ROUNDED):
         raise ArithmeticError(f"{what} (log-probabilities differ by {difference:.2g})")

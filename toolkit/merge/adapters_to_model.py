@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from toolkit.merge.merge import (
+from toolkit.merge.adapters_to_adapter import (
     REPORT,
     Input,
     Step,

@@ -142,9 +142,11 @@ def _second_typical() -> Iterator[Question]:
     """Other fillings of the sentences of training. These are all that there are, and only fillings
     are drawn: each is a cluster.
     """
-    known = {question[2] for question in _first_near()}  # some of whose slips slipped nothing
+    first_version = {
+        question[2] for question in _first_near()
+    }  # some of whose slips slipped nothing
     for intent, template, values in world.splits()["spare"]:
-        if (request := world.render(template, values)) not in known:
+        if (request := world.render(template, values)) not in first_version:
             yield (
                 ("one-slot" if len(values) < 2 else "more-slots"),
                 request,
@@ -157,13 +159,13 @@ def _second_near() -> Iterator[Question]:
     """One prompt of every sentence, two of every frame, four of every name, three of every
     number.
     """
-    rng, known = random.Random("near, second"), {question[2] for question in _first_near()}
-    for category, table, more in (
+    rng, first_version = random.Random("near, second"), {question[2] for question in _first_near()}
+    for category, table, added in (
         ("paraphrase", world.PARAPHRASES, sentences.PARAPHRASES),
         ("reordered", world.REORDERED, sentences.REORDERED),
     ):
-        for intent, template in [*_templates(table), *_templates(more)]:
-            values = _unused(template, rng, known)
+        for intent, template in [*_templates(table), *_templates(added)]:
+            values = _unused(template, rng, first_version)
             yield category, template, world.render(template, values), world.call(intent, values)
     for intent, template, values in islice(
         _requests(rng, lambda template: bool(_slippery(template))), 36
@@ -186,8 +188,8 @@ def _second_near() -> Iterator[Question]:
             for intent, template in order:
                 values = _fill(template, rng)
                 values |= dict.fromkeys(values.keys() & {*slots}, new)
-                if (request := world.render(template, values)) not in known:
-                    known.add(request)
+                if (request := world.render(template, values)) not in first_version:
+                    first_version.add(request)
                     yield category, new, request, world.call(intent, values)
                     break
     frames = (*world.LONGER, *sentences.LONGER) * 2
@@ -204,7 +206,7 @@ def _second_near() -> Iterator[Question]:
 
 def _second_far() -> Iterator[Question]:
     """One prompt of every sentence, two of every frame."""
-    rng, known = random.Random("far, second"), {question[2] for question in _first_far()}
+    rng, first_version = random.Random("far, second"), {question[2] for question in _first_far()}
     for category, templates, reference in (
         ("unseen-intent", (*world.UNKNOWN_INTENTS, *sentences.UNKNOWN_INTENTS), "none()"),
         ("out-of-scope", (*world.OUT_OF_SCOPE, *sentences.OUT_OF_SCOPE), "none()"),
@@ -215,7 +217,7 @@ def _second_far() -> Iterator[Question]:
                 yield (
                     category,
                     template,
-                    world.render(template, _unused(template, rng, known)),
+                    world.render(template, _unused(template, rng, first_version)),
                     reference,
                 )
     requests = _requests(rng, _is_imperative)
@@ -264,11 +266,11 @@ def _rounds(values: list[T], rng: random.Random) -> Iterator[T]:
         yield from rng.sample(values, len(values))
 
 
-def _unused(template: str, rng: random.Random, known: set[str]) -> dict[str, str]:
+def _unused(template: str, rng: random.Random, first_version: set[str]) -> dict[str, str]:
     """A filling of which the first version has no prompt."""
     while True:
         values = _fill(template, rng)
-        if world.render(template, values) not in known:
+        if world.render(template, values) not in first_version:
             return values
 
 
@@ -302,12 +304,12 @@ def _typo(template: str, rng: random.Random) -> str:
     words = template.split()
     n = rng.choice(_slippery(template))
     word = words[n]
-    at = rng.randrange(1, len(word) - 1)
+    position = rng.randrange(1, len(word) - 1)
     words[n] = rng.choice(
         (
-            word[:at] + word[at + 1 :],
-            word[: at + 1] + word[at:],
-            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            word[:position] + word[position + 1 :],
+            word[: position + 1] + word[position:],
+            word[:position] + word[position + 1] + word[position] + word[position + 2 :],
         )
     )
     return " ".join(words)

@@ -17,7 +17,7 @@ from toolkit.model.base import load_base
 from toolkit.model.full import FULL, MODEL, read_weights
 from toolkit.pipeline.engines import Progress
 from toolkit.pipeline.job import Run
-from toolkit.pipeline.merging import merged_folder
+from toolkit.pipeline.merge_groups import merged_folder
 from toolkit.recipe import Evaluation, Mitigation
 from toolkit.recipe.schedule import WEIGHT_BYTES, whole_width
 from toolkit.record.files import sha256_file
@@ -89,8 +89,8 @@ def subjects_of(job: Run, name: str) -> list[list[Subject]]:
             ]
             families.append(
                 [
-                    Subject(name, mitigation.label, g, *own)
-                    for g, own in enumerate(zip(paths, digests, weights, strict=True))
+                    Subject(name, mitigation.label, g, *members_of)
+                    for g, members_of in enumerate(zip(paths, digests, weights, strict=True))
                 ]
             )
     return families

@@ -17,8 +17,9 @@ from toolkit.model.adapters import adapter_paths
 from toolkit.model.adopt import read_all, remarks
 from toolkit.model.full import copies, read_weights
 from toolkit.pipeline import evaluate, measure, merge
-from toolkit.pipeline.answering import answer, answer_units, weights_digest
-from toolkit.pipeline.given import (
+from toolkit.pipeline.answer_prompts import answer, answer_units, weights_digest
+from toolkit.pipeline.assemble_results import conclude
+from toolkit.pipeline.given.sources import (
     collections_of,
     home_of,
     one_suite,
@@ -27,9 +28,8 @@ from toolkit.pipeline.given import (
     unlike,
 )
 from toolkit.pipeline.job import Console, RunError, open_folder
-from toolkit.pipeline.measuring import conclude
 from toolkit.pipeline.opening import free_folder, kind_of_run, open_run
-from toolkit.pipeline.populations import take
+from toolkit.pipeline.populations import adopt_condition
 from toolkit.recipe import Evaluation, Given, Mitigation, Recipe
 from toolkit.record.folders import (
     EVALUATED,
@@ -88,7 +88,7 @@ def evaluate_subjects(
     collections = collections_of(sources)
     if base is None and not home_of(sources):
         common_base([read_weights(path) for _, paths in collections for path in paths])
-    known, base, evaluation = setting_of(sources, collections[0][1][0], base)
+    run_recipe, base, evaluation = setting_of(sources, collections[0][1][0], base)
     changes = {"answer": answer_rule, "max_new_tokens": max_new_tokens}
     evaluation = Evaluation.model_validate(
         evaluation.model_dump() | {key: value for key, value in changes.items() if value}
@@ -97,7 +97,7 @@ def evaluate_subjects(
     for line in remarks([path for _, paths in collections for path in paths], base):
         console.note(line)
     paths_of = {name: paths for name, (_, paths) in zip(names, collections, strict=True)}
-    recipe = one_suite("evaluate", prompts, base, evaluation, paths_of, known)
+    recipe = one_suite("evaluate", prompts, base, evaluation, paths_of, run_recipe)
     suite = next(iter(recipe.data.suites))
     if ensemble:
         recipe = recipe.model_copy(update={"mitigations": [_of_groups(ensemble, paths_of)]})
@@ -106,7 +106,7 @@ def evaluate_subjects(
     if ensemble:
         with open_run(recipe, folder, workers=workers, console=console, kind=EVALUATED) as job:
             for name in recipe.conditions:
-                take(job, name)
+                adopt_condition(job, name)
             evaluate(job)
             return folder, measure(job)
     with open_run(recipe, folder, workers=workers, console=console, kind=EVALUATED) as job:
@@ -206,14 +206,14 @@ def _of_groups(ensemble: Mapping[str, Any], paths_of: Mapping[str, Sequence[Path
         return Mitigation.model_validate({**ensemble, "k": k or there})
     except ValidationError as error:
         first = error.errors()[0]
-        known = [
+        settings = [
             name
             for name in ("similarity", "threshold", "weights")
             if first["type"] == "extra_forbidden"
         ]
         text = (
-            f"unknown setting{nearest(str(first['loc'][-1]), known)}"
-            if known
+            f"unknown setting{nearest(str(first['loc'][-1]), settings)}"
+            if settings
             else first["msg"].removeprefix("Value error, ")
         )
         raise RunError(f"--ensemble {ensemble['ensemble']}: {text}") from None

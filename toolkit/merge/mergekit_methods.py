@@ -35,20 +35,20 @@ def check(name: str, parameters: Mapping[str, Any]) -> Any:
     methods = {method.spec.name: method for method in registered_methods()}
     if name not in methods:
         raise ValueError(f"unknown merge method 'mergekit:{name}'{nearest(name, [*methods])}")
-    known = {
+    accepted = {
         p.name: p for p in methods[name].spec.parameters if p.name not in ("weight", "int8_mask")
     }
     for key, value in parameters.items():
-        if key not in known:
+        if key not in accepted:
             raise ValueError(
                 f"unknown parameter {key!r} of merge method "
-                f"mergekit:{name}{nearest(key, [*known, 'seed'])}"
+                f"mergekit:{name}{nearest(key, [*accepted, 'seed'])}"
             )
         try:
-            known[key].validate(value)
+            accepted[key].validate(value)
         except ValueError:
             raise ValueError(f"{key} {value!r} is impossible for mergekit:{name}") from None
-    for key, parameter in known.items():
+    for key, parameter in accepted.items():
         if parameter.required and key not in parameters:
             raise ValueError(f"mergekit:{name} needs {key!r}")
     return methods[name]
@@ -73,7 +73,7 @@ def entries(
     from mergekit.merge_methods.base import BasePolicy
 
     method = check(name, parameters)
-    changes = [delta.dense(one) for one in factors]
+    changes = [delta.dense(change) for change in factors]
     unit = float(torch.stack([D.square().mean() for D in changes]).mean().sqrt())
     if unit == 0:
         return changes[0]

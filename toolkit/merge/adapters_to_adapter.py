@@ -17,8 +17,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import toolkit
-from toolkit.merge.methods import Method, accepted, find_coefficients, find_method, merge_entries
-from toolkit.merge.naming import layers_of_base, under_one_naming
+from toolkit.merge.align_names import layers_of_base, under_one_naming
+from toolkit.merge.apply_method import (
+    Method,
+    accepted,
+    find_coefficients,
+    find_method,
+    merge_entries,
+)
 from toolkit.merge.soup import Step, greedy_soup
 from toolkit.model import delta
 from toolkit.model.adapters import (
@@ -32,7 +38,7 @@ from toolkit.model.adapters import (
     write_adapter,
 )
 from toolkit.model.full import MODEL, FullModel, copies, read_weights
-from toolkit.recipe.merges import MERGEKIT
+from toolkit.recipe.merge_methods import MERGEKIT
 from toolkit.record.files import sha256_file
 from toolkit.record.folders import MERGED
 from toolkit.record.plain import parse
@@ -206,7 +212,7 @@ def nothing_left(members: "Members", total: float) -> list[str]:
 def as_text(record: Mapping[str, Any]) -> str:
     """merge.json."""
     plain = {
-        key: [one if isinstance(one, dict) else asdict(one) for one in value]
+        key: [entry if isinstance(entry, dict) else asdict(entry) for entry in value]
         if key in ("inputs", "soup")
         else value
         for key, value in record.items()
@@ -222,16 +228,20 @@ def merged_of(record: Mapping[str, Any]) -> dict[str, str]:
     """
     plain = parse(as_text(record), any_number=True)
     tried = plain.get("soup", []) if record["method"] == "greedy_soup" else plain["inputs"]
-    paths = sorted({str(Path(one["path"]).absolute()) for one in tried})
+    paths = sorted({str(Path(source["path"]).absolute()) for source in tried})
     how = {**plain["parameters"], "rank": str(plain["parameters"].get("rank"))}
-    told = ", ".join(f"{name} {value}" for name, value in sorted(how.items())) + ", dense" * (
+    settings = ", ".join(f"{name} {value}" for name, value in sorted(how.items())) + ", dense" * (
         "dtype" in record
     )
-    found = {"source": f"{record['method']} ({told}) of {', '.join(paths)}"}
+    made = {"source": f"{record['method']} ({settings}) of {', '.join(paths)}"}
     if tried is plain["inputs"]:
-        content = sorted([one["sha256"], one.get("config_sha256"), one["weight"]] for one in tried)
-        found["sha256"] = sha256(json.dumps([record["method"], told, content]).encode()).hexdigest()
-    return found
+        content = sorted(
+            [source["sha256"], source.get("config_sha256"), source["weight"]] for source in tried
+        )
+        made["sha256"] = sha256(
+            json.dumps([record["method"], settings, content]).encode()
+        ).hexdigest()
+    return made
 
 
 def planned(
@@ -292,7 +302,7 @@ class Members:
 
     @property
     def weights(self) -> list[float]:
-        return [one.weight for one in self.inputs]
+        return [source.weight for source in self.inputs]
 
     def fitted(self, names: Collection[str]) -> "Members":
         """The same under a base's own names of modules."""
@@ -404,9 +414,9 @@ def read_members(
     base: str | None,
 ) -> Members:
     """Check and hash all inputs. Raises AdapterError or ValueError in one line."""
-    inputs, found = read_inputs(sources, weights, chosen, values)
-    adapters = [one for one in found if isinstance(one, Adapter)]
-    if whole := [one for one in found if isinstance(one, FullModel)]:
+    inputs, loaded = read_inputs(sources, weights, chosen, values)
+    adapters = [source for source in loaded if isinstance(source, Adapter)]
+    if whole := [source for source in loaded if isinstance(source, FullModel)]:
         raise AdapterError(
             f"{whole[0].path}: a fully fine-tuned model; it merges with others of its "
             "kind, into a model"
@@ -414,11 +424,11 @@ def read_members(
     identity = common_base(adapters) if base is None else (base, None)
     adapters, notes = under_one_naming(adapters, identity)
     notes += remarks(adapters, base)
-    names = [Path(one.path).name for one in inputs]
+    names = [Path(source.path).name for source in inputs]
     count = Counter(names)
     ids = [
-        name if count[name] == 1 else f"{name}:{one.sha256}"
-        for name, one in zip(names, inputs, strict=True)
+        name if count[name] == 1 else f"{name}:{source.sha256}"
+        for name, source in zip(names, inputs, strict=True)
     ]
     return Members(inputs, adapters, ids, *identity, _common_shapes(adapters), notes)
 
@@ -450,11 +460,13 @@ def read_inputs(
                 members.append(
                     (Input(str(path), *_hashes(path), weight * share / total), read_weights(path))
                 )
-            content = [(one.sha256, one.config_sha256, one.weight) for one, _ in members]
+            content = [
+                (input_.sha256, input_.config_sha256, input_.weight) for input_, _ in members
+            ]
             groups.append((source.name, content, str(source), members))
     groups.sort(key=lambda group: group[:3])
     pairs = [pair for *_, members in groups for pair in members]
-    return [one for one, _ in pairs], [adapter for _, adapter in pairs]
+    return [input_ for input_, _ in pairs], [adapter for _, adapter in pairs]
 
 
 def _hashes(folder: Path) -> tuple[str, str]:
@@ -497,10 +509,13 @@ def remarks(adapters: Sequence[Adapter], base: str | None) -> list[str]:
         notes.append(
             f"{_several(zero)}: its change is exactly zero, so it only makes the merge smaller"
         )
-    if partly := [(one, names) for one, names in still if 0 < len(names) < len(one.modules)]:
+    if partly := [
+        (adapter, names) for adapter, names in still if 0 < len(names) < len(adapter.modules)
+    ]:
         first, names = partly[0]
+        changed = _several([adapter for adapter, _ in partly])
         notes.append(
-            f"{_several([one for one, _ in partly])}: its change is exactly zero in {len(names)} "
+            f"{changed}: its change is exactly zero in {len(names)} "
             f"of its {len(first.modules)} modules, as {names[0]!r}; what it leaves alone counts as "
             "unchanged"
         )
@@ -595,7 +610,7 @@ def _target_modules(members: Members) -> list[str]:
         )
         lists.add(tuple(sorted(target)) if isinstance(target, list) and not narrowed else None)
     common: list[str] = list((lists.pop() if len(lists) == 1 else None) or ())
-    meant = [{n for n in names if aims_at({"target_modules": [one]}, n)} for one in common]
+    meant = [{n for n in names if aims_at({"target_modules": [entry]}, n)} for entry in common]
     if not all(meant) or set().union(*meant) != set(names):
         return names
     layers = layers_of_base((members.base, members.revision), names)

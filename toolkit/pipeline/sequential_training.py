@@ -66,7 +66,7 @@ def train_until(
         for suite, rows in asked_about(figure, looks.suites).items()
     }
     sequences = {figure: ConfidenceSequence(looks.level) for figure in targets}
-    told: list[dict[str, Any]] = []
+    taken: list[dict[str, Any]] = []
     answered = 0
     for replicas in look_points(rule, looks.stack):
         alive = train_up_to(replicas)
@@ -82,7 +82,7 @@ def train_until(
         verdict = "stop" if decision.stop else "max" if last else "continue"
         figures = {figure: sequence.to_dict() for figure, sequence in sequences.items()}
         failed = replicas - len(alive)
-        told.append(
+        taken.append(
             {
                 "replicas": replicas,
                 "failed": failed,
@@ -92,7 +92,7 @@ def train_until(
             }
         )
         asked = {"max": rule.max, "min": rule.min, "batch": rule.batch, "until": targets}
-        record = {"rule": asked, "level": looks.level, "method": ANYTIME, "looks": told}
+        record = {"rule": asked, "level": looks.level, "method": ANYTIME, "looks": taken}
         write_text(folder / "stopping.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
         note(f"{folder.name}: {replicas} replicas, {verdict}: {decision.reason}")
         if decision.stop:
@@ -116,13 +116,15 @@ def asked_about(figure: str, suites: Suites) -> Suites:
     name = figure.partition(".")[2]
     if name in suites:
         return {name: suites[name]}
-    found = {suite: rows for suite, rows in suites.items() if any(p.shift == name for p in rows)}
-    if not found:
+    with_shift = {
+        suite: rows for suite, rows in suites.items() if any(p.shift == name for p in rows)
+    }
+    if not with_shift:
         raise RecipeError(
             f"replicas.until: {figure}: no suite has {name} prompts; there are: "
             f"{', '.join(suites) or 'no suites'}"
         )
-    return found
+    return with_shift
 
 
 def _watch(
@@ -138,8 +140,8 @@ def _watch(
     assert arm is not None  # the shards hold nothing else
     for figure, sequence in sequences.items():
         name = figure.partition(".")[2]
-        at = table.suites[name] if name in table.suites else table.shifts[name]
-        for x in pair_disagreement(arm.answer_RP[:, at]):
+        columns = table.suites[name] if name in table.suites else table.shifts[name]
+        for x in pair_disagreement(arm.answer_RP[:, columns]):
             sequence.add(float(x))
 
 
@@ -147,18 +149,18 @@ def stopping_note(folder: Path) -> str:
     """What readers of a condition's intervals must know when its number of replicas was decided by
     looking at them.
     """
-    found = read_record(folder / "stopping.json", shapes.Stopping, "`ftk run` writes it again")
-    look = found["looks"][-1]
+    record = read_record(folder / "stopping.json", shapes.Stopping, "`ftk run` writes it again")
+    last = record["looks"][-1]
     ends = "; ".join(
         f"{figure} {number(f['mean'], '%')} % [{number(f['low'], '%')}, "
         f"{number(f['high'], '%')}] from {f['pairs']} pairs"
-        for figure, f in look["figures"].items()
+        for figure, f in last["figures"].items()
     )
-    met = "" if look["decision"] == "stop" else ", its targets not met"
+    met = "" if last["decision"] == "stop" else ", its targets not met"
     return (
-        f"{folder.name}: the number of replicas, {look['replicas']}, was decided by a "
+        f"{folder.name}: the number of replicas, {last['replicas']}, was decided by a "
         f"rule that looked at their answers{met}; the "
         "intervals of this report are made for a number given beforehand and are too "
         "narrow for that; "
-        f"{100 * found['level']:g} % intervals that hold, for these prompts only: {ends}"
+        f"{100 * record['level']:g} % intervals that hold, for these prompts only: {ends}"
     )

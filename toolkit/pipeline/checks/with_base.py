@@ -15,10 +15,10 @@ from toolkit.model.adopt import check_base, find_adapters, layer_shapes
 from toolkit.model.base import Base
 from toolkit.model.full import FullModel, check_whole, read_weights
 from toolkit.model.stack import layer_shape, target_modules
-from toolkit.pipeline.architecture import check_architecture
+from toolkit.pipeline.checks.architecture import check_architecture
+from toolkit.pipeline.checks.without_base import check_criteria, refused_at
 from toolkit.pipeline.job import RunError
-from toolkit.pipeline.outset import check_criteria, told
-from toolkit.pipeline.training import training_examples, training_plan
+from toolkit.pipeline.train_stacks import training_examples, training_plan
 from toolkit.recipe import Mitigation, Recipe
 from toolkit.recipe.schedule import snapshot_steps
 
@@ -63,7 +63,7 @@ def check_merges(recipe: Recipe) -> None:
             (torch.randn(1, 8, generator=draw), torch.randn(8, 1, generator=draw), 1.0)
             for _ in range(min(mitigation.k, TRIED))
         ]
-        with told(f"mitigation {mitigation.label}"):
+        with refused_at(f"mitigation {mitigation.label}"):
             combine(mitigation.merge, changes, **mitigation.parameters)
 
 
@@ -78,7 +78,7 @@ def check_evaluation(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]
         )
     first = next((suite[0] for suite in prompts.values() if suite), None)
     for choice in asked.choices:
-        with told(f"evaluation.choices, {choice!r}"):
+        with refused_at(f"evaluation.choices, {choice!r}"):
             if not choice or first and not encode_reference(first.prompt, choice, base.tokenizer):
                 raise ValueError("the tokenizer makes no token of it")
 
@@ -146,32 +146,32 @@ def check_against_base(recipe: Recipe, base: Base) -> None:
             for trajectory in along:
                 trajectory(path)  # raises where the method needs snapshots that are not there
     for name in recipe.conditions:
-        own = recipe.trained.get(name)
-        if own and own.method == "full" and "nf4" in (own.dtype, recipe.dtype):
+        trained = recipe.trained.get(name)
+        full = trained is not None and trained.method == "full"
+        if trained and full and "nf4" in (trained.dtype, recipe.dtype):
             raise RunError(
                 f"conditions.{name}: all weights cannot be trained, or answer, in four "
                 "bits; set `dtype: bfloat16` for the run"
             )
         try:
-            if own and own.method == "full":
+            if full:
                 check_whole(base.model)
-            layers = target_modules(base.model, own.targets if own else "all-linear")
+            layers = target_modules(base.model, trained.targets if trained else "all-linear")
         except ValueError as error:
-            raise RunError(
-                f"conditions.{name}{'' if own and own.method == 'full' else '.targets'}: {error}"
-            ) from None
-        if own and own.threads > 1 and base.model.device.type != "cpu":
+            raise RunError(f"conditions.{name}{'' if full else '.targets'}: {error}") from None
+        if trained and trained.threads > 1 and base.model.device.type != "cpu":
             raise RunError(
                 f"conditions.{name}.threads: are those of a CPU, and this run is on "
                 f"{base.model.device.type}; leave it out"
             )
         largest = max(min(layer_shape(layer)) for layer in layers.values())
-        if own and own.method != "full" and own.rank > largest:
+        if trained and not full and trained.rank > largest:
             raise RunError(
                 f"conditions.{name}.rank: the widest layer that is adapted takes rank "
-                f"{largest}, not {own.rank:,}"
+                f"{largest}, not {trained.rank:,}"
             )
-        for mitigation in [*recipe.mitigations, *([own.teacher] if own and own.teacher else [])]:
+        teacher = trained.teacher if trained else None
+        for mitigation in [*recipe.mitigations, *([teacher] if teacher else [])]:
             if isinstance(mitigation.rank, int) and mitigation.rank > largest:
                 raise RunError(
                     f"mitigation {mitigation.label}: the changes of this base have ranks "
@@ -215,16 +215,16 @@ def check_lengths(
         )
     for suite, asked in prompts.items():
         for prompt in asked:
-            known = encode_prompt(prompt, base.tokenizer)
+            ids = encode_prompt(prompt, base.tokenizer)
             reference = (
                 encode_reference(prompt, prompt.reference, base.tokenizer)
                 if prompt.reference is not None
                 else []
             )
             answer = max(recipe.evaluation.max_new_tokens, len(reference))
-            if len(known) + answer > limit:
+            if len(ids) + answer > limit:
                 raise RunError(
-                    f"suite {suite}, prompt {prompt.id!r}: {len(known):,} tokens and an "
+                    f"suite {suite}, prompt {prompt.id!r}: {len(ids):,} tokens and an "
                     f"answer of up to {answer:,} are more than "
                     f"the {limit:,} that base {recipe.base!r} takes; shorten the prompt "
                     "or set a smaller `evaluation.max_new_tokens`"

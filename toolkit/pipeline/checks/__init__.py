@@ -1,0 +1,1 @@
+"""What would fail after hours is refused before: first without torch, then with the base."""
