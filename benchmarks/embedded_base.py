@@ -20,7 +20,7 @@ from toolkit.data import encode_prompt, encode_rows, parse_answer, read_rows, re
 from toolkit.embedded import pretrain, world
 from toolkit.model.base import Base, load_base
 from toolkit.model.stack import stacked
-from toolkit.recipe import Condition
+from toolkit.recipe import LoraCondition
 from toolkit.recipe.schedule import plan_training
 from toolkit.train import train_stack
 
@@ -30,7 +30,7 @@ TUNING, MEASURING = 999, 0  # root seeds
 
 def answers(base: Base, prompts: list, lr: float, root: int, replicas: int) -> list[list[str]]:
     """Parsed greedy answers of fresh two-epoch LoRA replicas, [replica][prompt]."""
-    condition = Condition(lr=lr, warmup=15, epochs=2)
+    condition = LoraCondition(lr=lr, warmup=15, epochs=2)
     examples = encode_rows(read_rows("embedded"), base.tokenizer, max_length=512)
     plan = plan_training(
         condition,

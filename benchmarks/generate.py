@@ -27,11 +27,11 @@ from toolkit.data import encode_prompt, encode_rows, read_rows, read_suite
 from toolkit.model.adapters import read_adapter
 from toolkit.model.base import EMBEDDED, load_base
 from toolkit.model.stack import stacked
-from toolkit.recipe import Condition
+from toolkit.recipe import LoraCondition
 from toolkit.recipe.schedule import plan_training
 from toolkit.train import save_stack, train_stack
 
-CONDITION = Condition(rank=8, epochs=2, batch_size=16, lr=1e-2, warmup=15)
+CONDITION = LoraCondition(rank=8, epochs=2, batch_size=16, lr=1e-2, warmup=15)
 SHIFTS = ("typical", "near", "far")
 NEW, BATCHES = 32, (16, 64, 256)
 

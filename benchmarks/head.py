@@ -31,7 +31,7 @@ def one(dtype: str, in_pieces: bool, steps: int) -> dict[str, float]:
 
     from toolkit import environment, seeds
     from toolkit.data import Example
-    from toolkit.recipe import Condition
+    from toolkit.recipe import LoraCondition
     from toolkit.recipe.schedule import head_piece, plan_training
     from toolkit.train import train_stack
 
@@ -54,7 +54,7 @@ def one(dtype: str, in_pieces: bool, steps: int) -> dict[str, float]:
     examples = [
         Example(ids, [False] + [True] * (TOKENS - 1), 1, prompt="", completion="") for ids in rows
     ]
-    condition = Condition(rank=8, epochs=1, batch_size=BATCH, lr=1e-3)
+    condition = LoraCondition(rank=8, epochs=1, batch_size=BATCH, lr=1e-3)
     plan = plan_training(condition, [TOKENS] * 32, [TOKENS - 1] * 32, stack=STACK, device="cpu")
     plan = replace(plan, steps=steps, piece=head_piece(plan, VOCABULARY, "cpu") if in_pieces else 0)
     marks = [time.perf_counter()]

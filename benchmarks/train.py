@@ -59,7 +59,7 @@ from toolkit import environment, seeds
 from toolkit.data import Example, encode_rows, read_rows
 from toolkit.model.base import EMBEDDED, fastest_dtype, load_base
 from toolkit.model.stack import stacked
-from toolkit.recipe import Condition
+from toolkit.recipe import LoraCondition
 from toolkit.recipe.schedule import head_piece, plan_training
 from toolkit.train import batch_rows, initial_factors, loop, train_stack
 
@@ -126,12 +126,12 @@ class Workload:
         common = {"epochs": 2, "warmup": 15, "clip": 1.0}
         if name == "embedded":
             base = load_base("embedded")
-            self.condition = Condition(**common, rank=8, batch_size=16, lr=1e-2)
+            self.condition = LoraCondition(**common, rank=8, batch_size=16, lr=1e-2)
             self.examples = encode_rows(read_rows("embedded"), base.tokenizer, max_length=512)
             self.model = base.model
         else:
             shape = SHAPES[name]
-            self.condition = Condition(
+            self.condition = LoraCondition(
                 **common, rank=shape.rank, batch_size=shape.rows, lr=1e-3, dropout=0.05
             )
             rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import torch
 from test_train import REAL, plan_of, rows, seeds_of
 from tiny import tiny_model
 
-from toolkit.recipe import Condition, Lookahead, Snapshots
+from toolkit.recipe import Lookahead, LoraCondition, Snapshots
 from toolkit.train import Checkpoint, train_stack
 
 ADAPTERS = {
@@ -62,7 +62,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("keys", [ADAPTERS, WHOLE], ids=["adapters", "whole"])
 def test_interrupted_twice_is_undisturbed_to_the_bit(tmp_path, keys):
-    condition, path = Condition(**keys), tmp_path / "stacks" / "s.pt"
+    condition, path = LoraCondition(**keys), tmp_path / "stacks" / "s.pt"
     undisturbed = train(condition)
     for stop in (5, 11):
         with pytest.raises(Interrupted):
@@ -84,7 +84,7 @@ def test_interrupted_twice_is_undisturbed_to_the_bit(tmp_path, keys):
 
 
 def test_what_is_not_its_own_or_broken_is_not_used(tmp_path):
-    condition, path = Condition(**REAL), tmp_path / "s.pt"
+    condition, path = LoraCondition(**REAL), tmp_path / "s.pt"
     undisturbed = train(condition)
     with pytest.raises(Interrupted):
         train(condition, path, mark="another", stop=4)
@@ -97,5 +97,5 @@ def test_what_is_not_its_own_or_broken_is_not_used(tmp_path):
 
 def test_short_stacks_write_none(tmp_path):
     with pytest.raises(Interrupted):
-        train(Condition(**REAL), tmp_path / "s.pt", seconds=60.0, stop=6)
+        train(LoraCondition(**REAL), tmp_path / "s.pt", seconds=60.0, stop=6)
     assert not (tmp_path / "s.pt").exists()

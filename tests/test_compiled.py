@@ -10,7 +10,7 @@ from tiny import tiny_model
 
 from toolkit import environment
 from toolkit.model.compiled import TESTED, attention_by_products
-from toolkit.recipe import Condition
+from toolkit.recipe import LoraCondition
 from toolkit.recipe.schedule import COMPILED_WORK, pays_to_compile
 from toolkit.train import train_stack
 
@@ -18,7 +18,7 @@ needs_compiler = pytest.mark.skipif(environment.compiler() is None, reason="no C
 
 
 def train(kind, dtype, dropout, *, compiled, replicas=(0, 1, 2, 3), steps=3):
-    condition = Condition(**REAL, dropout=dropout)
+    condition = LoraCondition(**REAL, dropout=dropout)
     examples = rows(seed=5)
     plan = replace(plan_of(condition, examples), steps=steps, compiled=compiled)
     model = tiny_model(kind, dtype)
@@ -72,7 +72,7 @@ def test_attention_by_products_is_scaled_dot_product_attention(masked):
 
 
 def test_what_pays_does_not_depend_on_the_number_of_replicas():
-    plan = plan_of(Condition(**REAL), rows())
+    plan = plan_of(LoraCondition(**REAL), rows())
     few = COMPILED_WORK / (4 * plan.tokens_per_step * plan.accumulation * plan.steps)
     assert not pays_to_compile(plan, int(few * 0.9)) and pays_to_compile(plan, int(few * 1.1))
     # old fingerprints stay

@@ -17,14 +17,23 @@ from tiny import MODELS, tiny_model
 from toolkit.model.full import stacked_whole
 from toolkit.model.stack import stacked
 from toolkit.pipeline.preview import check
-from toolkit.recipe import Condition, Lookahead, Snapshots, load_recipe, parse_recipe
-from toolkit.recipe.conditions import YOUNGER
+from toolkit.recipe import (
+    FullCondition,
+    Lookahead,
+    LoraCondition,
+    Snapshots,
+    load_recipe,
+    parse_recipe,
+)
+from toolkit.recipe.conditions import METHODS, LaterKey, marked
 from toolkit.recipe.schedule import learning_rate, plan_training, snapshot_steps
 from toolkit.record.population import fingerprint
 from toolkit.train import batch_rows, initial_factors, train_stack
 from toolkit.train.initial import flip_last_bits
 from toolkit.train.optimise import layer_rate
 from toolkit.train.save import average_weights
+
+LATER = marked(LaterKey, *METHODS.values())
 
 SHORT = {"epochs": 2, "batch_size": 4, "lr": 5e-3, "warmup": 2, "clip": 0.5}
 LORA = {**SHORT, "rank": 4, "alpha": 8.0}
@@ -116,7 +125,7 @@ CONTROLS = {
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_a_stacked_replica_with_a_control_equals_a_plain_peft_loop(control):
-    condition = Condition(**{**LORA, **CONTROLS[control]})
+    condition = LoraCondition(**{**LORA, **CONTROLS[control]})
     examples = rows(11)
     plan, seeds_R = plan_of(condition, examples), seeds_of(range(4))
     trained = train_stack(tiny_model("qwen2", torch.float64), examples, condition, plan, seeds_R)
@@ -133,14 +142,16 @@ def test_a_stacked_replica_with_a_control_equals_a_plain_peft_loop(control):
         for mine, theirs in zip((x[2] for x in trained.factors[name]), pair, strict=True):
             assert (mine - theirs).norm() <= 1e-9 * theirs.norm(), name
     plain = train_stack(
-        tiny_model("qwen2", torch.float64), examples, Condition(**LORA), plan, seeds_R
+        tiny_model("qwen2", torch.float64), examples, LoraCondition(**LORA), plan, seeds_R
     )
     assert not np.allclose(plain.loss_SR[-1], trained.loss_SR[-1], rtol=1e-6)  # it does something
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_stacked_full_fine_tuning_equals_a_plain_loop(kind):
-    condition = Condition(**FULL, layer_lr_decay=0.8, weight_decay=0.1, lookahead=Lookahead(k=3))
+    condition = FullCondition(
+        **FULL, layer_lr_decay=0.8, weight_decay=0.1, lookahead=Lookahead(k=3)
+    )
     examples = rows(11)
     plan, seeds_R = plan_of(condition, examples), seeds_of(range(4), ["order"])
     model = tiny_model(kind, torch.float64)
@@ -166,7 +177,7 @@ def test_full_fine_tuning_of_a_narrow_base_keeps_wide_weights():
     """The base computes in bfloat16; what is trained is float32, so that steps below its last digit
     add up.
     """
-    condition = Condition(**{**FULL, "lr": 1e-5})
+    condition = FullCondition(**{**FULL, "lr": 1e-5})
     examples = rows(11)
     trained = train_stack(
         tiny_model("qwen2", torch.bfloat16),
@@ -204,7 +215,7 @@ def same(a, b, slot, other):
     ids=["full", "lora"],
 )
 def test_neighbours_do_not_matter_to_the_bit(settings):
-    condition = Condition(**settings)
+    condition = METHODS[settings.get("method", "lora")](**settings)
     examples = rows(11)
     plan = plan_of(condition, examples)
     model = tiny_model("qwen2")
@@ -216,7 +227,7 @@ def test_neighbours_do_not_matter_to_the_bit(settings):
 
 
 def test_a_full_replica_that_diverges_harms_no_other():
-    condition = Condition(**FULL)
+    condition = FullCondition(**FULL)
     examples = rows(11)
     plan, model = plan_of(condition, examples), tiny_model("qwen2")
     healthy = train_stack(model, examples, condition, plan, seeds_of(range(4)))
@@ -235,7 +246,7 @@ def test_a_full_replica_that_diverges_harms_no_other():
 
 
 def test_without_a_source_that_varies_all_full_replicas_are_one():
-    condition = Condition(**FULL)
+    condition = FullCondition(**FULL)
     examples = rows(11)
     plan, model = plan_of(condition, examples), tiny_model("qwen2")
     held = train_stack(model, examples, condition, plan, seeds_of(range(4), ["init", "dropout"]))
@@ -291,7 +302,7 @@ def test_adapters_begin_as_those_of_peft_do(init):
 
 def test_lookahead_of_one_step_and_all_the_way_is_no_lookahead():
     examples = rows(11)
-    plain, idle = Condition(**LORA), Condition(**LORA, lookahead=Lookahead(k=1, alpha=1.0))
+    plain, idle = LoraCondition(**LORA), LoraCondition(**LORA, lookahead=Lookahead(k=1, alpha=1.0))
     plan = plan_of(plain, examples)
     a, b = (
         train_stack(tiny_model("qwen2", torch.float64), examples, c, plan, seeds_of(range(4)))
@@ -303,7 +314,7 @@ def test_lookahead_of_one_step_and_all_the_way_is_no_lookahead():
 
 
 def test_a_cycle_ends_low_at_every_snapshot_and_begins_high_after_it():
-    condition = Condition(
+    condition = LoraCondition(
         **{**LORA, "epochs": 10, "warmup": 0},
         schedule="cyclic",
         cycle_floor=0.1,
@@ -320,7 +331,7 @@ def test_a_cycle_ends_low_at_every_snapshot_and_begins_high_after_it():
 
 
 def test_averages_are_of_the_snapshots_that_they_say():
-    condition = Condition(
+    condition = LoraCondition(
         **LORA, snapshots=Snapshots(count=6), averages=["swa", "ema", "lawa"], lawa_last=2
     )
     found = average_weights(condition, 6)
@@ -400,7 +411,7 @@ def test_an_older_condition_keeps_its_fingerprint():
         "crossed": {},
         "repeats": 1,
     }
-    assert Condition().model_dump() == known
+    assert LoraCondition().model_dump() == known
     used = {
         "init": "gaussian",
         "freeze": ["A"],
@@ -412,8 +423,8 @@ def test_an_older_condition_keeps_its_fingerprint():
         "threads": 2,
         "perturb": "bit",
     }
-    assert set(used) < set(YOUNGER)
-    marks = [fingerprint(Condition(**{key: value}).model_dump()) for key, value in used.items()]
+    assert set(used) < LATER
+    marks = [fingerprint(LoraCondition(**{key: value}).model_dump()) for key, value in used.items()]
     assert len({*marks, fingerprint(known)}) == len(marks) + 1
 
 
@@ -494,7 +505,7 @@ def test_the_recipes_of_all_controls_are_fit_to_run():
     )
     used = {key for _, c, _ in others for key in c.model_dump()}
     # the first two only tune another
-    assert {key for key in YOUNGER if key not in ("cycle_floor", "lawa_last", "rows")} <= used
+    assert {key for key in LATER if key not in ("cycle_floor", "lawa_last", "rows")} <= used
 
 
 def test_full_takes_over_from_adapters_what_is_not_theirs():
@@ -513,19 +524,19 @@ def test_full_takes_over_from_adapters_what_is_not_theirs():
 
 
 def test_a_large_base_is_trained_alone():
-    condition, lengths = Condition(method="full"), [20] * 100
+    condition, lengths = FullCondition(method="full"), [20] * 100
 
     def width(parameters, **asked):
-        settings = Condition(method="full", **asked)
+        settings = FullCondition(method="full", **asked)
         return plan_training(
             settings, lengths, lengths, stack=None, device="cpu", parameters=parameters
         ).stack
 
     assert (
         width(500_000)
-        == plan_training(Condition(), lengths, lengths, stack=None, device="cpu").stack
+        == plan_training(LoraCondition(), lengths, lengths, stack=None, device="cpu").stack
     )
     assert width(20_000_000) == 4
     assert width(500_000_000) == 1
     assert width(500_000_000, stack=2) == 2
-    assert condition.lr == 2e-5 and Condition().lr == 2e-4
+    assert condition.lr == 2e-5 and LoraCondition().lr == 2e-4

@@ -18,7 +18,14 @@ from toolkit.answer.predict import load_adapters
 from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.stack import stacked
 from toolkit.pipeline import train_stacks
-from toolkit.recipe import Condition, RecipeError, dump_recipe, parse_recipe
+from toolkit.recipe import (
+    Condition,
+    DistilledCondition,
+    LoraCondition,
+    RecipeError,
+    dump_recipe,
+    parse_recipe,
+)
 from toolkit.recipe import Teacher as TeacherBlock
 from toolkit.recipe.schedule import soft_target_bytes
 from toolkit.train import token_losses, train_stack
@@ -68,7 +75,7 @@ def adapters(tmp_path_factory) -> list:
 
 
 def distilled(**changes) -> Condition:
-    return Condition(**{**REAL, "method": "distill", "teacher": TEACHER, **changes})
+    return DistilledCondition(**{**REAL, "method": "distill", "teacher": TEACHER, **changes})
 
 
 def teacher(paths, rule="probabilities") -> Teacher:
@@ -232,7 +239,7 @@ def test_a_teacher_that_is_the_start_teaches_nothing(adapters):
 
 
 def test_without_the_teachers_share_it_is_plain_training_bit_for_bit(adapters):
-    examples, plain = rows(seed=4), Condition(**{**REAL, **SHORT}, dropout=0.1)
+    examples, plain = rows(seed=4), LoraCondition(**{**REAL, **SHORT}, dropout=0.1)
     plan, seeds_R = plan_of(plain, examples), seeds_of(range(4))
     lora = train_stack(tiny_model(), examples, plain, plan, seeds_R)
     student = distilled(dropout=0.1, mix=0.0, **SHORT)

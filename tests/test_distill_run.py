@@ -18,7 +18,7 @@ from toolkit.measure.analyse import analyse
 from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.base import load_base
 from toolkit.pipeline import preview, train_stacks
-from toolkit.recipe import Condition, RecipeError, dump_recipe, parse_recipe
+from toolkit.recipe import DistilledCondition, LoraCondition, RecipeError, dump_recipe, parse_recipe
 from toolkit.record.population import (
     RECORD,
     read_population,
@@ -321,12 +321,12 @@ def test_what_students_share_is_said():
             ["init and order are the same in all", "all students learned from the same 2"],
         ),
     ):
-        condition = Condition.model_validate({"method": "distill", "teacher": teacher, **changes})
+        condition = DistilledCondition.model_validate({"teacher": teacher, **changes})
         notes = student_notes(condition, ConditionDesign("s", [0, 1], everyone=[0, 1]), vary)
         assert len(notes) == len(told) and all(
             part in note for part, note in zip(told, notes, strict=True)
         )
-    assert student_notes(Condition(), ConditionDesign("s", [0, 1]), []) == []
+    assert student_notes(LoraCondition(), ConditionDesign("s", [0, 1]), []) == []
 
 
 def test_replicas_are_pairs_only_if_they_had_the_same_teacher():

@@ -15,7 +15,7 @@ from toolkit.data import read_rows
 from toolkit.model import base as bases
 from toolkit.model.base import BaseError, load_base
 from toolkit.pipeline.train_stacks import training_plan
-from toolkit.recipe import Condition, load_recipe
+from toolkit.recipe import LoraCondition, load_recipe
 from toolkit.train import train_stack
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def test_a_stack_on_packed_weights_equals_peft(folder):
     base = load_base(str(folder), "nf4")
     before = base.sha256
-    condition = Condition(**REAL)
+    condition = LoraCondition(**REAL)
     examples = rows(seed=5)
     plan = plan_of(condition, examples)
     seeds_R = seeds_of(range(4))

@@ -14,7 +14,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from toolkit.model.stack import stacked
 from toolkit.pipeline import train_stacks
-from toolkit.recipe import Condition, load_recipe
+from toolkit.recipe import LoraCondition, load_recipe
 from toolkit.recipe import schedule as plans
 from toolkit.train import head, plain_head, token_losses_in_pieces, train_stack
 
@@ -73,7 +73,7 @@ def test_losses_and_gradients_are_those_of_cross_entropy(piece, smoothing):
 
 @pytest.mark.parametrize("piece", [5, 40])
 def test_replicas_are_the_same_and_neighbours_do_not_matter(piece):
-    condition = Condition(**{**REAL, "epochs": 2}, dropout=0.1, label_smoothing=0.1)
+    condition = LoraCondition(**{**REAL, "epochs": 2}, dropout=0.1, label_smoothing=0.1)
     examples = rows(seed=3)
     whole = plan_of(condition, examples)
     cut = replace(whole, piece=piece)

@@ -10,6 +10,7 @@ import torch
 
 import toolkit
 from toolkit.recipe import RecipeError, dump_recipe, load_recipe, parse_recipe
+from toolkit.recipe.conditions import DISTILLATION_KEYS
 from toolkit.recipe.models import FOLDER_NAME
 from toolkit.train.optimise import Optimiser
 
@@ -102,7 +103,9 @@ OUT_OF_RANGE = {
     ("key", "value"), [(key, value) for key, values in OUT_OF_RANGE.items() for value in values]
 )
 def test_a_number_that_training_cannot_take_is_told_at_its_key(key, value):
-    told = error_of(CONDITION + f"{{{key}: {value}}}")
+    teacher = "teacher: {condition: other, ensemble: probabilities, k: 2}"
+    method = f"method: distill, {teacher}, " if key in DISTILLATION_KEYS else ""
+    told = error_of(CONDITION + f"{{{method}{key}: {value}}}")
     assert (
         told.startswith(f"my.yaml:4: 'conditions.lora.{key}")
         and "should be " in told

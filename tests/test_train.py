@@ -13,7 +13,7 @@ from transformers import get_scheduler
 from toolkit import seeds
 from toolkit.data import Example
 from toolkit.model.stack import CounterDropout, stacked
-from toolkit.recipe import Condition, Snapshots
+from toolkit.recipe import Condition, LoraCondition, Snapshots
 from toolkit.recipe.schedule import TrainingPlan, plan_training
 from toolkit.train import batch_rows, initial_factors, train_stack
 
@@ -164,7 +164,7 @@ REAL = {
     ],
 )
 def test_stacked_equals_peft_float64(kind, dropout):
-    condition = Condition(**REAL, dropout=dropout)
+    condition = LoraCondition(**REAL, dropout=dropout)
     examples = rows()
     plan = plan_of(condition, examples)
     # a last batch that is not full
@@ -186,7 +186,7 @@ def test_stacked_equals_peft_float64(kind, dropout):
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
 @pytest.mark.parametrize("schedule,rslora", [("cosine", True), ("constant", False)])
 def test_stacked_equals_peft_float32(kind, schedule, rslora):
-    condition = Condition(**{**REAL, "schedule": schedule, "rslora": rslora})
+    condition = LoraCondition(**{**REAL, "schedule": schedule, "rslora": rslora})
     examples = rows(seed=1)
     plan = plan_of(condition, examples)
     seeds_R = seeds_of(range(4))
@@ -196,7 +196,7 @@ def test_stacked_equals_peft_float32(kind, schedule, rslora):
 
 
 def test_gradients_of_one_step_float32():
-    condition = Condition(**{**REAL, "clip": 0.0, "gradient_accumulation": 1})
+    condition = LoraCondition(**{**REAL, "clip": 0.0, "gradient_accumulation": 1})
     examples = rows(seed=2)
     plan = plan_of(condition, examples)
     seeds_R = seeds_of(range(4))
@@ -221,7 +221,7 @@ def same_bits(a, b) -> bool:
 
 
 def test_neighbours_do_not_matter_to_the_bit():
-    condition = Condition(**REAL, dropout=0.1)
+    condition = LoraCondition(**REAL, dropout=0.1)
     examples = rows(seed=3)
     plan = plan_of(condition, examples)
     together, _ = stack_bits(seeds_of([0, 1, 2, 3]), examples, condition, plan)
@@ -235,7 +235,7 @@ def test_neighbours_do_not_matter_to_the_bit():
 
 
 def test_a_replica_that_diverges_harms_no_other():
-    condition = Condition(**REAL)
+    condition = LoraCondition(**REAL)
     examples = rows(seed=4)
     plan = plan_of(condition, examples)
     healthy, _ = stack_bits(seeds_of(range(4)), examples, condition, plan)
@@ -256,7 +256,7 @@ def test_a_replica_that_diverges_harms_no_other():
 
 def test_each_seed_moves_its_own_source_only():
     examples = rows()
-    condition = Condition(**REAL)
+    condition = LoraCondition(**REAL)
     plan = plan_of(condition, examples)
     a, b = seeds.replica_seeds(0, 5, VARY), seeds.replica_seeds(0, 5, ["order"])
     assert a["order"] == b["order"] and a["init"] != b["init"]
@@ -275,7 +275,7 @@ def test_each_seed_moves_its_own_source_only():
 
 def test_an_epoch_shows_every_row_once():
     examples = rows()
-    plan = plan_of(Condition(**REAL), examples)
+    plan = plan_of(LoraCondition(**REAL), examples)
     for epoch in range(2):
         shown = np.concatenate(
             [
@@ -302,7 +302,7 @@ def test_dropout_masks_are_fair_and_keyed():
 
 
 def test_losses_per_row_add_up_and_snapshots_end_at_the_end():
-    condition = Condition(
+    condition = LoraCondition(
         **{**REAL, "gradient_accumulation": 1}, snapshots=Snapshots(count=3, start=0.5)
     )
     examples = rows(seed=5)
@@ -322,7 +322,7 @@ def test_losses_per_row_add_up_and_snapshots_end_at_the_end():
 def test_the_base_comes_back_unchanged():
     model = tiny_model()
     before = {n: p.clone() for n, p in model.state_dict().items()}
-    condition = Condition(**REAL)
+    condition = LoraCondition(**REAL)
     examples = rows()
     train_stack(model, examples, condition, plan_of(condition, examples), seeds_of(range(4)))
     after = model.state_dict()

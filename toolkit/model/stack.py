@@ -12,7 +12,6 @@ targets are `nn.Linear` or GPT-2's `Conv1D` works.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -316,11 +315,6 @@ def target_modules(model: nn.Module, targets: str | Iterable[str]) -> dict[str, 
         selected |= matches
     # the model's order, not the list's
     return {name: m for name, m in linear.items() if name in selected}
-
-
-def lora_scale(rank: int, alpha: float, rslora: bool) -> float:
-    """alpha / r, or alpha / sqrt(r) with rank stabilisation (arXiv:2312.03732)."""
-    return alpha / math.sqrt(rank) if rslora else alpha / rank
 
 
 class Stack:

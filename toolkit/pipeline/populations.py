@@ -23,7 +23,7 @@ from toolkit.pipeline.job import Run, RunError
 from toolkit.pipeline.merge_groups import merge_units, merged_folder, run_merges
 from toolkit.pipeline.sequential_training import Looks, train_until
 from toolkit.pipeline.train_stacks import train_missing, training_plan
-from toolkit.recipe import Condition, Sequential
+from toolkit.recipe import Sequential
 from toolkit.recipe.schedule import TrainingPlan
 from toolkit.record.population import Replica, read_population, read_records, replica_folder
 from toolkit.train.students import Teaching, teacher_members
@@ -71,8 +71,10 @@ def intact(job: Run, name: str) -> dict[int, Replica]:
     folder, condition = job.condition(name), job.recipe.trained[name]
     population = read_population(folder)
     for r, record in list(population.items()):
-        unhashed = record.status == "ok" and condition.adapter_rank and CONFIG not in record.sha256
-        if unhashed and not has_scale(replica_folder(folder, r), condition):
+        unhashed = record.status == "ok" and CONFIG not in record.sha256
+        if condition.method == "full" or not unhashed:
+            continue
+        if not has_scale(replica_folder(folder, r), condition.scale):
             del population[r]
     if changed := sorted(set(read_records(folder)) - set(population)):
         shown = ", ".join(map(str, changed[:10])) + (", ..." if len(changed) > 10 else "")
@@ -83,15 +85,11 @@ def intact(job: Run, name: str) -> dict[int, Replica]:
     return population
 
 
-def has_scale(path: Path, condition: Condition) -> bool:
-    """Whether an adapter's configuration gives all modules the scale that a condition trains
-    with.
-    """
-    alpha, rank = condition.alpha or 2 * condition.rank, condition.rank
-    wanted = alpha / (rank**0.5 if condition.rslora else rank)
+def has_scale(path: Path, scale: float) -> bool:
+    """Whether an adapter's configuration gives all modules this scale."""
     try:
         return all(
-            abs(module.scale - wanted) <= 1e-9 * wanted
+            abs(module.scale - scale) <= 1e-9 * scale
             for module in read_adapter(path).modules.values()
         )
     except AdapterError:

@@ -94,10 +94,12 @@ def check(
         layers = _layers(base.model, name, condition.targets)
         whole = condition.method == "full"
         trained = (
-            base.parameters if whole else sum(condition.rank * (i + o) for i, o in layers.values())
+            base.parameters
+            if condition.method == "full"
+            else sum(condition.rank * (i + o) for i, o in layers.values())
         )
         taught = _teaching(recipe, name, plan, base, train_stacks.examples_of(recipe, name, device))
-        rank, whole_bytes = (0, 4 * trained) if whole else (condition.rank, 0)
+        rank, whole_bytes = condition.adapter_rank or 0, 4 * trained if whole else 0
         parts.append(
             Part(
                 name,
@@ -239,8 +241,9 @@ def _teaching(
             for name, module in taught_by[0].modules.items()
         }
     else:
-        there, rank = recipe.replicas_of(teacher.condition), recipe.trained[teacher.condition].rank
-        layers = _layers(base.model, teacher.condition, recipe.trained[teacher.condition].targets)
+        taught = recipe.trained[teacher.condition]
+        there, rank = recipe.replicas_of(teacher.condition), taught.adapter_rank or 0
+        layers = _layers(base.model, teacher.condition, taught.targets)
     last = min(
         condition.group_of(max(recipe.replicas_of(name) - 1, 0)), max(there // teacher.k - 1, 0)
     )

@@ -2,7 +2,16 @@
 field and the fix.
 """
 
-from toolkit.recipe.conditions import Condition, Given, Lookahead, Snapshots
+from toolkit.recipe.conditions import (
+    AdapterCondition,
+    Condition,
+    DistilledCondition,
+    FullCondition,
+    Given,
+    Lookahead,
+    LoraCondition,
+    Snapshots,
+)
 from toolkit.recipe.criteria import Criteria, Criterion, Thresholds, Zone
 from toolkit.recipe.load import (
     RecipeError,
@@ -19,14 +28,18 @@ from toolkit.recipe.models import SHIFTS, Data, Evaluation, Recipe, Sequential, 
 
 __all__ = [
     "SHIFTS",
+    "AdapterCondition",
     "Condition",
     "Criteria",
     "Criterion",
     "Data",
+    "DistilledCondition",
     "EnsembleMethod",
     "Evaluation",
+    "FullCondition",
     "Given",
     "Lookahead",
+    "LoraCondition",
     "Mitigation",
     "Recipe",
     "RecipeError",

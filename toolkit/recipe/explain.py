@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from types import UnionType
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from toolkit.recipe.conditions import Condition, Lookahead, Snapshots
+from toolkit.recipe.conditions import METHODS, Condition, Lookahead, Snapshots
 from toolkit.recipe.criteria import Criterion, Thresholds, Zone
 from toolkit.recipe.merge_methods import PARAMETERS
 from toolkit.recipe.mitigations import Mitigation, Teacher
@@ -16,8 +18,8 @@ from toolkit.recipe.models import Data, Evaluation, Recipe, Sequential, Target
 from toolkit.record.plain import shortened
 from toolkit.text.nearest import Path_, nearest
 
-Blocks = Mapping[str, type[BaseModel]]
-"""the model of every block of a document; NAME is a key of the user's own"""
+Blocks = Mapping[str, type[BaseModel] | UnionType]
+"""the model, or models, of every block of a document; NAME is a key of the user's own"""
 
 BLOCKS: Blocks = {
     "": Recipe,
@@ -36,6 +38,12 @@ BLOCKS: Blocks = {
 }
 
 
+def keys_of(block: type[BaseModel] | UnionType) -> list[str]:
+    """The keys that a block may have, of whichever of its models."""
+    models: tuple[type[BaseModel], ...] = get_args(block) or (block,)  # type: ignore[assignment]
+    return list(dict.fromkeys(key for model in models for key in model.model_fields))
+
+
 def _fields_at(path: Path_, blocks: Blocks) -> list[str]:
     """Keys of the block that a path leads to."""
     # blocks with keys of the user's own
@@ -52,8 +60,8 @@ def _fields_at(path: Path_, blocks: Blocks) -> list[str]:
     return [
         *(
             name
-            for name in model.model_fields
-            if name != "parameters" or not issubclass(model, Mitigation)
+            for name in keys_of(model)
+            if name != "parameters" or model not in (Mitigation, Teacher)
         ),
         *further,
     ]
@@ -61,13 +69,13 @@ def _fields_at(path: Path_, blocks: Blocks) -> list[str]:
 
 def _unknown_key(path: Path_, lines: dict[Path_, int], blocks: Blocks) -> str:
     *parent, key = path
-    if (*parent, "adapters") in lines and key in (*Condition.model_fields, "from"):
+    if (*parent, "adapters") in lines and key in (*keys_of(Condition), "from"):
         return (
             f"'{'.'.join(map(str, path))}': is about training, and a condition with "
             "`adapters` is not trained; leave it out"
         )
     inside = f" in '{'.'.join(map(str, parent))}'" if parent else ""
-    homes = [home for home, model in blocks.items() if key in model.model_fields]
+    homes = [home for home, model in blocks.items() if key in keys_of(model)]
     known = _fields_at(tuple(parent), blocks)
     belongs = (
         f"; it belongs in '{homes[0]}'"
@@ -123,8 +131,7 @@ def _place(error: ErrorDetails) -> Path_:
     path = tuple(error.get("ctx", {}).get("path", error["loc"]))
     # no step of the document
     kind = path[:1] == ("conditions",) and path[2:3] in (
-        ("trained",),
-        ("given",),
+        *((kind,) for kind in (*METHODS, "given")),
     )
     return (*path[:2], *path[3:]) if kind else path
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from toolkit.embedded import suite_of, with_version
-from toolkit.recipe.conditions import OF_ADAPTERS, OWN, Given
+from toolkit.recipe.conditions import ADAPTER_KEYS, OWN_KEYS, Given
 from toolkit.recipe.criteria import Criteria
 from toolkit.recipe.document import Dumper, Loader, lines_of
 from toolkit.recipe.explain import BLOCKS, Blocks, explain
@@ -67,7 +67,7 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
             own.get("method") == "full" != inherited.get("method")
         ):  # what is right for adapters alone
             inherited = {
-                key: value for key, value in inherited.items() if key not in (*OF_ADAPTERS, "lr")
+                key: value for key, value in inherited.items() if key not in (*ADAPTER_KEYS, "lr")
             }
         return {**inherited, **own}
 
@@ -78,7 +78,7 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
             return {}
         inherited = resolve(condition, seen)
         return (
-            {key: value for key, value in inherited.items() if key not in (*OWN, "adapters")}
+            {key: value for key, value in inherited.items() if key not in (*OWN_KEYS, "adapters")}
             if isinstance(inherited, dict)
             else {}
         )

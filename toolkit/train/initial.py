@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toolkit import seeds as seed
 from toolkit.model.full import FullStack
-from toolkit.model.stack import Stack, lora_scale
+from toolkit.model.stack import Stack
 from toolkit.recipe import Condition
 
 Weights_R = dict[str, tuple[Tensor, ...]]
@@ -32,13 +32,14 @@ def initial_weights(
     seeds_R: of every replica its seed `init`, and `perturb` where the condition asks for it. A copy
     of the base has no random start.
     """
-    if isinstance(stack, FullStack):
+    if condition.method == "full":
+        assert isinstance(stack, FullStack)
         weights, scale = stack.copies(len(seeds_R), dtype), 1.0
     else:
         weights = initial_factors(
             stack, condition.rank, [s["init"] for s in seeds_R], dtype, device, init=condition.init
         )
-        scale = lora_scale(condition.rank, condition.alpha or 2 * condition.rank, condition.rslora)
+        scale = condition.scale
         for A, _ in weights.values():
             A.requires_grad_("A" not in condition.freeze)
     if condition.perturb:

@@ -15,7 +15,7 @@ from toolkit.model.adapters import CONFIG, WEIGHTS, write_adapter
 from toolkit.model.base import Base
 from toolkit.model.delta import concat, ema_weights, swa_weights, truncate
 from toolkit.model.full import MODEL, model_files, write_model
-from toolkit.recipe import Condition
+from toolkit.recipe import AdapterCondition, Condition
 from toolkit.recipe.schedule import TrainingPlan
 from toolkit.record.files import sha256_file
 from toolkit.record.outcomes import write_table
@@ -46,7 +46,7 @@ class _Adapters:
     file = WEIGHTS
     beside = (CONFIG,)
 
-    def __init__(self, trained: Trained, condition: Condition, base: Base):
+    def __init__(self, trained: Trained, condition: AdapterCondition, base: Base):
         targets = (
             sorted({name.rsplit(".", 1)[-1] for name in trained.factors})
             if condition.targets == "all-linear"
@@ -61,7 +61,7 @@ class _Adapters:
         }
         self.as_trained = {
             "r": condition.rank,
-            "alpha": condition.alpha or 2 * condition.rank,
+            "alpha": condition.lora_alpha,
             "use_rslora": condition.rslora,
             "config": {"lora_dropout": condition.dropout},
             **self.common,

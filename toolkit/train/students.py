@@ -92,7 +92,7 @@ def student_design(
     return replace(
         students,
         replicas=runs,
-        price=Price(teacher.k + 1, rank=condition.rank, seconds=whole),
+        price=Price(teacher.k + 1, rank=condition.adapter_rank, seconds=whole),
         factors=factors,
         everyone=everyone,
         teacher=TeacherDesign(

@@ -165,10 +165,10 @@ def check_against_base(recipe: Recipe, base: Base) -> None:
                 f"{base.model.device.type}; leave it out"
             )
         largest = max(min(layer_shape(layer)) for layer in layers.values())
-        if trained and not full and trained.rank > largest:
+        if trained and trained.adapter_rank and trained.adapter_rank > largest:
             raise RunError(
                 f"conditions.{name}.rank: the widest layer that is adapted takes rank "
-                f"{largest}, not {trained.rank:,}"
+                f"{largest}, not {trained.adapter_rank:,}"
             )
         teacher = trained.teacher if trained else None
         for mitigation in [*recipe.mitigations, *([teacher] if teacher else [])]:
