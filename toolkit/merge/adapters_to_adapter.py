@@ -456,7 +456,7 @@ def read_inputs(
     for source, weight in zip(sources, weights, strict=True):
         if weight > 0:
             members = []
-            for path, share in chosen.along(source, **accepted(chosen.along, values)):
+            for path, share in chosen.sources(source, **accepted(chosen.sources, values)):
                 members.append(
                     (Input(str(path), *_hashes(path), weight * share / total), read_weights(path))
                 )

@@ -134,7 +134,7 @@ def check_against_base(recipe: Recipe, base: Base) -> None:
                 chosen, parameters = find_method(mitigation.merge, mitigation.parameters)
             except ValueError as error:
                 raise RunError(f"mitigation {mitigation.label}: {error}") from None
-            along.append(partial(chosen.along, **accepted(chosen.along, parameters)))
+            along.append(partial(chosen.sources, **accepted(chosen.sources, parameters)))
     for condition in recipe.given.values():
         shape_of = layer_shapes(base.model)
         for path in find_adapters(condition.adapters):
