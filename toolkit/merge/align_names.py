@@ -1,5 +1,5 @@
-"""Whether adapters name the modules of their base alike: a module under two names would count as
-two, each changed by a part of them.
+"""Bring adapters to one naming of modules: a module under two names would count as two modules,
+each changed by some of the adapters.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -87,8 +87,8 @@ def combine(
     module: str = "",
     **parameters: Any,
 ) -> tuple[Tensor, Tensor]:
-    """K changes of one module -> (A, B) of the merged change, exact. What a method takes of whole
-    adapters it takes of these alone.
+    """K changes of one module -> (A, B) of the merged change, exact. A method that needs whole
+    adapters treats this module as the whole adapter.
     """
     chosen, values = find_method(method, parameters)
     share = (
@@ -107,8 +107,8 @@ def combine(
 
 
 def accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the parameters that the function takes; `lambda` is a word that Python keeps, so it
-    is `lambda_` there.
+    """The parameters that the function takes; `lambda` is reserved in Python and is passed as
+    `lambda_`.
     """
     parameters = inspect.signature(function).parameters
     return {name: value for name, value in values.items() if name in parameters}

@@ -1,5 +1,5 @@
-"""What one source stands for: the adapter itself, or its training trajectory as adapters with
-weights that sum to 1.
+"""The adapters that one source stands for: itself, or its training trajectory, with weights that
+sum to 1.
 """
 
 from pathlib import Path

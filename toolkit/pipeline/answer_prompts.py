@@ -116,7 +116,7 @@ def accuracies(job: Run, name: str, mitigation: Mitigation) -> dict[int, float]:
 
 
 def _not_all_zero(weights: Sequence[float]) -> tuple[float, ...]:
-    """Members that are all useless are equally useful."""
+    """Equal weights where all are zero."""
     return tuple(weights) if any(weights) else (1.0,) * len(weights)
 
 

@@ -32,8 +32,8 @@ from toolkit.train.students import Teaching, teacher_members
 def train(
     job: Run, name: str, *, replicas: int | None = None, only: Sequence[int] | None = None
 ) -> dict[int, Replica]:
-    """Train what is missing of a condition's population; return all of it. Adapters that are given
-    are taken as they are.
+    """Train what is missing of a condition's population; return all of it. Given adapters are
+    adopted as they are.
 
     `replicas` trains 0 to N-1, whatever number or rule the recipe has. `only` names replicas to
     train again even if they are finished (their stack is trained whole, those alone are written).
@@ -99,7 +99,7 @@ def has_scale(path: Path, condition: Condition) -> bool:
 
 
 def adopt_condition(job: Run, name: str) -> dict[int, Replica]:
-    """The population of a condition whose adapters are given, as they are now."""
+    """Adopt the given adapters of a condition as its population, as they are now on disk."""
     recipe = job.recipe
     with job.console.stage("adapters"):
         population = adopt(
@@ -116,7 +116,7 @@ def adopt_condition(job: Run, name: str) -> dict[int, Replica]:
 
 
 def given_note(count: int) -> str:
-    """What readers must know of a population that was made elsewhere."""
+    """The note for readers of a population that was made elsewhere."""
     return (
         f"{count} adapters that were there already; their seeds are not known here: what "
         "varies is whatever their trainer varied"

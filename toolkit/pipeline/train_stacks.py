@@ -47,7 +47,7 @@ ALGORITHMS = {
 """How replicas are trained, as far as it decides their bits and stands in no recipe, plan or data.
 A change of bits adds a line here.
 """
-UNSAID = 3
+LAST_UNRECORDED = 3
 """the last one before populations said by which of them they were trained; fingerprints name later
 ones alone, and so stay as they were
 """
@@ -246,7 +246,7 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     }
     if condition.teacher:  # what is kept may differ in rounding from what is computed again
         defining["soft targets kept"] = keeps_soft_targets(recipe, name, plan, device)
-    if (algorithm := algorithm_of(condition)) > UNSAID:
+    if (algorithm := algorithm_of(condition)) > LAST_UNRECORDED:
         defining["algorithm"] = algorithm
     return plan, fingerprint(defining)
 

@@ -1,5 +1,5 @@
-"""The loss of a large vocabulary, a piece of tokens at a time: the logits of a whole step would be
-the largest tensor by far.
+"""The loss for a large vocabulary, a few tokens at a time: the logits of a whole step would be the
+largest tensor by far.
 """
 
 from __future__ import annotations

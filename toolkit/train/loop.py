@@ -25,8 +25,8 @@ from toolkit.train.optimise import Optimiser
 
 @dataclass
 class Trained:
-    """What a stack became. Losses are means of `token_losses` over a replica's own completion
-    tokens, before the update of that step.
+    """A trained stack. Losses are means of `token_losses` over a replica's own completion tokens,
+    before the update of that step.
     """
 
     factors: Weights_R
@@ -55,7 +55,7 @@ class Trained:
 
 @dataclass
 class TrainingHistory:
-    """What is noted of every step, as tensors, so that a checkpoint can hold it."""
+    """The record of every step, kept as tensors so that a checkpoint can hold it."""
 
     loss: list[torch.Tensor] = field(default_factory=list)  # [R]
     norm: list[torch.Tensor] = field(default_factory=list)  # [R]
@@ -80,9 +80,8 @@ def train_stack(
     """Train one replica for every entry of `seeds_R`. `on_step` is called with the number of
     finished steps.
 
-    teachers_R: of a distilled condition, whom each replica learns from. keep_soft_targets: see
-    `soft_targets`. checkpoint: where to go on from, and to save to. The base is given back
-    unchanged.
+    teachers_R: for distillation, the teacher of each replica. keep_soft_targets: see
+    `soft_targets`. checkpoint: where to resume from and save to. The base is given back unchanged.
     """
     device = next(model.parameters()).device
     start = seconds_used(device.type)

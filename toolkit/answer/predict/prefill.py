@@ -1,4 +1,4 @@
-"""Prompts that all voices have read, and the KV caches with which they go on.
+"""Prefill: prompts that all voices have read, and the KV caches to continue from.
 
 Prompts are read without padding, those of one length together. Then prompts of any length go on in
 one batch: the KV caches of the shorter ones are filled up in front by slots that a mask hides, and

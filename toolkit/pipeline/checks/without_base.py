@@ -90,7 +90,7 @@ def _trained_otherwise(then: Recipe, now: Recipe, name: str) -> list[str]:
 
 
 def recipe_mark(recipe: Recipe) -> str:
-    """Of what adapters are asked; what `auto` means is settled later."""
+    """Fingerprint of what adapters are asked; `auto` is resolved later and left out."""
     return fingerprint(
         recipe.model_dump(
             mode="json", exclude={"dtype": True, "compile": True, "name": True, "data": {"date"}}
@@ -129,7 +129,7 @@ def _other_version(name: str, now: str, then: str) -> bool:
 
 @contextmanager
 def refused_at(where: str) -> Iterator[None]:
-    """What a part of ftk refuses, told where it is asked for."""
+    """Raise a ValueError of the block as RunError, prefixed with the place in the recipe."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a run will take, from what a probe of it took: added up over the units of work, stage by
+"""The forecast of a run: times and sizes of a probe, added up over all units of work, stage by
 stage.
 """
 
@@ -188,7 +188,7 @@ def forecast(
 
 
 class _Invented(Table):
-    """Answers that nobody gave: most runs say the same, some say something else."""
+    """Invented answers: most runs agree, some differ."""
 
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm:
         rng = np.random.default_rng(seeds.derive(0, f"{condition}/{procedure}"))

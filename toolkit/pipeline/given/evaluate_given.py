@@ -1,4 +1,4 @@
-"""`ftk evaluate`: a run, adapters, merges or ensembles of them answer prompts of the user's."""
+"""`ftk evaluate`: a run, adapters, merges or ensembles of them answer the user's prompts."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ def evaluate_subjects(
     console: Console,
     ensemble: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Results]:
-    """Let populations that are there already answer prompts; return the folder of outcomes and the
-    results.
+    """Let existing populations answer prompts; return the folder of outcomes and the results.
 
     A run answers its own suites with its own mitigations unless `prompts` says otherwise; any other
     folder of adapters is one population, numbered in the order of the names, of unknown seeds.

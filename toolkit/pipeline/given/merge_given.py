@@ -1,4 +1,4 @@
-"""`ftk merge`, with --config too: adapters that are there already, in one merge or in groups."""
+"""`ftk merge` (also with --config): merge existing adapters, all in one or in groups."""
 
 from __future__ import annotations
 
