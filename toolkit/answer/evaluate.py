@@ -104,7 +104,7 @@ def evaluate_unit(
         for subject in unit.subjects
     ]
     ids = [encode_prompt(p, base.tokenizer) for p in prompts]
-    asked = [
+    references_of = [
         [
             *([(None, p.reference)] if p.reference is not None else []),
             *((choice, choice) for choice in choices if token_scores),
@@ -113,7 +113,7 @@ def evaluate_unit(
     ]
     continuations = [
         [encode_reference(p, text, base.tokenizer) for _, text in texts]
-        for p, texts in zip(prompts, asked, strict=True)
+        for p, texts in zip(prompts, references_of, strict=True)
     ]
     weight_UK = torch.ones(unit.width, unit.members)
     for u, subject in enumerate(unit.subjects):
@@ -170,7 +170,7 @@ def evaluate_unit(
     progress(0.9)
     rows, details = [], []
     for subject, row in zip(unit.subjects, answered, strict=False):
-        for prompt, texts, a in zip(prompts, asked, row, strict=True):
+        for prompt, texts, a in zip(prompts, references_of, row, strict=True):
             rows.append(_outcome(subject, unit.suite, prompt, a, base, answer, stop))
             key = {
                 name: rows[-1][name]

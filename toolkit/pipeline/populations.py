@@ -46,18 +46,18 @@ def train(
         plan, mark = training_plan(job.recipe, name, job.device)
         population = intact(job, name)
     if job.recipe.trained[name].teacher:
-        asked = (
+        requested = (
             range(job.recipe.replicas_of(name) if replicas is None else replicas)
             if only is None
             else only
         )
-        train_students(job, name, asked, plan, mark, population, again=only is not None)
+        train_students(job, name, requested, plan, mark, population, again=only is not None)
         return population
     if rule and replicas is None and only is None:
         _train_until(job, name, rule, plan, mark, population)
     else:
-        asked = range(replicas or job.recipe.replicas_of(name)) if only is None else only
-        train_missing(job, name, asked, plan, mark, population, again=only is not None)
+        requested = range(replicas or job.recipe.replicas_of(name)) if only is None else only
+        train_missing(job, name, requested, plan, mark, population, again=only is not None)
     return population
 
 
@@ -126,7 +126,7 @@ def given_note(count: int) -> str:
 def train_students(
     job: Run,
     name: str,
-    asked: Sequence[int],
+    requested: Sequence[int],
     plan: TrainingPlan,
     mark: str,
     population: dict[int, Replica],
@@ -138,13 +138,13 @@ def train_students(
     """
     condition = job.recipe.trained[name]
     teachers = teacher_groups(job, name)
-    taught = [r for r in asked if condition.group_of(r) < len(teachers)]
-    if condition.teacher and len(taught) < len(asked):
-        there = (
+    taught = [r for r in requested if condition.group_of(r) < len(teachers)]
+    if condition.teacher and len(taught) < len(requested):
+        reason = (
             f"{condition.teacher.condition} has {len(teachers)} groups of "
             f"{condition.teacher.k} successful replicas"
         )
-        job.console.note(f"{name}: {len(taught)} of {len(asked)} students, since {there}")
+        job.console.note(f"{name}: {len(taught)} of {len(requested)} students, since {reason}")
     train_missing(job, name, taught, plan, mark, population, again=again, teachers=teachers)
 
 
@@ -202,8 +202,8 @@ def _train_until(
             answer(job, [subjects], prompts)
         return [
             unit.unit.shard
-            for suite, asked in prompts.items()
-            for unit in answer_units(job, subjects, suite, asked)
+            for suite, suite_prompts in prompts.items()
+            for unit in answer_units(job, subjects, suite, suite_prompts)
         ]
 
     looks = Looks(

@@ -91,8 +91,8 @@ def train_until(
                 "reason": decision.reason,
             }
         )
-        asked = {"max": rule.max, "min": rule.min, "batch": rule.batch, "until": targets}
-        record = {"rule": asked, "level": looks.level, "method": ANYTIME, "looks": taken}
+        rule_record = {"max": rule.max, "min": rule.min, "batch": rule.batch, "until": targets}
+        record = {"rule": rule_record, "level": looks.level, "method": ANYTIME, "looks": taken}
         write_text(folder / "stopping.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
         note(f"{folder.name}: {replicas} replicas, {verdict}: {decision.reason}")
         if decision.stop:

@@ -114,7 +114,7 @@ def flip_last_bits(weights: Weights_R, seeds_R: Sequence[int]) -> None:
     change of a last digit. How far so small a change goes: Summers & Dinneen 2021,
     arXiv:2103.04514.
     """
-    tensors = [x for several in weights.values() for x in several if bool(x.any())]
+    tensors = [x for factors in weights.values() for x in factors if bool(x.any())]
     ends = np.cumsum([x[0].numel() for x in tensors])
     whole = {4: torch.int32, 8: torch.int64}[tensors[0].element_size()]
     for r, own_seed in enumerate(seeds_R):

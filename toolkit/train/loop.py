@@ -48,7 +48,7 @@ class Trained:
         if bad.any():
             return int(bad.argmax())
         finite = all(
-            bool(torch.isfinite(x[r]).all()) for several in self.factors.values() for x in several
+            bool(torch.isfinite(x[r]).all()) for tensors in self.factors.values() for x in tensors
         )
         return None if finite else len(bad)
 
@@ -125,17 +125,17 @@ def train_stack(
                 if dropout:
                     dropout.step = step * plan.accumulation + micro
                 index = index_Rb.reshape(-1)
-                asked, smoothing = (
+                inputs, smoothing = (
                     (rows.ids[index], rows.position[index]),
                     condition.label_smoothing,
                 )
                 if plan.piece:
                     options = {"replicas": R, "piece": plan.piece, "label_smoothing": smoothing}
-                    loss_NL = token_losses_in_pieces(stack, *asked, rows.target[index], **options)
+                    loss_NL = token_losses_in_pieces(stack, *inputs, rows.target[index], **options)
                 else:
                     soft = targets(index_Rb) if targets else None
                     loss_NL = losses_of(
-                        stack.logits(*asked),
+                        stack.logits(*inputs),
                         rows.target[index],
                         soft,
                         condition.temperature,
@@ -176,6 +176,6 @@ def train_stack(
 
 def _on_cpu(weights: Weights_R, copy: bool = False) -> Weights_R:
     return {
-        name: tuple(x.detach().to("cpu", copy=copy) for x in several)
-        for name, several in weights.items()
+        name: tuple(x.detach().to("cpu", copy=copy) for x in tensors)
+        for name, tensors in weights.items()
     }

@@ -28,8 +28,8 @@ class Optimiser:
         parts_of: dict[float, list[Tensor]] = {}  # rate, as a multiple of the learning rate
         # weights, what they are drawn towards, rate
         self.drawn: list[tuple[Tensor, Tensor, float]] = []
-        for name, several in weights.items():
-            for x, side in zip(several, "AB", strict=False):
+        for name, tensors in weights.items():
+            for x, side in zip(tensors, "AB", strict=False):
                 if not x.requires_grad:
                     continue
                 rate = layer_rate(model, name, condition.layer_lr_decay)

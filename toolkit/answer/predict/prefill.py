@@ -169,8 +169,8 @@ def prefill(
             parts.append(
                 Prefilled(voices, pieces, group, length_P, log_UPV, caches, lengths[group[0]], room)
             )
-        for several in [parts] if any_length else [[part] for part in parts]:
-            yield from _join(several)
+        for mergeable in [parts] if any_length else [[part] for part in parts]:
+            yield from _join(mergeable)
 
 
 def _join(parts: Sequence[Prefilled]) -> list[Prefilled]:

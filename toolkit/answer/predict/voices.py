@@ -88,8 +88,8 @@ class Voices:
             if len(pieces) > 1:
                 self.stack.load(
                     {
-                        name: tuple(x[piece] for x in several)
-                        for name, several in self.weights.items()
+                        name: tuple(x[piece] for x in factors)
+                        for name, factors in self.weights.items()
                     }
                 )
             raw = logits(i)

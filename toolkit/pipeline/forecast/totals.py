@@ -117,7 +117,8 @@ def forecast(
     left = {stage: sum(size[stage] for size in sizes) for stage in ("train", "merge", "evaluate")}
     # the base
     left["evaluate"] += sum(
-        blocks(shard_bytes(len(asked), 1, recipe.evaluation.top_k)) for asked in prompts.values()
+        blocks(shard_bytes(len(prompts_of), 1, recipe.evaluation.top_k))
+        for prompts_of in prompts.values()
     )
     workers = workers or (environment.cores() if device == "cpu" else 1)
     if not probed:
@@ -125,9 +126,9 @@ def forecast(
     ready = seconds_since_start()
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.time()
-        asked = {suite: tuple(rows) for suite, rows in prompts.items()}
+        prompts_of = {suite: tuple(rows) for suite, rows in prompts.items()}
         units = [
-            Probe(recipe, device, Path(scratch) / str(n), tuple(parts), asked)
+            Probe(recipe, device, Path(scratch) / str(n), tuple(parts), prompts_of)
             for n in range(workers)
         ]
         with LocalEngine(device, workers) as engine:
