@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from toolkit import cli
 from toolkit.measure.analyse.verdict import verdict
-from toolkit.merge.apply_method import METHODS
+from toolkit.recipe.merge_methods import MERGE_METHODS
 from toolkit.record.results import load_claims, load_results
 from toolkit.report.html import table_text
 from toolkit.report.sweeps import joined
@@ -131,7 +131,7 @@ def unknown_words(line: str) -> str | None:
         if name not in options:
             return word
         if name == "--method":  # the README lists all of them as `mean|swa`
-            wrong = set((value or after).split("|")) - set(METHODS)
+            wrong = set((value or after).split("|")) - set(MERGE_METHODS)
             if wrong:
                 return f"{name} {wrong.pop()}"
     return None

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from toolkit import cli, pipeline
-from toolkit.merge import METHODS, merge_adapters, mergekit_yaml
+from toolkit.merge import merge_adapters, mergekit_yaml
 from toolkit.model.adapters import AdapterError, adapter_paths, read_adapter
 from toolkit.model.adopt import adopt, find_adapters
 from toolkit.model.base import EMBEDDED, load_base
@@ -25,6 +25,7 @@ from toolkit.model.compatibility import check_adapter
 from toolkit.model.delta import dense
 from toolkit.pipeline import preview
 from toolkit.recipe import RecipeError, dump_recipe, load_recipe, parse_recipe
+from toolkit.recipe.merge_methods import MERGE_METHODS
 from toolkit.record.population import read_population, replica_folder
 from toolkit.report.card import CardError, write_card
 
@@ -507,7 +508,7 @@ def on_tiny(folder: Path, seed: int, base: Path, **config) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MERGE_METHODS)
 def test_peft_gives_the_logits_of_every_method(tmp_path, method):
     """All rows of the table, those added later too."""
     from transformers import AutoModelForCausalLM

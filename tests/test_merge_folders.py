@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_merge_methods import ALONG, REFERENCES
 
-from toolkit.merge import METHODS, merge_adapters
+from toolkit.merge import merge_adapters
 from toolkit.model import delta
 from toolkit.model.adapters import CONFIG, read_adapter
+from toolkit.recipe.merge_methods import MERGE_METHODS
 
 SHAPES = {"a.q_proj": (5, 4), "b.v_proj": (3, 6)}
 DECAY = 0.6
@@ -123,7 +124,7 @@ def reference(method, dense, w):
         return {name: np.einsum("k,s,ksoi->oi", w, steps, D) for name, D in dense.items()}
     merge, parameters = REFERENCES[method]
     single = {name: D[:, 0] for name, D in dense.items()}
-    if METHODS[method].gram == "adapter":  # one vector is a whole adapter
+    if MERGE_METHODS[method].gram == "adapter":  # one vector is a whole adapter
         whole = merge(
             np.concatenate([D.reshape(len(w), 1, -1) for D in single.values()], 2), w, **parameters
         )
@@ -159,7 +160,7 @@ def near(got, want, dense, share):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MERGE_METHODS)
 @given(population=populations())
 @law
 def test_from_files_to_files_the_laws_hold(method, population):

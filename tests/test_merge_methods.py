@@ -2,6 +2,7 @@
 reference, written here from its paper.
 """
 
+import inspect
 import math
 import re
 from pathlib import Path
@@ -17,10 +18,12 @@ from hypothesis import strategies as st
 from mergekit.merge_methods import merge_tensors
 
 from toolkit import seeds
-from toolkit.merge import METHODS, combine, find_method
+from toolkit.merge import combine, find_method
+from toolkit.merge.apply_method import load_method
 from toolkit.merge.coefficients import geometric_median
 from toolkit.model import delta
-from toolkit.recipe.merge_methods import MERGES
+from toolkit.recipe import Mitigation
+from toolkit.recipe.merge_methods import MERGE_METHODS, SHARE, MergeMethod, Parameter
 
 ALONG = ("swa", "ema", "lawa")  # to `combine`, a mean
 MERGEKIT = [
@@ -140,20 +143,24 @@ def few(method, K):
 law = settings(max_examples=12, deadline=None)
 
 
-def test_the_tables_agree():
-    """Parameters, their names and the rows of the table: a method that is only half there is
-    found.
-    """
-    assert list(MERGES) == list(METHODS)
-    for name, row in METHODS.items():
-        assert (row.coefficients is None) != (row.entries is None), name
+def test_the_rows_of_the_table_name_functions_that_take_their_parameters():
+    for name, row in MERGE_METHODS.items():
+        method = load_method(name)
+        function = method.coefficients or method.entries
+        assert (method.coefficients is None) != (method.entries is None), name
+        taken = {
+            key.removesuffix("_")
+            for part in (function, method.sources)
+            for key in inspect.signature(part).parameters
+        }
+        assert set(row.parameters) <= taken, name
         assert (
             row.gram in ("", "module", "adapter")
             and row.holds
             and row.needs
             and row.paper.startswith("https://")
         ), name
-    assert {name for name, _ in LAWFUL if name in METHODS} | set(ALONG) == set(METHODS)
+    assert {name for name, _ in LAWFUL if name in MERGE_METHODS} | set(ALONG) == set(MERGE_METHODS)
 
 
 # #
@@ -243,7 +250,12 @@ def test_only_ratios_of_weights_count(case, factors):
 
 
 @pytest.mark.parametrize(
-    "method", [name for name, row in METHODS.items() if row.coefficients and name not in ALONG]
+    "method",
+    [
+        name
+        for name, row in MERGE_METHODS.items()
+        if row.kind == "coefficients" and name not in ALONG
+    ],
 )
 @given(factors=changes(least=2), seed=st.integers(0, 999))
 @law
@@ -454,7 +466,7 @@ REFERENCES = {
 
 
 def test_every_method_has_a_reference():
-    assert set(REFERENCES) | set(ALONG) == set(METHODS)
+    assert set(REFERENCES) | set(ALONG) == set(MERGE_METHODS)
 
 
 @pytest.mark.parametrize("method", REFERENCES)
@@ -676,7 +688,9 @@ def test_ties_is_that_of_mergekit_and_of_peft(density):
 def test_equals_mergekit_where_that_is_right(method, own, parameters):
     """At a scale at which its absolute thresholds do not bite."""
     factors, D = dense_changes()
-    mine = {name: value for name, value in parameters.items() if name in MERGES[own]}
+    mine = {
+        name: value for name, value in parameters.items() if name in MERGE_METHODS[own].parameters
+    }
     assert gap(merged(own, factors, mine), in_mergekit(method, D, **parameters)) < 1e-7
     foreign = {name: value for name, value in parameters.items() if name != "weight"}
     assert (
@@ -802,6 +816,25 @@ def test_sce_selects_nothing_where_nothing_varies():
         merged("sce", dense_changes(1)[0] * 3, {"select_topk": 0.5})
 
 
+def test_a_new_method_is_one_row(monkeypatch):
+    def half_of_the_first(gram, weights, *, share):
+        return share * torch.eye(len(weights), dtype=torch.float64)[0]
+
+    row = MergeMethod(
+        "coefficients",
+        half_of_the_first,
+        "https://example.org",
+        {"share": Parameter(0.5, SHARE, "of the first change")},
+    )
+    monkeypatch.setitem(MERGE_METHODS, "first", row)
+    factors, D = dense_changes(3)
+    assert gap(merged("first", factors, {}), D[0] / 2) < 1e-12
+    asked = Mitigation.model_validate({"merge": "first", "k": 2, "share": 0.25})
+    assert asked.parameters == {"share": 0.25}
+    with pytest.raises(ValueError, match="share 2 is impossible"):
+        find_method("first", {"share": 2})
+
+
 def test_changes_of_zero():
     zero = (torch.zeros(2, 5), torch.zeros(4, 2), 1.0)
     for method, parameters in ANY:
@@ -818,7 +851,7 @@ def test_the_page_describes_every_method_and_names_tests_that_are_there():
         for path in [*root.glob("tests/test_merge*.py"), root / "tests/test_lora_on_embeddings.py"]
     )
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    for method, parameters in MERGES.items():
+    for method, parameters in ((name, row.parameters) for name, row in MERGE_METHODS.items()):
         row = next(line for line in rows if f"`{method}`" in line.split("|")[1])
         assert all(f"`{name}`" in row for name in parameters), method
         assert all(

@@ -40,7 +40,7 @@ given back comes again with page faults
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions of the libraries that take part; None where one is missing."""
+    """Installed versions of the libraries that affect a run; None where one is missing."""
     installed: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -132,8 +132,8 @@ def variables_of_libraries(device: str) -> dict[str, str]:
 
 @contextmanager
 def of_workers(device: str) -> Iterator[None]:
-    """Environment variables of the processes that are started in the `with` block. Those of the
-    caller's are as before when it ends.
+    """Set environment variables for processes started in the `with` block; the caller's are
+    restored afterwards.
 
     A worker is `python -c ...`, which looks for modules in the folder in which ftk was started: a
     `random.py` of the user's would be run as the standard library's.
@@ -165,7 +165,7 @@ def make_deterministic(device: str) -> None:
 
 @contextmanager
 def threads(count: int, device: str) -> Iterator[None]:
-    """So many threads of torch on a CPU, for the length of a `with` block. Imports torch."""
+    """Use `count` torch threads on a CPU, for the length of a `with` block. Imports torch."""
     import torch
 
     before = torch.get_num_threads()
@@ -185,14 +185,12 @@ def machine(device: str) -> str:
 
 
 def seconds_used(device: str) -> float:
-    """A clock of what this process has cost: processor time of all its threads on the CPU, else
-    wall time.
-    """
+    """Seconds used by this process: processor time of all threads on the CPU, else wall time."""
     return time.process_time() if device == "cpu" else time.monotonic()
 
 
 def describe(device: str) -> dict:
-    """All of it as plain JSON values."""
+    """Versions, device and machine as plain JSON values."""
     return {
         "ftk": toolkit.__version__,
         "source": source_revision(),

@@ -1,5 +1,4 @@
-"""Seeds: every random draw has its own, derived from (root seed, purpose, replica) and from nothing
-else.
+"""Seeds: every random draw has its own, derived only from (root seed, purpose, replica).
 
 A hash, not arithmetic: `root + replica` would give replica 1 of root 0 the draws of replica 0 of
 root 1.
@@ -26,8 +25,8 @@ def replica_seeds(
 ) -> dict[str, int]:
     """The seed of every source for one replica.
 
-    Sources in `vary` get a seed of the replica's own; the others share the seed of the recipe, so
-    all replicas draw alike. Adding replicas, or varying one more source, changes no other seed.
+    Sources in `vary` get a seed per replica; the others share one seed, so all replicas draw alike.
+    Adding replicas, or varying one more source, changes no other seed.
     crossed: number of levels of each source of a crossed design, instead of `vary`: replicas run
     through all combinations of levels, the last source fastest, and then through all of them again
     with the same seeds.

@@ -28,7 +28,7 @@ Weights = Adapter | FullModel
 
 @dataclass(frozen=True)
 class Subject:
-    """Anything that answers prompts. No adapter: the base. Several: an ensemble of them."""
+    """Anything that answers prompts: the base (no adapter), an adapter, or an ensemble."""
 
     condition: str
     procedure: str
@@ -70,7 +70,7 @@ def shard_name(subjects: Sequence[Subject], settings: str) -> str:
 
 @dataclass(frozen=True)
 class _Answered:
-    """What a voice made of one prompt, and the streams that ran for it."""
+    """The answer of a voice to one prompt, and the number of token streams that ran for it."""
 
     generation: Generation
     streams: int
@@ -92,7 +92,7 @@ def evaluate_unit(
 ) -> int:
     """Generate and score, write the shard, return the number of outcomes.
 
-    stop: an answer ends before this text.
+    stop: cut an answer before this text.
     token_scores: write what each subject thinks of every token of the reference and of the choices,
     too. Raises AdapterError or ValueError in one line when an adapter cannot be read or belongs to
     another base.
@@ -104,7 +104,7 @@ def evaluate_unit(
         for subject in unit.subjects
     ]
     ids = [encode_prompt(p, base.tokenizer) for p in prompts]
-    asked = [
+    references_of = [
         [
             *([(None, p.reference)] if p.reference is not None else []),
             *((choice, choice) for choice in choices if token_scores),
@@ -113,7 +113,7 @@ def evaluate_unit(
     ]
     continuations = [
         [encode_reference(p, text, base.tokenizer) for _, text in texts]
-        for p, texts in zip(prompts, asked, strict=True)
+        for p, texts in zip(prompts, references_of, strict=True)
     ]
     weight_UK = torch.ones(unit.width, unit.members)
     for u, subject in enumerate(unit.subjects):
@@ -170,7 +170,7 @@ def evaluate_unit(
     progress(0.9)
     rows, details = [], []
     for subject, row in zip(unit.subjects, answered, strict=False):
-        for prompt, texts, a in zip(prompts, asked, row, strict=True):
+        for prompt, texts, a in zip(prompts, references_of, row, strict=True):
             rows.append(_outcome(subject, unit.suite, prompt, a, base, answer, stop))
             key = {
                 name: rows[-1][name]
@@ -186,7 +186,7 @@ def evaluate_unit(
 
 
 def load_members(stack: Stack, members: Sequence[Weights | None], width: int) -> None:
-    """Adapters, or whole models, on a stack for them; None is the base itself."""
+    """Load adapters or whole models onto the matching stack; None is the base."""
     if isinstance(stack, FullStack):
         stack.load_models([model for model in members if not isinstance(model, Adapter)], width)
     else:
@@ -197,7 +197,7 @@ def load_members(stack: Stack, members: Sequence[Weights | None], width: int) ->
 
 @lru_cache(maxsize=8)
 def tokens_containing(tokenizer: Any, text: str) -> frozenset[int]:
-    """Tokens that have the text in them, such as every token with a new line."""
+    """Ids of the tokens that contain the text, such as every token with a new line."""
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     return frozenset(i for i, piece in enumerate(pieces) if text in piece)
 

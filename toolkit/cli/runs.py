@@ -32,7 +32,7 @@ from toolkit.cli.terminal import (
     workers_option,
 )
 from toolkit.recipe import EnsembleMethod
-from toolkit.recipe.merge_methods import MERGES, merge_parameters, parse_setting
+from toolkit.recipe.merge_methods import MERGE_METHODS, merge_parameters, parse_setting
 from toolkit.record.plain import read_json
 
 ENSEMBLES = get_args(EnsembleMethod)
@@ -184,7 +184,7 @@ def train_replicas(
 
 @click.command()
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--method", help=f"{', '.join(MERGES)}, or mergekit:NAME.")
+@click.option("--method", help=f"{', '.join(MERGE_METHODS)}, or mergekit:NAME.")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

@@ -1,8 +1,8 @@
 """The five formats of training rows, each read as a prompt and its completion."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolkit.data.rows import DataError
 from toolkit.data.turns import Message, Turn, missing, read_tools, read_turns, unpacked
@@ -12,26 +12,8 @@ Fields = Mapping[str, Any]
 place.
 """
 
-FORMATS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "prompt-completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
-    "text": ("text",),
-}
-"""Name -> the columns that a row must have."""
-
 CHAT = ("system", "tools", "chat_template_kwargs")
 """Columns that conversations may have beside their turns."""
-
-USED: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", *CHAT),
-    "sharegpt": ("conversations", *CHAT),
-    "prompt-completion": ("prompt", "completion", *CHAT),
-    "alpaca": ("instruction", "input", "output", "history", *CHAT),
-    "text": ("text",),
-}
-"""Name -> the columns that are read; `unused_columns` names all others."""
 
 WEIGHTS = ("weight", "sample_weight", "example_weight", "loss_weight")
 UNWANTED = {
@@ -48,12 +30,6 @@ UNWANTED = {
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 YES, NO = ("true", "yes", "y", "t", "on"), ("false", "no", "n", "f", "off")
-
-SHAPES = (
-    'text {"text"}; messages {"messages": [{"role", "content"}]}; prompt-completion '
-    '{"prompt", "completion"}; '
-    'alpaca {"instruction", "input", "output"}; sharegpt {"conversations": [{"from", "value"}]}'
-)
 
 
 @dataclass(frozen=True)
@@ -85,13 +61,13 @@ def detect_format(rows: Sequence[Fields]) -> str:
                 f"{place(row)}: this row is {fmt} (columns {', '.join(row)}), the first "
                 f"row ({place(rows[0])}) is "
                 f"{formats[0]} (columns {', '.join(rows[0])}); one data set has one of "
-                f"the five formats: {SHAPES}"
+                f"the five formats: {shapes()}"
             )
     return formats[0]
 
 
 def _format_of(row: Fields) -> str:
-    fits = [fmt for fmt, columns in FORMATS.items() if all(column in row for column in columns)]
+    fits = [name for name, fmt in FORMATS.items() if all(column in row for column in fmt.columns)]
     if len(fits) > 1:  # published alpaca files carry a ready-made `text` column beside their fields
         fits = [fmt for fmt in fits if fmt != "text"]
     if len(fits) == 1:
@@ -102,7 +78,7 @@ def _format_of(row: Fields) -> str:
         else "are none of the five formats"
     )
     raise DataError(
-        f"{place(row)}: the columns {', '.join(row)} {problem}; the formats are {SHAPES}"
+        f"{place(row)}: the columns {', '.join(row)} {problem}; the formats are {shapes()}"
     )
 
 
@@ -126,22 +102,15 @@ def split_row(row: Fields, fmt: str) -> Pair:
     Raises DataError when a field is missing, empty or of the wrong type, or asks for what training
     does not do.
     """
-    for column in FORMATS[fmt]:
+    columns = FORMATS[fmt].columns
+    for column in columns:
         if column not in row:
             raise DataError(
                 f"{place(row)}: field {column!r} is missing; the format {fmt} needs "
-                f"{', '.join(FORMATS[fmt])}"
+                f"{', '.join(columns)}"
             )
     _check_whole(row)
-    if fmt == "text":
-        return Pair("", filled(row, "text"))
-    if fmt == "prompt-completion":
-        return _split_prompt_completion(row)
-    if fmt == "alpaca":
-        answer: Turn = {"role": "assistant", "content": filled(row, "output")}, True
-        return _split_conversation(row, [*alpaca_prompt(row), answer], "output")
-    column = FORMATS[fmt][0]
-    return _split_conversation(row, conversation(row, column), column)
+    return FORMATS[fmt].split(row)
 
 
 def is_chat(rows: Sequence[Fields], fmt: str = "auto") -> bool:
@@ -350,3 +319,63 @@ def _split_conversation(row: Fields, turns: list[Turn], column: str) -> Pair:
 
 def _kind(value: Any) -> str:
     return {str: "text", list: "a list"}.get(type(value), type(value).__name__)
+
+
+def _split_text(row: Fields) -> Pair:
+    return Pair("", filled(row, "text"))
+
+
+def _split_messages(row: Fields) -> Pair:
+    return _split_conversation(row, conversation(row, "messages"), "messages")
+
+
+def _split_sharegpt(row: Fields) -> Pair:
+    return _split_conversation(row, conversation(row, "conversations"), "conversations")
+
+
+def _split_alpaca(row: Fields) -> Pair:
+    answer: Turn = {"role": "assistant", "content": filled(row, "output")}, True
+    return _split_conversation(row, [*alpaca_prompt(row), answer], "output")
+
+
+class Format(NamedTuple):
+    """One format of training rows.
+
+    columns: those that a row must have, by which it is told. optional: those that are read, too;
+    `unused_columns` names all others. shape: a row in short. split: a row that has the columns ->
+    its prompt and completion; raises DataError in one line.
+    """
+
+    columns: tuple[str, ...]
+    optional: tuple[str, ...]
+    shape: str
+    split: Callable[[Fields], Pair]
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """All columns that are read, the first of `columns` first."""
+        return *self.columns, *self.optional
+
+
+FORMATS: dict[str, Format] = {
+    "text": Format(("text",), (), '{"text"}', _split_text),
+    "messages": Format(("messages",), CHAT, '{"messages": [{"role", "content"}]}', _split_messages),
+    "prompt-completion": Format(
+        ("prompt", "completion"), CHAT, '{"prompt", "completion"}', _split_prompt_completion
+    ),
+    "alpaca": Format(
+        ("instruction", "output"),
+        ("input", "history", *CHAT),
+        '{"instruction", "input", "output"}',
+        _split_alpaca,
+    ),
+    "sharegpt": Format(
+        ("conversations",), CHAT, '{"conversations": [{"from", "value"}]}', _split_sharegpt
+    ),
+}
+"""A new format of rows is one row of this table and its `split`."""
+
+
+def shapes() -> str:
+    """All formats in one line, for messages."""
+    return "; ".join(f"{name} {fmt.shape}" for name, fmt in FORMATS.items())

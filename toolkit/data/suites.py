@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from toolkit.data.formats import (
-    USED,
+    FORMATS,
     Fields,
     alpaca_prompt,
     check_plain,
@@ -114,7 +114,9 @@ def _embedded(source: str, version: str | None, shift: str | None, name: str) ->
 
 def unused_in_suite(rows: Sequence[Fields]) -> dict[str, int]:
     """Columns of a suite that nothing reads -> rows that have something in them."""
-    formats = [fields for fields in USED.values() if fields[0] in rows[0] and fields[0] != "text"]
+    formats = [
+        fmt.used for name, fmt in FORMATS.items() if fmt.columns[0] in rows[0] and name != "text"
+    ]
     return unused_columns(rows, [*OWN, *(formats[0] if formats else ())])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.encode import Example, prompt_text, reads_the_same
-from toolkit.data.formats import USED, Fields, detect_format, split_row, unused_columns
+from toolkit.data.formats import FORMATS, Fields, detect_format, split_row, unused_columns
 from toolkit.data.locate import files_of
 from toolkit.data.rows import READERS, Row, keys_aside, read_rows
 from toolkit.data.suites import SHIFTS, Prompt, unused_in_suite
@@ -39,8 +39,8 @@ def survey(
     if train:
         rows = read_rows(train)
         fmt = detect_format(rows) if fmt == "auto" else fmt
-        notes += aside(train) + _together(train, rows, USED[fmt])
-        notes += _unused("training rows", unused_columns(rows, USED[fmt]), len(rows))
+        notes += aside(train) + _together(train, rows, FORMATS[fmt].used)
+        notes += _unused("training rows", unused_columns(rows, FORMATS[fmt].used), len(rows))
         notes += _unused_keys("training rows", _conversations(rows, fmt), len(rows), tokenizer)
         notes += _greetings(rows, fmt)
         if cut := sum(example.truncated for example in examples):

@@ -28,12 +28,12 @@ def suite(shift: str, version: int) -> list[dict[str, str | None]]:
     shift: typical, near or far; version: one of `VERSIONS`. Every right answer is known, but for
     ambiguous requests; it is written as a completion.
     """
-    asked: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     trained = {row["prompt"] for row in world.train_rows()}
     for question in VERSIONS[version][shift]():
         prompt = question[2] + world.ARROW
         if prompt not in trained:
-            asked.setdefault(prompt, question)
+            questions.setdefault(prompt, question)
     mark = shift if version == 1 else f"{shift}-v{version}"  # ids tell versions apart
     return [
         {
@@ -44,7 +44,7 @@ def suite(shift: str, version: int) -> list[dict[str, str | None]]:
             "cluster": cluster,
             "reference": reference and f" {reference}",
         }
-        for i, (prompt, (category, cluster, _, reference)) in enumerate(asked.items())
+        for i, (prompt, (category, cluster, _, reference)) in enumerate(questions.items())
     ]
 
 

@@ -11,7 +11,6 @@ from toolkit.merge.adapters_to_adapter import same_input as same_input
 from toolkit.merge.adapters_to_model import DenseReport as DenseReport
 from toolkit.merge.adapters_to_model import merge_into_base as merge_into_base
 from toolkit.merge.align_names import under_one_naming as under_one_naming
-from toolkit.merge.apply_method import METHODS as METHODS
 from toolkit.merge.apply_method import Method as Method
 from toolkit.merge.apply_method import accepted as accepted
 from toolkit.merge.apply_method import combine as combine

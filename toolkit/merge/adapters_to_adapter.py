@@ -50,7 +50,7 @@ CANCELLED = 1e-12
 
 @dataclass(frozen=True)
 class Input:
-    """One adapter that went in."""
+    """One merged adapter."""
 
     path: str
     sha256: str  # of the weights
@@ -221,8 +221,8 @@ def as_text(record: Mapping[str, Any]) -> str:
 
 
 def merged_of(record: Mapping[str, Any]) -> dict[str, str]:
-    """What a merge is of, to claim its folder: by where its inputs lie, and by what is in them. Of
-    a soup both are of all that was tried.
+    """What identifies a merge when it claims its folder: the paths and the content of its inputs;
+    for a soup, of all candidates.
 
     record: merge.json, or as much of it as is known before.
     """
@@ -254,7 +254,7 @@ def planned(
     dense: bool = False,
     **parameters: Any,
 ) -> dict[str, str]:
-    """`merged_of` a merge before it is made. Raises AdapterError or ValueError in one line."""
+    """`merged_of`, before the merge is made. Raises AdapterError or ValueError in one line."""
     chosen, values = find_method(method, parameters)
     inputs, _ = read_inputs(sources, weights, chosen, values)
     how = {**values, "rank": rank} | ({} if buffer is None else {"buffer": buffer})
@@ -270,7 +270,7 @@ def planned(
 
 
 def versions(method: str) -> dict[str, str]:
-    """Of what decides the bits of a merge."""
+    """Versions of the packages that decide the bits of a merge."""
     packages = ["torch", "numpy", "safetensors"] + (
         ["mergekit"] if method.startswith(MERGEKIT) else []
     )
@@ -305,7 +305,7 @@ class Members:
         return [source.weight for source in self.inputs]
 
     def fitted(self, names: Collection[str]) -> "Members":
-        """The same under a base's own names of modules."""
+        """The same members under the base's module names."""
         adapters = [adapter.fitted(names) for adapter in self.adapters]
         return replace(self, adapters=adapters, shapes=_common_shapes(adapters))
 
@@ -384,9 +384,7 @@ def choose_members(
     score: Callable[[Path], float] | None,
     parameters: Mapping[str, Any],
 ) -> tuple[Method, dict[str, Any], Members, list[Step]]:
-    """The method, its parameters, and the adapters that go in: for a greedy soup those that earn
-    their place.
-    """
+    """The method, its parameters, and the adapters to merge; of a soup, the selected ones."""
     paths = [Path(source) for source in sources]
     chosen, values = find_method(method, parameters)
     soup: list[Step] = []
@@ -456,7 +454,7 @@ def read_inputs(
     for source, weight in zip(sources, weights, strict=True):
         if weight > 0:
             members = []
-            for path, share in chosen.along(source, **accepted(chosen.along, values)):
+            for path, share in chosen.sources(source, **accepted(chosen.sources, values)):
                 members.append(
                     (Input(str(path), *_hashes(path), weight * share / total), read_weights(path))
                 )
@@ -476,7 +474,7 @@ def _hashes(folder: Path) -> tuple[str, str]:
 
 
 def same_input(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Whether a folder still is what merge.json says went in."""
+    """Whether a folder still has the hashes that merge.json records."""
     return _hashes(folder) == (record["sha256"], record["config_sha256"])
 
 
@@ -493,7 +491,7 @@ def common_base(adapters: Sequence[Adapter | FullModel]) -> tuple[str | None, st
 
 
 def remarks(adapters: Sequence[Adapter], base: str | None) -> list[str]:
-    """What is merged as asked, and may not be what was meant."""
+    """Notes on inputs that are merged as requested but may be a mistake."""
     notes = []
     if wrapped := [adapter for adapter in adapters if adapter.wrapped]:
         notes.append(f"{_several(wrapped)}: {wrapped[0].wrapped}")

@@ -1,5 +1,5 @@
-"""Whether adapters name the modules of their base alike: a module under two names would count as
-two, each changed by a part of them.
+"""Bring adapters to one naming of modules: a module under two names would count as two modules,
+each changed by some of the adapters.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -42,7 +42,7 @@ def under_one_naming(
     for i, layout in enumerate(layouts):
         for other in layouts[:i]:
             _refuse_strangers(other, layout)
-    there = (
+    reason = (
         f"the configuration of {identity[0]} is not on this machine"
         if identity[0]
         else "the adapters do not say their base"
@@ -50,7 +50,7 @@ def under_one_naming(
     unchecked = (
         []
         if checked
-        else [f"names of modules were not checked: {there}; name a folder of the base with `base`"]
+        else [f"names of modules were not checked: {reason}; name a folder of the base with `base`"]
     )
     return adapters, [*_left_out(layouts, layers or {}), *unchecked]
 
@@ -158,14 +158,14 @@ def _left_out(layouts: Sequence[Adapter], layers: Mapping[str, bool]) -> list[st
                 f"{adapter.path}: has no tensors for {lacking}, at which it aims; what it leaves "
                 "alone counts as unchanged"
             )
-    apart = [
+    disjoint = [
         (earlier, other)
         for i, other in enumerate(layouts)
         for earlier in layouts[:i]
         if not earlier.modules.keys() & other.modules.keys()
     ]
-    if apart:
-        earlier, other = apart[0]
+    if disjoint:
+        earlier, other = disjoint[0]
         notes.append(
             f"{other.path}: changes other modules than {earlier.path}, as both ask for; each "
             "counts as unchanged by the other"

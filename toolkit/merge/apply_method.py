@@ -1,6 +1,6 @@
-"""The merge methods: one table at the end. Their parameters stand in `toolkit/recipe/merges.py`.
+"""One row of the table of merge methods (`toolkit.recipe.merge_methods`), applied to changes.
 
-A method has two parts. `along` turns one source into the adapters it stands for. Then either
+A method has two parts. `sources` turns one source into the adapters it stands for. Then either
 `coefficients` says how much of every change D_k = scale * B @ A makes up the result, from inner
 products alone, or `entries` makes the result from the D_k entry by entry. Nothing looks at A or B
 by themselves: (B G^-1, G A) is the same adapter for every invertible G.
@@ -9,149 +9,52 @@ by themselves: (B G^-1, G A) is the same adapter for every invertible G.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from toolkit.merge import coefficients as c
-from toolkit.merge import entrywise as e
 from toolkit.merge import mergekit_methods
-from toolkit.merge.trajectory import Along, ema, itself, lawa, swa
+from toolkit.merge.trajectory import Trajectory, itself
 from toolkit.model import delta
-from toolkit.recipe.merge_methods import MERGEKIT, check_method, merge_parameters
-
-SUM = "one running sum of one module"
-FACTORS = "the factors of one module of all K, and K x K numbers"
-ADAPTER = "K x K numbers, and the factors of one module of all K; reads twice"
-SIGNS = "four running sums of one module"
+from toolkit.recipe.merge_methods import MERGE_METHODS, MERGEKIT, check_method, merge_parameters
 
 
 class Method(NamedTuple):
-    """One row of the table."""
+    """A row of the table with its functions loaded; the fields mean what they mean in
+    `MergeMethod`. One of `coefficients` and `entries` is None.
+    """
 
-    along: Callable[..., Along]  # (source, **parameters) -> adapters and weights
+    sources: Callable[..., Trajectory]  # (source, **parameters) -> adapters and weights
     coefficients: Callable[..., Tensor] | None  # (gram [K, K], weights [K], **parameters) -> [K]
     entries: Callable[..., Tensor] | None  # (factors, weights, ids, **parameters) -> [O, I]
-    # whose inner products the coefficients need: "" (none), "module", or "adapter" (all modules as
-    # one vector)
     gram: str
-    holds: str  # in memory at once
+    holds: str
     needs: str
     paper: str
 
 
-METHODS = {
-    "mean": Method(
-        itself, c.weighted, None, "", SUM, "adapters", "https://arxiv.org/abs/2203.05482"
-    ),
-    "trimmed_mean": Method(
-        itself,
-        None,
-        e.trimmed_mean,
-        "",
-        "the factors of one module of all K",
-        "3 adapters or more",
-        "https://arxiv.org/abs/1803.01498",
-    ),
-    # of whole adapters: a replica is one point, and parts of different replicas have never worked
-    # together
-    "geometric_median": Method(
-        itself,
-        c.geometric_median,
-        None,
-        "adapter",
-        ADAPTER,
-        "3 adapters or more",
-        "https://arxiv.org/abs/1912.13445",
-    ),
-    "swa": Method(
-        swa,
-        c.weighted,
-        None,
-        "",
-        SUM,
-        "averages/swa or snapshots of every replica",
-        "https://arxiv.org/abs/1803.05407",
-    ),
-    "ema": Method(
-        ema,
-        c.weighted,
-        None,
-        "",
-        SUM,
-        "averages/ema or snapshots of every replica",
-        "https://arxiv.org/abs/2411.18704",
-    ),
-    "lawa": Method(
-        lawa,
-        c.weighted,
-        None,
-        "",
-        SUM,
-        "snapshots of every replica",
-        "https://arxiv.org/abs/2306.03241",
-    ),
-    "model_stock": Method(
-        itself,
-        c.model_stock,
-        None,
-        "module",
-        FACTORS,
-        "2 adapters or more",
-        "https://arxiv.org/abs/2403.19522",
-    ),
-    "shrink": Method(
-        itself,
-        c.shrink,
-        None,
-        "adapter",
-        ADAPTER,
-        "2 adapters or more, or t",
-        "https://projecteuclid.org/euclid.bsmsp/1200512173",
-    ),
-    "task_arithmetic": Method(
-        itself, c.scaled, None, "", SUM, "adapters", "https://arxiv.org/abs/2212.04089"
-    ),
-    "ties": Method(itself, None, e.ties, "", SIGNS, "adapters", "https://arxiv.org/abs/2306.01708"),
-    "dare": Method(itself, None, e.dare, "", SUM, "adapters", "https://arxiv.org/abs/2311.03099"),
-    "della": Method(
-        itself, None, e.della, "", SIGNS, "adapters", "https://arxiv.org/abs/2406.11617"
-    ),
-    "breadcrumbs": Method(
-        itself, None, e.breadcrumbs, "", SUM, "adapters", "https://arxiv.org/abs/2312.06795"
-    ),
-    "sce": Method(
-        itself,
-        None,
-        e.sce,
-        "",
-        "five running sums of one module; reads twice or thrice",
-        "adapters",
-        "https://arxiv.org/abs/2408.07990",
-    ),
-    "karcher": Method(
-        itself, c.karcher, None, "module", FACTORS, "adapters", "https://arxiv.org/abs/2603.04972"
-    ),
-    "multislerp": Method(
-        itself,
-        c.multislerp,
-        None,
-        "module",
-        FACTORS,
-        "adapters",
-        "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
-    ),
-    "greedy_soup": Method(
-        itself,
-        c.weighted,
-        None,
-        "",
-        SUM,
-        "a validation score of every adapter",
-        "https://arxiv.org/abs/2203.05482",
-    ),
-}
+def load_method(name: str) -> Method:
+    """The functions of a row of MERGE_METHODS. Raises KeyError for a method without a row."""
+    row = MERGE_METHODS[name]
+    function = _function(row.function)
+    return Method(
+        _function(row.sources),
+        function if row.kind == "coefficients" else None,
+        function if row.kind == "entries" else None,
+        row.gram,
+        row.holds,
+        row.needs,
+        row.paper,
+    )
+
+
+def _function(reference: str | Callable[..., Any]) -> Callable[..., Any]:
+    if callable(reference):
+        return reference
+    module, _, name = reference.partition(":")
+    return getattr(import_module(f"toolkit.merge.{module}"), name)
 
 
 def find_method(method: str, given: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
@@ -159,8 +62,8 @@ def find_method(method: str, given: Mapping[str, Any]) -> tuple[Method, dict[str
     one line.
     """
     parameters = merge_parameters(method, given)
-    if method in METHODS:
-        return METHODS[method], parameters
+    if method in MERGE_METHODS:
+        return load_method(method), parameters
     name = check_method(method).removeprefix(MERGEKIT)
     mergekit_methods.check(name, {key: value for key, value in parameters.items() if key != "seed"})
     row = Method(
@@ -184,8 +87,8 @@ def combine(
     module: str = "",
     **parameters: Any,
 ) -> tuple[Tensor, Tensor]:
-    """K changes of one module -> (A, B) of the merged change, exact. What a method takes of whole
-    adapters it takes of these alone.
+    """K changes of one module -> (A, B) of the merged change, exact. A method that needs whole
+    adapters treats this module as the whole adapter.
     """
     chosen, values = find_method(method, parameters)
     share = (
@@ -204,8 +107,8 @@ def combine(
 
 
 def accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the parameters that the function takes; `lambda` is a word that Python keeps, so it
-    is `lambda_` there.
+    """The parameters that the function takes; `lambda` is reserved in Python and is passed as
+    `lambda_`.
     """
     parameters = inspect.signature(function).parameters
     return {name: value for name, value in values.items() if name in parameters}

@@ -1,7 +1,7 @@
-"""Do the members of a population lie in one basin, and does their merge lie there, too? Asked
-before it is trusted.
+"""Do the members of a population lie in one basin, and does their merge lie there, too? Check
+before trusting the merge.
 
-A merge of weights is only as good as the ground between it and the members. Two looks at it:
+A merge of weights is only as good as the loss surface between it and the members. Two checks:
 
 geometry    distances, cosines and clusters of the weight changes, from their inner products; no
 model and no dense matrix barriers    the loss of known answers on the way from each member to the
@@ -57,14 +57,12 @@ WIDTH = 8
 
 
 class BasinError(ValueError):
-    """A question that these adapters and prompts cannot answer; one line with the reason and the
-    way out.
-    """
+    """These adapters and prompts cannot answer the question; one line with the fix."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the changes D_k lie to each other. Lengths are Frobenius norms over all modules."""
+    """Distances and angles of the changes D_k. Lengths are Frobenius norms over all modules."""
 
     norm_K: list[float]
     to_mean_K: list[float]

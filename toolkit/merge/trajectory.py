@@ -1,5 +1,5 @@
-"""What one source stands for: the adapter itself, or its training trajectory as adapters with
-weights that sum to 1.
+"""The adapters that one source stands for: itself, or its training trajectory, with weights that
+sum to 1.
 """
 
 from pathlib import Path
@@ -7,15 +7,15 @@ from pathlib import Path
 from toolkit.model import delta
 from toolkit.model.adapters import CONFIG, FULL, AdapterError
 
-Along = list[tuple[Path, float]]
+Trajectory = list[tuple[Path, float]]
 
 
-def itself(source: Path) -> Along:
+def itself(source: Path) -> Trajectory:
     """The adapter in `source`."""
     return [(source, 1.0)]
 
 
-def swa(source: Path, *, last: int | None) -> Along:
+def swa(source: Path, *, last: int | None) -> Trajectory:
     """Stochastic weight averaging: `averages/swa` as training wrote it, or the mean of all (`last`)
     snapshots.
     """
@@ -24,7 +24,7 @@ def swa(source: Path, *, last: int | None) -> Along:
     return lawa(source, last=last)
 
 
-def lawa(source: Path, *, last: int | None) -> Along:
+def lawa(source: Path, *, last: int | None) -> Trajectory:
     """Latest weight averaging: the mean of the `last` snapshots (None: of all), as training wrote
     it or from the snapshots.
     """
@@ -40,7 +40,7 @@ def lawa(source: Path, *, last: int | None) -> Along:
     return list(zip(paths, delta.swa_weights(len(paths)), strict=True))
 
 
-def ema(source: Path, *, decay: float | None) -> Along:
+def ema(source: Path, *, decay: float | None) -> Trajectory:
     """Exponential moving average: `averages/ema` as training wrote it; with `decay`, from the
     snapshots.
     """

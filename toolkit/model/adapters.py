@@ -119,7 +119,7 @@ class Module(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tensor lies in its file."""
+    """Position of a tensor in its file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -188,8 +188,8 @@ class Adapter:
 
     @property
     def is_zero(self) -> bool:
-        """Whether it changes nothing, to the last bit, as an adapter that was never trained. Reads
-        no more than it takes to see.
+        """Whether the change is exactly zero, as in an adapter that was never trained. Reads only
+        as much as needed.
         """
         return all(map(self.leaves_alone, self.modules))
 
@@ -271,8 +271,8 @@ class Adapter:
 
 
 def adapter_paths(source: str | Path) -> list[Path]:
-    """The folders of adapters, or of whole models of ftk's, that `source` means: itself, or its
-    sub-folders that are, sorted by name.
+    """The adapter folders (or whole models written by ftk) that `source` means: itself, or its
+    sub-folders, sorted by name.
 
     Of a trainer's `checkpoint-N` folders the last one counts, and only where nothing was saved
     beside them: they are one run.

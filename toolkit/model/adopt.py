@@ -58,7 +58,7 @@ TRAJECTORY = ("averages", "snapshots")
 
 
 def find_adapters(patterns: Iterable[str]) -> list[Path]:
-    """Adapter folders that paths and patterns mean, each once, sorted.
+    """Adapter folders that match the paths and patterns, without duplicates, sorted.
 
     A pattern may also match files and folders that are no adapters; a path may not. Raises
     AdapterError in one line.
@@ -82,8 +82,8 @@ def find_adapters(patterns: Iterable[str]) -> list[Path]:
 
 
 def adopt(folder: Path, paths: Sequence[Path], base: Base) -> dict[int, Replica]:
-    """Make `paths` the population of the condition `folder`, in their order; return it. What is
-    there and unchanged stays.
+    """Make `paths`, in their order, the population of the condition `folder`; return it. Unchanged
+    links are kept.
 
     Raises AdapterError in one line where an adapter cannot be read exactly, was trained on another
     base, or is the same as another, and where the folder holds a population of another kind.
@@ -220,7 +220,7 @@ def _why_not(name: str, model: nn.Module, name_of_base: str) -> str:
 
 
 def base_hash(adapter: Path) -> str | None:
-    """sha256 of the weights it was trained on, where an ftk run around the adapter says it."""
+    """sha256 of the base an adapter was trained on, if a surrounding ftk run records it."""
     for parent in real(adapter).parents[:RUN_LEVELS]:
         if (parent / "base.json").is_file():
             return read_record(parent / "base.json", records.Base).get("sha256")

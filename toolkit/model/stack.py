@@ -26,16 +26,12 @@ from toolkit.model.stacked_embedding import StackedEmbedding
 
 
 class ForwardError(RuntimeError):
-    """A base whose own code fails on a batch of ours: one line with its architecture and the
-    reason.
-    """
+    """The base's own code fails on a stacked batch: one line with architecture and reason."""
 
 
 @contextmanager
 def own_code(model: nn.Module, where: str = "its forward pass") -> Iterator[None]:
-    """Whatever the code of an architecture raises, in one line; memory that runs out is for others
-    to handle.
-    """
+    """Turn whatever the architecture raises into one line; out-of-memory errors pass through."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, ForwardError):
@@ -394,7 +390,7 @@ class Stack:
 
     @property
     def loaded(self) -> dict[str, tuple[Tensor, ...]]:
-        """What `load` has set."""
+        """The factors set by `load`."""
         layers = self.adaptable.items()
         return {
             name: (layer.A_RrI, layer.B_ROr)
@@ -407,7 +403,7 @@ class Stack:
             layer.dropout = dropout
 
     def attach(self) -> None:
-        """Put the adapted layers in the place of the base's; again, too, after `remove`."""
+        """Replace the layers of the base by the adapted ones; may be repeated after `remove`."""
         for name, layer in self.layers.items():
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, layer)
@@ -416,7 +412,7 @@ class Stack:
         self.embedding.attach()
 
     def remove(self) -> None:
-        """Give the base back as it was."""
+        """Restore the base."""
         for name, layer in self.layers.items():
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, layer.base)

@@ -116,7 +116,7 @@ def accuracies(job: Run, name: str, mitigation: Mitigation) -> dict[int, float]:
 
 
 def _not_all_zero(weights: Sequence[float]) -> tuple[float, ...]:
-    """Members that are all useless are equally useful."""
+    """Equal weights where all are zero."""
     return tuple(weights) if any(weights) else (1.0,) * len(weights)
 
 
@@ -156,11 +156,11 @@ def answer(
     """Write the outcome shards that are missing, or do not hold what was written."""
     units, damaged = [], 0
     tokens = job.recipe.evaluation.token_scores
-    for suite, asked in prompts.items():
+    for suite, suite_prompts in prompts.items():
         for family in families:
-            for unit in answer_units(job, family, suite, asked):
+            for unit in answer_units(job, family, suite, suite_prompts):
                 if not is_sound(
-                    unit.unit.shard, len(unit.unit.subjects) * len(asked), tokens=tokens
+                    unit.unit.shard, len(unit.unit.subjects) * len(suite_prompts), tokens=tokens
                 ):
                     units.append(unit)
                     damaged += unit.unit.shard.exists()

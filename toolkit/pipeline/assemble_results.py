@@ -38,9 +38,9 @@ def measure(job: Run) -> Results:
         families = all_subjects(job)
         units = [
             unit.unit
-            for suite, asked in prompts.items()
+            for suite, suite_prompts in prompts.items()
             for family in families
-            for unit in answer_units(job, family, suite, asked)
+            for unit in answer_units(job, family, suite, suite_prompts)
         ]
         shards = Shards(
             [(unit.subjects[0].condition, unit.subjects[0].procedure, unit.shard) for unit in units]

@@ -106,13 +106,13 @@ def is_merged(unit: MergeUnit) -> bool:
     """
     try:
         record = read_json(unit.out / "merge.json")
-        asked = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
+        parameters = json.loads(json.dumps({**unit.parameters, "rank": unit.rank}))
         inputs = [Path(item["path"]) for item in record["inputs"]]
         homes = [
             source for path in inputs for source in {path, *path.parents}.intersection(unit.sources)
         ]
         return (
-            (record["method"], record["parameters"]) == (unit.method, asked)
+            (record["method"], record["parameters"]) == (unit.method, parameters)
             and set(homes) == set(unit.sources)
             and len(homes) == len(inputs)
             and any((unit.out / file).is_file() for file in (WEIGHTS, MODEL))

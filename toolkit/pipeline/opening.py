@@ -1,4 +1,4 @@
-"""A run folder opened by one process: what is asked and where it runs, written down and checked."""
+"""Open a run folder for one process: check the recipe and the machine, and write both down."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def open_run(
     kind: str = RUN,
     answers: bool = True,
 ) -> Iterator[Run]:
-    """Write down what is asked and where it runs; refuse a folder that holds another recipe's run.
+    """Open `folder` for a run of `recipe`; refuse a folder that holds another recipe's run.
     `engine`: see `ENGINES`.
 
     kind: of the folder, see `toolkit.record.folders`; a folder that was made by a run is opened as
@@ -122,7 +122,7 @@ def free_folder(folder: Path, recipe: Recipe) -> Path:
 
 
 def kind_of_run(folder: Path) -> str:
-    """With which kind a run folder that is there is opened again."""
+    """The kind with which an existing run folder is reopened."""
     marker = read_marker(folder)
     return str(marker["kind"]) if marker else RUN
 
@@ -170,7 +170,7 @@ def _base_hash(folder: Path) -> str | None:
 
 
 def resolve_auto(recipe: Recipe, device: str, folder: Path | None = None) -> Recipe:
-    """What `auto`, an open date, and on a GPU an open `stack`, mean here; in a run folder, what
+    """Resolve `auto`, a missing date and, on a GPU, a missing `stack`; in a run folder, to what
     they meant when its first replica was trained.
 
     Raises BaseError where there is no such base, RunError as `fit_stacks`.

@@ -32,8 +32,8 @@ from toolkit.train.students import Teaching, teacher_members
 def train(
     job: Run, name: str, *, replicas: int | None = None, only: Sequence[int] | None = None
 ) -> dict[int, Replica]:
-    """Train what is missing of a condition's population; return all of it. Adapters that are given
-    are taken as they are.
+    """Train what is missing of a condition's population; return all of it. Given adapters are
+    adopted as they are.
 
     `replicas` trains 0 to N-1, whatever number or rule the recipe has. `only` names replicas to
     train again even if they are finished (their stack is trained whole, those alone are written).
@@ -46,18 +46,18 @@ def train(
         plan, mark = training_plan(job.recipe, name, job.device)
         population = intact(job, name)
     if job.recipe.trained[name].teacher:
-        asked = (
+        requested = (
             range(job.recipe.replicas_of(name) if replicas is None else replicas)
             if only is None
             else only
         )
-        train_students(job, name, asked, plan, mark, population, again=only is not None)
+        train_students(job, name, requested, plan, mark, population, again=only is not None)
         return population
     if rule and replicas is None and only is None:
         _train_until(job, name, rule, plan, mark, population)
     else:
-        asked = range(replicas or job.recipe.replicas_of(name)) if only is None else only
-        train_missing(job, name, asked, plan, mark, population, again=only is not None)
+        requested = range(replicas or job.recipe.replicas_of(name)) if only is None else only
+        train_missing(job, name, requested, plan, mark, population, again=only is not None)
     return population
 
 
@@ -97,7 +97,7 @@ def has_scale(path: Path, scale: float) -> bool:
 
 
 def adopt_condition(job: Run, name: str) -> dict[int, Replica]:
-    """The population of a condition whose adapters are given, as they are now."""
+    """Adopt the given adapters of a condition as its population, as they are now on disk."""
     recipe = job.recipe
     with job.console.stage("adapters"):
         population = adopt(
@@ -114,7 +114,7 @@ def adopt_condition(job: Run, name: str) -> dict[int, Replica]:
 
 
 def given_note(count: int) -> str:
-    """What readers must know of a population that was made elsewhere."""
+    """The note for readers of a population that was made elsewhere."""
     return (
         f"{count} adapters that were there already; their seeds are not known here: what "
         "varies is whatever their trainer varied"
@@ -124,7 +124,7 @@ def given_note(count: int) -> str:
 def train_students(
     job: Run,
     name: str,
-    asked: Sequence[int],
+    requested: Sequence[int],
     plan: TrainingPlan,
     mark: str,
     population: dict[int, Replica],
@@ -136,13 +136,13 @@ def train_students(
     """
     condition = job.recipe.trained[name]
     teachers = teacher_groups(job, name)
-    taught = [r for r in asked if condition.group_of(r) < len(teachers)]
-    if condition.teacher and len(taught) < len(asked):
-        there = (
+    taught = [r for r in requested if condition.group_of(r) < len(teachers)]
+    if condition.teacher and len(taught) < len(requested):
+        reason = (
             f"{condition.teacher.condition} has {len(teachers)} groups of "
             f"{condition.teacher.k} successful replicas"
         )
-        job.console.note(f"{name}: {len(taught)} of {len(asked)} students, since {there}")
+        job.console.note(f"{name}: {len(taught)} of {len(requested)} students, since {reason}")
     train_missing(job, name, taught, plan, mark, population, again=again, teachers=teachers)
 
 
@@ -200,8 +200,8 @@ def _train_until(
             answer(job, [subjects], prompts)
         return [
             unit.unit.shard
-            for suite, asked in prompts.items()
-            for unit in answer_units(job, subjects, suite, asked)
+            for suite, suite_prompts in prompts.items()
+            for unit in answer_units(job, subjects, suite, suite_prompts)
         ]
 
     looks = Looks(

@@ -67,7 +67,7 @@ def check(
         "base": base.to_dict(),
         "device": device,
         "data": _rows(recipe, base, device, warnings) if recipe.trained else None,
-        "suites": {name: len(asked) for name, asked in prompts.items()},
+        "suites": {name: len(suite_prompts) for name, suite_prompts in prompts.items()},
         "conditions": {},
         "warnings": warnings,
     }
@@ -235,17 +235,18 @@ def _teaching(
         taught_by = [
             read_adapter(path) for path in find_adapters(recipe.given[teacher.condition].adapters)
         ]
-        there, rank = len(taught_by), max(adapter.rank for adapter in taught_by)
+        n_teachers, rank = len(taught_by), max(adapter.rank for adapter in taught_by)
         layers = {
             name: (module.in_features, module.out_features)
             for name, module in taught_by[0].modules.items()
         }
     else:
         taught = recipe.trained[teacher.condition]
-        there, rank = recipe.replicas_of(teacher.condition), taught.adapter_rank or 0
+        n_teachers, rank = recipe.replicas_of(teacher.condition), taught.adapter_rank or 0
         layers = _layers(base.model, teacher.condition, taught.targets)
     last = min(
-        condition.group_of(max(recipe.replicas_of(name) - 1, 0)), max(there // teacher.k - 1, 0)
+        condition.group_of(max(recipe.replicas_of(name) - 1, 0)),
+        max(n_teachers // teacher.k - 1, 0),
     )
     vocabulary = base.model.config.get_text_config().vocab_size
     size = soft_target_bytes(

@@ -1,5 +1,5 @@
-"""Train until enough is known: at fixed looks new replicas answer, and a rule that may look as
-often as it likes decides.
+"""Train until enough is known: at fixed numbers of replicas the new ones answer, and an
+anytime-valid rule decides.
 """
 
 import json
@@ -34,7 +34,7 @@ ShardsOf = Callable[[Sequence[int], Suites], Sequence[Path]]
 
 @dataclass(frozen=True)
 class Looks:
-    """What is looked at, and when. folder: of the condition; stack: replicas trained together;
+    """The schedule of looks. folder: of the condition; stack: replicas trained together;
     width: replicas in a full shard.
     """
 
@@ -91,8 +91,8 @@ def train_until(
                 "reason": decision.reason,
             }
         )
-        asked = {"max": rule.max, "min": rule.min, "batch": rule.batch, "until": targets}
-        record = {"rule": asked, "level": looks.level, "method": ANYTIME, "looks": taken}
+        rule_record = {"max": rule.max, "min": rule.min, "batch": rule.batch, "until": targets}
+        record = {"rule": rule_record, "level": looks.level, "method": ANYTIME, "looks": taken}
         write_text(folder / "stopping.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
         note(f"{folder.name}: {replicas} replicas, {verdict}: {decision.reason}")
         if decision.stop:
@@ -134,7 +134,7 @@ def _watch(
     prompts: Suites,
     sequences: dict[str, ConfidenceSequence],
 ) -> None:
-    """Give every figure's sequence the pairs that new replicas make."""
+    """Extend the confidence sequence of every figure by the pairs of the new replicas."""
     table = OutcomeTable(read_outcomes(shards, MEASURED), prompts)
     arm = table.arm(condition, "replica", replicas)
     assert arm is not None  # the shards hold nothing else
@@ -146,7 +146,7 @@ def _watch(
 
 
 def stopping_note(folder: Path) -> str:
-    """What readers of a condition's intervals must know when its number of replicas was decided by
+    """The note for readers of a condition's intervals when its number of replicas was decided by
     looking at them.
     """
     record = read_record(folder / "stopping.json", shapes.Stopping, "`ftk run` writes it again")

@@ -47,7 +47,7 @@ ALGORITHMS = {
 """How replicas are trained, as far as it decides their bits and stands in no recipe, plan or data.
 A change of bits adds a line here.
 """
-UNSAID = 3
+LAST_UNRECORDED = 3
 """the last one before populations said by which of them they were trained; fingerprints name later
 ones alone, and so stay as they were
 """
@@ -78,7 +78,7 @@ class TrainingUnit:
 def train_missing(
     job: Run,
     name: str,
-    asked: Sequence[int],
+    requested: Sequence[int],
     plan: TrainingPlan,
     mark: str,
     population: dict[int, Replica],
@@ -86,7 +86,7 @@ def train_missing(
     again: bool = False,
     teachers: Sequence[Teaching] = (),
 ) -> None:
-    """Train the replicas of `asked` that the population lacks, and add them to it. teachers: the
+    """Train the requested replicas that the population lacks, and add them to it. teachers: the
     groups of a distilled condition.
     """
     recipe, folder = job.recipe, job.condition(name)
@@ -94,28 +94,28 @@ def train_missing(
     with job.console.stage("train"):
         trainable = [
             r
-            for r in {*population, *asked}
+            for r in {*population, *requested}
             if not teachers or condition.group_of(r) < len(teachers)
         ]
         marks = {r: replica_mark(condition, mark, teachers, r) for r in trainable}
         if population:
             check_population(folder, mark, marks)
-        stale = {r for r in asked if r in population and population[r].fingerprint != marks[r]}
+        stale = {r for r in requested if r in population and population[r].fingerprint != marks[r]}
         kept = {
             r: replica
             for r, replica in population.items()
-            if replica.status == "ok" and r not in stale and not (again and r in asked)
+            if replica.status == "ok" and r not in stale and not (again and r in requested)
         }
         algorithm = read_ledger(folder).get("algorithm") if kept else algorithm_of(condition)
-        if algorithm is None and (again or any(r not in population for r in asked)):
+        if algorithm is None and (again or any(r not in population for r in requested)):
             algorithm = _same_algorithm(job, name, plan, mark, kept, teachers)
-        _write_ledger(folder, name, recipe, plan, mark, asked, population, teachers, algorithm)
+        _write_ledger(folder, name, recipe, plan, mark, requested, population, teachers, algorithm)
         if stale and teachers:
             job.console.note(
                 f"{name}: the teachers of {len(stale)} students are not what they were; "
                 "these students are trained again"
             )
-        missing = [r for r in asked if again or r not in population or r in stale]
+        missing = [r for r in requested if again or r not in population or r in stale]
         units = [
             _unit(job, name, folder, s, keep, plan, mark, teachers)
             for s, keep in stacks_for(missing, plan.stack).items()
@@ -161,7 +161,7 @@ def _same_algorithm(
     name: str,
     plan: TrainingPlan,
     mark: str,
-    there: Mapping[int, Replica],
+    trained: Mapping[int, Replica],
     teachers: Sequence[Teaching],
 ) -> int | None:
     """Which of `ALGORITHMS` trained the replicas that are there; None where that cannot be told on
@@ -173,11 +173,11 @@ def _same_algorithm(
     Raises RunError where it comes out with other bits: two procedures under one fingerprint are
     never mixed. On another machine bits may differ for other reasons, which is noted.
     """
-    folder, first = job.condition(name), min(there)
+    folder, first = job.condition(name), min(trained)
     machine = environment.machine(job.device)
-    if there[first].machine not in ("", machine):
+    if trained[first].machine not in ("", machine):
         job.console.note(
-            f"{name}: trained on {there[first].machine}, by a version of ftk that did not "
+            f"{name}: trained on {trained[first].machine}, by a version of ftk that did not "
             "say how; what is added may differ"
         )
         return None
@@ -191,7 +191,7 @@ def _same_algorithm(
         [(_, [now])] = job.engine.run(train_unit, [unit])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    if any(now.sha256.get(file) != digest for file, digest in there[first].sha256.items()):
+    if any(now.sha256.get(file) != digest for file, digest in trained[first].sha256.items()):
         raise RunError(
             f"{folder}: its replicas were trained by another version of ftk, whose "
             "procedure gives other bits, and no more can be added to "
@@ -224,8 +224,12 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     plan = plan_training(
         condition, lengths, targets, stack=recipe.stack, device=device, parameters=base.parameters
     )
-    asked = condition.compile or recipe.compile
-    worth = asked == "always" or asked == "auto" and pays_to_compile(plan, base.parameters)
+    compile_rule = condition.compile or recipe.compile
+    worth = (
+        compile_rule == "always"
+        or compile_rule == "auto"
+        and pays_to_compile(plan, base.parameters)
+    )
     # not made for compiled code
     eager = condition.method == "full" or (condition.dtype or recipe.dtype) == "nf4"
     plan = replace(plan, compiled=worth and not eager)
@@ -246,7 +250,7 @@ def training_plan(recipe: Recipe, name: str, device: str) -> tuple[TrainingPlan,
     }
     if condition.teacher:  # what is kept may differ in rounding from what is computed again
         defining["soft targets kept"] = keeps_soft_targets(recipe, name, plan, device)
-    if (algorithm := algorithm_of(condition)) > UNSAID:
+    if (algorithm := algorithm_of(condition)) > LAST_UNRECORDED:
         defining["algorithm"] = algorithm
     return plan, fingerprint(defining)
 
@@ -274,14 +278,14 @@ def _write_ledger(
     recipe: Recipe,
     plan: TrainingPlan,
     mark: str,
-    asked: Sequence[int],
+    requested: Sequence[int],
     population: dict[int, Replica],
     teachers: Sequence[Teaching],
     algorithm: int | None,
 ) -> None:
     """Write population.json."""
     condition = recipe.trained[name]
-    all_replicas = sorted(set(population) | set(asked))
+    all_replicas = sorted(set(population) | set(requested))
     record = {
         "condition": name,
         "design": "crossed" if condition.crossed else "independent",

@@ -87,9 +87,9 @@ def verify(
                 records = _records(folder / name)
                 chosen = list(replicas) or list(range(plan.stack))
                 stacks = {r // plan.stack for r in chosen}
-                asked = [r for r in sorted(records) if r // plan.stack in stacks]
-                missing = sorted(set(replicas) - set(asked))
-                if missing or not asked:
+                requested = [r for r in sorted(records) if r // plan.stack in stacks]
+                missing = sorted(set(replicas) - set(requested))
+                if missing or not requested:
                     raise RunError(
                         f"{folder / name}: replica {missing[0] if missing else 0} is not "
                         "there to be verified"
@@ -100,7 +100,7 @@ def verify(
                 )
                 other = [
                     r
-                    for r in asked
+                    for r in requested
                     if records[r].fingerprint != replica_mark(condition, mark, teachers, r)
                 ]
                 if other:
@@ -111,10 +111,10 @@ def verify(
                         f"again with --only {other[0]}"
                     )
                 again: dict[int, Replica] = {}
-                train_missing(job, name, asked, plan, mark, again, teachers=teachers)
+                train_missing(job, name, requested, plan, mark, again, teachers=teachers)
                 verified += [
                     _compare(name, folder / name, scratch / name, records[r], again[r])
-                    for r in asked
+                    for r in requested
                 ]
             now = environment.describe(job.device)
     finally:

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from toolkit.recipe.conditions import METHODS, Condition, Lookahead, Snapshots
 from toolkit.recipe.criteria import Criterion, Thresholds, Zone
-from toolkit.recipe.merge_methods import PARAMETERS
+from toolkit.recipe.merge_methods import parameter_names
 from toolkit.recipe.mitigations import Mitigation, Teacher
 from toolkit.recipe.models import Data, Evaluation, Recipe, Sequential, Target
 from toolkit.record.plain import shortened
@@ -54,8 +54,8 @@ def _fields_at(path: Path_, blocks: Blocks) -> list[str]:
     model = blocks[".".join(steps)]
     further = {
         Condition: ["from", "adapters"],
-        Mitigation: sorted(PARAMETERS),
-        Teacher: sorted(PARAMETERS),
+        Mitigation: sorted(parameter_names()),
+        Teacher: sorted(parameter_names()),
     }.get(model, [])
     return [
         *(

@@ -1,13 +1,13 @@
-"""The parameters of every merge method: one table, name -> default, what may be asked, meaning.
+"""The merge methods: one table, one row a method, and nothing here loads torch.
 
-`toolkit/merge/methods.py` has the functions.
+A new method is one row of MERGE_METHODS and the function that it names. `toolkit.merge` applies it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from toolkit.record.plain import shortened
 from toolkit.text.nearest import nearest
@@ -43,76 +43,220 @@ class Parameter(NamedTuple):
 _DENSITY = "share of the entries of every change that is kept"
 _SEED = "root of the masks; each depends on it, the adapter's name and the module alone"
 
-MERGES: dict[str, dict[str, Parameter]] = {
-    "mean": {},
-    "trimmed_mean": {
-        "trim": Parameter(0.2, BELOW_HALF, "share of the values of an entry left out at either end")
-    },
-    "geometric_median": {},
-    "swa": {
-        "last": Parameter(
-            None,
-            COUNT,
-            "number of snapshots, the latest ones; default: what training averaged, or all",
-        )
-    },
-    "ema": {
-        "decay": Parameter(
-            None, BELOW_ONE, "weight of the past at each snapshot; default: what training averaged"
-        )
-    },
-    "lawa": {"last": Parameter(5, COUNT, "number of snapshots, the latest ones")},
-    "model_stock": {},
-    "shrink": {
-        "t": Parameter(
-            None, NUMBER, "factor of the mean; default: estimated from the spread of the adapters"
-        )
-    },
-    "task_arithmetic": {
-        "lambda": Parameter(
-            1.0, NUMBER, "factor of the mean; the paper's sum is the mean at K times its lambda"
-        )
-    },
-    "ties": {"density": Parameter(0.2, SHARE, _DENSITY)},
-    "dare": {"density": Parameter(0.5, SHARE, _DENSITY), "seed": Parameter(0, SEED, _SEED)},
-    "della": {
-        "density": Parameter(0.5, SHARE, "mean " + _DENSITY),
-        "epsilon": Parameter(
-            0.15,
-            BELOW_ONE,
-            "a row's smallest entry is kept at density - epsilon, its largest at density + epsilon",
-        ),
-        "seed": Parameter(0, SEED, _SEED),
-    },
-    "breadcrumbs": {
-        "density": Parameter(0.9, SHARE, _DENSITY),
-        "gamma": Parameter(
-            0.01,
-            BELOW_ONE,
-            "share of the largest entries that is left out, as far as the density allows",
-        ),
-    },
-    "sce": {
-        "select_topk": Parameter(
-            1.0,
-            SHARE,
-            "share of the entries, those that vary most between adapters, that is merged",
-        )
-    },
-    "karcher": {},
-    "multislerp": {},
-    "greedy_soup": {},
+SUM = "one running sum of one module"
+FACTORS = "the factors of one module of all K, and K x K numbers"
+ADAPTER = "K x K numbers, and the factors of one module of all K; reads twice"
+SIGNS = "four running sums of one module"
+
+
+class MergeMethod(NamedTuple):
+    """One row of the table. A function is named as `module:function` of `toolkit.merge` and loaded
+    when a merge begins; your own may be given as it is.
+
+    kind: `coefficients` takes (gram [K, K], weights [K], **parameters) and returns how much of
+    every change makes up the result, [K]; `entries` takes (factors, weights, ids, **parameters) and
+    returns the merged change of one module, [O, I].
+    gram: the inner products that coefficients need: none, those of one "module", or those of whole
+    adapters ("adapter": all modules as one vector). holds: in memory at once. needs: of sources.
+    sources: (source, **parameters) -> the adapters that a source stands for, with weights.
+    """
+
+    kind: Literal["coefficients", "entries"]
+    function: str | Callable[..., Any]
+    paper: str
+    parameters: dict[str, Parameter] = {}
+    holds: str = SUM
+    needs: str = "adapters"
+    gram: Literal["", "module", "adapter"] = ""
+    sources: str | Callable[..., Any] = "trajectory:itself"
+
+
+MERGE_METHODS: dict[str, MergeMethod] = {
+    "mean": MergeMethod(
+        "coefficients", "coefficients:weighted", "https://arxiv.org/abs/2203.05482"
+    ),
+    "trimmed_mean": MergeMethod(
+        "entries",
+        "entrywise:trimmed_mean",
+        "https://arxiv.org/abs/1803.01498",
+        {
+            "trim": Parameter(
+                0.2, BELOW_HALF, "share of the values of an entry left out at either end"
+            )
+        },
+        holds="the factors of one module of all K",
+        needs="3 adapters or more",
+    ),
+    # of whole adapters: a replica is one point, and parts of different replicas have never worked
+    # together
+    "geometric_median": MergeMethod(
+        "coefficients",
+        "coefficients:geometric_median",
+        "https://arxiv.org/abs/1912.13445",
+        holds=ADAPTER,
+        needs="3 adapters or more",
+        gram="adapter",
+    ),
+    "swa": MergeMethod(
+        "coefficients",
+        "coefficients:weighted",
+        "https://arxiv.org/abs/1803.05407",
+        {
+            "last": Parameter(
+                None,
+                COUNT,
+                "number of snapshots, the latest ones; default: what training averaged, or all",
+            )
+        },
+        needs="averages/swa or snapshots of every replica",
+        sources="trajectory:swa",
+    ),
+    "ema": MergeMethod(
+        "coefficients",
+        "coefficients:weighted",
+        "https://arxiv.org/abs/2411.18704",
+        {
+            "decay": Parameter(
+                None,
+                BELOW_ONE,
+                "weight of the past at each snapshot; default: what training averaged",
+            )
+        },
+        needs="averages/ema or snapshots of every replica",
+        sources="trajectory:ema",
+    ),
+    "lawa": MergeMethod(
+        "coefficients",
+        "coefficients:weighted",
+        "https://arxiv.org/abs/2306.03241",
+        {"last": Parameter(5, COUNT, "number of snapshots, the latest ones")},
+        needs="snapshots of every replica",
+        sources="trajectory:lawa",
+    ),
+    "model_stock": MergeMethod(
+        "coefficients",
+        "coefficients:model_stock",
+        "https://arxiv.org/abs/2403.19522",
+        holds=FACTORS,
+        needs="2 adapters or more",
+        gram="module",
+    ),
+    "shrink": MergeMethod(
+        "coefficients",
+        "coefficients:shrink",
+        "https://projecteuclid.org/euclid.bsmsp/1200512173",
+        {
+            "t": Parameter(
+                None,
+                NUMBER,
+                "factor of the mean; default: estimated from the spread of the adapters",
+            )
+        },
+        holds=ADAPTER,
+        needs="2 adapters or more, or t",
+        gram="adapter",
+    ),
+    "task_arithmetic": MergeMethod(
+        "coefficients",
+        "coefficients:scaled",
+        "https://arxiv.org/abs/2212.04089",
+        {
+            "lambda": Parameter(
+                1.0,
+                NUMBER,
+                "factor of the mean; the paper's sum is the mean at K times its lambda",
+            )
+        },
+    ),
+    "ties": MergeMethod(
+        "entries",
+        "entrywise:ties",
+        "https://arxiv.org/abs/2306.01708",
+        {"density": Parameter(0.2, SHARE, _DENSITY)},
+        holds=SIGNS,
+    ),
+    "dare": MergeMethod(
+        "entries",
+        "entrywise:dare",
+        "https://arxiv.org/abs/2311.03099",
+        {"density": Parameter(0.5, SHARE, _DENSITY), "seed": Parameter(0, SEED, _SEED)},
+    ),
+    "della": MergeMethod(
+        "entries",
+        "entrywise:della",
+        "https://arxiv.org/abs/2406.11617",
+        {
+            "density": Parameter(0.5, SHARE, "mean " + _DENSITY),
+            "epsilon": Parameter(
+                0.15,
+                BELOW_ONE,
+                "a row's smallest entry is kept at density - epsilon, its largest at density + "
+                "epsilon",
+            ),
+            "seed": Parameter(0, SEED, _SEED),
+        },
+        holds=SIGNS,
+    ),
+    "breadcrumbs": MergeMethod(
+        "entries",
+        "entrywise:breadcrumbs",
+        "https://arxiv.org/abs/2312.06795",
+        {
+            "density": Parameter(0.9, SHARE, _DENSITY),
+            "gamma": Parameter(
+                0.01,
+                BELOW_ONE,
+                "share of the largest entries that is left out, as far as the density allows",
+            ),
+        },
+    ),
+    "sce": MergeMethod(
+        "entries",
+        "entrywise:sce",
+        "https://arxiv.org/abs/2408.07990",
+        {
+            "select_topk": Parameter(
+                1.0,
+                SHARE,
+                "share of the entries, those that vary most between adapters, that is merged",
+            )
+        },
+        holds="five running sums of one module; reads twice or thrice",
+    ),
+    "karcher": MergeMethod(
+        "coefficients",
+        "coefficients:karcher",
+        "https://arxiv.org/abs/2603.04972",
+        holds=FACTORS,
+        gram="module",
+    ),
+    "multislerp": MergeMethod(
+        "coefficients",
+        "coefficients:multislerp",
+        "https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+        holds=FACTORS,
+        gram="module",
+    ),
+    "greedy_soup": MergeMethod(
+        "coefficients",
+        "coefficients:weighted",
+        "https://arxiv.org/abs/2203.05482",
+        needs="a validation score of every adapter",
+    ),
 }
 
-PARAMETERS = {name for parameters in MERGES.values() for name in parameters}
+
+def parameter_names() -> set[str]:
+    """Parameters of all methods."""
+    return {name for row in MERGE_METHODS.values() for name in row.parameters}
 
 
 def check_method(method: str) -> str:
     """Raises ValueError with the nearest name for a method that there is not. Methods of mergekit
     are checked when they are used.
     """
-    if method not in MERGES and not method.startswith(MERGEKIT):
-        raise ValueError(f"unknown merge method {method!r}{nearest(method, [*MERGES])}")
+    if method not in MERGE_METHODS and not method.startswith(MERGEKIT):
+        raise ValueError(f"unknown merge method {method!r}{nearest(method, [*MERGE_METHODS])}")
     return method
 
 
@@ -120,17 +264,18 @@ def merge_parameters(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """All parameters of `method`, defaults filled in, in the order of the table. Raises ValueError
     in one line.
     """
-    if check_method(method) not in MERGES:
+    if check_method(method) not in MERGE_METHODS:
         return {**given, "seed": _value("seed", given.get("seed", 0), SEED)}
-    known = MERGES[method]
+    parameters = MERGE_METHODS[method].parameters
     for name in given:
-        if name not in known:
+        if name not in parameters:
             raise ValueError(
                 f"unknown parameter {name!r} of merge method "
-                f"{method}{nearest(name, [*known]) if known else '; known: none'}"
+                f"{method}{nearest(name, [*parameters]) if parameters else '; known: none'}"
             )
     asked = {
-        name: (given.get(name, parameter.default), parameter) for name, parameter in known.items()
+        name: (given.get(name, parameter.default), parameter)
+        for name, parameter in parameters.items()
     }
     return {
         name: None

@@ -20,11 +20,11 @@ from pydantic import (
 
 from toolkit.recipe.fields import WIDEST, Model, NonNegative, Replicas
 from toolkit.recipe.merge_methods import (
+    MERGE_METHODS,
     MERGEKIT,
-    MERGES,
-    PARAMETERS,
     check_method,
     merge_parameters,
+    parameter_names,
 )
 
 MergeMethod = Annotated[str, AfterValidator(check_method)]
@@ -87,10 +87,11 @@ class Mitigation(Model):
         if not isinstance(block, dict):
             return block
         foreign = str(block.get("merge")).startswith(MERGEKIT)
+        names = parameter_names()
         own = {
             key: value
             for key, value in block.items()
-            if key in PARAMETERS or foreign and key not in cls.model_fields
+            if key in names or foreign and key not in cls.model_fields
         }
         rest = {key: value for key, value in block.items() if key not in own}
         return {**rest, "parameters": {**block.get("parameters", {}), **own}} if own else block
@@ -106,9 +107,13 @@ class Mitigation(Model):
         if "merge" not in info.data:  # it is wrong itself
             return parameters
         method = info.data["merge"]
+        row = MERGE_METHODS.get(method)
+        accepted = row.parameters if row else parameters if method else {}
         for name in parameters:
-            homes = ", ".join(f"`merge: {home}`" for home, known in MERGES.items() if name in known)
-            if homes and name not in MERGES.get(method, parameters if method else ()):
+            homes = ", ".join(
+                f"`merge: {home}`" for home, row in MERGE_METHODS.items() if name in row.parameters
+            )
+            if homes and name not in accepted:
                 raise ValueError(f"{name!r} belongs to {homes}")
         return merge_parameters(method, parameters) if method else {}
 

@@ -1,5 +1,4 @@
-"""A stack that was interrupted goes on where it was: weights, moments, and all that was noted of
-the steps so far.
+"""Resume an interrupted stack: weights, moments, and the history of the steps so far.
 
 Nothing else is needed for the same bits: batches and dropout masks are functions of (seed, step).
 """
@@ -20,8 +19,8 @@ SECONDS = 60.0
 
 
 class Checkpoint:
-    """One file of one stack. `mark` names all that decides its bits: a file with another mark is
-    not its own, and is not used.
+    """One file of one stack. `mark` names everything that decides its bits; a file with another
+    mark is ignored.
     """
 
     def __init__(self, path: Path, mark: str, seconds: float = SECONDS):
@@ -29,9 +28,7 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """What was saved; None where nothing was, or where the file is broken or of something
-        else.
-        """
+        """The saved state, or None if there is no file, or it is broken or has another mark."""
         try:
             saved = torch.load(self.path, weights_only=True, mmap=False)
         except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError):
@@ -41,7 +38,7 @@ class Checkpoint:
         )
 
     def save_when_due(self, state: dict[str, Any]) -> None:
-        """Not before `seconds` have passed since the last time. Raises OSError when the disk
+        """Save if `seconds` have passed since the last checkpoint. Raises OSError when the disk
         refuses.
         """
         if time.monotonic() - self._last < self.seconds:
@@ -51,5 +48,5 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def remove(self) -> None:
-        """For a stack whose replicas are written."""
+        """Delete the file, once the replicas are written."""
         self.path.unlink(missing_ok=True)

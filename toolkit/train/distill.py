@@ -1,9 +1,9 @@
-"""What teachers say of the training rows: the soft targets of distillation, over the whole
+"""Soft targets for distillation: what teachers predict for the training rows, over the whole
 vocabulary.
 
 A teacher is a group of adapters on the same frozen base, combined by a rule of an ensemble, or a
-single (merged) one. It speaks alone, in shapes that depend on its size only: so what it says
-depends neither on the students of a stack nor on the other teachers.
+single (merged) one. It runs alone, in shapes that depend on its size only, so its predictions
+depend neither on the students of a stack nor on other teachers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ teacher, at the positions with a loss
 
 @dataclass(frozen=True)
 class Teacher:
-    """Adapters that speak as one; None is the base itself. No rule: a single adapter."""
+    """Adapters combined into one distribution; None stands for the base. Without a rule: a single
+    adapter.
+    """
 
     members: tuple[Adapter | None, ...]
     combine: Combine | None = None
@@ -47,12 +49,12 @@ def soft_targets(
     temperature: float,
     keep: bool,
 ) -> SoftTargets:
-    """Let the teachers speak about the rows ids [N, T] at position [N, L]; weight [N, L] is 0 where
-    a position is padding.
+    """Teacher distributions for the rows ids [N, T] at position [N, L]; weight [N, L] is 0 where a
+    position is padding.
 
-    keep: once for all rows, so that a step only looks up; else at every step about the rows of that
-    step. A teacher that several students share is one object. Raises AdapterError or ValueError in
-    one line for an adapter that does not fit the base.
+    keep: compute them once for all rows and look them up; otherwise compute them at every step for
+    its rows. Students that share a teacher pass the same object. Raises AdapterError or ValueError
+    in one line for an adapter that does not fit the base.
     """
     teachers_G = list({id(teacher): teacher for teacher in teachers_R}.values())
     group_R = torch.tensor(
@@ -104,8 +106,8 @@ def group_log_probs(
 ) -> Tensor:
     """log p [N, L, V] of a teacher whose members are on the stack, in float32 or better.
 
-    With a temperature T what the whole group says is tempered, p^(1/T) normalised, so that T = 1 is
-    the ensemble as it answers.
+    A temperature T applies to the combined distribution, p^(1/T) normalised; T = 1 is the ensemble
+    as it answers.
     """
     K, (N, L) = len(teacher.members), position.shape
     logits = stack.logits(ids.repeat(K, 1), position.repeat(K, 1))

@@ -1,5 +1,5 @@
-"""The loss of a large vocabulary, a piece of tokens at a time: the logits of a whole step would be
-the largest tensor by far.
+"""The loss for a large vocabulary, a few tokens at a time: the logits of a whole step would be the
+largest tensor by far.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def pieces(replicas: int, tokens: int, most: int) -> list[int]:
     if tokens > most:
         each = math.ceil(tokens / math.ceil(tokens / most))
         return [*[each] * ((tokens - 1) // each), (tokens - 1) % each + 1] * replicas
-    several = max(k for k in range(1, replicas + 1) if replicas % k == 0 and k * tokens <= most)
-    return [several * tokens] * (replicas // several)
+    together = max(k for k in range(1, replicas + 1) if replicas % k == 0 and k * tokens <= most)
+    return [together * tokens] * (replicas // together)
 
 
 def _weights(model: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -1,5 +1,5 @@
-"""Where training starts: the initial factors of LoRA, or R copies of all weights, and what of them
-is trained.
+"""Where training starts: initial LoRA factors, or R copies of all weights, and which of them are
+trained.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def initial_weights(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Weights_R, float]:
-    """What each replica starts from, and the scale of its adapter. What is trained requires a
+    """Initial weights of each replica, and the scale of its adapter. Trained tensors require a
     gradient.
 
     seeds_R: of every replica its seed `init`, and `perturb` where the condition asks for it. A copy
@@ -56,7 +56,7 @@ def initial_factors(
     *,
     init: str = "kaiming",
 ) -> Weights_R:
-    """Factors whose product is zero, by one of `INITS`.
+    """LoRA factors whose product is zero, drawn by one of `INITS`.
 
     Each (replica, module) has a generator of its own, on the CPU, so a draw depends on nothing
     else.
@@ -115,7 +115,7 @@ def flip_last_bits(weights: Weights_R, seeds_R: Sequence[int]) -> None:
     change of a last digit. How far so small a change goes: Summers & Dinneen 2021,
     arXiv:2103.04514.
     """
-    tensors = [x for several in weights.values() for x in several if bool(x.any())]
+    tensors = [x for factors in weights.values() for x in factors if bool(x.any())]
     ends = np.cumsum([x[0].numel() for x in tensors])
     whole = {4: torch.int32, 8: torch.int64}[tensors[0].element_size()]
     for r, own_seed in enumerate(seeds_R):

@@ -25,8 +25,8 @@ from toolkit.train.optimise import Optimiser
 
 @dataclass
 class Trained:
-    """What a stack became. Losses are means of `token_losses` over a replica's own completion
-    tokens, before the update of that step.
+    """A trained stack. Losses are means of `token_losses` over a replica's own completion tokens,
+    before the update of that step.
     """
 
     factors: Weights_R
@@ -48,14 +48,14 @@ class Trained:
         if bad.any():
             return int(bad.argmax())
         finite = all(
-            bool(torch.isfinite(x[r]).all()) for several in self.factors.values() for x in several
+            bool(torch.isfinite(x[r]).all()) for tensors in self.factors.values() for x in tensors
         )
         return None if finite else len(bad)
 
 
 @dataclass
 class TrainingHistory:
-    """What is noted of every step, as tensors, so that a checkpoint can hold it."""
+    """The record of every step, kept as tensors so that a checkpoint can hold it."""
 
     loss: list[torch.Tensor] = field(default_factory=list)  # [R]
     norm: list[torch.Tensor] = field(default_factory=list)  # [R]
@@ -80,9 +80,8 @@ def train_stack(
     """Train one replica for every entry of `seeds_R`. `on_step` is called with the number of
     finished steps.
 
-    teachers_R: of a distilled condition, whom each replica learns from. keep_soft_targets: see
-    `soft_targets`. checkpoint: where to go on from, and to save to. The base is given back
-    unchanged.
+    teachers_R: for distillation, the teacher of each replica. keep_soft_targets: see
+    `soft_targets`. checkpoint: where to resume from and save to. The base is given back unchanged.
     """
     device = next(model.parameters()).device
     start = seconds_used(device.type)
@@ -126,17 +125,17 @@ def train_stack(
                 if dropout:
                     dropout.step = step * plan.accumulation + micro
                 index = index_Rb.reshape(-1)
-                asked, smoothing = (
+                inputs, smoothing = (
                     (rows.ids[index], rows.position[index]),
                     condition.label_smoothing,
                 )
                 if plan.piece:
                     options = {"replicas": R, "piece": plan.piece, "label_smoothing": smoothing}
-                    loss_NL = token_losses_in_pieces(stack, *asked, rows.target[index], **options)
+                    loss_NL = token_losses_in_pieces(stack, *inputs, rows.target[index], **options)
                 else:
                     soft = targets(index_Rb) if targets else None
                     loss_NL = losses_of(
-                        stack.logits(*asked),
+                        stack.logits(*inputs),
                         rows.target[index],
                         soft,
                         condition.temperature,
@@ -177,6 +176,6 @@ def train_stack(
 
 def _on_cpu(weights: Weights_R, copy: bool = False) -> Weights_R:
     return {
-        name: tuple(x.detach().to("cpu", copy=copy) for x in several)
-        for name, several in weights.items()
+        name: tuple(x.detach().to("cpu", copy=copy) for x in tensors)
+        for name, tensors in weights.items()
     }

@@ -1,4 +1,4 @@
-"""What is minimised: the rows of every replica's batch, and the loss of their tokens."""
+"""The objective: which rows are in each replica's batch, and the loss of their tokens."""
 
 from __future__ import annotations
 

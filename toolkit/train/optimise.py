@@ -28,8 +28,8 @@ class Optimiser:
         parts_of: dict[float, list[Tensor]] = {}  # rate, as a multiple of the learning rate
         # weights, what they are drawn towards, rate
         self.drawn: list[tuple[Tensor, Tensor, float]] = []
-        for name, several in weights.items():
-            for x, side in zip(several, "AB", strict=False):
+        for name, tensors in weights.items():
+            for x, side in zip(tensors, "AB", strict=False):
                 if not x.requires_grad:
                     continue
                 rate = layer_rate(model, name, condition.layer_lr_decay)
@@ -55,7 +55,7 @@ class Optimiser:
         self.slow = [x.detach().clone() for x in self.parts] if self.lookahead else []
 
     def state(self) -> dict[str, Any]:
-        """Weights, moments and slow weights as they are, to go on from."""
+        """Weights, moments and slow weights, for `restore`."""
         return {
             "parts": [x.detach() for x in self.parts],
             "adam": self.adam.state_dict(),
@@ -64,7 +64,7 @@ class Optimiser:
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` has given."""
+        """Continue from a saved `state`."""
         for x, saved in zip(
             [*self.parts, *self.slow], [*state["parts"], *state["slow"]], strict=True
         ):

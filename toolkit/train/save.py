@@ -1,4 +1,4 @@
-"""What a stack became, on disk: replicas, averages and snapshots of their trajectories, losses."""
+"""Write a trained stack: replicas, averages and snapshots of their trajectories, losses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from toolkit.train.loop import Trained
 
 
 def average_weights(condition: Condition, S: int) -> dict[str, list[float]]:
-    """Name of each average that a condition asks for -> weights of the S snapshots.
+    """Name of each average in the condition -> weights of the S snapshots.
 
     The average itself is exact in delta space; that of adapters is then cut to the replica's rank.
     """

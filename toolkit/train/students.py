@@ -15,7 +15,7 @@ from toolkit.seeds import SOURCES
 
 
 class StudentsError(ValueError):
-    """Students that have no teacher yet; one line with the way out."""
+    """Students without a trained teacher; one line with the fix."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def as_mitigation(students: ConditionDesign, k: int) -> MitigationDesign:
 
 
 def student_notes(condition: Condition, design: ConditionDesign, vary: Sequence[str]) -> list[str]:
-    """What readers must know of students that are not each a run of the whole procedure. vary:
-    sources that differ between them.
+    """Notes for readers where a student is not a run of the whole procedure. vary: sources that
+    differ between students.
     """
     teacher = condition.teacher
     if teacher is None:

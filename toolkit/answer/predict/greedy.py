@@ -62,33 +62,41 @@ def generate(
     """
     vocabulary = stack.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
     group = Voices(stack, voices, members, combine, weight_UK)
-    asked = continuations or [[] for _ in prompts]
+    continuations_of = continuations or [[] for _ in prompts]
     answers: list[list[Generation | None]] = [[None] * len(prompts) for _ in range(voices)]
     scores: list[list[list[Scored | None]]] = [
-        [[None] * len(several) for several in asked] for _ in range(voices)
+        [[None] * len(texts) for texts in continuations_of] for _ in range(voices)
     ]
-    apart = []
+    left_over = []
     for batch in prefill(group, prompts, max_new_tokens, vocabulary):
-        for n in range(max(len(asked[i]) for i in batch.indices)):
-            these = [asked[i][n] if n < len(asked[i]) else () for i in batch.indices]
-            if cheaper_from_caches(batch, these):
-                _place(scores, [(i, n) for i in batch.indices], score_after(batch, these))
+        for n in range(max(len(continuations_of[i]) for i in batch.indices)):
+            batch_continuations = [
+                continuations_of[i][n] if n < len(continuations_of[i]) else ()
+                for i in batch.indices
+            ]
+            if cheaper_from_caches(batch, batch_continuations):
+                _place(
+                    scores, [(i, n) for i in batch.indices], score_after(batch, batch_continuations)
+                )
             else:
-                apart += [
+                left_over += [
                     (i, n)
-                    for i, continuation in zip(batch.indices, these, strict=True)
+                    for i, continuation in zip(batch.indices, batch_continuations, strict=True)
                     if continuation
                 ]
         for u, row in enumerate(_go_on(batch, eos_ids, max_new_tokens, top_k)):
             for i, answer in zip(batch.indices, row, strict=True):
                 answers[u][i] = answer
-    if apart:
+    if left_over:
         shape = {"voices": voices, "members": members, "combine": combine, "weight_UK": weight_UK}
         _place(
             scores,
-            apart,
+            left_over,
             score_tokens(
-                stack, [prompts[i] for i, _ in apart], [asked[i][n] for i, n in apart], **shape
+                stack,
+                [prompts[i] for i, _ in left_over],
+                [continuations_of[i][n] for i, n in left_over],
+                **shape,
             ),
         )
     return [

@@ -1,4 +1,4 @@
-"""Prompts that all voices have read, and the KV caches with which they go on.
+"""Prefill: prompts that all voices have read, and the KV caches to continue from.
 
 Prompts are read without padding, those of one length together. Then prompts of any length go on in
 one batch: the KV caches of the shorter ones are filled up in front by slots that a mask hides, and
@@ -169,8 +169,8 @@ def prefill(
             parts.append(
                 Prefilled(voices, pieces, group, length_P, log_UPV, caches, lengths[group[0]], room)
             )
-        for several in [parts] if any_length else [[part] for part in parts]:
-            yield from _join(several)
+        for mergeable in [parts] if any_length else [[part] for part in parts]:
+            yield from _join(mergeable)
 
 
 def _join(parts: Sequence[Prefilled]) -> list[Prefilled]:

@@ -15,8 +15,8 @@ from toolkit.model.stack import Stack
 
 
 class Combine(NamedTuple):
-    """How the members of a group speak with one voice: a sum over members, so that a few of them
-    can pass at a time.
+    """How the members of a group become one distribution: a sum over members, so that a few can
+    pass at a time.
 
     part: log-probabilities [G, k, N, V] of some members and their weights [G, k] (of all K together
     1) -> what these bring.
@@ -88,8 +88,8 @@ class Voices:
             if len(pieces) > 1:
                 self.stack.load(
                     {
-                        name: tuple(x[piece] for x in several)
-                        for name, several in self.weights.items()
+                        name: tuple(x[piece] for x in factors)
+                        for name, factors in self.weights.items()
                     }
                 )
             raw = logits(i)

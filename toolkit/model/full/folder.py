@@ -37,7 +37,7 @@ MODEL = "model.safetensors"
 
 @dataclass(frozen=True)
 class FullModel:
-    """A checked folder. The tensors stay on disk until they are asked for."""
+    """A checked folder. The tensors stay on disk until needed."""
 
     path: Path
     base: str
@@ -111,8 +111,8 @@ def read_weights(path: str | Path) -> Adapter | FullModel:
 
 
 def copies(sources: Sequence[Adapter | FullModel]) -> str:
-    """One line where some of them are the same model: names and files do not tell, what is computed
-    does. Empty where none are.
+    """One line if two sources are the same model, judged by what they compute, not by names or
+    files; empty otherwise.
 
     Adapters are compared up to the rounding of the dtypes that hold their values, whole models in
     the narrowest that one of them is stored in.

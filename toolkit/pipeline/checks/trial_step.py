@@ -49,12 +49,12 @@ def rehearse_training(base: Base, targets: Any) -> None:
         alone = []
         for k in range(R):
             stack.load(
-                {name: tuple(x[k : k + 1] for x in several) for name, several in factors.items()}
+                {name: tuple(x[k : k + 1] for x in tensors) for name, tensors in factors.items()}
             )
             with torch.no_grad():
                 alone.append(stack.logits(ids_NT[k : k + 1], position_NT[:1]))
         stack.load(
-            {name: tuple(x.requires_grad_() for x in several) for name, several in factors.items()}
+            {name: tuple(x.requires_grad_() for x in tensors) for name, tensors in factors.items()}
         )
         logits = stack.logits(ids_NT, position_NT)
         logits.float().log_softmax(-1)[..., 0].sum().backward()

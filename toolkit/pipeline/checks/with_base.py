@@ -71,13 +71,13 @@ def check_evaluation(recipe: Recipe, base: Base, prompts: dict[str, list[Prompt]
     """Refuse what the base's tokens cannot answer: more candidates than it has, and choices that
     are no token.
     """
-    asked, size = recipe.evaluation, base.model.config.get_text_config().vocab_size
-    if asked.top_k > size:
+    evaluation, size = recipe.evaluation, base.model.config.get_text_config().vocab_size
+    if evaluation.top_k > size:
         raise RunError(
-            f"evaluation.top_k: base {recipe.base!r} has {size:,} tokens, not {asked.top_k:,}"
+            f"evaluation.top_k: base {recipe.base!r} has {size:,} tokens, not {evaluation.top_k:,}"
         )
     first = next((suite[0] for suite in prompts.values() if suite), None)
-    for choice in asked.choices:
+    for choice in evaluation.choices:
         with refused_at(f"evaluation.choices, {choice!r}"):
             if not choice or first and not encode_reference(first.prompt, choice, base.tokenizer):
                 raise ValueError("the tokenizer makes no token of it")
@@ -89,11 +89,11 @@ def check_trajectories(recipe: Recipe, device: str) -> None:
     """
     for name, condition in recipe.trained.items():
         plan, points = training_plan(recipe, name, device)[0], condition.snapshots
-        there = len(snapshot_steps(plan, points.count, points.start)) if points else 0
-        asked: list[Mitigation] = [] if condition.teacher else recipe.mitigations
+        n_snapshots = len(snapshot_steps(plan, points.count, points.start)) if points else 0
+        mitigations: list[Mitigation] = [] if condition.teacher else recipe.mitigations
         lasts = {
             f"mitigation {m.label}": m.parameters.get("last")
-            for m in asked
+            for m in mitigations
             if m.merge in ("swa", "lawa")
         }
         lasts |= (
@@ -102,8 +102,8 @@ def check_trajectories(recipe: Recipe, device: str) -> None:
             else {}
         )
         for where, last in lasts.items():
-            if isinstance(last, int) and last > there:
-                held = f"{plan.steps} steps of {name} make {there} snapshots"
+            if isinstance(last, int) and last > n_snapshots:
+                held = f"{plan.steps} steps of {name} make {n_snapshots} snapshots"
                 raise RunError(
                     f"{where}: {held}, fewer than the last {last}; train longer, or take fewer"
                 )
@@ -134,7 +134,7 @@ def check_against_base(recipe: Recipe, base: Base) -> None:
                 chosen, parameters = find_method(mitigation.merge, mitigation.parameters)
             except ValueError as error:
                 raise RunError(f"mitigation {mitigation.label}: {error}") from None
-            along.append(partial(chosen.along, **accepted(chosen.along, parameters)))
+            along.append(partial(chosen.sources, **accepted(chosen.sources, parameters)))
     for condition in recipe.given.values():
         shape_of = layer_shapes(base.model)
         for path in find_adapters(condition.adapters):
@@ -213,8 +213,8 @@ def check_lengths(
             f"data.max_length: a training row has {longest:,} tokens, base "
             f"{recipe.base!r} takes {limit:,}; set `max_length: {limit}`"
         )
-    for suite, asked in prompts.items():
-        for prompt in asked:
+    for suite, suite_prompts in prompts.items():
+        for prompt in suite_prompts:
             ids = encode_prompt(prompt, base.tokenizer)
             reference = (
                 encode_reference(prompt, prompt.reference, base.tokenizer)

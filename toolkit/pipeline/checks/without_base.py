@@ -90,7 +90,7 @@ def _trained_otherwise(then: Recipe, now: Recipe, name: str) -> list[str]:
 
 
 def recipe_mark(recipe: Recipe) -> str:
-    """Of what adapters are asked; what `auto` means is settled later."""
+    """Fingerprint of what adapters are asked; `auto` is resolved later and left out."""
     return fingerprint(
         recipe.model_dump(
             mode="json", exclude={"dtype": True, "compile": True, "name": True, "data": {"date"}}
@@ -129,7 +129,7 @@ def _other_version(name: str, now: str, then: str) -> bool:
 
 @contextmanager
 def refused_at(where: str) -> Iterator[None]:
-    """What a part of ftk refuses, told where it is asked for."""
+    """Raise a ValueError of the block as RunError, prefixed with the place in the recipe."""
     try:
         yield
     except ValueError as error:
@@ -142,17 +142,17 @@ def check_criteria(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
     """
     for criterion in recipe.criteria:
         where = f"criterion {criterion.name!r}"
-        asked = prompts.get(criterion.suite) or [
+        judged = prompts.get(criterion.suite) or [
             p for suite in prompts.values() for p in suite if p.shift == criterion.suite
         ]
-        if not asked:
+        if not judged:
             categories = ", ".join(
                 dict.fromkeys([*prompts, *(p.shift for suite in prompts.values() for p in suite)])
             )
             raise RunError(
                 f"{where}: no prompts in {criterion.suite!r}; there are: {categories or 'none'}"
             )
-        names = list(dict.fromkeys(prompt.category for prompt in asked))
+        names = list(dict.fromkeys(prompt.category for prompt in judged))
         if criterion.category is not None and criterion.category not in names:
             raise RunError(
                 f"{where}: no category {criterion.category!r} in {criterion.suite}; there "
@@ -163,7 +163,7 @@ def check_criteria(recipe: Recipe, prompts: dict[str, list[Prompt]]) -> None:
             "accuracy-sd",
             "tail",
         )
-        if marked and all(prompt.reference is None for prompt in asked):
+        if marked and all(prompt.reference is None for prompt in judged):
             raise RunError(
                 f"{where}: the prompts of {criterion.suite} have no `reference`, so that "
                 "no answer is right or wrong"

@@ -93,10 +93,12 @@ def probe(unit: Probe, progress: Progress) -> Probed:
     ranks = [family.rank for part in unit.parts for family in part.families()]
     shapes = unit.parts[0].shapes
     low, high = max(1, min(ranks)), max(1, *ranks)
-    for suite, asked in unit.prompts.items():
-        probed.answer[suite] = _answering(base, asked, unit.recipe, shapes, low)
+    for suite, suite_prompts in unit.prompts.items():
+        probed.answer[suite] = _answering(base, suite_prompts, unit.recipe, shapes, low)
         if high > low and not probed.per_rank and probed.answer[suite]:
-            slower = _answering(base, asked, unit.recipe, shapes, high) / probed.answer[suite]
+            slower = (
+                _answering(base, suite_prompts, unit.recipe, shapes, high) / probed.answer[suite]
+            )
             probed.per_rank = max(0.0, slower - 1) / (high - low)
     probed.answer_bytes = peak_bytes()
     return probed
@@ -149,11 +151,11 @@ def _steps(unit: Probe, part: Part, plan: TrainingPlan, *, teachers: bool) -> fl
     not trained yet.
     """
     assert part.condition and part.condition.teacher
-    asked, marks, stand_ins = part.condition.teacher, [], None
+    teacher, marks, stand_ins = part.condition.teacher, [], None
     seeds_R = [train_stacks.seeds_of(unit.recipe, part.name, r) for r in range(plan.stack)]
     if teachers:
-        rule = ENSEMBLES[asked.ensemble].rule if asked.ensemble else None
-        stand_ins = [Teacher((None,) * (asked.k if rule else 1), rule) for _ in seeds_R]
+        rule = ENSEMBLES[teacher.ensemble].rule if teacher.ensemble else None
+        stand_ins = [Teacher((None,) * (teacher.k if rule else 1), rule) for _ in seeds_R]
     train_stack(
         load_base(unit.recipe.base, part.condition.dtype or unit.recipe.dtype, unit.device).model,
         train_stacks.examples_of(unit.recipe, part.name, unit.device),
@@ -241,7 +243,7 @@ def _answering(
     share = sum(len(ids[i]) + usual for i in chosen) / sum(len(tokens) + usual for tokens in ids)
     choices = recipe.evaluation.choices if recipe.evaluation.token_scores else []
 
-    def asked(i: int) -> list[list[int]]:
+    def continuations_of(i: int) -> list[list[int]]:
         texts = [text for text in (prompts[i].reference, *choices) if text is not None]
         return [encode_reference(prompts[i], text, base.tokenizer) for text in texts]
 
@@ -268,7 +270,7 @@ def _answering(
         seconds(lambda: generate(stack, [ids[chosen[0]]], max_new_tokens=2, **options))  # warms up
         taken = 0.0
         for batch in batches:
-            some = {"continuations": [asked(i) for i in batch], "max_new_tokens": usual}
+            some = {"continuations": [continuations_of(i) for i in batch], "max_new_tokens": usual}
             taken += seconds(
                 lambda batch=batch, some=some: generate(
                     stack, [ids[i] for i in batch], **some, **options

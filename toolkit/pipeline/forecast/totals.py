@@ -1,4 +1,4 @@
-"""What a run will take, from what a probe of it took: added up over the units of work, stage by
+"""The forecast of a run: times and sizes of a probe, added up over all units of work, stage by
 stage.
 """
 
@@ -117,7 +117,8 @@ def forecast(
     left = {stage: sum(size[stage] for size in sizes) for stage in ("train", "merge", "evaluate")}
     # the base
     left["evaluate"] += sum(
-        blocks(shard_bytes(len(asked), 1, recipe.evaluation.top_k)) for asked in prompts.values()
+        blocks(shard_bytes(len(prompts_of), 1, recipe.evaluation.top_k))
+        for prompts_of in prompts.values()
     )
     workers = workers or (environment.cores() if device == "cpu" else 1)
     if not probed:
@@ -125,9 +126,9 @@ def forecast(
     ready = seconds_since_start()
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.time()
-        asked = {suite: tuple(rows) for suite, rows in prompts.items()}
+        prompts_of = {suite: tuple(rows) for suite, rows in prompts.items()}
         units = [
-            Probe(recipe, device, Path(scratch) / str(n), tuple(parts), asked)
+            Probe(recipe, device, Path(scratch) / str(n), tuple(parts), prompts_of)
             for n in range(workers)
         ]
         with LocalEngine(device, workers) as engine:
@@ -188,7 +189,7 @@ def forecast(
 
 
 class _Invented(Table):
-    """Answers that nobody gave: most runs say the same, some say something else."""
+    """Invented answers: most runs agree, some differ."""
 
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm:
         rng = np.random.default_rng(seeds.derive(0, f"{condition}/{procedure}"))

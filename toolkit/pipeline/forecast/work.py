@@ -155,8 +155,9 @@ def disk(part: Part, prompts: Mapping[str, Sequence[Prompt]], top_k: int) -> dic
             size = blocks(part.weights(part.merged_rank(mitigation))) + BLOCK
             bytes_of["merge"] += part.replicas // mitigation.k * (size + texts)
     bytes_of["evaluate"] = sum(
-        family.units * blocks(shard_bytes(len(asked), min(family.voices, family.count), top_k))
-        for asked in prompts.values()
+        family.units
+        * blocks(shard_bytes(len(suite_prompts), min(family.voices, family.count), top_k))
+        for suite_prompts in prompts.values()
         for family in part.families()
     )
     return bytes_of

@@ -1,4 +1,4 @@
-"""`ftk evaluate`: a run, adapters, merges or ensembles of them answer prompts of the user's."""
+"""`ftk evaluate`: a run, adapters, merges or ensembles of them answer the user's prompts."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ def evaluate_subjects(
     console: Console,
     ensemble: Mapping[str, Any] | None = None,
 ) -> tuple[Path, Results]:
-    """Let populations that are there already answer prompts; return the folder of outcomes and the
-    results.
+    """Let existing populations answer prompts; return the folder of outcomes and the results.
 
     A run answers its own suites with its own mitigations unless `prompts` says otherwise; any other
     folder of adapters is one population, numbered in the order of the names, of unknown seeds.
@@ -110,8 +109,8 @@ def evaluate_subjects(
             evaluate(job)
             return folder, measure(job)
     with open_run(recipe, folder, workers=workers, console=console, kind=EVALUATED) as job:
-        asked = read_prompts(job.recipe)
-        for note in changed_prompts(folder, asked):
+        prompts_of = read_prompts(job.recipe)
+        for note in changed_prompts(folder, prompts_of):
             console.note(f"{note}; the prompts as they are now are asked")
         families = [[Subject("", "base", 0)]]
         for name, (_, paths) in zip(names, collections, strict=True):
@@ -124,11 +123,11 @@ def evaluate_subjects(
             if twins := copies(read_all(paths, base)):
                 console.note(f"{twins}: the disagreement is that of fewer runs")
         with console.stage("evaluate"):
-            answer(job, families, asked)
+            answer(job, families, prompts_of)
         shards = [
             unit.unit.shard
             for family in families
-            for unit in answer_units(job, family, suite, asked[suite])
+            for unit in answer_units(job, family, suite, prompts_of[suite])
         ]
         designs = [
             ConditionDesign(name, range(len(paths)))
@@ -159,7 +158,7 @@ def answer_suites(
     )
     out = free_folder(out, alone)
     with open_run(alone, out, workers=workers, console=console, kind=EVALUATED) as job:
-        asked = read_prompts(job.recipe)
+        prompts_of = read_prompts(job.recipe)
         family = [
             Subject("candidate", "replica", i, (str(path),), (weights_digest(path),))
             for i, path in enumerate(paths)
@@ -169,10 +168,10 @@ def answer_suites(
         for line in remarks(paths, recipe.base):
             console.note(line)
         with console.stage("evaluate"):
-            answer(job, [family], asked)
+            answer(job, [family], prompts_of)
         shards = [
             unit.unit.shard
-            for suite, prompts in asked.items()
+            for suite, prompts in prompts_of.items()
             for unit in answer_units(job, family, suite, prompts)
         ]
         save_design(
@@ -180,7 +179,7 @@ def answer_suites(
             shards,
             [ConditionDesign("candidate", range(len(paths)))],
             f"ftk gate --candidate {' '.join(map(str, adapters))}",
-            prompts=asked,
+            prompts=prompts_of,
         )
     return out
 
@@ -190,20 +189,20 @@ def _of_groups(ensemble: Mapping[str, Any], paths_of: Mapping[str, Sequence[Path
     not fit.
     """
     smallest = min(paths_of, key=lambda name: len(paths_of[name]))
-    k, there = ensemble["k"], len(paths_of[smallest])
-    if k is None and any(len(paths) != there for paths in paths_of.values()):
+    k, n_adapters = ensemble["k"], len(paths_of[smallest])
+    if k is None and any(len(paths) != n_adapters for paths in paths_of.values()):
         raise RunError(
-            f"{smallest}: {there} adapters, others have more; say with -k how large a group is"
+            f"{smallest}: {n_adapters} adapters, others have more; say with -k how large a group is"
         )
-    if there < (k or 2):
-        raise RunError(f"{smallest}: {there} adapters are fewer than a group of {k or 2}")
+    if n_adapters < (k or 2):
+        raise RunError(f"{smallest}: {n_adapters} adapters are fewer than a group of {k or 2}")
     if str(ensemble.get("weights")).startswith("accuracy"):
         raise RunError(
             "--set weights=accuracy:SUITE needs a second suite: write a recipe with "
             "`adapters:` and `mitigations:`"
         )
     try:
-        return Mitigation.model_validate({**ensemble, "k": k or there})
+        return Mitigation.model_validate({**ensemble, "k": k or n_adapters})
     except ValidationError as error:
         first = error.errors()[0]
         settings = [

@@ -53,7 +53,7 @@ def basins(
         and is_chat(read_rows(run_recipe.data.train), run_recipe.data.format)
     )
     date = run_recipe.data.date if run_recipe else None
-    asked = [
+    suite_prompts = [
         prompt
         for source in prompts
         for prompt in read_suite(source, name=suite_name(source), chat=chat, date=date)
@@ -76,7 +76,9 @@ def basins(
             diagnosed.append(
                 (
                     folder,
-                    diagnose_basin(adapters, loaded, asked, k=k, method=method, merged_G=merged),
+                    diagnose_basin(
+                        adapters, loaded, suite_prompts, k=k, method=method, merged_G=merged
+                    ),
                 )
             )
     return diagnosed

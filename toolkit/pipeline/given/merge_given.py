@@ -1,4 +1,4 @@
-"""`ftk merge`, with --config too: adapters that are there already, in one merge or in groups."""
+"""`ftk merge` (also with --config): merge existing adapters, all in one or in groups."""
 
 from __future__ import annotations
 
@@ -215,12 +215,12 @@ def validation_score(
     """
     run_recipe, base, evaluation = setting_of([folder, *adapters[:1]], adapters[0], base)
     recipe = one_suite("validation", prompts, base, evaluation, {"candidate": adapters}, run_recipe)
-    asked = [
+    with_reference = [
         prompt
         for prompt in read_prompts(recipe)[next(iter(recipe.data.suites))]
         if prompt.reference is not None
     ]
-    if not asked:
+    if not with_reference:
         raise RunError(
             f"{prompts}: no prompt has a reference, so nothing is right or wrong; a "
             "greedy soup needs some"
@@ -251,7 +251,12 @@ def validation_score(
                 shard,
             )
             evaluate_unit(
-                unit, model, asked, combine=None, progress=lambda _: None, **evaluation.model_dump()
+                unit,
+                model,
+                with_reference,
+                combine=None,
+                progress=lambda _: None,
+                **evaluation.model_dump(),
             )
             rows = read_outcomes([shard]).to_pylist()
         column = "correct" if statistic == "accuracy" else "reference_logprob"
@@ -267,26 +272,28 @@ def merge_request(
 
     Raises RecipeError, AdapterError or FolderError in one line. force: as in `merge_sources`.
     """
-    asked = mergekit_yaml.read_request(path)
-    check_outputs([out], [path, *asked.adapters])
+    request = mergekit_yaml.read_request(path)
+    check_outputs([out], [path, *request.adapters])
     check_target(
-        out, planned(asked.adapters, asked.method, rank, asked.weights, **asked.parameters), force
+        out,
+        planned(request.adapters, request.method, rank, request.weights, **request.parameters),
+        force,
     )
     report = merge_adapters(
-        asked.adapters,
+        request.adapters,
         out,
-        method=asked.method,
+        method=request.method,
         rank=rank,
-        weights=asked.weights,
-        base=asked.base,
-        **asked.parameters,
+        weights=request.weights,
+        base=request.base,
+        **request.parameters,
     )
     describe_merge(out)
     merged = {
         "out": str(out),
-        "method": asked.method,
-        "k": len(asked.adapters),
+        "method": request.method,
+        "k": len(request.adapters),
         "rank": report.rank,
         "energy": report.energy,
     }
-    return merged | {"sha256": report.sha256}, [*asked.notes, *report.notes]
+    return merged | {"sha256": report.sha256}, [*request.notes, *report.notes]
