@@ -26,7 +26,7 @@ from toolkit.record.population import Replica, replica_folder, sha256_file, writ
 from toolkit.record.results import Results, load_claims, save_results
 from toolkit.report.html import render, write_report
 from toolkit.statistics.intervals import TwoWay, share_interval
-from toolkit.statistics.power import Spread, replicas_for_range
+from toolkit.statistics.planning.power import Spread, replicas_for_range
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

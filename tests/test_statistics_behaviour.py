@@ -17,7 +17,7 @@ from statsmodels.stats.inter_rater import fleiss_kappa as statsmodels_kappa
 from worlds import World, behaviour, simulate
 
 from toolkit.statistics import Estimate, disagreement, run_sd
-from toolkit.statistics.agreement import (
+from toolkit.statistics.disagreement.agreement import (
     alike_sets,
     ambiguity,
     discrepancy,
@@ -25,8 +25,7 @@ from toolkit.statistics.agreement import (
     negative_flips,
     total_agreement,
 )
-from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
-from toolkit.statistics.distributions import (
+from toolkit.statistics.disagreement.distributions import (
     flip_calibration,
     margin_to_noise,
     population_jsd,
@@ -34,11 +33,14 @@ from toolkit.statistics.distributions import (
     total_variation,
 )
 from toolkit.statistics.intervals import jackknife_variance
-from toolkit.statistics.means import MIN_REPLICAS_VARIANCE, unbiased, variances
 from toolkit.statistics.pairs import count_pairs
-from toolkit.statistics.scores import FORMS, icc, score_sd
-from toolkit.statistics.subsets import subset_variance
-from toolkit.statistics.texts import edit_distance, first_divergence, kaplan_meier, levenshtein
+from toolkit.statistics.planning.subsets import subset_variance
+from toolkit.statistics.prompt_averages import MIN_REPLICAS_VARIANCE, unbiased, variances
+from toolkit.statistics.scores.intraclass import FORMS, icc
+from toolkit.statistics.scores.loss_decomposition import brier_decomposition, log_loss_decomposition
+from toolkit.statistics.scores.mean_and_sd import score_sd
+from toolkit.statistics.texts.divergence import first_divergence, kaplan_meier
+from toolkit.statistics.texts.edit_distance import edit_distance, levenshtein
 
 # Fleiss 1971, the textbook table: 14 raters (replicas), 10 subjects (prompts), 5 categories.
 FLEISS_PV = np.array([

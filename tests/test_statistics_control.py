@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from toolkit.statistics.control import (
+from toolkit.statistics.control.control_charts import (
     ALPHA,
     Chart,
     Ewma,
@@ -16,7 +16,6 @@ from toolkit.statistics.control import (
     ewma_path,
     individuals,
     laney,
-    moments,
     moving_range,
     outside,
     p_chart,
@@ -25,7 +24,7 @@ from toolkit.statistics.control import (
     share_limits,
     xbar_s,
 )
-from toolkit.statistics.hotelling import (
+from toolkit.statistics.control.hotelling import (
     from_covariance,
     hotelling,
     hotelling_shrunk,
@@ -34,8 +33,8 @@ from toolkit.statistics.hotelling import (
     phase_one_limit,
     t_squared,
 )
-from toolkit.statistics.intervals import zero_event_bound
-from toolkit.statistics.tolerance import (
+from toolkit.statistics.intervals import skewness_and_excess, zero_event_bound
+from toolkit.statistics.planning.tolerance import (
     distribution_free,
     howe_factor,
     normal,
@@ -171,8 +170,12 @@ def test_mardia_is_zero_for_normal_metrics_and_kappa_for_t():
 
 def test_moments_are_those_of_scipy():
     x = np.random.default_rng(0).exponential(size=25)
-    assert moments(x) == pytest.approx((stats.skew(x, bias=False), stats.kurtosis(x, bias=False)))
-    assert moments(np.ones(9)) == moments(np.array([1.0, 2.0])) == (0.0, 0.0)
+    assert skewness_and_excess(x) == pytest.approx(
+        (stats.skew(x, bias=False), stats.kurtosis(x, bias=False))
+    )
+    assert (
+        skewness_and_excess(np.ones(9)) == skewness_and_excess(np.array([1.0, 2.0])) == (0.0, 0.0)
+    )
 
 
 def test_p_charts():
@@ -420,7 +423,7 @@ def test_reaches_halve_the_false_alarms_of_skewed_values():
     for _ in range(400):
         x, new = rng.gamma(6, size=60), rng.gamma(6, size=200)
         chart = prediction(x)
-        _, above = reaches(chart.sigma, 60, *moments(x), ALPHA)
+        _, above = reaches(chart.sigma, 60, *skewness_and_excess(x), ALPHA)
         plain += np.sum(new > chart.high)
         wide += np.sum(new > chart.center + above)
     assert wide < 0.5 * plain

@@ -17,9 +17,9 @@ from toolkit.measure.analyse import analyse
 from toolkit.measure.replicas_needed import Guess, PlanError, Targets, plan, plan_text
 from toolkit.record.results import save_results
 from toolkit.statistics import MIN_GROUPS, MIN_REPLICAS, Estimate, disagreement, disagreement_ratio
-from toolkit.statistics import power as pw
 from toolkit.statistics.intervals import TwoWay
-from toolkit.statistics.tolerance import runs_for_tail
+from toolkit.statistics.planning import power as pw
+from toolkit.statistics.planning.tolerance import runs_for_tail
 
 FAILURES = 8.99334  # kurtosis of normal scores of which 5 % lie 6 standard deviations off
 

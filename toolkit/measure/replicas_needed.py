@@ -16,9 +16,9 @@ from toolkit.measure.run import DESIGN, outcome_table, read_run
 from toolkit.record.population import replica_folder
 from toolkit.record.results import ConditionDesign, Results, load_results
 from toolkit.statistics import MIN_RUNS
-from toolkit.statistics import power as pw
 from toolkit.statistics.intervals import TwoWay
-from toolkit.statistics.tolerance import runs_for_tail
+from toolkit.statistics.planning import power as pw
+from toolkit.statistics.planning.tolerance import runs_for_tail
 from toolkit.text import escape
 
 USUAL_K = 8

@@ -18,7 +18,11 @@ from toolkit.statistics.pairs import count_pairs
 
 Shared = tuple[str, ...]
 """The sources that two runs have in common."""
+
+
 ByKind = dict[Shared, np.ndarray]
+
+
 Levels = Mapping[str, np.ndarray | Sequence]
 """For each source the level of every run, any dtype."""
 

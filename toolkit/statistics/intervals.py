@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from toolkit.statistics.arrays import cluster_blocks
+from toolkit.statistics.arrays import cluster_blocks, rounding
 
 # three runs that differ from each other equally often look as if runs brought no error at all
 FEW_RUNS = 5
+
+
 NEVER = 100_000  # a required number of runs beyond this is not worth printing as a remedy
 
 
@@ -441,6 +443,15 @@ def sample_skewness(x_N: np.ndarray) -> float:
     from scipy.stats import skew
 
     return float(skew(x_N, bias=False)) if len(x_N) > 2 and np.ptp(x_N) > 0 else 0.0
+
+
+def skewness_and_excess(x_N: np.ndarray) -> tuple[float, float]:
+    """Skewness and excess kurtosis, both 0 for a normal; 0 below four values, or where the values
+    differ by rounding alone.
+    """
+    if len(x_N) < 4 or float(np.std(x_N)) <= rounding(x_N):
+        return 0.0, 0.0
+    return sample_skewness(x_N), sample_kurtosis(x_N) - 3.0
 
 
 def pseudo_contrast(

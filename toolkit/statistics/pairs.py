@@ -52,6 +52,8 @@ def leave_one_out(pairs: Pairs) -> np.ndarray:
 
 PAIRS_OF = 100
 """Runs of which every pair is looked at; of more the first so many tell how much pairs vary."""
+
+
 FEW_ANSWERS = 32
 """Different answers up to which equal ones are counted by products of matrices."""
 

@@ -28,7 +28,7 @@ from toolkit.record.results import (
     save_results,
 )
 from toolkit.report.html import write_report
-from toolkit.statistics.power import pilot_spread, replicas_for_range
+from toolkit.statistics.planning.power import pilot_spread, replicas_for_range
 
 CLAIMS = "claims.json"
 RUNS = 10_000

@@ -21,10 +21,18 @@ from toolkit.measure.meaning import RULES, classes, code_answers, rule_of
 from toolkit.record.plain import from_plain, read_json, shortened
 from toolkit.record.population import write_text
 from toolkit.statistics.arrays import as_answers, as_correct
-from toolkit.statistics.control import ALPHA, Ewma, ewma_path, laney, moments, prediction, reaches
-from toolkit.statistics.hotelling import from_covariance, hotelling, mardia, t_squared
+from toolkit.statistics.control.control_charts import (
+    ALPHA,
+    Ewma,
+    ewma_path,
+    laney,
+    prediction,
+    reaches,
+)
+from toolkit.statistics.control.hotelling import from_covariance, hotelling, mardia, t_squared
+from toolkit.statistics.intervals import skewness_and_excess
 from toolkit.statistics.pairs import count_pairs
-from toolkit.statistics.tolerance import normal
+from toolkit.statistics.planning.tolerance import normal
 from toolkit.text.nearest import counted
 
 VERSION = 2
@@ -443,7 +451,11 @@ def _scores(
 
 def _metric(name: str, kind: Kind, x_R: np.ndarray) -> Metric:
     """Without the limits of a run, which `with_alpha` sets where low is not None."""
-    chart, content, (skew, excess) = prediction(x_R), normal(x_R, CONTENT, CONTENT), moments(x_R)
+    chart, content, (skew, excess) = (
+        prediction(x_R),
+        normal(x_R, CONTENT, CONTENT),
+        skewness_and_excess(x_R),
+    )
     bare = Metric(
         name, *kind, chart.center, chart.sigma, skew, excess, None, None, None, None, None
     )
