@@ -167,7 +167,7 @@ def test_pilots_that_say_little():
 
 def test_a_guess_is_the_sum_of_its_three_parts():
     spread = pw.guessed_spread(0.2, 500, run_spread=0.3, prompt_spread=0.1)
-    parts = spread.at(40)
+    parts = spread.error_of(40)
     assert parts.runs == pytest.approx(
         4 * 0.06**2 / 40 + 0.16 / (40 * 500)
     ) and parts.prompts == pytest.approx(0.1**2 / 500)

@@ -142,12 +142,12 @@ def cluster_blocks(n_rows: int, cluster_P: np.ndarray) -> Iterator[slice | np.nd
     if np.all(cluster_P[1:] >= cluster_P[:-1]):
         return blocks(n_rows, len(cluster_P))
     order_P = np.argsort(cluster_P, kind="stable")
-    return (order_P[at] for at in blocks(n_rows, len(cluster_P)))
+    return (order_P[block] for block in blocks(n_rows, len(cluster_P)))
 
 
-def cells(table_RP: np.ndarray, row_R: np.ndarray, at: slice | np.ndarray) -> np.ndarray:
+def cells(table_RP: np.ndarray, row_R: np.ndarray, index_P: slice | np.ndarray) -> np.ndarray:
     """A block of the rows that count."""
-    block_RP = table_RP[:, at]
+    block_RP = table_RP[:, index_P]
     return block_RP if len(row_R) == len(block_RP) else block_RP[row_R]
 
 

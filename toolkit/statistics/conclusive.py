@@ -26,13 +26,13 @@ MIN_REPLICAS_SPREAD = 15
 
 
 def verdict(
-    n_replicas: int, few: str, odd_R: np.ndarray, at_least: int = MIN_REPLICAS
+    n_replicas: int, shortage: str, odd_R: np.ndarray, at_least: int = MIN_REPLICAS
 ) -> tuple[bool, int | None, str]:
     """Conclusive or not, the replicas it would need (None where more of them are not enough), and
     why, or what to look at.
 
-    few: too few clusters or levels, in words. odd_R: rows that stand far off; they are named, and
-    withhold nothing.
+    shortage: too few clusters or levels, in words. odd_R: rows that stand far off; they are named
+    and withhold nothing.
     """
     short = n_replicas < at_least
     replicas = (
@@ -41,8 +41,8 @@ def verdict(
         if short
         else ""
     )
-    note = "; ".join(filter(None, [replicas or few, odd_note(odd_R)]))
-    return not (short or few), at_least if short else None, note
+    note = "; ".join(filter(None, [replicas or shortage, odd_note(odd_R)]))
+    return not (short or shortage), at_least if short else None, note
 
 
 def enough_clusters(n_clusters: int, effective: float) -> bool:
@@ -87,14 +87,14 @@ def few_levels(sources: Mapping[str, np.ndarray]) -> str:
     """Why levels of sources that runs share are too few to be resampled; empty where they are
     not.
     """
-    few = [
+    short_sources = [
         f"{n} levels of {name}"
         for name, code_R in sources.items()
         if (n := int(code_R.max()) + 1) < MIN_LEVELS
     ]
     return (
-        f"{' and '.join(few)} are too few for an interval that holds what it says (at "
+        f"{' and '.join(short_sources)} are too few for an interval that holds what it says (at "
         f"least {MIN_LEVELS})"
-        if few
+        if short_sources
         else ""
     )

@@ -220,8 +220,8 @@ def two_way(value_P: np.ndarray, left_JP: np.ndarray, cluster_P: np.ndarray) -> 
     """
     cluster_P = np.unique(cluster_P, return_inverse=True)[1]
     pieces = (
-        (value_P[at], left_JP[:, at], cluster_P[at])
-        for at in cluster_blocks(len(left_JP), cluster_P)
+        (value_P[block_P], left_JP[:, block_P], cluster_P[block_P])
+        for block_P in cluster_blocks(len(left_JP), cluster_P)
     )
     return two_way_of(pieces, len(left_JP))
 
@@ -279,9 +279,9 @@ def between_clusters(
     """
     size_C = np.bincount(cluster_P)
     sizes = leverage(size_C)
-    own = max(0.0, float(sizes.weight_C @ (noise_C - sizes.share_C**2 * runs)))
+    noise = max(0.0, float(sizes.weight_C @ (noise_C - sizes.share_C**2 * runs)))
     deviation_C = np.bincount(cluster_P, weights=value_P - value_P.mean()) / len(value_P)
-    return max(0.0, float(sizes.weight_C @ deviation_C**2) - own), sizes
+    return max(0.0, float(sizes.weight_C @ deviation_C**2) - noise), sizes
 
 
 def cluster_sums(pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:

@@ -125,8 +125,8 @@ def odd_answers(answer_RP: np.ndarray) -> np.ndarray:
     """
     row_R = filled_rows(answer_RP)
     differing = Differing(len(row_R))
-    for at in blocks(*answer_RP.shape):
-        differing.add(count_pairs(cells(answer_RP, row_R, at)))
+    for block_P in blocks(*answer_RP.shape):
+        differing.add(count_pairs(cells(answer_RP, row_R, block_P)))
     return row_R[differing.rows()]
 
 
@@ -136,8 +136,8 @@ def odd_marks(correct_RP: np.ndarray) -> np.ndarray:
     """
     row_R = filled_rows(correct_RP)
     right_R, marked_R = np.zeros(len(row_R)), np.zeros(len(row_R))
-    for at in blocks(*correct_RP.shape):
-        mark_RP = marks(cells(correct_RP, row_R, at))
+    for block_P in blocks(*correct_RP.shape):
+        mark_RP = marks(cells(correct_RP, row_R, block_P))
         right_R += np.nansum(mark_RP, axis=1)
         marked_R += np.isfinite(mark_RP).sum(axis=1)
     right_R = right_R / np.maximum(marked_R, 1)

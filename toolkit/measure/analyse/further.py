@@ -29,16 +29,16 @@ def further(
     """
     options = {"cluster_P": cluster_P, "level": level}
     arm = arm.on_runs(slice(max(3 * TOGETHER, LOOKED_AT // len(cluster_P))))
-    found = [Metric("Fleiss' kappa", "", st.fleiss_kappa(arm.answer_RP, **options))]
+    metrics = [Metric("Fleiss' kappa", "", st.fleiss_kappa(arm.answer_RP, **options))]
     if len(arm.answer_RP) > TOGETHER:
-        found.append(
+        metrics.append(
             Metric(
                 f"all of {TOGETHER} runs agree",
                 "%",
                 st.total_agreement(arm.answer_RP, of=TOGETHER, **options),
             )
         )
-        found.append(
+        metrics.append(
             Metric(
                 f"at least one of {TOGETHER} runs differs from another",
                 "%",
@@ -46,7 +46,7 @@ def further(
             )
         )
     if base is not None:
-        found.append(
+        metrics.append(
             Metric(
                 "answers other than the base",
                 "%",
@@ -55,10 +55,10 @@ def further(
         )
         if arm.marked:
             flips = st.negative_flips(arm.correct_RP, base.correct_RP[0], **options)
-            found.append(Metric("negative flips: the base right, the run wrong", "%", flips))
+            metrics.append(Metric("negative flips: the base right, the run wrong", "%", flips))
             if base.marked:
                 gain = st.accuracy_gain(arm.correct_RP, base.correct_RP[0], **options)
-                found.append(Metric(GAINED, "%", gain))
+                metrics.append(Metric(GAINED, "%", gain))
     scores, survival = _scores(arm, scored, options), None
     tokens = _tokens(arm.text_RP[: max(3 * TOGETHER, READ // len(cluster_P))], texts)
     if any(len(text) > 1 for row in tokens for text in row if text):  # a bare label has no inside
@@ -75,11 +75,11 @@ def further(
             f"edit distance of two texts{f', their first {LONGEST:,} tokens' if cut else ''}, "
             "share of the longer"
         )
-        found.append(Metric(name, "%", st.edit_distance(beginnings, rng=rng, **options)))
+        metrics.append(Metric(name, "%", st.edit_distance(beginnings, rng=rng, **options)))
         divergence = st.first_divergence(tokens, **options)
-        found.append(Metric("tokens until half of the pairs have parted", "", divergence.median))
+        metrics.append(Metric("tokens until half of the pairs have parted", "", divergence.median))
         survival = _survival(divergence)
-    return (*found, *scores), survival
+    return (*metrics, *scores), survival
 
 
 def _scores(arm: Arm, scored: str, options: dict) -> list[Metric]:
@@ -107,13 +107,15 @@ def _tokens(text_RP: np.ndarray, texts: list[str]) -> list[list[tuple[str, ...] 
     return [[split.get(v) for v in row] for row in text_RP.tolist()]
 
 
-def _survival(found: st.Divergence) -> Survival | None:
+def _survival(divergence: st.Divergence) -> Survival | None:
     """The curve at its steps: where nothing changes there is nothing to draw."""
-    if not len(found.t):
+    if not len(divergence.t):
         return None
-    steps = [i for i in range(len(found.t)) if found.events[i] or i == len(found.t) - 1]
-    columns = (found.survival[steps], found.low[steps], found.high[steps])
+    steps = [
+        i for i in range(len(divergence.t)) if divergence.events[i] or i == len(divergence.t) - 1
+    ]
+    columns = (divergence.survival[steps], divergence.low[steps], divergence.high[steps])
     share, low, high = (
         tuple(None if np.isnan(x) else float(x) for x in column) for column in columns
     )
-    return Survival(tuple(found.t[steps].tolist()), share, low, high)  # type: ignore[arg-type]
+    return Survival(tuple(divergence.t[steps].tolist()), share, low, high)  # type: ignore[arg-type]

@@ -75,22 +75,22 @@ def sources(table: Table, design: ConditionDesign, level: float) -> tuple[Source
     # a combination of seeds
     together = np.unique(np.stack(seeds, axis=1), axis=0, return_inverse=True)[1]
     runs = Runs(levels, together, everything.get(MACHINE))
-    found = []
-    for shift, at in table.shifts.items():
-        here = arm.on(at)
-        options = {"cluster_P": table.cluster_P[at], "level": level}
+    rows = []
+    for shift, index_P in table.shifts.items():
+        here = arm.on(index_P)
+        options = {"cluster_P": table.cluster_P[index_P], "level": level}
         answers = st.behaviour_components(here.answer_RP, levels, **options)
         # the figure of the main table
         fresh = st.disagreement(here.answer_RP, levels=levels, **options)
-        found.append(Sources(shift, "disagreement", answers.parts, fresh))
+        rows.append(Sources(shift, "disagreement", answers.parts, fresh))
         if here.marked:
             score_R = np.array(
                 [np.nan if s is None else s for s in run_accuracies(here.correct_RP)]
             )
-            found.append(_of_score(shift, "accuracy", score_R, runs, level))
+            rows.append(_of_score(shift, "accuracy", score_R, runs, level))
         if here.score_RP is not None and np.isfinite(here.score_RP).any():
-            found.append(_of_score(shift, table.scored, _means(here.score_RP), runs, level))
-    return tuple(found)
+            rows.append(_of_score(shift, table.scored, _means(here.score_RP), runs, level))
+    return tuple(rows)
 
 
 def shared_note(design: ConditionDesign) -> str:
@@ -132,12 +132,12 @@ def _of_score(shift: str, figure: str, score_R: np.ndarray, runs: Runs, level: f
             "intermediate precision": precision.intermediate_precision,
             "reproducibility": precision.reproducibility,
         }
-    known = {
+    precisions = {
         word: estimate
         for word, estimate in words.items()
         if estimate is not None and estimate.value is not None
     }
-    return Sources(shift, figure, dict(parts.parts), parts.total, known, precision.notes)
+    return Sources(shift, figure, dict(parts.parts), parts.total, precisions, precision.notes)
 
 
 def _means(score_RP: np.ndarray) -> np.ndarray:

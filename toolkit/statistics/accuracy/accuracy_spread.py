@@ -79,11 +79,11 @@ def accuracy_spread(
     cluster_P = as_clusters(cluster_P, correct_RP.shape[1])
     marked_R = np.zeros(len(correct_RP), dtype=np.int64)
     n_P = np.empty(correct_RP.shape[1], dtype=np.int64)
-    for at in blocks(*correct_RP.shape):
-        mark_RP = marks(correct_RP[:, at])
+    for block_P in blocks(*correct_RP.shape):
+        mark_RP = marks(correct_RP[:, block_P])
         present_RP = np.isfinite(mark_RP)
-        n_P[at] = present_RP.sum(axis=0)
-        marked_R += present_RP[:, n_P[at] >= 2].sum(axis=1)
+        n_P[block_P] = present_RP.sum(axis=0)
+        marked_R += present_RP[:, n_P[block_P] >= 2].sum(axis=1)
     used_P, row_R = n_P >= 2, np.flatnonzero(marked_R)
     n_replicas, n_prompts = len(row_R), int(used_P.sum())
     needed = MIN_REPLICAS_SPREAD if n_replicas < MIN_REPLICAS_SPREAD else None
@@ -99,15 +99,15 @@ def accuracy_spread(
         """Marks less the prompt's mean (0 where missing), where they are missing, and the clusters
         of the prompts.
         """
-        for at in cluster_blocks(n_replicas, cluster_P):
-            mark_RP = marks(cells(correct_RP, row_R, at))[:, used_P[at]]
+        for block_P in cluster_blocks(n_replicas, cluster_P):
+            mark_RP = marks(cells(correct_RP, row_R, block_P))[:, used_P[block_P]]
             present_RP = np.isfinite(mark_RP)
             filled_RP = np.where(present_RP, mark_RP, 0.0)
             mean_P = filled_RP.sum(axis=0) / present_RP.sum(axis=0)
             yield (
                 np.where(present_RP, filled_RP - mean_P, 0.0),
                 present_RP,
-                cluster_P[at][used_P[at]],
+                cluster_P[block_P][used_P[block_P]],
             )
 
     scale_R = n_prompts / marked_R[row_R]
@@ -176,8 +176,8 @@ def accuracy_spread(
         "covariance between prompts; log-variance jackknife-t over replicas, jackknife-t over "
         "prompts, leaning upwards"
     )
-    if few := few_clusters_of(cluster_P[used_P]):
-        verdict = (False, needed, "; ".join(filter(None, [note, few])))
+    if doubt := few_clusters_of(cluster_P[used_P]):
+        verdict = (False, needed, "; ".join(filter(None, [note, doubt])))
     return AccuracySpread(
         sd, noise, excess, Estimate(covariance, low, high, *shape, method, *verdict)
     )
@@ -216,17 +216,17 @@ def _mean_covariance(
     if n_clusters < 2:
         return None, np.zeros(0), 0.0, 0.0
     df = len(total_R) - 1
-    own, shared = [], []
+    within, shared = [], []
     for sum_RC in sums:
         centred_RC = sum_RC - sum_RC.mean(axis=0)
-        own.append(np.sum(centred_RC**2, axis=0) / df)
+        within.append(np.sum(centred_RC**2, axis=0) / df)
         shared.append(total_R @ centred_RC / df)
-    own_C, shared_C = np.concatenate(own), np.concatenate(shared)
-    total, own = float(total_R @ total_R) / df, float(own_C.sum())
+    own_C, shared_C = np.concatenate(within), np.concatenate(shared)
+    total, within = float(total_R @ total_R) / df, float(own_C.sum())
     pairs = n_prompts**2 - float(np.sum(size_C**2))
     without_C = np.zeros(0)
     if n_clusters > 2:
-        left_C = total - 2 * shared_C + own_C - (own - own_C)
+        left_C = total - 2 * shared_C + own_C - (within - own_C)
         pairs_C = (n_prompts - size_C) ** 2 - (np.sum(size_C**2) - size_C**2)
         without_C = left_C / pairs_C
-    return (total - own) / pairs, without_C, n_prompts**2 / pairs, own / pairs
+    return (total - within) / pairs, without_C, n_prompts**2 / pairs, within / pairs

@@ -67,16 +67,16 @@ def accuracy(
     def left_out(
         rows: Sequence[np.ndarray] | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for at in cluster_blocks(n_replicas, cluster_P):
-            mark_RP = marks(cells(correct_RP, row_R, at))
+        for block_P in cluster_blocks(n_replicas, cluster_P):
+            mark_RP = marks(cells(correct_RP, row_R, block_P))
             if rows is None or rows is first:
                 differing.add(
                     count_pairs(
                         np.where(np.isfinite(mark_RP), np.round(mark_RP), -1).astype(np.int8)
                     )
                 )
-            mean_P[at], left_RP = prompt_means(mark_RP, rows)
-            yield mean_P[at], left_RP, cluster_P[at]
+            mean_P[block_P], left_RP = prompt_means(mark_RP, rows)
+            yield mean_P[block_P], left_RP, cluster_P[block_P]
 
     rows_of = [
         [np.flatnonzero(code_R == code) for code in range(int(code_R.max()) + 1)]
@@ -95,8 +95,8 @@ def accuracy(
         return without_interval(None, level, n_replicas, 0, None, note)
 
     value = float(mean_P[used_P].mean())
-    few = few_levels(sources) or few_clusters(parts.n_clusters, parts.effective)
-    enough, needed, note = verdict(n_replicas, few, row_R[differing.rows()])
+    shortage = few_levels(sources) or few_clusters(parts.n_clusters, parts.effective)
+    enough, needed, note = verdict(n_replicas, shortage, row_R[differing.rows()])
     low, high = share_interval(value, parts, level) if n_replicas > 1 else (None, None)
     units = f"levels of {' and '.join(sources)}" if sources else "replicas"
     method = f"two-way jackknife-t over {units} and prompts, logit scale"

@@ -143,17 +143,17 @@ def _estimate(
     """t: distance from "no relation" in standard errors. off: see MIN_OFF."""
     from scipy.special import stdtr
 
-    few, alike = n < MIN_RUNS_TRADEOFF, off < MIN_OFF
+    too_few_runs, alike = n < MIN_RUNS_TRADEOFF, off < MIN_OFF
     note = (
         f"{n} runs are too few for an interval that holds what it says (at least "
         f"{MIN_RUNS_TRADEOFF})"
-        if few
+        if too_few_runs
         else ""
     )
     note = note or (
         "nearly all runs are equally accurate there: a few runs decide" if alike else ""
     )
-    p = None if few or alike or t is None else float(2 * stdtr(n - 1, -abs(t)))
+    p = None if too_few_runs or alike or t is None else float(2 * stdtr(n - 1, -abs(t)))
     method = f"jackknife-t over runs, {scale}"
     return Estimate(
         value,
@@ -163,14 +163,16 @@ def _estimate(
         n,
         n_prompts,
         method,
-        not (few or alike),
-        MIN_RUNS_TRADEOFF if few else None,
+        not (too_few_runs or alike),
+        MIN_RUNS_TRADEOFF if too_few_runs else None,
         note,
         p,
     )
 
 
 def _unknown(n: int, n_prompts: int, level: float) -> Estimate:
-    few = n < MIN_RUNS_TRADEOFF
-    note = "too few runs" if few else "runs do not differ there"
-    return without_interval(None, level, n, n_prompts, MIN_RUNS_TRADEOFF if few else None, note)
+    too_few_runs = n < MIN_RUNS_TRADEOFF
+    note = "too few runs" if too_few_runs else "runs do not differ there"
+    return without_interval(
+        None, level, n, n_prompts, MIN_RUNS_TRADEOFF if too_few_runs else None, note
+    )

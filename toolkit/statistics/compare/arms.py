@@ -160,7 +160,7 @@ def summed(blocks: Iterable[Block], n_b: int, n_a: int, together: bool) -> Sums 
 
 def places(used: np.ndarray, cluster_P: np.ndarray, n_rows: int) -> Iterator[np.ndarray]:
     """The prompts `used` in blocks, sorted by cluster."""
-    return (used[at] for at in cluster_blocks(n_rows, cluster_P[used]))
+    return (used[block] for block in cluster_blocks(n_rows, cluster_P[used]))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ def disagreement_by_prompt(
         return PromptTests(*np.full((3, n_prompts), np.nan))
     places = blocks(len(b_RP) + len(a_RP), n_prompts)
     counts = [
-        _counts(_pairs_differ(b_RP[:, at]), _pairs_differ(a_RP[:, at]), paired) for at in places
+        _counts(_pairs_differ(b_RP[:, block_P]), _pairs_differ(a_RP[:, block_P]), paired)
+        for block_P in places
     ]
     p_P = _p_values(np.concatenate(counts, axis=1), paired)
     return PromptTests(prompt_disagreement(b_RP), prompt_disagreement(a_RP), p_P)
@@ -63,9 +64,9 @@ def accuracy_by_prompt(b_RP: np.ndarray, a_RP: np.ndarray, *, paired: bool = Fal
     b_RP, a_RP = as_marks(b_RP, "b_RP"), as_marks(a_RP, "a_RP")
     b_RP, a_RP = _alive(b_RP, a_RP, paired)
     b_P, a_P, counts = np.empty(b_RP.shape[1]), np.empty(b_RP.shape[1]), []
-    for at in blocks(len(b_RP) + len(a_RP), b_RP.shape[1]):
-        mark_b_RP, mark_a_RP = marks(b_RP[:, at]), marks(a_RP[:, at])
-        b_P[at], a_P[at] = prompt_means(mark_b_RP, [])[0], prompt_means(mark_a_RP, [])[0]
+    for block_P in blocks(len(b_RP) + len(a_RP), b_RP.shape[1]):
+        mark_b_RP, mark_a_RP = marks(b_RP[:, block_P]), marks(a_RP[:, block_P])
+        b_P[block_P], a_P[block_P] = prompt_means(mark_b_RP, [])[0], prompt_means(mark_a_RP, [])[0]
         counts.append(_counts(mark_b_RP, mark_a_RP, paired))
     return PromptTests(b_P, a_P, _p_values(np.concatenate(counts, axis=1), paired))
 
@@ -125,8 +126,8 @@ def _p_values(counts: np.ndarray, paired: bool) -> np.ndarray:
     p_P = np.full(len(ones_b), np.nan)
     for m, (n_b, n_a, ones) in enumerate(margins.tolist()):
         if n_b and n_a:
-            at = prompt_P.reshape(-1) == m
-            p_P[at] = _fisher(n_b, n_a, ones)[ones_b[at] - max(0, ones - n_a)]
+            rows = prompt_P.reshape(-1) == m
+            p_P[rows] = _fisher(n_b, n_a, ones)[ones_b[rows] - max(0, ones - n_a)]
     return p_P
 
 

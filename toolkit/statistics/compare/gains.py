@@ -96,7 +96,9 @@ def population_score_change(
     far = sum(len(odd_runs(table)) for table in (b_RP, a_RP))
     remark = f"{far} runs stand far off the others: did they fail?" if far else ""
     present = [np.where(np.isfinite(table), np.int8(0), np.int8(-1)) for table in (b_RP, a_RP)]
-    arms = _means(present, (b_RP, a_RP), lambda table, at: table[:, at], cluster_P, paired, remark)
+    arms = _means(
+        present, (b_RP, a_RP), lambda table, index_P: table[:, index_P], cluster_P, paired, remark
+    )
     return score_difference(arms, len(b_RP), level)
 
 
@@ -120,10 +122,10 @@ def population_effect_size(
     base_P = as_answers(np.asarray(base_P)[None], "base_P", at_least=1)[0]
     same_prompts(b_RP, a_RP, base_P)
 
-    def differs(answer_RP: np.ndarray, at: np.ndarray) -> np.ndarray:
+    def differs(answer_RP: np.ndarray, index_P: np.ndarray) -> np.ndarray:
         return np.where(
-            (answer_RP[:, at] >= 0) & (base_P[at] >= 0),
-            (answer_RP[:, at] != base_P[at]).astype(np.float64),
+            (answer_RP[:, index_P] >= 0) & (base_P[index_P] >= 0),
+            (answer_RP[:, index_P] != base_P[index_P]).astype(np.float64),
             np.nan,
         )
 
@@ -157,7 +159,7 @@ def population_gain_kept(
     arms = _means(
         (b_RP, a_RP),
         (b_RP, a_RP),
-        lambda x, at: marks(x[:, at]) - base_P[at],
+        lambda x, index_P: marks(x[:, index_P]) - base_P[index_P],
         cluster_P,
         paired,
         only_P=np.isfinite(base_P),
@@ -252,10 +254,10 @@ def _means(
         return None
 
     def table_blocks() -> Iterator[Block]:
-        for at in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
-            b_P, left_b_RP = prompt_means(values(b_RP, at)[row_b_R])
-            a_P, left_a_RP = prompt_means(values(a_RP, at)[row_a_R])
-            yield Block(b_P, a_P, left_b_RP, left_a_RP, clusters_P[at])
+        for block_P in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
+            b_P, left_b_RP = prompt_means(values(b_RP, block_P)[row_b_R])
+            a_P, left_a_RP = prompt_means(values(a_RP, block_P)[row_a_R])
+            yield Block(b_P, a_P, left_b_RP, left_a_RP, clusters_P[block_P])
 
     return arms_apart(
         summed(table_blocks(), len(row_b_R), len(row_a_R), paired),

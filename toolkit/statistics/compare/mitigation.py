@@ -137,7 +137,11 @@ def accuracy_change(
     )
     same_prompts(mitigated_GP, baseline_RP)
     arms = _means(
-        mitigated_GP, baseline_RP, lambda table_RP, at: marks(table_RP[:, at]), members, cluster_P
+        mitigated_GP,
+        baseline_RP,
+        lambda table_RP, index_P: marks(table_RP[:, index_P]),
+        members,
+        cluster_P,
     )
     return difference(arms, len(mitigated_GP), level)
 
@@ -172,10 +176,10 @@ def effect_size(
     base_P = as_answers(np.asarray(base_P)[None], "base_P", at_least=1)[0]
     same_prompts(mitigated_GP, baseline_RP, base_P)
 
-    def differs(answer_RP: np.ndarray, at: slice | np.ndarray) -> np.ndarray:
+    def differs(answer_RP: np.ndarray, index_P: slice | np.ndarray) -> np.ndarray:
         return np.where(
-            (answer_RP[:, at] >= 0) & (base_P[at] >= 0),
-            (answer_RP[:, at] != base_P[at]).astype(np.float64),
+            (answer_RP[:, index_P] >= 0) & (base_P[index_P] >= 0),
+            (answer_RP[:, index_P] != base_P[index_P]).astype(np.float64),
             np.nan,
         )
 
@@ -204,8 +208,8 @@ def collapsed(
         -math.inf if effect.low is None else effect.low,
         math.inf if effect.high is None else effect.high,
     )
-    few = effect.n_replicas < MIN_GROUPS or effect.n_prompts < MIN_CLUSTERS
-    if few or (excludes((low, high), EFFECT_KEPT) and not effect.conclusive):
+    too_few = effect.n_replicas < MIN_GROUPS or effect.n_prompts < MIN_CLUSTERS
+    if too_few or (excludes((low, high), EFFECT_KEPT) and not effect.conclusive):
         return "cannot be told"
     return "kept" if low >= kept else "collapsed" if high < kept else "cannot be told"
 
@@ -235,7 +239,7 @@ def accuracy_effect_size(
     arms = _means(
         mitigated_GP,
         baseline_RP,
-        lambda table_RP, at: marks(table_RP[:, at]) - base_P[at],
+        lambda table_RP, index_P: marks(table_RP[:, index_P]) - base_P[index_P],
         members,
         cluster_P,
     )
@@ -257,8 +261,8 @@ def _disagreements(
     same_prompts(mitigated_GP, baseline_RP)
     clusters_P = as_clusters(cluster_P, mitigated_GP.shape[1])
 
-    def answered(answer_RP: np.ndarray, at: slice | np.ndarray) -> np.ndarray:
-        return np.where(answer_RP[:, at] >= 0, 0.0, np.nan)
+    def answered(answer_RP: np.ndarray, index_P: slice | np.ndarray) -> np.ndarray:
+        return np.where(answer_RP[:, index_P] >= 0, 0.0, np.nan)
 
     alive_G, row_R, groups, used = _only_members(
         members, mitigated_GP, baseline_RP, answered, at_least=2
@@ -272,17 +276,17 @@ def _disagreements(
     )
 
     def table_blocks() -> Iterator[Block]:
-        for at in places(used, clusters_P, len(alive_G) + len(row_R)):
+        for block_P in places(used, clusters_P, len(alive_G) + len(row_R)):
             answer_GP, answer_RP = (
-                mitigated_GP[alive_G[:, None], at],
-                baseline_RP[row_R[:, None], at],
+                mitigated_GP[alive_G[:, None], block_P],
+                baseline_RP[row_R[:, None], block_P],
             )
             pairs_b, pairs_a = count_pairs(answer_GP), count_pairs(answer_RP)
             differing.add(pairs_a)
             shares_b.add(answer_GP)
             shares_a.add(answer_RP)
             left = leave_one_out(pairs_b), leave_group_out(answer_RP, pairs_a, groups)
-            yield Block(pairs_b.d_P, pairs_a.d_P, *left, clusters_P[at])
+            yield Block(pairs_b.d_P, pairs_a.d_P, *left, clusters_P[block_P])
 
     sums = summed(table_blocks(), len(groups), len(groups), together=True)
     if sums is None:
@@ -315,10 +319,10 @@ def _means(
         return None
 
     def table_blocks() -> Iterator[Block]:
-        for at in places(used, clusters_P, len(alive_G) + len(row_R)):
-            b_P, left_b_GP = prompt_means(marks_of(mitigated_GP, at)[alive_G])
-            a_P, left_a_GP = prompt_means(marks_of(baseline_RP, at)[row_R], groups)
-            yield Block(b_P, a_P, left_b_GP, left_a_GP, clusters_P[at])
+        for block_P in places(used, clusters_P, len(alive_G) + len(row_R)):
+            b_P, left_b_GP = prompt_means(marks_of(mitigated_GP, block_P)[alive_G])
+            a_P, left_a_GP = prompt_means(marks_of(baseline_RP, block_P)[row_R], groups)
+            yield Block(b_P, a_P, left_b_GP, left_a_GP, clusters_P[block_P])
 
     sums = summed(table_blocks(), len(groups), len(groups), together=True)
     return None if sums is None else Arms(sums, least_carried=MIN_CARRIED_MEANS)
@@ -338,8 +342,8 @@ def _only_members(
     every = as_members(members, len(mitigated_GP), len(baseline_RP))
     n_rows, n_prompts = len(mitigated_GP) + len(baseline_RP), mitigated_GP.shape[1]
     answered_G = np.zeros(len(mitigated_GP), dtype=bool)
-    for at in blocks(n_rows, n_prompts):
-        answered_G |= np.isfinite(marks_of(mitigated_GP, at)).any(axis=1)
+    for block_P in blocks(n_rows, n_prompts):
+        answered_G |= np.isfinite(marks_of(mitigated_GP, block_P)).any(axis=1)
     alive_G = np.flatnonzero(answered_G)
     ends = np.cumsum([0] + [len(every[g]) for g in alive_G])
     row_R = (
@@ -348,12 +352,12 @@ def _only_members(
         else np.array([], dtype=np.int64)
     )
     used_P = np.zeros(n_prompts, dtype=bool)
-    for at in blocks(n_rows, n_prompts):
+    for block_P in blocks(n_rows, n_prompts):
         n_b_P, n_a_P = (
-            np.isfinite(marks_of(table, at)[rows]).sum(axis=0)
+            np.isfinite(marks_of(table, block_P)[rows]).sum(axis=0)
             for table, rows in ((mitigated_GP, alive_G), (baseline_RP, row_R))
         )
-        used_P[at] = (n_b_P >= at_least) & (n_a_P >= at_least)
+        used_P[block_P] = (n_b_P >= at_least) & (n_a_P >= at_least)
     return (
         alive_G,
         row_R,

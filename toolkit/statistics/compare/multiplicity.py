@@ -54,7 +54,7 @@ def _false_discovery(p: PValues, method: str) -> np.ndarray:
 
 
 def _tested(p: PValues) -> tuple[np.ndarray, np.ndarray]:
-    p_N = np.array([np.nan if one is None else one for one in p], dtype=np.float64)
+    p_N = np.array([np.nan if value is None else value for value in p], dtype=np.float64)
     tested_N = ~np.isnan(p_N)
     if p_N.ndim != 1 or np.any((p_N[tested_N] < 0) | (p_N[tested_N] > 1)):
         raise ValueError(

@@ -125,10 +125,10 @@ def population_accuracy_change(
         return difference(None, len(b_RP), level)
 
     def table_blocks() -> Iterator[Block]:
-        for at in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
-            b_P, left_b_RP = prompt_means(marks(cells(b_RP, row_b_R, at)))
-            a_P, left_a_RP = prompt_means(marks(cells(a_RP, row_a_R, at)))
-            yield Block(b_P, a_P, left_b_RP, left_a_RP, clusters_P[at])
+        for block_P in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
+            b_P, left_b_RP = prompt_means(marks(cells(b_RP, row_b_R, block_P)))
+            a_P, left_a_RP = prompt_means(marks(cells(a_RP, row_a_R, block_P)))
+            yield Block(b_P, a_P, left_b_RP, left_a_RP, clusters_P[block_P])
 
     return difference(
         arms_apart(
@@ -158,7 +158,7 @@ class Separate(Arms):
     pairs_a: float = 0.0
 
     def parts(self, weight_b: float, weight_a: float) -> "TwoArms":
-        known = (
+        variances = (
             max(jackknife_variance(weight_b * self.sums.shift_b_J), weight_b**2 * self.pairs_b),
             max(jackknife_variance(weight_a * self.sums.shift_a_J), weight_a**2 * self.pairs_a),
         )
@@ -167,10 +167,10 @@ class Separate(Arms):
             if has_left or not weight
             else math.nan  # two runs leave no pair when one is left out
             for runs, has_left, weight in zip(
-                known, self.sums.has_left, (weight_b, weight_a), strict=True
+                variances, self.sums.has_left, (weight_b, weight_a), strict=True
             )
         )
-        prompts = self.sums.prompts(weight_b, weight_a, sum(known))
+        prompts = self.sums.prompts(weight_b, weight_a, sum(variances))
         return TwoArms(
             runs_b, runs_a, prompts, len(self.sums.left_b_J), len(self.sums.left_a_J), self.sizes
         )
@@ -280,8 +280,8 @@ def _disagreements(
     shares_b, shares_a = PairShares(len(row_b_R)), PairShares(len(row_a_R))
 
     def table_blocks() -> Iterator[Block]:
-        for at in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
-            answers_b, answers_a = cells(b_RP, row_b_R, at), cells(a_RP, row_a_R, at)
+        for block_P in places(used, clusters_P, len(row_b_R) + len(row_a_R)):
+            answers_b, answers_a = cells(b_RP, row_b_R, block_P), cells(a_RP, row_a_R, block_P)
             shares_b.add(answers_b)
             shares_a.add(answers_a)
             pairs_b, pairs_a = count_pairs(answers_b), count_pairs(answers_a)
@@ -292,13 +292,16 @@ def _disagreements(
                 pairs_a.d_P,
                 leave_one_out(pairs_b),
                 leave_one_out(pairs_a),
-                clusters_P[at],
+                clusters_P[block_P],
             )
 
     sums = summed(table_blocks(), len(row_b_R), len(row_a_R), paired)
-    odd = {"b": odd_note(row_b_R[differing_b.rows()]), "a": odd_note(row_a_R[differing_a.rows()])}
+    remarks = {
+        "b": odd_note(row_b_R[differing_b.rows()]),
+        "a": odd_note(row_a_R[differing_a.rows()]),
+    }
     arms = arms_apart(
-        sums, "; ".join(f"{arm}: {note}" for arm, note in odd.items() if note), paired
+        sums, "; ".join(f"{arm}: {note}" for arm, note in remarks.items() if note), paired
     )
     if arms is None:
         return None
@@ -326,12 +329,12 @@ def used_rows(
     if paired:
         row_b_R = row_a_R = np.intersect1d(row_b_R, row_a_R)
     used_P = np.zeros(b_RP.shape[1], dtype=bool)
-    for at in blocks(len(b_RP) + len(a_RP), b_RP.shape[1]):
+    for block_P in blocks(len(b_RP) + len(a_RP), b_RP.shape[1]):
         n_b_P, n_a_P = (
-            np.sum(cells(table, rows, at) >= 0, axis=0)
+            np.sum(cells(table, rows, block_P) >= 0, axis=0)
             for table, rows in ((b_RP, row_b_R), (a_RP, row_a_R))
         )
-        used_P[at] = (n_b_P >= at_least) & (n_a_P >= at_least)
+        used_P[block_P] = (n_b_P >= at_least) & (n_a_P >= at_least)
     return row_b_R, row_a_R, np.flatnonzero(used_P), clusters_P
 
 

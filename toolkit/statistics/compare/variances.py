@@ -280,9 +280,9 @@ def _too_few(runs: int, missing: int, arms: Sequence[np.ndarray]) -> tuple[str, 
             "the others only",
             None,
         )
-    if runs < MIN_RUNS_ODD and (odd := sum(len(far_from_median(arm)) for arm in arms)):
+    if runs < MIN_RUNS_ODD and (outlying := sum(len(far_from_median(arm)) for arm in arms)):
         return (
-            f"not resolvable with fewer than {MIN_RUNS_ODD} runs per arm: {odd} stand far "
+            f"not resolvable with fewer than {MIN_RUNS_ODD} runs per arm: {outlying} stand far "
             "off the others, did they fail?",
             MIN_RUNS_ODD,
         )

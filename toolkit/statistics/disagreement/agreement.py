@@ -104,8 +104,8 @@ def fleiss_kappa(
     elif math.isfinite(half):
         ends = logit_interval(ratio, half) if ratio < 1.0 else (ratio - half, ratio + half)
         low, high = 1.0 - max(ends[1], bound), 1.0 - ends[0]
-    few = few_clusters(parts.n_clusters, parts.effective, MIN_EFFECTIVE_KAPPA)
-    enough, needed, note = verdict(n_replicas, few, row_R[odd_replicas(pairs)])
+    shortage = few_clusters(parts.n_clusters, parts.effective, MIN_EFFECTIVE_KAPPA)
+    enough, needed, note = verdict(n_replicas, shortage, row_R[odd_replicas(pairs)])
     return Estimate(
         1.0 - ratio, low, high, level, n_replicas, n_prompts, method, enough, needed, note
     )

@@ -46,7 +46,9 @@ def prompt_disagreement(answer_RP: np.ndarray) -> np.ndarray:
     with k_v replicas that answered v, n in all (1 - P_i of Fleiss 1971).
     """
     answer_RP = as_answers(answer_RP, "answer_RP")
-    return np.concatenate([count_pairs(answer_RP[:, at]).d_P for at in blocks(*answer_RP.shape)])
+    return np.concatenate(
+        [count_pairs(answer_RP[:, block_P]).d_P for block_P in blocks(*answer_RP.shape)]
+    )
 
 
 def disagreement(
@@ -103,18 +105,18 @@ def disagreement(
     differing, shares = Differing(n_replicas), PairShares(n_replicas)
 
     def left_out() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for at in cluster_blocks(n_replicas, cluster_P):
-            answers = cells(answer_RP, row_R, at)
+        for block_P in cluster_blocks(n_replicas, cluster_P):
+            answers = cells(answer_RP, row_R, block_P)
             pairs = count_pairs(answers)
-            d_P[at] = pairs.d_P
+            d_P[block_P] = pairs.d_P
             differing.add(pairs)
             shares.add(answers)
-            yield d_P[at], leave_one_out(pairs), cluster_P[at]
+            yield d_P[block_P], leave_one_out(pairs), cluster_P[block_P]
 
     def levels_left_out() -> ByLevels:
         pieces = []
-        for at in blocks(*answer_RP.shape):
-            answers = cells(answer_RP, row_R, at)
+        for block_P in blocks(*answer_RP.shape):
+            answers = cells(answer_RP, row_R, block_P)
             differing.add(count_pairs(answers))
             shares.add(answers)
             pieces.append(fresh_pairs(answers, sources))
@@ -146,11 +148,11 @@ def disagreement(
 
     value = float(d_P[used_P].mean())
     units = f"levels of {' and '.join(sources)}" if sources else "replicas"
-    few = few_levels(sources) or (
+    shortage = few_levels(sources) or (
         few_clusters(parts.n_clusters, parts.effective) if fresh_prompts else ""
     )
     at_least = MIN_REPLICAS if fresh_prompts else MIN_REPLICAS_ALONE
-    enough, needed, note = verdict(n_replicas, few, row_R[differing.rows()], at_least)
+    enough, needed, note = verdict(n_replicas, shortage, row_R[differing.rows()], at_least)
 
     if n_replicas == 2 and isinstance(
         parts, TwoWay

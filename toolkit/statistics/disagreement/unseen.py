@@ -115,8 +115,8 @@ def _alone(answer_R: np.ndarray) -> list[int]:
 
 def _note(runs: int, bound: float, what: str, before: str) -> str:
     """A bound that is said already is not said twice."""
-    said = (
+    warning = (
         f"{runs} runs without a {what} may lack other kinds of runs: an upper limit of "
         f"{bound:.2g} for these"
     )
-    return before if said in before else "; ".join(filter(None, [said, before]))
+    return before if warning in before else "; ".join(filter(None, [warning, before]))

@@ -54,7 +54,7 @@ class Spread:
     squares: float
     guessed: bool = False
 
-    def at(self, runs: int, clusters: int | None = None) -> TwoWay:
+    def error_of(self, runs: int, clusters: int | None = None) -> TwoWay:
         """The variance for other numbers: the runs' part falls as 1/runs, the prompts' part as
         1/clusters.
 
@@ -97,12 +97,12 @@ def pilot_spread(
     d_P, shares = np.full(answer_RP.shape[1], np.nan), PairShares(len(row_R))
 
     def left_out() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for at in cluster_blocks(len(row_R), cluster_P):
-            answers = cells(answer_RP, row_R, at)
+        for block_P in cluster_blocks(len(row_R), cluster_P):
+            answers = cells(answer_RP, row_R, block_P)
             pairs = count_pairs(answers)
             shares.add(answers)
-            d_P[at] = pairs.d_P
-            yield d_P[at], leave_one_out(pairs), cluster_P[at]
+            d_P[block_P] = pairs.d_P
+            yield d_P[block_P], leave_one_out(pairs), cluster_P[block_P]
 
     parts = two_way_of(left_out(), len(row_R)).and_pairs(shares.variance(len(row_R)))
     d_P = d_P[np.isfinite(d_P)]
@@ -191,7 +191,7 @@ def interval_half_width(
     prompts: independent prompts or clusters, those of the spread by default. None where there is no
     interval. Unit: share of prompts.
     """
-    low, high = share_interval(spread.value, spread.at(replicas, prompts), as_level(level))
+    low, high = share_interval(spread.value, spread.error_of(replicas, prompts), as_level(level))
     return None if low is None or high is None else (high - low) / 2
 
 
@@ -232,7 +232,7 @@ def replicas_for_range(spread: Spread, low: float, high: float, *, level: float 
     """
 
     def decided(replicas: int, prompts: int, share: float) -> bool:
-        parts = spread.at(replicas, prompts)
+        parts = spread.error_of(replicas, prompts)
         wide = replace(parts, runs=parts.runs / share**2, prompts=parts.prompts / share**2)
         ends = share_interval(spread.value, wide, level)
         if ends[0] is None or ends[1] is None:
@@ -350,7 +350,7 @@ def expected_ratio_spread(spread: Spread, ratio: float, k: int, groups: int) -> 
 
 
 def runs_for_disagreement_ratio(
-    known: Spread | TwoWay,
+    spread: Spread | TwoWay,
     ratio: float,
     k: int,
     *,
@@ -363,28 +363,28 @@ def runs_for_disagreement_ratio(
 
     A mitigation takes groups of k replicas, and a group is one observation: replicas = k * groups,
     at least k * MIN_GROUPS.
-    known: a `ratio_spread` of a pilot with this mitigation, or the `Spread` of single replicas,
+    spread: a `ratio_spread` of a pilot with this mitigation, or the `Spread` of single replicas,
     from which `expected_ratio_spread` is made. Found: the interval leaves 1 outside, so |ln ratio|
     must be its half-width and z_power standard errors more.
     """
     effect = abs(math.log(_as_ratio(ratio)))
-    if isinstance(known, Spread) and not 0.0 < known.value < 1.0:
+    if isinstance(spread, Spread) and not 0.0 < spread.value < 1.0:
         return Size(
             None,
-            known.parts.n_clusters,
+            spread.parts.n_clusters,
             "the pilot's runs never or always differ: there is no ratio to plan for",
         )
-    parts = known if isinstance(known, TwoWay) else expected_ratio_spread(known, ratio, k, 1)
+    parts = spread if isinstance(spread, TwoWay) else expected_ratio_spread(spread, ratio, k, 1)
 
-    def found(groups: int, prompts: int, share: float) -> bool:
+    def resolved(groups: int, prompts: int, share: float) -> bool:
         return _reach(_scaled(parts, groups, prompts), power, level) <= effect * share
 
-    size = _fewest(found, prompts or parts.n_clusters, MIN_GROUPS)
+    size = _fewest(resolved, prompts or parts.n_clusters, MIN_GROUPS)
     return replace(size, replicas=size.replicas * k) if size.replicas else size
 
 
 def detectable_disagreement_ratio(
-    known: Spread | TwoWay, replicas: int, k: int, *, power: float = 0.8, level: float = 0.95
+    spread: Spread | TwoWay, replicas: int, k: int, *, power: float = 0.8, level: float = 0.95
 ) -> float | None:
     """The ratio of disagreement nearest to 1 from below that so many replicas find with probability
     `power`.
@@ -393,16 +393,20 @@ def detectable_disagreement_ratio(
     where no ratio down to 0.01 is found.
     """
     groups = replicas // k
-    if groups < MIN_GROUPS or (isinstance(known, Spread) and not 0.0 < known.value < 1.0):
+    if groups < MIN_GROUPS or (isinstance(spread, Spread) and not 0.0 < spread.value < 1.0):
         return None
 
-    def found(ratio: float) -> bool:
+    def resolved(ratio: float) -> bool:
         parts = (
-            known if isinstance(known, TwoWay) else expected_ratio_spread(known, ratio, k, groups)
+            spread
+            if isinstance(spread, TwoWay)
+            else expected_ratio_spread(spread, ratio, k, groups)
         )
         return _reach(_scaled(parts, groups, parts.n_clusters), power, level) <= -math.log(ratio)
 
-    return next((float(ratio) for ratio in np.arange(99, 0, -1) / 100 if found(float(ratio))), None)
+    return next(
+        (float(ratio) for ratio in np.arange(99, 0, -1) / 100 if resolved(float(ratio))), None
+    )
 
 
 # -- spread and tails ----------------------------------------------------------------------------
@@ -449,22 +453,24 @@ def _fewest(fits: Callable[[int, int, float], bool], prompts: int, at_least: int
     runs = smallest(lambda n: fits(n, prompts, 1.0), at_least)
     if runs is not None:
         return Size(runs, prompts)
-    more = smallest(lambda p: fits(NEVER, p, math.sqrt(0.5)), prompts + 1)
-    if more is None:
+    enough_prompts = smallest(lambda p: fits(NEVER, p, math.sqrt(0.5)), prompts + 1)
+    if enough_prompts is None:
         return Size(None, prompts, "no number of replicas and prompts up to 100,000 is enough")
-    runs = smallest(lambda n: fits(n, more, 1.0), at_least)
+    runs = smallest(lambda n: fits(n, enough_prompts, 1.0), at_least)
     return Size(
-        runs, more, f"no number of replicas is enough on {prompts:,} prompts: it takes more prompts"
+        runs,
+        enough_prompts,
+        f"no number of replicas is enough on {prompts:,} prompts: it takes more prompts",
     )
 
 
 def _scaled(parts: TwoWay, runs: int, clusters: int) -> TwoWay:
     """More runs, and more clusters of the same sizes."""
-    more = clusters / parts.n_clusters
+    growth = clusters / parts.n_clusters
     sizes = parts.sizes and replace(
-        parts.sizes, df=parts.sizes.df * more, effective=parts.sizes.effective * more
+        parts.sizes, df=parts.sizes.df * growth, effective=parts.sizes.effective * growth
     )
-    return TwoWay(parts.runs * parts.n_runs / runs, parts.prompts / more, runs, clusters, sizes)
+    return TwoWay(parts.runs * parts.n_runs / runs, parts.prompts / growth, runs, clusters, sizes)
 
 
 def _reach(parts: TwoWay, power: float, level: float) -> float:

@@ -116,13 +116,13 @@ class ConfidenceSequence:
         )
 
     def to_dict(self) -> dict[str, float | int | None]:
-        known = self.low <= self.high  # nan is not
+        bounded = self.low <= self.high  # nan is not
         mean = self.total / self.count if self.count else None
         return {
             "pairs": self.count,
             "mean": mean,
-            "low": self.low if known else None,
-            "high": self.high if known else None,
+            "low": self.low if bounded else None,
+            "high": self.high if bounded else None,
         }
 
     def estimate(self, n_prompts: int) -> Estimate:
@@ -193,13 +193,13 @@ class Stopping:
         """Continue or stop, given the state of each figure's sequence. Raises ValueError for a
         target that there is not.
         """
-        told = [
+        outcomes = [
             _judge(name, kind, limit, sequences[name])
             for name, target in self.targets.items()
             for kind, limit in target.items()
         ]
-        stop = all(met for met, _ in told)
-        return Decision(stop, "; ".join(sentence for met, sentence in told if met == stop))
+        stop = all(met for met, _ in outcomes)
+        return Decision(stop, "; ".join(sentence for met, sentence in outcomes if met == stop))
 
 
 def _judge(name: str, kind: str, limit: float, sequence: ConfidenceSequence) -> tuple[bool, str]:

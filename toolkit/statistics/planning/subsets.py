@@ -54,7 +54,7 @@ def subset_variance(score_R: np.ndarray, k: int, *, level: float = 0.95) -> Esti
     missing = int((~np.isfinite(score_R)).sum())
     score_R = score_R[np.isfinite(score_R)]
     n, method = len(score_R), "s^2 / k, log-variance jackknife-t over replicas"
-    odd = len(far_from_median(score_R)) if n else 0
+    outlying = len(far_from_median(score_R)) if n else 0
     note, needed = _too_few(n, k, 2)
     if not note and missing:
         note = f"{missing} replicas have no score, and the variance speaks of the others only"
@@ -69,8 +69,8 @@ def subset_variance(score_R: np.ndarray, k: int, *, level: float = 0.95) -> Esti
         math.log(score_R.var(ddof=1) / k), np.log(left_R / k), score_R, level, method, needed, note
     )
     return (
-        replace(estimate, note=f"{odd} replicas stand far off the others: did they fail?")
-        if odd and not note
+        replace(estimate, note=f"{outlying} replicas stand far off the others: did they fail?")
+        if outlying and not note
         else estimate
     )
 

@@ -64,7 +64,7 @@ def icc(
     single = _single_run(score_RP, form[0])
     size = float(np.abs(score_RP).max(initial=0.0))
     tiny = (ROUNDING * size) ** 2
-    if single.between + single.rest <= tiny:
+    if single.between + single.within <= tiny:
         return without_interval(
             None, level, k, n, None, "all scores are equal: there is no variance to divide"
         )
@@ -87,11 +87,11 @@ def icc(
             "scores of equal variance only",
         )
         low, high = _published(score_RP, form[0], level)
-    elif k > 2 and single.between > tiny < single.rest:
+    elif k > 2 and single.between > tiny < single.within:
         low, high = single.jackknife(cluster_P, level)
     else:
         enough, note = False, note or "the variance between prompts, or the rest, is not above 0"
-    value = single.between / (single.between + single.rest)
+    value = single.between / (single.between + single.within)
     if form[2] == "k":
         value, low, high = (
             None if x is None or 1 + (k - 1) * x <= 0 else k * x / (1 + (k - 1) * x)
@@ -113,20 +113,25 @@ class _SingleRun:
 
     between_P: np.ndarray
     left_between_RP: np.ndarray
-    rest_P: np.ndarray
-    left_rest_RP: np.ndarray
+    within_P: np.ndarray
+    left_within_RP: np.ndarray
 
     @property
     def between(self) -> float:
         return float(self.between_P.mean())
 
     @property
-    def rest(self) -> float:
-        return float(self.rest_P.mean())
+    def within(self) -> float:
+        return float(self.within_P.mean())
 
     def jackknife(self, cluster_P: np.ndarray, level: float) -> tuple[float, float]:
         low, high = log_ratio(
-            self.between_P, self.left_between_RP, self.rest_P, self.left_rest_RP, cluster_P, level
+            self.between_P,
+            self.left_between_RP,
+            self.within_P,
+            self.left_within_RP,
+            cluster_P,
+            level,
         )
         return 1 / (1 + math.exp(-low)), 1 / (1 + math.exp(-high))
 
@@ -142,17 +147,17 @@ def _single_run(score_RP: np.ndarray, form: str) -> _SingleRun:
     k, n = score_RP.shape
     own_RP = (score_RP - score_RP.mean(axis=1, keepdims=True)) * math.sqrt(n / (n - 1))
     everyone_RP = np.ones(score_RP.shape, dtype=bool)
-    rest_P, left_rest_RP = variances((score_RP - score_RP.mean(axis=0)) ** 2, everyone_RP)
+    within_P, left_within_RP = variances((score_RP - score_RP.mean(axis=0)) ** 2, everyone_RP)
     residual_P, left_residual_RP = variances((own_RP - own_RP.mean(axis=0)) ** 2, everyone_RP)
     sum_P, square_P = own_RP.sum(axis=0), np.sum(own_RP**2, axis=0)
     between_P = (sum_P**2 - square_P) / (k * (k - 1))
     left_between_RP = ((sum_P - own_RP) ** 2 - (square_P - own_RP**2)) / max((k - 1) * (k - 2), 1)
     if form == "C":
-        rest_P, left_rest_RP = residual_P, left_residual_RP
+        within_P, left_within_RP = residual_P, left_residual_RP
     if form == "1":
-        between_P = between_P - (rest_P - residual_P) / k
-        left_between_RP = left_between_RP - (left_rest_RP - left_residual_RP) / (k - 1)
-    return _SingleRun(between_P, left_between_RP, rest_P, left_rest_RP)
+        between_P = between_P - (within_P - residual_P) / k
+        left_between_RP = left_between_RP - (left_within_RP - left_residual_RP) / (k - 1)
+    return _SingleRun(between_P, left_between_RP, within_P, left_within_RP)
 
 
 def _published(score_RP: np.ndarray, form: str, level: float) -> tuple[float, float]:
@@ -181,6 +186,6 @@ def _published(score_RP: np.ndarray, form: str, level: float) -> tuple[float, fl
         (a * columns) ** 2 / (k - 1) + (b * error) ** 2 / ((n - 1) * (k - 1))
     )
     f_low, f_high = fdtri(n - 1, df, q), fdtri(df, n - 1, q)
-    rest = k * columns + (k * n - k - n) * error
-    low = n * (rows - f_low * error) / (f_low * rest + n * rows)
-    return low, n * (f_high * rows - error) / (rest + n * f_high * rows)
+    denominator = k * columns + (k * n - k - n) * error
+    low = n * (rows - f_low * error) / (f_low * denominator + n * rows)
+    return low, n * (f_high * rows - error) / (denominator + n * f_high * rows)

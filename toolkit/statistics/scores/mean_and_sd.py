@@ -95,15 +95,20 @@ def score_sd(
 
     # On one prompt: the variance between the means of runs, and that about them, each with its own
     # error (Zou & Donner 2008).
-    own = mean_estimate(
+    about_run = mean_estimate(
         *variances(own_RP, present_RP), cluster_P, level, row_R[odd_R], positive=True, tiny=tiny
     )
-    own_value = own.value or 0.0
-    within = replace(own, value=own_value + variance)
-    if own.low is not None and own.high is not None and low is not None and high is not None:
+    own_value = about_run.value or 0.0
+    within = replace(about_run, value=own_value + variance)
+    if (
+        about_run.low is not None
+        and about_run.high is not None
+        and low is not None
+        and high is not None
+    ):
         down, up = (
-            math.hypot(own_value - own.low, variance - low),
-            math.hypot(own.high - own_value, high - variance),
+            math.hypot(own_value - about_run.low, variance - low),
+            math.hypot(about_run.high - own_value, high - variance),
         )
         within = replace(
             within, low=max(own_value + variance - down, 0.0), high=own_value + variance + up

@@ -84,5 +84,9 @@ def enough_runs(arms: Sequence[np.ndarray]) -> tuple[bool, int | None, str]:
             f"{n} runs are too few for an interval that holds what it says (at least "
             f"{MIN_REPLICAS_SPREAD})",
         )
-    odd = sum(len(far_from_median(arm)) for arm in arms)
-    return True, None, f"runs that stand far off the others: {odd}; did they fail?" if odd else ""
+    outlying = sum(len(far_from_median(arm)) for arm in arms)
+    return (
+        True,
+        None,
+        f"runs that stand far off the others: {outlying}; did they fail?" if outlying else "",
+    )

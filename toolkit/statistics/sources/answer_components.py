@@ -103,23 +103,23 @@ def behaviour_components(
     kinds = [shared for shared in group_SR if repeats or shared != names]
 
     pieces = [
-        disagreement_by_kind(answer_RP[:, at], level_FR, group_SR)
-        for at in blocks(*answer_RP.shape)
+        disagreement_by_kind(answer_RP[:, block_P], level_FR, group_SR)
+        for block_P in blocks(*answer_RP.shape)
     ]
     value, *left = (joined(piece) for piece in zip(*pieces, strict=True))
     used_P = np.all([np.isfinite(value[shared]) for shared in kinds], axis=0)
     sides = [{shared: side[shared][:, used_P] for shared in kinds} for side in left]
-    at = {shared: value[shared][used_P] for shared in kinds}
+    value = {shared: value[shared][used_P] for shared in kinds}
     differing = Differing(len(row_R))
-    for piece in blocks(*answer_RP.shape):
-        differing.add(count_pairs(answer_RP[:, piece]))
-    odd = odd_note(row_R[differing.rows()])
+    for block_P in blocks(*answer_RP.shape):
+        differing.add(count_pairs(answer_RP[:, block_P]))
+    outlying = odd_note(row_R[differing.rows()])
 
     def estimate(weight: Mapping[Shared, float]) -> Estimate:
         if not used_P.any():
             note = f"no prompt has pairs of every kind: {', '.join(map(_kind, kinds))}"
             return without_interval(None, level, len(row_R), 0, None, note)
-        return _part(weight, at, sides, cluster_P[used_P], n_levels, len(row_R), level, odd)
+        return _part(weight, value, sides, cluster_P[used_P], n_levels, len(row_R), level, outlying)
 
     parts = {name: estimate(weight) for name, weight in _parts(names, repeats).items()}
     return AnswerComponents(parts, {_kind(shared): estimate({shared: 1.0}) for shared in kinds})
@@ -171,7 +171,7 @@ def _part(
     n_levels: Mapping[str, int],
     n_runs: int,
     level: float,
-    odd: str,
+    outlying: str,
 ) -> Estimate:
     value_P = sum((w * value[kind] for kind, w in weight.items()), np.zeros(len(cluster_P)))
     sides = [
@@ -182,12 +182,15 @@ def _part(
     ]
     mean, n_clusters, effective = float(value_P.mean()), sides[0].n_clusters, sides[0].effective
     fewest = min(n_levels.values())
-    few = [f"{n} levels of {name}" for name, n in n_levels.items() if n < MIN_LEVELS]
-    few += [clusters_in_words(n_clusters, effective)] * (not enough_clusters(n_clusters, effective))
+    shortages = [f"{n} levels of {name}" for name, n in n_levels.items() if n < MIN_LEVELS]
+    shortages += [clusters_in_words(n_clusters, effective)] * (
+        not enough_clusters(n_clusters, effective)
+    )
     note = (
-        f"{' and '.join(few)} are too few (at least {MIN_LEVELS} levels and {MIN_CLUSTERS} prompts)"
-        if few
-        else odd
+        f"{' and '.join(shortages)} are too few "
+        f"(at least {MIN_LEVELS} levels and {MIN_CLUSTERS} prompts)"
+        if shortages
+        else outlying
     )
     needed = (
         math.prod(max(n, MIN_LEVELS) for n in n_levels.values()) if fewest < MIN_LEVELS else None

@@ -40,10 +40,10 @@ def mean_square(
     factor's effect; the axis of the repeats alone), so that of every cell the share prod(1 - 1/n)
     is left. scale: size of the scores, for rounding.
     """
-    own = math.prod(1 - 1 / n for n in centred)
+    leverage = math.prod(1 - 1 / n for n in centred)
     fourth = math.prod((1 - 1 / n) ** 4 + (n - 1) / n**4 for n in centred)
     return _mean_square(
-        np.ravel(effect), np.full(effect.size, own), effect.size * fourth, runs, scale
+        np.ravel(effect), np.full(effect.size, leverage), effect.size * fourth, runs, scale
     )
 
 

@@ -65,12 +65,16 @@ def reml(
     from scipy.special import chdtri
 
     draws = model.predicted(best)
-    odd = [
+    outlying = [
         name
         for name, x in zip(names, draws, strict=True)
         if len(far_from_median(x)) and (name != RESIDUAL or len(score_N) < SMALL)
     ]
-    suspect = f"a level of {odd[0]} stands far off the others: did its runs fail?" if odd else ""
+    suspect = (
+        f"a level of {outlying[0]} stands far off the others: did its runs fail?"
+        if outlying
+        else ""
+    )
     estimates = {}
     for i, (name, x) in enumerate(zip(names, draws, strict=True)):
         # half a standard error more, as in mean_square
@@ -117,7 +121,9 @@ def mixed_up(incidence: list[np.ndarray]) -> bool:
     # inner product of Z Z' with the residual's covariance
     alone = [float(np.sum(Z**2)) for Z in centred]
     gram = np.empty((len(centred) + 1,) * 2)
-    gram[:-1, :-1] = [[float(np.sum((one.T @ two) ** 2)) for two in centred] for one in centred]
+    gram[:-1, :-1] = [
+        [float(np.sum((first.T @ second) ** 2)) for second in centred] for first in centred
+    ]
     gram[-1, :-1] = gram[:-1, -1] = alone
     gram[-1, -1] = len(incidence[0]) - 1
     size = np.sqrt(np.diag(gram))
@@ -147,29 +153,29 @@ class _Model:
         """
         from scipy.linalg import solve_triangular
 
-        root, rest = self._root(log_variance)
+        root, noise = self._root(log_variance)
         q, scaled, n = len(root), self._scaled(log_variance), len(self.design)
         # M^-1 = inverse' inverse, for M = root root'; columns are levels
         inverse = solve_triangular(root, np.eye(q), lower=True, check_finite=False)
         half = inverse @ (scaled[:, None] * self.cross[:q, q:])
-        (ones, both), (_, squares) = (self.cross[q:, q:] - half.T @ half) / rest
+        (ones, both), (_, squares) = (self.cross[q:, q:] - half.T @ half) / noise
         mean = both / ones
         residual = float(squares - both * mean)
         seen = inverse.T @ half  # sqrt(s2 rest) Z' V^-1 (1, score)
         levels_T = (
             1
             - np.sum(inverse**2, axis=0)
-            - seen[:, 0] ** 2 / (rest * ones)
-            - (seen[:, 1] - mean * seen[:, 0]) ** 2 / rest
+            - seen[:, 0] ** 2 / (noise * ones)
+            - (seen[:, 1] - mean * seen[:, 0]) ** 2 / noise
         )
         slope_T = np.add.reduceat(levels_T, np.cumsum([0, *self.levels[:-1]]))
-        log_det = 2 * float(np.log(np.diag(root)).sum()) + n * math.log(rest)
+        log_det = 2 * float(np.log(np.diag(root)).sum()) + n * math.log(noise)
         return log_det + math.log(ones) + residual, np.append(
             slope_T, n - 1 - residual - slope_T.sum()
         )
 
     def fit(
-        self, fixed: int | None = None, at: float = 0.0, start: np.ndarray | None = None
+        self, fixed: int | None = None, fixed_at: float = 0.0, start: np.ndarray | None = None
     ) -> tuple[np.ndarray, float, bool]:
         """Lowest deviance, of all log variances or with one of them fixed; whether it was found."""
         from scipy.optimize import minimize
@@ -178,7 +184,7 @@ class _Model:
         free = [i for i in range(parts) if i != fixed]
 
         def full(x: np.ndarray) -> np.ndarray:
-            log_variance = np.full(parts, at)
+            log_variance = np.full(parts, fixed_at)
             log_variance[free] = x
             return log_variance
 
@@ -191,14 +197,16 @@ class _Model:
         bounds = [(LEAST, MOST)] * len(free)
         # a profile need not be known better than to a thousandth
         options = {} if fixed is None else {"ftol": 1e-7}
-        found = minimize(
+        optimum = minimize(
             free_deviance, first[free], jac=True, method="L-BFGS-B", bounds=bounds, options=options
         )
-        if not found.success:  # its line search gives up on flat ground, where the simplex does not
-            found = minimize(
-                lambda x: free_deviance(x)[0], found.x, method="Nelder-Mead", bounds=bounds
+        if (
+            not optimum.success
+        ):  # its line search gives up on flat ground, where the simplex does not
+            optimum = minimize(
+                lambda x: free_deviance(x)[0], optimum.x, method="Nelder-Mead", bounds=bounds
             )
-        return full(found.x), float(found.fun), bool(found.success)
+        return full(optimum.x), float(optimum.fun), bool(optimum.success)
 
     def profile(
         self, i: int, best: np.ndarray, deviance: float, rise: float
@@ -208,8 +216,8 @@ class _Model:
         """
         from scipy.optimize import brentq
 
-        def above(at: float) -> float:
-            return self.fit(i, at, best)[1] - deviance - rise
+        def above(log_variance: float) -> float:
+            return self.fit(i, log_variance, best)[1] - deviance - rise
 
         def crossing(inside: float, outside: float) -> float:
             return math.exp(brentq(above, inside, outside, xtol=3e-3))  # type: ignore[arg-type]

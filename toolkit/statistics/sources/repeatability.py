@@ -78,7 +78,7 @@ def iso_5725(
         if shared
         else _nested(score_N, cell_N, cell_CF[:, 0])
     )
-    found: dict[str, Estimate] = {}
+    figures: dict[str, Estimate] = {}
     for name, (units, weight) in stages.weights.items():
         value, low, high = combine(stages.table, weight, level)
         none = (
@@ -86,17 +86,17 @@ def iso_5725(
             if high is not None
             else "the runs are equal to the last bit: no spread to put an interval around"
         )
-        few = (
+        shortage = (
             f"degrees of freedom: {units:.0f} (at least {MIN_LEVELS - 1})"
             if units < MIN_LEVELS - 1
             else ""
         )
-        note = "; ".join(filter(None, (none, few, stages.odd)))
-        found[name] = root(
+        note = "; ".join(filter(None, (none, shortage, stages.suspect)))
+        figures[name] = root(
             Estimate(value, low, high, level, len(score_N), 0, METHOD, not note, None, note)
         )
     return Precision(
-        found.get(FIGURES[0]), found.get(FIGURES[1]), found.get(FIGURES[2]), stages.notes
+        figures.get(FIGURES[0]), figures.get(FIGURES[1]), figures.get(FIGURES[2]), stages.notes
     )
 
 
@@ -118,7 +118,7 @@ class _Stages:
     table: dict[str, MeanSquare]
     weights: dict[str, tuple[float, dict[str, float]]]
     notes: tuple[str, ...]
-    odd: str
+    suspect: str
 
 
 def _nested(score_N: np.ndarray, cell_N: np.ndarray, machine_C: np.ndarray) -> _Stages:
@@ -150,10 +150,10 @@ def _nested(score_N: np.ndarray, cell_N: np.ndarray, machine_C: np.ndarray) -> _
         table["machine"] = mean_square(
             deviation_M, deviation_M.shape, 1.0, float(np.abs(score_N).max())
         )
-        rest = 1 - repeats_in_machine - (1 - seeds_in_machine) * repeats_in_seed
+        repeat_weight = 1 - repeats_in_machine - (1 - seeds_in_machine) * repeats_in_seed
         weights[FIGURES[2]] = (
             table["machine"].df,
-            {"machine": 1.0, "seed": 1 - seeds_in_machine, "repeat": rest},
+            {"machine": 1.0, "seed": 1 - seeds_in_machine, "repeat": repeat_weight},
         )
     else:
         notes.append("reproducibility: all runs are of one machine")
@@ -170,7 +170,7 @@ def _crossed(
     """
     mean_C, repeat, _ = within_groups(score_N, cell_N)
     machine_C = machine_N[np.unique(cell_N, return_index=True)[1]]
-    odd = _odd(mean_C - within_groups(mean_C, machine_C)[0][machine_C], score_N)
+    suspect = _odd(mean_C - within_groups(mean_C, machine_C)[0][machine_C], score_N)
     weights = {} if repeat is None else {"repeatability": (repeat.df, {RESIDUAL: 1.0})}
     notes = [] if repeat is not None else ["repeatability: no seed was run twice on one machine"]
     components = crossed(score_N, {"machine": machine_N, "seed": seed_N})
@@ -179,7 +179,9 @@ def _crossed(
             f"{name}: some seeds are shared by machines, but not all by all, equally often"
             for name in FIGURES[1:]
         ]
-        return _Stages({RESIDUAL: repeat} if repeat is not None else {}, weights, tuple(notes), odd)
+        return _Stages(
+            {RESIDUAL: repeat} if repeat is not None else {}, weights, tuple(notes), suspect
+        )
     parts = [name for name in components.weights if name != "machine"]
     inner = {
         line: sum(components.weights[name].get(line, 0.0) for name in parts)
@@ -188,7 +190,7 @@ def _crossed(
     weights[FIGURES[1]] = components.table["seed"].df, inner
     outer = {line: inner[line] + components.weights["machine"].get(line, 0.0) for line in inner}
     weights[FIGURES[2]] = components.table["machine"].df, outer
-    return _Stages(components.table, weights, tuple(notes), odd)
+    return _Stages(components.table, weights, tuple(notes), suspect)
 
 
 def _known(

@@ -84,12 +84,12 @@ def crossed(
     )
     shape = tuple(int(n) + 1 for n in code_NF.max(axis=0, initial=-1))
     if min(shape) < 2:
-        one = [
+        too_small = [
             f"{name} has {n} level{'s' * (n != 1)} with a score"
             for name, n in zip(names, shape, strict=True)
             if n < 2
         ]
-        return _nothing(names, level, len(score_N), "; ".join(one))
+        return _nothing(names, level, len(score_N), "; ".join(too_small))
     cell_N = np.ravel_multi_index(tuple(code_NF.T), shape)
     runs_C = np.bincount(cell_N, minlength=math.prod(shape))
     if runs_C.min() == runs_C.max():
@@ -101,21 +101,23 @@ def crossed(
     terms = {
         _called(s, names): np.unique(code_NF[:, s], axis=0, return_inverse=True)[1] for s in sets
     }
-    few = {_called(s, names): _few({names[axis]: shape[axis] for axis in s}) for s in sets}
-    few["total"] = _few(dict(zip(names, shape, strict=True)))
+    shortages = {_called(s, names): _few({names[axis]: shape[axis] for axis in s}) for s in sets}
+    shortages["total"] = _few(dict(zip(names, shape, strict=True)))
     remarks = dict.fromkeys(terms, _rank(len(names), len(score_N))) | {
         RESIDUAL: _mixed(len(names), runs_C.max() > 1)
     }
     needed = math.prod(max(n, MIN_LEVELS) for n in shape)
 
-    def said(name: str, e: Estimate) -> Estimate:
-        short = few.get(name, "")
+    def with_shortage(name: str, e: Estimate) -> Estimate:
+        short = shortages.get(name, "")
         note = _join(e.note, short, remarks.get(name, "") if e.value is not None else "")
         return replace(
             e, conclusive=e.conclusive and not short, needed=needed if short else None, note=note
         )
 
-    estimates = {name: said(name, e) for name, e in reml(score_N, terms, level=level).items()}
+    estimates = {
+        name: with_shortage(name, e) for name, e in reml(score_N, terms, level=level).items()
+    }
     return Components(
         {name: e for name, e in estimates.items() if name != "total"}, estimates["total"], {}, {}
     )
@@ -151,7 +153,7 @@ def crossed_grid(score: np.ndarray, names: Sequence[str], *, level: float = 0.95
     shape, repeats = score.shape[:-1], score.shape[-1]
     scale = float(np.abs(score).max())
     sets = _sets(factors)
-    table, odd = {}, ""
+    table, suspect = {}, ""
     for s in sets:
         effect = score.mean(axis=tuple(axis for axis in range(factors + 1) if axis not in s))
         for axis in range(len(s)):
@@ -161,9 +163,11 @@ def crossed_grid(score: np.ndarray, names: Sequence[str], *, level: float = 0.95
         )
         far = len(far_from_median(effect, scale)) > 0
         if len(s) == 1 and far:
-            odd = odd or f"a level of {names[s[0]]} stands far off the others: did its runs fail?"
+            suspect = (
+                suspect or f"a level of {names[s[0]]} stands far off the others: did its runs fail?"
+            )
         if len(s) == factors and effect.size < SMALL and far:
-            odd = odd or "a run stands far off the others: did it fail?"
+            suspect = suspect or "a run stands far off the others: did it fail?"
     called = [_called(s, names) for s in sets]
     if repeats > 1:
         table[RESIDUAL] = mean_square(
@@ -187,16 +191,16 @@ def crossed_grid(score: np.ndarray, names: Sequence[str], *, level: float = 0.95
         weights[called[-1]] |= {RESIDUAL: -1 / repeats}
     weights[RESIDUAL] = {RESIDUAL: 1.0}
 
-    few = {
+    shortages = {
         name: _few({names[axis]: shape[axis] for axis in s})
         for s, name in zip(sets, called, strict=True)
     }
-    few["total"] = _few(dict(zip(names, shape, strict=True)))
+    shortages["total"] = _few(dict(zip(names, shape, strict=True)))
     needed = math.prod(max(n, MIN_LEVELS) for n in shape) * repeats
     remarks = dict.fromkeys(called, _rank(factors, score.size)) | {
         RESIDUAL: _mixed(factors, repeats > 1)
     }
-    return _components(table, weights, level, score.size, few, needed, odd, remarks)
+    return _components(table, weights, level, score.size, shortages, needed, suspect, remarks)
 
 
 def nested(
@@ -228,15 +232,22 @@ def nested(
     scale = float(np.abs(score_N).max())
     between = mean_square(deviation_G, deviation_G.shape, n_h, scale)
     weights = {"between": {"between": 1 / n_h, RESIDUAL: -1 / n_h}, RESIDUAL: {RESIDUAL: 1.0}}
-    few = dict.fromkeys(["between", "total"], _few({"the grouping": len(mean_G)}))
-    odd = (
+    shortages = dict.fromkeys(["between", "total"], _few({"the grouping": len(mean_G)}))
+    suspect = (
         "a group stands far off the others: did its runs fail?"
         if len(far_from_median(deviation_G, scale))
         else ""
     )
     needed = math.ceil(MIN_LEVELS * len(score_N) / len(mean_G))
     return _components(
-        {"between": between, RESIDUAL: within}, weights, level, len(score_N), few, needed, odd, {}
+        {"between": between, RESIDUAL: within},
+        weights,
+        level,
+        len(score_N),
+        shortages,
+        needed,
+        suspect,
+        {},
     )
 
 
@@ -252,23 +263,23 @@ def difference(components: Components, first: str, second: str) -> Estimate:
             "these components come from no table of mean squares, so that their "
             "difference has no interval here"
         )
-    one, two = components.parts[first], components.parts[second]
+    minuend, subtrahend = components.parts[first], components.parts[second]
     a, b = components.weights[first], components.weights[second]
     value, low, high = combine(
         components.table,
         {name: a.get(name, 0.0) - b.get(name, 0.0) for name in components.table},
-        one.level,
+        minuend.level,
     )
     clear = low is not None and high is not None and not low <= 0.0 <= high
     note = "" if clear else "the interval holds 0: these runs do not rank the two"
-    conclusive = clear and one.conclusive and two.conclusive
+    conclusive = clear and minuend.conclusive and subtrahend.conclusive
     return replace(
-        one,
+        minuend,
         value=value,
         low=low,
         high=high,
         conclusive=conclusive,
-        note=_join(_join(one.note, two.note), note),
+        note=_join(_join(minuend.note, subtrahend.note), note),
     )
 
 
@@ -322,15 +333,15 @@ def _components(
     weights: dict[str, dict[str, float]],
     level: float,
     runs: int,
-    few: Mapping[str, str],
+    shortages: Mapping[str, str],
     needed: int,
-    odd: str,
+    suspect: str,
     remarks: Mapping[str, str],
 ) -> Components:
     """The parts that weigh the mean squares of a table, and their sum.
 
-    few: by part, why its levels do not suffice; odd: why no part can be trusted; remarks: by part,
-    what does not count against it.
+    shortages: by part, why its levels do not suffice. suspect: why no part can be trusted.
+    remarks: by part, what does not count against it.
     """
 
     def part(name: str, weight: dict[str, float]) -> Estimate:
@@ -341,9 +352,9 @@ def _components(
             else "runs that should differ are equal to the last bit: no spread to put an "
             "interval around"
         )
-        short = few.get(name, "")
-        note = _join(none, odd, short, remarks.get(name, ""))
-        conclusive = not (none or odd or short)
+        short = shortages.get(name, "")
+        note = _join(none, suspect, short, remarks.get(name, ""))
+        conclusive = not (none or suspect or short)
         return Estimate(
             value, low, high, level, runs, 0, METHOD, conclusive, needed if short else None, note
         )

@@ -91,7 +91,7 @@ class Divergence:
             **counts,
             **arrays,
             "median": self.median.to_dict(),
-            "at": {t: found.to_dict() for t, found in self.at.items()},
+            "at": {t: estimate.to_dict() for t, estimate in self.at.items()},
         }
 
 
@@ -282,7 +282,12 @@ def _tree(texts: Sequence[Text | None], max_length: int | None) -> _Tree:
         )
     full_U = length_U + 1 if max_length is None else np.minimum(length_U + 1, max_length)
     shared_U = np.array(
-        [0] + [_shared(one, two) for one, two in itertools.pairwise(sorted_texts)], dtype=np.int64
+        [0]
+        + [
+            _shared(text_before, following)
+            for text_before, following in itertools.pairwise(sorted_texts)
+        ],
+        dtype=np.int64,
     )[: len(distinct)]
     count_U = np.bincount(rank_U[text_R], minlength=len(distinct))
     deepest = max(int(full_U[count_U > 1].max(initial=0)), int(shared_U[1:].max(initial=-1)) + 1)
@@ -335,11 +340,11 @@ def _error(
     return runs_T, np.maximum(own_T - np.maximum(both_T, 0.0), 0.0), sizes
 
 
-def _shared(one: Text, two: Text) -> int:
+def _shared(first: Text, second: Text) -> int:
     """Length of the common beginning."""
     return next(
-        (k for k, (a, b) in enumerate(zip(one, two, strict=False)) if a != b),
-        min(len(one), len(two)),
+        (k for k, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+        min(len(first), len(second)),
     )
 
 

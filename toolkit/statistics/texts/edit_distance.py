@@ -108,14 +108,14 @@ def levenshtein(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     over j' <= j of (what row above and diagonal allow at j') + (j - j'), so the chain of insertions
     is a running minimum of d_j - j.
     """
-    rest = [_after_common_beginning(*sorted(pair, key=len)) for pair in pairs]
+    tails = [_after_common_beginning(*sorted(pair, key=len)) for pair in pairs]
     distance_N = np.zeros(len(pairs), dtype=np.int64)
-    order = sorted(range(len(rest)), key=lambda k: len(rest[k][1]), reverse=True)
+    order = sorted(range(len(tails)), key=lambda k: len(tails[k][1]), reverse=True)
     while order:
-        some = order[: max(1, CELLS // (len(rest[order[0]][1]) + 1))]
+        some = order[: max(1, CELLS // (len(tails[order[0]][1]) + 1))]
         order = order[len(some) :]
-        short_TN, short_N = _padded([rest[k][0] for k in some], -1)
-        long_TN, long_N = _padded([rest[k][1] for k in some], -2)
+        short_TN, short_N = _padded([tails[k][0] for k in some], -1)
+        long_TN, long_N = _padded([tails[k][1] for k in some], -2)
         index_T1, all_N = np.arange(len(long_TN) + 1, dtype=np.int32)[:, None], np.arange(len(some))
         row_TN = np.repeat(index_T1, len(some), axis=1)
         found_N = long_N.copy()
