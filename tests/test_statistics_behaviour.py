@@ -39,7 +39,7 @@ from toolkit.statistics.prompt_averages import MIN_REPLICAS_VARIANCE, unbiased, 
 from toolkit.statistics.scores.intraclass import FORMS, icc
 from toolkit.statistics.scores.loss_decomposition import brier_decomposition, log_loss_decomposition
 from toolkit.statistics.scores.mean_and_sd import score_sd
-from toolkit.statistics.texts.divergence import first_divergence, kaplan_meier
+from toolkit.statistics.texts.divergence import first_divergence
 from toolkit.statistics.texts.edit_distance import edit_distance, levenshtein
 
 # Fleiss 1971, the textbook table: 14 raters (replicas), 10 subjects (prompts), 5 categories.
@@ -605,22 +605,6 @@ def test_many_replicas_with_few_texts_are_cheap():
     edit_distance(texts)
     first_divergence(texts)
     assert time.perf_counter() - start < 10
-
-
-def test_kaplan_meier_of_freireich():
-    """6-MP, 21 patients in remission (Freireich et al. 1963)."""
-    time_N = np.array(
-        [6, 6, 6, 7, 10, 13, 16, 22, 23, 6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
-    )
-    event_N = np.arange(21) < 9
-    found = kaplan_meier(time_N, event_N)
-    some = found.events > 0
-    assert found.t[some].tolist() == [6, 7, 10, 13, 16, 22, 23] and found.median == 23
-    assert found.survival[some] == pytest.approx(
-        [0.857, 0.807, 0.753, 0.690, 0.627, 0.538, 0.448], abs=5e-4
-    )
-    other = SurvfuncRight(time_N, event_N.astype(int))
-    np.testing.assert_allclose(found.survival[some], other.surv_prob)
 
 
 def pairs_of(texts, max_length=None) -> tuple[np.ndarray, np.ndarray]:

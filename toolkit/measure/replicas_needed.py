@@ -175,7 +175,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class _Known:
+class _ShiftPilot:
     """spread: None where too few replicas answered. mitigations: label -> (k, parts of ln ratio,
     None without enough groups).
     """
@@ -191,7 +191,7 @@ class _Pilot:
     name: str
     replicas: int
     failed: int
-    shifts: Mapping[str, _Known]
+    shifts: Mapping[str, _ShiftPilot]
     seconds: float | None = None
     bytes: int | None = None
 
@@ -200,7 +200,7 @@ def _guessed(guess: Guess) -> _Pilot:
     if guess.replicas < 1:
         raise PlanError(f"a guess of {guess.replicas} replicas says nothing")
     spread = pw.guessed_spread(guess.disagreement, guess.prompts, run_spread=guess.run_spread)
-    return _Pilot("guess", guess.replicas, 0, {"prompts": _Known(guess.prompts, spread, {})})
+    return _Pilot("guess", guess.replicas, 0, {"prompts": _ShiftPilot(guess.prompts, spread, {})})
 
 
 def _of_results(results: Results) -> list[_Pilot]:
@@ -209,7 +209,7 @@ def _of_results(results: Results) -> list[_Pilot]:
         mitigations = {p.label: (p.k, None) for p in condition.procedures[1:]}
         cells = [(shift, condition.single.cell(shift)) for shift in results.shifts]
         shifts = {
-            shift: _Known(cell.n_prompts, pw.interval_spread(cell.disagreement), mitigations)
+            shift: _ShiftPilot(cell.n_prompts, pw.interval_spread(cell.disagreement), mitigations)
             for shift, cell in cells
             if cell and cell.disagreement
         }
@@ -254,7 +254,7 @@ def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
     return recipe.level, pilots
 
 
-def _shifts(table: OutcomeTable, design: ConditionDesign) -> Iterator[tuple[str, _Known]]:
+def _shifts(table: OutcomeTable, design: ConditionDesign) -> Iterator[tuple[str, _ShiftPilot]]:
     single = table.arm(design.name, "replica", design.replicas)
     if single is None:
         return
@@ -281,7 +281,7 @@ def _shifts(table: OutcomeTable, design: ConditionDesign) -> Iterator[tuple[str,
         )
         yield (
             shift,
-            _Known(
+            _ShiftPilot(
                 len(np.unique(cluster_P)),
                 pw.pilot_spread(here.answer_RP, cluster_P=cluster_P),
                 mitigations,
@@ -306,7 +306,7 @@ def _condition(pilot: _Pilot, level: float, targets: Targets) -> ConditionPlan:
 
 
 def _shift_plan(
-    name: str, pilot: _Known, replicas: int, level: float, targets: Targets
+    name: str, pilot: _ShiftPilot, replicas: int, level: float, targets: Targets
 ) -> ShiftPlan:
     spread = pilot.spread
     normal = pw.NORMAL_KURTOSIS

@@ -417,7 +417,7 @@ def measure_predictions(
         paired=paired,
         notes=(
             *predictions.notes,
-            *_told(table, predictions),
+            *_notes_on_predictions(table, predictions),
             *_excluded(designs, predictions),
             *hints,
         ),
@@ -439,7 +439,7 @@ def check_measured(
     check_claim(out, MEASURED_FOLDER, of, force=force)
 
 
-def _told(table: PredictionTable, predictions: Predictions) -> Iterator[str]:
+def _notes_on_predictions(table: PredictionTable, predictions: Predictions) -> Iterator[str]:
     """How shifts were taken that have names of one's own, and of how many prompts what is said of
     the base is.
     """

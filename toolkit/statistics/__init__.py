@@ -91,7 +91,7 @@ from toolkit.statistics.planning.subsets import partition_variance, subset_varia
 from toolkit.statistics.planning.tolerance import Tolerance
 from toolkit.statistics.scores.intraclass import icc
 from toolkit.statistics.scores.loss_decomposition import brier_decomposition, log_loss_decomposition
-from toolkit.statistics.scores.mean_and_sd import score_mean, score_sd
+from toolkit.statistics.scores.mean_and_sd import ScoreSpread, score_mean, score_sd
 from toolkit.statistics.scores.run_numbers import run_mean, run_sd
 from toolkit.statistics.sources.answer_components import (
     AnswerComponents,
@@ -100,7 +100,7 @@ from toolkit.statistics.sources.answer_components import (
 )
 from toolkit.statistics.sources.repeatability import Precision, iso_5725, root
 from toolkit.statistics.sources.score_components import Components, crossed, nested
-from toolkit.statistics.texts.divergence import Divergence, first_divergence, kaplan_meier
+from toolkit.statistics.texts.divergence import Divergence, first_divergence
 from toolkit.statistics.texts.edit_distance import edit_distance
 
 __all__ = [
@@ -187,13 +187,13 @@ __all__ = [
     "brier_decomposition",
     "icc",
     "log_loss_decomposition",
+    "ScoreSpread",
     "score_sd",
     "partition_variance",
     "subset_variance",
     "Divergence",
     "edit_distance",
     "first_divergence",
-    "kaplan_meier",
     "Tolerance",
     "Tradeoff",
     "tradeoff",

@@ -15,6 +15,7 @@ from toolkit.measure.analyse.contrasts import (
     same_compute,
     scaling,
 )
+from toolkit.measure.analyse.crossed_designs import crossing, shared_note, sources
 from toolkit.measure.analyse.distances import distances, in_notes
 from toolkit.measure.analyse.procedures import (
     base_procedure,
@@ -22,7 +23,6 @@ from toolkit.measure.analyse.procedures import (
     run_accuracies,
     zone,
 )
-from toolkit.measure.analyse.sources import crossing, shared_note, sources
 from toolkit.measure.analyse.suspects import suspects
 from toolkit.measure.analyse.table import (
     CATEGORIES,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from toolkit import statistics as st
-from toolkit.measure.analyse.further import further
+from toolkit.measure.analyse.replica_metrics import Replicas, replica_metrics
 from toolkit.measure.analyse.table import Arm, Table
 from toolkit.record.results import (
     Cell,
@@ -223,13 +223,15 @@ def _cell(
                 marks = correct_RP, single.correct_RP, base.correct_RP[0, index_P]
                 figures["gain_kept"] = st.accuracy_effect_size(*marks, versus.members, **options)
     elif not category and len(answer_RP) > 1:
-        figures["metrics"], figures["survival"] = further(
-            here,
-            base.on(index_P) if base else None,
-            table.texts,
-            table.scored,
-            table.cluster_P[index_P],
-            level,
+        figures["metrics"], figures["survival"] = replica_metrics(
+            Replicas(
+                here,
+                base.on(index_P) if base else None,
+                table.texts,
+                table.scored,
+                table.cluster_P[index_P],
+                level,
+            )
         )
     if base and not category:
         figures["as_base"] = as_base(answer_RP, base.answer_RP[0, index_P], options)

@@ -8,6 +8,7 @@ value.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from toolkit import statistics as st
@@ -112,7 +113,7 @@ def _accuracy(results: Results) -> Iterator[str]:
     if sentences:
         yield (
             "Right answers: "
-            f"{'; '.join(_few([text for _, text in sorted(sentences, key=lambda pair: pair[0])]))}."
+            f"{'; '.join(_shortened([text for _, text in sorted(sentences, key=itemgetter(0))]))}."
         )
 
 
@@ -183,7 +184,7 @@ def _best(results: Results) -> str:
         if (cell := procedure.cell(target)) and cell.ratio
     ]
     if not candidates:
-        return _against(results) if results.contrasts else "No mitigation was measured."
+        return _against_baseline(results) if results.contrasts else "No mitigation was measured."
     resolved = [c for c in candidates if c.resolved]
     ends = list(dict.fromkeys([home, target]))
     sound = [c for c in resolved if c.keeps(ends) and not c.lost(results.shifts)]
@@ -225,10 +226,10 @@ def _reservations(candidates: Sequence[_Candidate], results: Results) -> list[st
             "" if has_base else " without the base's answers"
         )
         reservations.append(f"{c.name}: {', and '.join(lost) or open_}")
-    return _few(reservations)
+    return _shortened(reservations)
 
 
-def _against(results: Results) -> str:
+def _against_baseline(results: Results) -> str:
     """Conditions instead of mitigations: which of them differ from the first in how much their runs
     differ, and what that costs.
     """
@@ -236,7 +237,7 @@ def _against(results: Results) -> str:
     contrasts = [contrast for contrast in results.contrasts if contrast.shift == target]
     several = ", one by one" * (len(contrasts) > 1)
     sentences = [
-        f"{c.condition} {estimate_in_words(c.ratio)}, {'; '.join(_beside(c, results))}"
+        f"{c.condition} {estimate_in_words(c.ratio)}, {'; '.join(_with_losses(c, results))}"
         for c in contrasts
     ]
     return (
@@ -245,7 +246,7 @@ def _against(results: Results) -> str:
     )
 
 
-def _beside(contrast: Contrast, results: Results) -> list[str]:
+def _with_losses(contrast: Contrast, results: Results) -> list[str]:
     """What stands beside a ratio: the change of accuracy on the same shift, what is lost on the
     others, and a return to the base.
     """
@@ -328,7 +329,7 @@ def _caveats(results: Results, sentence: str) -> str:
             )
             for c, p in returned
         }
-        parts += _few(
+        parts += _shortened(
             [
                 f"{name}: {remark}"
                 for name, remark in lost.items()
@@ -449,7 +450,7 @@ def _leave_out(results: Results, condition: str, runs: Sequence[str]) -> str:
     return f"leave {'it' if len(runs) == 1 else 'them'} out of all other figures with `{options}`"
 
 
-def _few(sentences: Sequence[str]) -> list[str]:
+def _shortened(sentences: Sequence[str]) -> list[str]:
     hidden = len(sentences) - SHOWN
     return [*sentences[:SHOWN], *([f"and {hidden} more"] if hidden > 0 else [])]
 

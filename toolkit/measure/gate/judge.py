@@ -187,7 +187,7 @@ def judge_candidate(
     return replace(verdict, notes=(*notes, *verdict.notes))
 
 
-class _Found(NamedTuple):
+class _Runs(NamedTuple):
     """What a source holds, the one condition that is meant, the names of the others, and the terms
     of its numbers (see `Limits`).
     """
@@ -200,7 +200,7 @@ class _Found(NamedTuple):
 
 def _runs(
     source: Path, condition: str | None, same: str | None, named: Named, strict: bool = True
-) -> _Found:
+) -> _Runs:
     """same: the rule of predictions; the one that a run has must be equal. strict: the condition
     must be there, also where the source has but one.
     """
@@ -240,7 +240,7 @@ def _runs(
     if condition is not None and condition not in names and (len(names) > 1 or strict):
         raise MeasureError(f"{source}: no condition {condition!r}; there are: {listed(names)}")
     chosen = designs.get(condition or "", designs[names[0]])
-    return _Found(table, chosen, [name for name in names if name != chosen.name], terms)
+    return _Runs(table, chosen, [name for name in names if name != chosen.name], terms)
 
 
 def check_recipe(source: Path, recipe: Recipe, limits: Limits) -> None:

@@ -58,7 +58,7 @@ def tradeoff(score_RC: np.ndarray, prompts_C: Sequence[int], *, level: float = 0
             rows[a][b] = rows[b][a] = _correlation(
                 score_RC[:, a], score_RC[:, b], prompts_C[a] + prompts_C[b], level
             )
-    return Tradeoff(tuple(map(tuple, rows)), _together(score_RC, sum(prompts_C), level))
+    return Tradeoff(tuple(map(tuple, rows)), _sum_of_all(score_RC, sum(prompts_C), level))
 
 
 def _correlation(x_R: np.ndarray, y_R: np.ndarray, n_prompts: int, level: float) -> Estimate:
@@ -81,11 +81,11 @@ def _correlation(x_R: np.ndarray, y_R: np.ndarray, n_prompts: int, level: float)
         n_prompts,
         level,
         "Fisher's z",
-        _off(x_R) * _off(y_R) / n,
+        _runs_off_mode(x_R) * _runs_off_mode(y_R) / n,
     )
 
 
-def _together(score_RC: np.ndarray, n_prompts: int, level: float) -> Estimate:
+def _sum_of_all(score_RC: np.ndarray, n_prompts: int, level: float) -> Estimate:
     n, C = score_RC.shape
     sum_R = score_RC.sum(axis=1)
     if n < 4 or C < 2 or not _varies(sum_R):
@@ -106,11 +106,11 @@ def _together(score_RC: np.ndarray, n_prompts: int, level: float) -> Estimate:
         n_prompts,
         level,
         "logarithm",
-        _off(sum_R) ** 2 / n,
+        _runs_off_mode(sum_R) ** 2 / n,
     )
 
 
-def _off(x_R: np.ndarray) -> int:
+def _runs_off_mode(x_R: np.ndarray) -> int:
     """Runs whose accuracy is not the commonest one."""
     return len(x_R) - int(np.unique(x_R.round(9), return_counts=True)[1].max())
 

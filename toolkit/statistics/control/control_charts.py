@@ -15,7 +15,6 @@ from toolkit.statistics.arrays import ROUNDING
 
 ALPHA = 0.0027  # false alarms per judgement of 3-sigma limits whose parameters are known
 D2 = 2 / math.sqrt(math.pi)  # mean of |x - y| in sigmas, for two normal values: 1.128
-D3 = math.sqrt(2 - 4 / math.pi)  # its standard deviation, 0.853
 
 
 @dataclass(frozen=True)
@@ -40,24 +39,6 @@ def outside(chart: Chart, x_T: np.ndarray) -> np.ndarray:
     if chart.low is None or chart.high is None:
         return np.zeros(x_T.shape, dtype=bool)
     return (x_T < chart.low) | (x_T > chart.high)
-
-
-def individuals(x_N: np.ndarray, *, width: float = 3.0) -> Chart:
-    """I chart: mean +- width * MRbar / 1.128, MRbar = mean |x_t - x_(t-1)|. Values in time order; a
-    slow drift hardly widens it.
-    """
-    x_N = _values(x_N)
-    sigma = float(np.abs(np.diff(x_N)).mean()) / D2 if len(x_N) > 1 else math.nan
-    return _chart(float(x_N.mean()), width * sigma, sigma, len(x_N), f"I chart, {width:g} sigma")
-
-
-def moving_range(x_N: np.ndarray) -> Chart:
-    """MR chart of the same values: 0 to MRbar (1 + 3 D3/D2) = 3.267 MRbar, for |x_t - x_(t-1)|."""
-    x_N = _values(x_N)
-    if len(x_N) < 2:
-        return _chart(math.nan, math.nan, math.nan, len(x_N), "MR chart")
-    mean = float(np.abs(np.diff(x_N)).mean())
-    return Chart(mean, 0.0, mean * (1 + 3 * D3 / D2), mean / D2, len(x_N), "MR chart")
 
 
 def prediction(x_N: np.ndarray, *, alpha: float = ALPHA) -> Chart:
@@ -100,30 +81,6 @@ def reaches(sigma: float, n: int, skew: float, excess: float, alpha: float) -> t
     return half + sigma * (tails + below), half + sigma * (tails + above)
 
 
-def xbar_s(x_GM: np.ndarray) -> tuple[Chart, Chart]:
-    """Xbar and S charts of G groups of M values: for the mean, and for the standard deviation, of a
-    new group of M.
-
-    c4 = E[s]/sigma = sqrt(2/(M-1)) Gamma(M/2)/Gamma((M-1)/2); Xbar: mean +- 3 Sbar/(c4 sqrt(M)); S:
-    Sbar +- 3 Sbar/c4 sqrt(1-c4^2), from 0.
-    """
-    x_GM = np.asarray(x_GM, dtype=np.float64)
-    if x_GM.ndim != 2 or x_GM.shape[1] < 2 or len(x_GM) == 0 or not np.isfinite(x_GM).all():
-        raise ValueError(
-            f"x_GM must be finite values [groups, at least two members], not shape {x_GM.shape}"
-        )
-    groups, m = x_GM.shape
-    c4 = math.sqrt(2 / (m - 1)) * math.exp(math.lgamma(m / 2) - math.lgamma((m - 1) / 2))
-    spread = float(x_GM.std(axis=1, ddof=1).mean())
-    sigma = spread / c4
-    mean = _chart(
-        float(x_GM.mean()), 3 * sigma / math.sqrt(m), sigma, groups, f"Xbar chart, groups of {m}"
-    )
-    half = 3 * sigma * math.sqrt(1 - c4**2)
-    ends = (None, None) if mean.low is None else (max(0.0, spread - half), spread + half)
-    return mean, Chart(spread, *ends, sigma, groups, f"S chart, groups of {m}")
-
-
 @dataclass(frozen=True)
 class Ewma:
     """Exponentially weighted moving average against drift: z_t = weight x_t + (1-weight) z_(t-1),
@@ -146,14 +103,6 @@ class EwmaPath:
     low_T: np.ndarray
     high_T: np.ndarray
     outside_T: np.ndarray
-
-
-def ewma(x_N: np.ndarray, *, weight: float = 0.2, alpha: float = ALPHA) -> Ewma:
-    """Mean and standard deviation of baseline values (any order) as the start of an EWMA. No limits
-    where `prediction` has none.
-    """
-    chart = prediction(x_N)
-    return Ewma(chart.center, chart.sigma if chart.low is not None else 0.0, chart.n, weight, alpha)
 
 
 def ewma_path(chart: Ewma, x_T: np.ndarray) -> EwmaPath:
@@ -195,14 +144,6 @@ class Shares:
     method: str
 
 
-def p_chart(count_T: np.ndarray, size_T: np.ndarray) -> Shares:
-    """p chart: binomial limits. Wrong for accuracies of runs, which differ by more than the luck of
-    counting: use `laney`.
-    """
-    count_T, size_T = _counts(count_T, size_T)
-    return Shares(float(count_T.sum() / size_T.sum()), 1.0, len(count_T), "p chart")
-
-
 def laney(count_T: np.ndarray, size_T: np.ndarray) -> Shares:
     """Laney's p' chart (2002): sigma_z = mean |zeta_t - zeta_(t-1)| / 1.128 of the z scores zeta_t
     against the p chart's center.
@@ -218,16 +159,6 @@ def laney(count_T: np.ndarray, size_T: np.ndarray) -> Shares:
     return Shares(
         center, float(np.abs(np.diff(zeta_T)).mean()) / D2, len(count_T), "Laney p' chart"
     )
-
-
-def share_limits(chart: Shares, size_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """low_T, high_T for shares of size_t events each, within [0, 1]; nan where sigma_z is."""
-    half_T = (
-        3
-        * chart.sigma_z
-        * np.sqrt(chart.center * (1 - chart.center) / np.asarray(size_T, dtype=np.float64))
-    )
-    return np.maximum(0.0, chart.center - half_T), np.minimum(1.0, chart.center + half_T)
 
 
 def _values(x_N: np.ndarray) -> np.ndarray:

@@ -88,7 +88,7 @@ def equal_runs(answer_RP: np.ndarray) -> int | None:
     if not differs_P.any():
         return len(answer_RP)
     answer_RP = answer_RP[:, differs_P]
-    for run in _alone(answer_RP[:, 0]):
+    for run in _runs_alone(answer_RP[:, 0]):
         rest_RP = np.delete(answer_RP, run, axis=0)
         if len(rest_RP) > 1 and _alike(rest_RP).all():
             return len(rest_RP)
@@ -104,7 +104,7 @@ def _alike(answer_RP: np.ndarray) -> np.ndarray:
     return alike_P
 
 
-def _alone(answer_R: np.ndarray) -> list[int]:
+def _runs_alone(answer_R: np.ndarray) -> list[int]:
     """Runs that are alone with their answer to a prompt, where there are two answers: without one
     of them the others agree.
     """

@@ -268,17 +268,6 @@ def runs_for_ratio(
     )
 
 
-def detectable_ratio(
-    runs: int, *, power: float = 0.8, kurtosis: float = NORMAL_KURTOSIS, level: float = 0.95
-) -> float | None:
-    """The ratio of variances below 1 that `runs` per arm find with probability `power`: the inverse
-    of `runs_for_ratio`.
-    """
-    if runs < 2:
-        return None
-    return math.exp(-_z(power, level) * math.sqrt(2 * (_as_kurtosis(kurtosis) - 1) / (runs - 1)))
-
-
 def kurtosis_of(score_R: np.ndarray) -> float:
     """Kurtosis of a pilot's scores, for `runs_for_ratio`; at least 3, since small samples show too
     little of it. nan = no score.

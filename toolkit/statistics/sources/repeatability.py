@@ -158,7 +158,10 @@ def _nested(score_N: np.ndarray, cell_N: np.ndarray, machine_C: np.ndarray) -> _
     else:
         notes.append("reproducibility: all runs are of one machine")
     return _Stages(
-        table, _known(weights, table), tuple(notes), _odd(mean_C - mean_M[machine_C], score_N)
+        table,
+        _estimable(weights, table),
+        tuple(notes),
+        _suspect_note(mean_C - mean_M[machine_C], score_N),
     )
 
 
@@ -170,7 +173,7 @@ def _crossed(
     """
     mean_C, repeat, _ = within_groups(score_N, cell_N)
     machine_C = machine_N[np.unique(cell_N, return_index=True)[1]]
-    suspect = _odd(mean_C - within_groups(mean_C, machine_C)[0][machine_C], score_N)
+    suspect = _suspect_note(mean_C - within_groups(mean_C, machine_C)[0][machine_C], score_N)
     weights = {} if repeat is None else {"repeatability": (repeat.df, {RESIDUAL: 1.0})}
     notes = [] if repeat is not None else ["repeatability: no seed was run twice on one machine"]
     components = crossed(score_N, {"machine": machine_N, "seed": seed_N})
@@ -193,7 +196,7 @@ def _crossed(
     return _Stages(components.table, weights, tuple(notes), suspect)
 
 
-def _known(
+def _estimable(
     weights: dict[str, tuple[float, dict[str, float]]], table: dict[str, MeanSquare]
 ) -> dict[str, tuple[float, dict[str, float]]]:
     """Without the lines that the design does not have: their weights are 0, to rounding."""
@@ -203,7 +206,7 @@ def _known(
     }
 
 
-def _odd(deviation_C: np.ndarray, score_N: np.ndarray) -> str:
+def _suspect_note(deviation_C: np.ndarray, score_N: np.ndarray) -> str:
     return (
         "a run stands far off the others: did it fail?"
         if len(far_from_median(deviation_C, float(np.abs(score_N).max())))

@@ -89,7 +89,7 @@ def crossed(
             for name, n in zip(names, shape, strict=True)
             if n < 2
         ]
-        return _nothing(names, level, len(score_N), "; ".join(too_small))
+        return _no_components(names, level, len(score_N), "; ".join(too_small))
     cell_N = np.ravel_multi_index(tuple(code_NF.T), shape)
     runs_C = np.bincount(cell_N, minlength=math.prod(shape))
     if runs_C.min() == runs_C.max():
@@ -99,10 +99,13 @@ def crossed(
 
     sets = _sets(len(names))[: None if runs_C.max() > 1 else -1]
     terms = {
-        _called(s, names): np.unique(code_NF[:, s], axis=0, return_inverse=True)[1] for s in sets
+        _part_name(s, names): np.unique(code_NF[:, s], axis=0, return_inverse=True)[1] for s in sets
     }
-    shortages = {_called(s, names): _few({names[axis]: shape[axis] for axis in s}) for s in sets}
-    shortages["total"] = _few(dict(zip(names, shape, strict=True)))
+    shortages = {
+        _part_name(s, names): _too_few_levels({names[axis]: shape[axis] for axis in s})
+        for s in sets
+    }
+    shortages["total"] = _too_few_levels(dict(zip(names, shape, strict=True)))
     remarks = dict.fromkeys(terms, _rank(len(names), len(score_N))) | {
         RESIDUAL: _mixed(len(names), runs_C.max() > 1)
     }
@@ -148,7 +151,7 @@ def crossed_grid(score: np.ndarray, names: Sequence[str], *, level: float = 0.95
             "the grid has cells without a score: give the runs to `crossed`, which leaves them out"
         )
     if min(score.shape) < 1 or min(score.shape[:-1]) < 2:
-        return _nothing(list(names), level, score.size, "a factor has fewer than two levels")
+        return _no_components(list(names), level, score.size, "a factor has fewer than two levels")
 
     shape, repeats = score.shape[:-1], score.shape[-1]
     scale = float(np.abs(score).max())
@@ -158,7 +161,7 @@ def crossed_grid(score: np.ndarray, names: Sequence[str], *, level: float = 0.95
         effect = score.mean(axis=tuple(axis for axis in range(factors + 1) if axis not in s))
         for axis in range(len(s)):
             effect = effect - effect.mean(axis=axis, keepdims=True)
-        table[_called(s, names)] = mean_square(
+        table[_part_name(s, names)] = mean_square(
             effect, effect.shape, score.size / effect.size, scale
         )
         far = len(far_from_median(effect, scale)) > 0
@@ -168,7 +171,7 @@ def crossed_grid(score: np.ndarray, names: Sequence[str], *, level: float = 0.95
             )
         if len(s) == factors and effect.size < SMALL and far:
             suspect = suspect or "a run stands far off the others: did it fail?"
-    called = [_called(s, names) for s in sets]
+    called = [_part_name(s, names) for s in sets]
     if repeats > 1:
         table[RESIDUAL] = mean_square(
             score - score.mean(axis=-1, keepdims=True), (repeats,), 1.0, scale
@@ -192,10 +195,10 @@ def crossed_grid(score: np.ndarray, names: Sequence[str], *, level: float = 0.95
     weights[RESIDUAL] = {RESIDUAL: 1.0}
 
     shortages = {
-        name: _few({names[axis]: shape[axis] for axis in s})
+        name: _too_few_levels({names[axis]: shape[axis] for axis in s})
         for s, name in zip(sets, called, strict=True)
     }
-    shortages["total"] = _few(dict(zip(names, shape, strict=True)))
+    shortages["total"] = _too_few_levels(dict(zip(names, shape, strict=True)))
     needed = math.prod(max(n, MIN_LEVELS) for n in shape) * repeats
     remarks = dict.fromkeys(called, _rank(factors, score.size)) | {
         RESIDUAL: _mixed(factors, repeats > 1)
@@ -221,7 +224,7 @@ def nested(
     score_N = score_N[np.isfinite(score_N)]
     mean_G, within, size_G = within_groups(score_N, group_N)
     if len(mean_G) < 2 or within is None:
-        return _nothing(
+        return _no_components(
             ["between"],
             level,
             len(score_N),
@@ -232,7 +235,7 @@ def nested(
     scale = float(np.abs(score_N).max())
     between = mean_square(deviation_G, deviation_G.shape, n_h, scale)
     weights = {"between": {"between": 1 / n_h, RESIDUAL: -1 / n_h}, RESIDUAL: {RESIDUAL: 1.0}}
-    shortages = dict.fromkeys(["between", "total"], _few({"the grouping": len(mean_G)}))
+    shortages = dict.fromkeys(["between", "total"], _too_few_levels({"the grouping": len(mean_G)}))
     suspect = (
         "a group stands far off the others: did its runs fail?"
         if len(far_from_median(deviation_G, scale))
@@ -297,11 +300,11 @@ def _sets(factors: int) -> list[tuple[int, ...]]:
     ]
 
 
-def _called(s: Sequence[int], names: Sequence[str]) -> str:
+def _part_name(s: Sequence[int], names: Sequence[str]) -> str:
     return " x ".join(names[axis] for axis in s)
 
 
-def _few(levels: Mapping[str, int]) -> str:
+def _too_few_levels(levels: Mapping[str, int]) -> str:
     """What is said of factors with too few levels; "" where all have enough."""
     return "; ".join(
         f"{name} has {n} levels (at least {MIN_LEVELS})"
@@ -364,10 +367,10 @@ def _components(
     return Components(parts, part("total", total), table, weights)
 
 
-def _nothing(names: Sequence[str], level: float, runs: int, note: str) -> Components:
+def _no_components(names: Sequence[str], level: float, runs: int, note: str) -> Components:
     unknown = without_interval(None, level, runs, 0, None, note)
     return Components(
-        dict.fromkeys([*(_called(s, names) for s in _sets(len(names))), RESIDUAL], unknown),
+        dict.fromkeys([*(_part_name(s, names) for s in _sets(len(names))), RESIDUAL], unknown),
         unknown,
         {},
         {},

@@ -11,49 +11,9 @@ from toolkit.statistics.arrays import Clusters, as_clusters, as_level
 from toolkit.statistics.conclusive import MIN_REPLICAS, few_clusters, verdict
 from toolkit.statistics.estimate import Estimate, without_interval
 from toolkit.statistics.intervals import Leverage, TwoWay, leverage, share_interval
-from toolkit.statistics.outliers import far_from_centre
-from toolkit.statistics.texts.tokens import Text, distinct_texts, prompts_of_texts
+from toolkit.statistics.texts.tokens import Text, distinct_texts, outlying_runs, prompts_of_texts
 
 MEDIAN = 0.5
-
-
-@dataclass(frozen=True)
-class KaplanMeier:
-    """Survival at the distinct times: who was at risk just before, how many had the event, and the
-    product limit after it.
-    """
-
-    t: np.ndarray
-    survival: np.ndarray
-    at_risk: np.ndarray
-    events: np.ndarray
-
-    @property
-    def median(self) -> float | None:
-        """The first time at which at most half survive; None if that is not reached."""
-        return _first(self.t, self.survival <= MEDIAN)
-
-
-def kaplan_meier(time_N: np.ndarray, event_N: np.ndarray) -> KaplanMeier:
-    """S(t) = prod_{s <= t} (1 - events_s / at risk_s): survival where some units were watched only
-    up to a time (Kaplan & Meier 1958).
-
-    time_N: of the event, or up to which the unit was watched; event_N: True = event. A unit watched
-    up to t is at risk at t. Raises ValueError for other shapes or times that are not finite.
-    """
-    time_N, event_N = np.asarray(time_N), np.asarray(event_N, dtype=bool)
-    if (
-        time_N.ndim != 1
-        or time_N.shape != event_N.shape
-        or len(time_N) == 0
-        or not np.isfinite(time_N).all()
-    ):
-        raise ValueError("kaplan_meier needs one finite time and one mark of an event per unit")
-    t, index_N = np.unique(time_N, return_inverse=True)
-    left_T = np.bincount(index_N, minlength=len(t))
-    events_T = np.bincount(index_N[event_N], minlength=len(t))
-    at_risk_T = len(time_N) - np.cumsum(left_T) + left_T
-    return KaplanMeier(t, np.cumprod(1 - events_T / at_risk_T), at_risk_T, events_T)
 
 
 @dataclass(frozen=True)
@@ -189,7 +149,7 @@ def first_divergence(
             value**2 * runs_T[k], value**2 * prompts_part_T[k], n, int(clusters_T[k]), left
         )
         low_T[k], high_T[k] = share_interval(value, parts, level)
-    odd_R = row_R[_odd(parted_R, risk_R)]
+    odd_R = row_R[outlying_runs(parted_R, risk_R)]
     method = "Kaplan-Meier over pairs, two-way jackknife-t over replicas and prompts, logit scale"
 
     def survival_at(length: int) -> Estimate:
@@ -350,7 +310,3 @@ def _shared(first: Text, second: Text) -> int:
 
 def _first(t: np.ndarray, reached_T: np.ndarray) -> float | None:
     return float(t[np.argmax(reached_T)]) if reached_T.any() else None
-
-
-def _odd(events_R: np.ndarray, chances_R: np.ndarray) -> np.ndarray:
-    return far_from_centre(events_R / np.maximum(chances_R, 1), 12.0)

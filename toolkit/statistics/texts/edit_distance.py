@@ -7,8 +7,7 @@ import numpy as np
 from toolkit.statistics.arrays import Clusters, as_clusters, as_level
 from toolkit.statistics.estimate import Estimate
 from toolkit.statistics.prompt_averages import share_estimate
-from toolkit.statistics.texts.divergence import _odd
-from toolkit.statistics.texts.tokens import Text, distinct_texts, prompts_of_texts
+from toolkit.statistics.texts.tokens import Text, distinct_texts, outlying_runs, prompts_of_texts
 
 # of the tables that are filled at a time: small enough for a cache, large enough for numpy
 CELLS = 1 << 18
@@ -81,7 +80,7 @@ def edit_distance(
         left_RP[there_R, i] = (sum_R.sum() - 2 * sum_R) / ((n - 2) * partners) if n > 2 else np.nan
         mean_RP[there_R, i] = sum_R / partners
     note = f"pairs were sampled on {sampled} prompts" if sampled else ""
-    odd_R = row_R[_odd(np.nansum(mean_RP, axis=1), np.isfinite(mean_RP).sum(axis=1))]
+    odd_R = row_R[outlying_runs(np.nansum(mean_RP, axis=1), np.isfinite(mean_RP).sum(axis=1))]
     return share_estimate(value_P, left_RP, cluster_P, level, odd_R, note=note)
 
 

@@ -4,6 +4,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from toolkit.statistics.outliers import far_from_centre
+
 Text = Sequence[Hashable]  # tokens; a str is a sequence of characters
 
 
@@ -27,3 +29,8 @@ def distinct_texts(texts: Sequence[Text | None]) -> tuple[np.ndarray, np.ndarray
                 index.setdefault(text if isinstance(text, str) else tuple(text), len(index))
             )
     return np.array(rows, dtype=np.int64), np.array(which, dtype=np.int64), list(index)  # type: ignore[arg-type]
+
+
+def outlying_runs(events_R: np.ndarray, chances_R: np.ndarray) -> np.ndarray:
+    """Rows whose texts differ from the others' far more often than the chances they had explain."""
+    return far_from_centre(events_R / np.maximum(chances_R, 1), 12.0)
