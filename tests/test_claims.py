@@ -26,7 +26,7 @@ from toolkit.record.population import Replica, replica_folder, sha256_file, writ
 from toolkit.record.results import Results, load_claims, save_results
 from toolkit.report.html import render, write_report
 from toolkit.statistics.intervals import TwoWay, share_interval
-from toolkit.statistics.power import Spread, replicas_for_range
+from toolkit.statistics.planning.power import Spread, replicas_for_range
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -119,7 +119,7 @@ def test_the_replicas_that_it_would_take_are_the_fewest(low, high):
     size = replicas_for_range(spread, low, high)
 
     def decided(replicas):
-        ends = share_interval(0.2, spread.at(replicas), 0.95)
+        ends = share_interval(0.2, spread.error_of(replicas), 0.95)
         return verdict(estimate(*ends), (low, high)) != "not resolvable"
 
     assert size.replicas is not None and decided(size.replicas) and not decided(size.replicas - 1)

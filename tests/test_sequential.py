@@ -24,8 +24,8 @@ from toolkit.measure.replicas_needed import plan, plan_text
 from toolkit.pipeline import sequential_training as until
 from toolkit.recipe import RecipeError, dump_recipe, parse_recipe
 from toolkit.record.population import Replica, read_population
-from toolkit.statistics import sequential
-from toolkit.statistics.sequential import (
+from toolkit.statistics.planning import sequential
+from toolkit.statistics.planning.sequential import (
     ConfidenceSequence,
     Stopping,
     confidence_sequence,

@@ -15,9 +15,9 @@ from worlds.core import spread_world
 from worlds.unkind import unkind_world
 
 from toolkit import statistics as st
-from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.intervals import TwoWay, leave_one_out_variance, logit_interval, two_way
 from toolkit.statistics.pairs import count_pairs, leave_group_out, leave_one_out
+from toolkit.statistics.prompt_averages import prompt_means
 
 TABLES = {
     "few codes": (7, 40, 3, 0.0),

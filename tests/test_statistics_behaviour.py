@@ -17,7 +17,7 @@ from statsmodels.stats.inter_rater import fleiss_kappa as statsmodels_kappa
 from worlds import World, behaviour, simulate
 
 from toolkit.statistics import Estimate, disagreement, run_sd
-from toolkit.statistics.agreement import (
+from toolkit.statistics.disagreement.agreement import (
     alike_sets,
     ambiguity,
     discrepancy,
@@ -25,8 +25,7 @@ from toolkit.statistics.agreement import (
     negative_flips,
     total_agreement,
 )
-from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
-from toolkit.statistics.distributions import (
+from toolkit.statistics.disagreement.distributions import (
     flip_calibration,
     margin_to_noise,
     population_jsd,
@@ -34,11 +33,14 @@ from toolkit.statistics.distributions import (
     total_variation,
 )
 from toolkit.statistics.intervals import jackknife_variance
-from toolkit.statistics.means import MIN_REPLICAS_VARIANCE, unbiased, variances
 from toolkit.statistics.pairs import count_pairs
-from toolkit.statistics.scores import FORMS, icc, score_sd
-from toolkit.statistics.subsets import subset_variance
-from toolkit.statistics.texts import edit_distance, first_divergence, kaplan_meier, levenshtein
+from toolkit.statistics.planning.subsets import subset_variance
+from toolkit.statistics.prompt_averages import MIN_REPLICAS_VARIANCE, unbiased, variances
+from toolkit.statistics.scores.intraclass import FORMS, icc
+from toolkit.statistics.scores.loss_decomposition import brier_decomposition, log_loss_decomposition
+from toolkit.statistics.scores.mean_and_sd import score_sd
+from toolkit.statistics.texts.divergence import first_divergence
+from toolkit.statistics.texts.edit_distance import edit_distance, levenshtein
 
 # Fleiss 1971, the textbook table: 14 raters (replicas), 10 subjects (prompts), 5 categories.
 FLEISS_PV = np.array([
@@ -603,22 +605,6 @@ def test_many_replicas_with_few_texts_are_cheap():
     edit_distance(texts)
     first_divergence(texts)
     assert time.perf_counter() - start < 10
-
-
-def test_kaplan_meier_of_freireich():
-    """6-MP, 21 patients in remission (Freireich et al. 1963)."""
-    time_N = np.array(
-        [6, 6, 6, 7, 10, 13, 16, 22, 23, 6, 9, 10, 11, 17, 19, 20, 25, 32, 32, 34, 35]
-    )
-    event_N = np.arange(21) < 9
-    found = kaplan_meier(time_N, event_N)
-    some = found.events > 0
-    assert found.t[some].tolist() == [6, 7, 10, 13, 16, 22, 23] and found.median == 23
-    assert found.survival[some] == pytest.approx(
-        [0.857, 0.807, 0.753, 0.690, 0.627, 0.538, 0.448], abs=5e-4
-    )
-    other = SurvfuncRight(time_N, event_N.astype(int))
-    np.testing.assert_allclose(found.survival[some], other.surv_prob)
 
 
 def pairs_of(texts, max_length=None) -> tuple[np.ndarray, np.ndarray]:

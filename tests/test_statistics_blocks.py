@@ -12,11 +12,11 @@ import pytest
 
 from toolkit import statistics as st
 from toolkit.statistics import arrays
-from toolkit.statistics.accuracy import prompt_means
 from toolkit.statistics.arrays import as_correct
 from toolkit.statistics.intervals import share_interval, two_way
 from toolkit.statistics.outliers import Differing, odd_replicas
 from toolkit.statistics.pairs import HASH, PairShares, _occurrences, count_pairs, leave_one_out
+from toolkit.statistics.prompt_averages import prompt_means
 
 CLUSTERS = {
     "none": None,

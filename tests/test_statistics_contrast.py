@@ -28,32 +28,32 @@ from worlds.contrast import (
 from worlds.core import combine, group_truth, latents, returning_world
 
 from toolkit import statistics as st
-from toolkit.statistics.arms import SMALLEST_P
-from toolkit.statistics.compare import collapsed
-from toolkit.statistics.contrast import (
+from toolkit.statistics.compare.arms import SMALLEST_P
+from toolkit.statistics.compare.mitigation import collapsed
+from toolkit.statistics.compare.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
+from toolkit.statistics.compare.populations import (
     population_accuracy_change,
     population_difference,
     population_ratio,
 )
-from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.intervals import HEAVY_TAILS, t_quantile, two_way
-from toolkit.statistics.multiplicity import benjamini_hochberg, benjamini_yekutieli, holm
-from toolkit.statistics.pairs import count_pairs, leave_one_out
-from toolkit.statistics.scaling import (
-    EXTRAPOLATE,
-    MIN_BLOCKS,
-    fit_disagreement,
-    fit_floor,
-    smallest_k,
-)
-from toolkit.statistics.subsets import partition_variance, subset_variance
-from toolkit.statistics.variance import (
+from toolkit.statistics.compare.variances import (
     distribution_variance_change,
     relative_spread,
     sd_difference,
     variance_contrast,
     variance_ratio,
 )
+from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.intervals import HEAVY_TAILS, t_quantile, two_way
+from toolkit.statistics.pairs import count_pairs, leave_one_out
+from toolkit.statistics.planning.scaling import (
+    EXTRAPOLATE,
+    MIN_BLOCKS,
+    fit_disagreement,
+    fit_floor,
+    smallest_k,
+)
+from toolkit.statistics.planning.subsets import partition_variance, subset_variance
 
 
 def two_arms(

@@ -21,20 +21,20 @@ from worlds.sources import (
     three_way_world,
 )
 
-from toolkit.statistics.answer_components import behaviour_components, missing_pairs
-from toolkit.statistics.components import (
-    MIN_LEVELS,
+from toolkit.statistics.conclusive import MIN_LEVELS
+from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.fresh import _pairs, sharing
+from toolkit.statistics.sources.answer_components import behaviour_components, missing_pairs
+from toolkit.statistics.sources.mean_squares import RESIDUAL, MeanSquare, combine, mean_square
+from toolkit.statistics.sources.reml import _Model, reml
+from toolkit.statistics.sources.repeatability import iso_5725
+from toolkit.statistics.sources.score_components import (
     Components,
     crossed,
     crossed_grid,
     difference,
     nested,
 )
-from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.fresh import _pairs, sharing
-from toolkit.statistics.mean_squares import RESIDUAL, MeanSquare, combine, mean_square
-from toolkit.statistics.precision import iso_5725
-from toolkit.statistics.reml import _Model, reml
 
 # Shrout & Fleiss (1979), Psychological Bulletin 86, 420: six targets rated by four judges.
 JUDGES = np.array(
@@ -424,7 +424,7 @@ def test_a_profile_does_not_get_stuck_at_the_border(seed):
 
 
 def test_no_convergence_is_said(monkeypatch):
-    from toolkit.statistics import reml as module
+    from toolkit.statistics.sources import reml as module
 
     monkeypatch.setattr(module._Model, "fit", lambda self: (np.zeros(2), 0.0, False))
     found = reml(DYESTUFF, {"batch": np.repeat(np.arange(6), 5)})

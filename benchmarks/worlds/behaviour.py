@@ -12,16 +12,23 @@ from functools import cache
 import numpy as np
 from scipy.special import expit, ndtr
 
-from toolkit.statistics.agreement import ambiguity, fleiss_kappa, negative_flips, total_agreement
-from toolkit.statistics.decompositions import brier_decomposition, log_loss_decomposition
-from toolkit.statistics.distributions import (
+from toolkit.statistics.disagreement.agreement import (
+    ambiguity,
+    fleiss_kappa,
+    negative_flips,
+    total_agreement,
+)
+from toolkit.statistics.disagreement.distributions import (
     flip_calibration,
     population_jsd,
     predicted_flip,
     total_variation,
 )
-from toolkit.statistics.scores import icc, score_sd
-from toolkit.statistics.texts import edit_distance, first_divergence
+from toolkit.statistics.scores.intraclass import icc
+from toolkit.statistics.scores.loss_decomposition import brier_decomposition, log_loss_decomposition
+from toolkit.statistics.scores.mean_and_sd import score_sd
+from toolkit.statistics.texts.divergence import first_divergence
+from toolkit.statistics.texts.edit_distance import edit_distance
 from worlds import Sampled, World
 from worlds.core import NODE_S, WEIGHT_S, beta_grid, clusters, logits
 

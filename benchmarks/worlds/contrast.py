@@ -14,22 +14,22 @@ from functools import cache
 import numpy as np
 from scipy.special import expit
 
-from toolkit.statistics.by_prompt import accuracy_by_prompt, disagreement_by_prompt
-from toolkit.statistics.contrast import (
+from toolkit.statistics.compare.by_prompt import accuracy_by_prompt, disagreement_by_prompt
+from toolkit.statistics.compare.multiplicity import benjamini_hochberg
+from toolkit.statistics.compare.populations import (
     population_accuracy_change,
     population_difference,
     population_ratio,
 )
-from toolkit.statistics.estimate import Estimate
-from toolkit.statistics.multiplicity import benjamini_hochberg
-from toolkit.statistics.scaling import ScalingFit, fit_disagreement, fit_floor
-from toolkit.statistics.subsets import partition_variance, subset_variance
-from toolkit.statistics.variance import (
+from toolkit.statistics.compare.variances import (
     distribution_variance_change,
     relative_spread,
     sd_difference,
     variance_ratio,
 )
+from toolkit.statistics.estimate import Estimate
+from toolkit.statistics.planning.scaling import ScalingFit, fit_disagreement, fit_floor
+from toolkit.statistics.planning.subsets import partition_variance, subset_variance
 from worlds import Sampled, World
 from worlds.core import (
     clusters,

@@ -12,8 +12,8 @@ import numpy as np
 from scipy.special import expit
 
 from toolkit.statistics import Estimate, disagreement, disagreement_ratio, variance_ratio
-from toolkit.statistics import power as pw
-from toolkit.statistics.sequential import ANYTIME, confidence_sequence, pair_disagreement
+from toolkit.statistics.planning import power as pw
+from toolkit.statistics.planning.sequential import ANYTIME, confidence_sequence, pair_disagreement
 from worlds import Sampled, World
 from worlds.core import NODE_S, WEIGHT_S, combine, latents, population
 

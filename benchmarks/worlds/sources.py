@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from toolkit.statistics.answer_components import behaviour_components
-from toolkit.statistics.components import crossed, nested
-from toolkit.statistics.precision import iso_5725, root
+from toolkit.statistics.sources.answer_components import behaviour_components
+from toolkit.statistics.sources.repeatability import iso_5725, root
+from toolkit.statistics.sources.score_components import crossed, nested
 from worlds import Sampled, World
 
 THREE: tuple[str, ...] = ("init", "order", "dropout")

@@ -55,10 +55,10 @@ def measure_runs(
             "again, here or elsewhere"
         )
     recipes, designs = zip(*(read_run(folder) for folder in folders), strict=True)
-    prompts, said = asked_prompts(folders[0], recipes[0])
+    prompts, remarks = asked_prompts(folders[0], recipes[0])
     for folder, recipe in zip(folders[1:], recipes[1:], strict=True):
         others, further = asked_prompts(folder, recipe)
-        said += further
+        remarks += further
         if others != prompts:
             raise MeasureError(
                 f"{folder}: asked other prompts than {folders[0]}; answers to different "
@@ -89,7 +89,7 @@ def measure_runs(
         read_record(folder / "environment.json", shapes.Environment) for folder in folders
     ]
     tables = [_of(outcomes[0], "", "base")]
-    conditions, notes = [], [*_differences(folders, environments), *dict.fromkeys(said)]
+    conditions, notes = [], [*_differences(folders, environments), *dict.fromkeys(remarks)]
     for name in common:
         runs = [read_population(folder / name) for folder in folders]
         if len({record.fingerprint for run in runs for record in run.values()}) > 1:
@@ -130,14 +130,14 @@ def _together(
     machines: list[str] = []
     failed = start = 0
     for design, run, table, environment in zip(designs, runs, outcomes, environments, strict=True):
-        own = next(condition for condition in design.conditions if condition.name == name)
-        failed += own.failed
-        if gone := sorted(set(own.everyone or own.replicas) - set(run)):
+        members = next(condition for condition in design.conditions if condition.name == name)
+        failed += members.failed
+        if gone := sorted(set(members.everyone or members.replicas) - set(run)):
             raise MeasureError(
                 f"{name}: replica {gone[0]} was measured and is not there, or its files "
                 "were changed; `ftk run` trains it again"
             )
-        for r in own.everyone or own.replicas:
+        for r in members.everyone or members.replicas:
             replicas.append(start + r)
             seeds.append(json.dumps(run[r].seeds, sort_keys=True))
             machines.append(_machine(run[r], environment))
@@ -175,17 +175,17 @@ def _differences(folders: Sequence[Path], environments: Sequence[dict[str, Any]]
     """What the environments have otherwise than the first, a sentence a run."""
     flat = [{**e["versions"], **e["numerics"]} for e in environments]
     notes = []
-    for folder, own in zip(folders[1:], flat[1:], strict=True):
+    for folder, environment in zip(folders[1:], flat[1:], strict=True):
         changed = [
-            f"{key} {flat[0].get(key)} and {own.get(key)}"
-            for key in own
-            if own.get(key) != flat[0].get(key)
+            f"{key} {flat[0].get(key)} and {environment.get(key)}"
+            for key in environment
+            if environment.get(key) != flat[0].get(key)
         ]
-        said = (
+        differences = (
             "; ".join(changed)
             if changed
             else "nothing that is recorded: they count as one machine, and the same seeds as "
             "repeats"
         )
-        notes.append(f"{folders[0].name} and {folder.name} differ in {said}")
+        notes.append(f"{folders[0].name} and {folder.name} differ in {differences}")
     return notes

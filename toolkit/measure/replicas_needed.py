@@ -16,9 +16,9 @@ from toolkit.measure.run import DESIGN, outcome_table, read_run
 from toolkit.record.population import replica_folder
 from toolkit.record.results import ConditionDesign, Results, load_results
 from toolkit.statistics import MIN_RUNS
-from toolkit.statistics import power as pw
 from toolkit.statistics.intervals import TwoWay
-from toolkit.statistics.tolerance import runs_for_tail
+from toolkit.statistics.planning import power as pw
+from toolkit.statistics.planning.tolerance import runs_for_tail
 from toolkit.text import escape
 
 USUAL_K = 8
@@ -148,9 +148,9 @@ def plan(
             "--guess and --prompts"
         )
     if guess is not None:
-        source, level, known = "a guess", 0.95, [_guessed(guess)]
+        source, level, pilots = "a guess", 0.95, [_guessed(guess)]
     elif pilot is not None and (pilot / DESIGN).is_file():
-        source, (level, known) = str(pilot), _of_run(pilot)
+        source, (level, pilots) = str(pilot), _of_run(pilot)
     else:
         assert pilot is not None
         file = pilot / "results.json" if pilot.is_dir() else pilot
@@ -160,13 +160,13 @@ def plan(
                 f"--out {pilot}` makes one"
             )
         results = load_results(file)
-        source, level, known = str(file), results.level, _of_results(results)
+        source, level, pilots = str(file), results.level, _of_results(results)
     rare = tuple((rate, runs_for_tail(rate, confidence=level)) for rate in RARE)
     return Plan(
         source,
         level,
         targets.power,
-        tuple(_condition(pilot, level, targets) for pilot in known),
+        tuple(_condition(pilot, level, targets) for pilot in pilots),
         rare,
     )
 
@@ -175,7 +175,7 @@ def plan(
 
 
 @dataclass(frozen=True)
-class _Known:
+class _ShiftPilot:
     """spread: None where too few replicas answered. mitigations: label -> (k, parts of ln ratio,
     None without enough groups).
     """
@@ -191,7 +191,7 @@ class _Pilot:
     name: str
     replicas: int
     failed: int
-    shifts: Mapping[str, _Known]
+    shifts: Mapping[str, _ShiftPilot]
     seconds: float | None = None
     bytes: int | None = None
 
@@ -200,20 +200,20 @@ def _guessed(guess: Guess) -> _Pilot:
     if guess.replicas < 1:
         raise PlanError(f"a guess of {guess.replicas} replicas says nothing")
     spread = pw.guessed_spread(guess.disagreement, guess.prompts, run_spread=guess.run_spread)
-    return _Pilot("guess", guess.replicas, 0, {"prompts": _Known(guess.prompts, spread, {})})
+    return _Pilot("guess", guess.replicas, 0, {"prompts": _ShiftPilot(guess.prompts, spread, {})})
 
 
 def _of_results(results: Results) -> list[_Pilot]:
-    found = []
+    pilots = []
     for condition in results.conditions:
         mitigations = {p.label: (p.k, None) for p in condition.procedures[1:]}
         cells = [(shift, condition.single.cell(shift)) for shift in results.shifts]
         shifts = {
-            shift: _Known(cell.n_prompts, pw.interval_spread(cell.disagreement), mitigations)
+            shift: _ShiftPilot(cell.n_prompts, pw.interval_spread(cell.disagreement), mitigations)
             for shift, cell in cells
             if cell and cell.disagreement
         }
-        found.append(
+        pilots.append(
             _Pilot(
                 condition.name,
                 condition.n_replicas,
@@ -222,13 +222,13 @@ def _of_results(results: Results) -> list[_Pilot]:
                 condition.single.price.seconds,
             )
         )
-    return found
+    return pilots
 
 
 def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
     recipe, design = read_run(folder)
     table, _ = outcome_table(folder, recipe, design)
-    found = []
+    pilots = []
     for condition in design.conditions:
         first = (
             replica_folder(folder / condition.name, condition.replicas[0])
@@ -241,7 +241,7 @@ def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
             else None
         )
         shifts = dict(_shifts(table, condition))
-        found.append(
+        pilots.append(
             _Pilot(
                 condition.name,
                 len(condition.replicas),
@@ -251,24 +251,24 @@ def _of_run(folder: Path) -> tuple[float, list[_Pilot]]:
                 size or None,
             )
         )
-    return recipe.level, found
+    return recipe.level, pilots
 
 
-def _shifts(table: OutcomeTable, design: ConditionDesign) -> Iterator[tuple[str, _Known]]:
+def _shifts(table: OutcomeTable, design: ConditionDesign) -> Iterator[tuple[str, _ShiftPilot]]:
     single = table.arm(design.name, "replica", design.replicas)
     if single is None:
         return
     row_of = {replica: row for row, replica in enumerate(design.replicas)}
     mitigated = {m.label: table.arm(*m.outcomes(design.name)) for m in design.mitigations}
-    for shift, at in table.shifts.items():
-        cluster_P, here = table.cluster_P[at], single.on(at)
+    for shift, index_P in table.shifts.items():
+        cluster_P, here = table.cluster_P[index_P], single.on(index_P)
         mitigations: dict[str, tuple[int, TwoWay | None]] = {}
         for m in design.mitigations:
             arm, parts = mitigated[m.label], None
             if arm is not None and len(m.members) > 2:
                 members = [[row_of[replica] for replica in group] for group in m.members]
                 parts = pw.ratio_spread(
-                    arm.on(at).answer_RP, here.answer_RP, members, cluster_P=cluster_P
+                    arm.on(index_P).answer_RP, here.answer_RP, members, cluster_P=cluster_P
                 )
             mitigations[m.label] = m.k, parts
         marked_RP = here.correct_RP >= 0  # missing marks are -1 or nan
@@ -281,7 +281,7 @@ def _shifts(table: OutcomeTable, design: ConditionDesign) -> Iterator[tuple[str,
         )
         yield (
             shift,
-            _Known(
+            _ShiftPilot(
                 len(np.unique(cluster_P)),
                 pw.pilot_spread(here.answer_RP, cluster_P=cluster_P),
                 mitigations,
@@ -306,9 +306,9 @@ def _condition(pilot: _Pilot, level: float, targets: Targets) -> ConditionPlan:
 
 
 def _shift_plan(
-    name: str, known: _Known, replicas: int, level: float, targets: Targets
+    name: str, pilot: _ShiftPilot, replicas: int, level: float, targets: Targets
 ) -> ShiftPlan:
-    spread = known.spread
+    spread = pilot.spread
     normal = pw.NORMAL_KURTOSIS
     variances = tuple(
         Goal(
@@ -316,10 +316,10 @@ def _shift_plan(
             max(
                 MIN_RUNS,
                 pw.runs_for_ratio(
-                    ratio, power=targets.power, kurtosis=known.kurtosis or normal, level=level
+                    ratio, power=targets.power, kurtosis=pilot.kurtosis or normal, level=level
                 ),
             ),
-            known.prompts,
+            pilot.prompts,
         )
         for ratio in targets.ratios
     )
@@ -327,34 +327,34 @@ def _shift_plan(
         note = (
             f"{replicas} replicas are too few to plan from: three or more show how much they matter"
         )
-        return ShiftPlan(name, known.prompts, None, None, False, (), (), variances, note)
+        return ShiftPlan(name, pilot.prompts, None, None, False, (), (), variances, note)
     sizes = [
-        pw.replicas_for_half_width(spread, half, known.prompts, level=level)
+        pw.replicas_for_half_width(spread, half, pilot.prompts, level=level)
         for half in targets.half_widths
     ]
     goals = tuple(
         Goal(half, *_plain(size)) for half, size in zip(targets.half_widths, sizes, strict=True)
     )
     half = (
-        pw.interval_half_width(spread, replicas, known.prompts, level=level)
+        pw.interval_half_width(spread, replicas, pilot.prompts, level=level)
         if replicas > 1
         else None
     )
     if spread.value in (0.0, 1.0):
         return ShiftPlan(
-            name, known.prompts, spread.value, half, spread.guessed, goals, (), variances
+            name, pilot.prompts, spread.value, half, spread.guessed, goals, (), variances
         )
     wanted = (
         {f"K = {targets.k}": (targets.k, None)}
         if targets.k
-        else known.mitigations or {f"K = {USUAL_K}": (USUAL_K, None)}
+        else pilot.mitigations or {f"K = {USUAL_K}": (USUAL_K, None)}
     )
     comparisons = tuple(
         _comparison(label, k, parts, spread, replicas, level, targets)
         for label, (k, parts) in wanted.items()
     )
     return ShiftPlan(
-        name, known.prompts, spread.value, half, spread.guessed, goals, comparisons, variances
+        name, pilot.prompts, spread.value, half, spread.guessed, goals, comparisons, variances
     )
 
 
@@ -367,9 +367,9 @@ def _comparison(
     level: float,
     targets: Targets,
 ) -> Comparison:
-    known, power = parts or spread, targets.power
+    error, power = parts or spread, targets.power
     sizes = [
-        pw.runs_for_disagreement_ratio(known, ratio, k, power=power, level=level)
+        pw.runs_for_disagreement_ratio(error, ratio, k, power=power, level=level)
         for ratio in targets.ratios
     ]
     goals = tuple(
@@ -379,7 +379,7 @@ def _comparison(
         label,
         k,
         parts is None,
-        pw.detectable_disagreement_ratio(known, replicas, k, power=power, level=level),
+        pw.detectable_disagreement_ratio(error, replicas, k, power=power, level=level),
         goals,
     )
 
@@ -391,21 +391,20 @@ def _plain(size: pw.Size) -> tuple[int | None, int, str]:
 # -- in words ------------------------------------------------------------------------------------
 
 
-def plan_text(found: Plan) -> str:
+def plan_text(plan: Plan) -> str:
     """The plan for people: a few lines for every condition and shift."""
     lines = [
-        f"plan from {found.source}; {100 * found.level:g} % intervals, power "
-        f"{100 * found.power:g} %"
+        f"plan from {plan.source}; {100 * plan.level:g} % intervals, power {100 * plan.power:g} %"
     ]
-    for condition in found.conditions:
+    for condition in plan.conditions:
         failed = f", {condition.failed} failed" if condition.failed else ""
         lines += ["", f"{condition.name}: {condition.replicas} replicas{failed}"]
         for shift in condition.shifts:
             lines += _shift_text(shift)
-        lines += _condition_text(condition, found)
+        lines += _condition_text(condition, plan)
     shifts = [
         shift
-        for condition in found.conditions
+        for condition in plan.conditions
         for shift in condition.shifts
         if shift.disagreement not in (0.0, 1.0)
     ]
@@ -465,17 +464,17 @@ def _targets(goals: Sequence[Goal], unit: float = 1.0) -> str:
 
 def _sizes(goals: Sequence[Goal], prompts: int) -> str:
     def size(goal: Goal) -> str:
-        more = f" on {goal.prompts:,} prompts" if goal.prompts > prompts else ""
-        return f"{goal.replicas:,}{more}" if goal.replicas else "no number"
+        on_prompts = f" on {goal.prompts:,} prompts" if goal.prompts > prompts else ""
+        return f"{goal.replicas:,}{on_prompts}" if goal.replicas else "no number"
 
     return "; ".join(map(size, goals))
 
 
-def _condition_text(condition: ConditionPlan, found: Plan) -> list[str]:
-    rare = ", ".join(f"{replicas:,} show one of {100 * rate:g} %" for rate, replicas in found.rare)
+def _condition_text(condition: ConditionPlan, plan: Plan) -> list[str]:
+    rare = ", ".join(f"{replicas:,} show one of {100 * rate:g} %" for rate, replicas in plan.rare)
     lines = []
     if condition.tail is not None:
-        sure = f"{100 * found.level:g} % confidence"
+        sure = f"{100 * plan.level:g} % confidence"
         lines.append(
             f" what none of {condition.replicas} runs does, fewer than "
             f"{100 * condition.tail:.2g} % of runs do ({sure}); {rare}"

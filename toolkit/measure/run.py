@@ -148,23 +148,38 @@ def read_design(folder: Path) -> Design:
     )
 
 
-def _contradiction(one: ConditionDesign) -> str | None:
+def _contradiction(condition: ConditionDesign) -> str | None:
     """Where a design speaks of replicas that it does not have."""
-    known = set(one.everyone or one.replicas)
-    if len(known) < len(one.everyone or one.replicas) or not known.issuperset(one.replicas):
+    replicas = set(condition.everyone or condition.replicas)
+    if len(replicas) < len(condition.everyone or condition.replicas) or not replicas.issuperset(
+        condition.replicas
+    ):
         return "'replicas' holds one twice, or one that is not in 'everyone'"
-    if one.failed < 0:
-        return f"'failed' is {one.failed}"
-    if bad := [source for source, levels in one.factors.items() if len(levels) != len(known)]:
-        return f"'factors.{bad[0]}' has {len(one.factors[bad[0]])} levels for {len(known)} replicas"
-    for own in one.mitigations:
-        if not own.condition and (
-            strange := sorted({r for group in own.members for r in group} - known)
+    if condition.failed < 0:
+        return f"'failed' is {condition.failed}"
+    if bad := [
+        source for source, levels in condition.factors.items() if len(levels) != len(replicas)
+    ]:
+        return (
+            f"'factors.{bad[0]}' has {len(condition.factors[bad[0]])} levels "
+            f"for {len(replicas)} replicas"
+        )
+    for mitigation in condition.mitigations:
+        if not mitigation.condition and (
+            strange := sorted({r for group in mitigation.members for r in group} - replicas)
         ):
-            return f"a group of {own.label} has replica {strange[0]}, which is not in 'replicas'"
-        if own.runs and len(own.runs) != len(own.members):
-            return f"{own.label} has {len(own.members)} groups and {len(own.runs)} numbers for them"
-    if one.teacher and {len(one.teacher.groups), len(one.teacher.members)} != {len(one.replicas)}:
+            return (
+                f"a group of {mitigation.label} has replica {strange[0]}, "
+                "which is not in 'replicas'"
+            )
+        if mitigation.runs and len(mitigation.runs) != len(mitigation.members):
+            return (
+                f"{mitigation.label} has {len(mitigation.members)} groups "
+                f"and {len(mitigation.runs)} numbers for them"
+            )
+    if condition.teacher and {len(condition.teacher.groups), len(condition.teacher.members)} != {
+        len(condition.replicas)
+    }:
         return "'teacher' has not one group for each of the replicas"
     return None
 
@@ -212,7 +227,7 @@ def check_complete(table: pa.Table, prompts: Mapping[str, Sequence[Prompt]], fol
     Raises MeasureError in one line.
     """
     key = ["suite", "condition", "procedure", "index"]
-    found = (
+    rows = (
         table.group_by(key)
         .aggregate([("prompt_id", "count"), ("prompt_id", "count_distinct")])
         .to_pylist()
@@ -228,7 +243,7 @@ def check_complete(table: pa.Table, prompts: Mapping[str, Sequence[Prompt]], fol
             f"{strange['suite']} now; bring its file back, or "
             "let `ftk run` ask the new prompts"
         )
-    for row in found:
+    for row in rows:
         wanted = len(ids[row["suite"]])
         if (row["prompt_id_count"], row["prompt_id_count_distinct"]) != (wanted, wanted):
             who = " ".join(filter(None, [row["condition"], row["procedure"], str(row["index"])]))
@@ -274,7 +289,8 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
     )
     trained = {name: _settings(recipe, name) for name in recipe.trained}
     conditions = tuple(
-        replace(found, settings=trained.get(found.name, {})) for found in results.conditions
+        replace(condition, settings=trained.get(condition.name, {}))
+        for condition in results.conditions
     )
     return finish(
         folder,
@@ -293,13 +309,13 @@ def save_modules(folder: Path, modules: Sequence[Modules]) -> None:
 def _read_modules(folder: Path, designs: Sequence[ConditionDesign]) -> tuple[Modules, ...]:
     """RUN/modules.json, as far as it is of the replicas that were measured."""
     try:
-        found = read_record(
+        rows = read_record(
             folder / MODULES, tuple[Modules, ...], f"`ftk modules {folder}` writes it again"
         )
     except FileNotFoundError:
         return ()
-    known = {design.name: tuple(design.everyone or design.replicas) for design in designs}
-    return tuple(one for one in found if known.get(one.condition) == one.replicas)
+    replicas_of = {design.name: tuple(design.everyone or design.replicas) for design in designs}
+    return tuple(row for row in rows if replicas_of.get(row.condition) == row.replicas)
 
 
 def measure_predictions(
@@ -401,7 +417,7 @@ def measure_predictions(
         paired=paired,
         notes=(
             *predictions.notes,
-            *_told(table, predictions),
+            *_notes_on_predictions(table, predictions),
             *_excluded(designs, predictions),
             *hints,
         ),
@@ -423,7 +439,7 @@ def check_measured(
     check_claim(out, MEASURED_FOLDER, of, force=force)
 
 
-def _told(table: PredictionTable, predictions: Predictions) -> Iterator[str]:
+def _notes_on_predictions(table: PredictionTable, predictions: Predictions) -> Iterator[str]:
     """How shifts were taken that have names of one's own, and of how many prompts what is said of
     the base is.
     """
@@ -447,8 +463,11 @@ def _told(table: PredictionTable, predictions: Predictions) -> Iterator[str]:
     arms = table.coded.values()
     if any(arm.marked for arm in arms) and not any((arm.correct_RP == 1).any() for arm in arms):
         arm = next(arm for arm in arms if arm.marked)
-        run, at = (int(places[0]) for places in np.nonzero(arm.correct_RP == 0))
-        answer, right = table.texts[arm.text_RP[run, at]], predictions.prompts[at].reference or ""
+        run, column = (int(places[0]) for places in np.nonzero(arm.correct_RP == 0))
+        answer, right = (
+            table.texts[arm.text_RP[run, column]],
+            predictions.prompts[column].reference or "",
+        )
         yield (
             f"no answer is right: one is {answer[:40]!r} where the reference is {right[:40]!r}; if "
             "that is the same, write both alike, or say when two are the same with --same"
@@ -482,18 +501,20 @@ def read_prompts(recipe: Recipe) -> dict[str, list[Prompt]]:
 def _settings(recipe: Recipe, name: str) -> dict[str, str | int | float]:
     """How a condition trains its replicas, not how many there are."""
     written = recipe.trained[name].model_dump(exclude={"replicas", "vary", "repeats"})
-    found = {key: value for key, value in written.items() if isinstance(value, str | int | float)}
-    return found | {"vary": ", ".join(recipe.vary_of(name))}
+    settings = {
+        key: value for key, value in written.items() if isinstance(value, str | int | float)
+    }
+    return settings | {"vary": ", ".join(recipe.vary_of(name))}
 
 
 def about_run(folder: Path, recipe: Recipe, command: str) -> About:
     """Where and with what a run was made."""
-    found = read_record(
+    record = read_record(
         folder / "environment.json", shapes.Environment, again(folder / "environment.json")
     )
-    numerics = found["numerics"]
-    where = numerics["gpu"] or f"{numerics['cpu']}, {found['cores']} cores"
-    environment = {"machine": where, "system": found["system"], "python": found["python"]}
+    numerics = record["numerics"]
+    where = numerics["gpu"] or f"{numerics['cpu']}, {record['cores']} cores"
+    environment = {"machine": where, "system": record["system"], "python": record["python"]}
     return About(
         ftk=toolkit.__version__,
         recipe=recipe.name,
@@ -501,7 +522,7 @@ def about_run(folder: Path, recipe: Recipe, command: str) -> About:
         parameters=read_record(folder / "base.json", shapes.Base, again(folder / "base.json")).get(
             "parameters"
         ),
-        environment=environment | {k: v or "" for k, v in found["versions"].items()},
+        environment=environment | {k: v or "" for k, v in record["versions"].items()},
         command=command,
     )
 
@@ -509,8 +530,8 @@ def about_run(folder: Path, recipe: Recipe, command: str) -> About:
 def thresholds_of(asked: Criteria) -> Thresholds:
     """Where the matrix of a recipe, or of a file of criteria, changes its colour."""
     zones = asked.thresholds
-    own = {name: (zone.acceptable, zone.critical) for name, zone in zones.categories.items()}
-    return Thresholds(zones.acceptable, zones.critical, own or None)
+    categories = {name: (zone.acceptable, zone.critical) for name, zone in zones.categories.items()}
+    return Thresholds(zones.acceptable, zones.critical, categories or None)
 
 
 def finish(folder: Path, results: Results) -> Results:

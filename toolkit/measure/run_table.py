@@ -95,7 +95,7 @@ def measure_run_table(
     first = arms[names[0]]
     settings = _settings(arms, table.metrics)
     measured = [metric for metric in table.metrics if metric not in settings]
-    found = [
+    rows = [
         _metric(name, arms[name], metric, fixed, level) for name in names for metric in measured
     ]
     contrasts = [
@@ -116,7 +116,7 @@ def measure_run_table(
     lacking = [
         f"{row.condition}, {row.metric}: {lack} of {len(row.scores)} runs have no number, "
         "and its figures are of the others"
-        for row in found
+        for row in rows
         if (lack := sum(score is None or not math.isfinite(score) for score in row.scores))
     ]
     apart = [
@@ -140,7 +140,7 @@ def measure_run_table(
     metrics = RunMetrics(
         about,
         level,
-        tuple(found),
+        tuple(rows),
         tuple(contrasts),
         (*table.notes, *settings.values(), *excluded, *sharing, *lacking, *apart),
     )
@@ -153,19 +153,19 @@ def _settings(arms: Mapping[str, RunScores], metrics: Sequence[str]) -> dict[str
     """Columns of numbers that are no figures of runs, each with what is said of it: all runs of
     every condition have one and the same. Where that is so of all columns, none is left aside.
     """
-    found = {}
+    remarks = {}
     for metric in metrics:
         values = {name: set(arm.scores[metric]) for name, arm in arms.items()}
         if (
             all(len(of) == 1 for of in values.values())
             and max(len(a.runs) for a in arms.values()) > 1
         ):
-            told = ", ".join(f"{next(iter(of)):g} ({name})" for name, of in values.items())
-            found[metric] = (
+            measured = ", ".join(f"{next(iter(of)):g} ({name})" for name, of in values.items())
+            remarks[metric] = (
                 f"{metric} is the same in all runs of a condition, so it is taken as a setting "
-                f"and not measured: {told}"
+                f"and not measured: {measured}"
             )
-    return found if len(found) < len(metrics) else {}
+    return remarks if len(remarks) < len(metrics) else {}
 
 
 def _without(
@@ -180,11 +180,11 @@ def _without(
             if name in arm.runs or name.removeprefix(f"{condition}/") in arm.runs
         ]
         if len(owners) != 1:
-            known = [run for arm in arms.values() for run in arm.runs]
+            names = [run for arm in arms.values() for run in arm.runs]
             why = (
                 f"runs of {', '.join(owners)} have this name; write {owners[0]}/{name}"
                 if owners
-                else f"no run has it{nearest(name, known)}"
+                else f"no run has it{nearest(name, names)}"
             )
             raise PredictionsError(f"{path}: --failed {name}: {why}")
         arm = left[owners[0]]
@@ -207,7 +207,7 @@ def _metric(
     score_R = arm.scores[metric]
     known_R = score_R[np.isfinite(score_R)]
     ends = (float(known_R.min()), float(known_R.max())) if len(known_R) else (None, None)
-    odd = [
+    outlying = [
         arm.runs[row] for row in np.flatnonzero(np.isfinite(score_R))[st.far_from_median(known_R)]
     ]
     gain = (
@@ -223,7 +223,7 @@ def _metric(
         *figures,
         *ends,
         gain,
-        tuple(odd),
+        tuple(outlying),
     )
 
 
@@ -253,12 +253,12 @@ def _contrast(
     )
 
 
-def metrics_text(found: RunMetrics) -> str:
+def metrics_text(report: RunMetrics) -> str:
     """The figures in plain ASCII, a line a metric."""
     lines = []
-    wide = max([20, *(len(row.metric) for row in found.metrics)])
-    for condition in dict.fromkeys(row.condition for row in found.metrics):
-        rows = [row for row in found.metrics if row.condition == condition]
+    wide = max([20, *(len(row.metric) for row in report.metrics)])
+    for condition in dict.fromkeys(row.condition for row in report.metrics):
+        rows = [row for row in report.metrics if row.condition == condition]
         failed = f", {rows[0].n_failed} failed" if rows[0].n_failed else ""
         lines.append(f"{condition}: {counted(len(rows[0].runs), 'run')}{failed}")
         lines.append(f" {'metric':<{wide}} {'mean':<30} {'SD between runs':<30} range")
@@ -286,14 +286,16 @@ def metrics_text(found: RunMetrics) -> str:
                     f"{', '.join(row.suspects)}; did they fail? then --failed NAME"
                 )
         lines.append("")
-    for c in found.contrasts:
+    for c in report.contrasts:
         spread = f"; SD by {_shown(c.sd_change, signed=True)}" if c.sd_change else ""
         lines.append(
             f"{c.condition} against {c.baseline}, {c.metric}: mean by "
             f"{_shown(c.mean_change, signed=True)}{spread}"
         )
-    lines.append(f"{100 * found.level:g} % intervals in brackets, each by itself; '?' inconclusive")
-    return escape.lines([*lines, *(f"note: {note}" for note in found.notes)])
+    lines.append(
+        f"{100 * report.level:g} % intervals in brackets, each by itself; '?' inconclusive"
+    )
+    return escape.lines([*lines, *(f"note: {note}" for note in report.notes)])
 
 
 def _shown(estimate: st.Estimate, signed: bool = False) -> str:

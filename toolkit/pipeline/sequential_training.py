@@ -17,7 +17,7 @@ from toolkit.record.outcomes import MEASURED, read_outcomes
 from toolkit.record.plain import read_record
 from toolkit.record.population import write_text
 from toolkit.record.results import number
-from toolkit.statistics.sequential import (
+from toolkit.statistics.planning.sequential import (
     ANYTIME,
     ConfidenceSequence,
     Decision,

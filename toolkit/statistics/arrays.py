@@ -12,9 +12,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+Clusters = np.ndarray | Sequence[int] | None  # of every prompt; None: each is its own
+
+
 MISSING = -1
+
+
 # cells worked on at a time: temporaries of 2 MB, small enough for a cache, large enough for numpy
 BLOCK = 1 << 18
+
+
 # a difference below this share of the largest number is what floating point makes of equal ones
 ROUNDING = 1e-12
 
@@ -135,12 +142,12 @@ def cluster_blocks(n_rows: int, cluster_P: np.ndarray) -> Iterator[slice | np.nd
     if np.all(cluster_P[1:] >= cluster_P[:-1]):
         return blocks(n_rows, len(cluster_P))
     order_P = np.argsort(cluster_P, kind="stable")
-    return (order_P[at] for at in blocks(n_rows, len(cluster_P)))
+    return (order_P[block] for block in blocks(n_rows, len(cluster_P)))
 
 
-def cells(table_RP: np.ndarray, row_R: np.ndarray, at: slice | np.ndarray) -> np.ndarray:
+def cells(table_RP: np.ndarray, row_R: np.ndarray, index_P: slice | np.ndarray) -> np.ndarray:
     """A block of the rows that count."""
-    block_RP = table_RP[:, at]
+    block_RP = table_RP[:, index_P]
     return block_RP if len(row_R) == len(block_RP) else block_RP[row_R]
 
 
@@ -183,3 +190,44 @@ def same_prompts(*arrays: np.ndarray) -> None:
     widths = [array.shape[-1] for array in arrays]
     if len(set(widths)) > 1:
         raise ValueError(f"the arms must answer the same prompts, not {widths} of them")
+
+
+def common_scores(
+    score_RP: np.ndarray, cluster_P: Clusters
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of the runs that have any, on the prompts that two of them have; which rows they are;
+    clusters of these prompts.
+    """
+    score_RP = np.asarray(score_RP, dtype=np.float64)
+    if score_RP.ndim != 2 or score_RP.shape[1] == 0 or len(score_RP) < 2:
+        raise ValueError(
+            "score_RP must be a table of numbers [replicas, prompts] with two rows at "
+            f"least, not shape {score_RP.shape}"
+        )
+    if np.any(np.isinf(score_RP)):
+        raise ValueError("score_RP holds an infinite score; nan marks a missing one")
+    cluster_P = as_clusters(cluster_P, score_RP.shape[1])
+    used_P = np.isfinite(score_RP).sum(axis=0) >= 2
+    row_R = np.flatnonzero(np.isfinite(score_RP[:, used_P]).any(axis=1))
+    return score_RP[row_R][:, used_P], row_R, cluster_P[used_P]
+
+
+def as_score_table(score_RP: np.ndarray) -> np.ndarray:
+    score_RP = np.asarray(score_RP, dtype=np.float64)
+    if score_RP.ndim != 2 or score_RP.shape[1] == 0 or len(score_RP) < 2:
+        raise ValueError(
+            "scores must be a table of numbers [replicas, prompts] with two rows at "
+            f"least, not shape {score_RP.shape}"
+        )
+    if np.any(np.isinf(score_RP)):
+        raise ValueError("a table of scores holds an infinite score; nan marks a missing one")
+    return score_RP
+
+
+def as_run_numbers(score_R: np.ndarray) -> np.ndarray:
+    score_R = np.asarray(score_R, dtype=np.float64)
+    if score_R.ndim != 1 or np.any(np.isinf(score_R)):
+        raise ValueError(
+            f"scores must be one finite number a run (nan: none), not of shape {score_R.shape}"
+        )
+    return score_R[np.isfinite(score_R)]

@@ -18,7 +18,11 @@ from toolkit.statistics.pairs import count_pairs
 
 Shared = tuple[str, ...]
 """The sources that two runs have in common."""
+
+
 ByKind = dict[Shared, np.ndarray]
+
+
 Levels = Mapping[str, np.ndarray | Sequence]
 """For each source the level of every run, any dtype."""
 
@@ -149,9 +153,9 @@ def exactly(count: ByKind) -> ByKind:
     return {
         shared: sum(
             (
-                (-1) ** (len(more) - len(shared)) * count[more]
-                for more in count
-                if set(shared) <= set(more)
+                (-1) ** (len(superset) - len(shared)) * count[superset]
+                for superset in count
+                if set(shared) <= set(superset)
             ),
             np.zeros_like(count[shared]),
         )
@@ -175,7 +179,7 @@ def _pairs(
         for shared, group_R in group_SR.items()
     }
     total = {shared: others_RP.sum(axis=0) for shared, others_RP in partners.items()}
-    found = [exactly(total)]
+    counts = [exactly(total)]
     for name, level_R in level_FR.items():
         # A level takes its runs' pairs along, twice (both directions) except for those within the
         # level, which share it too.
@@ -183,10 +187,10 @@ def _pairs(
         within = {
             shared: lost[tuple(n for n in level_FR if n in shared or n == name)] for shared in lost
         }
-        found.append(
+        counts.append(
             exactly({shared: total[shared] - 2 * lost[shared] + within[shared] for shared in lost})
         )
-    return found
+    return counts
 
 
 def _sums(x_RP: np.ndarray, level_R: np.ndarray) -> np.ndarray:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from toolkit.statistics.arrays import cluster_blocks
+from toolkit.statistics.arrays import cluster_blocks, rounding
 
 # three runs that differ from each other equally often look as if runs brought no error at all
 FEW_RUNS = 5
+
+
 NEVER = 100_000  # a required number of runs beyond this is not worth printing as a remedy
 
 
@@ -218,8 +220,8 @@ def two_way(value_P: np.ndarray, left_JP: np.ndarray, cluster_P: np.ndarray) -> 
     """
     cluster_P = np.unique(cluster_P, return_inverse=True)[1]
     pieces = (
-        (value_P[at], left_JP[:, at], cluster_P[at])
-        for at in cluster_blocks(len(left_JP), cluster_P)
+        (value_P[block_P], left_JP[:, block_P], cluster_P[block_P])
+        for block_P in cluster_blocks(len(left_JP), cluster_P)
     )
     return two_way_of(pieces, len(left_JP))
 
@@ -277,9 +279,9 @@ def between_clusters(
     """
     size_C = np.bincount(cluster_P)
     sizes = leverage(size_C)
-    own = max(0.0, float(sizes.weight_C @ (noise_C - sizes.share_C**2 * runs)))
+    noise = max(0.0, float(sizes.weight_C @ (noise_C - sizes.share_C**2 * runs)))
     deviation_C = np.bincount(cluster_P, weights=value_P - value_P.mean()) / len(value_P)
-    return max(0.0, float(sizes.weight_C @ deviation_C**2) - own), sizes
+    return max(0.0, float(sizes.weight_C @ deviation_C**2) - noise), sizes
 
 
 def cluster_sums(pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[np.ndarray]:
@@ -441,6 +443,15 @@ def sample_skewness(x_N: np.ndarray) -> float:
     from scipy.stats import skew
 
     return float(skew(x_N, bias=False)) if len(x_N) > 2 and np.ptp(x_N) > 0 else 0.0
+
+
+def skewness_and_excess(x_N: np.ndarray) -> tuple[float, float]:
+    """Skewness and excess kurtosis, both 0 for a normal; 0 below four values, or where the values
+    differ by rounding alone.
+    """
+    if len(x_N) < 4 or float(np.std(x_N)) <= rounding(x_N):
+        return 0.0, 0.0
+    return sample_skewness(x_N), sample_kurtosis(x_N) - 3.0
 
 
 def pseudo_contrast(

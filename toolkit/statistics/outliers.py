@@ -18,11 +18,13 @@ import math
 
 import numpy as np
 
-from toolkit.statistics.arrays import ROUNDING
-from toolkit.statistics.pairs import Pairs
+from toolkit.statistics.arrays import ROUNDING, blocks, cells, filled_rows, marks
+from toolkit.statistics.pairs import Pairs, count_pairs
 
 # Of standard deviations, where such a run weighs by its square: seen to be covered from here.
 MIN_RUNS_ODD = 100
+
+
 FEWEST = 8
 
 
@@ -115,3 +117,45 @@ def odd_note(row_R: np.ndarray) -> str:
 def _spread(distance_N: np.ndarray) -> float:
     """Of distances from the median, a standard deviation that a few of them cannot upset."""
     return 1.4826 * float(np.median(distance_N))
+
+
+def odd_answers(answer_RP: np.ndarray) -> np.ndarray:
+    """Rows whose answers differ from the others' far more often than the median row's (see
+    `odd_replicas`), in blocks of prompts.
+    """
+    row_R = filled_rows(answer_RP)
+    differing = Differing(len(row_R))
+    for block_P in blocks(*answer_RP.shape):
+        differing.add(count_pairs(cells(answer_RP, row_R, block_P)))
+    return row_R[differing.rows()]
+
+
+def odd_marks(correct_RP: np.ndarray) -> np.ndarray:
+    """Rows whose accuracy stands far off that of the others (see `far_from_median`), counting on
+    the prompts at hand allowed for.
+    """
+    row_R = filled_rows(correct_RP)
+    right_R, marked_R = np.zeros(len(row_R)), np.zeros(len(row_R))
+    for block_P in blocks(*correct_RP.shape):
+        mark_RP = marks(cells(correct_RP, row_R, block_P))
+        right_R += np.nansum(mark_RP, axis=1)
+        marked_R += np.isfinite(mark_RP).sum(axis=1)
+    right_R = right_R / np.maximum(marked_R, 1)
+    middle, n = (
+        float(np.median(right_R)) if len(right_R) else 0.0,
+        max(1.0, float(np.max(marked_R, initial=1))),
+    )
+    counting = math.sqrt(max(middle * (1 - middle), 1 / n) / n)
+    far_R = far_from_median(right_R)
+    return row_R[far_R[np.abs(right_R[far_R] - middle) > 6 * counting]]
+
+
+def odd_runs(score_RP: np.ndarray) -> np.ndarray:
+    """Rows whose mean score, about what prompts are like, stands far off those of the others."""
+    known_RP = np.isfinite(score_RP)
+    count_R, count_P = known_RP.sum(axis=1), known_RP.sum(axis=0)
+    filled_RP = np.where(known_RP, score_RP, 0.0)
+    mean_P = filled_RP.sum(axis=0) / np.maximum(count_P, 1)
+    row_R = np.flatnonzero(count_R)
+    mean_R = np.where(known_RP, filled_RP - mean_P, 0.0)[row_R].sum(axis=1) / count_R[row_R]
+    return row_R[far_from_median(mean_R, float(np.abs(filled_RP).max(initial=0.0)))]

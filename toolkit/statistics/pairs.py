@@ -36,8 +36,10 @@ class Pairs:
 def count_pairs(answer_RP: np.ndarray) -> Pairs:
     present_RP = answer_RP >= 0
     others_RP = np.empty(answer_RP.shape, dtype=np.int32)
-    for at in blocks(*answer_RP.shape):
-        others_RP[:, at] = np.where(present_RP[:, at], _same_answer(answer_RP[:, at]) - 1, 0)
+    for block_P in blocks(*answer_RP.shape):
+        others_RP[:, block_P] = np.where(
+            present_RP[:, block_P], _same_answer(answer_RP[:, block_P]) - 1, 0
+        )
     n_P = present_RP.sum(axis=0)
     return Pairs(others_RP, present_RP, others_RP.sum(axis=0), n_P * (n_P - 1))
 
@@ -52,6 +54,8 @@ def leave_one_out(pairs: Pairs) -> np.ndarray:
 
 PAIRS_OF = 100
 """Runs of which every pair is looked at; of more the first so many tell how much pairs vary."""
+
+
 FEW_ANSWERS = 32
 """Different answers up to which equal ones are counted by products of matrices."""
 

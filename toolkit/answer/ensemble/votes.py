@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from toolkit.statistics.texts import levenshtein
+from toolkit.statistics.texts.edit_distance import levenshtein
 
 Similarity = Callable[[Sequence[str]], np.ndarray]
 """distinct texts -> [U, U] from 0 to 1: how good the row's text is where the column's was meant"""

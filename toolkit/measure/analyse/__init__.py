@@ -15,6 +15,7 @@ from toolkit.measure.analyse.contrasts import (
     same_compute,
     scaling,
 )
+from toolkit.measure.analyse.crossed_designs import crossing, shared_note, sources
 from toolkit.measure.analyse.distances import distances, in_notes
 from toolkit.measure.analyse.procedures import (
     base_procedure,
@@ -22,7 +23,6 @@ from toolkit.measure.analyse.procedures import (
     run_accuracies,
     zone,
 )
-from toolkit.measure.analyse.sources import crossing, shared_note, sources
 from toolkit.measure.analyse.suspects import suspects
 from toolkit.measure.analyse.table import (
     CATEGORIES,
@@ -90,24 +90,26 @@ def analyse_table(
     that are not there.
     """
     thresholds = thresholds or Thresholds()
-    known = dict.fromkeys(prompt.category for _, prompt in table.prompts)
-    if unknown := next((name for name in thresholds.categories or {} if name not in known), None):
+    categories = dict.fromkeys(prompt.category for _, prompt in table.prompts)
+    if unknown := next(
+        (name for name in thresholds.categories or {} if name not in categories), None
+    ):
         raise CriterionError(
             f"thresholds.categories: no prompt has the category {unknown!r}; there are: "
-            f"{', '.join(sorted(known))}"
+            f"{', '.join(sorted(categories))}"
         )
     conditions = [design.independent() for design in conditions]
     results = [condition_result(table, design, level, thresholds) for design in conditions]
     results = [
         replace(
-            found,
+            draft,
             scaling=scaling(table, design, level, thresholds),
             sources=sources(table, design, level),
             trade=trade(table, design, level),
             runs=table.run_names(design),
             failed=table.failed_names(design),
         )
-        for found, design in zip(adjusted(results), conditions, strict=True)
+        for draft, design in zip(adjusted(results), conditions, strict=True)
     ]
     unmeasured = [
         f"{design.name}: no outcomes of {m.label}"
@@ -129,7 +131,7 @@ def analyse_table(
         f"{design.name}: {note}" for design in conditions if (note := crossing(design.factors).note)
     ]
     apart = distances(table, conditions, level)
-    found = Results(
+    draft = Results(
         about=about or About(),
         level=level,
         suites=_counts(table),
@@ -155,7 +157,7 @@ def analyse_table(
             suspect for design in conditions for suspect in suspects(table, design, level)
         ),
     )
-    return replace(found, verdict=verdict(found))
+    return replace(draft, verdict=verdict(draft))
 
 
 def _missing(table: Table, designs: Sequence[ConditionDesign]) -> Iterator[str]:
@@ -164,8 +166,8 @@ def _missing(table: Table, designs: Sequence[ConditionDesign]) -> Iterator[str]:
         arm = table.arm(design.name, "replica", list(design.replicas))
         if arm is None:
             continue
-        for shift, at in table.shifts.items():
-            here = arm.on(at)
+        for shift, index_P in table.shifts.items():
+            here = arm.on(index_P)
             asked_P = (here.answer_RP >= 0).any(axis=0)
             mark_RP, lost_RP = here.correct_RP[:, asked_P], here.answer_RP[:, asked_P] < 0
             mark_RP, lost_RP = (x[:, (mark_RP >= 0).any(axis=0)] for x in (mark_RP, lost_RP))
@@ -180,8 +182,8 @@ def _missing(table: Table, designs: Sequence[ConditionDesign]) -> Iterator[str]:
 
 
 def _counts(table: Table) -> tuple[SuiteCount, ...]:
-    found: dict[tuple[str, str, str], int] = {}
+    counts: dict[tuple[str, str, str], int] = {}
     for suite, prompt in table.prompts:
         place = suite, prompt.shift, prompt.category
-        found[place] = found.get(place, 0) + 1
-    return tuple(SuiteCount(*place, n) for place, n in found.items())
+        counts[place] = counts.get(place, 0) + 1
+    return tuple(SuiteCount(*place, n) for place, n in counts.items())

@@ -26,7 +26,7 @@ def judge(
     table: Table, designs: Sequence[ConditionDesign], criteria: Sequence[Criterion]
 ) -> tuple[Judgement, ...]:
     """Each criterion for single replicas and for every mitigation of each condition."""
-    found = []
+    judgements = []
     for criterion in criteria:
         places = _places(table, criterion)
         for design in designs:
@@ -38,8 +38,8 @@ def judge(
                 *((m.label, m.k, arm) for m, arm, _ in mitigation_arms(table, design, single)),
             ]
             for label, k, arm in arms:
-                found.append(_judgement(table, criterion, places, design.name, label, k, arm))
-    return tuple(found)
+                judgements.append(_judgement(table, criterion, places, design.name, label, k, arm))
+    return tuple(judgements)
 
 
 def _places(table: Table, criterion: Criterion) -> dict[str, np.ndarray]:
@@ -48,13 +48,13 @@ def _places(table: Table, criterion: Criterion) -> dict[str, np.ndarray]:
 
     Raises CriterionError where the criterion names what is not there.
     """
-    at = table.suites.get(criterion.suite, table.shifts.get(criterion.suite))
-    if at is None:
-        known = ", ".join(dict.fromkeys([*table.suites, *table.shifts]))
+    index_P = table.suites.get(criterion.suite, table.shifts.get(criterion.suite))
+    if index_P is None:
+        names_there = ", ".join(dict.fromkeys([*table.suites, *table.shifts]))
         raise CriterionError(
-            f"criterion {criterion.name!r}: no suite {criterion.suite!r}; there are: {known}"
+            f"criterion {criterion.name!r}: no suite {criterion.suite!r}; there are: {names_there}"
         )
-    category_P = np.array([prompt.category for _, prompt in table.prompts])[at]
+    category_P = np.array([prompt.category for _, prompt in table.prompts])[index_P]
     names = list(dict.fromkeys(category_P.tolist()))
     if criterion.category is not None:
         if criterion.category not in names:
@@ -64,8 +64,8 @@ def _places(table: Table, criterion: Criterion) -> dict[str, np.ndarray]:
             )
         names = [criterion.category]
     elif criterion.aggregation == "mean":
-        return {criterion.suite: at}
-    return {f"{criterion.suite}, {name}": at[category_P == name] for name in names}
+        return {criterion.suite: index_P}
+    return {f"{criterion.suite}, {name}": index_P[category_P == name] for name in names}
 
 
 def _judgement(
@@ -82,9 +82,11 @@ def _judgement(
     """
     confidence = 1 - (1 - criterion.confidence) / len(places)
     judged = []
-    for where, at in places.items():
+    for where, index_P in places.items():
         estimate, unit = _one_sided(
-            lambda level, at=at: _measure(table, criterion, arm.on(at), table.cluster_P[at], level),
+            lambda level, index_P=index_P: _measure(
+                table, criterion, arm.on(index_P), table.cluster_P[index_P], level
+            ),
             confidence,
         )
         judged.append((where, estimate, unit, *_verdict(criterion, estimate)))

@@ -38,10 +38,10 @@ def contrasts(
     Students of the first condition are not among them: they are measured as a mitigation of it,
     group by group.
     """
-    found = []
+    rows = []
     for design, b, a, by_pairs in _against_first(table, designs, paired):
-        found += _on_every_shift(table, design.name, designs[0].name, b, a, level, by_pairs)
-    return _holm(found)
+        rows += _on_every_shift(table, design.name, designs[0].name, b, a, level, by_pairs)
+    return _holm(rows)
 
 
 def mitigated(
@@ -53,7 +53,7 @@ def mitigated(
     Of one replica each (K = 1), it is paired with the replica of the first condition that has the
     same seeds.
     """
-    first, found = designs[0], []
+    first, rows = designs[0], []
     for design in designs[1:]:
         single = table.arm(design.name, "replica", list(design.replicas))
         for m, b, _ in mitigation_arms(table, design, single) if single is not None else ():
@@ -66,10 +66,8 @@ def mitigated(
             )
             a = table.arm(first.name, "replica", alone if by_pairs else list(first.replicas))
             if a is not None and min(len(b.answer_RP), len(a.answer_RP)) >= 2:
-                found += _on_every_shift(
-                    table, m.of(design.name), first.name, b, a, level, by_pairs
-                )
-    return _holm(found)
+                rows += _on_every_shift(table, m.of(design.name), first.name, b, a, level, by_pairs)
+    return _holm(rows)
 
 
 def same_compute(
@@ -82,7 +80,7 @@ def same_compute(
     beside its training. Groups share no replica with the other condition; that replicas of the same
     number have the same seeds makes the intervals a little wide.
     """
-    found = []
+    rows = []
     for design in designs:
         single = table.arm(design.name, "replica", list(design.replicas))
         for other in designs if single is not None else ():
@@ -100,10 +98,10 @@ def same_compute(
                     else 0.0
                 )
                 if abs(spent - 1) <= SAME_COMPUTE and len(b.answer_RP) >= 2:
-                    found += _on_every_shift(
+                    rows += _on_every_shift(
                         table, m.of(design.name), other.name, b, a, level, False
                     )
-    return _holm(found)
+    return _holm(rows)
 
 
 def by_prompt(
@@ -112,10 +110,10 @@ def by_prompt(
     """Every condition against the first, prompt by prompt; p-values adjusted by the method of
     Benjamini and Hochberg over all prompts.
     """
-    found = []
+    contrasts = []
     for design, b, a, by_pairs in _against_first(table, designs, paired):
         names = design.name, designs[0].name
-        found.append(
+        contrasts.append(
             _prompts(
                 table,
                 *names,
@@ -127,8 +125,8 @@ def by_prompt(
         )
         if b.marked and a.marked:
             tests = st.accuracy_by_prompt(b.correct_RP, a.correct_RP, paired=by_pairs)
-            found.append(_prompts(table, *names, "accuracy", by_pairs, tests, level))
-    return tuple(one for one in found if one.tested)
+            contrasts.append(_prompts(table, *names, "accuracy", by_pairs, tests, level))
+    return tuple(contrast for contrast in contrasts if contrast.tested)
 
 
 def _prompts(
@@ -175,8 +173,8 @@ def _against_first(
         common = sorted(set(design.replicas) & set(designs[0].replicas)) if pairs else []
         by_pairs = len(common) >= 2
         b, a = (
-            table.arm(one.name, "replica", common if by_pairs else list(one.replicas))
-            for one in (design, designs[0])
+            table.arm(condition.name, "replica", common if by_pairs else list(condition.replicas))
+            for condition in (design, designs[0])
         )
         if b is not None and a is not None and min(len(b.answer_RP), len(a.answer_RP)) >= 2:
             yield design, b, a, by_pairs
@@ -186,21 +184,21 @@ def _on_every_shift(
     table: Table, condition: str, baseline: str, b: Arm, a: Arm, level: float, by_pairs: bool
 ) -> Iterator[Contrast]:
     base = table.arm("", "base", [0])
-    for shift, at in table.shifts.items():
-        options = {"cluster_P": table.cluster_P[at], "paired": by_pairs, "level": level}
+    for shift, index_P in table.shifts.items():
+        options = {"cluster_P": table.cluster_P[index_P], "paired": by_pairs, "level": level}
         yield Contrast(
             condition,
             baseline,
             shift,
             by_pairs,
-            **_contrast(b, a, at, options, base.on(at) if base else None),
+            **_contrast(b, a, index_P, options, base.on(index_P) if base else None),
         )
 
 
-def _holm(found: Sequence[Contrast]) -> tuple[Contrast, ...]:
-    adjusted = known(st.holm([contrast.ratio.p for contrast in found]))
+def _holm(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
+    adjusted = p_or_none(st.holm([contrast.ratio.p for contrast in contrasts]))
     return tuple(
-        replace(contrast, p_adjusted=p) for contrast, p in zip(found, adjusted, strict=True)
+        replace(contrast, p_adjusted=p) for contrast, p in zip(contrasts, adjusted, strict=True)
     )
 
 
@@ -220,51 +218,51 @@ def _same_teachers(a: ConditionDesign, b: ConditionDesign) -> bool:
     )
 
 
-def known(p: np.ndarray) -> list[float | None]:
+def p_or_none(p: np.ndarray) -> list[float | None]:
     """None where nothing was tested."""
     return [None if np.isnan(x) else float(x) for x in p]
 
 
-def _contrast(b: Arm, a: Arm, at: np.ndarray, options: dict, base: Arm | None) -> dict:
+def _contrast(b: Arm, a: Arm, index_P: np.ndarray, options: dict, base: Arm | None) -> dict:
     """On the prompts `at`. Answers first, then marks: two tables fill the memory."""
-    place = together(at)
+    place = together(index_P)
     pair = b.answer_RP[:, place], a.answer_RP[:, place]
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "ratio": st.population_ratio(*pair, **options),
         "change": st.population_difference(*pair, **options),
     }
     if options["paired"]:
         b_RP, a_RP = pair
         differs_RP = np.where((b_RP < 0) | (a_RP < 0), np.nan, b_RP != a_RP)
-        found["pair_differs"] = st.accuracy(
+        figures["pair_differs"] = st.accuracy(
             differs_RP, cluster_P=options["cluster_P"], level=options["level"]
         )
         del b_RP, a_RP, differs_RP
     if base is not None:
-        found["effect_size"] = st.population_effect_size(*pair, base.answer_RP[0], **options)
+        figures["effect_size"] = st.population_effect_size(*pair, base.answer_RP[0], **options)
         alone = {name: value for name, value in options.items() if name != "paired"}
-        found["as_base"], found["baseline_as_base"] = (
+        figures["as_base"], figures["baseline_as_base"] = (
             as_base(answer_RP, base.answer_RP[0], alone) for answer_RP in pair
         )
     marks = b.correct_RP[:, place], a.correct_RP[:, place]
-    found["gaps"] = _gaps(pair, marks, options)
+    figures["gaps"] = _gaps(pair, marks, options)
     del pair
     if all(map(marked, marks)):
-        found["accuracy_change"] = st.population_accuracy_change(*marks, **options)
+        figures["accuracy_change"] = st.population_accuracy_change(*marks, **options)
         scores = [
             np.array([np.nan if s is None else s for s in run_accuracies(mark_RP)])
             for mark_RP in marks
         ]
-        found["score_variance_ratio"] = st.variance_ratio(
+        figures["score_variance_ratio"] = st.variance_ratio(
             *scores, paired=options["paired"], level=options["level"]
         )
         if base is not None and base.marked:
-            found["gain_kept"] = st.population_gain_kept(*marks, base.correct_RP[0], **options)
+            figures["gain_kept"] = st.population_gain_kept(*marks, base.correct_RP[0], **options)
     del marks
     scores = [arm.score_RP[:, place] for arm in (b, a) if arm.score_RP is not None]
     if len(scores) == 2 and all(np.isfinite(score).any() for score in scores):
-        found["score_change"] = st.population_score_change(*scores, **options)
-    return found
+        figures["score_change"] = st.population_score_change(*scores, **options)
+    return figures
 
 
 def _gaps(
@@ -279,16 +277,16 @@ def _gaps(
     lost, lost_a = (
         float((answer_RP[:, both_P] < 0).mean()) if common else 0.0 for answer_RP in pair
     )
-    found = Gaps(common, either, lost, lost_a)
+    gaps = Gaps(common, either, lost, lost_a)
     if not (lost or lost_a) or not all(map(marked, marks)):
-        return found
+        return gaps
     known_P = both_P & ((marks[0] >= 0).any(axis=0) | (marks[1] >= 0).any(axis=0))
     worst = [
         np.where((answer_RP < 0) & known_P, mark_RP.dtype.type(0), mark_RP)
         for answer_RP, mark_RP in zip(pair, marks, strict=True)
     ]
     at_worst = st.population_accuracy_change(worst[0], worst[1], **options)
-    return replace(found, at_worst=at_worst)
+    return replace(gaps, at_worst=at_worst)
 
 
 def adjusted(conditions: Sequence[ConditionResult]) -> list[ConditionResult]:
@@ -310,7 +308,7 @@ def adjusted(conditions: Sequence[ConditionResult]) -> list[ConditionResult]:
         p_of |= dict(
             zip(
                 map(id, chosen),
-                known(method([cell.ratio.p if cell.ratio else None for cell in chosen])),
+                p_or_none(method([cell.ratio.p if cell.ratio else None for cell in chosen])),
                 strict=True,
             )
         )
@@ -347,16 +345,16 @@ def scaling(
             families.setdefault(mitigation.title, {1: single.answer_RP})[mitigation.k] = (
                 arm.answer_RP
             )
-    found = []
+    curves = []
     for title, answers in families.items():
         if len(answers) < 3:
             continue
-        for shift, at in table.shifts.items():
-            on_shift = {k: answer_GP[:, at] for k, answer_GP in sorted(answers.items())}
-            fit = st.fit_disagreement(on_shift, cluster_P=table.cluster_P[at], level=level)
+        for shift, index_P in table.shifts.items():
+            on_shift = {k: answer_GP[:, index_P] for k, answer_GP in sorted(answers.items())}
+            fit = st.fit_disagreement(on_shift, cluster_P=table.cluster_P[index_P], level=level)
             target = max(thresholds.acceptable, 0.001)  # no K reaches none at all
             best = st.smallest_k(fit, target)
-            found.append(
+            curves.append(
                 Scaling(
                     title,
                     shift,
@@ -370,4 +368,4 @@ def scaling(
                     best.note,
                 )
             )
-    return tuple(found)
+    return tuple(curves)

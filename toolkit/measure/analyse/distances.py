@@ -15,23 +15,23 @@ def distances(
     table: Table, designs: Sequence[ConditionDesign], level: float
 ) -> tuple[Distance, ...]:
     """Every condition against the first where one of the two is a single run, on every shift."""
-    found: list[Distance] = []
+    rows: list[Distance] = []
     for design in designs[1:]:
         if 1 in (len(design.replicas), len(designs[0].replicas)):
-            found += _on_every_shift(table, design, designs[0], level)
-    return tuple(found)
+            rows += _on_every_shift(table, design, designs[0], level)
+    return tuple(rows)
 
 
 def _on_every_shift(
     table: Table, design: ConditionDesign, first: ConditionDesign, level: float
 ) -> Iterator[Distance]:
     lone, other = (first, design) if len(first.replicas) == 1 else (design, first)
-    one, many = (table.arm(x.name, "replica", list(x.replicas)) for x in (lone, other))
-    if one is None or many is None:
+    fixed_arm, other_arm = (table.arm(x.name, "replica", list(x.replicas)) for x in (lone, other))
+    if fixed_arm is None or other_arm is None:
         return
-    for shift, at in table.shifts.items():
-        fixed, runs = one.on(at), many.on(at)
-        options = {"cluster_P": table.cluster_P[at], "level": level}
+    for shift, index_P in table.shifts.items():
+        fixed, runs = fixed_arm.on(index_P), other_arm.on(index_P)
+        options = {"cluster_P": table.cluster_P[index_P], "level": level}
         differs_RP = np.where(
             (runs.answer_RP >= 0) & (fixed.answer_RP[0] >= 0),
             (runs.answer_RP != fixed.answer_RP[0]).astype(np.float64),
@@ -67,11 +67,11 @@ def _accuracy_change(runs: Arm, fixed: Arm, options: dict, turned: bool) -> st.E
     return st.negated(gain) if turned else gain
 
 
-def in_notes(found: Sequence[Distance]) -> Iterator[str]:
+def in_notes(distances: Sequence[Distance]) -> Iterator[str]:
     """A sentence for each: a condition of one run has no contrast, and this is what can be said
     instead.
     """
-    for x in found:
+    for x in distances:
         other = x.condition if x.single == x.baseline else x.baseline
         shares = [share for _, share in x.runs if share is not None]
         ends = (

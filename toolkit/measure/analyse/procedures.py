@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from toolkit import statistics as st
-from toolkit.measure.analyse.further import further
+from toolkit.measure.analyse.replica_metrics import Replicas, replica_metrics
 from toolkit.measure.analyse.table import Arm, Table
 from toolkit.record.results import (
     Cell,
@@ -91,16 +91,16 @@ def _with_fidelity(
         students.answer_RP == taught_by.answer_RP,
     )
 
-    def more(cell: Cell) -> Cell:
+    def with_share(cell: Cell) -> Cell:
         if cell.category:
             return cell
-        at = table.shifts[cell.shift]
-        share = st.accuracy(same_RP[:, at], cluster_P=table.cluster_P[at], level=level)
+        index_P = table.shifts[cell.shift]
+        share = st.accuracy(same_RP[:, index_P], cluster_P=table.cluster_P[index_P], level=level)
         return replace(
             cell, metrics=(*cell.metrics, Metric("answers as its own teacher", "%", share))
         )
 
-    return tuple(map(more, cells))
+    return tuple(map(with_share, cells))
 
 
 def mitigation_arms(
@@ -110,14 +110,14 @@ def mitigation_arms(
     that each group was built from.
     """
     row_of = {replica: row for row, replica in enumerate(design.replicas)}
-    found = []
+    arms = []
     for mitigation in design.mitigations:
         arm = table.arm(*mitigation.outcomes(design.name))
         if arm is None and mitigation.members:
             continue
         arm = arm or single.on_runs(slice(0, 0))  # fewer replicas than K
-        found.append((mitigation, arm, _members(mitigation, row_of, design.name)))
-    return found
+        arms.append((mitigation, arm, _members(mitigation, row_of, design.name)))
+    return arms
 
 
 def _members(
@@ -141,10 +141,10 @@ def _measure(
     versus: Versus | None = None,
     whole: Whole | None = None,
 ) -> tuple[Cell, ...]:
-    places = {(shift, ""): at for shift, at in table.shifts.items()} | table.parts
+    places = {(shift, ""): index_P for shift, index_P in table.shifts.items()} | table.parts
     return tuple(
-        _cell(table, arm, shift, category, at, level, thresholds, base, versus, whole)
-        for (shift, category), at in places.items()
+        _cell(table, arm, shift, category, index_P, level, thresholds, base, versus, whole)
+        for (shift, category), index_P in places.items()
     )
 
 
@@ -153,86 +153,97 @@ def _cell(
     arm: Arm,
     shift: str,
     category: str,
-    at: np.ndarray,
+    index_P: np.ndarray,
     level: float,
     thresholds: Thresholds,
     base: Arm | None,
     versus: Versus | None,
     whole: Whole | None,
 ) -> Cell:
-    here = arm.on(at)
+    here = arm.on(index_P)
     answer_RP, correct_RP = here.answer_RP, here.correct_RP
-    options = {"cluster_P": table.cluster_P[at], "level": level}
+    options = {"cluster_P": table.cluster_P[index_P], "level": level}
     if (
         whole is not None
     ):  # fresh pairs of all runs say more than the runs that share nothing do alone
         options["levels"] = whole.levels
-        answer_RP, correct_RP = whole.everyone.on(at).answer_RP, whole.everyone.on(at).correct_RP
-    if len(answer_RP) < 2:  # one run shows nothing of how much runs differ
-        few = st.without_interval(
-            None, level, len(answer_RP), len(at), st.MIN_GROUPS, "fewer than two runs"
+        answer_RP, correct_RP = (
+            whole.everyone.on(index_P).answer_RP,
+            whole.everyone.on(index_P).correct_RP,
         )
-        nothing = few if versus else None
-        marks = (few, nothing) if here.marked else (None, None)
+    if len(answer_RP) < 2:  # one run shows nothing of how much runs differ
+        too_few_runs = st.without_interval(
+            None, level, len(answer_RP), len(index_P), st.MIN_GROUPS, "fewer than two runs"
+        )
+        nothing = too_few_runs if versus else None
+        marks = (too_few_runs, nothing) if here.marked else (None, None)
         kept = None
         if (
             versus is None and not category and len(answer_RP)
         ):  # what this one run is like can be told all the same
             marks = (_of_one(correct_RP[0], options) if here.marked else None, None)
-            kept = _of_one(_same(answer_RP[0], base.answer_RP[0, at]), options) if base else None
+            kept = (
+                _of_one(_same(answer_RP[0], base.answer_RP[0, index_P]), options) if base else None
+            )
         return Cell(
             shift,
             category,
-            len(at),
-            few,
+            len(index_P),
+            too_few_runs,
             nothing,
             nothing,
             *marks,
             effect_size=nothing,
-            zone=zone(few, (0, 1)),
+            zone=zone(too_few_runs, (0, 1)),
             as_base=kept,
         )
-    found: dict = {"disagreement": st.disagreement(answer_RP, **options)}
-    decides = st.disagreement_for_verdict(found["disagreement"], here.answer_RP)
-    found["zone"] = zone(decides, thresholds.of(category))
+    figures: dict = {"disagreement": st.disagreement(answer_RP, **options)}
+    decides = st.disagreement_for_verdict(figures["disagreement"], here.answer_RP)
+    figures["zone"] = zone(decides, thresholds.of(category))
     if here.marked:
-        found["accuracy"] = st.accuracy(correct_RP, **options)
+        figures["accuracy"] = st.accuracy(correct_RP, **options)
     options.pop("levels", None)
     answer_RP, correct_RP = here.answer_RP, here.correct_RP
     if versus:
-        single = versus.single.on(at)
+        single = versus.single.on(index_P)
         pair = answer_RP, single.answer_RP
-        found["ratio"] = st.disagreement_ratio(*pair, versus.members, **options)
-        found["disagreement_change"] = st.disagreement_difference(*pair, versus.members, **options)
+        figures["ratio"] = st.disagreement_ratio(*pair, versus.members, **options)
+        figures["disagreement_change"] = st.disagreement_difference(
+            *pair, versus.members, **options
+        )
         if here.marked and not category:
-            found["accuracy_change"] = st.accuracy_change(
+            figures["accuracy_change"] = st.accuracy_change(
                 correct_RP, single.correct_RP, versus.members, **options
             )
         if base and not category:
-            found["effect_size"] = st.effect_size(
-                *pair, base.answer_RP[0, at], versus.members, **options
+            figures["effect_size"] = st.effect_size(
+                *pair, base.answer_RP[0, index_P], versus.members, **options
             )
-            if here.marked and base.on(at).marked:
-                marks = correct_RP, single.correct_RP, base.correct_RP[0, at]
-                found["gain_kept"] = st.accuracy_effect_size(*marks, versus.members, **options)
+            if here.marked and base.on(index_P).marked:
+                marks = correct_RP, single.correct_RP, base.correct_RP[0, index_P]
+                figures["gain_kept"] = st.accuracy_effect_size(*marks, versus.members, **options)
     elif not category and len(answer_RP) > 1:
-        found["metrics"], found["survival"] = further(
-            here,
-            base.on(at) if base else None,
-            table.texts,
-            table.scored,
-            table.cluster_P[at],
-            level,
+        figures["metrics"], figures["survival"] = replica_metrics(
+            Replicas(
+                here,
+                base.on(index_P) if base else None,
+                table.texts,
+                table.scored,
+                table.cluster_P[index_P],
+                level,
+            )
         )
     if base and not category:
-        found["as_base"] = as_base(answer_RP, base.answer_RP[0, at], options)
+        figures["as_base"] = as_base(answer_RP, base.answer_RP[0, index_P], options)
     if here.marked and not category and len(answer_RP) > 1:
-        found["accuracy_spread"] = _spread(here, whole, at, options)
-        found["scores"] = run_accuracies(correct_RP)
-    return Cell(shift, category, len(at), **found)
+        figures["accuracy_spread"] = _spread(here, whole, index_P, options)
+        figures["scores"] = run_accuracies(correct_RP)
+    return Cell(shift, category, len(index_P), **figures)
 
 
-def _spread(here: Arm, whole: Whole | None, at: np.ndarray, options: Mapping) -> st.AccuracySpread:
+def _spread(
+    here: Arm, whole: Whole | None, index_P: np.ndarray, options: Mapping
+) -> st.AccuracySpread:
     """Where runs share levels, the SD of a fresh run is the root of all variance components
     together.
     """
@@ -240,7 +251,7 @@ def _spread(here: Arm, whole: Whole | None, at: np.ndarray, options: Mapping) ->
     if whole is None:
         return spread
     score_R = np.array(
-        [np.nan if s is None else s for s in run_accuracies(whole.everyone.on(at).correct_RP)]
+        [np.nan if s is None else s for s in run_accuracies(whole.everyone.on(index_P).correct_RP)]
     )
     return replace(
         spread, sd=st.root(st.crossed(score_R, whole.levels, level=options["level"]).total)
@@ -260,9 +271,9 @@ def _same(answer_RP: np.ndarray, base_P: np.ndarray) -> np.ndarray:
 
 def _of_one(mark_P: np.ndarray, options: Mapping) -> st.Estimate:
     """Of one run, whose interval is over prompts: what the next run would be like is not known."""
-    one = st.model_accuracy(mark_P, cluster_P=options["cluster_P"], level=options["level"])
+    estimate = st.model_accuracy(mark_P, cluster_P=options["cluster_P"], level=options["level"])
     return replace(
-        one,
+        estimate,
         conclusive=False,
         needed=st.MIN_GROUPS,
         note="of this one run; how much runs differ is not known",
@@ -273,11 +284,11 @@ def run_accuracies(correct_RP: np.ndarray) -> tuple[float | None, ...]:
     """Share of its marked prompts that each run answers correctly; None for a run without a
     mark.
     """
-    found = []
+    accuracies = []
     for row in correct_RP:
         marks = row[np.isfinite(row) & (row >= 0)]
-        found.append(float(marks.mean()) if len(marks) else None)
-    return tuple(found)
+        accuracies.append(float(marks.mean()) if len(marks) else None)
+    return tuple(accuracies)
 
 
 def zone(disagreement: st.Estimate, thresholds: tuple[float, float]) -> str:
@@ -303,19 +314,21 @@ def base_procedure(table: Table, level: float) -> Procedure | None:
     arm = table.arm("", "base", [0])
     if arm is None:
         return None
-    found = []
-    for (shift, category), at in {
-        **{(shift, ""): at for shift, at in table.shifts.items()},
+    cells = []
+    for (shift, category), index_P in {
+        **{(shift, ""): index_P for shift, index_P in table.shifts.items()},
         **table.parts,
     }.items():
         accuracy = (
-            st.model_accuracy(arm.correct_RP[0, at], cluster_P=table.cluster_P[at], level=level)
-            if arm.on(at).marked
+            st.model_accuracy(
+                arm.correct_RP[0, index_P], cluster_P=table.cluster_P[index_P], level=level
+            )
+            if arm.on(index_P).marked
             else None
         )
         scores = (accuracy.value,) if accuracy else ()
-        found.append(Cell(shift, category, len(at), accuracy=accuracy, scores=scores))
-    return Procedure("base", "base model", "base", 1, 1, Price(training_runs=0), tuple(found))
+        cells.append(Cell(shift, category, len(index_P), accuracy=accuracy, scores=scores))
+    return Procedure("base", "base model", "base", 1, 1, Price(training_runs=0), tuple(cells))
 
 
 def _unstable(table: Table, single: Arm, base: Arm | None) -> tuple[UnstablePrompt, ...]:
@@ -323,7 +336,7 @@ def _unstable(table: Table, single: Arm, base: Arm | None) -> tuple[UnstableProm
         return ()
     d_P = np.nan_to_num(st.prompt_disagreement(single.answer_RP))
     worst = [i for i in np.argsort(-d_P, kind="stable")[:UNSTABLE] if d_P[i] > 0]
-    found = []
+    prompts = []
     for i in worst:
         suite, prompt = table.prompts[i]
         codes, counts = np.unique(
@@ -333,8 +346,8 @@ def _unstable(table: Table, single: Arm, base: Arm | None) -> tuple[UnstableProm
             ((table.answers[c], int(n)) for c, n in zip(codes, counts, strict=True)),
             key=lambda a: (-a[1], a[0]),
         )
-        said = base.answer_RP[0, i] if base else st.MISSING
-        says = table.answers[said] if said >= 0 else None
+        base_code = base.answer_RP[0, i] if base else st.MISSING
+        says = table.answers[base_code] if base_code >= 0 else None
         about = (
             suite,
             prompt.id,
@@ -343,8 +356,8 @@ def _unstable(table: Table, single: Arm, base: Arm | None) -> tuple[UnstableProm
             prompt.shift,
             prompt.reference,
         )
-        found.append(UnstablePrompt(*about, says, float(d_P[i]), tuple(answers)))
-    return tuple(found)
+        prompts.append(UnstablePrompt(*about, says, float(d_P[i]), tuple(answers)))
+    return tuple(prompts)
 
 
 def in_words(prompt: str | Sequence[Mapping[str, str]]) -> str:

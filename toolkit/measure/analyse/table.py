@@ -49,15 +49,15 @@ class Arm(NamedTuple):
     text_RP: np.ndarray
     score_RP: np.ndarray | None = None
 
-    def on(self, at: np.ndarray) -> "Arm":
+    def on(self, index_P: np.ndarray) -> "Arm":
         """The prompts `at`; without a copy where they stand together."""
-        if len(at) == self.answer_RP.shape[1]:
+        if len(index_P) == self.answer_RP.shape[1]:
             return self
-        place = together(at)
+        place = together(index_P)
         return Arm(*(None if array is None else array[:, place] for array in self))  # type: ignore[arg-type]
 
-    def on_runs(self, at: slice) -> "Arm":
-        return Arm(*(None if array is None else array[at] for array in self))  # type: ignore[arg-type]
+    def on_runs(self, runs: slice) -> "Arm":
+        return Arm(*(None if array is None else array[runs] for array in self))  # type: ignore[arg-type]
 
     @property
     def marked(self) -> bool:
@@ -73,9 +73,13 @@ def marked(correct_RP: np.ndarray) -> bool:
     )
 
 
-def together(at: np.ndarray) -> slice | np.ndarray:
+def together(index_P: np.ndarray) -> slice | np.ndarray:
     """Ascending places as a slice where none is left out."""
-    return slice(int(at[0]), int(at[-1]) + 1) if len(at) and at[-1] - at[0] == len(at) - 1 else at
+    return (
+        slice(int(index_P[0]), int(index_P[-1]) + 1)
+        if len(index_P) and index_P[-1] - index_P[0] == len(index_P) - 1
+        else index_P
+    )
 
 
 CATEGORIES = 200
@@ -180,11 +184,11 @@ class OutcomeTable(Table):
         super().__init__(prompts, answers, texts)
         suite_N, suites = _codes(outcomes, "suite")
         id_N, ids = _codes(outcomes, "prompt_id")
-        at = {(suite, prompt.id): i for i, (suite, prompt) in enumerate(self.prompts)}
-        if len(at) < len(self.prompts):
+        column = {(suite, prompt.id): i for i, (suite, prompt) in enumerate(self.prompts)}
+        if len(column) < len(self.prompts):
             raise ValueError("two prompts of one suite have the same id")
         table = np.array(
-            [[at.get((suite, id), -1) for id in ids] for suite in suites], dtype=np.int64
+            [[column.get((suite, id), -1) for id in ids] for suite in suites], dtype=np.int64
         ).reshape(len(suites), len(ids))
         self.prompt_N = table[suite_N, id_N]
         self.condition_N, self.conditions = _codes(outcomes, "condition")
@@ -206,9 +210,9 @@ class OutcomeTable(Table):
         wanted_N &= (self.prompt_N >= 0) & (self.index_N >= 0)
         wanted = np.flatnonzero(wanted_N)
         wanted = wanted[row_of[self.index_N[wanted]] >= 0]
-        at = row_of[self.index_N[wanted]], self.prompt_N[wanted]
+        cells = row_of[self.index_N[wanted]], self.prompt_N[wanted]
         filled = np.zeros(shape, dtype=bool)
-        filled[at] = True
+        filled[cells] = True
         if filled.sum() < len(wanted):
             raise ValueError(
                 f"outcomes of {condition or 'the base'}, {procedure}: two rows for the "
@@ -217,7 +221,7 @@ class OutcomeTable(Table):
 
         def spread(value_N: np.ndarray, missing: float) -> np.ndarray:
             value_RP = np.full(shape, missing, dtype=value_N.dtype)
-            value_RP[at] = value_N[wanted]
+            value_RP[cells] = value_N[wanted]
             return value_RP
 
         if not len(wanted):
@@ -270,7 +274,7 @@ class PredictionTable(Table):
         """Replicas of each condition that share no level of a factor; those that answered nothing,
         or are said to have failed, count as failed.
         """
-        found = []
+        independent = []
         for condition in conditions:
             arm = self.predictions.arms[condition]
             alive_R = np.array(  # row by row: a table may fill the memory
@@ -285,12 +289,12 @@ class PredictionTable(Table):
                 name: np.unique(levels, return_inverse=True)[1][alive].tolist()
                 for name, levels in arm.factors.items()
             }
-            found.append(
+            independent.append(
                 ConditionDesign(
                     condition, replicas, int((~alive_R).sum()), factors=factors
                 ).independent()
             )
-        return found
+        return independent
 
     def run_names(self, design: ConditionDesign) -> tuple[str, ...]:
         names = list(self.number)
@@ -307,13 +311,13 @@ class PredictionTable(Table):
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:
         if procedure == "base":
             return self.base
-        found = self.predictions.arms.get(condition)
-        if found is None or procedure != "replica":
+        tabled = self.predictions.arms.get(condition)
+        if tabled is None or procedure != "replica":
             return None
-        row_of = {self.number[name]: row for row, name in enumerate(found.replicas)}
+        row_of = {self.number[name]: row for row, name in enumerate(tabled.replicas)}
         rows = [row_of[index] for index in indexes]
         arm = self.coded[condition]
-        if rows == list(range(len(found.replicas))):  # no copy: a table may fill the memory
+        if rows == list(range(len(tabled.replicas))):  # no copy: a table may fill the memory
             return arm
         return Arm(*(None if array is None else array[rows] for array in arm))  # type: ignore[arg-type]
 

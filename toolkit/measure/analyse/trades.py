@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 
 from toolkit import statistics as st
-from toolkit.measure.analyse.contrasts import known
+from toolkit.measure.analyse.contrasts import p_or_none
 from toolkit.measure.analyse.procedures import run_accuracies
 from toolkit.measure.analyse.table import Table
 from toolkit.record.results import ConditionDesign, Trade
@@ -24,8 +24,8 @@ def trade(table: Table, design: ConditionDesign, level: float) -> Trade | None:
         if arm is None
         else {
             place: here
-            for place, at in table.parts.items()
-            if place[1] and (here := arm.on(at)).marked
+            for place, index_P in table.parts.items()
+            if place[1] and (here := arm.on(index_P)).marked
         }
     )
     marked = (
@@ -39,10 +39,12 @@ def trade(table: Table, design: ConditionDesign, level: float) -> Trade | None:
         [np.nan if s is None else s for s in run_accuracies(here.correct_RP)]
         for here in marked.values()
     ]
-    found = st.tradeoff(
+    tradeoff = st.tradeoff(
         np.array(scores).T, [here.correct_RP.shape[1] for here in marked.values()], level=level
     )
-    pairs = [found.correlation_CC[a][b] for a, b in combinations(range(len(marked)), 2)]
+    pairs = [tradeoff.correlation_CC[a][b] for a, b in combinations(range(len(marked)), 2)]
     return Trade(
-        tuple(marked), found, tuple(known(st.holm([pair.p if pair else None for pair in pairs])))
+        tuple(marked),
+        tradeoff,
+        tuple(p_or_none(st.holm([pair.p if pair else None for pair in pairs]))),
     )

@@ -8,6 +8,7 @@ value.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from toolkit import statistics as st
@@ -92,7 +93,7 @@ def _accuracy(results: Results) -> Iterator[str]:
     """Of conditions without mitigations, and of those that are shown to be worse than the base,
     which is said first.
     """
-    told = []
+    sentences = []
     for condition in results.conditions:
         cells = [
             cell
@@ -103,16 +104,16 @@ def _accuracy(results: Results) -> Iterator[str]:
         if not cells or not (lost or len(condition.procedures) == 1):
             continue
         shares = ", ".join(f"on {cell.shift} prompts {_accurate(cell)}" for cell in cells)
-        told.append(
+        sentences.append(
             (
                 not lost,
                 f"{condition.name} {'is less accurate than the base: ' * bool(lost)}{shares}",
             )
         )
-    if told:
+    if sentences:
         yield (
             "Right answers: "
-            f"{'; '.join(_few([text for _, text in sorted(told, key=lambda one: one[0])]))}."
+            f"{'; '.join(_shortened([text for _, text in sorted(sentences, key=itemgetter(0))]))}."
         )
 
 
@@ -183,7 +184,7 @@ def _best(results: Results) -> str:
         if (cell := procedure.cell(target)) and cell.ratio
     ]
     if not candidates:
-        return _against(results) if results.contrasts else "No mitigation was measured."
+        return _against_baseline(results) if results.contrasts else "No mitigation was measured."
     resolved = [c for c in candidates if c.resolved]
     ends = list(dict.fromkeys([home, target]))
     sound = [c for c in resolved if c.keeps(ends) and not c.lost(results.shifts)]
@@ -217,35 +218,35 @@ def _best(results: Results) -> str:
 
 def _reservations(candidates: Sequence[_Candidate], results: Results) -> list[str]:
     """Why none of these is recommended, the most stable first."""
-    known = results.base is not None
-    found = []
+    has_base = results.base is not None
+    reservations = []
     for c in sorted(candidates, key=lambda c: (c.ratio.high, c.procedure.label)):
         lost = c.lost(results.shifts)
         open_ = "whether it keeps the fine-tuning cannot be told" + (
-            "" if known else " without the base's answers"
+            "" if has_base else " without the base's answers"
         )
-        found.append(f"{c.name}: {', and '.join(lost) or open_}")
-    return _few(found)
+        reservations.append(f"{c.name}: {', and '.join(lost) or open_}")
+    return _shortened(reservations)
 
 
-def _against(results: Results) -> str:
+def _against_baseline(results: Results) -> str:
     """Conditions instead of mitigations: which of them differ from the first in how much their runs
     differ, and what that costs.
     """
     target, baseline = results.shifts[-1], results.contrasts[0].baseline
-    found = [contrast for contrast in results.contrasts if contrast.shift == target]
-    several = ", one by one" * (len(found) > 1)
-    told = [
-        f"{c.condition} {estimate_in_words(c.ratio)}, {'; '.join(_beside(c, results))}"
-        for c in found
+    contrasts = [contrast for contrast in results.contrasts if contrast.shift == target]
+    several = ", one by one" * (len(contrasts) > 1)
+    sentences = [
+        f"{c.condition} {estimate_in_words(c.ratio)}, {'; '.join(_with_losses(c, results))}"
+        for c in contrasts
     ]
     return (
         f"Disagreement on {target} prompts relative to {baseline}{several}: "
-        f"{'. '.join(told)}. Below 1 is more stable."
+        f"{'. '.join(sentences)}. Below 1 is more stable."
     )
 
 
-def _beside(contrast: Contrast, results: Results) -> list[str]:
+def _with_losses(contrast: Contrast, results: Results) -> list[str]:
     """What stands beside a ratio: the change of accuracy on the same shift, what is lost on the
     others, and a return to the base.
     """
@@ -255,11 +256,11 @@ def _beside(contrast: Contrast, results: Results) -> list[str]:
         if (c.condition, c.baseline) == (contrast.condition, contrast.baseline)
         and c is not contrast
     ]
-    found = [("but " if contrast.loses else "") + change_of_accuracy(contrast.accuracy_change)]
-    found += [
+    remarks = [("but " if contrast.loses else "") + change_of_accuracy(contrast.accuracy_change)]
+    remarks += [
         f"on {c.shift} prompts {change_of_accuracy(c.accuracy_change)}" for c in others if c.loses
     ]
-    found += [
+    remarks += [
         f"the mean score moves by {estimate_in_words(c.score_change, signed=True)}"
         + f" on {c.shift} prompts" * (c is not contrast)
         for c in (contrast, *others)
@@ -267,12 +268,12 @@ def _beside(contrast: Contrast, results: Results) -> list[str]:
     ]
     for c in (contrast, *others):
         if c.returned:
-            found.append(
+            remarks.append(
                 return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline)
             )
     for c in (contrast, *others):
-        found += c.caveats
-    return found
+        remarks += c.caveats
+    return remarks
 
 
 def _praise(best: _Candidate, home: str, target: str) -> str:
@@ -307,7 +308,7 @@ def _percent(cell: Cell) -> str:
     return f"{number(cell.disagreement.value if cell.disagreement else None, '%')} %"
 
 
-def _caveats(results: Results, told: str) -> str:
+def _caveats(results: Results, sentence: str) -> str:
     """told: the sentence before; what is lost is not said twice."""
     parts = [_failed(results), *_unseen(results)]
     procedures = [
@@ -328,8 +329,12 @@ def _caveats(results: Results, told: str) -> str:
             )
             for c, p in returned
         }
-        parts += _few(
-            [f"{name}: {said}" for name, said in lost.items() if f"{name}: {said}" not in told]
+        parts += _shortened(
+            [
+                f"{name}: {remark}"
+                for name, remark in lost.items()
+                if f"{name}: {remark}" not in sentence
+            ]
         )
     gave_back = [
         (c, p)
@@ -380,11 +385,11 @@ def _failed(results: Results) -> str:
     """Never that none failed straight after some were noticed that look like it."""
     runs = sum(c.n_trained for c in results.conditions)
     failed = sum(c.n_failed for c in results.conditions)
-    odd = len({(s.condition, run) for s in results.suspects for run in s.runs})
+    outlying = len({(s.condition, run) for s in results.suspects for run in s.runs})
     recorded = f"{failed} of {runs} training runs" if failed else f"none of {runs} training runs"
-    if odd:
+    if outlying:
         return (
-            f"{recorded} {'are' if failed != 1 else 'is'} recorded as failed, but {odd} more "
+            f"{recorded} {'are' if failed != 1 else 'is'} recorded as failed, but {outlying} more "
             "may have"
         )
     return f"{failed} of {runs} training runs failed" + (
@@ -399,26 +404,26 @@ def suspicions(results: Results) -> list[str]:
     grouped: dict[tuple[str, tuple[str, ...]], list[Suspects]] = {}
     for suspect in results.suspects:
         grouped.setdefault((suspect.condition, suspect.runs), []).append(suspect)
-    return [_suspicion(results, *key, found) for key, found in grouped.items()]
+    return [_suspicion(results, *key, suspects) for key, suspects in grouped.items()]
 
 
 def _suspicion(
-    results: Results, condition: str, runs: tuple[str, ...], found: Sequence[Suspects]
+    results: Results, condition: str, runs: tuple[str, ...], suspects: Sequence[Suspects]
 ) -> str:
-    one = len(runs) == 1
+    single = len(runs) == 1
     shown = ", ".join(runs[:SHOWN]) + (
         f" and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
     )
-    it, them, stand = ("it", "it", "stands") if one else ("they", "them", "stand")
+    it, them, stand = ("it", "it", "stands") if single else ("they", "them", "stand")
     figures = [
         f"on {s.shift} prompts {IN_WORDS[s.what][0]} {_figure(s.figure_with, s.what)} "
         f"with {them} and "
         f"{_figure(s.figure_without, s.what)} without"
-        for s in found
+        for s in suspects
     ]
-    whats = dict.fromkeys(IN_WORDS[what][1] for s in found for what in s.seen_in or (s.what,))
+    whats = dict.fromkeys(IN_WORDS[what][1] for s in suspects for what in s.seen_in or (s.what,))
     return (
-        f"{'Run' if one else 'Runs'} {shown} of {condition} {stand} far off the others in "
+        f"{'Run' if single else 'Runs'} {shown} of {condition} {stand} far off the others in "
         f"{' and '.join(whats)}: {'; '.join(figures)}. "
         f"If {it} failed, {_leave_out(results, condition, runs)}; if not, keep {them}."
     )
@@ -445,9 +450,9 @@ def _leave_out(results: Results, condition: str, runs: Sequence[str]) -> str:
     return f"leave {'it' if len(runs) == 1 else 'them'} out of all other figures with `{options}`"
 
 
-def _few(told: Sequence[str]) -> list[str]:
-    more = len(told) - SHOWN
-    return [*told[:SHOWN], *([f"and {more} more"] if more > 0 else [])]
+def _shortened(sentences: Sequence[str]) -> list[str]:
+    hidden = len(sentences) - SHOWN
+    return [*sentences[:SHOWN], *([f"and {hidden} more"] if hidden > 0 else [])]
 
 
 def _names(procedures: Sequence[tuple[ConditionResult, Procedure]]) -> str:

@@ -28,7 +28,7 @@ from toolkit.record.results import (
     save_results,
 )
 from toolkit.report.html import write_report
-from toolkit.statistics.power import pilot_spread, replicas_for_range
+from toolkit.statistics.planning.power import pilot_spread, replicas_for_range
 
 CLAIMS = "claims.json"
 RUNS = 10_000
@@ -54,16 +54,16 @@ def hold_claims(folder: Path, file: Path = ORIGIN, *, runs: int = RUNS) -> Claim
     ]
     outlook = [
         row
-        for one in design.conditions
-        for row in outlook_of(table, one, runs, recipe.level, thresholds_of(recipe))
+        for condition in design.conditions
+        for row in outlook_of(table, condition, runs, recipe.level, thresholds_of(recipe))
     ]
-    found = Claims(
+    assessed = Claims(
         file.name, recipe.level, runs, sha256_file(folder / DESIGN), tuple(tested), tuple(outlook)
     )
-    save_results(folder / CLAIMS, found)
+    save_results(folder / CLAIMS, assessed)
     if (folder / "results.json").is_file():
         write_report(folder)
-    return found
+    return assessed
 
 
 # -- one claim -----------------------------------------------------------------------------------
@@ -82,9 +82,11 @@ def _tested(
         claim.name, claim.says, "", claim.quantity, where, claim.ends, None, "not in this run"
     )
     meant = [
-        one
-        for one in designs
-        if claim.about.means(one.name, recipe.trained.get(one.name), _varied(recipe, one.name))
+        candidate
+        for candidate in designs
+        if claim.about.means(
+            candidate.name, recipe.trained.get(candidate.name), _varied(recipe, candidate.name)
+        )
     ]
     if not meant:
         yield replace(row, remark="no condition of this run is meant")
@@ -94,8 +96,8 @@ def _tested(
             yield _behaviour(of_condition, claim, table, design, recipe.level)
         else:
             estimate, remark = _weights(claim, folder, recipe, design)
-            found = verdict(estimate, row.claimed) if estimate else row.verdict
-            yield replace(of_condition, estimate=estimate, verdict=found, remark=remark)
+            outcome = verdict(estimate, row.claimed) if estimate else row.verdict
+            yield replace(of_condition, estimate=estimate, verdict=outcome, remark=remark)
 
 
 def _varied(recipe: Recipe, name: str) -> bool:
@@ -127,16 +129,16 @@ def _behaviour(
     `st.disagreement`); the verdict allows for kinds of runs that are not among them, too
     (`st.disagreement_for_verdict`).
     """
-    at = _prompts(table, claim)
+    index_P = _prompts(table, claim)
     whole = list(design.everyone or design.replicas)
     arm, levels = table.arm(design.name, "replica", whole), design.sources
-    if at is None or arm is None or len(arm.answer_RP) < 2:
+    if index_P is None or arm is None or len(arm.answer_RP) < 2:
         return replace(
             row,
             remark="no such prompts in this run; there are "
             f"{', '.join(dict.fromkeys([*table.shifts, *table.suites]))}",
         )
-    answer_RP, cluster_P = arm.on(at).answer_RP, table.cluster_P[at]
+    answer_RP, cluster_P = arm.on(index_P).answer_RP, table.cluster_P[index_P]
     differ, alone = (
         st.disagreement(
             answer_RP, cluster_P=cluster_P, level=level, fresh_prompts=fresh, levels=levels
@@ -147,14 +149,15 @@ def _behaviour(
     fresh_RP = answer_RP[st.independent_runs(levels, len(whole))]
     decides = st.disagreement_for_verdict(differ, fresh_RP)
     estimate, alone, decides = (
-        st.complement(one) if turned else one for one in (differ, alone, decides)
+        st.complement(disagreement) if turned else disagreement
+        for disagreement in (differ, alone, decides)
     )
-    of_runs, found = (verdict(one, claim.ends) for one in (alone, decides))
+    of_runs, outcome = (verdict(disagreement, claim.ends) for disagreement in (alone, decides))
     remark = (
-        _what_it_takes(claim, differ, fresh_RP, cluster_P, level) if found == UNRESOLVED else ""
+        _what_it_takes(claim, differ, fresh_RP, cluster_P, level) if outcome == UNRESOLVED else ""
     )
     return replace(
-        row, estimate=estimate, verdict=found, remark=remark, alone=alone, alone_verdict=of_runs
+        row, estimate=estimate, verdict=outcome, remark=remark, alone=alone, alone_verdict=of_runs
     )
 
 
@@ -188,20 +191,20 @@ def _what_it_takes(
             2 * pairs > differ.n_replicas
         )
         return f"would take about {' and '.join(lacking)} with the same outcome on all"
-    more = (
+    on_prompts = (
         f" and {size.prompts:,} independent prompts (there are {prompts:,})"
         if size.prompts > prompts
         else ""
     )
-    return f"would take about {size.replicas:,} replicas{more}"
+    return f"would take about {size.replicas:,} replicas{on_prompts}"
 
 
 def _prompts(table: OutcomeTable, claim: Claim) -> np.ndarray | None:
     every = {EVERY: np.arange(len(table.prompts))}
-    at = (table.shifts | table.suites | every).get(claim.prompts)
-    if at is not None and claim.category is not None:
-        at = at[[table.prompts[i][1].category == claim.category for i in at]]
-    return at if at is not None and len(at) else None
+    index_P = (table.shifts | table.suites | every).get(claim.prompts)
+    if index_P is not None and claim.category is not None:
+        index_P = index_P[[table.prompts[i][1].category == claim.category for i in index_P]]
+    return index_P if index_P is not None and len(index_P) else None
 
 
 def _weights(
@@ -211,15 +214,15 @@ def _weights(
     if claim.quantity == "files":
         population = read_population(folder / design.name)
         files = [_file(population[r].sha256) for r in replicas if r in population]
-        found = st.files_differ(files, level=recipe.level)
-        return (found, found.note) if files else (None, "its replicas are not in the folder")
+        estimate = st.files_differ(files, level=recipe.level)
+        return (estimate, estimate.note) if files else (None, "its replicas are not in the folder")
     from toolkit.model.base import load_base  # here: what takes torch
     from toolkit.model.full import FullModel, read_weights
     from toolkit.model.grams import gram, whole_gram
 
     try:
         members = [read_weights(replica_folder(folder / design.name, r)) for r in replicas[:READ]]
-        models = [one for one in members if isinstance(one, FullModel)]
+        models = [model for model in members if isinstance(model, FullModel)]
         if models:
             base = load_base(
                 recipe.base, recipe.dtype if recipe.dtype != "auto" else "float32", "cpu"
@@ -228,11 +231,11 @@ def _weights(
                 models, {name: weight.detach() for name, weight in base.named_parameters()}
             )
         else:
-            inner_RR = gram([one for one in members if not isinstance(one, FullModel)])
+            inner_RR = gram([model for model in members if not isinstance(model, FullModel)])
     except AdapterError as error:
         return None, f"the weights of its replicas cannot be read: {error}"
-    found = st.weight_spread(inner_RR, level=recipe.level)
-    return found, found.note
+    estimate = st.weight_spread(inner_RR, level=recipe.level)
+    return estimate, estimate.note
 
 
 def _file(sha256: dict[str, str]) -> str:
@@ -257,14 +260,18 @@ def outlook_of(
     whole = table.arm(design.name, "replica", list(design.everyone or design.replicas))
     if arm is None or len(arm.answer_RP) < 2:
         return
-    places = {(shift, ""): at for shift, at in table.shifts.items()} | table.parts
+    places = {(shift, ""): index_P for shift, index_P in table.shifts.items()} | table.parts
     order = list(table.shifts)
-    for (shift, category), at in sorted(
+    for (shift, category), index_P in sorted(
         places.items(), key=lambda place: (order.index(place[0][0]), place[0][1] != "")
     ):
-        options = {"cluster_P": table.cluster_P[at], "level": level}
-        differ = st.disagreement((whole or arm).on(at).answer_RP, levels=design.sources, **options)
-        yield _outlook(design.name, shift, category, arm.on(at), differ, options, runs, thresholds)
+        options = {"cluster_P": table.cluster_P[index_P], "level": level}
+        differ = st.disagreement(
+            (whole or arm).on(index_P).answer_RP, levels=design.sources, **options
+        )
+        yield _outlook(
+            design.name, shift, category, arm.on(index_P), differ, options, runs, thresholds
+        )
 
 
 def _outlook(

@@ -57,8 +57,8 @@ class About(_Model):
         if condition is None or self.fixed == varied or self.method not in (None, condition.method):
             return False
         return all(
-            found is None or found[0] <= getattr(condition, key) <= found[1]
-            for key, found in (("epochs", self.epochs), ("rank", self.rank), ("lr", self.lr))
+            span is None or span[0] <= getattr(condition, key) <= span[1]
+            for key, span in (("epochs", self.epochs), ("rank", self.rank), ("lr", self.lr))
         )
 
 

@@ -23,10 +23,10 @@ WIDTH = 120
 SIGNS: dict[str, str] = dict(zip(ZONES, "+~!?", strict=True))
 
 
-def claims_text(found: Claims) -> str:
+def claims_text(claims: Claims) -> str:
     """Each claim with what was measured of it, then what to expect of many runs."""
     lines = []
-    for _, rows in groupby(found.tested, key=lambda row: row.name):
+    for _, rows in groupby(claims.tested, key=lambda row: row.name):
         for i, row in enumerate(rows):
             lines += (
                 [row.says] * (i == 0)
@@ -34,11 +34,11 @@ def claims_text(found: Claims) -> str:
                 + [f"    {line}" for line in wrap(row.remark * bool(row.condition), WIDTH - 4)]
             )
             lines += [_alone(row, row.alone)] if row.alone else []
-    for condition, rows in groupby(found.outlook, key=lambda row: row.condition):
+    for condition, rows in groupby(claims.outlook, key=lambda row: row.condition):
         of_condition = list(rows)
         lines += [
             "",
-            f"{found.runs:,} runs of {condition}, to be expected from "
+            f"{claims.runs:,} runs of {condition}, to be expected from "
             f"{of_condition[0].differ.n_replicas:,}:",
         ]
         lines.append(
@@ -46,9 +46,9 @@ def claims_text(found: Claims) -> str:
             f"{'prompts':<22}{'two runs differ, %':<21}{'off the majority, runs':<24}"
             f"{'answers a prompt':<22}accuracy"
         )
-        lines += [_outlook(row, found.runs) for row in of_condition]
+        lines += [_outlook(row, claims.runs) for row in of_condition]
     level = (
-        f"{100 * found.level:g} % intervals in brackets; a verdict only where the whole "
+        f"{100 * claims.level:g} % intervals in brackets; a verdict only where the whole "
         "interval gives it"
     )
     zones = ", ".join(f"{SIGNS[zone]} {zone}" for zone in ZONES)

@@ -68,12 +68,12 @@ def limits_of(
             raise MeasureError(str(error)) from None
         if same is not None:
             rule_of(same)
-            known = limits.terms or {"rule": same}  # version 1 does not say by which it was learned
-            _check_terms(source, known, {"rule": same})
-            limits = replace(limits, terms=known)
+            terms = limits.terms or {"rule": same}  # version 1 does not say by which it was learned
+            _check_terms(source, terms, {"rule": same})
+            limits = replace(limits, terms=terms)
         return limits if alpha is None else with_alpha(limits, alpha)
-    found = _runs(source, condition, same, named)
-    table, design = found.table, found.design
+    baseline = _runs(source, condition, same, named)
+    table, design = baseline.table, baseline.design
     if len(design.replicas) < 2:
         raise MeasureError(
             f"{source}: {design.name} has {counted(len(design.replicas), 'run')}; a "
@@ -84,12 +84,12 @@ def limits_of(
     shift_P = [prompt.shift for _, prompt in table.prompts]
     extra = _scores(arm, shift_P, scored_P)
     limits = learn(
-        *_forms(table, arm, found.terms),
+        *_forms(table, arm, baseline.terms),
         _marks(arm),
         shift_P,
         _ids(table),
         extra=extra,
-        terms=found.terms | ({"score": table.scored} if extra else {}),
+        terms=baseline.terms | ({"score": table.scored} if extra else {}),
         **({} if alpha is None else {"alpha": alpha}),
     )
     if limits.n < 2:
@@ -148,8 +148,10 @@ def judge_candidate(
     MeasureError where the candidate was asked or marked in another way than the baseline.
     """
     rule = limits.terms.get("rule")
-    found = _runs(candidate, condition, None if rule is None else str(rule), named, strict=strict)
-    table, design, others = found.table, found.design, found.others
+    candidate_runs = _runs(
+        candidate, condition, None if rule is None else str(rule), named, strict=strict
+    )
+    table, design, others = candidate_runs.table, candidate_runs.design, candidate_runs.others
     # each is judged by itself, whatever it shares
     design = replace(design, replicas=design.everyone or design.replicas, everyone=())
     if not design.replicas:
@@ -158,12 +160,12 @@ def judge_candidate(
             f"({counted(design.failed, 'run')}); none is left to judge"
         )
     arm = _arm(candidate, table, design)
-    terms = found.terms | ({"score": table.scored} if arm.score_RP is not None else {})
+    terms = candidate_runs.terms | ({"score": table.scored} if arm.score_RP is not None else {})
     _check_terms(candidate, terms, limits.terms)
     _check_prompts(candidate, table, limits)
     verdict = judge(
         limits,
-        *_forms(table, arm, found.terms),
+        *_forms(table, arm, candidate_runs.terms),
         _marks(arm),
         _ids(table),
         extra=_scores_of(limits, table, arm),
@@ -178,14 +180,14 @@ def judge_candidate(
     if not limits.terms:
         notes.append(
             "limits of an older ftk do not say by which rule answers are the same; here it is "
-            f"{found.terms['rule']!r}"
+            f"{candidate_runs.terms['rule']!r}"
         )
     if others:
         notes.append(f"not judged: other conditions of {candidate.name} ({listed(others)})")
     return replace(verdict, notes=(*notes, *verdict.notes))
 
 
-class _Found(NamedTuple):
+class _Runs(NamedTuple):
     """What a source holds, the one condition that is meant, the names of the others, and the terms
     of its numbers (see `Limits`).
     """
@@ -198,7 +200,7 @@ class _Found(NamedTuple):
 
 def _runs(
     source: Path, condition: str | None, same: str | None, named: Named, strict: bool = True
-) -> _Found:
+) -> _Runs:
     """same: the rule of predictions; the one that a run has must be equal. strict: the condition
     must be there, also where the source has but one.
     """
@@ -213,7 +215,7 @@ def _runs(
         if same is not None:
             _check_terms(source, terms, {"rule": same})
         table: Table = outcome_table(source, recipe, design)[0]
-        designs = {found.name: found for found in design.conditions}
+        designs = {chosen.name: chosen for chosen in design.conditions}
     else:
         if not source.name.removesuffix(".gz").endswith(SUFFIXES):
             raise MeasureError(
@@ -228,7 +230,7 @@ def _runs(
             raise MeasureError(f"{source}: its answers cannot be compared: {error}") from None
         predictions = read_predictions(source, **named._asdict())
         table = PredictionTable(predictions, rule)
-        designs = {found.name: found for found in table.designs(list(predictions.arms))}
+        designs = {chosen.name: chosen for chosen in table.designs(list(predictions.arms))}
     names = list(designs)
     if condition is None and len(names) > 1:
         raise MeasureError(
@@ -237,8 +239,8 @@ def _runs(
         )
     if condition is not None and condition not in names and (len(names) > 1 or strict):
         raise MeasureError(f"{source}: no condition {condition!r}; there are: {listed(names)}")
-    found = designs.get(condition or "", designs[names[0]])
-    return _Found(table, found, [name for name in names if name != found.name], terms)
+    chosen = designs.get(condition or "", designs[names[0]])
+    return _Runs(table, chosen, [name for name in names if name != chosen.name], terms)
 
 
 def check_recipe(source: Path, recipe: Recipe, limits: Limits) -> None:
@@ -275,9 +277,9 @@ def _check_prompts(source: Path, table: Table, limits: Limits) -> None:
     """Raises MeasureError where a prompt of the limits asks something else here, or has another
     right answer.
     """
-    known = {prompt.id: prompt for prompt in limits.prompts}
+    by_id = {prompt.id: prompt for prompt in limits.prompts}
     for name, (_, prompt) in zip(_ids(table), table.prompts, strict=True):
-        there = known.get(name)
+        there = by_id.get(name)
         if there is None:
             continue
         asked = _asked(prompt)
@@ -301,14 +303,18 @@ def _asked(prompt: PromptLike) -> str:
     """Hash of what a prompt says; empty where its source has an id alone. Plain text and messages
     are told apart: of the same prompt one source may have this and another that.
     """
-    said, given = prompt.prompt, getattr(prompt, "given", None)
-    if not isinstance(said, str) and not given and [turn["role"] for turn in said] == ["user"]:
-        said = said[0]["content"]
-    if f"/{prompt.id}".endswith(f"/{said}"):  # an id may have its suite before it
+    question, given = prompt.prompt, getattr(prompt, "given", None)
+    if (
+        not isinstance(question, str)
+        and not given
+        and [turn["role"] for turn in question] == ["user"]
+    ):
+        question = question[0]["content"]
+    if f"/{prompt.id}".endswith(f"/{question}"):  # an id may have its suite before it
         return ""
-    kind = "text" if isinstance(said, str) and not given else "chat"
-    told = json.dumps([said, given or {}], sort_keys=True)
-    return f"{kind}:{hashlib.sha256(told.encode()).hexdigest()}"
+    kind = "text" if isinstance(question, str) and not given else "chat"
+    canonical = json.dumps([question, given or {}], sort_keys=True)
+    return f"{kind}:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
 
 def _forms(table: Table, arm: Arm, terms: Terms) -> tuple[np.ndarray, list[str]]:
@@ -362,10 +368,12 @@ def _scored(arm: Arm) -> np.ndarray:
 
 def _scores(arm: Arm, shift_P: Sequence[str], scored_P: np.ndarray) -> dict[str, np.ndarray]:
     """Mean score of each run over the scored prompts of every shift that has some."""
-    at = {shift: np.flatnonzero((np.array(shift_P) == shift) & scored_P) for shift in shift_P}
+    prompts_of = {
+        shift: np.flatnonzero((np.array(shift_P) == shift) & scored_P) for shift in shift_P
+    }
     return {
         f"score, {shift}": arm.score_RP[:, at_P].mean(axis=1, dtype=np.float64)
-        for shift, at_P in at.items()
+        for shift, at_P in prompts_of.items()
         if arm.score_RP is not None and len(at_P)
     }
 
@@ -374,7 +382,7 @@ def _scores_of(limits: Limits, table: Table, arm: Arm) -> dict[str, np.ndarray]:
     """The same of a candidate, on the baseline's prompts and shifts; left out where a prompt is
     missing.
     """
-    column = {name: at for at, name in enumerate(_ids(table))}
+    column = {name: position for position, name in enumerate(_ids(table))}
     scored = [prompt for prompt in limits.prompts if prompt.scored]
     lost = {prompt.shift for prompt in scored if prompt.id not in column}
     shift_P = [""] * len(column)

@@ -21,10 +21,18 @@ from toolkit.measure.meaning import RULES, classes, code_answers, rule_of
 from toolkit.record.plain import from_plain, read_json, shortened
 from toolkit.record.population import write_text
 from toolkit.statistics.arrays import as_answers, as_correct
-from toolkit.statistics.control import ALPHA, Ewma, ewma_path, laney, moments, prediction, reaches
-from toolkit.statistics.hotelling import from_covariance, hotelling, mardia, t_squared
+from toolkit.statistics.control.control_charts import (
+    ALPHA,
+    Ewma,
+    ewma_path,
+    laney,
+    prediction,
+    reaches,
+)
+from toolkit.statistics.control.hotelling import from_covariance, hotelling, mardia, t_squared
+from toolkit.statistics.intervals import skewness_and_excess
 from toolkit.statistics.pairs import count_pairs
-from toolkit.statistics.tolerance import normal
+from toolkit.statistics.planning.tolerance import normal
 from toolkit.text.nearest import counted
 
 VERSION = 2
@@ -230,14 +238,14 @@ def with_alpha(limits: Limits, alpha: float) -> Limits:
     """The same baseline, with limits for another rate of false alarms."""
     varying = sum(metric.low is not None for metric in limits.metrics)
     each = alpha / (1 + bool(limits.covariance)) / max(1, varying)
-    found = []
+    metrics = []
     for metric in limits.metrics:
         if metric.low is not None:
             below, above = reaches(metric.sd, limits.n, metric.skew, metric.excess, each)
             low, high = metric.shown(metric.center - below), metric.shown(metric.center + above)
             metric = replace(metric, low=low, high=high)
-        found.append(metric)
-    return replace(limits, alpha=alpha, metrics=tuple(found))
+        metrics.append(metric)
+    return replace(limits, alpha=alpha, metrics=tuple(metrics))
 
 
 def linking(rule: object) -> str | None:
@@ -273,8 +281,8 @@ def judge(
     """
     answer_CP, correct_CP = _tables(answer_CP, correct_CP, texts, prompt_id_P, at_least=1)
     values = _extras(extra, len(answer_CP))
-    at = {str(name): i for i, name in enumerate(prompt_id_P)}
-    known = tuple(prompt for prompt in limits.prompts if prompt.id in at)
+    position = {str(name): i for i, name in enumerate(prompt_id_P)}
+    shared = tuple(prompt for prompt in limits.prompts if prompt.id in position)
     notes = []
     if limits.n_incomplete:
         notes.append(
@@ -283,18 +291,19 @@ def judge(
         )
     if limits.n_failed:
         notes.append(f"not in the limits: {counted(limits.n_failed, 'failed baseline run')}")
-    if len(at) > len(known):
+    if len(position) > len(shared):
         notes.append(
-            f"left out: {counted(len(at) - len(known), 'prompt')} that the baseline does not have"
+            f"left out: {counted(len(position) - len(shared), 'prompt')} "
+            "that the baseline does not have"
         )
 
-    column = [at[prompt.id] for prompt in known]
+    column = [position[prompt.id] for prompt in shared]
     answer_CP, correct_CP = answer_CP[:, column], correct_CP[:, column]
-    referenced_P = np.array([prompt.referenced for prompt in known], dtype=bool)
+    referenced_P = np.array([prompt.referenced for prompt in shared], dtype=bool)
     unanswered_P = (answer_CP < 0).any(axis=0)
     unmarked_P = referenced_P & ~unanswered_P & ~np.isfinite(correct_CP).all(axis=0)
     counts = {
-        "are missing": len(limits.prompts) - len(known),
+        "are missing": len(limits.prompts) - len(shared),
         "lack an answer": int(unanswered_P.sum()),
         "lack a mark": int(unmarked_P.sum()),
     }
@@ -314,9 +323,9 @@ def judge(
     if lacking:
         return Verdict("inconclusive", tuple(lacking), notes=tuple(notes))
 
-    same_CP = _agreeing(limits.linked, known, answer_CP, texts)
+    same_CP = _agreeing(limits.linked, shared, answer_CP, texts)
     table = _scores(
-        1 - same_CP / limits.n, correct_CP, known, {name: values[name] for name in wanted}
+        1 - same_CP / limits.n, correct_CP, shared, {name: values[name] for name in wanted}
     )
     return _judged(
         limits, np.array([table[metric.name][1] for metric in limits.metrics]).T, tuple(notes)
@@ -443,7 +452,11 @@ def _scores(
 
 def _metric(name: str, kind: Kind, x_R: np.ndarray) -> Metric:
     """Without the limits of a run, which `with_alpha` sets where low is not None."""
-    chart, content, (skew, excess) = prediction(x_R), normal(x_R, CONTENT, CONTENT), moments(x_R)
+    chart, content, (skew, excess) = (
+        prediction(x_R),
+        normal(x_R, CONTENT, CONTENT),
+        skewness_and_excess(x_R),
+    )
     bare = Metric(
         name, *kind, chart.center, chart.sigma, skew, excess, None, None, None, None, None
     )
@@ -487,7 +500,7 @@ def _counted(code_R: np.ndarray, texts: Sequence[str]) -> dict[str, int]:
 
 
 def _agreeing(
-    rule: str | None, known: Sequence[Prompt], answer_CP: np.ndarray, texts: Sequence[str]
+    rule: str | None, prompts: Sequence[Prompt], answer_CP: np.ndarray, texts: Sequence[str]
 ) -> np.ndarray:
     """How many baseline runs answer each prompt as the new run does, int [C, P].
 
@@ -496,9 +509,9 @@ def _agreeing(
     """
     rows = [[str(texts[code]) for code in row] for row in answer_CP.tolist()]
     if rule is None:
-        found = [[p.answers.get(a, 0) for p, a in zip(known, row, strict=True)] for row in rows]
-        return np.array(found)
-    panel = [(p, form, n) for p, prompt in enumerate(known) for form, n in prompt.answers.items()]
+        counts = [[p.answers.get(a, 0) for p, a in zip(prompts, row, strict=True)] for row in rows]
+        return np.array(counts)
+    panel = [(p, form, n) for p, prompt in enumerate(prompts) for form, n in prompt.answers.items()]
     prompt_N = np.array([p for p, _, _ in panel])
     count_N = np.array([n for _, _, n in panel])
     same_CP = []

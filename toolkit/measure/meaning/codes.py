@@ -21,11 +21,11 @@ def classes(
     within a group only; otherwise groups change nothing. Raises DataError for an unknown rule, a
     broken argument, or a model that is not there.
     """
-    found = rule_of(rule)
-    form_T, forms = _forms(found, texts)
-    if not (found.place and found.link):
+    equality = rule_of(rule)
+    form_T, forms = _forms(equality, texts)
+    if not (equality.place and equality.link):
         return form_T
-    place_F = found.place(forms)
+    place_F = equality.place(forms)
     group_T = (
         np.zeros(len(texts), dtype=np.int64)
         if groups is None
@@ -33,9 +33,9 @@ def classes(
     )
     class_T = np.empty(len(texts), dtype=np.int64)
     order_T = np.argsort(group_T, kind="stable")
-    for at in np.split(order_T, np.flatnonzero(np.diff(group_T[order_T])) + 1):
-        kinds, at_kind = np.unique(form_T[at], return_inverse=True)
-        class_T[at] = group_T[at] * len(forms) + found.link(place_F[kinds])[at_kind]
+    for members in np.split(order_T, np.flatnonzero(np.diff(group_T[order_T])) + 1):
+        kinds, at_kind = np.unique(form_T[members], return_inverse=True)
+        class_T[members] = group_T[members] * len(forms) + equality.link(place_F[kinds])[at_kind]
     return _by_first_appearance(class_T)
 
 
@@ -63,20 +63,22 @@ def code_answers(
     every prompt; where it does, the name is that of one answer of the class. Errors as in
     `classes`.
     """
-    found = rule_of(rule)
-    form_T, forms = _forms(found, texts)
-    if not (found.place and found.link):
+    equality = rule_of(rule)
+    form_T, forms = _forms(equality, texts)
+    if not (equality.place and equality.link):
         return _take(form_T, text_RP), forms
-    place_F = found.place(forms)
+    place_F = equality.place(forms)
     answer_RP, names = np.full(text_RP.shape, MISSING, dtype=np.int32), []
     for p, form_R in _prompts(text_RP, form_T):
         kinds, at_R = np.unique(form_R, return_inverse=True)
         kinds_there = kinds[kinds >= 0]
-        class_F = _by_first_appearance(found.link(place_F[kinds_there]))
+        class_F = _by_first_appearance(equality.link(place_F[kinds_there]))
         answer_RP[:, p] = np.append(class_F + len(names), MISSING)[
             at_R - (len(kinds) - len(kinds_there))
         ]
-        names += [forms[kinds_there[at]] for at in np.unique(class_F, return_index=True)[1]]
+        names += [
+            forms[kinds_there[position]] for position in np.unique(class_F, return_index=True)[1]
+        ]
     return answer_RP, names
 
 
@@ -89,10 +91,10 @@ def mark_answers(
     text_RP: codes into texts, -1 missing; references: one for each prompt. Right is what has the
     form of the reference or is close to it, not what a chain leads to. Errors as in `classes`.
     """
-    found = rule_of(rule)
-    form_T, forms = _forms(found, texts)
+    equality = rule_of(rule)
+    form_T, forms = _forms(equality, texts)
     right_P = [
-        None if reference is None else (found.of_reference or found.form)(reference)
+        None if reference is None else (equality.of_reference or equality.form)(reference)
         for reference in references
     ]
     code_of = {form: code for code, form in enumerate(forms)}
@@ -102,15 +104,17 @@ def mark_answers(
     )
     known_P = np.array([reference is not None for reference in references], dtype=bool)
     correct_RP = np.empty(text_RP.shape, dtype=np.int8)
-    for at in blocks(*text_RP.shape):
-        form_RP = _take(form_T, text_RP[:, at])
-        correct_RP[:, at] = np.where((form_RP >= 0) & known_P[at], form_RP == code_P[at], MISSING)
-    if found.place and found.close:
-        place_F = found.place([*forms, *(form or "" for form in right_P)])
+    for block in blocks(*text_RP.shape):
+        form_RP = _take(form_T, text_RP[:, block])
+        correct_RP[:, block] = np.where(
+            (form_RP >= 0) & known_P[block], form_RP == code_P[block], MISSING
+        )
+    if equality.place and equality.close:
+        place_F = equality.place([*forms, *(form or "" for form in right_P)])
         for p, form_R in _prompts(text_RP, form_T):
             if right_P[p] is not None:
                 kinds, at_R = np.unique(form_R, return_inverse=True)
-                close_R = found.close(place_F[kinds], place_F[len(forms) + p])[at_R]
+                close_R = equality.close(place_F[kinds], place_F[len(forms) + p])[at_R]
                 correct_RP[close_R & (form_R >= 0), p] = 1
     return correct_RP
 
@@ -149,6 +153,6 @@ def _take(code_T: np.ndarray, text_RP: np.ndarray) -> np.ndarray:
 
 def _prompts(text_RP: np.ndarray, form_T: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Number and forms of every prompt, -1 missing."""
-    for at in blocks(*text_RP.shape):
-        form_PR = np.ascontiguousarray(_take(form_T, text_RP[:, at]).T)
-        yield from enumerate(form_PR, at.start)
+    for block in blocks(*text_RP.shape):
+        form_PR = np.ascontiguousarray(_take(form_T, text_RP[:, block]).T)
+        yield from enumerate(form_PR, block.start)

@@ -35,7 +35,8 @@ def _nfkc(text: str) -> str:
     marks.
     """
     return "".join(
-        unicodedata.normalize("NFKC", text[at : at + PIECE]) for at in range(0, len(text), PIECE)
+        unicodedata.normalize("NFKC", text[start : start + PIECE])
+        for start in range(0, len(text), PIECE)
     )
 
 
@@ -55,8 +56,8 @@ def _punctuation(sign: str) -> bool:
 
 def number(text: str) -> str | None:
     """The last number in the text, in full precision: 1,200.50 and 1.2005e3 are 1200.5."""
-    found = [match[0] for match in NUMBER.finditer(text.replace("\N{MINUS SIGN}", "-"))]
-    return plain(re.sub(THOUSANDS, "", found[-1])) if found else None
+    numbers = [match[0] for match in NUMBER.finditer(text.replace("\N{MINUS SIGN}", "-"))]
+    return plain(re.sub(THOUSANDS, "", numbers[-1])) if numbers else None
 
 
 def plain(number: str) -> str:
@@ -84,9 +85,11 @@ def json_form(text: str) -> str:
     text = text.strip()
     reader = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_refuse)
     looked_at = 0
-    for at in (None, *(match.start() for match in re.finditer(r"[\[{]", text))):
+    for start in (None, *(match.start() for match in re.finditer(r"[\[{]", text))):
         try:
-            return _written(reader.decode(text) if at is None else reader.raw_decode(text, at)[0])
+            return _written(
+                reader.decode(text) if start is None else reader.raw_decode(text, start)[0]
+            )
         except json.JSONDecodeError as error:
             looked_at += error.pos  # to name the line, the error counts from the start of the text
         except ValueError:  # a constant that is no JSON

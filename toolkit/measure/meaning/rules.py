@@ -73,8 +73,8 @@ def _regex(pattern: str) -> Rule:
 
 def _numeric(argument: str) -> Rule:
     def form(text: str) -> str:
-        found = number(text)
-        return parse_answer(text, "text") if found is None else found
+        value = number(text)
+        return parse_answer(text, "text") if value is None else value
 
     if not argument:
         return Rule(form)
@@ -85,11 +85,9 @@ def _numeric(argument: str) -> Rule:
         place_F = np.array([float(number(form) or math.nan) for form in forms], dtype=np.float64)
         return np.where(np.isfinite(place_F), place_F, math.nan)
 
-    def within(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    def within(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
-            return np.abs(one - two) <= tolerance * np.maximum(
-                1.0, np.maximum(np.abs(one), np.abs(two))
-            )
+            return np.abs(a - b) <= tolerance * np.maximum(1.0, np.maximum(np.abs(a), np.abs(b)))
 
     def link(place_F: np.ndarray) -> np.ndarray:
         """On the sorted line a class ends where the gap to the next number is too wide."""

@@ -8,12 +8,12 @@ fit into memory; no loop runs over cells.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from toolkit.measure.predictions.base_and_failed import with_base, with_failed
 from toolkit.measure.predictions.factors import with_factors
 from toolkit.measure.predictions.gather import Arm, Cells, PredictedPrompt, Predictions
 from toolkit.measure.predictions.layout import ROLES, Asked
 from toolkit.measure.predictions.metrics import RunScores, RunTable, read_run_table
 from toolkit.measure.predictions.readers import SUFFIXES, PredictionsError, batches
-from toolkit.measure.predictions.runs import with_base, with_failed
 
 __all__ = [
     "ROLES",

@@ -115,7 +115,7 @@ class Codes(dict[Any, int]):
     def of(self, value: Any) -> int:
         return MISSING if value is None else self.setdefault(value, len(self))
 
-    def take(self, index_N: np.ndarray, values: Iterable[Any]) -> np.ndarray:
+    def codes_of(self, index_N: np.ndarray, values: Iterable[Any]) -> np.ndarray:
         """Codes of values[index]; an index of -1 and a value of None are missing."""
         values = list(values)
         codes = list(map(self.get, values))
@@ -126,13 +126,13 @@ class Codes(dict[Any, int]):
             return index_N
         return code_V.take(index_N)
 
-    def take_pairs(self, one: "Indexed", two: "Indexed") -> np.ndarray:
+    def codes_of_pairs(self, first: "Indexed", second: "Indexed") -> np.ndarray:
         """Codes of (value of one, value of two)."""
-        (one_N, ones), (two_N, twos) = one, two
+        (one_N, ones), (two_N, twos) = first, second
         pair_N = two_N if len(ones) == 1 else one_N.astype(np.int64) * len(twos) + two_N
         seen = np.zeros(len(ones) * len(twos), dtype=bool)
         seen[pair_N] = True
-        return self.take(
+        return self.codes_of(
             pair_N,
             (
                 pair if there else None
@@ -180,7 +180,8 @@ class Cells:
     prompts: Codes = field(default_factory=Codes)  # of (suite, id)
     texts: Codes = field(default_factory=Codes)
     labels: dict[str, Codes] = field(default_factory=lambda: defaultdict(Codes))
-    told: dict[str, np.ndarray] = field(  # the code of each label by prompt, of each source by run
+    # the code of each label by prompt, of each source by run
+    label_codes: dict[str, np.ndarray] = field(
         default_factory=lambda: defaultdict(lambda: np.empty(0, dtype=np.int32))
     )
     untexted: set[tuple[str, str]] = field(default_factory=set)  # (kind, column)
@@ -217,13 +218,13 @@ class Cells:
             ):
                 table = batch.exact()
         self.untexted |= untexted(table)
-        prompt_N = self.prompts.take_pairs(
+        prompt_N = self.prompts.codes_of_pairs(
             self._key(batch, table, "suite"), self._key(batch, table, "prompt")
         )
         self._label(batch, table, LABELS, prompt_N, self.prompts, "prompt")
         condition_N, conditions = self._key(batch, table, "condition")
         if not layout.replicas:
-            run_N = self.runs.take_pairs(
+            run_N = self.runs.codes_of_pairs(
                 (condition_N, conditions), self._key(batch, table, "replica")
             )
             parts = (*layout.sources, "failed")
@@ -237,10 +238,10 @@ class Cells:
         for _, alike in itertools.groupby(columns, key=lambda name: str(table[name].type)):
             while some := list(itertools.islice(alike, max(1, CELLS // rows))):
                 replica_N = np.repeat(np.arange(len(some)), rows)
-                run_N = self.runs.take_pairs(
+                run_N = self.runs.codes_of_pairs(
                     (np.tile(condition_N, len(some)), conditions), (replica_N, some)
                 )
-                text_N = self.texts.take(*distinct([table[name] for name in some]))
+                text_N = self.texts.codes_of(*distinct([table[name] for name in some]))
                 codes = narrow(run_N), narrow(np.tile(prompt_N, len(some))), narrow(text_N)
                 self.parts.append(Part(batch.first, rows, *codes))
 
@@ -273,7 +274,7 @@ class Cells:
             choice = "(.filtered_resps | map(.[0] | tonumber) | index(max))"
             raise self._error(batch, 0, name, says + choice)
         text_N = (
-            self.texts.take(*distinct([table[name]]))
+            self.texts.codes_of(*distinct([table[name]]))
             if name in table.column_names
             else np.full(table.num_rows, MISSING)
         )
@@ -326,7 +327,7 @@ class Cells:
             name = self.layout.role.get(part)
             clash, label_N = self._tell(table, part, name, owner_N, owners)
             if len(clash):
-                codes, label_O = self.labels[part], self.told[part]
+                codes, label_O = self.labels[part], self.label_codes[part]
                 row, words = clash[0], list(codes)
                 here, other = (
                     repr(words[code][:40]) for code in (label_N[row], label_O[owner_N[row]])
@@ -349,23 +350,23 @@ class Cells:
         """Takes in what a column says about each owner; the rows that say something else than a row
         before, and the codes of all rows.
         """
-        if len(self.told[part]) < len(owners):
-            new_O = np.full(len(owners) - len(self.told[part]), MISSING, dtype=np.int32)
-            self.told[part] = np.append(self.told[part], new_O)
-        codes, label_O = self.labels[part], self.told[part]
+        if len(self.label_codes[part]) < len(owners):
+            new_O = np.full(len(owners) - len(self.label_codes[part]), MISSING, dtype=np.int32)
+            self.label_codes[part] = np.append(self.label_codes[part], new_O)
+        codes, label_O = self.labels[part], self.label_codes[part]
         if name not in table.column_names:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)
         index_N, values = distinct([table[name]])
-        label_N = codes.take(
+        label_N = codes.codes_of(
             index_N, (value if value and value.strip() else None for value in values)
         )
         # few: what is new, and what is not said
-        told = np.flatnonzero(label_O.take(owner_N) != label_N)
-        told = told[label_N[told] >= 0]
+        contradicted = np.flatnonzero(label_O.take(owner_N) != label_N)
+        contradicted = contradicted[label_N[contradicted] >= 0]
         # the first row that says it comes last, and so counts
-        new = told[label_O[owner_N[told]] == MISSING][::-1]
+        new = contradicted[label_O[owner_N[contradicted]] == MISSING][::-1]
         label_O[owner_N[new]] = label_N[new]
-        return told[label_O[owner_N[told]] != label_N[told]], label_N
+        return contradicted[label_O[owner_N[contradicted]] != label_N[contradicted]], label_N
 
     def _error(self, batch: Batch, row: Any, name: object, says: str) -> PredictionsError:
         return PredictionsError(f"{place(self.path, batch.first + int(row))}: field {name!r}{says}")
@@ -388,10 +389,10 @@ class Cells:
         scored = any(part.score_N is not None for part in self.parts)
         score_RP = np.full(text_RP.shape if scored else (len(text_RP), 0), np.nan, dtype=np.float32)
         for part in self.parts:
-            at = self._at(part, row_of)
-            text_RP.ravel()[at] = part.text_N
+            position = self._at(part, row_of)
+            text_RP.ravel()[position] = part.text_N
             if part.score_N is not None:
-                score_RP.ravel()[at] = part.score_N
+                score_RP.ravel()[position] = part.score_N
         if sum(np.count_nonzero(text_P > UNSEEN) for text_P in text_RP) < sum(
             len(part.text_N) for part in self.parts
         ):
@@ -399,20 +400,20 @@ class Cells:
         np.maximum(text_RP, MISSING, out=text_RP)
         self._spell(text_RP)
 
-        found, start = {}, 0
+        arm_of, start = {}, 0
         for condition, runs in in_order.items():
             rows = slice(start, start := start + len(runs))
             name = condition if "condition" in self.layout.role else stem(self.path)
             score = score_RP[rows] if np.isfinite(score_RP[rows]).any() else None
             says = self._factors(name, runs), self._failed(runs)
-            found[name] = Arm(tuple(replica for replica, _ in runs), text_RP[rows], score, *says)
+            arm_of[name] = Arm(tuple(replica for replica, _ in runs), text_RP[rows], score, *says)
         base = self._base()
         if self.texts and all(text.startswith(GRADES) for text in self.texts):
             raise PredictionsError(
                 f"{self.path}: every answer begins with {GRADES[0]} or {GRADES[1]}: {PROMPTFOO}"
             )
         return Predictions(
-            tuple(self._prompts()), found, list(self.texts), tuple(self._notes(found)), base
+            tuple(self._prompts()), arm_of, list(self.texts), tuple(self._notes(arm_of)), base
         )
 
     def _spelling(self) -> Callable[[str], str]:
@@ -455,18 +456,18 @@ class Cells:
             return None
         words = self._words("base")
         text_P = np.array(
-            [self.texts.of(words[code]) for code in self.told["base"]], dtype=np.int32
+            [self.texts.of(words[code]) for code in self.label_codes["base"]], dtype=np.int32
         )
         return Arm(("base",), text_P[None], None)
 
     def _failed(self, runs: list[tuple[str, int]]) -> frozenset[str]:
         """Replicas that a column says have failed."""
-        name, told_O = self.layout.role.get("failed"), self.told["failed"]
+        name, failed_O = self.layout.role.get("failed"), self.label_codes["failed"]
         words = [*self.labels["failed"], None]
         says = {
-            replica: (words[told_O[code]] or "").strip().lower()
+            replica: (words[failed_O[code]] or "").strip().lower()
             for replica, code in runs
-            if len(told_O)
+            if len(failed_O)
         }
         for replica, word in says.items():
             if word and word not in FAILED | FINISHED:
@@ -481,7 +482,7 @@ class Cells:
 
     def _factors(self, condition: str, runs: list[tuple[str, int]]) -> dict[str, tuple[str, ...]]:
         """The level of every run in each factor that the condition has."""
-        found = {}
+        factors = {}
         for factor in self.layout.sources:
             level = self._levels(factor, runs)
             if level and factor not in SOURCES and len(set(level.values())) == len(runs):
@@ -494,16 +495,16 @@ class Cells:
                     f"({self.layout.left_aside(factor)})"
                 )
             if level:
-                found[factor] = tuple(level.values())
-        return different(found)
+                factors[factor] = tuple(level.values())
+        return different(factors)
 
     def _levels(self, part: str, runs: list[tuple[str, int]]) -> dict[str, str]:
         """What a column says about runs, of those about which it says something."""
-        words, told_O = [*self.labels[part]], self.told[part]
+        words, label_O = [*self.labels[part]], self.label_codes[part]
         return {
-            replica: words[told_O[code]]
+            replica: words[label_O[code]]
             for replica, code in runs
-            if code < len(told_O) and told_O[code] >= 0
+            if code < len(label_O) and label_O[code] >= 0
         }
 
     def _watch(self, batch: Batch, table: "pa.Table", run_N: np.ndarray) -> None:
@@ -517,7 +518,7 @@ class Cells:
                 self.varied.add(name)
             elif len(self._tell(table, name, name, run_N, self.runs)[0]):
                 self.varied.add(name)
-                del self.labels[name], self.told[name]
+                del self.labels[name], self.label_codes[name]
 
     def _maybe_sources(self) -> list[str]:
         """Unused columns in which some runs of a condition, and not all, share a level."""
@@ -526,8 +527,8 @@ class Cells:
             arms[condition].append((replica, code))
 
         def shared(name: str) -> bool:
-            found = [[*self._levels(name, runs).values()] for runs in arms.values()]
-            return any(shared_sources({name: level}, len(level)) for level in found if level)
+            levels = [[*self._levels(name, runs).values()] for runs in arms.values()]
+            return any(shared_sources({name: level}, len(level)) for level in levels if level)
 
         return [n for n in self.layout.unused if n not in self.varied and shared(n)]
 
@@ -538,7 +539,7 @@ class Cells:
         several = len({suite for suite, _ in self.prompts}) > 1
         words = {part: self._words(part) for part in LABELS}
         for code, (suite, id) in enumerate(self.prompts):
-            says = {part: words[part][self.told[part][code]] for part in LABELS}
+            says = {part: words[part][self.label_codes[part][code]] for part in LABELS}
             shift = _shift(says["shift"] or "") or (
                 _shift(suite) if _shift(suite) in SHIFTS else SHIFTS[0]
             )

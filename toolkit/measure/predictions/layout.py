@@ -157,12 +157,12 @@ def different(levels: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...
 
     Init and order that go together stay two: which of them makes runs differ is not known.
     """
-    found: dict[tuple[int, ...], str] = {}
+    first_with: dict[tuple[int, ...], str] = {}
     kept = []
     for name in sorted(levels, key=lambda name: source_of(name) in (SEED, None)):
         number: dict[str, int] = {}
         level_R = tuple(number.setdefault(of, len(number)) for of in levels[name])
-        if found.setdefault(level_R, name) == name or source_of(name) in SOURCES:
+        if first_with.setdefault(level_R, name) == name or source_of(name) in SOURCES:
             kept.append(name)
     return {name: levels[name] for name in levels if name in kept}
 
@@ -188,8 +188,8 @@ def layout_of(names: Iterable[str], asked: Asked, where: Callable[[], str]) -> L
 
     begin = asked.role.get("replica")
     if begin and begin not in names and any(name.startswith(begin) for name in names):
-        rest = {part: name for part, name in asked.role.items() if part != "replica"}
-        asked = Asked(rest, (*asked.replicas, f"{glob.escape(begin)}*"))
+        roles = {part: name for part, name in asked.role.items() if part != "replica"}
+        asked = Asked(roles, (*asked.replicas, f"{glob.escape(begin)}*"))
     if unknown := next((role for role in asked.role if role not in ROLES), None):
         raise error(f"no role {unknown!r}", f"--column takes {', '.join(ROLES)}")
     if absent := next((name for name in asked.role.values() if name and name not in names), None):

@@ -103,14 +103,14 @@ def read_run_table(path: Path, columns: Mapping[str, str] | None = None) -> RunT
             "condition": ("condition",),
             "failed": NAMES["failed"],
         } | dict.fromkeys(roles, ())
-        found = {
+        named = {
             part: roles.get(part, next((name for name in usual[part] if name in names), ""))
             for part in usual
         }
-        texts = {*NAMES["prompt"], *NAMES["output"]} - set(found.values())
-        if found["replica"] not in names or texts & set(names):
+        texts = {*NAMES["prompt"], *NAMES["output"]} - set(named.values())
+        if named["replica"] not in names or texts & set(names):
             raise _Predictions
-        return {part: name for part, name in found.items() if name}
+        return {part: name for part, name in named.items() if name}
 
     def see(names: list[str], _: int | None = None) -> Layout:
         role_of(names)
@@ -192,18 +192,19 @@ def _table(
             for (of, run), number in place_of.items()
             if of == condition and run not in failed
         }
-        at = list(runs.values())
-        scores = {name: value_N[at] for name, value_N in metrics.items()}
+        rows_used = list(runs.values())
+        scores = {name: value_N[rows_used] for name, value_N in metrics.items()}
         levels = {
-            name: [(rows[number].get(name) or "").strip() for number in at] for name in sources
+            name: [(rows[number].get(name) or "").strip() for number in rows_used]
+            for name in sources
         }
-        shared = {name: tuple(levels[name]) for name in shared_sources(levels, len(at))}
+        shared = {name: tuple(levels[name]) for name in shared_sources(levels, len(rows_used))}
         if lacking := next(
             ((name, level_R.index("")) for name, level_R in shared.items() if "" in level_R), None
         ):
             name, row = lacking
             raise PredictionsError(
-                f"{place(path, at[row])}: field {name!r} is missing; other runs have one, "
+                f"{place(path, rows_used[row])}: field {name!r} is missing; other runs have one, "
                 "and some share it"
             )
         arms[condition] = RunScores(tuple(runs), scores, tuple(failed), different(shared))

@@ -161,8 +161,8 @@ def _parquet(path: Path, see: Callable[[list[str]], Layout]) -> Iterator[Batch]:
         layout = see(schema.names)
         if layout.replicas and rows:
             size = max(1, CELLS // rows)
-            for at in range(0, len(layout.replicas), size):
-                table = file.read([*layout.columns, *layout.replicas[at : at + size]])
+            for start in range(0, len(layout.replicas), size):
+                table = file.read([*layout.columns, *layout.replicas[start : start + size]])
                 yield Batch(0, table.replace_schema_metadata())  # which is the file's word
             return
         first, columns = 0, [*layout.columns, *_short(file.metadata, layout.unused)]
@@ -290,16 +290,16 @@ def _rows(path: Path) -> Iterator[dict]:
 def _jsonl(path: Path) -> Iterator[Batch]:
     import pyarrow as pa
 
-    first, rest = 0, b""
+    first, incomplete = 0, b""
     with pa.input_stream(str(path)) as stream:
         while read := stream.read(CHUNK):
-            chunk, _, rest = (rest + read).rpartition(b"\n")
+            chunk, _, incomplete = (incomplete + read).rpartition(b"\n")
             if chunk.strip():
                 batch = _lines(path, chunk, first)
                 first += batch.table.num_rows
                 yield batch
-    if rest.strip():
-        yield _lines(path, rest, first)
+    if incomplete.strip():
+        yield _lines(path, incomplete, first)
 
 
 def _lines(path: Path, chunk: bytes, first: int) -> Batch:
@@ -386,11 +386,11 @@ def untexted(table: "pa.Table") -> set[tuple[str, str]]:
     from pyarrow.types import is_boolean, is_decimal, is_floating, is_integer
 
     kinds = json.loads((table.schema.metadata or {}).get(KINDS.encode(), "{}"))
-    found = set()
+    columns = set()
     for column in table.schema:
         of, kind = {*kinds.get(column.name, ())}, column.type
         if is_boolean(kind) or "bool" in of:
-            found.add(("boolean", column.name))
+            columns.add(("boolean", column.name))
         if is_integer(kind) or is_floating(kind) or is_decimal(kind) or of & {"int", "float"}:
-            found.add(("number", column.name))
-    return found
+            columns.add(("number", column.name))
+    return columns

@@ -1,0 +1,1 @@
+"""How often runs are right, and how much that varies from run to run."""

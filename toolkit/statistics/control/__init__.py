@@ -1,0 +1,1 @@
+"""Is today's run still from the same process: control charts, and several metrics at once."""

@@ -1,0 +1,1 @@
+"""How often, and in what, two runs of one procedure differ."""

@@ -1,0 +1,1 @@
+"""Numeric scores of answers and of runs."""

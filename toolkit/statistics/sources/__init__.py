@@ -1,0 +1,1 @@
+"""Which source makes runs differ: variance components of crossed and nested designs."""

@@ -1,0 +1,1 @@
+"""How far apart texts of two runs are, and where they part."""
