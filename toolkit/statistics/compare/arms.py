@@ -224,8 +224,9 @@ class Arms:
 
     @property
     def nearly_equal(self) -> bool:
-        """Means that differ on a few clusters of prompts, or on none."""
-        return self.of_pairs is None and self.differing < MIN_DIFFERING
+        """Means that differ on a few of the clusters of prompts, or on none."""
+        few = min(MIN_DIFFERING, self.effective / 4)
+        return self.of_pairs is None and self.differing < few
 
     @property
     def enough(self) -> bool:
