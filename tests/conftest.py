@@ -12,8 +12,8 @@ import multiprocessing
 import os
 
 import pytest
+from helpers.processes import context, loaded
 from hypothesis import settings
-from processes import context, loaded
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if loaded is not None:

@@ -10,8 +10,8 @@ import shutil
 import peft
 import pytest
 import torch
+from helpers.tiny import tiny_model
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model
 
 from toolkit.model import adapters, delta
 from toolkit.model.adapters import (

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 import pytest
-from outcomes_of import World, vote
+from helpers.outcomes_of import World, vote
 
 from toolkit import statistics as st
 from toolkit.measure.analyse import analyse

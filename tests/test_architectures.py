@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from click.testing import CliRunner
-from test_interop import edit
+from helpers.peft_adapters import edit
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from toolkit import cli, pipeline

@@ -9,34 +9,18 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.bases import draw, on_the_base
 
 from toolkit import cli
 from toolkit.data import read_suite
 from toolkit.merge import basin, merge_adapters
 from toolkit.model import grams
 from toolkit.model.adapters import read_adapter, write_adapter
-from toolkit.model.base import load_base
 from toolkit.model.delta import dense
-from toolkit.model.stack import stacked
 from toolkit.pipeline.given import inspect_given, merge_given
 from toolkit.record.population import groups
 
 PROMPTS = [p for p in read_suite("embedded:typical", name="typical") if p.reference][:4]
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_base("embedded")
-
-
-def draw(generator, centre, noise, shapes, r=2):
-    """Factors whose change is a common part and a part of its own."""
-    factors = {}
-    for name, (out, into) in shapes.items():
-        A, B = torch.randn(r, into, generator=generator), torch.randn(out, r, generator=generator)
-        C, D = centre[name]
-        factors[name] = torch.cat([C, noise * A]), torch.cat([D, B], 1)
-    return factors
 
 
 def population(folder, centres, noise=0.5, shapes=None):
@@ -156,28 +140,6 @@ def test_the_silhouette_is_that_of_its_definition():
 
 
 # -- barriers ------------------------------------------------------------------------------------
-
-
-def on_the_base(folder, base, count, size, r=2):
-    """Adapters with random changes of layers of the embedded base."""
-    with stacked(base.model) as stack:
-        shapes = {
-            name: (layer.out_features, layer.in_features)
-            for name, layer in stack.layers.items()
-            if name.endswith("v_proj")
-        }
-    adapters = []
-    for k in range(count):
-        draw = torch.Generator().manual_seed(k)
-        factors = {
-            n: (size * torch.randn(r, i, generator=draw), torch.randn(o, r, generator=draw))
-            for n, (o, i) in shapes.items()
-        }
-        write_adapter(
-            folder / f"{k:02d}", factors, r=r, alpha=r, target_modules=["v_proj"], base="embedded"
-        )
-        adapters.append(read_adapter(folder / f"{k:02d}"))
-    return adapters
 
 
 def test_a_blend_answers_as_the_merge_that_it_stands_for(tmp_path, base):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tiny import tiny_base
+from helpers.tiny import tiny_base
 
 import toolkit
 from toolkit.data import read_rows

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_train import REAL, plan_of, rows, seeds_of
-from tiny import tiny_model
+from helpers.tiny import tiny_model
+from helpers.training import REAL, plan_of, rows, seeds_of
 
 from toolkit.recipe import Lookahead, LoraCondition, Snapshots
 from toolkit.train import Checkpoint, train_stack

@@ -4,24 +4,22 @@ what is foretold of many runs happens.
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from outcomes_of import World
-from test_report import Reader
+from helpers.html_reader import Reader
+from helpers.measured import folder_of
+from helpers.outcomes_of import World
 
 from toolkit import cli
 from toolkit import statistics as st
 from toolkit.measure.analyse import analyse
 from toolkit.measure.claims import ORIGIN, claims_text, hold_claims, read_claims, verdict
-from toolkit.measure.run import save_design
 from toolkit.model.adapters import WEIGHTS
 from toolkit.recipe import RecipeError
-from toolkit.record.outcomes import write_outcomes
 from toolkit.record.population import Replica, replica_folder, sha256_file, write_text
 from toolkit.record.results import Results, load_claims, save_results
 from toolkit.report.html import render, write_report
@@ -30,36 +28,10 @@ from toolkit.statistics.planning.power import Spread, replicas_for_range
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
-RECIPE = """
-base: embedded
-data: {{train: {folder}/train.jsonl, suites: {{typical: {folder}/typical.jsonl,
-    near: {folder}/near.jsonl, far: {folder}/far.jsonl}}}}
-conditions:
-  lora: {{epochs: 2}}
-"""
-
-
-@pytest.fixture(scope="module")
-def world() -> World:
-    return World(60, per_category=30, seed=3)
-
 
 @pytest.fixture(scope="module")
 def run(world, tmp_path_factory):
     return folder_of(world, tmp_path_factory.mktemp("run"))
-
-
-def folder_of(world: World, folder: Path) -> Path:
-    """A run folder as `ftk run` leaves it, but for the replicas."""
-    (folder / "train.jsonl").write_text(json.dumps({"prompt": "a", "completion": " b"}) + "\n")
-    for suite, prompts in world.prompts.items():
-        (folder / f"{suite}.jsonl").write_text(
-            "".join(json.dumps(vars(prompt)) + "\n" for prompt in prompts)
-        )
-    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
-    write_outcomes(folder / "outcomes.parquet", world.rows)
-    save_design(folder, [folder / "outcomes.parquet"], world.designs, "ftk run")
-    return folder
 
 
 def estimate(low: float | None, high: float | None, conclusive: bool = True) -> st.Estimate:

@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from processes import ended
+from helpers.processes import ended
 from rich.progress import Progress
 
 from toolkit import cli

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_train import REAL, plan_of, rows, same_bits, seeds_of
-from tiny import tiny_model
+from helpers.tiny import tiny_model
+from helpers.training import REAL, plan_of, rows, same_bits, seeds_of
 
 from toolkit import environment
 from toolkit.model.compiled import TESTED, attention_by_products

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tiny import MODELS, tiny_model
+from helpers.training import plan_of, rows, seeds_of
 from peft import LoraConfig, get_peft_model
-from test_train import plan_of, rows, seeds_of
-from tiny import MODELS, tiny_model
 
 from toolkit.model.full import stacked_whole
 from toolkit.model.stack import stacked

@@ -7,26 +7,22 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from helpers.chats import ASSISTANT, SYSTEM, USER, learned, make
 from rich.text import Text
 from tokenizers import (
     Tokenizer,
-    decoders,
     models,
     normalizers,
     pre_tokenizers,
-    processors,
-    trainers,
 )
 from transformers import PreTrainedTokenizerFast
 
 from toolkit.data import (
     DataError,
-    Example,
     check_rule,
     check_tokenizer,
     detect_format,
@@ -42,10 +38,6 @@ from toolkit.data import (
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # Like Qwen3: an empty thought stands before the last reply only, and in the generation prompt
 # when thinking is off.
 THINKING = (
@@ -61,11 +53,6 @@ COUNTING = (
 )
 REFUSING = "{{ raise_exception('roles must alternate') }}"
 
-USER, ASSISTANT = (
-    {"role": "user", "content": "wake me at seven"},
-    {"role": "assistant", "content": "alarm(seven)"},
-)
-SYSTEM = {"role": "system", "content": "you are a clock"}
 MORE = [
     {"role": "user", "content": "and at [bold]nine[/bold]?"},
     {"role": "assistant", "content": "alarm(nine) ✓"},
@@ -83,56 +70,6 @@ ROWS = {
     },
 }
 TOKENIZERS = ("plain", "chat", "bos", "chat-bos", "closes-prompts")
-
-
-@pytest.fixture(scope="module")
-def bpe() -> Tokenizer:
-    """A byte-level BPE, as Qwen's and Llama-3's are."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=350,
-        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(
-        ["wake me at seven => alarm(seven)", "you are a clock", "### Instruction:"] * 20, trainer
-    )
-    return tokenizer
-
-
-def make(bpe: Tokenizer, kind: str = "plain", **options: Any) -> Any:
-    """A tokenizer of a kind: with a chat template, with BOS in front of every text, or with EOS
-    behind every text.
-    """
-    backend = Tokenizer.from_str(bpe.to_str())
-    special = [("<s>", backend.token_to_id("<s>")), ("</s>", backend.token_to_id("</s>"))]
-    if "bos" in kind:
-        backend.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=special
-        )
-    if kind == "closes-prompts":
-        backend.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", special_tokens=special
-        )
-    chat = kind.startswith("chat")
-    options = {
-        "bos_token": "<s>",
-        "eos_token": "<|im_end|>" if chat else "</s>",
-        "pad_token": "<pad>",
-    } | options
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **options)
-    if chat:
-        tokenizer.chat_template = "{{ bos_token }}" + CHATML if "bos" in kind else CHATML
-    return tokenizer
-
-
-def learned(example: Example, tokenizer) -> str:
-    return tokenizer.decode(
-        [i for i, counts in zip(example.ids, example.loss_mask, strict=True) if counts]
-    )
 
 
 def prompt_of(fmt: str):

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import tiny_model
+from helpers.training import REAL, labels_loss, peft_alone, plan_of, rows, same_bits, seeds_of
 from peft import PeftModel
-from test_train import REAL, labels_loss, peft_alone, plan_of, rows, same_bits, seeds_of
-from tiny import tiny_model
 
 from toolkit import environment
 from toolkit.answer.ensemble import logits as geometric

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from outcomes_of import World, vote
-from test_basin import on_the_base
+from helpers.bases import on_the_base
+from helpers.outcomes_of import World, vote
 
 from toolkit import pipeline
 from toolkit import statistics as st

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.bases import random_adapters
+from helpers.tiny import VOCABULARY, tiny_model
 from peft import PeftModel
-from tiny import VOCABULARY, tiny_model
 
 import toolkit
 from toolkit import cli
@@ -23,7 +24,7 @@ from toolkit.answer.ensemble import ENSEMBLES, SIMILARITIES, Ensemble, ensemble_
 from toolkit.answer.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.answer.predict import batches, generate, load_adapters, score, score_tokens
 from toolkit.data import read_suite
-from toolkit.model.adapters import read_adapter, write_adapter
+from toolkit.model.adapters import read_adapter
 from toolkit.model.base import load_base
 from toolkit.model.stack import StackedLinear, stacked
 from toolkit.pipeline.given.evaluate_given import _of_groups
@@ -35,35 +36,6 @@ pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
 TOKEN_RULES = ["probabilities", "logits", "token-vote", "median"]
 K = 4
-
-
-def random_adapters(model, folder, n, spread=0.2):
-    generator = torch.Generator().manual_seed(3)
-    with stacked(model) as stack:
-        shapes = {
-            name: (layer.in_features, layer.out_features, layer.is_conv)
-            for name, layer in stack.layers.items()
-        }
-    for k in range(n):
-        draw = {
-            name: (
-                torch.randn(2, i, generator=generator) * spread,
-                torch.randn(o, 2, generator=generator) * spread,
-            )
-            for name, (i, o, _) in shapes.items()
-        }
-        targets = sorted({name.rsplit(".", 1)[-1] for name in draw})
-        conv = any(conv for *_, conv in shapes.values())
-        write_adapter(
-            folder / f"a{k}",
-            draw,
-            r=2,
-            alpha=4.0,
-            target_modules=targets,
-            base=None,
-            fan_in_fan_out=conv,
-        )
-    return [folder / f"a{k}" for k in range(n)]
 
 
 @pytest.fixture(scope="module", params=["qwen2", "gpt2"])

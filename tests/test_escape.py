@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from helpers.outcomes_of import World, vote
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from outcomes_of import World, vote
 
 from toolkit import cli
 from toolkit.measure.analyse import analyse

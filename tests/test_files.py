@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.tiny import tiny_base
 from safetensors import SafetensorError
-from tiny import tiny_base
 
 import toolkit
 from toolkit.data import read_rows

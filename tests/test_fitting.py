@@ -4,7 +4,7 @@ played; no GPU is needed.
 
 import pytest
 import torch
-from tiny import tiny_base
+from helpers.tiny import tiny_base
 
 import toolkit.train
 from toolkit.pipeline import fitting

@@ -708,7 +708,7 @@ def test_a_population_says_by_which_training_it_was_made(inputs, run, monkeypatc
 
 
 def test_replicas_of_another_training_are_not_added_to(run):
-    from test_verify import rewrite
+    from helpers.run_folders import rewrite
 
     ledger = run / "lora" / "population.json"
     ledger.write_text(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny import tiny_base
+from helpers.tiny import tiny_base
 
 from toolkit import pipeline
 from toolkit.data import read_rows

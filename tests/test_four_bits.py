@@ -7,8 +7,8 @@ import json
 
 import numpy as np
 import pytest
-from test_train import REAL, peft_alone, plan_of, rows, seeds_of
-from tiny import tiny_base
+from helpers.tiny import tiny_base
+from helpers.training import REAL, peft_alone, plan_of, rows, seeds_of
 
 from toolkit.cli import main
 from toolkit.data import read_rows

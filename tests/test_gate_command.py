@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from outcomes_of import World
-from test_claims import folder_of
-from test_measure import _fresh, answers, ftk, one_line, rows, write
+from helpers.measured import _fresh, answers, folder_of, ftk, one_line, rows, write
+from helpers.outcomes_of import World
 
 from toolkit import cli
 

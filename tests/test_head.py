@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_train import REAL, plan_of, rows, same_bits, seeds_of
-from tiny import MODELS, VOCABULARY, tiny_base, tiny_model
+from helpers.tiny import MODELS, VOCABULARY, tiny_base, tiny_model
+from helpers.training import REAL, plan_of, rows, same_bits, seeds_of
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from toolkit.model.stack import stacked

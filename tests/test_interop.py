@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.peft_adapters import by_peft, edit, fresh_base
 from safetensors.torch import load_file, save_file
 
 from toolkit import cli, pipeline
@@ -39,34 +40,6 @@ conditions:
 mitigations: [{mitigations}]
 evaluation: {{max_new_tokens: 6, answer: embedded}}
 """
-
-
-def by_peft(folder: Path, seed: int, *, model=None, **config) -> Path:
-    """An adapter as peft saves it, with a change that is felt."""
-    torch.manual_seed(seed)
-    settings = {
-        "task_type": "CAUSAL_LM",
-        "r": 2,
-        "lora_alpha": 4,
-        "target_modules": ["q_proj", "v_proj"],
-    } | config
-    tuned = peft.get_peft_model(model or fresh_base(), peft.LoraConfig(**settings))
-    for name, parameter in tuned.named_parameters():
-        if "lora_" in name:
-            parameter.data = 0.1 * torch.randn_like(parameter)
-    tuned.save_pretrained(folder)
-    return folder
-
-
-def fresh_base():
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(load_base("embedded").source)
-
-
-def edit(folder: Path, **changes) -> None:
-    config = folder / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +193,7 @@ def test_two_copies_are_not_two_runs(population, tmp_path):
 
 
 def test_an_adapter_of_another_base_is_told_in_one_line(foreign, population, tmp_path):
-    from tiny import tiny_model
+    from helpers.tiny import tiny_model
 
     by_peft(population / "seed-4", 4, model=tiny_model("llama"))
     with pytest.raises(
@@ -494,7 +467,7 @@ def logits(model) -> torch.Tensor:
 
 def trained_base(folder: Path) -> Path:
     """A tiny base as a folder, which peft, mergekit and transformers load."""
-    from tiny import tiny_model
+    from helpers.tiny import tiny_model
 
     tiny_model("llama").save_pretrained(folder)
     return folder

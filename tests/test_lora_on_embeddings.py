@@ -5,8 +5,8 @@ stack as peft answers, tied or not.
 import peft
 import pytest
 import torch
+from helpers.tiny import VOCABULARY, tiny_model
 from safetensors.torch import load_file, save_file
-from tiny import VOCABULARY, tiny_model
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from toolkit.answer.predict import load_adapters
@@ -157,7 +157,7 @@ def test_a_merge_loads_in_peft_with_our_logits(tmp_path, kind, method, parameter
 
 
 def test_a_full_model_has_the_change_and_a_tied_head_refuses_it(tmp_path):
-    from test_merge_sources import model_folder
+    from helpers.bases import model_folder
 
     base = model_folder(tmp_path / "base")
     path = trained(tmp_path / "a", "qwen2", 0)

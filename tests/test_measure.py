@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from helpers.measured import PROMPTS, REPLICAS, _fresh, answers, ftk, one_line, rows, write
 
 from toolkit import cli
 from toolkit import statistics as st
@@ -20,46 +20,6 @@ from toolkit.recipe import load_criteria
 from toolkit.record.results import load_results
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
-
-REPLICAS, PROMPTS = 40, 60
-
-
-def answers(seed: int = 0, spread: float = 0.3, replicas: int = REPLICAS) -> np.ndarray:
-    """answer_RP: 0 is right; prompts differ in how often runs leave it."""
-    rng = np.random.default_rng(seed)
-    rate_P = rng.uniform(0, spread, PROMPTS)
-    return np.where(
-        rng.random((replicas, PROMPTS)) < rate_P, rng.integers(1, 4, (replicas, PROMPTS)), 0
-    )
-
-
-def rows(answer_RP: np.ndarray, condition: str | None = None, **more) -> list[dict]:
-    found = []
-    for r, row in enumerate(answer_RP):
-        for p, code in enumerate(row):
-            place = {
-                "category": "easy" if p % 2 else "hard",
-                "shift": "far" if p >= PROMPTS // 2 else "typical",
-            }
-            cell = {
-                "replica": f"seed-{r}",
-                "prompt": f"p{p}",
-                "output": f"answer {code}",
-                "reference": "answer 0",
-                **place,
-                **more,
-            }
-            found.append(cell | ({"condition": condition} if condition else {}))
-    return found
-
-
-def write(path: Path, cells: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(cell) + "\n" for cell in cells))
-    return path
-
-
-def ftk(*arguments) -> Result:
-    return CliRunner().invoke(cli.main, [str(a) for a in arguments])
 
 
 def figures(estimate: st.Estimate) -> tuple:
@@ -75,13 +35,6 @@ def figures(estimate: st.Estimate) -> tuple:
         estimate.conclusive,
         estimate.note,
     )
-
-
-def one_line(result: Result, *told: str, code: int = cli.BAD_INPUT) -> None:
-    assert result.exit_code == code, result.output
-    assert len(result.stderr.strip().splitlines()) == 1 and all(
-        word in result.stderr for word in told
-    ), result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -1026,13 +979,6 @@ def test_the_gate_passes_the_same_process_and_stops_another(file, tmp_path):
     again = ftk("gate", tmp_path / "limits.json", "--candidate", other, "--json")
     assert again.exit_code == cli.GATE_SAID_NO and json.loads(again.stdout)["status"] == "fail"
     assert (tmp_path / "limits.json").stat().st_size < 100_000
-
-
-def _fresh(spread: float) -> np.ndarray:
-    """One more run of the process of `answers()`: the same prompts, other draws."""
-    rate_P = np.random.default_rng(0).uniform(0, 0.3, PROMPTS) * spread / 0.3
-    rng = np.random.default_rng(77)
-    return np.where(rng.random((1, PROMPTS)) < rate_P, rng.integers(1, 4, (1, PROMPTS)), 0)
 
 
 def test_a_gate_without_enough_to_go_by_is_inconclusive(file, tmp_path):

@@ -13,11 +13,11 @@ import numpy as np
 import peft
 import pytest
 import torch
+from helpers.processes import ran
+from helpers.tiny import tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft.utils.merge_utils import ties as peft_ties
-from processes import ran
-from tiny import tiny_model
 
 from toolkit.merge import combine, merge_adapters
 from toolkit.model import delta

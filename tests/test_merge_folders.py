@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.reference_merges import ALONG, REFERENCES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_merge_methods import ALONG, REFERENCES
 
 from toolkit.merge import merge_adapters
 from toolkit.model import delta

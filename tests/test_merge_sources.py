@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tiny import tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from helpers.bases import model_folder
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toolkit import cli
 from toolkit.merge import merge_adapters, merge_into_base
@@ -21,19 +21,6 @@ from toolkit.recipe import Mitigation
 from toolkit.record.population import Replica
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def model_folder(path, kind="qwen2", dtype=torch.float32):
-    """A tiny model with a tokenizer, as a hub folder has them."""
-    from tokenizers import Tokenizer, models
-
-    tiny_model(kind, dtype).save_pretrained(path)
-    vocabulary = {f"t{i}": i for i in range(64)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t1"))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="t1", eos_token="t0"
-    ).save_pretrained(path)
-    return path
 
 
 def layers(model, suffixes):

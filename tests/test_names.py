@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers.peft_adapters import by_peft, edit
 from safetensors.torch import load_file, save_file
-from test_interop import by_peft, edit
 
 from toolkit import cli, pipeline
 from toolkit.measure.run import read_design

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from outcomes_of import World
-from test_claims import folder_of
-from test_measure import answers, ftk, one_line, rows, write
+from helpers.measured import answers, folder_of, ftk, one_line, rows, write
+from helpers.outcomes_of import World
 
 from toolkit import cli
 from toolkit.record.folders import RUN, claim

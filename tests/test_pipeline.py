@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from processes import kill, started
+from helpers.processes import kill, started
 
 from toolkit import pipeline
 from toolkit.data import read_rows

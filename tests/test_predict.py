@@ -5,8 +5,8 @@ mean distribution.
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import MODELS, VOCABULARY, tiny_model
 from peft import PeftModel
-from tiny import MODELS, VOCABULARY, tiny_model
 from transformers import MistralConfig, MistralForCausalLM
 
 from toolkit.answer.ensemble import ENSEMBLES, logits, probabilities, token_vote, vote

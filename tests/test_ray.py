@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from units import always_die, refuse, report_and_die_once
+from helpers.units import always_die, refuse, report_and_die_once
 
 from toolkit import pipeline
 from toolkit.data import read_rows

@@ -5,10 +5,10 @@ says what is not known.
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
-from outcomes_of import World, vote
+from helpers.html_reader import Reader
+from helpers.outcomes_of import World, vote
 
 from toolkit.measure.analyse import analyse
 from toolkit.record.results import About, Results, save_results
@@ -42,28 +42,6 @@ def results() -> Results:
 @pytest.fixture(scope="module")
 def html(results: Results) -> str:
     return render(results)
-
-
-class Reader(HTMLParser):
-    """Tags with their attributes, and whether every tag is closed."""
-
-    VOID = ("meta", "br", "img", "link", "input", "hr")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, f"{tag} closes another tag"
 
 
 def test_nothing_is_loaded_and_nothing_is_executed(html: str) -> None:

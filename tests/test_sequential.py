@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
-from processes import kill, started
+from helpers.processes import kill, started
+from helpers.tiny import VOCABULARY, tiny_model
 from scipy.optimize import brentq
-from tiny import VOCABULARY, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from worlds import simulate

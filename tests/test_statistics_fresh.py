@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from outcomes_of import World
-from test_claims import folder_of
+from helpers.measured import folder_of
+from helpers.outcomes_of import World
 from worlds import simulate
 from worlds.unkind import design_world, levels_of, unkind_world
 

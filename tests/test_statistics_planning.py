@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from outcomes_of import World, vote
+from helpers.outcomes_of import World, vote
 from statsmodels.stats.proportion import proportion_confint
 from worlds.core import combine, latents, population
 from worlds.planning import got_half_width, got_power, got_power_of_variances

@@ -6,8 +6,8 @@ import json
 import shutil
 
 import pytest
-from test_ensemble import random_adapters
-from tiny import tiny_base
+from helpers.bases import random_adapters
+from helpers.tiny import tiny_base
 
 from toolkit import pipeline
 from toolkit.data import DataError, read_rows, read_suite

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from outcomes_of import World
+from helpers.outcomes_of import World
 
 from toolkit.data import DataError, read_rows
 from toolkit.embedded.prompts import VERSIONS, suite

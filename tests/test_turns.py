@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from test_data import ASSISTANT, CHATML, SYSTEM, USER, bpe, learned, make
+from helpers.chats import ASSISTANT, CHATML, SYSTEM, USER, bpe, learned, make
 
 from toolkit.data import (
     DataError,

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
+from helpers.run_folders import rewrite
 
 from toolkit import pipeline
 from toolkit.cli import main
@@ -15,7 +15,7 @@ from toolkit.data import read_rows
 from toolkit.pipeline.job import RunError
 from toolkit.pipeline.verify import verify
 from toolkit.recipe import parse_recipe
-from toolkit.record.population import replica_folder, sha256_file
+from toolkit.record.population import replica_folder
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -51,19 +51,6 @@ def run(trained, tmp_path):
 
 def verdicts(found):
     return {(one["condition"], one["replica"]): one["verdict"] for one in found["replicas"]}
-
-
-def rewrite(folder, change):
-    """Other weights, recorded as if they had been trained so."""
-    path = folder / "adapter_model.safetensors"
-    save_file(
-        {name: change(tensor) for name, tensor in load_file(path).items()},
-        path,
-        metadata={"format": "pt"},
-    )
-    record = json.loads((folder / "replica.json").read_text())
-    record["sha256"][path.name] = sha256_file(path)
-    (folder / "replica.json").write_text(json.dumps(record))
 
 
 def test_an_untouched_run_verifies_and_stays_untouched(run):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from outcomes_of import World, vote
+from helpers.outcomes_of import World, vote
 
 from toolkit import cli
 from toolkit import statistics as st
