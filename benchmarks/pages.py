@@ -432,7 +432,7 @@ def with_blocks(text: str) -> str:
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
 
 
 # -- commands and what they print ----------------------------------------------------------------
@@ -476,6 +476,23 @@ def with_output(text: str, folder: Path) -> str:
     return SESSION.sub(block, text)
 
 
+def as_in_tutorials(text: str) -> str:
+    """A page that shows commands of the tutorials, with what they print there."""
+    known = {
+        command: output
+        for page in CONSOLE
+        for session in sessions((ROOT / page).read_text(encoding="utf-8"))
+        for command, output in session
+    }
+
+    def block(match: re.Match) -> str:
+        [session] = sessions(match[0])
+        lines = [f"$ {command}\n{shortened(known[command], shown)}" for command, shown in session]
+        return f"```console\n{''.join(lines)}```"
+
+    return SESSION.sub(block, text)
+
+
 def shortened(output: str, shown: str) -> str:
     """The first lines, as many as a page shows before its `...`; all where it has none."""
     kept = shown.splitlines()
@@ -510,6 +527,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 prepare(Path(folder))
                 new = with_output(new, Path(folder))
+        if page.name == "README.md":
+            new = as_in_tutorials(new)
         if new != text:
             page.write_text(new, encoding="utf-8")
             print(page.relative_to(ROOT))

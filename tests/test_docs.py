@@ -254,21 +254,8 @@ def test_commands_print_what_the_tutorials_show(page, tmp_path):
 
 
 def test_the_readme_shows_what_the_tutorials_show():
-    tutorials = [
-        line
-        for page in pages.CONSOLE
-        for session in pages.sessions((ROOT / page).read_text(encoding="utf-8"))
-        for line in session
-    ]
-    shown = [
-        line
-        for session in pages.sessions((ROOT / "README.md").read_text(encoding="utf-8"))
-        for line in session
-    ]
-    assert len(shown) >= 2
-    for command, output in shown:
-        [full] = [printed for known, printed in tutorials if known == command]
-        assert pages.shortened(full, output) == output, command
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(pages.sessions(text)) >= 2 and pages.as_in_tutorials(text) == text
 
 
 def test_the_readme_is_short():
