@@ -33,7 +33,9 @@ def overview(results: Results) -> str:
                 one = procedure.kind == "replica"
                 name = procedure.title if one else f"{procedure.title}, K = {procedure.k}"
                 found = cell.disagreement
-                rows[name] = {"value and 95 % interval": charts.Dot(found.value, found.low, found.high)}
+                rows[name] = {
+                    "value and 95 % interval": charts.Dot(found.value, found.low, found.high)
+                }
         panels[f"{shift} prompts"] = rows
     return charts.by_category(panels)
 

@@ -192,7 +192,10 @@ def forecasts() -> str:
 
 def head() -> str:
     found = read("head")
-    lines = ["| dtype | GiB, whole | GiB, in pieces | time, whole over pieces |", "|---|---|---|---|"]
+    lines = [
+        "| dtype | GiB, whole | GiB, in pieces | time, whole over pieces |",
+        "|---|---|---|---|",
+    ]
     for dtype, ways in found["medians"].items():
         lines.append(
             f"| {dtype} | {ways['whole']['peak_gib']:.1f} | {ways['pieces']['peak_gib']:.1f} "
@@ -248,7 +251,9 @@ def coverage_counts() -> str:
     for kind in coverage_study().CLASSES:
         n = sum(row["class"] == kind for row in cells)
         lines.append(f"| {kind} | {n:,} | {CLASSES[kind]} |")
-    return "\n".join([*lines, "", f"{many:,} of the {len(cells):,} cells have 200 samples or more."])
+    return "\n".join(
+        [*lines, "", f"{many:,} of the {len(cells):,} cells have 200 samples or more."]
+    )
 
 
 def coverage_cells() -> str:
@@ -331,9 +336,7 @@ def values(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inside)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(
-            dict.fromkeys(values(part) for part in inside if part is not type(None))
-        )
+        return " or ".join(dict.fromkeys(values(part) for part in inside if part is not type(None)))
     if origin is list:
         return f"list of {values(inside[0])}"
     if origin is dict:

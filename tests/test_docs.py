@@ -273,9 +273,7 @@ def test_the_readme_is_short():
 )
 def test_figures_are_those_of_their_results(results, name, tmp_path, monkeypatch):
     files = [str(path) for glob in results for path in sorted(pages.RESULTS.glob(glob))]
-    monkeypatch.setattr(
-        sys, "argv", ["figures.py", *files, "--only", name, "--out", str(tmp_path)]
-    )
+    monkeypatch.setattr(sys, "argv", ["figures.py", *files, "--only", name, "--out", str(tmp_path)])
     figures.main()
     svg = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
     assert svg == (ROOT / f"docs/figures/{name}.svg").read_text(encoding="utf-8")
@@ -294,7 +292,9 @@ def test_the_site_has_every_page():
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_python_in_the_pages_names_what_there_is(page):
-    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
+    for block in re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M
+    ):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toolkit"):
                 module = importlib.import_module(node.module or "")
