@@ -307,7 +307,7 @@ def section(model: type[BaseModel]) -> str:
     lines = [
         f"## {model.__name__}",
         "",
-        " ".join(inspect.cleandoc(model.__doc__ or "").split()),
+        textwrap.fill(" ".join(inspect.cleandoc(model.__doc__ or "").split()), 100),
         "",
         "| key | values | default | meaning |",
         "|---|---|---|---|",
