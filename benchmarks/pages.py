@@ -307,7 +307,7 @@ def section(model: type[BaseModel]) -> str:
     lines = [
         f"## {model.__name__}",
         "",
-        textwrap.fill(" ".join(inspect.cleandoc(model.__doc__ or "").split()), 100),
+        wrapped(model.__doc__ or ""),
         "",
         "| key | values | default | meaning |",
         "|---|---|---|---|",
@@ -320,6 +320,12 @@ def section(model: type[BaseModel]) -> str:
         meaning = (field.description or meanings.get(name, "")).replace("|", "\\|")
         lines.append(f"| `{name}` | {values(field.annotation)} | {shown} | {meaning} |")
     return "\n".join(lines)
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of 100 columns, which do not break inside code."""
+    words = re.sub(r"`[^`]+`", lambda code: code[0].replace(" ", "\0"), " ".join(text.split()))
+    return textwrap.fill(words, 100).replace("\0", " ")
 
 
 def plain(value: Any) -> str:

@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,8 @@ import yaml
 
 from toolkit import cli
 from toolkit.measure.analyse.verdict import verdict
-from toolkit.merge.methods import METHODS
 from toolkit.recipe import load_criteria, load_recipe
+from toolkit.recipe.merges import MERGES
 from toolkit.record.results import load_results
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +136,7 @@ def unknown_words(line: str) -> str | None:
         if name not in options:
             return word
         if name == "--method":  # a page may list several as `mean|swa`
-            wrong = set((value or after).split("|")) - set(METHODS)
+            wrong = set((value or after).split("|")) - set(MERGES)
             if wrong:
                 return f"{name} {wrong.pop()}"
     return None
@@ -301,10 +302,13 @@ def test_python_in_the_pages_names_what_there_is(page):
                 assert [n.name for n in node.names if not hasattr(module, n.name)] == []
 
 
-def test_recipes_in_the_pages_are_recipes():
-    """Every `examples/*.yaml`, which the tutorials use."""
+def test_recipes_and_criteria_of_the_pages_are_read(tmp_path):
     load_recipe(ROOT / "docs/examples/small.yaml")
     load_criteria(ROOT / "docs/examples/criteria.yaml")
+    text = (ROOT / "docs/how-to/criteria.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^    (?:thresholds|criteria):.*\n(?: {4}.*\n)*", text, re.M)
+    (tmp_path / "criteria.yaml").write_text("".join(map(textwrap.dedent, blocks)))
+    assert len(blocks) == 2 and len(load_criteria(tmp_path / "criteria.yaml").criteria) == 4
 
 
 def test_the_verdict_of_the_demo_is_that_of_its_results():
