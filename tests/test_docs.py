@@ -4,6 +4,7 @@ sentence is pinned.
 """
 
 import ast
+import functools
 import importlib
 import itertools
 import json
@@ -102,25 +103,32 @@ def results_of(page: Path) -> set[tuple[float, float, float]]:
     return {one for file in files for one in estimates(json.loads(file.read_text()))}
 
 
-def as_written(number: float, text: str) -> bool:
-    """A share may be written in per cent; nothing has no sign."""
-    digits = len(text.partition(".")[2])
-    return any(f"{scale * number:z.{digits}f}" == text.removeprefix("+") for scale in (1, 100))
-
-
 def invented(page: Path) -> list[tuple[str, ...]]:
-    """Intervals on a page, each with the number before it, that its result files do not have."""
+    """Intervals on a page, each with the number before it, that its result files do not have. A
+    share may be written in per cent; nothing has no sign.
+    """
     known = results_of(page)
     text = pages.SESSION.sub("", page.read_text(encoding="utf-8"))  # held by running the commands
-    told = INTERVAL.findall(text) if known else []
+
+    @functools.cache
+    def written(digits: tuple[int, ...]) -> set[tuple[str, ...]]:
+        return {
+            tuple(f"{scale * x:z.{n}f}" for x, n in zip(estimate, digits, strict=True))
+            for estimate in known
+            for scale in (1, 100)
+        }
+
     return [
-        one for one in told if not any(all(map(as_written, estimate, one)) for estimate in known)
+        one
+        for one in (INTERVAL.findall(text) if known else [])
+        if tuple(number.removeprefix("+") for number in one)
+        not in written(tuple(len(number.partition(".")[2]) for number in one))
     ]
 
 
 def unknown_words(line: str) -> str | None:
     """What of an `ftk` command line is no command or option of it; None when all of it is."""
-    words = shlex.split(line.replace("\\|", "|"))
+    words = shlex.split(line.replace("\\|", "|").partition(" | ")[0])
     command = cli.main.commands.get(words[1]) if len(words) > 1 else None
     if len(words) == 1 or words[1] == "--help":
         return None
