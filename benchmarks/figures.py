@@ -1,9 +1,10 @@
-"""The figures over all conditions as SVG, for the documents: controls.svg, dependence.svg and
-sources.svg.
+"""The figures over all conditions as SVG, for the documents: controls.svg, dependence.svg,
+sources.svg, and overview.svg, the procedures of the first condition on every shift.
 
 Of several results.json that begin with the same condition, such as those of recipes/controls, it
-makes one figure.
+makes one figure. The overview is drawn where `--only overview` asks for it.
 
+    python benchmarks/figures.py benchmarks/results/demo.json --only overview --out docs/figures
     python benchmarks/figures.py runs/dependence/results.json --out docs/figures
     python benchmarks/figures.py runs/controls-*/results.json --only controls --out docs/figures
 """
@@ -11,9 +12,32 @@ makes one figure.
 import argparse
 from pathlib import Path
 
-from toolkit.record.results import load_results
+from toolkit.record.results import Results, load_results
+from toolkit.report import charts
 from toolkit.report.html import figures
 from toolkit.report.sweeps import joined
+
+
+def overview(results: Results) -> str:
+    """How often two independent runs of each procedure answer differently, on every shift: one
+    replica, and the largest K of every remedy.
+    """
+    procedures = results.conditions[0].procedures
+    largest = max(procedure.k for procedure in procedures)
+    panels: dict[str, dict[str, dict[str, charts.Dot]]] = {}
+    for shift in results.shifts:
+        rows = {}
+        for procedure in procedures:
+            cell = procedure.cell(shift)
+            if cell and (procedure.kind == "replica" or procedure.k == largest):
+                one = procedure.kind == "replica"
+                name = procedure.title if one else f"{procedure.title}, K = {procedure.k}"
+                found = cell.disagreement
+                rows[name] = {
+                    "value and 95 % interval": charts.Dot(found.value, found.low, found.high)
+                }
+        panels[f"{shift} prompts"] = rows
+    return charts.by_category(panels)
 
 
 def main() -> None:
@@ -26,7 +50,10 @@ def main() -> None:
         "--only", action="append", metavar="NAME", help="this figure, where there are several"
     )
     options = parser.parse_args()
-    drawn = figures(joined([load_results(path) for path in options.results]))
+    results = joined([load_results(path) for path in options.results])
+    drawn = figures(results)
+    if "overview" in (options.only or ()):
+        drawn["overview"] = overview(results)
     for name in options.only or ():
         if name not in drawn:
             parser.error(f"--only {name}: there are {', '.join(drawn)}")

@@ -1,27 +1,32 @@
-"""What the Markdown files say is there: links lead to files, and every `ftk` and `make` command
-that they show exists as written.
+"""What the Markdown files say is there: links lead to files, every `ftk` and `make` command that
+they show exists as written, tables and outputs are those of the results and of the commands. No
+sentence is pinned.
 """
 
-import csv
+import ast
+import functools
+import importlib
 import itertools
 import json
 import re
 import shlex
 import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import numpy as np
+import figures
+import pages
 import pytest
-from scipy.stats import spearmanr
+import yaml
 
 from toolkit import cli
 from toolkit.measure.analyse.verdict import verdict
+from toolkit.recipe import load_criteria, load_recipe
 from toolkit.recipe.merge_methods import MERGE_METHODS
-from toolkit.record.results import load_claims, load_results
-from toolkit.report.html import table_text
-from toolkit.report.sweeps import joined
+from toolkit.record.results import load_results
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -98,24 +103,32 @@ def results_of(page: Path) -> set[tuple[float, float, float]]:
     return {one for file in files for one in estimates(json.loads(file.read_text()))}
 
 
-def as_written(number: float, text: str) -> bool:
-    """A share may be written in per cent; nothing has no sign."""
-    digits = len(text.partition(".")[2])
-    return any(f"{scale * number:z.{digits}f}" == text.removeprefix("+") for scale in (1, 100))
-
-
 def invented(page: Path) -> list[tuple[str, ...]]:
-    """Intervals on a page, each with the number before it, that its result files do not have."""
+    """Intervals on a page, each with the number before it, that its result files do not have. A
+    share may be written in per cent; nothing has no sign.
+    """
     known = results_of(page)
-    told = INTERVAL.findall(page.read_text(encoding="utf-8")) if known else []
+    text = pages.SESSION.sub("", page.read_text(encoding="utf-8"))  # held by running the commands
+
+    @functools.cache
+    def written(digits: tuple[int, ...]) -> set[tuple[str, ...]]:
+        return {
+            tuple(f"{scale * x:z.{n}f}" for x, n in zip(estimate, digits, strict=True))
+            for estimate in known
+            for scale in (1, 100)
+        }
+
     return [
-        one for one in told if not any(all(map(as_written, estimate, one)) for estimate in known)
+        one
+        for one in (INTERVAL.findall(text) if known else [])
+        if tuple(number.removeprefix("+") for number in one)
+        not in written(tuple(len(number.partition(".")[2]) for number in one))
     ]
 
 
 def unknown_words(line: str) -> str | None:
     """What of an `ftk` command line is no command or option of it; None when all of it is."""
-    words = shlex.split(line.replace("\\|", "|"))
+    words = shlex.split(line.replace("\\|", "|").partition(" | ")[0])
     command = cli.main.commands.get(words[1]) if len(words) > 1 else None
     if len(words) == 1 or words[1] == "--help":
         return None
@@ -130,7 +143,7 @@ def unknown_words(line: str) -> str | None:
             continue
         if name not in options:
             return word
-        if name == "--method":  # the README lists all of them as `mean|swa`
+        if name == "--method":  # a page may list several as `mean|swa`
             wrong = set((value or after).split("|")) - set(MERGE_METHODS)
             if wrong:
                 return f"{name} {wrong.pop()}"
@@ -164,10 +177,10 @@ def test_make_targets_and_scripts_exist(page):
                 ), line
 
 
-def test_the_readme_shows_every_command():
+def test_the_reference_shows_every_command():
     shown = {
         line.split()[1]
-        for line in commands(ROOT / "README.md")
+        for line in commands(ROOT / "docs/reference/cli.md")
         if line.startswith("ftk ") and len(line.split()) > 1
     }
     assert set(cli.main.commands) <= shown
@@ -213,69 +226,116 @@ def test_an_interval_that_nobody_measured_is_found(tmp_path):
     assert invented(page) == [("0.42", "0.31", "-0.06"), ("0.43", "0.3", "-0.1")]
 
 
-def test_tables_are_those_of_their_results():
-    import tables
-
-    found = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
-    assert tables.table(found) in (ROOT / "docs/methods.md").read_text()
-    found = json.loads((ROOT / "benchmarks/results/clinc150-methods.json").read_text())
-    assert tables.table(found) in (ROOT / "docs/clinc150.md").read_text()
-    found = json.loads((ROOT / "benchmarks/results/demo.json").read_text())
-    assert tables.table(found) in (ROOT / "docs/demo.md").read_text()
-    told = (ROOT / "docs/claims.md").read_text()
-    for study in ("claims", "claims-clinc150", "claims-scan"):
-        claims = load_claims(ROOT / "benchmarks/results" / study / "claims.json")
-        assert tables.claims_table(claims) in told and tables.matrix(claims) in told
-    controls = [
-        load_results(path) for path in sorted((ROOT / "benchmarks/results/controls").glob("*.json"))
-    ]
-    assert tables.conditions_table(joined(controls)) in told
-    found = json.loads((ROOT / "benchmarks/results/merge.json").read_text())
-    assert tables.merge_table(found) in (ROOT / "docs/merging.md").read_text()
-    found = json.loads((ROOT / "benchmarks/results/train.json").read_text())
-    assert tables.train_table(found) in (ROOT / "docs/performance.md").read_text()
-    found = json.loads((ROOT / "benchmarks/results/scale.json").read_text())
-    assert tables.scale_table(found) in (ROOT / "docs/performance.md").read_text()
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_generated_blocks_are_what_the_results_and_the_code_say(page):
+    """Every table, count and terminal output between markers: `python benchmarks/pages.py`."""
+    text = page.read_text(encoding="utf-8")
+    assert pages.with_blocks(text) == text
 
 
-def test_the_coverage_study_is_told_as_it_came_out():
-    import importlib.util
+def test_a_block_that_was_edited_is_found():
+    page = "Text.\n\n<!-- block: forecasts -->\n\n| recipe |\n\n<!-- end block -->\n"
+    made = pages.with_blocks(page)
+    assert made != page and pages.with_blocks(made) == made
 
-    spec = importlib.util.spec_from_file_location(
-        "coverage_study_of_docs", ROOT / "benchmarks/coverage.py"
-    )
-    assert spec and spec.loader
-    study = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(study)
-    found, told = (
-        json.loads((ROOT / "benchmarks/results/coverage.json").read_text()),
-        (ROOT / "docs/statistics.md").read_text(),
-    )
-    cells, counts = found["cells"], found["summary"]["counts"]
-    assert found["summary"]["fail"] == [] and counts == {
+
+def numbers_apart(output: str) -> str:
+    return re.sub(r"[+-]?\d[\d,.]*", "N", output)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pages.CONSOLE[0],
+        *(pytest.param(page, marks=pytest.mark.slow) for page in pages.CONSOLE[1:]),
+    ],
+)
+def test_commands_print_what_the_tutorials_show(page, tmp_path):
+    """Statistics to the digit; what is trained may differ in its numbers on another processor."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    pages.prepare(tmp_path)
+    same = (lambda output: output) if page == pages.CONSOLE[0] else numbers_apart
+    shown = [line for session in pages.sessions(text) for line in session]
+    assert shown
+    for command, output in shown:
+        printed = pages.printed(command, tmp_path)
+        assert same(pages.shortened(printed, output)) == same(output), command
+
+
+def test_the_readme_shows_what_the_tutorials_show():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(pages.sessions(text)) >= 2 and pages.as_in_tutorials(text) == text
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize(
+    ("results", "name"),
+    [
+        (["demo.json"], "overview"),
+        (["sources.json"], "sources"),
+        (["dependence.json"], "dependence"),
+        (["controls/*.json"], "controls"),
+    ],
+)
+def test_figures_are_those_of_their_results(results, name, tmp_path, monkeypatch):
+    files = [str(path) for glob in results for path in sorted(pages.RESULTS.glob(glob))]
+    monkeypatch.setattr(sys, "argv", ["figures.py", *files, "--only", name, "--out", str(tmp_path)])
+    figures.main()
+    svg = (tmp_path / f"{name}.svg").read_text(encoding="utf-8")
+    assert svg == (ROOT / f"docs/figures/{name}.svg").read_text(encoding="utf-8")
+    assert not re.search(r"<script|href=\"http|on\w+=", svg)
+
+
+def test_the_site_has_every_page():
+    def leaves(entry):
+        for inside in entry.values() if isinstance(entry, dict) else entry:
+            yield from [inside] if isinstance(inside, str) else leaves(inside)
+
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    there = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert sorted(leaves(nav)) == sorted(there)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_python_in_the_pages_names_what_there_is(page):
+    for block in re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M
+    ):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toolkit"):
+                module = importlib.import_module(node.module or "")
+                assert [n.name for n in node.names if not hasattr(module, n.name)] == []
+
+
+def test_recipes_and_criteria_of_the_pages_are_read(tmp_path):
+    load_recipe(ROOT / "docs/examples/small.yaml")
+    load_criteria(ROOT / "docs/examples/criteria.yaml")
+    text = (ROOT / "docs/how-to/criteria.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^    (?:thresholds|criteria):.*\n(?: {4}.*\n)*", text, re.M)
+    (tmp_path / "criteria.yaml").write_text("".join(map(textwrap.dedent, blocks)))
+    assert len(blocks) == 2 and len(load_criteria(tmp_path / "criteria.yaml").criteria) == 4
+
+
+def test_the_verdict_of_the_demo_is_that_of_its_results():
+    results = load_results(ROOT / "benchmarks/results/demo.json")
+    assert results.verdict == verdict(results)
+
+
+def test_the_coverage_study_has_no_cell_that_fails():
+    found = json.loads((ROOT / "benchmarks/results/coverage.json").read_text())
+    study, cells = pages.coverage_study(), found["cells"]
+    assert found["summary"]["fail"] == [] and found["summary"]["counts"] == {
         kind: sum(row["class"] == kind for row in cells) for kind in study.CLASSES
     }
-    assert study.markdown(cells) in told
-    assert all(f"*{kind}* ({count:,})" in told for kind, count in counts.items())
-    many = sum(row["repetitions"] >= 200 for row in cells)
-    assert f"in {many:,} of {len(cells):,} cells" in told
     swept = {
         study.Cell(name, settings).title
         for name, sweep in study.SWEEPS.items()
         for settings in sweep.settings
     }
     assert {study.Cell(row["statistic"], row["world"]).title for row in cells} <= swept
-
-
-def test_the_demo_is_shown_as_the_terminal_shows_it():
-    results = load_results(ROOT / "benchmarks/results/demo.json")
-    for page in ("README.md", "docs/demo.md"):
-        assert f"```\n{table_text(results)}\n```" in (ROOT / page).read_text()
-    assert results.verdict == verdict(results)
-    assert (
-        "\n".join(f"- {sentence}" for sentence in results.verdict)
-        in (ROOT / "docs/demo.md").read_text()
-    )
 
 
 def test_the_same_condition_on_several_machines_gave_the_same_numbers():
@@ -287,113 +347,3 @@ def test_the_same_condition_on_several_machines_gave_the_same_numbers():
         (one["alike"]["lora"], one["conditions"][0]["procedures"][0]["cells"]) for one in several
     ]
     assert len(told) > 1 and told == told[:1] * len(told)
-
-
-def test_the_trainings_that_are_told_are_those_of_the_results():
-    def trained(pattern: str) -> tuple[int, int]:
-        of = [
-            c
-            for path in (ROOT / "benchmarks/results").glob(pattern)
-            for c in json.loads(path.read_text())["conditions"]
-        ]
-        return sum(c["n_replicas"] for c in of), sum(c["n_failed"] for c in of)
-
-    told = " ".join((ROOT / "docs/claims.md").read_text().split())
-    studies = [f"{name}/results.json" for name in ("claims", "claims-clinc150", "claims-scan")]
-    for pattern in (*studies, "controls/*.json", "dependence.json"):
-        trainings, failed = trained(pattern)
-        said = (f"None of the {trainings:,} trainings failed", f"none of {trainings:,} failed")
-        assert trainings and failed == 0 and any(sentence in told for sentence in said)
-
-
-def test_late_runs_are_those_that_the_losses_tell():
-    kept = ROOT / "benchmarks/results/claims-scan"
-    with (kept / "weights.csv").open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    right, loss = {}, {}
-    for condition in json.loads((kept / "results.json").read_text())["conditions"]:
-        name = condition["name"]
-        cells = condition["procedures"][0]["cells"]
-        right[name] = np.array(
-            next(
-                cell["scores"]
-                for cell in cells
-                if (cell["shift"], cell["category"]) == ("typical", "")
-            )
-        )
-        loss[name] = np.array([float(row["loss"]) for row in rows if row["condition"] == name])
-    told = " ".join((ROOT / "docs/claims.md").read_text().split())
-    late = right["lora-10-epochs"] < 0.3
-    assert late.sum() == 7 and set(np.flatnonzero(late)) == set(
-        np.argsort(loss["lora-10-epochs"])[-7:]
-    )
-    ends = (100 * right["lora-10-epochs"].min(), 100 * right["lora-10-epochs"].max())
-    assert (
-        "the worst of 64 answers {:.0f} % of the typical prompts right, the best {:.0f} %, "
-        "seven fewer than 30 %"
-    ).format(*ends) in told
-    assert "from {:.0f} % of the typical prompts of SCAN right to {:.0f} %".format(*ends) in told
-
-    def ranks(name: str) -> str:
-        """Spearman's correlation with its 95 % interval on Fisher's scale (Bonett and Wright,
-        Psychometrika 2000).
-        """
-        r = spearmanr(loss[name], right[name]).statistic
-        ends = np.tanh(
-            np.arctanh(r)
-            + 1.96 * np.sqrt((1 + r**2 / 2) / (len(right[name]) - 3)) * np.array([-1, 1])
-        )
-        return "{:.2f} ({:.2f} to {:.2f})".format(r, *ends)
-
-    assert [
-        len(right[name])
-        for name in ("lora-10-epochs", "lora-2-epochs", "full-1-epoch", "distilled")
-    ] == [64, 192, 64, 64]
-    assert (
-        "over all 64 its ranks and those of accuracy correlate by "
-        f"{ranks('lora-10-epochs')}, over the 192 runs of two epochs by" in told
-    )
-    assert (
-        f"two epochs by {ranks('lora-2-epochs')}, over the 64 full fine-tunes by "
-        f"{ranks('full-1-epoch')};" in told
-    )
-    assert f"the 64 students' losses say little, {ranks('distilled')}:" in told
-
-
-def test_ratios_in_sentences_are_those_of_their_results():
-    told = (ROOT / "docs/performance.md").read_text()
-
-    def found(name):
-        return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
-
-    ratios = [found(f"check-{name}")["took_over_predicted"] for name in ("demo", "clinc150")]
-    demo, clinc = (
-        [f"{ratio[key]:.2f}" for key in ("seconds", "worker_bytes", "disk_bytes")]
-        for ratio in ratios
-    )
-    assert (
-        "{} times the wall time, {} times the memory of a worker, {} times the disk".format(*demo)
-        in told
-    )
-    assert "{}, {} and {} times. A machine".format(*clinc) in told
-    head = found("head")["ratio"]
-    assert (
-        f"{head['float32']['seconds']:.2f} times as long in float32 and "
-        f"{head['bfloat16']['seconds']:.2f} times in bfloat16" in told
-    )
-    works = found("train-vmap")["workloads"]
-    vmap = [
-        works[name]["ratios"]["vmap over peft"][works[name]["chosen"]]
-        for name in ("C1", "C2", "embedded")
-    ]
-    assert (
-        "{:.1f} times as fast on C1, {:.1f} times on C2 and {:.1f} times on the embedded".format(
-            *vmap
-        )
-        in told
-    )
-    for label in ("stack, nothing compiled", "stack, compiled code on disk"):
-        seconds = [
-            works[name]["seconds_of_a_fresh_process"][label] for name in ("C1", "C2", "embedded")
-        ]
-        assert "{:.0f}, {:.0f} and {:.0f} s".format(*seconds) in " ".join(told.split())

