@@ -32,7 +32,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from scipy.stats import spearmanr
 
-from toolkit.recipe import Recipe
+from toolkit.recipe import DistilledCondition, Recipe
+from toolkit.recipe.conditions import OwnKey
 from toolkit.recipe.merge_methods import MERGE_METHODS
 from toolkit.record.results import load_claims, load_results
 from toolkit.report.html import table_text
@@ -288,6 +289,8 @@ def models_of(root: type[BaseModel]) -> list[type[BaseModel]]:
     while waiting:
         model = waiting.pop(0)
         if model not in found:
+            if (parent := parent_of(model)) and parent not in found:
+                found.append(parent)
             found.append(model)
             waiting += [
                 part for field in model.model_fields.values() for part in parts(field.annotation)
@@ -302,22 +305,36 @@ def parts(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from parts(inside)
 
 
+def parent_of(model: type[BaseModel]) -> type[BaseModel] | None:
+    """The model whose keys this one has, too."""
+    parents = (parent for parent in model.__mro__[1:] if issubclass(parent, BaseModel))
+    return next((parent for parent in parents if parent.model_fields), None)
+
+
 def section(model: type[BaseModel]) -> str:
-    meanings = meanings_of(model)
+    meanings, parent = meanings_of(model), parent_of(model)
+    inherited = parent.model_fields if parent else {}
+    besides = (
+        f" All keys of [{parent.__name__}](#{parent.__name__.lower()}), and:" if parent else ""
+    )
     lines = [
         f"## {model.__name__}",
         "",
-        wrapped(model.__doc__ or ""),
+        wrapped((model.__doc__ or "") + besides),
         "",
         "| key | values | default | meaning |",
         "|---|---|---|---|",
     ]
     for name, field in model.model_fields.items():
+        if name in inherited and inherited[name].default == field.default:
+            continue
         default: Any = field.default
         if field.default_factory is not None:
             default = field.default_factory()  # type: ignore[call-arg]
         shown = "required" if default is PydanticUndefined else f"`{plain(default)}`"
         meaning = (field.description or meanings.get(name, "")).replace("|", "\\|")
+        if OwnKey in field.metadata and model is not DistilledCondition:
+            meaning = f"{meaning} Students do not take it over.".strip()
         lines.append(f"| `{name}` | {values(field.annotation)} | {shown} | {meaning} |")
     return "\n".join(lines)
 

@@ -102,7 +102,7 @@ def marked(mark: type, *models: type[Model]) -> set[str]:
 
 
 class Training(Model):
-    """What every way of training a replica has. docs/training.md says what each key is for."""
+    """What every way of training a replica has."""
 
     rows: Annotated[Rows | None, LaterKey] = None
     """of the training data: the first of a shuffle that is the same for all conditions; default:
@@ -208,7 +208,7 @@ class Training(Model):
 
 
 class AdapterCondition(Training):
-    """Keys of conditions that train adapters."""
+    """What the training of adapters has."""
 
     rank: Rank = 8
     alpha: Factor | None = None
