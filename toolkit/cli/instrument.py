@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import click
 
 from toolkit.cli.terminal import (
-    GATE_SAID_NO,
     GROUP,
     REPLICAS,
     SHARE,
@@ -28,6 +27,7 @@ from toolkit.cli.terminal import (
     show,
     workers_option,
 )
+from toolkit.errors import GATE_SAID_NO
 from toolkit.record.plain import read_json
 
 if TYPE_CHECKING:

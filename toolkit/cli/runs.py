@@ -14,7 +14,6 @@ import click
 
 import toolkit
 from toolkit.cli.terminal import (
-    GATE_SAID_NO,
     GROUP,
     REPLICAS,
     Between,
@@ -31,6 +30,7 @@ from toolkit.cli.terminal import (
     without_network,
     workers_option,
 )
+from toolkit.errors import GATE_SAID_NO
 from toolkit.recipe import EnsembleMethod
 from toolkit.recipe.merges import MERGES, merge_parameters, parse_setting
 from toolkit.record.plain import read_json

@@ -20,12 +20,12 @@ from urllib.parse import urlsplit
 import click
 from click.core import ParameterSource
 
+from toolkit.errors import BAD_INPUT, FAILED, FtkError, missing_extra
 from toolkit.text import escape
 
 if TYPE_CHECKING:
     from toolkit.pipeline.job import Console
 
-DONE, FAILED, BAD_INPUT, GATE_SAID_NO = 0, 1, 2, 3
 LONGEST = 1000
 """characters of an error"""
 DISK_SAID_NO = {
@@ -179,14 +179,15 @@ def errors() -> Iterator[None]:
             raise
         reason = DISK_SAID_NO.get(error.errno or 0, error.strerror)
         stop(f"{error.filename}: {reason}" if error.filename else reason or str(error), FAILED)
-    except (ValueError, RuntimeError) as error:
-        if not type(error).__module__.startswith("toolkit."):
+    except ImportError as error:
+        context = click.get_current_context(silent=True)
+        missing = missing_extra(error, context.command_path if context else "ftk")
+        if missing is None:
             raise
-        from toolkit.pipeline.engines import (
-            WorkerDied,
-        )  # every other error of ours is about what was asked
-
-        stop(str(error), FAILED if isinstance(error, WorkerDied) else BAD_INPUT)
+        say(missing, err=True)
+        sys.exit(missing.exit_code)
+    except FtkError as error:
+        stop(str(error), error.exit_code)
 
 
 def stop(message: str, code: int) -> NoReturn:

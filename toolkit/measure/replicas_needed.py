@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.errors import FtkError
 from toolkit.measure.analyse import OutcomeTable
 from toolkit.measure.run import DESIGN, outcome_table, read_run
 from toolkit.record.population import replica_folder
@@ -26,7 +27,7 @@ RARE = (0.01, 0.001)
 """rates of runs that go astray, for which the plan names the replicas that show one"""
 
 
-class PlanError(ValueError):
+class PlanError(FtkError, ValueError):
     """Nothing to plan from; one line with the reason and the way out."""
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 import toolkit
 from toolkit.data import DataError, Prompt, is_chat, read_rows, read_suite
+from toolkit.errors import FtkError
 from toolkit.measure.analyse import OutcomeTable, PredictionTable, analyse_table
 from toolkit.measure.predictions import (
     Predictions,
@@ -62,7 +63,7 @@ category
 DESIGN, MODULES, RESULTS, PROMPTS = "design.json", "modules.json", "results.json", "prompts.json"
 
 
-class MeasureError(ValueError):
+class MeasureError(FtkError, ValueError):
     """Nothing to measure, or not what it should be; one line with the reason and the way out."""
 
 

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from toolkit.errors import FtkError
 from toolkit.model.compiled import compiled_layers, readers
 from toolkit.model.stacked_embedding import StackedEmbedding
 
 
-class ForwardError(RuntimeError):
+class ForwardError(FtkError, RuntimeError):
     """A base whose own code fails on a batch of ours: one line with its architecture and the
     reason.
     """

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from toolkit.embedded import suite_of, with_version
+from toolkit.errors import FtkError
 from toolkit.recipe.conditions import OF_ADAPTERS, OWN, Given
 from toolkit.recipe.criteria import Criteria
 from toolkit.recipe.document import Dumper, Loader, lines_of
@@ -24,7 +25,7 @@ LARGEST = 1 << 20
 Model_ = TypeVar("Model_", bound=BaseModel)
 
 
-class RecipeError(ValueError):
+class RecipeError(FtkError, ValueError):
     """A recipe that cannot be run as written. The message is one line for the user."""
 
 

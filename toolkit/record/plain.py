@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from reprlib import Repr
 
+from toolkit.errors import FtkError
+
 DEEPEST = 64
 """levels of lists and objects inside each other"""
 DIGITS = 300
@@ -29,7 +31,7 @@ _SHORT.maxlevel = 2
 Record_ = typing.TypeVar("Record_")
 
 
-class JsonError(ValueError):
+class JsonError(FtkError, ValueError):
     """No JSON, or not what is expected there: one line. line and column are where `msg` was found,
     from 1.
     """

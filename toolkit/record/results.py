@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from toolkit.errors import FtkError
 from toolkit.record.files import write_text
 from toolkit.record.plain import JsonError, from_plain, read_json, shortened, to_plain
 from toolkit.statistics import (
@@ -969,7 +970,7 @@ def warnings(procedure: Procedure, single: Procedure, shifts: Sequence[str]) -> 
 Record_ = typing.TypeVar("Record_")
 
 
-class ResultsError(ValueError):
+class ResultsError(FtkError, ValueError):
     """A results.json that cannot be read; one line with the reason and the way out."""
 
 
