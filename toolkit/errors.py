@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 DONE, FAILED, BAD_INPUT, GATE_SAID_NO = 0, 1, 2, 3
 """Exit codes of the commands."""
 
@@ -38,6 +45,10 @@ class FtkError(Exception):
     exit_code: int = BAD_INPUT
 
 
+class ArgumentError(FtkError, ValueError):
+    """An argument that there is not, or that cannot be."""
+
+
 class MissingExtra(FtkError, ImportError):
     """A package is not installed that one of ftk's extras brings.
 
@@ -64,3 +75,19 @@ def missing_extra(error: ImportError, who: str) -> MissingExtra | None:
     if not isinstance(error, ModuleNotFoundError) or package not in EXTRAS:
         return None
     return MissingExtra(who, package)
+
+
+def names_extra(function: Callable[P, T]) -> Callable[P, T]:
+    """A public function that raises MissingExtra where a package of an extra is missing."""
+
+    @functools.wraps(function)
+    def named(*args: P.args, **options: P.kwargs) -> T:
+        try:
+            return function(*args, **options)
+        except ImportError as error:
+            missing = missing_extra(error, f"toolkit.{function.__name__}")
+            if missing is None:
+                raise
+            raise missing from error
+
+    return named

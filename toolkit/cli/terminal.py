@@ -25,6 +25,7 @@ from toolkit.text import escape
 
 if TYPE_CHECKING:
     from toolkit.pipeline.job import Console
+    from toolkit.recipe import Recipe
 
 LONGEST = 1000
 """characters of an error"""
@@ -112,23 +113,13 @@ def given(*names: str) -> str:
     )
 
 
-def load_recipe(path: Path, replicas: int | None) -> Any:
+def load_recipe(path: Path) -> Recipe:
+    """A recipe, with the hub's client told at once where there is no network to fetch its parts."""
     from toolkit import recipe as recipes
 
     recipe = recipes.load_recipe(path)
     without_network(recipe.base, recipe.data.train, *recipe.data.suites.values())
-    if replicas is None:
-        return recipe
-    if not recipe.trained:
-        raise click.UsageError(
-            "--replicas is about training, and no condition of this recipe is trained; leave it out"
-        )
-    conditions = {
-        name: c.model_copy(update={"replicas": None}) for name, c in recipe.trained.items()
-    }
-    return recipe.model_copy(
-        update={"replicas": replicas, "conditions": recipe.conditions | conditions}
-    )
+    return recipe
 
 
 def without_network(*sources: str | None) -> None:

@@ -134,10 +134,13 @@ class Plan:
 
 
 def plan(
-    pilot: Path | None = None, *, guess: Guess | None = None, targets: Targets | None = None
+    pilot: Path | Results | None = None,
+    *,
+    guess: Guess | None = None,
+    targets: Targets | None = None,
 ) -> Plan:
-    """What a run (its folder), a results.json alone, or a guess says about how many replicas it
-    takes.
+    """What a run (its folder), a results.json alone, results, or a guess says about how many
+    replicas it takes.
 
     Raises PlanError where there is nothing to plan from, and what the readers of the files raise;
     ValueError for targets that cannot be.
@@ -150,6 +153,8 @@ def plan(
         )
     if guess is not None:
         source, level, known = "a guess", 0.95, [_guessed(guess)]
+    elif isinstance(pilot, Results):
+        source, level, known = "results", pilot.level, _of_results(pilot)
     elif pilot is not None and (pilot / DESIGN).is_file():
         source, (level, known) = str(pilot), _of_run(pilot)
     else:

@@ -794,10 +794,10 @@ class Results(Tidy):
 
     Example:
         >>> import toolkit
-        >>> results = toolkit.measure([["yes", "no"], ["yes", "yes"], ["yes", "no"]])
-        >>> [row] = [row for row in results.to_rows() if row["figure"] == "disagreement"]
-        >>> round(row["value"], 3)
-        0.333
+        >>> results = toolkit.measure([["a", "b", "c", "d"], ["a", "b", "c", "e"], ["a", "b", "c", "d"]])
+        >>> row = next(row for row in results.to_rows() if row["figure"] == "disagreement")
+        >>> round(row["value"], 3), row["n_replicas"]
+        (0.167, 3)
     """
 
     about: About
@@ -1060,7 +1060,14 @@ def save_results(path: Path | str, results: Results | Claims | RunMetrics) -> No
 
 
 def load_results(path: Path | str) -> Results:
-    """Read results.json. ResultsError where it is of another version or not a result at all."""
+    """Read results.json. ResultsError where it is of another version or not a result at all.
+
+    Example:
+        >>> import toolkit
+        >>> results = toolkit.load_results("runs/first/results.json")
+        >>> results.conditions[0].n_replicas
+        4
+    """
     return _load(path, Results, "`ftk measure RUN` makes them anew")
 
 
