@@ -31,11 +31,34 @@ from toolkit.cli.terminal import (
     workers_option,
 )
 from toolkit.errors import GATE_SAID_NO, FtkError
-from toolkit.recipe import EnsembleMethod
-from toolkit.recipe.merges import MERGES, parse_setting
 from toolkit.record.plain import read_json
 
-ENSEMBLES = get_args(EnsembleMethod)
+
+class MethodOption(click.Option):
+    """Its help names the merge methods, which are looked up only when help is shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from toolkit.recipe.merges import MERGES
+
+        self.help = f"{', '.join(MERGES)}, or mergekit:NAME."
+        return super().get_help_record(ctx)
+
+
+class EnsembleName(click.ParamType):
+    """One of the ensembles that a recipe knows, looked up only when it is asked for."""
+
+    name = "ensemble"
+
+    def _choice(self) -> click.Choice:
+        from toolkit.recipe import EnsembleMethod
+
+        return click.Choice(get_args(EnsembleMethod))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return self._choice().get_metavar(param, ctx)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self._choice().convert(value, param, ctx)
 
 
 @contextmanager
@@ -178,7 +201,7 @@ def train_replicas(
 
 @click.command()
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--method", help=f"{', '.join(MERGES)}, or mergekit:NAME.")
+@click.option("--method", cls=MethodOption)
 @click.option(
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -332,7 +355,7 @@ def merge(
 @click.option("--max-new-tokens", type=click.IntRange(1, 10**7), help="Longest answer.")
 @click.option(
     "--ensemble",
-    type=click.Choice(ENSEMBLES),
+    type=EnsembleName(),
     help="Let disjoint groups of the adapters answer as one, too.",
 )
 @click.option(
@@ -510,6 +533,8 @@ def _as_mergekit(config: Path, rank: str, out: Path | None, force: bool) -> dict
 
 def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
     """`name=value` of every option --set."""
+    from toolkit.recipe.merges import parse_setting
+
     with _usage():
         return dict(map(parse_setting, settings))
 

@@ -794,7 +794,8 @@ class Results(Tidy):
 
     Example:
         >>> import toolkit
-        >>> results = toolkit.measure([["a", "b", "c", "d"], ["a", "b", "c", "e"], ["a", "b", "c", "d"]])
+        >>> answers = [["a", "b", "c", "d"], ["a", "b", "c", "e"], ["a", "b", "c", "d"]]
+        >>> results = toolkit.measure(answers)
         >>> row = next(row for row in results.to_rows() if row["figure"] == "disagreement")
         >>> round(row["value"], 3), row["n_replicas"]
         (0.167, 3)
