@@ -23,13 +23,11 @@ conditions:
   lora: {epochs: 1, batch_size: 8, lr: 1e-2}
 evaluation: {max_new_tokens: 4, answer: embedded}
 """
+PUBLIC = {name: getattr(toolkit, name) for name in toolkit.__all__ if not name.startswith("__")}
 EXAMPLES = [
     (name, test)
-    for name in toolkit.__all__
-    if not name.startswith("__")
-    for test in doctest.DocTestFinder(recurse=False).find(
-        getattr(toolkit, name), f"toolkit.{name}", module=False, globs={}
-    )
+    for name, thing in {"toolkit": toolkit, **PUBLIC}.items()
+    for test in doctest.DocTestFinder(recurse=False).find(thing, name, module=False, globs={})
     if test.examples
 ]
 
@@ -37,9 +35,9 @@ EXAMPLES = [
 def test_every_public_name_is_there_and_documented():
     assert sorted(toolkit.__all__) == toolkit.__all__
     assert set(toolkit.__all__) <= set(dir(toolkit))
-    for name in toolkit.__all__:
-        assert getattr(toolkit, name).__doc__, name
-    functions = {name for name in toolkit.__all__ if name[0].islower()} - {"statistics"}
+    for name, thing in PUBLIC.items():
+        assert thing.__doc__, name
+    functions = {name for name in PUBLIC if name[0].islower()} - {"statistics"}
     assert functions <= {name for name, _ in EXAMPLES}
     with pytest.raises(AttributeError):
         _ = toolkit.absent

@@ -1,5 +1,15 @@
 """ftk: how different are two fine-tunes of one model on one data set, where does it matter, and
 what does a remedy buy?
+
+Example:
+    >>> import toolkit
+    >>> results = toolkit.measure("predictions.csv")
+    >>> results.conditions[0].n_replicas
+    30
+
+The public names are those of `__all__`. They are imported when they are first used: `measure`,
+`plan`, `gate`, `claims` and the results need the core alone; `run`, `train_replicas`, `merge`,
+`evaluate` and `Ensemble` need the extra `train`.
 """
 
 import sys
@@ -31,7 +41,7 @@ if TYPE_CHECKING:
         train_replicas,
     )
     from toolkit.errors import FtkError
-    from toolkit.pipeline.job import Console
+    from toolkit.pipeline.console import Console
     from toolkit.recipe import Recipe, load_recipe, write_recipe
     from toolkit.record.results import Results, load_results
 
@@ -60,7 +70,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "Console": "pipeline.job",
+    "Console": "pipeline.console",
     "Ensemble": "answer.ensemble",
     "FtkError": "errors",
     "Recipe": "recipe",

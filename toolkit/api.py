@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from toolkit.measure.gate.judge import Named
     from toolkit.measure.gate.limits import Limits, Verdict
     from toolkit.measure.replicas_needed import Plan
-    from toolkit.pipeline.job import Console
+    from toolkit.pipeline.console import Console
     from toolkit.recipe import Criteria, Recipe
     from toolkit.record.results import Claims, Results, RunMetrics
 
@@ -306,7 +306,7 @@ def evaluate(
 
     check_rule(answer or "text")
     from toolkit.pipeline import answer_given
-    from toolkit.pipeline.job import Console
+    from toolkit.pipeline.console import Console
 
     folder, results = answer_given.evaluate_subjects(
         _paths(subjects),
@@ -702,7 +702,7 @@ def _answers_of(
     assert isinstance(asked, Recipe)
     check_recipe(path or Path("recipe"), asked, limits)
     from toolkit.pipeline import answer_given
-    from toolkit.pipeline.job import Console
+    from toolkit.pipeline.console import Console
 
     out = Path("runs") / f"gate-{candidate.name}"
     return answer_given.answer_suites(

@@ -314,7 +314,7 @@ def merge(
         if strict and not guard:
             raise click.UsageError("--strict is what a --guard does: name its suite")
         parameters = _settings(settings) | ({} if density is None else {"density": density})
-        from toolkit.pipeline.job import Console
+        from toolkit.pipeline.console import Console
 
         try:
             reports = toolkit.merge(

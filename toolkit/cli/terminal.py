@@ -24,7 +24,7 @@ from toolkit.errors import BAD_INPUT, FAILED, FtkError, missing_extra
 from toolkit.text import escape
 
 if TYPE_CHECKING:
-    from toolkit.pipeline.job import Console
+    from toolkit.pipeline.console import Console
     from toolkit.recipe import Recipe
 
 LONGEST = 1000
@@ -194,7 +194,7 @@ def console() -> Iterator[Console]:
     """Progress and notes on stderr: a bar on a terminal, which ends with the block however that
     ends; plain lines elsewhere.
     """
-    from toolkit.pipeline.job import Console
+    from toolkit.pipeline.console import Console
 
     with ExitStack() as bars:
         yield Console(
