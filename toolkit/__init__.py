@@ -1,5 +1,15 @@
 """ftk: how different are two fine-tunes of one model on one data set, where does it matter, and
 what does a remedy buy?
+
+Example:
+    >>> import toolkit
+    >>> results = toolkit.measure("predictions.csv")
+    >>> results.conditions[0].n_replicas
+    30
+
+The public names are those of `__all__`. They are imported when they are first used: `measure`,
+`plan`, `gate`, `claims` and the results need the core alone; `run`, `train_replicas`, `merge`,
+`evaluate` and `Ensemble` need the extra `train`.
 """
 
 import sys
@@ -11,19 +21,115 @@ if (
     # a checkout that is not installed: last
     sys.path += [_started] * (__file__ == f"{_started}/toolkit/__init__.py")
 
+import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from toolkit import statistics
     from toolkit.answer.ensemble import Ensemble
+    from toolkit.api import (
+        claims,
+        evaluate,
+        gate,
+        gate_limits,
+        measure,
+        measure_metrics,
+        merge,
+        plan,
+        run,
+        train_replicas,
+    )
+    from toolkit.errors import FtkError
+    from toolkit.pipeline.console import Console
+    from toolkit.recipe import Recipe, load_recipe, write_recipe
+    from toolkit.record.results import Results, load_results
 
 __version__ = "0.1.0"
-__all__ = ["Ensemble", "__version__"]
+__all__ = [
+    "Console",
+    "Ensemble",
+    "FtkError",
+    "Recipe",
+    "Results",
+    "__version__",
+    "claims",
+    "evaluate",
+    "gate",
+    "gate_limits",
+    "load_recipe",
+    "load_results",
+    "measure",
+    "measure_metrics",
+    "merge",
+    "plan",
+    "run",
+    "statistics",
+    "train_replicas",
+    "write_recipe",
+]
+
+_ELSEWHERE = {
+    "Console": "pipeline.console",
+    "Ensemble": "answer.ensemble",
+    "FtkError": "errors",
+    "Recipe": "recipe",
+    "Results": "record.results",
+    "load_recipe": "recipe",
+    "load_results": "record.results",
+    "write_recipe": "recipe",
+}
+"""Public name -> its module, for those that are not in `toolkit.api`."""
 
 
 def __getattr__(name: str) -> Any:
-    """`toolkit.Ensemble`, when it is asked for: it brings torch."""
-    if name != "Ensemble":
+    """The public names, imported when they are asked for: `import toolkit` costs nothing."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from toolkit.answer.ensemble import Ensemble
+    if name == "statistics":
+        return importlib.import_module("toolkit.statistics")
+    try:
+        module = importlib.import_module(f"toolkit.{_ELSEWHERE.get(name, 'api')}")
+    except ImportError as error:
+        from toolkit.errors import missing_extra
 
-    return Ensemble
+        missing = missing_extra(error, f"toolkit.{name}")
+        if missing is None:
+            raise
+        raise missing from error
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Room(ModuleType):
+    """A room that shares its name with a public function, and can be called as that."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module("toolkit.api"), self._name)(*args, **options)
+
+    @property
+    def _name(self) -> str:
+        return self.__name__.rpartition(".")[2]
+
+    @property
+    def __signature__(self) -> Any:
+        import inspect
+
+        return inspect.signature(getattr(importlib.import_module("toolkit.api"), self._name))
+
+
+class _Package(ModuleType):
+    """Python sets `toolkit.measure` and `toolkit.merge` to the rooms once they are imported;
+    `toolkit.measure(...)` is the function before and after.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("measure", "merge") and isinstance(value, ModuleType):
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -7,7 +7,7 @@ import click
 import toolkit
 from toolkit.cli import adapters, before, instrument, runs
 from toolkit.cli.last import Guarded
-from toolkit.cli.terminal import BAD_INPUT, DONE, FAILED, GATE_SAID_NO
+from toolkit.errors import BAD_INPUT, DONE, FAILED, GATE_SAID_NO
 
 __all__ = ["BAD_INPUT", "DONE", "FAILED", "GATE_SAID_NO", "main"]
 

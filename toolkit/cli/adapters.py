@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from toolkit.cli.terminal import (
-    GATE_SAID_NO,
     REPLICAS,
     as_json,
     errors,
@@ -19,6 +18,7 @@ from toolkit.cli.terminal import (
     show,
     without_network,
 )
+from toolkit.errors import GATE_SAID_NO
 from toolkit.text import escape
 
 

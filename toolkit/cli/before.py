@@ -46,7 +46,7 @@ def check(
 ) -> None:
     """Validate a recipe; show data, plan, memory, disk and time."""
     with errors():
-        loaded = load_recipe(recipe, None)
+        loaded = load_recipe(recipe)
         from toolkit.pipeline.checks.without_base import check_early
 
         check_early(loaded, out)

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+import toolkit
 from toolkit.cli.terminal import (
-    GATE_SAID_NO,
     GROUP,
     REPLICAS,
     SHARE,
@@ -28,10 +29,11 @@ from toolkit.cli.terminal import (
     show,
     workers_option,
 )
+from toolkit.errors import GATE_SAID_NO
 from toolkit.record.plain import read_json
 
 if TYPE_CHECKING:
-    from toolkit.measure.gate.limits import Limits
+    from toolkit.record.results import RunMetrics
 
 
 def columns_options(command: Callable) -> Callable:
@@ -140,74 +142,50 @@ def measure(
     repeatability within a machine, reproducibility between machines.
     """
     with errors():
-        from toolkit.measure import run as stage
-        from toolkit.measure import run_table
-        from toolkit.measure.predictions import read_run_table
-        from toolkit.recipe import load_criteria
-        from toolkit.report.html import table_text
-
-        asked = load_criteria(criteria) if criteria else None
         of_files = given(
             *("same", "baseline", "paired", "factors", "base", "failed"),
             *("columns", "replica_columns"),
         )
+        roles = roles_of(columns)
         if others:
             if of_files:
                 raise click.UsageError(
                     f"several runs are measured as they are: {of_files} is for files"
                 )
-            if loose := [path for path in (source, *others) if not path.is_dir()]:
-                raise click.UsageError(f"{loose[0]}: no run folder; several sources are runs")
-            from toolkit.measure.machines import measure_runs
-
             folder = out or source.with_name(f"{source.name}-together")
-            results = measure_runs([source, *others], folder, asked, force=force)
+            results = toolkit.measure(source, *others, out=folder, criteria=criteria, force=force)
         elif source.is_dir():
             if lost := ", ".join(filter(None, [given("out", "force"), of_files])):
                 raise click.UsageError(
                     f"{source}: a run says itself what its answers mean; {lost} is for files"
                 )
-            folder, results = source, stage.measure_run(source, asked)
+            folder, results = source, toolkit.measure(source, out=source, criteria=criteria)
         else:
+            from toolkit.measure.predictions import read_run_table
+
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
-            table = None if replica_columns else read_run_table(source, roles_of(columns))
-            if table is not None:
+            of_both = {
+                "out": folder,
+                "baseline": baseline,
+                "base": base,
+                "failed": failed,
+                "paired": paired,
+                "factors": factors,
+                "columns": roles,
+                "force": force,
+            }
+            if not replica_columns and read_run_table(source, roles) is not None:
                 if lost := given("same", "criteria"):
                     raise click.UsageError(
                         f"{source}: a row is a run, without prompts; {lost} is for predictions"
                     )
-                found = run_table.measure_run_table(
-                    table,
-                    source,
-                    folder,
-                    baseline=baseline,
-                    base=base,
-                    failed=failed,
-                    paired=paired,
-                    factors=factors,
-                    force=force,
-                )
-                path = folder / run_table.METRICS
-                if as_json:
-                    print_json({"out": str(folder), "metrics": read_json(path)})
-                    return
-                show(run_table.metrics_text(found))
-                say(f"metrics: {path.resolve()}")
+                _show_metrics(toolkit.measure_metrics(source, **of_both), folder, as_json)
                 return
-            options = {
-                "same": same,
-                "baseline": baseline,
-                "paired": paired,
-                "factors": factors,
-                "base": base,
-                "failed": failed,
-            }
-            options |= {
-                "columns": roles_of(columns),
-                "replica_columns": replica_columns,
-                "force": force,
-            }
-            results = stage.measure_predictions(source, folder, **options, criteria=asked)
+            results = toolkit.measure(
+                source, same=same, criteria=criteria, replica_columns=replica_columns, **of_both
+            )
+        from toolkit.report.html import table_text
+
         if as_json:
             print_json({"out": str(folder), "results": read_json(folder / "results.json")})
             return
@@ -215,6 +193,17 @@ def measure(
         for sentence in results.verdict:
             say(f"- {sentence}")
         say(f"report: {(folder / 'report.html').resolve()}")
+
+
+def _show_metrics(found: RunMetrics, folder: Path, as_json: bool) -> None:
+    from toolkit.measure.run_table import METRICS, metrics_text
+
+    path = folder / METRICS
+    if as_json:
+        print_json({"out": str(folder), "metrics": read_json(path)})
+        return
+    show(metrics_text(found))
+    say(f"metrics: {path.resolve()}")
 
 
 @click.command()
@@ -233,14 +222,14 @@ def claims(run: Path, file: Path | None, as_json: bool) -> None:
     of prompts. RUN: a folder of `ftk run`; claims.json is written there.
     """
     with errors():
-        from toolkit.measure import claims as stage
+        found = toolkit.claims(run, file)
+        from toolkit.measure.claims import CLAIMS, claims_text
 
-        found = stage.hold_claims(run, file or stage.ORIGIN)
-        path = run / stage.CLAIMS
+        path = run / CLAIMS
         if as_json:
             print_json({"out": str(path), "claims": read_json(path)})
             return
-        show(stage.claims_text(found))
+        show(claims_text(found))
         say(f"claims: {path.resolve()}")
 
 
@@ -296,17 +285,21 @@ def plan(
     PILOT is a run folder or a results.json; without one say a disagreement with --guess.
     """
     with errors():
-        from toolkit.measure import replicas_needed
-
         if pilot is not None and (lost := given("prompts", "replicas")):
             raise click.UsageError(f"{lost} is for --guess; a pilot has its own")
-        usual = replicas_needed.Targets()
-        targets = replicas_needed.Targets(
-            half_widths or usual.half_widths, ratios or usual.ratios, k, power
+        found = toolkit.plan(
+            pilot,
+            guess=guess,
+            prompts=prompts,
+            replicas=replicas,
+            k=k,
+            half_widths=half_widths,
+            ratios=ratios,
+            power=power,
         )
-        guessed = None if guess is None else replicas_needed.Guess(guess, prompts, replicas)
-        found = replicas_needed.plan(pilot, guess=guessed, targets=targets)
-        print_json(found.to_dict()) if as_json else show(replicas_needed.plan_text(found))
+        from toolkit.measure.replicas_needed import plan_text
+
+        print_json(found.to_dict()) if as_json else show(plan_text(found))
 
 
 class GateCommand(click.Command):
@@ -376,8 +369,7 @@ def gate(
     wrote.
     """
     with errors():
-        from toolkit.measure.gate import judge as gating
-        from toolkit.measure.gate.limits import save_limits
+        from toolkit.measure.gate.judge import is_limits, verdict_text
         from toolkit.measure.run import is_outcomes
 
         if candidate is None and save is None:
@@ -386,7 +378,7 @@ def gate(
             )
         if candidate is not None and not candidate.exists():
             raise click.UsageError(f"{candidate}: no such file or folder")
-        saved = gating.is_limits(baseline)
+        saved = is_limits(baseline)
         files = [path for path in (baseline, candidate) if path and path.is_file()]
         if (columns or replica_columns) and not files[saved:]:
             raise click.UsageError("--column and --replica-columns are for files of predictions")
@@ -397,15 +389,17 @@ def gate(
             raise click.UsageError(f"{lost} is for --save; leave it out")
         if lost := given("condition") if saved and not candidate else "":
             raise click.UsageError(f"{lost} is for what is learned or judged; leave it out")
-        named = gating.Named(roles_of(columns), replica_columns)
-        limits = gating.limits_of(
-            baseline, condition=condition, same=same, alpha=alpha, named=named
-        )
-        if save is not None:
-            inputs = [path for path in (baseline, candidate, recipe) if path]
-            gating.check_save(save, limits, inputs, force=force)
-            save_limits(save, limits)
+        learned = {
+            "condition": condition,
+            "same": same,
+            "alpha": alpha,
+            "columns": roles_of(columns),
+            "replica_columns": replica_columns,
+            "save": save,
+            "force": force,
+        }
         if candidate is None:
+            limits = toolkit.gate_limits(baseline, **learned)
             found = {
                 "limits": str(save),
                 "runs": limits.n,
@@ -415,41 +409,12 @@ def gate(
                 f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs"
             )
             return
-        judged = (
-            _outcomes_of(candidate, recipe or baseline / "recipe.yaml", workers, limits)
-            if candidate.is_dir()
-            else candidate
-        )
-        verdict = gating.judge_candidate(
-            limits, judged, condition=condition, named=named, strict=saved
-        )
-        print_json(asdict(verdict)) if as_json else show(gating.verdict_text(verdict))
+        if adapters and (asked := recipe or baseline / "recipe.yaml").is_file():
+            load_recipe(asked)  # tells the client of the hub where there is no network
+        with console() if adapters else nullcontext() as screen:
+            verdict = toolkit.gate(
+                baseline, candidate, recipe=recipe, workers=workers, console=screen, **learned
+            )
+        print_json(asdict(verdict)) if as_json else show(verdict_text(verdict))
     if verdict.status == "fail":
         sys.exit(GATE_SAID_NO)
-
-
-def _outcomes_of(candidate: Path, recipe: Path, workers: int | None, limits: Limits) -> Path:
-    """A folder of outcomes as it is; adapters answer the recipe's suites first."""
-    from toolkit.measure.run import is_outcomes
-
-    if is_outcomes(candidate):
-        return candidate
-    if not recipe.is_file():
-        raise click.UsageError(
-            f"{candidate}: adapters must answer the prompts first; --recipe says which "
-            "base and suites"
-        )
-    from toolkit.measure.gate.judge import check_recipe
-
-    loaded = load_recipe(recipe, None)
-    check_recipe(recipe, loaded, limits)
-    from toolkit.pipeline.given import evaluate_given
-
-    with console() as screen:
-        return evaluate_given.answer_suites(
-            loaded,
-            [candidate],
-            Path("runs") / f"gate-{candidate.name}",
-            workers=workers,
-            console=screen,
-        )

@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from toolkit.cli.terminal import BAD_INPUT, FAILED, Commands, say, stop
+from toolkit.cli.terminal import Commands, say, stop
+from toolkit.errors import BAD_INPUT, FAILED
 
 PREFIX = "ftk-error-"
 """how the names of files with tracebacks begin"""

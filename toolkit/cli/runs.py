@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import click
 
 import toolkit
 from toolkit.cli.terminal import (
-    GATE_SAID_NO,
     GROUP,
     REPLICAS,
     Between,
@@ -31,11 +30,35 @@ from toolkit.cli.terminal import (
     without_network,
     workers_option,
 )
-from toolkit.recipe import EnsembleMethod
-from toolkit.recipe.merge_methods import MERGE_METHODS, merge_parameters, parse_setting
+from toolkit.errors import GATE_SAID_NO, FtkError
 from toolkit.record.plain import read_json
 
-ENSEMBLES = get_args(EnsembleMethod)
+
+class MethodOption(click.Option):
+    """Its help names the merge methods, which are looked up only when help is shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from toolkit.recipe.merge_methods import MERGE_METHODS
+
+        self.help = f"{', '.join(MERGE_METHODS)}, or mergekit:NAME."
+        return super().get_help_record(ctx)
+
+
+class EnsembleName(click.ParamType):
+    """One of the ensembles that a recipe knows, looked up only when it is asked for."""
+
+    name = "ensemble"
+
+    def _choice(self) -> click.Choice:
+        from toolkit.recipe import EnsembleMethod
+
+        return click.Choice(get_args(EnsembleMethod))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return self._choice().get_metavar(param, ctx)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self._choice().convert(value, param, ctx)
 
 
 @contextmanager
@@ -59,7 +82,7 @@ def _usage() -> Iterator[None]:
 def run(
     recipe: Path,
     out: Path | None,
-    engine: str,
+    engine: Literal["local", "ray"],
     replicas: int | None,
     workers: int | None,
     as_json: bool,
@@ -90,21 +113,18 @@ def _run(
     replicas: int | None,
     workers: int | None,
     as_json: bool,
-    engine: str = "local",
+    engine: Literal["local", "ray"] = "local",
 ) -> None:
     with errors():
-        # a wrong recipe is told before anything heavy is loaded
-        recipe = load_recipe(path, replicas)
-        from toolkit.pipeline.checks.without_base import check_early
-
-        check_early(recipe, out)
-        from toolkit import pipeline
+        recipe = load_recipe(path)
+        fresh = not any(out.glob("*/population.json"))
+        with console() as screen:
+            results = toolkit.run(
+                recipe, out, replicas=replicas, workers=workers, engine=engine, console=screen
+            )
         from toolkit.pipeline.forecast import compared
         from toolkit.report.html import table_text
 
-        fresh = not any(out.glob("*/population.json"))
-        with console() as screen:
-            results = pipeline.run(recipe, out, workers=workers, engine=engine, console=screen)
         if fresh and (line := compared(out, screen.seconds)):
             say(line, err=True)
         report = (out / "report.html").resolve()
@@ -140,7 +160,7 @@ def train_replicas(
     condition: tuple[str, ...],
     replicas: int | None,
     only: str | None,
-    engine: str,
+    engine: Literal["local", "ray"],
     workers: int | None,
     as_json: bool,
 ) -> None:
@@ -150,30 +170,27 @@ def train_replicas(
     """
     folder = out or Path("runs") / recipe.stem
     with errors():
-        loaded = load_recipe(recipe, None)
-        names = _conditions(loaded.conditions, condition)
+        loaded = load_recipe(recipe)
         chosen = None if only is None else _indices(only)
-        from toolkit.pipeline.checks.without_base import check_early
-
-        check_early(loaded, folder)
-        from toolkit import pipeline
-        from toolkit.pipeline import train_stacks
-
-        found: dict[str, Any] = {}
-        # a rule that looks at answers while replicas are trained
-        asks = any(loaded.until_of(name) for name in names)
-        how = {"workers": workers, "engine": engine, "answers": asks}
-        with console() as screen, pipeline.open_run(loaded, folder, console=screen, **how) as job:
-            for note in train_stacks.data_notes(job.recipe, {}, job.device):
-                screen.note(note)
-            for name in sorted(names, key=loaded.training_order.index):  # teachers first
-                population = pipeline.train(job, name, replicas=replicas, only=chosen)
-                failed = [r for r, record in population.items() if record.status == "failed"]
-                found[name] = {
-                    "folder": str(folder / name / "replicas"),
-                    "replicas": len(population),
-                    "failed": failed,
-                }
+        with console() as screen:
+            trained = toolkit.train_replicas(
+                loaded,
+                folder,
+                conditions=condition,
+                replicas=replicas,
+                only=chosen,
+                workers=workers,
+                engine=engine,
+                console=screen,
+            )
+        found = {
+            name: {
+                "folder": str(population.folder),
+                "replicas": len(population.replicas),
+                "failed": list(population.failed),
+            }
+            for name, population in trained.items()
+        }
         if as_json:
             print_json({"run": str(folder), "conditions": found, "seconds": screen.seconds})
             return
@@ -184,7 +201,7 @@ def train_replicas(
 
 @click.command()
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--method", help=f"{', '.join(MERGE_METHODS)}, or mergekit:NAME.")
+@click.option("--method", cls=MethodOption)
 @click.option(
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -263,7 +280,7 @@ def merge(
     dense: bool,
     base: str | None,
     prompts: str | None,
-    score: str,
+    score: Literal["accuracy", "logprob"],
     out: Path | None,
     guard: tuple[str, ...],
     strict: bool,
@@ -296,37 +313,30 @@ def merge(
             )
         if strict and not guard:
             raise click.UsageError("--strict is what a --guard does: name its suite")
-        with _usage():
-            parameters = dict(map(parse_setting, settings)) | (
-                {} if density is None else {"density": density}
-            )
-            # a wrong name is told before anything heavy is loaded
-            merge_parameters(method, parameters)
-        from toolkit.pipeline.given import merge_given
+        parameters = _settings(settings) | ({} if density is None else {"density": density})
+        from toolkit.pipeline.console import Console
 
-        options = {
-            "base": base,
-            "buffer": buffer,
-            "dense": dense,
-            "prompts": prompts,
-            "score": score,
-            "guard": guard,
-            "strict": strict,
-        }
-        options["force"] = force
-        options["note"] = partial(say, err=True)
         try:
-            with _usage():
-                reports = merge_given.merge_sources(
-                    sources,
-                    method=method,
-                    k=k,
-                    rank=rank,
-                    out=out,
-                    parameters=parameters,
-                    **options,
-                )
-        except merge_given.GuardError as error:
+            reports = toolkit.merge(
+                sources,
+                out,
+                method=method,
+                k=k,
+                rank=rank,
+                parameters=parameters,
+                base=base,
+                buffer=buffer,
+                dense=dense,
+                prompts=prompts,
+                score=score,
+                guard=guard,
+                strict=strict,
+                force=force,
+                console=Console(note=partial(say, err=True)),
+            )
+        except FtkError as error:
+            if error.exit_code != GATE_SAID_NO:
+                raise
             say(error, err=True)
             sys.exit(GATE_SAID_NO)
         _show_merges(reports, as_json)
@@ -345,7 +355,7 @@ def merge(
 @click.option("--max-new-tokens", type=click.IntRange(1, 10**7), help="Longest answer.")
 @click.option(
     "--ensemble",
-    type=click.Choice(ENSEMBLES),
+    type=EnsembleName(),
     help="Let disjoint groups of the adapters answer as one, too.",
 )
 @click.option(
@@ -383,34 +393,24 @@ def evaluate(
     A SUBJECT is a run, a condition of it, or any folder of PEFT adapters.
     """
     with errors():
-        from toolkit.data import check_rule
-
-        check_rule(answer or "text")
         if (k or settings) and not ensemble:
             raise click.UsageError("-k and --set say how an --ensemble is made: name one")
-        try:
-            asked = (
-                {"ensemble": ensemble, "k": k, **dict(map(parse_setting, settings))}
-                if ensemble
-                else None
-            )
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
+        asked = {"ensemble": ensemble, "k": k, **_settings(settings)} if ensemble else None
         without_network(base, prompts)
-        from toolkit.pipeline.given import evaluate_given
+        with console() as screen:
+            folder, results = toolkit.evaluate(
+                subjects,
+                prompts,
+                out,
+                base=base,
+                answer=answer,
+                max_new_tokens=max_new_tokens,
+                ensemble=asked,
+                workers=workers,
+                console=screen,
+            )
         from toolkit.report.html import table_text
 
-        how = {
-            "prompts": prompts,
-            "base": base,
-            "answer_rule": answer,
-            "max_new_tokens": max_new_tokens,
-            "ensemble": asked,
-        }
-        with console() as screen:
-            folder, results = evaluate_given.evaluate_subjects(
-                subjects, out=out, workers=workers, console=screen, **how
-            )
         if as_json:
             print_json({"out": str(folder), "results": read_json(folder / "results.json")})
             return
@@ -500,9 +500,9 @@ def _what_differs(one: dict[str, Any]) -> str:
     return f"{where}: {files} came out otherwise{distance}"
 
 
-def _show_merges(reports: list[dict[str, Any]], as_json: bool) -> None:
+def _show_merges(reports: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     if as_json:
-        print_json({"merged": reports})
+        print_json({"merged": list(reports)})
         return
     for report in reports:
         dense = (
@@ -531,13 +531,12 @@ def _as_mergekit(config: Path, rank: str, out: Path | None, force: bool) -> dict
 # -- what the options say ------------------------------------------------------------------------
 
 
-def _conditions(known: dict[str, Any], asked: tuple[str, ...]) -> list[str]:
-    for name in asked:
-        if name not in known:
-            raise click.UsageError(
-                f"no condition {name!r} in the recipe; there are: {', '.join(known)}"
-            )
-    return list(dict.fromkeys(asked)) or list(known)
+def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """`name=value` of every option --set."""
+    from toolkit.recipe.merge_methods import parse_setting
+
+    with _usage():
+        return dict(map(parse_setting, settings))
 
 
 def _indices(text: str) -> list[int]:

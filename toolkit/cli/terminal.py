@@ -20,12 +20,13 @@ from urllib.parse import urlsplit
 import click
 from click.core import ParameterSource
 
+from toolkit.errors import BAD_INPUT, FAILED, FtkError, missing_extra
 from toolkit.text import escape
 
 if TYPE_CHECKING:
-    from toolkit.pipeline.job import Console
+    from toolkit.pipeline.console import Console
+    from toolkit.recipe import Recipe
 
-DONE, FAILED, BAD_INPUT, GATE_SAID_NO = 0, 1, 2, 3
 LONGEST = 1000
 """characters of an error"""
 DISK_SAID_NO = {
@@ -112,23 +113,13 @@ def given(*names: str) -> str:
     )
 
 
-def load_recipe(path: Path, replicas: int | None) -> Any:
+def load_recipe(path: Path) -> Recipe:
+    """A recipe, with the hub's client told at once where there is no network to fetch its parts."""
     from toolkit import recipe as recipes
 
     recipe = recipes.load_recipe(path)
     without_network(recipe.base, recipe.data.train, *recipe.data.suites.values())
-    if replicas is None:
-        return recipe
-    if not recipe.trained:
-        raise click.UsageError(
-            "--replicas is about training, and no condition of this recipe is trained; leave it out"
-        )
-    conditions = {
-        name: c.model_copy(update={"replicas": None}) for name, c in recipe.trained.items()
-    }
-    return recipe.model_copy(
-        update={"replicas": replicas, "conditions": recipe.conditions | conditions}
-    )
+    return recipe
 
 
 def without_network(*sources: str | None) -> None:
@@ -179,14 +170,15 @@ def errors() -> Iterator[None]:
             raise
         reason = DISK_SAID_NO.get(error.errno or 0, error.strerror)
         stop(f"{error.filename}: {reason}" if error.filename else reason or str(error), FAILED)
-    except (ValueError, RuntimeError) as error:
-        if not type(error).__module__.startswith("toolkit."):
+    except ImportError as error:
+        context = click.get_current_context(silent=True)
+        missing = missing_extra(error, context.command_path if context else "ftk")
+        if missing is None:
             raise
-        from toolkit.pipeline.engines import (
-            WorkerDied,
-        )  # every other error of ours is about what was asked
-
-        stop(str(error), FAILED if isinstance(error, WorkerDied) else BAD_INPUT)
+        say(missing, err=True)
+        sys.exit(missing.exit_code)
+    except FtkError as error:
+        stop(str(error), error.exit_code)
 
 
 def stop(message: str, code: int) -> NoReturn:
@@ -202,7 +194,7 @@ def console() -> Iterator[Console]:
     """Progress and notes on stderr: a bar on a terminal, which ends with the block however that
     ends; plain lines elsewhere.
     """
-    from toolkit.pipeline.job import Console
+    from toolkit.pipeline.console import Console
 
     with ExitStack() as bars:
         yield Console(

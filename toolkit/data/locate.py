@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from toolkit.errors import FtkError
 from toolkit.record.plain import read_json
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
@@ -48,7 +49,7 @@ SHOWN = 5
 """names in a note"""
 
 
-class DataError(ValueError):
+class DataError(FtkError, ValueError):
     """Data that cannot be used as it is. The message is one line: the file, the line or row, the
     field and the fix.
     """

@@ -39,9 +39,14 @@ from toolkit.record.results import MACHINE, ConditionDesign, Results
 
 
 def measure_runs(
-    folders: Sequence[Path], out: Path, criteria: Criteria | None = None, *, force: bool = False
+    folders: Sequence[Path],
+    out: Path | None,
+    criteria: Criteria | None = None,
+    *,
+    force: bool = False,
 ) -> Results:
-    """Replicas of the conditions that all runs have -> results.json and report.html in `out`.
+    """Replicas of the conditions that all runs have -> results.json and report.html in `out`, if
+    any.
 
     Disagreement and accuracy are taken apart into machine, seeds, and the rest. The rows of single
     replicas are of one replica for each set of seeds, since the same seeds again are no independent
@@ -75,7 +80,8 @@ def measure_runs(
             "is of one procedure"
         )
     of = {"source": ", ".join(str(folder.absolute()) for folder in folders)}
-    check_measured(out, of, folders, force=force)
+    if out is not None:
+        check_measured(out, of, folders, force=force)
     try:
         outcomes = [
             read_outcomes(folder / shard for shard in design.shards)
@@ -110,6 +116,8 @@ def measure_runs(
         criteria=wanted.criteria,
         notes=notes,
     )
+    if out is None:
+        return results
     claim(out, MEASURED_FOLDER, of, force=force)
     return finish(out, results)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.errors import FtkError
 from toolkit.measure.analyse import OutcomeTable
 from toolkit.measure.run import DESIGN, outcome_table, read_run
 from toolkit.record.population import replica_folder
@@ -26,7 +27,7 @@ RARE = (0.01, 0.001)
 """rates of runs that go astray, for which the plan names the replicas that show one"""
 
 
-class PlanError(ValueError):
+class PlanError(FtkError, ValueError):
     """Nothing to plan from; one line with the reason and the way out."""
 
 
@@ -133,10 +134,13 @@ class Plan:
 
 
 def plan(
-    pilot: Path | None = None, *, guess: Guess | None = None, targets: Targets | None = None
+    pilot: Path | Results | None = None,
+    *,
+    guess: Guess | None = None,
+    targets: Targets | None = None,
 ) -> Plan:
-    """What a run (its folder), a results.json alone, or a guess says about how many replicas it
-    takes.
+    """What a run (its folder), a results.json alone, results, or a guess says about how many
+    replicas it takes.
 
     Raises PlanError where there is nothing to plan from, and what the readers of the files raise;
     ValueError for targets that cannot be.
@@ -149,6 +153,8 @@ def plan(
         )
     if guess is not None:
         source, level, pilots = "a guess", 0.95, [_guessed(guess)]
+    elif isinstance(pilot, Results):
+        source, level, pilots = "results", pilot.level, _of_results(pilot)
     elif pilot is not None and (pilot / DESIGN).is_file():
         source, (level, pilots) = str(pilot), _of_run(pilot)
     else:

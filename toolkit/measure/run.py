@@ -15,6 +15,7 @@ import pyarrow as pa
 
 import toolkit
 from toolkit.data import DataError, Prompt, is_chat, read_rows, read_suite
+from toolkit.errors import FtkError
 from toolkit.measure.analyse import OutcomeTable, PredictionTable, analyse_table
 from toolkit.measure.predictions import (
     Predictions,
@@ -62,7 +63,7 @@ category
 DESIGN, MODULES, RESULTS, PROMPTS = "design.json", "modules.json", "results.json", "prompts.json"
 
 
-class MeasureError(ValueError):
+class MeasureError(FtkError, ValueError):
     """Nothing to measure, or not what it should be; one line with the reason and the way out."""
 
 
@@ -267,10 +268,11 @@ def outcome_table(folder: Path, recipe: Recipe, design: Design) -> tuple[Outcome
     return OutcomeTable(outcomes, prompts), notes
 
 
-def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
+def measure_run(folder: Path, criteria: Criteria | None = None, *, write: bool = True) -> Results:
     """Outcomes of a run -> results.json and report.html in its folder.
 
-    criteria: instead of the recipe's. Raises MeasureError in one line for a folder without
+    criteria: instead of the recipe's. write: False leaves the folder as it is.
+    Raises MeasureError in one line for a folder without
     outcomes.
     """
     recipe, design = read_run(folder)
@@ -292,10 +294,10 @@ def measure_run(folder: Path, criteria: Criteria | None = None) -> Results:
         replace(condition, settings=trained.get(condition.name, {}))
         for condition in results.conditions
     )
-    return finish(
-        folder,
-        replace(results, conditions=conditions, modules=_read_modules(folder, design.conditions)),
+    results = replace(
+        results, conditions=conditions, modules=_read_modules(folder, design.conditions)
     )
+    return finish(folder, results) if write else results
 
 
 def save_modules(folder: Path, modules: Sequence[Modules]) -> None:
@@ -320,8 +322,9 @@ def _read_modules(folder: Path, designs: Sequence[ConditionDesign]) -> tuple[Mod
 
 def measure_predictions(
     path: Path,
-    out: Path,
+    out: Path | None,
     *,
+    table: pa.Table | None = None,
     same: str = "exact",
     baseline: str | None = None,
     paired: bool = False,
@@ -333,8 +336,9 @@ def measure_predictions(
     columns: Mapping[str, str] | None = None,
     replica_columns: Sequence[str] = (),
 ) -> Results:
-    """A table of predictions that any tool made -> results.json and report.html in `out`.
+    """A table of predictions that any tool made -> results.json and report.html in `out`, if any.
 
+    table: as in `read_predictions`.
     same: when two outputs mean the same, a rule of `toolkit.measure.meaning`. baseline: the
     condition that the others are held against (default: the first). paired: replicas of the same
     name share their seeds. factors: a table that says which level each replica has in each source,
@@ -344,9 +348,10 @@ def measure_predictions(
     replica_columns: see `read_predictions`.
     force: see `check_measured`. Raises PredictionsError, MeasureError or FolderError in one line.
     """
-    of = made_of(path)
-    check_measured(out, of, [path, *([factors] if factors else [])], force=force)
-    predictions = read_predictions(path, columns=columns, replica_columns=replica_columns)
+    of = made_of(path) if table is None else {"source": "predictions in memory"}
+    if out is not None:
+        check_measured(out, of, [path, *([factors] if factors else [])], force=force)
+    predictions = read_predictions(path, table, columns=columns, replica_columns=replica_columns)
     if base is not None:
         predictions = with_base(predictions, base, path)
     if failed:
@@ -370,8 +375,8 @@ def measure_predictions(
             f"{path}: {len(names):,} conditions, and {CONDITIONS} are measured together; "
             "name fewer in one file"
         )
-    asked, table = criteria or Criteria(), PredictionTable(predictions, same)
-    designs = table.designs(names)
+    asked, coded = criteria or Criteria(), PredictionTable(predictions, same)
+    designs = coded.designs(names)
     if nobody := next((design for design in designs if not design.replicas), None):
         raise PredictionsError(
             f"{path}: all {nobody.failed} runs of {nobody.name} have failed; there is "
@@ -406,9 +411,10 @@ def measure_predictions(
     words = [
         word for option, value in options if value is not None for word in (option, str(value))
     ]
-    command = shlex.join(["ftk", "measure", str(path), *words, *(["--paired"] if paired else [])])
+    words = ["ftk", "measure", str(path), *words, *(["--paired"] if paired else [])]
+    command = shlex.join(words) if table is None else ""
     results = analyse_table(
-        table,
+        coded,
         designs,
         level=asked.level,
         about=About(toolkit.__version__, recipe=path.name, command=command),
@@ -417,11 +423,13 @@ def measure_predictions(
         paired=paired,
         notes=(
             *predictions.notes,
-            *_notes_on_predictions(table, predictions),
+            *_notes_on_predictions(coded, predictions),
             *_excluded(designs, predictions),
             *hints,
         ),
     )
+    if out is None:
+        return results
     claim(out, MEASURED_FOLDER, of, force=force)
     return finish(out, results)
 

@@ -36,8 +36,9 @@ METRICS = "metrics.json"
 def measure_run_table(
     table: RunTable,
     path: Path,
-    out: Path,
+    out: Path | None,
     *,
+    in_memory: bool = False,
     baseline: str | None = None,
     base: str | None = None,
     failed: Sequence[str] = (),
@@ -46,8 +47,9 @@ def measure_run_table(
     level: float = 0.95,
     force: bool = False,
 ) -> RunMetrics:
-    """Metrics of runs -> metrics.json in `out`.
+    """Metrics of runs -> metrics.json in `out`, if any.
 
+    in_memory: `path` is a name, not a file.
     baseline: the condition that the others are held against (default: the first). base: the
     condition whose one run is the base model, over which the others gain. failed: runs that are in
     no figure, `RUN` or `CONDITION/RUN`. paired: runs of one name share their seeds.
@@ -56,9 +58,10 @@ def measure_run_table(
     force: take a folder that is not ftk's, or has results of something else. Raises
     PredictionsError or FolderError in one line.
     """
-    of = made_of(path)
-    check_outputs([out / METRICS], [path, *([factors] if factors else [])])
-    check_claim(out, MEASURED, of, force=force)
+    of = {"source": "metrics in memory"} if in_memory else made_of(path)
+    if out is not None:
+        check_outputs([out / METRICS], [path, *([factors] if factors else [])])
+        check_claim(out, MEASURED, of, force=force)
     if factors is not None:
         table = with_factors(table, factors)
     arms = _without(table.arms, failed, path)
@@ -135,7 +138,7 @@ def measure_run_table(
     about = About(
         toolkit.__version__,
         recipe=path.name,
-        command=shlex.join(["ftk", "measure", str(path), *options]),
+        command="" if in_memory else shlex.join(["ftk", "measure", str(path), *options]),
     )
     metrics = RunMetrics(
         about,
@@ -144,8 +147,9 @@ def measure_run_table(
         tuple(contrasts),
         (*table.notes, *settings.values(), *excluded, *sharing, *lacking, *apart),
     )
-    claim(out, MEASURED, of, force=force)
-    save_results(out / METRICS, metrics)
+    if out is not None:
+        claim(out, MEASURED, of, force=force)
+        save_results(out / METRICS, metrics)
     return metrics
 
 

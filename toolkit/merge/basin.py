@@ -30,6 +30,7 @@ from torch import Tensor
 from toolkit import seeds
 from toolkit.answer.predict import load_adapters, score
 from toolkit.data import Prompt, encode_prompt, encode_reference
+from toolkit.errors import FtkError
 from toolkit.model import delta
 from toolkit.model.adapters import Adapter, Module
 from toolkit.model.base import Base
@@ -56,7 +57,7 @@ UNLIKELY = 1.0
 WIDTH = 8
 
 
-class BasinError(ValueError):
+class BasinError(FtkError, ValueError):
     """These adapters and prompts cannot answer the question; one line with the fix."""
 
 

@@ -29,6 +29,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from toolkit.errors import FtkError
 from toolkit.record.files import naming, sha256_file, sync
 from toolkit.record.folders import MARKER, marker_text, read_marker
 from toolkit.record.plain import JsonError, from_plain, parse
@@ -102,7 +103,7 @@ REFUSED = {
 PLAIN_LORA = "train it again as plain LoRA, or merge it into the base model"
 
 
-class AdapterError(ValueError):
+class AdapterError(FtkError, ValueError):
     """An adapter that cannot be read, written or combined: one line with the folder, the problem
     and the fix.
     """

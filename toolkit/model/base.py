@@ -35,13 +35,14 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
+from toolkit.errors import FtkError
 from toolkit.record.files import home, no_folder, real
 
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "base"
 NARROW, FASTER = 128, 2.5
 
 
-class BaseError(ValueError):
+class BaseError(FtkError, ValueError):
     """A base model that cannot be loaded or used; one line with the fix."""
 
 

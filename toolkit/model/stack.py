@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from toolkit.errors import FtkError
 from toolkit.model.compiled import compiled_layers, readers
 from toolkit.model.stacked_embedding import StackedEmbedding
 
 
-class ForwardError(RuntimeError):
+class ForwardError(FtkError, RuntimeError):
     """The base's own code fails on a stacked batch: one line with architecture and reason."""
 
 

@@ -5,37 +5,16 @@ outside.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit.pipeline.checks.without_base import RunError as RunError
+from toolkit.pipeline.console import Console as Console
 from toolkit.pipeline.engines import LocalEngine, RayEngine
 from toolkit.recipe import Recipe, read_recipe
 from toolkit.record.folders import check_sealed
 from toolkit.record.population import read_population
-
-
-@dataclass
-class Console:
-    """How a stage speaks to the outside: notes, and progress of counted work. The default is
-    silent.
-    """
-
-    note: Callable[[str], None] = lambda text: None
-    progress: Callable[[str, int], Callable[[float], None]] = lambda title, count: (
-        lambda share: None
-    )
-    seconds: dict[str, float] = field(default_factory=dict)  # wall time by stage
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
 
 
 @dataclass

@@ -496,7 +496,7 @@ def doctor() -> dict[str, Any]:
             )
     missing = [name for name, version in system["versions"].items() if version is None]
     if missing:
-        notes.append(f"not installed: {', '.join(missing)}; `pip install ftk` brings them")
+        notes.append(f"not installed: {', '.join(missing)}; `pip install 'ftk[train]'` brings them")
     return {**system, "notes": notes}
 
 

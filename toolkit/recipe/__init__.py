@@ -21,7 +21,9 @@ from toolkit.recipe.load import (
     parse_recipe,
     read_document,
     read_recipe,
+    with_replicas,
     with_suites,
+    write_recipe,
 )
 from toolkit.recipe.mitigations import EnsembleMethod, Mitigation, Similarity, Teacher
 from toolkit.recipe.models import SHIFTS, Data, Evaluation, Recipe, Sequential, Target
@@ -56,5 +58,7 @@ __all__ = [
     "parse_recipe",
     "read_document",
     "read_recipe",
+    "with_replicas",
     "with_suites",
+    "write_recipe",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,13 +11,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from toolkit.embedded import suite_of, with_version
+from toolkit.errors import FtkError
 from toolkit.recipe.conditions import ADAPTER_KEYS, OWN_KEYS, Given
 from toolkit.recipe.criteria import Criteria
 from toolkit.recipe.document import Dumper, Loader, lines_of
 from toolkit.recipe.explain import BLOCKS, Blocks, explain
 from toolkit.recipe.models import Recipe
 from toolkit.recipe.upgrade import FORMAT, KEY, migrate
-from toolkit.record.files import home
+from toolkit.record.files import home, write_text
 from toolkit.text.nearest import Path_, nearest
 
 LARGEST = 1 << 20
@@ -24,7 +26,7 @@ LARGEST = 1 << 20
 Model_ = TypeVar("Model_", bound=BaseModel)
 
 
-class RecipeError(ValueError):
+class RecipeError(FtkError, ValueError):
     """A recipe that cannot be run as written. The message is one line for the user."""
 
 
@@ -236,14 +238,29 @@ def text_of(path: Path) -> str:
         raise RecipeError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
-def load_recipe(path: Path | str) -> Recipe:
+def load_recipe(source: Path | str | Mapping[str, Any]) -> Recipe:
     """Read a recipe file, with every path made absolute where it exists beside the recipe, and
     embedded suites of the newest version where it names none.
 
-    Raises RecipeError with one line: file, line, field and the fix.
+    source: a YAML file, or what would be in one; paths of the latter count from the working
+    directory. Raises RecipeError with one line: file, line, field and the fix.
+
+    Example:
+        >>> import toolkit
+        >>> recipe = toolkit.load_recipe({
+        ...     "base": "embedded",
+        ...     "data": {"train": "embedded", "suites": {"far": "embedded"}},
+        ...     "replicas": 8,
+        ...     "conditions": {"short": {"epochs": 1}, "long": {"from": "short", "epochs": 3}},
+        ... })
+        >>> recipe.conditions["long"].epochs
+        3.0
     """
-    path = Path(path)
-    recipe = with_suites(parse_recipe(text_of(path), str(path)))
+    if isinstance(source, Mapping):
+        path, text = Path("recipe"), yaml.safe_dump(dict(source), sort_keys=False)
+    else:
+        path, text = Path(source), text_of(Path(source))
+    recipe = with_suites(parse_recipe(text, str(path)))
     data = recipe.data.model_copy(
         update={
             "train": _locate(recipe.data.train, path.parent),
@@ -263,6 +280,36 @@ def load_recipe(path: Path | str) -> Recipe:
     return recipe.model_copy(
         update={"data": data, "base": _locate(recipe.base, path.parent), "conditions": conditions}
     )
+
+
+def with_replicas(recipe: Recipe, replicas: int) -> Recipe:
+    """The same recipe with so many replicas of every condition that is trained. Raises RecipeError
+    where none is.
+    """
+    if not recipe.trained:
+        raise RecipeError(
+            "--replicas is about training, and no condition of this recipe is trained; leave it out"
+        )
+    conditions = {
+        name: condition.model_copy(update={"replicas": None})
+        for name, condition in recipe.trained.items()
+    }
+    return recipe.model_copy(
+        update={"replicas": replicas, "conditions": recipe.conditions | conditions}
+    )
+
+
+def write_recipe(recipe: Recipe, path: Path | str) -> None:
+    """Write a recipe as YAML with every default written out; `load_recipe` reads it back.
+
+    Example:
+        >>> import toolkit
+        >>> recipe = toolkit.load_recipe("recipe.yaml")
+        >>> toolkit.write_recipe(recipe, "copy.yaml")
+        >>> toolkit.load_recipe("copy.yaml").conditions == recipe.conditions
+        True
+    """
+    write_text(Path(path), dump_recipe(recipe))
 
 
 def dump_recipe(recipe: Recipe) -> str:

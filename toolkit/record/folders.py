@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import FtkError
 from toolkit.record import shapes
 from toolkit.record.files import is_leftover, real, sha256_file, write_text
 from toolkit.record.plain import read_json, read_record
@@ -37,7 +38,7 @@ TITLE = "how different are the replicas?"
 """ends the title of every report"""
 
 
-class FolderError(ValueError):
+class FolderError(FtkError, ValueError):
     """A folder or file that is not to be written to; one line with the reason and the way out."""
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from toolkit.errors import FtkError
 from toolkit.record.files import replacing
 from toolkit.record.folders import again
 from toolkit.record.plain import parse
@@ -76,7 +77,7 @@ DIGESTS = b"ftk.sha256"
 """key of a shard's metadata: column -> hash of what it held when it was written"""
 
 
-class OutcomesError(ValueError):
+class OutcomesError(FtkError, ValueError):
     """A shard that cannot be read, or does not hold what was written; one line with the reason and
     the way out.
     """

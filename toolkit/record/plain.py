@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
+from toolkit.errors import FtkError
+
 DEEPEST = 64
 """levels of lists and objects inside each other"""
 DIGITS = 300
@@ -31,7 +33,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlevel = 2
 
 
-class JsonError(ValueError):
+class JsonError(FtkError, ValueError):
     """No JSON, or not what is expected there: one line. line and column are where `msg` was found,
     from 1.
     """

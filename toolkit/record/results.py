@@ -5,15 +5,17 @@ reads.
 import json
 import math
 import typing
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
 
+from toolkit.errors import FtkError
 from toolkit.record.files import write_text
 from toolkit.record.plain import JsonError, from_plain, read_json, shortened, to_plain
+from toolkit.record.tidy import Tidy, estimates_of, row_of
 from toolkit.statistics import (
     AccuracySpread,
     Estimate,
@@ -445,7 +447,7 @@ class RunMetricContrast:
 
 
 @dataclass(frozen=True)
-class RunMetrics:
+class RunMetrics(Tidy):
     """metrics.json: what a table of one row a run says."""
 
     about: "About"
@@ -453,6 +455,24 @@ class RunMetrics:
     metrics: tuple[RunMetric, ...]
     contrasts: tuple[RunMetricContrast, ...]
     notes: tuple[str, ...] = ()
+
+    def to_rows(self) -> list[dict[str, typing.Any]]:
+        """A dict for every estimate (see `Tidy`), of a metric of a condition, or of a condition
+        `against` another.
+        """
+        return [
+            row_of(
+                {
+                    "condition": found.condition,
+                    "against": getattr(found, "baseline", ""),
+                    "metric": found.metric,
+                },
+                figure,
+                estimate,
+            )
+            for found in (*self.metrics, *self.contrasts)
+            for figure, estimate in estimates_of(found)
+        ]
 
 
 @dataclass(frozen=True)
@@ -775,7 +795,19 @@ class About:
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(Tidy):
+    """All that was measured. `conditions` holds the figures of every procedure by shift and
+    category, `contrasts` the conditions against the first, `verdict` what it comes to in sentences.
+
+    Example:
+        >>> import toolkit
+        >>> answers = [["a", "b", "c", "d"], ["a", "b", "c", "e"], ["a", "b", "c", "d"]]
+        >>> results = toolkit.measure(answers)
+        >>> row = next(row for row in results.to_rows() if row["figure"] == "disagreement")
+        >>> round(row["value"], 3), row["n_replicas"]
+        (0.167, 3)
+    """
+
     about: About
     level: float
     suites: tuple[SuiteCount, ...]
@@ -797,6 +829,48 @@ class Results:
     def shifts(self) -> list[str]:
         """The shifts that the suites hold, from home to the farthest."""
         return in_order(s.shift for s in self.suites)
+
+    def to_rows(self) -> list[dict[str, typing.Any]]:
+        """A dict for every estimate (see `Tidy`): of a `procedure` of a `condition` on a `shift`
+        (category "": all of it), or of single replicas of a condition `against` another.
+        """
+        return list(self._rows())
+
+    def _rows(self) -> Iterator[dict[str, typing.Any]]:
+        procedures = [("", self.base)] if self.base else []
+        procedures += [(c.name, procedure) for c in self.conditions for procedure in c.procedures]
+        for condition, procedure in procedures:
+            for cell in procedure.cells:
+                place = {
+                    "condition": condition,
+                    "against": "",
+                    "procedure": procedure.label,
+                    "kind": procedure.kind,
+                    "k": procedure.k,
+                    "shift": cell.shift,
+                    "category": cell.category,
+                }
+                for figure, estimate in estimates_of(cell):
+                    yield row_of(place, figure, estimate)
+                if spread := cell.accuracy_spread:
+                    for figure, estimate in estimates_of(spread):
+                        yield row_of(place, f"accuracy_{figure}", estimate)
+                for metric in cell.metrics:
+                    yield row_of(place, metric.name, metric.estimate)
+        for contrast in self.contrasts:
+            single = next(c.single for c in self.conditions if c.name == contrast.condition)
+            place = {
+                "condition": contrast.condition,
+                "against": contrast.baseline,
+                "procedure": single.label,
+                "kind": single.kind,
+                "k": single.k,
+                "shift": contrast.shift,
+                "category": "",
+            }
+            for figure, estimate in estimates_of(contrast):
+                name = "disagreement_change" if figure == "change" else figure
+                yield row_of(place, name, estimate)
 
 
 def in_order(shifts: Iterable[str]) -> list[str]:
@@ -976,7 +1050,7 @@ def warnings(procedure: Procedure, single: Procedure, shifts: Sequence[str]) -> 
 Record_ = typing.TypeVar("Record_")
 
 
-class ResultsError(ValueError):
+class ResultsError(FtkError, ValueError):
     """A results.json that cannot be read; one line with the reason and the way out."""
 
 
@@ -994,7 +1068,14 @@ def save_results(path: Path | str, results: Results | Claims | RunMetrics) -> No
 
 
 def load_results(path: Path | str) -> Results:
-    """Read results.json. ResultsError where it is of another version or not a result at all."""
+    """Read results.json. ResultsError where it is of another version or not a result at all.
+
+    Example:
+        >>> import toolkit
+        >>> results = toolkit.load_results("runs/first/results.json")
+        >>> results.conditions[0].n_replicas
+        4
+    """
     return _load(path, Results, "`ftk measure RUN` makes them anew")
 
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import FtkError
 from toolkit.model.adapters import CONFIG, FULL
 from toolkit.record import shapes
 from toolkit.record.plain import read_record
@@ -35,7 +36,7 @@ SHOWN = 20
 """inputs in the table; merge.json has all"""
 
 
-class CardError(ValueError):
+class CardError(FtkError, ValueError):
     """A folder that a card cannot be written for; one line with the reason and the way out."""
 
 

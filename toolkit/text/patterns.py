@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from toolkit.errors import FtkError
+
 LONGEST = 1000
 """characters of a pattern"""
 SECONDS = 1.0
@@ -22,7 +24,7 @@ ALLOWANCE, EACH = 5.0, 0.01
 _BRACE = re.compile(r"(\\.)|\{(?!\d*,?\d*\})", re.DOTALL)
 
 
-class PatternError(ValueError):
+class PatternError(FtkError, ValueError):
     """A pattern that is broken, or takes too long; one line."""
 
 

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from toolkit.errors import FtkError
 from toolkit.recipe import Condition, Teacher
 from toolkit.record.population import groups, read_population
 from toolkit.record.results import ConditionDesign, MitigationDesign, Price, TeacherDesign
 from toolkit.seeds import SOURCES
 
 
-class StudentsError(ValueError):
+class StudentsError(FtkError, ValueError):
     """Students without a trained teacher; one line with the fix."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from toolkit import statistics as st
+from toolkit.errors import FtkError
 from toolkit.measure.analyse.procedures import mitigation_arms, run_accuracies
 from toolkit.measure.analyse.table import Arm, Table
 from toolkit.measure.meaning import canonical, code_answers
@@ -15,7 +16,7 @@ from toolkit.recipe import Criterion
 from toolkit.record.results import ConditionDesign, Judgement
 
 
-class CriterionError(ValueError):
+class CriterionError(FtkError, ValueError):
     """A criterion about prompts that are not there; one line."""
 
 

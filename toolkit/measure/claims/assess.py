@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit import statistics as st
+from toolkit.errors import missing_extra
 from toolkit.measure.analyse import Arm, OutcomeTable, run_accuracies, zone
 from toolkit.measure.claims.schema import EVERY, ORIGIN, Claim, read_claims
 from toolkit.measure.run import DESIGN, outcome_table, read_run, thresholds_of
@@ -216,10 +217,15 @@ def _weights(
         files = [_file(population[r].sha256) for r in replicas if r in population]
         estimate = st.files_differ(files, level=recipe.level)
         return (estimate, estimate.note) if files else (None, "its replicas are not in the folder")
-    from toolkit.model.base import load_base  # here: what takes torch
-    from toolkit.model.full import FullModel, read_weights
-    from toolkit.model.grams import gram, whole_gram
-
+    try:  # here: what takes torch
+        from toolkit.model.base import load_base
+        from toolkit.model.full import FullModel, read_weights
+        from toolkit.model.grams import gram, whole_gram
+    except ImportError as error:
+        missing = missing_extra(error, "reading weights")
+        if missing is None:
+            raise
+        return None, str(missing)
     try:
         members = [read_weights(replica_folder(folder / design.name, r)) for r in replicas[:READ]]
         models = [model for model in members if isinstance(model, FullModel)]

@@ -7,15 +7,26 @@ fit into memory; no loop runs over cells.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.measure.predictions.base_and_failed import with_base, with_failed
 from toolkit.measure.predictions.factors import with_factors
 from toolkit.measure.predictions.gather import Arm, Cells, PredictedPrompt, Predictions
 from toolkit.measure.predictions.layout import ROLES, Asked
+from toolkit.measure.predictions.memory import as_table
 from toolkit.measure.predictions.metrics import RunScores, RunTable, read_run_table
-from toolkit.measure.predictions.readers import SUFFIXES, PredictionsError, batches
+from toolkit.measure.predictions.readers import (
+    IN_MEMORY,
+    SUFFIXES,
+    PredictionsError,
+    batches,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = [
+    "IN_MEMORY",
     "ROLES",
     "SUFFIXES",
     "Arm",
@@ -24,6 +35,7 @@ __all__ = [
     "PredictionsError",
     "RunScores",
     "RunTable",
+    "as_table",
     "read_predictions",
     "read_run_table",
     "with_base",
@@ -34,6 +46,7 @@ __all__ = [
 
 def read_predictions(
     path: Path,
+    table: "pa.Table | None" = None,
     *,
     replica: str | None = None,
     prompt: str | None = None,
@@ -58,7 +71,8 @@ def read_predictions(
     replica, prompt, output: names of the columns where they have others; for a wide file `replica`
     is what its columns begin with.
     columns: the same for any of ROLES; "" for a column that is to be left aside. replica_columns:
-    names or patterns (`llama_*`).
+    names or patterns (`llama_*`). table: the rows, where they are in memory and `path` is but a
+    name for them.
 
     Without a column `condition` the one condition is called after the file. Raises
     PredictionsError, a ValueError of one line, for what cannot be understood, for two rows of one
@@ -66,7 +80,7 @@ def read_predictions(
     clusters, or a replica of two levels of a source.
     """
     path = Path(path)
-    if not path.is_file():
+    if table is None and not path.is_file():
         raise PredictionsError(f"{path}: no such file")
     named = {
         part: name
@@ -74,6 +88,6 @@ def read_predictions(
         if name
     }
     cells = Cells(path, Asked(named | dict(columns or {}), tuple(replica_columns)))
-    for batch in batches(path, cells.see):
+    for batch in batches(path, cells.see, table):
         cells.add(batch)
     return cells.predictions()

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from toolkit.errors import FtkError
 from toolkit.seeds import SOURCES
 from toolkit.text.nearest import nearest
 
@@ -98,7 +99,7 @@ PROMPTFOO = (
 )
 
 
-class PredictionsError(ValueError):
+class PredictionsError(FtkError, ValueError):
     """A file that cannot be read as predictions. The message is one line: the file, the line or
     row, the field and the fix.
     """

@@ -6,6 +6,7 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from toolkit.measure.predictions.layout import (
 from toolkit.measure.predictions.readers import Batch, batches, distinct, place, stem
 from toolkit.statistics import shared_sources
 from toolkit.text.nearest import counted, nearest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 NO_METRIC = {
     *NAMES["replica"],
@@ -85,16 +89,20 @@ class _Predictions(Exception):
     """The file has prompts: it is no table of runs."""
 
 
-def read_run_table(path: Path, columns: Mapping[str, str] | None = None) -> RunTable | None:
+def read_run_table(
+    path: Path, columns: Mapping[str, str] | None = None, table: "pa.Table | None" = None
+) -> RunTable | None:
     """A table of one row a run, or None where a column for the prompt, or none for the run, says
     that it is something else.
 
     columns: `replica`, `condition`, `failed` and the sources of variation where they have other
-    names. Raises PredictionsError, one line, for a run that stands twice, a number that is none, a
+    names. table: as in `batches`.
+    Raises PredictionsError, one line, for a run that stands twice, a number that is none, a
     level that is missing, and a table without numbers.
     """
     roles = dict(columns or {})
-    if not path.is_file() or set(roles) - {"replica", "condition", "failed", *FACTORS}:
+    known = {"replica", "condition", "failed", *FACTORS}
+    if (table is None and not path.is_file()) or set(roles) - known:
         return None
 
     def role_of(names: list[str]) -> dict[str, str]:
@@ -118,7 +126,7 @@ def read_run_table(path: Path, columns: Mapping[str, str] | None = None) -> RunT
 
     rows: list[dict[str, str | None]] = []
     try:
-        for batch in batches(path, see):
+        for batch in batches(path, see, table):
             role = role_of(batch.table.column_names)
             rows += _rows(batch)
     except _Predictions:

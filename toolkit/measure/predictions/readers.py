@@ -47,14 +47,27 @@ class Batch:
     exact: Callable[[], "pa.Table"] | None = None
 
 
-def batches(path: Path, see: Callable[[list[str]], Layout]) -> Iterator[Batch]:
+IN_MEMORY = Path("predictions")
+"""What predictions go by that no file holds, in messages and as a condition."""
+
+
+def batches(
+    path: Path, see: Callable[[list[str]], Layout], table: "pa.Table | None" = None
+) -> Iterator[Batch]:
     """All rows in order; those of a wide Parquet file as often as it takes to read all columns,
     some columns at a time.
 
-    see: the layout that columns of these names have.
+    see: the layout that columns of these names have. table: the rows, where they are in memory;
+    `path` is what messages call it then.
     """
     import pyarrow as pa
 
+    if table is not None:
+        if len(set(table.column_names)) < table.num_columns:
+            raise PredictionsError(f"{path}: two columns have the same name")
+        for first in range(0, table.num_rows, CELLS):
+            yield Batch(first, table.slice(first, CELLS))
+        return
     reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}.get(kind(path))
     if reader is None and kind(path) != ".parquet":
         raise PredictionsError(f"{path}: unknown kind of file; use one of {', '.join(SUFFIXES)}")
@@ -274,7 +287,7 @@ def _json(path: Path) -> Iterator[Batch]:
         some = list(itertools.islice(rows, ROWS))
         if not some:
             return
-        yield Batch(first, _table(some), some.__getitem__)
+        yield Batch(first, table_of_rows(some), some.__getitem__)
 
 
 def _rows(path: Path) -> Iterator[dict]:
@@ -317,7 +330,7 @@ def _lines(path: Path, chunk: bytes, first: int) -> Batch:
         return _fields(path, lines()[number], first + number)
 
     def exact() -> "pa.Table":
-        return _table([row(number) for number in range(len(lines()))])
+        return table_of_rows([row(number) for number in range(len(lines()))])
 
     start = _fields(path, chunk.lstrip().partition(b"\n")[0], first)
     # "2020-01-01" is no date
@@ -360,7 +373,7 @@ def _with_names(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _table(rows: Sequence[dict]) -> "pa.Table":
+def table_of_rows(rows: Sequence[dict]) -> "pa.Table":
     """Rows of JSON, every value as text."""
     import pyarrow as pa
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from toolkit.data import Prompt
 from toolkit.embedded import suite_of
+from toolkit.errors import FtkError
 from toolkit.measure.meaning import classes
 from toolkit.measure.run import read_prompts
 from toolkit.pipeline.sequential_training import asked_about
@@ -24,7 +25,7 @@ UNTRAINED = {"replicas", "vary", "crossed", "repeats", "rows"}
 """of a condition, what is not in the fingerprint of its replicas as it is written"""
 
 
-class RunError(RuntimeError):
+class RunError(FtkError, RuntimeError):
     """A run that cannot go on; one line with the reason and the way out."""
 
 

@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from toolkit import environment
+from toolkit.errors import FAILED, FtkError
 from toolkit.text import escape
 
 Unit = TypeVar("Unit")
@@ -30,8 +31,10 @@ Progress = Callable[[float], None]
 _ticks: Any = None  # a worker's queue to the parent
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(FtkError, RuntimeError):
     """A worker process was killed, most often for want of memory."""
+
+    exit_code = FAILED
 
 
 class Shares:

@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from toolkit import environment
+from toolkit.errors import FtkError
 from toolkit.pipeline.engines.local import Progress, Shares, WorkerDied
 
 Unit = TypeVar("Unit")
@@ -28,7 +29,7 @@ for ever
 GO_ON = "finished replicas are kept, run again to go on"
 
 
-class RayMissing(RuntimeError):
+class RayMissing(FtkError, RuntimeError):
     """Ray is asked for and not installed."""
 
 

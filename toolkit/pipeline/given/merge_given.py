@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit import environment
 from toolkit.answer.evaluate import EvaluationUnit, Subject, evaluate_unit
+from toolkit.errors import GATE_SAID_NO
 from toolkit.measure.run import read_prompts
 from toolkit.merge import (
     MergeReport,
@@ -205,6 +206,8 @@ def check_target(target: Path, of: Mapping[str, str], force: bool) -> None:
 
 class GuardError(RunError):
     """A merge that lies in another basin than its members."""
+
+    exit_code = GATE_SAID_NO
 
 
 def validation_score(
