@@ -305,8 +305,8 @@ def evaluate(
     from toolkit.data import check_rule
 
     check_rule(answer or "text")
-    from toolkit.pipeline.given import evaluate_given
     from toolkit.pipeline.console import Console
+    from toolkit.pipeline.given import evaluate_given
 
     folder, results = evaluate_given.evaluate_subjects(
         _paths(subjects),
@@ -701,8 +701,8 @@ def _answers_of(
     asked = load_recipe(path) if path is not None else recipe
     assert isinstance(asked, Recipe)
     check_recipe(path or Path("recipe"), asked, limits)
-    from toolkit.pipeline.given import evaluate_given
     from toolkit.pipeline.console import Console
+    from toolkit.pipeline.given import evaluate_given
 
     out = Path("runs") / f"gate-{candidate.name}"
     return evaluate_given.answer_suites(

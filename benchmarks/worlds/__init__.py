@@ -3,7 +3,7 @@ and what to call the result.
 
 A module of this package makes worlds: functions from sizes and flaws of a population (replicas,
 prompts, run effect, failed runs, ...) to a World. `benchmarks/coverage.py` lists them in one table
-and sweeps them; tests/test_statistics_coverage.py holds a selection to 95 %.
+and sweeps them; tests/statistics/test_coverage.py holds a selection to 95 %.
 """
 
 import math

@@ -476,7 +476,7 @@ def test_the_recipes_of_all_controls_are_fit_to_run():
     """`ftk check` takes them, they begin alike, and no two conditions of all are the same."""
     recipes = [
         load_recipe(path)
-        for path in sorted((Path(__file__).parent.parent / "recipes" / "controls").glob("*.yaml"))
+        for path in sorted((Path(__file__).parents[2] / "recipes" / "controls").glob("*.yaml"))
     ]
     found = [check(recipe, probe=False)["conditions"] for recipe in recipes]
     assert all(

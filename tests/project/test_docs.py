@@ -28,7 +28,7 @@ from toolkit.recipe import load_criteria, load_recipe
 from toolkit.recipe.merge_methods import MERGE_METHODS
 from toolkit.record.results import load_results
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     p
     for p in ROOT.rglob("*.md")

@@ -1,5 +1,5 @@
 """The workloads for a GPU, run small on a CPU: the same code, gates included. `pytest -m slow
-tests/test_benchmarks.py`.
+tests/project/test_benchmarks.py`.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from toolkit.recipe import schedule
 
 @pytest.fixture
 def train(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     module = importlib.import_module("train")
     small = module.Shape(32, 2, 48, 1100, 4, 2, 24, rank=4, kv_heads=2)
     monkeypatch.setattr(

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("prepare_scan", ROOT / "recipes/scan/prepare.py")
 assert spec and spec.loader
 scan = importlib.util.module_from_spec(spec)

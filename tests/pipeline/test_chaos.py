@@ -1,5 +1,5 @@
 """Runs that are killed again and again, at moments that nobody chose, end in the same bits: `pytest
--m slow tests/test_chaos.py`.
+-m slow tests/pipeline/test_chaos.py`.
 
 `kill -9` strikes the driver, one of its workers, or all of them; the command is started again at
 once, while what the dead left behind may still be dying. Half of the moments are while files come

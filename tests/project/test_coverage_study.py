@@ -26,7 +26,7 @@ from worlds.core import (
 
 from toolkit.statistics import Estimate
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "coverage.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
 
 
 def load_study():

@@ -48,7 +48,7 @@ def cluster():
     )
     cluster.add_node(num_cpus=1)
     # the functions below are for the workers to import
-    here = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
+    here = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}}
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error", runtime_env=here)
     yield cluster
     ray.shutdown()

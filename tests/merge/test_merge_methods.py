@@ -682,11 +682,14 @@ def test_changes_of_zero():
 
 
 def test_the_page_describes_every_method_and_names_tests_that_are_there():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     page = (root / "docs" / "merging.md").read_text()
     tests = "".join(
         path.read_text()
-        for path in [*root.glob("tests/test_merge*.py"), root / "tests/test_lora_on_embeddings.py"]
+        for path in [
+            *root.glob("tests/merge/test_merge*.py"),
+            root / "tests/model/test_lora_on_embeddings.py",
+        ]
     )
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     described = {name for line in rows for name in re.findall(r"`([\w:]+)`", line.split("|")[1])}

@@ -1,4 +1,4 @@
-"""Broken and hostile inputs for every command that reads a file; `python tests/fuzz.py --inputs
+"""Broken and hostile inputs for every command that reads a file; `python tests/helpers/fuzz.py --inputs
 2000 --seed 0` prints what was tried.
 
 A case is a folder with files and a command line. A `Fleet` of processes that have loaded everything

@@ -5,8 +5,8 @@ markup that is alive.
 import os
 import shutil
 
-import fuzz
 import pytest
+from helpers import fuzz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

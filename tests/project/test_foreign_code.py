@@ -19,7 +19,7 @@ from toolkit.measure.meaning.rules import load_model
 from toolkit.merge.adapters_to_model import load_model as load_dense
 from toolkit.model.base import EMBEDDED, BaseError, load_base, load_config
 
-PACKAGE = Path(__file__).parent.parent / "toolkit"
+PACKAGE = Path(__file__).parents[2] / "toolkit"
 LOADERS = ("from_pretrained", "from_config", "load_dataset", "SentenceTransformer")
 WITHOUT_CODE = {"StaticModel", "PeftConfig", "PeftModel"}
 """model2vec reads safetensors and a tokenizer.json, peft a configuration and tensors; they know no

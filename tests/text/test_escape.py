@@ -54,7 +54,7 @@ from toolkit.report.html import figures, render, table_text
 from toolkit.statistics import Estimate
 from toolkit.text import escape
 
-PACKAGE = Path(__file__).parent.parent / "toolkit"
+PACKAGE = Path(__file__).parents[2] / "toolkit"
 HOSTILE = (
     '"><script>alert(1)</script>',
     "' onload=alert(1) x='",

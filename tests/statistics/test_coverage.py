@@ -2,7 +2,7 @@
 of intervals that hold it.
 
 The populations are those of `benchmarks/coverage.py`, which sweeps them over a grid.
-`PYTHONPATH=benchmarks python tests/test_statistics_coverage.py` prints the table of the selection
+`PYTHONPATH=benchmarks python tests/statistics/test_coverage.py` prints the table of the selection
 here.
 """
 

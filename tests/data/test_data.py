@@ -758,7 +758,7 @@ def test_end_padding_and_unknown_tokens_are_noted(bpe):
 
 @pytest.fixture(scope="module")
 def clinc():
-    path = Path(__file__).parent.parent / "recipes" / "intents-clinc150" / "prepare.py"
+    path = Path(__file__).parents[2] / "recipes" / "intents-clinc150" / "prepare.py"
     spec = importlib.util.spec_from_file_location("prepare_clinc150", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
