@@ -1,5 +1,6 @@
-"""Broken and hostile inputs for every command that reads a file; `python tests/helpers/fuzz.py --inputs
-2000 --seed 0` prints what was tried.
+"""Broken and hostile inputs for every command that reads a file.
+
+`python tests/helpers/fuzz.py --inputs 2000 --seed 0` prints what was tried.
 
 A case is a folder with files and a command line. A `Fleet` of processes that have loaded everything
 once forks a child for each case, on a clock of the processor and under a ceiling of memory. Right

@@ -30,8 +30,8 @@ SHAPES = {
     "model.layers.0.self_attn.v_proj": (6, 12),
     "model.layers.1.mlp.down_proj": (12, 20),
 }
-# sparsifying methods obey the laws of averages at density 1; tests/merge/test_merge_methods.py holds
-# these laws for every method of the table
+# sparsifying methods obey the laws of averages at density 1; test_merge_methods.py holds these laws
+# for every method of the table
 LAWFUL = [
     ("mean", {}),
     ("ties", {"density": 1.0}),

@@ -1,7 +1,7 @@
 """Laws of the behaviour metrics (agreement, scores, distributions, texts), published numbers they
 reproduce, and that intervals cover.
 
-`PYTHONPATH=benchmarks python tests/statistics/test_answers_and_scores.py [repetitions] [part of a title]`
+`PYTHONPATH=benchmarks python tests/statistics/test_answers_and_scores.py [repetitions] [title]`
 prints the table of coverage.
 """
 
