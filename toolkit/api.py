@@ -102,7 +102,7 @@ def run(
         >>> [condition.name for condition in results.conditions]
         ['lora']
     """
-    asked, folder = _begun(recipe, out, replicas)
+    asked, folder = _begun(recipe, out, replicas, answers=True)
     from toolkit import pipeline
 
     return pipeline.run(asked, folder, workers=workers, engine=engine, console=console)
@@ -169,6 +169,8 @@ def _begun(
     out: StrPath,
     replicas: int | None,
     conditions: Iterable[str] = (),
+    *,
+    answers: bool = False,
 ) -> tuple[Recipe, Path]:
     """Recipe and folder, both refused before torch is loaded where they cannot be used."""
     from toolkit.pipeline.checks.without_base import check_early
@@ -182,7 +184,7 @@ def _begun(
             raise ArgumentError(
                 f"no condition {name!r} in the recipe; there are: {', '.join(asked.conditions)}"
             )
-    check_early(asked, Path(out))
+    check_early(asked, Path(out), answers=answers)
     return asked, Path(out)
 
 

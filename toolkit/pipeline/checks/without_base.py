@@ -29,10 +29,11 @@ class RunError(FtkError, RuntimeError):
     """A run that cannot go on; one line with the reason and the way out."""
 
 
-def check_early(recipe: Recipe, folder: Path | None) -> None:
+def check_early(recipe: Recipe, folder: Path | None, *, answers: bool = False) -> None:
     """What `ftk run` and `ftk check` ask of a recipe and a folder before torch and the base are
     loaded; both ask again, and more.
 
+    answers: prompts will be asked, so that there must be some.
     Raises RunError, FolderError, DataError or RecipeError in one line.
     """
     if folder:
@@ -40,7 +41,13 @@ def check_early(recipe: Recipe, folder: Path | None) -> None:
         check_free(recipe, folder)
     if no_folder(recipe.base):
         raise RunError(f"base {recipe.base!r}: no such folder")
-    check_criteria(recipe, read_prompts(with_suites(recipe)))
+    prompts = read_prompts(with_suites(recipe))
+    if answers and not prompts:
+        raise RunError(
+            "'data.suites' names no prompts, and replicas are compared by their answers: add "
+            "`suites: {mine: FILE}`; `ftk train-replicas` trains without any"
+        )
+    check_criteria(recipe, prompts)
 
 
 def check_free(recipe: Recipe, folder: Path, kind: str = RUN) -> tuple[str, dict[str, str]]:
