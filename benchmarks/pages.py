@@ -32,6 +32,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from scipy.stats import spearmanr
 
+from toolkit.cli.schema import FILES, schema_of
 from toolkit.recipe import DistilledCondition, Recipe
 from toolkit.recipe.conditions import OwnKey
 from toolkit.recipe.merge_methods import MERGE_METHODS
@@ -558,6 +559,13 @@ def main() -> None:
         if new != text:
             page.write_text(new, encoding="utf-8")
             print(page.relative_to(ROOT))
+    for file in FILES:
+        path = ROOT / "docs" / "schemas" / f"{file}.schema.json"
+        new = json.dumps(schema_of(file), indent=1) + "\n"
+        if not path.is_file() or path.read_text(encoding="utf-8") != new:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(new, encoding="utf-8")
+            print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ lies; heavy imports wait until then.
 import click
 
 import toolkit
-from toolkit.cli import adapters, before, instrument, runs
+from toolkit.cli import adapters, before, instrument, runs, schema
 from toolkit.cli.last import Guarded
 from toolkit.errors import BAD_INPUT, DONE, FAILED, GATE_SAID_NO
 
@@ -43,5 +43,6 @@ for _command in (
     before.init,
     before.check,
     before.doctor,
+    schema.schema,
 ):
     main.add_command(_command)
