@@ -20,8 +20,8 @@ from toolkit import cli
 from toolkit.measure.analyse.verdict import verdict
 from toolkit.recipe.merge_methods import MERGE_METHODS
 from toolkit.record.results import load_claims, load_results
-from toolkit.report.html import table_text
 from toolkit.report.sweeps import joined
+from toolkit.report.terminal import table_text
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

@@ -13,7 +13,8 @@ from outcomes_of import World, vote
 from toolkit.measure.analyse import analyse
 from toolkit.record.results import About, Results, save_results
 from toolkit.report import charts
-from toolkit.report.html import render, table_text, write_report
+from toolkit.report.html import render, write_report
+from toolkit.report.terminal import table_text
 
 ATTACK = '<script>alert("x")</script><img src=http://evil.example/x.png>'
 

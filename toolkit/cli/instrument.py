@@ -144,7 +144,7 @@ def measure(
         from toolkit.measure import run_table
         from toolkit.measure.predictions import read_run_table
         from toolkit.recipe import load_criteria
-        from toolkit.report.html import table_text
+        from toolkit.report.terminal import table_text
 
         asked = load_criteria(criteria) if criteria else None
         of_files = given(

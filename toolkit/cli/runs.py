@@ -100,7 +100,7 @@ def _run(
         check_early(recipe, out)
         from toolkit import pipeline
         from toolkit.pipeline.forecast import compared
-        from toolkit.report.html import table_text
+        from toolkit.report.terminal import table_text
 
         fresh = not any(out.glob("*/population.json"))
         with console() as screen:
@@ -398,7 +398,7 @@ def evaluate(
             raise click.UsageError(str(error)) from error
         without_network(base, prompts)
         from toolkit.pipeline.given import evaluate_given
-        from toolkit.report.html import table_text
+        from toolkit.report.terminal import table_text
 
         how = {
             "prompts": prompts,

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from toolkit.record.words import percent
 from toolkit.text import escape
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def against_k(panels: Mapping[str, tuple[Dot, Mapping[str, Mapping[int, Dot]]]])
                 if low <= t <= high
             ]
         )
-        axes[0].set_yticklabels([f"{100 * t:g} %" for t in ticks])
+        axes[0].set_yticklabels([percent(t) for t in ticks])
         axes[0].set_ylabel("disagreement")
         _legend(figure, axes[0], len(methods) + 2)
 
@@ -505,7 +506,7 @@ def _legend(figure: "Figure", ax: "Axes", columns: int) -> None:
 
 
 def _percent(value: float, _position: float | None = None) -> str:
-    return f"{100 * value:g} %"
+    return percent(value)
 
 
 def _svg(draw, width: float, height: float, description: str) -> str:

@@ -1,43 +1,27 @@
-"""results.json as one HTML file for people, and as a plain table for the terminal."""
+"""results.json as one HTML file for people."""
 
-from collections.abc import Sequence
 from itertools import combinations, islice
 from pathlib import Path
-from textwrap import wrap
 from typing import NamedTuple
 
+from toolkit.record import words
 from toolkit.record.folders import FolderError, check_sealed, is_report, read_marker
 from toolkit.record.population import sha256_file, write_text
 from toolkit.record.results import (
-    MEAN_SCORE,
     Claims,
     ConditionResult,
-    Contrast,
     Judgement,
     Procedure,
     Results,
     Trade,
-    claimed_range,
-    floor_text,
-    has_scores,
-    interval,
     is_loss,
     load_claims,
     load_results,
-    number,
-    remedy,
-    return_to_base,
-    tested_unit,
-    warnings,
 )
 from toolkit.report import charts
 from toolkit.report.sweeps import Control, controls, sweeps
 from toolkit.statistics import MIN_GROUPS, Estimate
-from toolkit.text import escape
-from toolkit.text.nearest import counted
-
-WIDTH = 120
-"""columns of a line of text below a table"""
+from toolkit.text import escape, tables
 
 DRAWN = 40
 """Categories of a shift in the chart; the tables have all of them."""
@@ -80,32 +64,18 @@ def render(results: Results, claims: Claims | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {
-        "number": number,
-        "interval": interval,
-        "remedy": remedy,
-        "name": _name,
+        "words": words,
+        "number": words.number,
+        "interval": words.interval,
         "price": _price,
         "too_few": _too_few,
-    }
-    environment.globals |= {
-        "procedure_name": _procedure_name,
+        "judged": _judged,
         "criteria_rows": _criteria_rows,
         "metric_rows": _metric_rows,
-    }
-    environment.globals |= {
-        "claimed_range": claimed_range,
-        "tested_unit": tested_unit,
-        "floor_text": floor_text,
-    }
-    environment.globals |= {
-        "warnings": warnings,
-        "return_to_base": return_to_base,
-        "has_scores": has_scores,
-    }
-    environment.globals |= {
         "multiplicity": _multiplicity,
         "source_figures": _source_figures,
-        "p_value": _p_value,
+        "module_table": lambda spread: Markup(tables.html(words.module_rows(spread))),
+        "trade_rows": _trade_rows,
     }
     pictured, others = results.conditions[:PICTURED], results.conditions[PICTURED:]
     drawn = [
@@ -120,7 +90,6 @@ def render(results: Results, claims: Claims | None = None) -> str:
         methods=_methods(results),
         claims=claims,
         figures={name: Markup(svg) for name, svg in figures(results).items()},
-        trade_rows=_trade_rows,
     )
 
 
@@ -130,7 +99,9 @@ def figures(results: Results) -> dict[str, str]:
     """
     found = {}
     crossed = {
-        f"{one.name} ({one.in_words})": _parts(one) for one in results.conditions if one.sources
+        f"{one.name} ({words.replicas_in_words(one)})": _parts(one)
+        for one in results.conditions
+        if one.sources
     }
     if any(crossed.values()):
         found["sources"] = charts.by_source({name: rows for name, rows in crossed.items() if rows})
@@ -186,7 +157,7 @@ def _note(one: Control) -> str:
     if price.inference_streams > 1:
         parts.append(f"{price.inference_streams:.2g} models answer")
     if is_loss(one.accuracy_change) and one.accuracy_change:
-        parts.append(f"accuracy {number(one.accuracy_change.value, '%', signed=True)} points")
+        parts.append(f"accuracy {words.number(one.accuracy_change.value, '%', signed=True)} points")
     return ", ".join(parts)
 
 
@@ -248,7 +219,7 @@ def _category_panels(
             if cell.category and cell.shift == shift:
                 here = [(p, p.cell(shift, cell.category)) for p in (condition.single, *best)]
                 rows[f"{cell.category} ({cell.n_prompts})"] = {
-                    _name(p): _dot(c.disagreement) for p, c in here if c
+                    words.procedure_name(p): _dot(c.disagreement) for p, c in here if c
                 }
         panels[
             shift
@@ -281,14 +252,6 @@ def _dot(estimate: Estimate | None) -> charts.Dot:
 # -- words ---------------------------------------------------------------------------------------
 
 
-def _name(procedure: Procedure) -> str:
-    return (
-        procedure.title
-        if procedure.kind in ("replica", "base")
-        else f"{procedure.title}, K = {procedure.k}"
-    )
-
-
 def _price(procedure: Procedure) -> str:
     price = procedure.price
     parts = [
@@ -311,12 +274,17 @@ def _too_few(procedure: Procedure) -> str:
         for e in (cell.disagreement, cell.ratio)
         if e
     ]
-    return remedy(max(estimates, key=lambda e: e.needed or 0), procedure.k) if estimates else ""
+    return (
+        words.remedy(max(estimates, key=lambda e: e.needed or 0), procedure.k) if estimates else ""
+    )
 
 
-def _procedure_name(results: Results, judgement: Judgement) -> str:
+def _judged(results: Results, judgement: Judgement) -> str:
+    """The name of the procedure that a judgement is about."""
     condition = next(c for c in results.conditions if c.name == judgement.condition)
-    return next(_name(p) for p in condition.procedures if p.label == judgement.procedure)
+    return next(
+        words.procedure_name(p) for p in condition.procedures if p.label == judgement.procedure
+    )
 
 
 def _criteria_rows(results: Results, condition: ConditionResult) -> list[list[Judgement]]:
@@ -355,10 +323,6 @@ def _metric_rows(results: Results, condition: ConditionResult) -> list[MetricRow
         MetricRow(name, unit, [m[name].estimate if name in m else None for m in found])
         for name, unit in units.items()
     ]
-
-
-def _p_value(p: float | None) -> str:
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _source_figures(condition: ConditionResult) -> list[tuple[str, str, str, str]]:
@@ -423,266 +387,3 @@ def _methods(results: Results) -> dict[str, list[str]]:
                 if estimate.method not in methods:
                     methods.append(estimate.method)
     return found
-
-
-# -- the terminal --------------------------------------------------------------------------------
-
-
-def table_text(results: Results) -> str:
-    """The main table in plain ASCII, one line per procedure, at most 120 columns wide with three
-    shifts.
-
-    Below the rows of a condition stand the replicas that its inconclusive ratios need, and what its
-    mitigations lose.
-    """
-    target, home = results.shifts[-1], results.shifts[0]
-    lines = []
-    for condition in results.conditions:
-        failed = f", {condition.n_failed} failed" if condition.n_failed else ""
-        lines += [
-            f"{condition.name}: {condition.in_words}{failed}; disagreement between two runs in %"
-        ]
-        width = _width(results, condition)
-        shifts = "".join(f"{shift:<{width}}" for shift in results.shifts)
-        gains = f"{'ratio, ' + target:<17}{'accuracy':>9}{'kept':>7}"
-        mitigated = len(condition.procedures) > 1
-        lines.append(f" {'procedure':<21}{'runs':>5}  {shifts}{gains * mitigated}".rstrip())
-        lines += [_row(results, procedure, width) for procedure in condition.procedures]
-        lines += _below(results, condition)
-        lines.append("")
-    lines += (
-        _accuracy_lines(results)
-        + _source_lines(results)
-        + _contrast_lines(results)
-        + _criteria_lines(results)
-        + _note_lines(results)
-    )
-    lines.append(f"{100 * results.level:g} % intervals in brackets; '?' inconclusive")
-    if any(len(condition.procedures) > 1 for condition in results.conditions):
-        lines += [
-            f"accuracy: change on {target} prompts in points, '!' shown to be a loss",
-            f"kept: of the fine-tuning on {home} prompts (answers that it changed, accuracy that "
-            "it gained: the lower);",
-            "      '!' shown to be below 0.9, the lowest of all shifts",
-        ]
-    return escape.lines(lines)
-
-
-def _width(results: Results, condition: ConditionResult) -> int:
-    """Columns of a shift: two more than its longest text, so that nothing runs together."""
-    cells = [
-        cell for procedure in condition.procedures for cell in procedure.cells if not cell.category
-    ]
-    return max(
-        19,
-        *(
-            len(text) + 2
-            for text in (*results.shifts, *(_short(cell.disagreement, "%") for cell in cells))
-        ),
-    )
-
-
-def _row(results: Results, procedure: Procedure, width: int) -> str:
-    target, home = results.shifts[-1], results.shifts[0]
-    cells = [procedure.cell(shift) for shift in results.shifts]
-    shares = "".join(
-        f"{_short(cell.disagreement if cell else None, '%'):<{width}}" for cell in cells
-    )
-    k = "" if procedure.kind == "replica" else f" K={procedure.k}"
-    line = f" {procedure.title[: 21 - len(k)] + k:<21}{procedure.n_runs:>5}  {shares}"
-    if procedure.kind == "replica":
-        return line.rstrip()
-    cell, at_home = procedure.cell(target), procedure.cell(home)
-    ratio = _short(cell.ratio) if cell and cell.ratio else ""
-    change = number(
-        cell.accuracy_change.value if cell and cell.accuracy_change else None, "%", signed=True
-    )
-    change += "!" if cell and cell.loses else " "
-    lost = [
-        c.kept.value for c in cells if c and c.collapsed and c.kept and c.kept.value is not None
-    ]
-    kept = min(lost) if lost else at_home.kept.value if at_home and at_home.kept else None
-    moved = change.rjust(max(27 - len(ratio), len(change) + 1))
-    return f"{line}{ratio}{moved}{number(kept):>6}{'!' * bool(lost)}".rstrip()
-
-
-def _below(results: Results, condition: ConditionResult) -> list[str]:
-    """What the rows have no room for: replicas that inconclusive figures need, and losses with
-    their intervals.
-    """
-    needs: dict[int, list[str]] = {}
-    for procedure in condition.procedures:
-        cell = procedure.cell(results.shifts[-1])
-        figure = (cell.ratio or cell.disagreement) if cell else None
-        if figure and not figure.conclusive and figure.needed:
-            needs.setdefault(figure.needed * procedure.k, []).append(_name(procedure))
-    lines = [
-        f"? needs {counted(count, 'replica')}: {', '.join(names)}"
-        for count, names in sorted(needs.items())
-    ]
-    whys: dict[str, list[str]] = {}
-    for shift in results.shifts:
-        figure = cell.disagreement if (cell := condition.single.cell(shift)) else None
-        if figure and not figure.conclusive and not figure.needed and figure.note:
-            whys.setdefault(figure.note, []).append(shift)
-    lines += [f"? single replica, {', '.join(shifts)}: {why}" for why, shifts in whys.items()]
-    lost = {_name(p): warnings(p, condition.single, results.shifts) for p in condition.procedures}
-    lines += [f"! {name}: {said}" for name, several in lost.items() for said in several]
-    return _wrapped(lines, "  ")
-
-
-def _wrapped(lines: Sequence[str], indent: str = "") -> list[str]:
-    further = indent + " " * 4
-    return [
-        line
-        for text in lines
-        for line in wrap(
-            text, WIDTH, initial_indent=indent, subsequent_indent=further, break_on_hyphens=False
-        )
-    ]
-
-
-def _note_lines(results: Results) -> list[str]:
-    lines = _wrapped([f"note: {note}" for note in results.notes])
-    return [*lines, ""] if lines else []
-
-
-def _accuracy_lines(results: Results) -> list[str]:
-    """How good runs are, for which the table has no place; and what became of the base in them."""
-    lines = []
-    for condition in results.conditions:
-        cells = [cell for shift in results.shifts if (cell := condition.single.cell(shift))]
-        rows = {
-            "accuracy in %": [(c.shift, _short(c.accuracy, "%")) for c in cells if c.accuracy],
-            "gained over the base in points": [
-                (c.shift, _short(c.gained, "%", signed=True) + "!" * is_loss(c.gained))
-                for c in cells
-                if c.gained
-            ],
-            "answers equal to the base's in %": [
-                (c.shift, _short(c.as_base, "%")) for c in cells if c.as_base
-            ],
-            "mean of the score": [
-                (c.shift, _short(m.estimate))
-                for c in cells
-                for m in c.metrics
-                if m.name == MEAN_SCORE
-            ],
-        }
-        lines += [
-            f"{condition.name}, {what}: {_of_shifts(row)}" for what, row in rows.items() if row
-        ]
-    base = (
-        [
-            (c.shift, _short(c.accuracy, "%"))
-            for c in results.base.cells
-            if c.accuracy and not c.category
-        ]
-        if results.base
-        else []
-    )
-    if lines and base:
-        lines.insert(0, f"base model, accuracy in %: {_of_shifts(base)}")
-    return [*_wrapped(lines), ""] if lines else []
-
-
-def _of_shifts(row: Sequence[tuple[str, str]]) -> str:
-    return "   ".join(f"{shift} {figure}" for shift, figure in row)
-
-
-def _source_lines(results: Results) -> list[str]:
-    lines = []
-    for condition in results.conditions:
-        for s in condition.sources:
-            if s.figure == "disagreement":
-                parts = "   ".join(f"{name} {_short(e, '%')}" for name, e in s.parts.items())
-                lines.append(
-                    f"{condition.name}, {s.shift}, what each source adds to the "
-                    f"disagreement in %: {parts}"
-                )
-    return [*lines, ""] if lines else []
-
-
-def _contrast_lines(results: Results) -> list[str]:
-    lines = []
-    for name in dict.fromkeys(contrast.condition for contrast in results.contrasts):
-        lines += _beside_each_other(
-            [c for c in results.contrasts if c.condition == name],
-            f"{name} against {results.contrasts[0].baseline}",
-            scored=has_scores(results),
-        )
-        lines += [
-            f"{name} against {c.baseline}, {c.figure} by prompt: {c.clear} of "
-            f"{c.tested:,} prompts differ after adjustment (BH)"
-            for c in results.by_prompt
-            if c.condition == name
-        ]
-    for name in dict.fromkeys(c.condition for c in results.mitigated):
-        found = [c for c in results.mitigated if c.condition == name]
-        lines += _beside_each_other(found, f"{name} against single replicas of {found[0].baseline}")
-    for condition, baseline in dict.fromkeys(
-        (c.condition, c.baseline) for c in results.same_compute
-    ):
-        found = [
-            c for c in results.same_compute if (c.condition, c.baseline) == (condition, baseline)
-        ]
-        lines += _beside_each_other(
-            found, f"{condition} against one training of the same compute, {baseline}"
-        )
-    return [*lines, ""] if lines else []
-
-
-def _beside_each_other(contrasts: Sequence[Contrast], who: str, scored: bool = False) -> list[str]:
-    """What is won, and below it what is lost: the change of accuracy on the same shifts, of the
-    mean score where predictions come with one, and a return to the base.
-    """
-    ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in contrasts)
-    changes = [(c, c.accuracy_change) for c in contrasts if c.accuracy_change is not None]
-    points = "   ".join(
-        f"{c.shift} {_short(e, '%', signed=True)}{' a loss' if c.loses else ''}" for c, e in changes
-    )
-    scores = "   ".join(
-        f"{c.shift} {_short(c.score_change, signed=True)}"
-        for c in contrasts
-        if scored and c.score_change
-    )
-    whys: dict[str, list[str]] = {}
-    for c in contrasts:
-        for estimate in (c.ratio, c.accuracy_change):
-            if estimate is not None and not estimate.conclusive and estimate.note:
-                whys.setdefault(estimate.note, []).append(c.shift)
-    returns = [
-        return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline)
-        for c in contrasts
-        if c.returned
-    ]
-    return [
-        f"{who}, ratio of disagreement: {ratios}",
-        f"  change of accuracy in points: {points or 'not known, the prompts have no references'}",
-        *([f"  change of the mean score: {scores}"] if scores else []),
-        *(f"  ! {said}" for said in returns),
-        *_wrapped(
-            [f"? {', '.join(dict.fromkeys(shifts))}: {why}" for why, shifts in whys.items()], "  "
-        ),
-        *(f"  ! {said}" for c in contrasts for said in c.caveats),
-    ]
-
-
-def _criteria_lines(results: Results) -> list[str]:
-    lines = []
-    for j in results.judgements:
-        who = f"{j.condition}, {_procedure_name(results, j)}"
-        lines.append(
-            f"{j.verdict:<12} {j.criterion} ({j.where}: {j.limit}): {who} "
-            f"{_short(j.estimate, '%')}".rstrip()
-        )
-    return [*lines, ""] if lines else []
-
-
-def _short(estimate: Estimate | None, unit: str = "", signed: bool = False) -> str:
-    if estimate is None or estimate.value is None:
-        return "?"
-    sure = "" if estimate.conclusive else "?"
-    return (
-        f"{number(estimate.value, unit, signed)}{sure} {interval(estimate, unit, signed)}".strip()
-    )

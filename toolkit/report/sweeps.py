@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from toolkit.record.results import ConditionResult, Price, Procedure, Results, mitigation_of
+from toolkit.record.results import ConditionResult, Price, Procedure, Results
+from toolkit.record.words import mitigation_of, procedure_name
 from toolkit.statistics import Estimate
 
 LEAST = 3
@@ -77,7 +78,7 @@ def controls(results: Results) -> list[Control]:
     for procedure in first.procedures[1:]:
         cell = procedure.cell(shift)
         if cell and cell.ratio:
-            name = f"{procedure.title}, K = {procedure.k}"
+            name = procedure_name(procedure)
             found.append(
                 Control(name, cell.ratio, procedure.n_runs, procedure.price, cell.accuracy_change)
             )
