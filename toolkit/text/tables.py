@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Sequence
+from html import escape as quoted
 
 from toolkit.text import escape
 
@@ -57,14 +58,14 @@ def markdown(rows: Rows) -> list[str]:
 
 
 def html(rows: Rows) -> str:
-    """A `<table>`."""
-    head, *body = rows
-
-    def line(tag: str, cells: Sequence[object]) -> str:
-        return "".join(f"<{tag}>{escape.markup(cell)}</{tag}>" for cell in cells)
-
-    lines = [f"<table>\n<thead><tr>{line('th', head)}</tr></thead>\n<tbody>"]
+    """A `<table>`, with every cell escaped."""
+    head, *body = [[quoted(escape.seen(str(cell))) for cell in row] for row in rows]
+    lines = [f"<table>\n<thead><tr>{_marked('th', head)}</tr></thead>\n<tbody>"]
     for row in body:
-        across = f'<th colspan="{len(head)}">{escape.markup(row[0])}</th>'
-        lines.append(f"<tr>{across if len(row) == 1 else line('td', row)}</tr>")
+        across = f'<th colspan="{len(head)}">{row[0]}</th>'
+        lines.append(f"<tr>{across if len(row) == 1 else _marked('td', row)}</tr>")
     return "\n".join([*lines, "</tbody>\n</table>"])
+
+
+def _marked(tag: str, cells: Sequence[str]) -> str:
+    return "".join(f"<{tag}>{cell}</{tag}>" for cell in cells)
