@@ -250,11 +250,11 @@ class Cell:
 
         Where `collapsed`, the one that shows it.
         """
-        known = [
+        kept = [
             e for e in (self.effect_size, self.gain_kept) if e is not None and e.value is not None
         ]
         return min(
-            known, key=lambda e: (not _given_back(e), e.value or 0.0), default=self.effect_size
+            kept, key=lambda e: (not _given_back(e), e.value or 0.0), default=self.effect_size
         )
 
 

@@ -150,9 +150,9 @@ def merge_card(folder: Path) -> str:
         "",
         *tables.markdown(sources),
     ]
-    found = _results_around(folder)
-    if found:
-        results, condition, label = found
+    around = _results_around(folder)
+    if around:
+        results, condition, label = around
         procedures = [
             p
             for c in results.conditions
@@ -310,13 +310,13 @@ def _front(base: str | None, tags: list[str], relation: str = "adapter") -> str:
     except ImportError:
         return ""
     hub, _, _ = (base or "").partition("@")  # what follows is a revision
-    known: dict[str, Any] = (
+    of_base: dict[str, Any] = (
         {"base_model": hub, "base_model_relation": relation}
         if _HUB_ID.fullmatch(hub) and not _is_folder(hub)
         else {}
     )
     library = "peft" if relation == "adapter" else "transformers"
-    data = ModelCardData(library_name=library, pipeline_tag="text-generation", tags=tags, **known)
+    data = ModelCardData(library_name=library, pipeline_tag="text-generation", tags=tags, **of_base)
     return f"---\n{data.to_yaml()}\n---\n"
 
 

@@ -82,8 +82,8 @@ def render(results: Results, claims: Claims | None = None) -> str:
         (condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()})
         for condition in pictured
     ]
-    untold = f"Charts are drawn for the first {PICTURED} of {len(results.conditions)} conditions."
-    drawn += [(condition, {"category": untold}) for condition in others]
+    without = f"Charts are drawn for the first {PICTURED} of {len(results.conditions)} conditions."
+    drawn += [(condition, {"category": without}) for condition in others]
     return environment.get_template("report.html.j2").render(
         results=results,
         conditions=drawn,
@@ -97,23 +97,23 @@ def figures(results: Results) -> dict[str, str]:
     """Figures over all conditions, as SVG, those that there is something for: `controls`,
     `dependence`, `sources`.
     """
-    found = {}
+    drawn = {}
     crossed = {
-        f"{one.name} ({words.replicas_in_words(one)})": _parts(one)
-        for one in results.conditions
-        if one.sources
+        f"{condition.name} ({words.replicas_in_words(condition)})": _parts(condition)
+        for condition in results.conditions
+        if condition.sources
     }
     if any(crossed.values()):
-        found["sources"] = charts.by_source({name: rows for name, rows in crossed.items() if rows})
+        drawn["sources"] = charts.by_source({name: rows for name, rows in crossed.items() if rows})
     if results.contrasts and len(rows := controls(results)) > 1:
         target, baseline = results.shifts[-1], results.conditions[0].name
-        found["controls"] = charts.against_baseline(
-            {one.name: (_dot(one.ratio), _note(one)) for one in rows}, baseline, target
+        drawn["controls"] = charts.against_baseline(
+            {remedy.name: (_dot(remedy.ratio), _note(remedy)) for remedy in rows}, baseline, target
         )
     panels = {}
     for sweep in sweeps(results):
         lines = {
-            shift: [(at, c.single.cell(shift), c.n_replicas) for at, c in sweep.points]
+            shift: [(setting, c.single.cell(shift), c.n_replicas) for setting, c in sweep.points]
             for shift in results.shifts
         }
         name = (
@@ -122,12 +122,12 @@ def figures(results: Results) -> dict[str, str]:
             else f"{sweep.key} ({sweep.points[0][1].name}, ...)"
         )
         panels[name] = {
-            shift: [(at, _dot(cell.disagreement), n) for at, cell, n in line if cell]
+            shift: [(setting, _dot(cell.disagreement), n) for setting, cell, n in line if cell]
             for shift, line in lines.items()
         }
     if panels:
-        found["dependence"] = charts.against_setting(panels)
-    return found
+        drawn["dependence"] = charts.against_setting(panels)
+    return drawn
 
 
 def _parts(condition: ConditionResult) -> dict[str, dict[str, charts.Dot]]:
@@ -144,9 +144,9 @@ def _parts(condition: ConditionResult) -> dict[str, dict[str, charts.Dot]]:
     }
 
 
-def _note(one: Control) -> str:
+def _note(control: Control) -> str:
     """How many independent runs there are, and what one costs."""
-    price, parts = one.price, [f"N = {one.runs:,}"]
+    price, parts = control.price, [f"N = {control.runs:,}"]
     trainings = "a training" if price.training_runs == 1 else f"{price.training_runs} trainings"
     if price.seconds is not None:
         parts.append(
@@ -156,8 +156,10 @@ def _note(one: Control) -> str:
         parts.append(trainings)
     if price.inference_streams > 1:
         parts.append(f"{price.inference_streams:.2g} models answer")
-    if is_loss(one.accuracy_change) and one.accuracy_change:
-        parts.append(f"accuracy {words.number(one.accuracy_change.value, '%', signed=True)} points")
+    if is_loss(control.accuracy_change) and control.accuracy_change:
+        parts.append(
+            f"accuracy {words.number(control.accuracy_change.value, '%', signed=True)} points"
+        )
     return ", ".join(parts)
 
 
@@ -166,35 +168,35 @@ def _note(one: Control) -> str:
 
 def _charts(results: Results, condition: ConditionResult) -> dict[str, str]:
     """The charts of one condition, those left out that would be empty."""
-    found = {"category": charts.by_category(_category_panels(results, condition))}
+    drawn = {"category": charts.by_category(_category_panels(results, condition))}
     base = results.base
     panels = {}
     for shift in results.shifts:
         cell = condition.single.cell(shift)
         scores = [score for score in cell.scores if score is not None] if cell else []
         if cell and cell.accuracy and scores:
-            at = base.cell(shift) if base else None
+            of_base = base.cell(shift) if base else None
             panels[shift] = (
                 scores,
-                at.accuracy.value if at and at.accuracy else None,
+                of_base.accuracy.value if of_base and of_base.accuracy else None,
                 cell.accuracy.n_prompts,
             )
     if panels:
-        found["accuracy"] = charts.accuracies(panels)
+        drawn["accuracy"] = charts.accuracies(panels)
     curves = {
         shift: cell.survival
         for shift in results.shifts
         if (cell := condition.single.cell(shift)) and cell.survival
     }
     if curves:
-        found["survival"] = charts.survival(
+        drawn["survival"] = charts.survival(
             {shift: (c.token, c.share, c.low, c.high) for shift, c in curves.items()}
         )
     if any(p.kind != "replica" and p.n_runs > 1 for p in condition.procedures):
-        found["k"] = charts.against_k(
+        drawn["k"] = charts.against_k(
             {shift: _curves(condition, shift) for shift in results.shifts}
         )
-    return found
+    return drawn
 
 
 def _category_panels(
@@ -204,8 +206,8 @@ def _category_panels(
 
     def rank(procedure: Procedure) -> float | None:
         cell, home = procedure.cell(target), procedure.cell(results.shifts[0])
-        given_back = any(one and (one.collapsed or one.loses) for one in (cell, home))
-        return cell.ratio.value if cell and cell.ratio and not given_back else None
+        lost = any(place and (place.collapsed or place.loses) for place in (cell, home))
+        return cell.ratio.value if cell and cell.ratio and not lost else None
 
     ranked = sorted(
         (p for p in condition.procedures if rank(p) is not None), key=lambda p: (rank(p), p.label)
@@ -317,10 +319,14 @@ class MetricRow(NamedTuple):
 
 def _metric_rows(results: Results, condition: ConditionResult) -> list[MetricRow]:
     cells = [condition.single.cell(shift) for shift in results.shifts]
-    found = [{metric.name: metric for metric in cell.metrics} if cell else {} for cell in cells]
-    units = {name: metric.unit for of_shift in found for name, metric in of_shift.items()}
+    metrics_of_shift = [
+        {metric.name: metric for metric in cell.metrics} if cell else {} for cell in cells
+    ]
+    units = {
+        name: metric.unit for of_shift in metrics_of_shift for name, metric in of_shift.items()
+    }
     return [
-        MetricRow(name, unit, [m[name].estimate if name in m else None for m in found])
+        MetricRow(name, unit, [m[name].estimate if name in m else None for m in metrics_of_shift])
         for name, unit in units.items()
     ]
 
@@ -329,12 +335,14 @@ def _source_figures(condition: ConditionResult) -> list[tuple[str, str, str, str
     """Figures that were taken apart by source: name, words, unit of their parts, and of their
     SDs.
     """
-    known = {
+    figures = {
         "disagreement": ("disagreement, %", "%", "%"),
         "accuracy": ("variance of accuracy, squared points", "%%", "%"),
     }
     names = dict.fromkeys(s.figure for s in condition.sources)
-    return [(name, *known.get(name, (f"variance of the mean {name}", "e", "e"))) for name in names]
+    return [
+        (name, *figures.get(name, (f"variance of the mean {name}", "e", "e"))) for name in names
+    ]
 
 
 def _multiplicity(results: Results) -> str:
@@ -364,7 +372,7 @@ def _multiplicity(results: Results) -> str:
 
 def _methods(results: Results) -> dict[str, list[str]]:
     """How the intervals of each figure were made, as the estimates say it themselves."""
-    found: dict[str, list[str]] = {}
+    methods_of: dict[str, list[str]] = {}
     figures = (
         "disagreement",
         "ratio",
@@ -383,7 +391,7 @@ def _methods(results: Results) -> dict[str, list[str]]:
         for figure in figures:
             estimate = getattr(cell, figure)
             if estimate and estimate.method != "none" and "zero-event" not in estimate.method:
-                methods = found.setdefault(figure.replace("_", " "), [])
+                methods = methods_of.setdefault(figure.replace("_", " "), [])
                 if estimate.method not in methods:
                     methods.append(estimate.method)
-    return found
+    return methods_of
