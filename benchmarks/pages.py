@@ -37,8 +37,8 @@ from toolkit.recipe import DistilledCondition, Recipe
 from toolkit.recipe.conditions import OwnKey
 from toolkit.recipe.merge_methods import MERGE_METHODS
 from toolkit.record.results import load_claims, load_results
-from toolkit.report.html import table_text
 from toolkit.report.sweeps import joined
+from toolkit.report.terminal import table_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"

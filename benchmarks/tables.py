@@ -13,20 +13,20 @@ import argparse
 import json
 from pathlib import Path
 
+from toolkit.record.plain import from_plain
 from toolkit.record.results import (
+    SHIFTS,
     Claims,
-    Estimate,
+    Procedure,
     Results,
     Tested,
-    claimed_range,
     load_claims,
     load_results,
-    number,
-    tested_unit,
 )
-from toolkit.record.results import interval as limits
+from toolkit.record.words import claimed_range, figure, procedure_name, tested_unit
 from toolkit.report.sweeps import controls, joined
-from toolkit.text import escape
+from toolkit.statistics import Estimate
+from toolkit.text import tables
 from toolkit.text.escape import Markdown, markdown
 
 HEAD = [
@@ -43,48 +43,33 @@ HEAD = [
 ]
 
 
-def interval(estimate: dict | None, scale: float = 1, form: str = "z.2f") -> Markdown:
-    """`0.86 [0.81, 0.92]`, with ? where it is inconclusive; - where there is none."""
-    if not estimate or estimate["value"] is None:
-        return Markdown("-")
-    value, low, high = (
-        x if x is None else format(scale * x, form)
-        for x in (estimate["value"], estimate["low"], estimate["high"])
-    )
-    return Markdown(
-        value
-        + (f" [{low}, {high}]" if low and high else "")
-        + ("" if estimate["conclusive"] else " ?")
-    )
-
-
 def table(results: dict) -> str:
-    """Every mitigation of the first condition: ratios on every shift, accuracy and what is kept,
-    with their intervals.
+    """Every mitigation of the first condition of a results.json, whole or cut short: ratios on
+    every shift, accuracy and what is kept, with their intervals.
     """
-    lines = [HEAD]
-    for procedure in results["conditions"][0]["procedures"]:
-        if procedure["kind"] == "replica":
-            continue
-        on = {cell["shift"]: cell for cell in procedure["cells"] if not cell["category"]}
-        kept = [
-            e
-            for e in (on["typical"]["effect_size"], on["typical"]["gain_kept"])
-            if e and e["value"] is not None
-        ]
-        lines.append(
+    rows = [HEAD]
+    for plain in results["conditions"][0]["procedures"][1:]:
+        procedure = from_plain(Procedure, plain)
+        typical, near, far = (procedure.cell(shift) for shift in SHIFTS)
+        rows.append(
             [
-                procedure["title"],
-                str(procedure["k"]),
-                str(procedure["n_runs"]),
-                *(interval(on[shift]["ratio"]) for shift in ("typical", "near", "far")),
-                interval(on["far"]["accuracy_change"], 100, "+z.1f"),
-                interval(min(kept, key=lambda e: e["value"], default=None)),
-                f"{procedure['price']['inference_streams']:.2g}",
-                str(procedure["price"]["rank"]),
+                procedure.title,
+                str(procedure.k),
+                str(procedure.n_runs),
+                *(cell_of(cell.ratio) for cell in (typical, near, far)),
+                cell_of(far.accuracy_change, "%", signed=True),
+                cell_of(typical.kept),
+                f"{procedure.price.inference_streams:.2g}",
+                str(procedure.price.rank),
             ]
         )
-    return as_markdown(lines)
+    return as_markdown(rows)
+
+
+def cell_of(estimate: Estimate | None, unit: str = "", signed: bool = False) -> Markdown:
+    """`0.86 [0.81, 0.92]`, with ? where it is inconclusive; - where there is none."""
+    text = figure(estimate, unit, signed, doubt="", unknown="-")
+    return Markdown(text + " ?" * (estimate is not None and not estimate.conclusive))
 
 
 def merge_table(results: dict) -> str:
@@ -110,7 +95,7 @@ def merge_table(results: dict) -> str:
 
 def as_markdown(lines: list[list[str]]) -> str:
     """Cells are escaped, but for figures and marks that were made here."""
-    return "\n".join(escape.table(lines))
+    return "\n".join(tables.markdown(lines))
 
 
 def train_table(results: dict) -> str:
@@ -174,14 +159,14 @@ def claims_table(found: Claims) -> str:
     ]
     for row in found.tested:
         runs = f"{row.estimate.n_replicas:,}" if row.estimate else "-"
-        alone = [_figure(row, row.alone), row.alone_verdict] if row.alone else ["-", "-"]
+        alone = [_measured(row, row.alone), row.alone_verdict] if row.alone else ["-", "-"]
         lines.append(
             [
                 row.says,
                 row.condition or "-",
                 runs,
                 claimed_range(row) or "-",
-                _figure(row, row.estimate),
+                _measured(row, row.estimate),
                 row.verdict,
                 *alone,
             ]
@@ -189,11 +174,8 @@ def claims_table(found: Claims) -> str:
     return as_markdown(lines)
 
 
-def _figure(row: Tested, estimate) -> Markdown:
-    if estimate is None:
-        return Markdown("-")
-    unit = tested_unit(row)
-    return Markdown(f"{number(estimate.value, unit)} {limits(estimate, unit)}".strip())
+def _measured(row: Tested, estimate: Estimate | None) -> Markdown:
+    return Markdown(figure(estimate, tested_unit(row), doubt="", unknown="-"))
 
 
 def matrix(found: Claims) -> str:
@@ -207,10 +189,7 @@ def matrix(found: Claims) -> str:
         row = [cells.get((shift, category, condition)) for condition in conditions]
         said = [
             Markdown(
-                "-"
-                if one is None
-                else f"{number(one.differ.value, '%')} {limits(one.differ, '%')} "
-                f"{markdown(one.zone)}"
+                "-" if one is None else f"{figure(one.differ, '%', doubt='')} {markdown(one.zone)}"
             )
             for one in row
         ]
@@ -239,7 +218,7 @@ def conditions_table(results: Results) -> str:
         if c.baseline == first.name
     }
     against |= {
-        (f"{procedure.title}, K = {procedure.k}", cell.shift): (
+        (procedure_name(procedure), cell.shift): (
             cell.ratio,
             cell.accuracy_change,
             None,
@@ -264,20 +243,13 @@ def conditions_table(results: Results) -> str:
             [
                 one.name,
                 f"{one.runs:,}",
-                *(_told(ratio) for ratio, *_ in pairs),
-                *(_told(change, "%", signed=True) for _, change, _ in pairs),
-                _told(pairs[-1][2], "%"),
+                *(cell_of(ratio) for ratio, *_ in pairs),
+                *(cell_of(change, "%", signed=True) for _, change, _ in pairs),
+                cell_of(pairs[-1][2], "%"),
                 f"{seconds / unit:.2g}" if seconds and unit else "-",
             ]
         )
     return as_markdown(lines)
-
-
-def _told(estimate: Estimate | None, unit: str = "", signed: bool = False) -> Markdown:
-    if estimate is None or estimate.value is None:
-        return Markdown("-")
-    figure = f"{number(estimate.value, unit, signed)} {limits(estimate, unit, signed)}".strip()
-    return Markdown(figure + ("" if estimate.conclusive else " ?"))
 
 
 def main() -> None:
@@ -295,17 +267,17 @@ def main() -> None:
         print(conditions_table(joined([load_results(path) for path in options.results])))
         return
     [path] = options.results
-    results = json.loads(path.read_text())
-    if "tested" in results:
-        found = load_claims(path)
-        print(claims_table(found), matrix(found), sep="\n\n")
-    else:
-        kinds = {
-            "cases": merge_table,
-            "workloads": train_table,
-            "exponent_of_the_processor_seconds": scale_table,
-        }
-        print(next((make for key, make in kinds.items() if key in results), table)(results))
+    kept = json.loads(path.read_text())
+    if "tested" in kept:
+        claims = load_claims(path)
+        print(claims_table(claims), matrix(claims), sep="\n\n")
+        return
+    kinds = {
+        "cases": merge_table,
+        "workloads": train_table,
+        "exponent_of_the_processor_seconds": scale_table,
+    }
+    print(next((make for key, make in kinds.items() if key in kept), table)(kept))
 
 
 if __name__ == "__main__":

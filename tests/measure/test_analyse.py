@@ -19,8 +19,10 @@ from toolkit.record.results import (
     load_results,
     save_results,
 )
-from toolkit.report.html import render, table_text
+from toolkit.record.words import mitigation_of
+from toolkit.report.html import render
 from toolkit.report.sweeps import controls
+from toolkit.report.terminal import table_text
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 
@@ -307,9 +309,10 @@ def test_a_mitigation_of_another_condition_is_held_against_single_replicas_of_th
     results = analyse(other.table, world.prompts, [*world.designs, design], paired=paired)
     at = np.array([prompt.shift == "far" for _, prompt in world.flat])
     for m in other.mitigations:
+        name = mitigation_of(m.title, m.k, "other")
         pairs, found = (
             paired and m.k == 1,
-            [c for c in results.mitigated if c.condition == m.of("other")],
+            [c for c in results.mitigated if c.condition == name],
         )
         assert [c.shift for c in found] == ["typical", "near", "far"] and {
             c.paired for c in found
@@ -326,7 +329,7 @@ def test_a_mitigation_of_another_condition_is_held_against_single_replicas_of_th
             (codes[: len(groups), at] != codes[len(groups) :, at]).astype(float) if pairs else None
         )
         assert found[-1].pair_differs == (st.accuracy(differs_RP) if pairs else None)
-        assert f"{m.of('other')} against single replicas of lora" in table_text(results)
+        assert f"{name} against single replicas of lora" in table_text(results)
     assert {one.name for one in controls(results)} == {
         "other",
         "swa, K = 1 (other)",

@@ -293,10 +293,10 @@ def test_the_guard_stops_a_merge_before_it_is_written(tmp_path, monkeypatch, bas
         and found["barriers"][0]["n_prompts"] == 4
     )
 
-    bad = inspect_given.look
+    bad = inspect_given.diagnose_basin
     monkeypatch.setattr(
         inspect_given,
-        "look",
+        "diagnose_basin",
         lambda *a, **k: basin.Basin(
             **{**bad(*a, **k).__dict__, "verdict": "warn", "reasons": ["a ridge"]}
         ),

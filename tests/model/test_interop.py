@@ -442,8 +442,8 @@ def test_check_adapter_as_a_command(tmp_path):
     result = CliRunner().invoke(cli.main, ["check-adapter", str(path)])
     assert result.exit_code == cli.GATE_SAID_NO and result.stdout.count("\n") == 5
     assert (
-        "llama.cpp refused  it scales by alpha / rank alone" in result.stdout
-        and "vllm      OK       vllm serve" in result.stdout
+        "llama.cpp  refused  it scales by alpha / rank alone" in result.stdout
+        and "vllm       OK       vllm serve" in result.stdout
     )
     result = CliRunner().invoke(cli.main, ["check-adapter", str(path), "--for", "vllm", "--json"])
     assert result.exit_code == cli.DONE and [

@@ -2,18 +2,24 @@
 says what is not known.
 """
 
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.html_reader import Reader
 from helpers.outcomes_of import World, vote
 
-from toolkit.measure.analyse import analyse
+from toolkit import statistics as st
+from toolkit.measure.analyse import analyse, replica_metrics
+from toolkit.record import words
 from toolkit.record.results import About, Results, save_results
 from toolkit.report import charts
-from toolkit.report.html import render, table_text, write_report
+from toolkit.report.html import render, write_report
+from toolkit.report.terminal import table_text
+from toolkit.text import tables
 
 ATTACK = '<script>alert("x")</script><img src=http://evil.example/x.png>'
 
@@ -142,3 +148,44 @@ def test_charts_are_deterministic_and_leave_nothing_behind() -> None:
         lambda: charts.against_k({"far": (unknown, {})}),
     ):
         assert svg() == svg() and svg().startswith("<svg") and "http-equiv" not in svg()
+
+
+def test_a_statistic_is_a_row_and_a_label_and_stands_wherever_figures_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refusals(replicas: replica_metrics.Replicas) -> st.Estimate:
+        n_replicas, n_prompts = replicas.answer_RP.shape
+        return st.Estimate(0.25, 0.2, 0.3, 0.95, n_replicas, n_prompts, "counted")
+
+    row = replica_metrics.Statistic("answers that refuse", "%", refusals)
+    monkeypatch.setattr(replica_metrics, "STATISTICS", (*replica_metrics.STATISTICS, row))
+    label = words.TerminalFigure("refusals in %")
+    monkeypatch.setitem(words.IN_TERMINAL, "answers that refuse", label)
+
+    world = World(4, per_category=4)
+    results = analyse(world.table, world.prompts, world.designs)
+
+    assert "lora, refusals in %: typical 25.0 [20.0, 30.0]" in table_text(results)
+    assert "answers that refuse, %" in render(results)
+    save_results(tmp_path / "results.json", results)
+    [condition] = json.loads((tmp_path / "results.json").read_text())["conditions"]
+    metrics = condition["procedures"][0]["cells"][0]["metrics"]
+    assert {"name": row.name, "unit": "%"}.items() <= metrics[-1].items()
+    assert metrics[-1]["estimate"]["value"] == 0.25
+
+
+def test_a_terminal_table_is_as_wide_as_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the terminal is, and whatever stands in a cell."""
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    rows = [["name", "n ", "last"], ["[red]a\nb", "1!", "x" * 200], ["across"], ["y" * 80, "2 "]]
+    assert tables.plain(rows, right=[1]) == [
+        f" name{' ' * 58}n   last",
+        f" [red]a\\nb{' ' * 53}1!  {'x' * 200}",
+        "across",
+        f" {'y' * 57}...  2",
+    ]
+    assert tables.markdown(rows[:2])[1] == "|---|---|---|"
+    assert "<td>[red]a\nb</td>" in tables.html(rows) and '<th colspan="3">across' in tables.html(
+        rows
+    )

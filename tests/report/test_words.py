@@ -21,7 +21,8 @@ from toolkit.measure.run import measure_predictions
 from toolkit.recipe import load_criteria
 from toolkit.record.results import Cell, ConditionDesign, Results, Suspects, save_results
 from toolkit.report.card import run_card
-from toolkit.report.html import render, table_text
+from toolkit.report.html import render
+from toolkit.report.terminal import table_text
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # nothing here looks at a chart
 

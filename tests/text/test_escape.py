@@ -47,12 +47,12 @@ from toolkit.record.results import (
     Thresholds,
     save_results,
 )
-from toolkit.report import charts
-from toolkit.report import html as report
+from toolkit.report import charts, terminal
 from toolkit.report.card import merge_card, run_card
-from toolkit.report.html import figures, render, table_text
+from toolkit.report.html import figures, render
+from toolkit.report.terminal import table_text
 from toolkit.statistics import Estimate
-from toolkit.text import escape
+from toolkit.text import escape, tables
 
 PACKAGE = Path(__file__).parents[2] / "toolkit"
 HOSTILE = (
@@ -186,8 +186,8 @@ def test_markdown_is_the_text_and_nothing_else(text, other):
     )
     table = [["a", "b"], [text + "x", other + "x"], [f"-{text}", f"{other}-"]]
     plain = [["a", "b"], ["x", "x"], ["-", "-"]]
-    assert shape("\n".join(escape.table(table))) == shape("\n".join(escape.table(plain)))
-    assert words("\n".join(escape.table(table))) == "ab" + "".join(
+    assert shape("\n".join(tables.markdown(table))) == shape("\n".join(tables.markdown(plain)))
+    assert words("\n".join(tables.markdown(table))) == "ab" + "".join(
         escape.line(cell).strip() for row in table[1:] for cell in row
     )
 
@@ -506,9 +506,9 @@ def test_the_terminal_obeys_no_name(before):
     assert safe_on_a_terminal(table_text(renamed(planted(), name)))
     with pytest.MonkeyPatch.context() as patch:
         # a longer name may take another line; it must not make one
-        patch.setattr(report, "WIDTH", 10**6)
-        tables = [table_text(renamed(planted(), one)) for one in (name, plain)]
-    assert tables[0].count("\n") == tables[1].count("\n")
+        patch.setattr(terminal, "WIDTH", 10**6)
+        shown = [table_text(renamed(planted(), one)) for one in (name, plain)]
+    assert shown[0].count("\n") == shown[1].count("\n")
     spread = modules_text(renamed(planted().modules, name))
     assert safe_on_a_terminal(spread) and spread.count("\n") == modules_text(
         renamed(planted().modules, plain)
@@ -613,13 +613,13 @@ def test_a_base_is_named_to_a_hub_only_where_it_is_one(tmp_path, monkeypatch):
 @given(before=texts)
 @example(before=ALL)
 def test_tables_for_documents_hold_no_markup_of_a_name(before):
-    import tables
+    import tables as documents
 
     name, plain = naming(before), naming("")
     for make, record in (
-        (tables.claims_table, put_to_the_test()),
-        (tables.matrix, put_to_the_test()),
-        (tables.conditions_table, planted()),
+        (documents.claims_table, put_to_the_test()),
+        (documents.matrix, put_to_the_test()),
+        (documents.conditions_table, planted()),
     ):
         assert shape(make(renamed(record, name))) == shape(make(renamed(record, plain)))
         assert words(make(renamed(record, name))) == changed(
@@ -651,7 +651,7 @@ def test_templates_say_nothing_unescaped():
         for path in PACKAGE.rglob("*.py")
         for _ in range(len(re.findall(r"\bMarkup\(", path.read_text())))
     ]
-    assert sites == ["html.py"] * 2, "only the charts are markup already"
+    assert sites == ["html.py"] * 3, "only charts, and tables of escaped cells, are markup already"
 
 
 def invoke(*arguments: object) -> Any:

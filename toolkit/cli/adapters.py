@@ -19,7 +19,7 @@ from toolkit.cli.terminal import (
     without_network,
 )
 from toolkit.errors import GATE_SAID_NO
-from toolkit.text import escape
+from toolkit.text import escape, tables
 
 
 @click.command()
@@ -122,15 +122,13 @@ def check_adapter(folder: Path, targets: tuple[str, ...], base: str | None, as_j
                 {"adapter": str(folder), "zero": zero, "targets": compatibility.to_plain(found)}
             )
         else:
-            for one in found:
-                say(
-                    f"{one.target:<10}"
-                    + (
-                        f"OK       {one.command}"
-                        if one.ok
-                        else f"refused  {one.because}; {one.fix}"
-                    )
-                )
+            rows = [
+                [one.target, "OK", one.command]
+                if one.ok
+                else [one.target, "refused", f"{one.because}; {one.fix}"]
+                for one in found
+            ]
+            show(escape.lines(tables.plain(rows, indent=0)))
             for note in dict.fromkeys(one.unchecked for one in found if one.unchecked):
                 say(note)
             if zero:

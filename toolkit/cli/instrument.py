@@ -184,7 +184,7 @@ def measure(
             results = toolkit.measure(
                 source, same=same, criteria=criteria, replica_columns=replica_columns, **of_both
             )
-        from toolkit.report.html import table_text
+        from toolkit.report.terminal import table_text
 
         if as_json:
             print_json({"out": str(folder), "results": read_json(folder / "results.json")})

@@ -123,7 +123,7 @@ def _run(
                 recipe, out, replicas=replicas, workers=workers, engine=engine, console=screen
             )
         from toolkit.pipeline.forecast import compared
-        from toolkit.report.html import table_text
+        from toolkit.report.terminal import table_text
 
         if fresh and (line := compared(out, screen.seconds)):
             say(line, err=True)
@@ -409,7 +409,7 @@ def evaluate(
                 workers=workers,
                 console=screen,
             )
-        from toolkit.report.html import table_text
+        from toolkit.report.terminal import table_text
 
         if as_json:
             print_json({"out": str(folder), "results": read_json(folder / "results.json")})

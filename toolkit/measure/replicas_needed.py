@@ -16,6 +16,7 @@ from toolkit.measure.analyse import OutcomeTable
 from toolkit.measure.run import DESIGN, outcome_table, read_run
 from toolkit.record.population import replica_folder
 from toolkit.record.results import ConditionDesign, Results, load_results
+from toolkit.record.words import number, percent
 from toolkit.statistics import MIN_RUNS
 from toolkit.statistics.intervals import TwoWay
 from toolkit.statistics.planning import power as pw
@@ -400,7 +401,7 @@ def _plain(size: pw.Size) -> tuple[int | None, int, str]:
 def plan_text(plan: Plan) -> str:
     """The plan for people: a few lines for every condition and shift."""
     lines = [
-        f"plan from {plan.source}; {100 * plan.level:g} % intervals, power {100 * plan.power:g} %"
+        f"plan from {plan.source}; {percent(plan.level)} intervals, power {percent(plan.power)}"
     ]
     for condition in plan.conditions:
         failed = f", {condition.failed} failed" if condition.failed else ""
@@ -442,15 +443,17 @@ def _shift_text(shift: ShiftPlan) -> list[str]:
             f"{head}{seen}, which says nothing of how many replicas it takes",
             f"   prompts for +- {_targets(shift.goals, 100)} points, if that stays so: {sizes}",
         ]
-    now = "" if shift.half_width is None else f" +- {100 * shift.half_width:.1f} points now"
+    now = "" if shift.half_width is None else f" +- {number(shift.half_width, '%')} points now"
     guessed = " (partly a guess)" if shift.guessed else ""
-    lines = [f"{head}two runs differ on {100 * shift.disagreement:.1f} %{now}{guessed}"]
+    lines = [f"{head}two runs differ on {number(shift.disagreement, '%')} %{now}{guessed}"]
     lines.append(
         f"   replicas for +- {_targets(shift.goals, 100)} points: "
         f"{_sizes(shift.goals, shift.prompts)}"
     )
     for c in shift.comparisons:
-        finds = f"finds a ratio of {c.detectable:.2f} now" if c.detectable else "finds no ratio now"
+        finds = (
+            f"finds a ratio of {number(c.detectable)} now" if c.detectable else "finds no ratio now"
+        )
         name = c.label + "*" * c.assumed
         lines.append(
             f"   {name}: {finds}; replicas for a ratio of {_targets(c.goals)}: "
@@ -477,10 +480,10 @@ def _sizes(goals: Sequence[Goal], prompts: int) -> str:
 
 
 def _condition_text(condition: ConditionPlan, plan: Plan) -> list[str]:
-    rare = ", ".join(f"{replicas:,} show one of {100 * rate:g} %" for rate, replicas in plan.rare)
+    rare = ", ".join(f"{replicas:,} show one of {percent(rate)}" for rate, replicas in plan.rare)
     lines = []
     if condition.tail is not None:
-        sure = f"{100 * plan.level:g} % confidence"
+        sure = f"{percent(plan.level)} confidence"
         lines.append(
             f" what none of {condition.replicas} runs does, fewer than "
             f"{100 * condition.tail:.2g} % of runs do ({sure}); {rare}"
@@ -489,7 +492,7 @@ def _condition_text(condition: ConditionPlan, plan: Plan) -> list[str]:
         low, high = condition.sd_factors
         lines.append(
             f" a standard deviation between {condition.replicas} runs is known to a "
-            f"factor of {low:.2f} to {high:.2f}"
+            f"factor of {number(low)} to {number(high)}"
         )
     price = []
     if condition.seconds is not None:

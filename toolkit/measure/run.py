@@ -51,8 +51,8 @@ from toolkit.record.results import (
     in_order,
     load_results,
     save_results,
-    unpaired,
 )
+from toolkit.record.words import unpaired
 from toolkit.report.html import write_report
 from toolkit.text.nearest import counted
 

@@ -17,17 +17,9 @@ from toolkit import statistics as st
 from toolkit.measure.predictions import PredictionsError, RunScores, RunTable, with_factors
 from toolkit.measure.predictions.layout import listed
 from toolkit.record.folders import MEASURED, check_claim, check_outputs, claim, made_of
-from toolkit.record.results import (
-    About,
-    RunMetric,
-    RunMetricContrast,
-    RunMetrics,
-    interval,
-    number,
-    save_results,
-    unpaired,
-)
-from toolkit.text import escape
+from toolkit.record.results import About, RunMetric, RunMetricContrast, RunMetrics, save_results
+from toolkit.record.words import figure, number, percent, unpaired
+from toolkit.text import escape, tables
 from toolkit.text.nearest import counted, nearest
 
 METRICS = "metrics.json"
@@ -260,50 +252,44 @@ def _contrast(
 def metrics_text(report: RunMetrics) -> str:
     """The figures in plain ASCII, a line a metric."""
     lines = []
-    wide = max([20, *(len(row.metric) for row in report.metrics)])
     for condition in dict.fromkeys(row.condition for row in report.metrics):
         rows = [row for row in report.metrics if row.condition == condition]
         failed = f", {rows[0].n_failed} failed" if rows[0].n_failed else ""
         lines.append(f"{condition}: {counted(len(rows[0].runs), 'run')}{failed}")
-        lines.append(f" {'metric':<{wide}} {'mean':<30} {'SD between runs':<30} range")
-        for row in rows:
-            low, high = number(row.lowest, "e"), number(row.highest, "e")
-            lines.append(
-                f" {row.metric:<{wide}} {_shown(row.mean):<30} {_shown(row.sd):<30} {low} to {high}"
-            )
-        whys: dict[str, dict[str, None]] = {}
+        table = [["metric", "mean", "SD between runs", "range"]]
+        table += [
+            [
+                row.metric,
+                figure(row.mean, "e"),
+                figure(row.sd, "e"),
+                f"{number(row.lowest, 'e')} to {number(row.highest, 'e')}",
+            ]
+            for row in rows
+        ]
+        lines += tables.plain(table)
+        metrics_of: dict[str, dict[str, None]] = {}
         for row in rows:
             for estimate in (row.mean, row.sd, row.gain_over_base):
                 if estimate is not None and not estimate.conclusive:
                     needs = f"needs {counted(estimate.needed, 'run')}" if estimate.needed else ""
-                    whys.setdefault(estimate.note or needs or "inconclusive", {})[row.metric] = None
-        lines += [f" ? {why}: {listed(metrics)}" for why, metrics in whys.items()]
+                    reason = estimate.note or needs or "inconclusive"
+                    metrics_of.setdefault(reason, {})[row.metric] = None
+        lines += [f" ? {reason}: {listed(metrics)}" for reason, metrics in metrics_of.items()]
         for row in rows:
             if row.gain_over_base is not None:
-                lines.append(
-                    f" {row.metric:<{wide}} over the base by "
-                    f"{_shown(row.gain_over_base, signed=True)}"
-                )
+                gain = figure(row.gain_over_base, "e", signed=True)
+                lines.append(f" {row.metric} over the base by {gain}")
             if row.suspects:
                 lines.append(
-                    f" {row.metric:<{wide}} far off the others: "
+                    f" {row.metric} far off the others: "
                     f"{', '.join(row.suspects)}; did they fail? then --failed NAME"
                 )
         lines.append("")
     for c in report.contrasts:
-        spread = f"; SD by {_shown(c.sd_change, signed=True)}" if c.sd_change else ""
+        spread = f"; SD by {figure(c.sd_change, 'e', signed=True)}" if c.sd_change else ""
         lines.append(
             f"{c.condition} against {c.baseline}, {c.metric}: mean by "
-            f"{_shown(c.mean_change, signed=True)}{spread}"
+            f"{figure(c.mean_change, 'e', signed=True)}{spread}"
         )
-    lines.append(
-        f"{100 * report.level:g} % intervals in brackets, each by itself; '?' inconclusive"
-    )
+    lines.append(f"{percent(report.level)} intervals in brackets, each by itself; '?' inconclusive")
     return escape.lines([*lines, *(f"note: {note}" for note in report.notes)])
-
-
-def _shown(estimate: st.Estimate, signed: bool = False) -> str:
-    if estimate.value is None:
-        return "?"
-    mark = "" if estimate.conclusive else "?"
-    return f"{number(estimate.value, 'e', signed)}{mark} {interval(estimate, 'e', signed)}".rstrip()

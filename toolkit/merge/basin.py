@@ -37,7 +37,8 @@ from toolkit.model.base import Base
 from toolkit.model.grams import gram, module_names
 from toolkit.model.stack import stacked
 from toolkit.record.population import groups
-from toolkit.text import escape
+from toolkit.record.words import number
+from toolkit.text import escape, tables
 
 MIN_MEMBERS = 8
 """below, two clusters cannot be told from chance"""
@@ -405,51 +406,55 @@ def basin_text(basin: Basin) -> str:
     norm = max(float(np.mean(shape.norm_K)), 1e-30)
     lines = [
         f"{K} members, {basin.method} of {basin.k}",
-        f"cosine of two changes {pairs.mean():.3f} ({pairs.min():.3f} to "
-        f"{pairs.max():.3f}); the mean keeps {100 * shape.kept:.1f} % of a "
-        f"change's squared norm (nothing in common: {100 / K:.1f} %)",
-        *(
-            f"distance to the {what} {np.mean(away) / norm:.3f} of a member's norm "
-            f"({np.min(away) / norm:.3f} to {np.max(away) / norm:.3f})"
-            for what, away in (
-                ("mean of all", shape.to_mean_K),
-                (f"{basin.method} of the own group", shape.to_merge_K),
-            )
-        ),
+        f"cosine of two changes {_mean_and_range(pairs)}; the mean keeps {number(shape.kept, '%')} "
+        f"% of a change's squared norm (nothing in common: {number(1 / K, '%')} %)",
     ]
+    for middle, away_K in (
+        ("mean of all", shape.to_mean_K),
+        (f"{basin.method} of the own group", shape.to_merge_K),
+    ):
+        mean, ends = _mean_and_range(np.array(away_K) / norm).split(" ", 1)
+        lines.append(f"distance to the {middle} {mean} of a member's norm {ends}")
     if shape.cluster_K is None:
         lines.append(f"clusters: INCONCLUSIVE with {K} members; {MIN_MEMBERS} are needed")
     else:
         sizes = np.bincount(shape.cluster_K)[1:].tolist()
-        lines.append(
-            f"clusters: {len(sizes)}"
-            + (f" of {', '.join(map(str, sizes))}" if len(sizes) > 1 else "")
-        )
-    lines += [
-        "",
-        " "
-        f"{'loss, nats':<10}{'prompts':>8}{'base':>9}{'members':>9}{'SD':>8}"
-        f"{'merge':>9}{'excess':>9}{'barrier':>9}",
-    ]
-    for b in basin.barriers:
-        numbers = f"{b.base:>9.3f}{b.members:>9.3f}{b.sd:>8.3f}{b.merged:>9.3f}"
-        numbers += f"{b.excess:>+9.3f}{b.barrier:>9.3f}"
-        lines.append(
-            " "
-            f"{b.shift:<10}{b.n_prompts:>8}{numbers}"
-            f"{'  !' * (b.size > MARK)}{'!' * (b.size > WARN)}"
-        )
-    lines += [
-        "",
-        "excess: largest rise of a merge above its members' mean; barrier: largest rise "
-        "on the way from a member to it;",
-    ]
-    lines += [f"'!' where one of them is larger than the SD between members, '!!' than {WARN:g} SD"]
-    words = {
+        of_sizes = f" of {', '.join(map(str, sizes))}" if len(sizes) > 1 else ""
+        lines.append(f"clusters: {len(sizes)}{of_sizes}")
+    verdict = {
         "warn": "WARN",
         "ok": "OK: members and merges lie in one basin, as far as these prompts tell",
         "inconclusive": "INCONCLUSIVE",
-    }
+    }[basin.verdict]
     return escape.lines(
-        [*lines, "", words[basin.verdict], *(f"- {reason}" for reason in basin.reasons)]
+        [
+            *lines,
+            "",
+            *_barrier_lines(basin.barriers),
+            "",
+            "excess: largest rise of a merge above its members' mean; barrier: largest rise "
+            "on the way from a member to it;",
+            f"'!' where one of them is larger than the SD between members, '!!' than {WARN:g} SD",
+            "",
+            verdict,
+            *(f"- {reason}" for reason in basin.reasons),
+        ]
     )
+
+
+def _mean_and_range(values: np.ndarray) -> str:
+    """`0.412 (0.388 to 0.450)`."""
+    mean, low, high = (
+        number(float(x), "nats") for x in (values.mean(), values.min(), values.max())
+    )
+    return f"{mean} ({low} to {high})"
+
+
+def _barrier_lines(measured: Sequence[Barrier]) -> list[str]:
+    table = [["loss, nats", "prompts", "base", "members", "SD", "merge", "excess", "barrier", ""]]
+    for b in measured:
+        heights = (number(x, "nats") for x in (b.base, b.members, b.sd, b.merged))
+        rises = number(b.excess, "nats", signed=True), number(b.barrier, "nats")
+        mark = "!" * ((b.size > MARK) + (b.size > WARN))
+        table.append([b.shift, str(b.n_prompts), *heights, *rises, mark])
+    return tables.plain(table, right=range(1, 8))

@@ -14,8 +14,9 @@ import numpy as np
 from toolkit import statistics as st
 from toolkit.model.adapters import Adapter
 from toolkit.model.grams import module_gram, module_names
-from toolkit.record.results import Modules, ModuleSpread, interval, number
-from toolkit.text import escape
+from toolkit.record.results import Modules, ModuleSpread
+from toolkit.record.words import module_rows
+from toolkit.text import escape, tables
 
 LISTS = ("all", "kinds", "layers", "modules")
 
@@ -170,16 +171,10 @@ def _text(population: Modules) -> str:
     lines[0] += " (pairs of the same seeds)" if population.paired else ""
     if population.total.spread.note:
         lines.append(f"inconclusive: {population.total.spread.note}")
-    width = max(len(row.name) for _, rows in population.shown() for row in rows) + 2
-    head = f"{'':<{width + 2}}{'size':>7}  {'spread':<22}"
-    lines.append((head + (f"{'ratio':<22}p adjusted" if population.baseline else "")).rstrip())
-    for title, rows in population.shown():
-        lines.append(f" {title}")
-        lines += [
-            f"  {row.name:<{width}}{number(row.share, '%'):>5} %  "
-            f"{_figure(row.spread):<22}{_ratio(row)}".rstrip()
-            for row in rows
-        ]
+    table = module_rows(population)
+    lines += tables.plain(
+        [row if row[1:] else [f" {row[0]}"] for row in table], right=[1], indent=2
+    )
     if population.baseline:
         clear = sum(
             row.p_adjusted is not None and row.p_adjusted < 1 - population.total.spread.level
@@ -190,16 +185,3 @@ def _text(population: Modules) -> str:
             f"{population.baseline}, adjusted for their number"
         )
     return escape.lines(lines)
-
-
-def _figure(estimate: st.Estimate) -> str:
-    sign = "" if estimate.conclusive else "?"
-    return f"{number(estimate.value)} {interval(estimate)}{sign}".replace(" ?", "?")
-
-
-def _ratio(row: ModuleSpread) -> str:
-    if row.ratio is None:
-        return ""
-    return f"{number(row.ratio.value)} {interval(row.ratio)}".ljust(22) + (
-        "" if row.p_adjusted is None else f"{row.p_adjusted:.2g}"
-    )

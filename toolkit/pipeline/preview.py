@@ -32,8 +32,9 @@ from toolkit.recipe.schedule import (
 )
 from toolkit.record.folders import RUN, check_claim, claim
 from toolkit.statistics import MIN_GROUPS
-from toolkit.text import escape
+from toolkit.text import escape, tables
 
+SIZES = ("worker_bytes", "disk_bytes")
 SHOWN = 600
 """characters of a row that people see"""
 
@@ -387,22 +388,14 @@ def _show_forecast(console: Console, ahead: dict[str, Any]) -> None:
         ("what a run would take", "bold"),
         f" with {workers}, from a probe on this machine:",
     )
-    _say(console, "  stage       wall time    memory of a worker    on disk")
-
-    def row(name: str, seconds: float, memory: str, size: int) -> None:
-        _say(
-            console,
-            f"  {name:<10} {_time(seconds):>10} {memory:>21} {_size(size) if size else '':>10}",
-        )
-
-    for name, stage in ahead["stages"].items():
-        row(
-            name,
-            stage["seconds"],
-            _size(stage["worker_bytes"]) if stage["worker_bytes"] else "",
-            stage["disk_bytes"],
-        )
-    row("in all", ahead["seconds"], _size(ahead["worker_bytes"]), ahead["disk_bytes"])
+    in_all = {name: ahead[name] for name in ("seconds", "worker_bytes", "disk_bytes")}
+    rows = [["stage", "wall time", "memory of a worker", "on disk"]]
+    rows += [
+        [name, _time(stage["seconds"]), *(_size(stage[of]) if stage[of] else "" for of in SIZES)]
+        for name, stage in {**ahead["stages"], "in all": in_all}.items()
+    ]
+    for line in tables.plain(rows, right=(1, 2, 3), indent=2):
+        _say(console, line)
     _say(
         console,
         f"  {workers} and the process that leads them: {_size(ahead['memory_bytes'])} of memory",

@@ -16,7 +16,7 @@ from toolkit.record import shapes
 from toolkit.record.outcomes import MEASURED, read_outcomes
 from toolkit.record.plain import read_record
 from toolkit.record.population import write_text
-from toolkit.record.results import number
+from toolkit.record.words import number, percent
 from toolkit.statistics.planning.sequential import (
     ANYTIME,
     ConfidenceSequence,
@@ -162,5 +162,5 @@ def stopping_note(folder: Path) -> str:
         f"rule that looked at their answers{met}; the "
         "intervals of this report are made for a number given beforehand and are too "
         "narrow for that; "
-        f"{100 * record['level']:g} % intervals that hold, for these prompts only: {ends}"
+        f"{percent(record['level'])} intervals that hold, for these prompts only: {ends}"
     )

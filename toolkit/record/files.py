@@ -42,8 +42,8 @@ def naming(path: Path, error: Exception) -> OSError:
     """The same error about `path`: what failed there is often a file beside it, or has no name;
     safetensors hides the number in a text.
     """
-    told = re.search(r"os error (\d+)", str(error))
-    number = getattr(error, "errno", None) or (int(told[1]) if told else 0)
+    match = re.search(r"os error (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(match[1]) if match else 0)
     return (
         OSError(number, os.strerror(number), str(path)) if number else OSError(f"{path}: {error}")
     )
@@ -112,10 +112,10 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file. It is read again only when its inode, size or times have changed: a
     population may be terabytes.
     """
-    found = os.stat(path)
-    stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = os.stat(path)
+    stamp = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     if (
-        time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < 10**9
+        time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < 10**9
     ):  # it may change again within the tick of the clock
         return _sha256.__wrapped__(path, stamp)
     return _sha256(path, stamp)

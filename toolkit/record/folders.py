@@ -60,24 +60,24 @@ def check_claim(
     kind: str,
     of: Mapping[str, str] | None = None,
     *,
-    known: Mapping[str, str] | None = None,
+    made_before: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> None:
     """Whether a folder is free, or one of `kind` already and made of the same thing. Writes
     nothing.
 
     of: what it is made of, by a few names; one that agrees is enough (a file that was moved has the
-    same hash, one that has grown the same path). known: what it was made of, where the marker does
-    not say it. force: take a folder that is not ftk's, or was made of something else of the same
-    kind; never one of another kind. Raises FolderError in one line, and NotADirectoryError for a
-    file.
+    same hash, one that has grown the same path). made_before: what it was made of, where the marker
+    does not say it. force: take a folder that is not ftk's, or was made of something else of the
+    same kind; never one of another kind. Raises FolderError in one line, and NotADirectoryError for
+    a file.
     """
     if not folder.exists() or not folder.is_dir():
         if folder.exists() or folder.is_symlink():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         return
-    found = read_marker(folder)
-    kinds = [str(found["kind"])] if found else kinds_of(folder)
+    marker = read_marker(folder)
+    kinds = [str(marker["kind"])] if marker else kinds_of(folder)
     if kinds and kind not in kinds:
         raise FolderError(
             f"{folder}: holds {NAMED.get(kinds[0], kinds[0])}, and this would be "
@@ -90,11 +90,11 @@ def check_claim(
             f"{folder}: is not empty ({others[0]}), and no folder that ftk made as "
             f"{NAMED[kind]}; choose another --out"
         )
-    known = (found["of"] if found else None) or known
+    made_before = (marker["of"] if marker else None) or made_before
     or_force = "" if kind in (RUN, EVALUATED) else ", or --force"
-    if of and known and not any(known.get(name) == value for name, value in of.items()):
+    if of and made_before and not any(made_before.get(name) == value for name, value in of.items()):
         raise FolderError(
-            f"{folder}: holds {NAMED[kind]} of something else ({_told(known)}); choose "
+            f"{folder}: holds {NAMED[kind]} of something else ({_described(made_before)}); choose "
             f"another --out{or_force}"
         )
 
@@ -150,9 +150,9 @@ def _trained(ledger: Path) -> bool:
 
 def is_run(folder: Path) -> bool:
     """Whether this is a run, or what was evaluated as one."""
-    found = read_marker(folder)
+    marker = read_marker(folder)
     return (folder / "recipe.yaml").is_file() and (
-        found["kind"] in (RUN, EVALUATED) if found else RUN in kinds_of(folder)
+        marker["kind"] in (RUN, EVALUATED) if marker else RUN in kinds_of(folder)
     )
 
 
@@ -162,8 +162,8 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / MARKER
     try:
-        found = read_json(path)
-        kind, version, of = found["kind"], found["format"], found["of"]
+        marker = read_json(path)
+        kind, version, of = marker["kind"], marker["format"], marker["of"]
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
@@ -181,7 +181,7 @@ def read_marker(folder: Path) -> dict[str, Any] | None:
             f"{path}: a newer ftk wrote it (format {version}, kind {kind}); update ftk, "
             "or choose another --out"
         )
-    return found
+    return marker
 
 
 def marker_text(
@@ -199,20 +199,20 @@ def marker_text(
 
 def seal(folder: Path, *names: str) -> None:
     """Write down what is in files of a run, from which its figures are made."""
-    found = read_marker(folder)
-    if found and found["kind"] in (RUN, EVALUATED):
-        digests = found.get("sha256", {}) | {name: sha256_file(folder / name) for name in names}
-        write_text(folder / MARKER, marker_text(found["kind"], found["of"], digests))
+    marker = read_marker(folder)
+    if marker and marker["kind"] in (RUN, EVALUATED):
+        digests = marker.get("sha256", {}) | {name: sha256_file(folder / name) for name in names}
+        write_text(folder / MARKER, marker_text(marker["kind"], marker["of"], digests))
 
 
 def check_sealed(folder: Path) -> None:
     """Refuse a run in which a file is not what was written; runs of older versions do not say it.
     Raises FolderError in one line.
     """
-    found = read_marker(folder)
-    if not found or found["kind"] not in (RUN, EVALUATED):
+    marker = read_marker(folder)
+    if not marker or marker["kind"] not in (RUN, EVALUATED):
         return
-    for name, digest in found.get("sha256", {}).items():
+    for name, digest in marker.get("sha256", {}).items():
         path = folder / name
         if not path.is_file() or sha256_file(path) != digest:
             what = "has been changed since it was written" if path.exists() else "is missing"
@@ -238,11 +238,13 @@ def again(path: Path) -> str:
 
 def is_whole(folder: Path) -> bool | None:
     """Whether the files of a folder are those that its marker names; None where it names none."""
-    found = read_marker(folder)
-    if found is None or "sha256" not in found:
+    marker = read_marker(folder)
+    if marker is None or "sha256" not in marker:
         return None
     try:
-        return all(sha256_file(folder / name) == digest for name, digest in found["sha256"].items())
+        return all(
+            sha256_file(folder / name) == digest for name, digest in marker["sha256"].items()
+        )
     except OSError:
         return False
 
@@ -275,7 +277,7 @@ def check_outputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:
             )
 
 
-def _told(of: Mapping[str, str]) -> str:
+def _described(of: Mapping[str, str]) -> str:
     return (
         ", ".join(f"{name} {_cut(value)}" for name, value in sorted(of.items()) if name != "sha256")
         or "another input"

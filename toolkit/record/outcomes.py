@@ -97,9 +97,9 @@ def _write_shard(path: Path, table: pa.Table) -> None:
 
 def column_digest(column: pa.ChunkedArray) -> str:
     """Hash of the values of a column, however they are laid out in memory."""
-    found = hashlib.sha256()
-    _digest(column.combine_chunks(), found)
-    return found.hexdigest()[:32]
+    digest = hashlib.sha256()
+    _digest(column.combine_chunks(), digest)
+    return digest.hexdigest()[:32]
 
 
 def _digest(values: Any, into: Any) -> None:
@@ -236,16 +236,16 @@ def read_token_scores(
     shape = len(indexes), len(prompts), len(choices), max(len(row["logprobs"]) for row in rows)
     log_RPCT, best_RPCT = np.full(shape, np.nan, dtype=np.float32), np.zeros(shape, dtype=bool)
     for row in rows:
-        at = (
+        place = (
             r[row["index"]],
             p[row["suite"], row["prompt_id"]],
             c[row["choice"]],
             slice(len(row["logprobs"])),
         )
-        if not np.isnan(log_RPCT[at]).all():
+        if not np.isnan(log_RPCT[place]).all():
             raise ValueError(
                 f"token scores of {condition}, {procedure} {row['index']}: two rows for "
                 f"prompt {row['prompt_id']!r}"
             )
-        log_RPCT[at], best_RPCT[at] = row["logprobs"], row["best"]
+        log_RPCT[place], best_RPCT[place] = row["logprobs"], row["best"]
     return TokenScores(indexes, prompts, choices, log_RPCT, best_RPCT)

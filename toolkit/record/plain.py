@@ -44,7 +44,7 @@ class JsonError(FtkError, ValueError):
         self.msg, self.lineno, self.colno, self.grammar = msg, line, column, grammar
 
     @property
-    def told(self) -> str:
+    def reason(self) -> str:
         """What is wrong with a line that the reader knows already: the column only where it means
         one.
         """
@@ -234,14 +234,14 @@ def _no_number(name: str) -> typing.NoReturn:
 
 
 def _once(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
         raise JsonError(
             f"key {shortened(next(key for key in keys if keys.count(key) > 1))} stands "
             "twice in one object"
         )
-    return found
+    return fields
 
 
 @lru_cache

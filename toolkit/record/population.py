@@ -71,14 +71,14 @@ def read_records(condition: Path) -> dict[int, Replica]:
     """The records of replicas as they were written, whatever has become of the files; without those
     that cannot be read.
     """
-    found = {}
+    records = {}
     for path in sorted(condition.glob(f"replicas/*/{RECORD}")):
         try:
             record: Replica = read_record(path, Replica)
         except (OSError, ValueError):
             continue
-        found[record.replica] = record
-    return found
+        records[record.replica] = record
+    return records
 
 
 def changed_files(folder: Path, record: Replica) -> list[str]:
@@ -93,22 +93,22 @@ def changed_files(folder: Path, record: Replica) -> list[str]:
 def read_ledger(condition: Path) -> dict[str, Any]:
     """population.json; empty where it is lost or broken."""
     try:
-        found = read_json(condition / LEDGER)
+        ledger = read_json(condition / LEDGER)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return ledger if isinstance(ledger, dict) else {}
 
 
 def read_population(condition: Path) -> dict[int, Replica]:
     """All complete replicas of a condition by index, failed ones included."""
-    found = {}
+    records = {}
     folders = (
         sorted((condition / "replicas").iterdir()) if (condition / "replicas").is_dir() else []
     )
     for folder in folders:
         if folder.name.isdigit() and (record := read_replica(folder)) is not None:
-            found[record.replica] = record
-    return found
+            records[record.replica] = record
+    return records
 
 
 def fingerprint(values: dict[str, Any]) -> str:

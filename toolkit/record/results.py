@@ -3,7 +3,6 @@ reads.
 """
 
 import json
-import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,6 @@ from toolkit.statistics import (
     collapsed,
     independent_runs,
 )
-from toolkit.text.nearest import counted
 
 VERSION = 2
 SHIFTS = ("typical", "near", "far")
@@ -72,10 +70,6 @@ class MitigationDesign:
     price: Price
     condition: str = ""
     runs: Ints = ()
-
-    def of(self, condition: str) -> str:
-        """`mean, K = 8 (lora)`: how a contrast names it."""
-        return mitigation_of(self.title, self.k, condition)
 
     def outcomes(self, condition: str) -> tuple[str, str, Sequence[int]]:
         """Condition, procedure and indexes of its rows, where `condition` is the one that it is
@@ -258,11 +252,11 @@ class Cell:
 
         Where `collapsed`, the one that shows it.
         """
-        known = [
+        kept = [
             e for e in (self.effect_size, self.gain_kept) if e is not None and e.value is not None
         ]
         return min(
-            known, key=lambda e: (not _given_back(e), e.value or 0.0), default=self.effect_size
+            kept, key=lambda e: (not _given_back(e), e.value or 0.0), default=self.effect_size
         )
 
 
@@ -521,8 +515,9 @@ class Contrast:
     its seeds;
     pair_differs: then, the share of prompts that the two runs of a pair answer differently.
 
-    Of `Results.mitigated` and `same_compute` condition is a mitigation in words (`mitigation_of`);
-    baseline is there a condition that takes as many tokens in one training.
+    Of `Results.mitigated` and `same_compute` condition is a mitigation in words
+    (`words.mitigation_of`); baseline is there a condition that takes as many tokens in one
+    training.
     score_change: of the mean of the number that answers come with. effect_size, gain_kept: of what
     the baseline's fine-tuning changed against the base (answers, accuracy), the share that the
     condition's changes; as_base, baseline_as_base: how often either answers as the base does. None
@@ -555,34 +550,6 @@ class Contrast:
     def loses(self) -> bool:
         """As of a Cell."""
         return is_loss(self.accuracy_change)
-
-    @property
-    def caveats(self) -> list[str]:
-        """Which answers it rests on, where either condition lacks some, and what that may hide."""
-        gaps = self.gaps
-        if gaps is None:
-            return []
-        found = []
-        if gaps.common < gaps.n_prompts:
-            found.append(
-                f"on the {gaps.common:,} {self.shift} prompts that both answered, of "
-                f"{gaps.n_prompts:,}"
-            )
-        if abs(gaps.missing - gaps.baseline_missing) >= UNEVEN:
-            said = (
-                f"missing are {number(gaps.missing, '%')} % of the answers of {self.condition} and "
-                f"{number(gaps.baseline_missing, '%')} % of {self.baseline}"
-            )
-            if gaps.at_worst is not None and self.accuracy_change is not None:
-                change = gaps.at_worst
-                said += (
-                    "; were they all wrong, accuracy would move by "
-                    f"{number(change.value, '%', True)} points {interval(change, '%', True)}"
-                ).rstrip()
-                if _side(gaps.at_worst) != _side(self.accuracy_change):
-                    said += ", so that what happens to accuracy depends on them"
-            found.append(said)
-        return found
 
 
 @dataclass(frozen=True)
@@ -763,14 +730,6 @@ class ConditionResult:
         """All runs, those that failed and those that share a seed with others, too."""
         return max(self.failure_rate.n_replicas, self.n_replicas + self.n_failed)
 
-    @property
-    def in_words(self) -> str:
-        """`64 replicas`; where some share a seed, `36 runs, of which 6 share no seed`."""
-        succeeded = self.n_trained - self.n_failed
-        if succeeded == self.n_replicas:
-            return counted(self.n_replicas, "replica")
-        return f"{counted(succeeded, 'run')}, of which {self.n_replicas} share no seed"
-
 
 @dataclass(frozen=True)
 class SuiteCount:
@@ -872,6 +831,16 @@ class Results(Tidy):
                 name = "disagreement_change" if figure == "change" else figure
                 yield row_of(place, name, estimate)
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether predictions came with a number each; scores of a run are log-probabilities."""
+        return any(
+            metric.name == MEAN_SCORE
+            for condition in self.conditions
+            for cell in condition.single.cells
+            for metric in cell.metrics
+        )
+
 
 def in_order(shifts: Iterable[str]) -> list[str]:
     """From home to the farthest: typical, near, far, then others as they came."""
@@ -879,81 +848,6 @@ def in_order(shifts: Iterable[str]) -> list[str]:
         dict.fromkeys(shifts),
         key=lambda shift: SHIFTS.index(shift) if shift in SHIFTS else len(SHIFTS),
     )
-
-
-# -- numbers in words ----------------------------------------------------------------------------
-
-
-def mitigation_of(title: str, k: int, condition: str) -> str:
-    """`mean, K = 8 (lora)`: a mitigation among those of several conditions."""
-    return f"{title}, K = {k} ({condition})"
-
-
-def number(value: float | None, unit: str = "", signed: bool = False) -> str:
-    """`12.3` for a share with unit "%", `0.62` for a ratio: one form everywhere, so that tables and
-    sentences agree.
-
-    "%%": a variance of shares, in squared points. "e": any unit, in three digits.
-    """
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    scale, digits = {"%": (100, ".1f"), "%%": (10_000, ".2f"), "e": (1, ".3g")}.get(
-        unit, (1, ".2f")
-    )
-    text = f"{scale * value:+{digits}}"
-    text = text if signed else text.removeprefix("+")
-    return text[1:] if text in ("-0.0", "-0.00", "+0.0", "+0.00", "-0", "+0") else text
-
-
-def interval(estimate: Estimate, unit: str = "", signed: bool = False) -> str:
-    """`[10.1, 14.9]`, or nothing where there is none."""
-    if estimate.low is None or estimate.high is None:
-        return ""
-    return f"[{number(estimate.low, unit, signed)}, {number(estimate.high, unit, signed)}]"
-
-
-def unpaired(condition: str, baseline: str) -> str:
-    """Where `paired` was asked and cannot be."""
-    return (
-        f"{condition} and {baseline} have fewer than two run names in common: no pairs, "
-        "compared as independent runs"
-    )
-
-
-def claimed_range(tested: Tested) -> str:
-    """`95 to 98 %`, or nothing where nothing is claimed; spreads of weights are plain numbers."""
-    if tested.claimed is None:
-        return ""
-    scale, unit = (1, "") if tested.quantity == "weights" else (100, " %")
-    low, high = (f"{scale * end:.6g}" for end in tested.claimed)
-    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
-
-
-def tested_unit(tested: Tested) -> str:
-    return "" if tested.quantity == "weights" else "%"
-
-
-def floor_text(row: Outlook) -> str:
-    """`99 % of runs reach 81.4 %`, or how many runs it takes to say so."""
-    floor = row.floor
-    if floor is None:
-        return "no references"
-    if floor.low is None:
-        return f"needs {floor.needed} replicas" if floor.needed else "n/a"
-    return f"{100 * floor.content:g} % of runs reach {number(floor.low, '%')} %"
-
-
-def remedy(estimate: Estimate, k: int = 1) -> str:
-    """`inconclusive; needs about 96 replicas`: a run of the procedure is a group of k replicas."""
-    needed = f"; needs about {estimate.needed * k:,} replicas" if estimate.needed else ""
-    return f"inconclusive{needed}"
-
-
-def _side(change: Estimate) -> int:
-    """-1, 1: shown to be below, above 0; 0 neither."""
-    if not change.conclusive or change.low is None or change.high is None:
-        return 0
-    return (change.low > 0) - (change.high < 0)
 
 
 def is_loss(change: Estimate | None) -> bool:
@@ -965,86 +859,6 @@ def is_loss(change: Estimate | None) -> bool:
 
 def _given_back(kept: Estimate | None) -> bool:
     return kept is not None and collapsed(kept) == "collapsed"
-
-
-def estimate_in_words(
-    estimate: Estimate | None, unit: str = "", signed: bool = False, k: int = 1
-) -> str:
-    """`0.62 [0.50, 0.77]`, with what it lacks where it is inconclusive."""
-    if estimate is None or estimate.value is None:
-        return f"unknown ({estimate.note})" if estimate and estimate.note else "unknown"
-    text = f"{number(estimate.value, unit, signed)} {interval(estimate, unit, signed)}".strip()
-    return text if estimate.conclusive else f"{text} ({remedy(estimate, k)})"
-
-
-def change_of_accuracy(change: Estimate | None) -> str:
-    """What stands beside every gain in stability: `it loses accuracy: -48.0 points [-52.1,
-    -43.9]`.
-    """
-    if change is None or change.value is None:
-        return "accuracy is not known"
-    ends = interval(change, "%", True)
-    if is_loss(change):
-        return f"it loses accuracy: {number(change.value, '%', True)} points {ends}"
-    sure = "" if change.conclusive else ", inconclusive"
-    return f"accuracy moves by {number(change.value, '%', True)} points {ends}".strip() + sure
-
-
-def has_scores(results: Results) -> bool:
-    """Whether predictions came with a number each; the scores of a run are log-probabilities."""
-    return any(
-        metric.name == MEAN_SCORE
-        for condition in results.conditions
-        for cell in condition.single.cells
-        for metric in cell.metrics
-    )
-
-
-def return_to_base(
-    shift: str, kept: Estimate | None, as_base: Estimate | None, before: Estimate | None, whose: str
-) -> str:
-    """`on far prompts the gain is a return to the base: 100.0 % [98.1, 100.0] of its answers are
-    the base's, 40.2 % [...] of ...`.
-    """
-    said = f"on {shift} prompts the gain is a return to the base"
-    if as_base is None or as_base.value is None or before is None or before.value is None:
-        return f"{said}: it keeps {estimate_in_words(kept)} of the answers that fine-tuning changed"
-    shares = [f"{number(e.value, '%')} % {interval(e, '%')}".strip() for e in (as_base, before)]
-    return f"{said}: {shares[0]} of its answers are the base's, {shares[1]} of those of {whose}"
-
-
-def warnings(procedure: Procedure, single: Procedure, shifts: Sequence[str]) -> list[str]:
-    """What is shown to be lost, shift by shift: of single replicas accuracy against the base; of a
-    mitigation the fine-tuning, the accuracy that it gained, accuracy.
-    """
-    found = []
-    for shift in shifts:
-        cell, before = procedure.cell(shift), single.cell(shift)
-        if cell is not None and procedure.kind == "replica" and is_loss(cell.gained):
-            found.append(
-                f"on {shift} prompts the base is more accurate: "
-                f"{estimate_in_words(cell.gained, '%', signed=True)} points"
-            )
-        if cell is None or procedure.kind in ("base", "replica"):
-            continue
-        if cell.returned:
-            found.append(
-                return_to_base(
-                    shift,
-                    cell.effect_size,
-                    cell.as_base,
-                    before and before.as_base,
-                    "single replicas",
-                )
-            )
-        elif cell.collapsed:
-            found.append(
-                f"on {shift} prompts it keeps {estimate_in_words(cell.kept)} of the "
-                "accuracy that fine-tuning gained"
-            )
-        if cell.loses:
-            found.append(f"on {shift} prompts {change_of_accuracy(cell.accuracy_change)}")
-    return found
 
 
 Record_ = typing.TypeVar("Record_")

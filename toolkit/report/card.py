@@ -17,18 +17,17 @@ from toolkit.model.adapters import CONFIG, FULL
 from toolkit.record import shapes
 from toolkit.record.plain import read_record
 from toolkit.record.population import write_text
-from toolkit.record.results import (
-    Estimate,
-    Procedure,
-    Results,
-    ResultsError,
-    interval,
-    load_results,
+from toolkit.record.results import Estimate, Procedure, Results, ResultsError, load_results
+from toolkit.record.words import (
+    contrast_return,
+    figure,
     number,
-    return_to_base,
+    percent,
+    procedure_name,
+    replicas_in_words,
     warnings,
 )
-from toolkit.text import escape
+from toolkit.text import escape, tables
 from toolkit.text.escape import Markdown, code, link, markdown
 
 CARD = "README.md"
@@ -130,7 +129,8 @@ def merge_card(folder: Path) -> str:
     )
     sources: list[tuple[object, ...]] = [("adapter", "weight", "sha256 of its weights")]
     sources += [
-        (_short(one["path"]), f"{one['weight']:.4g}", code(one["sha256"])) for one in inputs[:SHOWN]
+        (_short(member["path"]), number(member["weight"], "e4"), code(member["sha256"]))
+        for member in inputs[:SHOWN]
     ]
     if len(inputs) > SHOWN:
         sources.append((f"and {len(inputs) - SHOWN} more", "", "in merge.json"))
@@ -145,15 +145,15 @@ def merge_card(folder: Path) -> str:
         f"{what} {_named(base)}: the weight changes dW = {change} of {len(inputs)} of "
         f"them, merged by {link(method, record['paper'])}.",
         "",
-        *escape.table(facts),
+        *tables.markdown(facts),
         "",
         "## Inputs",
         "",
-        *escape.table(sources),
+        *tables.markdown(sources),
     ]
-    found = _results_around(folder)
-    if found:
-        results, condition, label = found
+    around = _results_around(folder)
+    if around:
+        results, condition, label = around
         procedures = [
             p
             for c in results.conditions
@@ -190,7 +190,7 @@ def run_card(folder: Path) -> str:
     for condition in results.conditions:
         failed = f", {condition.n_failed} more failed" if condition.n_failed else ""
         lines += [
-            f"## {markdown(condition.name)}: {condition.in_words}{failed}",
+            f"## {markdown(condition.name)}: {replicas_in_words(condition)}{failed}",
             "",
             *_table(results, condition.procedures),
             "",
@@ -246,23 +246,22 @@ def _table(results: Results, procedures: Sequence[Procedure]) -> list[str]:
     for p in procedures:
         cells = [p.cell(shift) for shift in results.shifts]
         last = cells[-1]
-        name = p.title if p.kind == "replica" else f"{p.title}, K = {p.k}"
         figures = [_figure(cell.disagreement if cell else None, "%") for cell in cells]
         against = [
             _figure(last.ratio if last else None),
             _figure(last.accuracy_change if last else None, "%", signed=True),
         ]
-        rows.append([name, str(p.n_runs), *figures, *against])
-    return escape.table(rows)
+        rows.append([procedure_name(p), str(p.n_runs), *figures, *against])
+    return tables.markdown(rows)
 
 
 def _losses(results: Results, procedures: Sequence[Procedure]) -> list[str]:
     """What mitigations are shown to lose, as a list below their table."""
     single = next(p for p in procedures if p.kind == "replica")
     lost = [
-        escape.item(f"{p.title}, K = {p.k}: {said}")
+        escape.item(f"{procedure_name(p)}: {warning}")
         for p in procedures
-        for said in warnings(p, single, results.shifts)
+        for warning in warnings(p, single, results.shifts)
     ]
     return [*lost, ""] if lost else []
 
@@ -275,38 +274,31 @@ def _contrasts(results: Results) -> list[str]:
         ["condition", "shift", "ratio of disagreement", "accuracy change, points", ""]
     ]
     for c in results.contrasts:
-        said = ["a loss of accuracy"] * c.loses
+        losses = ["a loss of accuracy"] * c.loses
         if c.returned:
-            said.append(
-                return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline)
-            )
+            losses.append(contrast_return(c))
         change = (
             "not known"
             if c.accuracy_change is None
             else _figure(c.accuracy_change, "%", signed=True)
         )
-        rows.append([c.condition, c.shift, _figure(c.ratio), change, "; ".join(said)])
+        rows.append([c.condition, c.shift, _figure(c.ratio), change, "; ".join(losses)])
     return [
         f"## Conditions against {markdown(results.contrasts[0].baseline)}",
         "",
-        *escape.table(rows),
+        *tables.markdown(rows),
         "",
     ]
 
 
 def _figure(estimate: Estimate | None, unit: str = "", signed: bool = False) -> Markdown:
-    if estimate is None or estimate.value is None:
-        return Markdown()
-    sure = "" if estimate.conclusive else " (inconclusive)"
-    return Markdown(
-        f"{number(estimate.value, unit, signed)}{sure} {interval(estimate, unit, signed)}".strip()
-    )
+    return Markdown(figure(estimate, unit, signed, doubt=" (inconclusive)", unknown=""))
 
 
 def _legend(results: Results) -> str:
     return (
         "Disagreement: share of prompts that two independent runs of the whole procedure "
-        f"answer differently; {100 * results.level:g} % "
+        f"answer differently; {percent(results.level)} "
         "intervals over runs and prompts in brackets. Ratio: of the disagreement to that "
         "of single replicas."
     )
@@ -319,13 +311,13 @@ def _front(base: str | None, tags: list[str], relation: str = "adapter") -> str:
     except ImportError:
         return ""
     hub, _, _ = (base or "").partition("@")  # what follows is a revision
-    known: dict[str, Any] = (
+    of_base: dict[str, Any] = (
         {"base_model": hub, "base_model_relation": relation}
         if _HUB_ID.fullmatch(hub) and not _is_folder(hub)
         else {}
     )
     library = "peft" if relation == "adapter" else "transformers"
-    data = ModelCardData(library_name=library, pipeline_tag="text-generation", tags=tags, **known)
+    data = ModelCardData(library_name=library, pipeline_tag="text-generation", tags=tags, **of_base)
     return f"---\n{data.to_yaml()}\n---\n"
 
 

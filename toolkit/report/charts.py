@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from toolkit.record.words import percent
 from toolkit.text import escape
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def against_k(panels: Mapping[str, tuple[Dot, Mapping[str, Mapping[int, Dot]]]])
                 if low <= t <= high
             ]
         )
-        axes[0].set_yticklabels([f"{100 * t:g} %" for t in ticks])
+        axes[0].set_yticklabels([percent(t) for t in ticks])
         axes[0].set_ylabel("disagreement")
         _legend(figure, axes[0], len(methods) + 2)
 
@@ -270,18 +271,18 @@ def against_setting(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Dot,
             figure.subplots(-(-len(panels) // columns), columns, sharey=True, squeeze=False).flat
         )
         for ax, (setting, lines) in zip(grid, panels.items(), strict=False):
-            runs = {at: n for points in lines.values() for at, _, n in points}
+            runs = {level: n for points in lines.values() for level, _, n in points}
             wide = min(runs) > 0 and max(runs) / min(runs) >= 5
             for i, (shift, points) in enumerate(lines.items()):
                 # intervals at the same value stand side by side
                 apart = (i - (len(lines) - 1) / 2) * 0.03
-                at = [
+                places = [
                     x * (1 + 2 * apart) if wide else x + apart * (max(runs) - min(runs))
                     for x, _, _ in points
                 ]
                 _dots(
                     ax,
-                    [(x, dot) for x, (_, dot, _) in zip(at, points, strict=True)],
+                    [(x, dot) for x, (_, dot, _) in zip(places, points, strict=True)],
                     i + 1,
                     shift,
                     horizontal=False,
@@ -291,7 +292,7 @@ def against_setting(panels: Mapping[str, Mapping[str, Sequence[tuple[float, Dot,
             if wide:
                 ax.set_xscale("log")
                 ax.minorticks_off()
-            ax.set_xticks(list(runs), [f"{at:g}\nN = {n:,}" for at, n in runs.items()])
+            ax.set_xticks(list(runs), [f"{level:g}\nN = {n:,}" for level, n in runs.items()])
             _title(ax, setting)
             ax.grid(axis="y")
         for ax in grid[len(panels) :]:
@@ -374,13 +375,13 @@ def against_baseline(rows: Mapping[str, tuple[Dot, str]], baseline: str, shift: 
             right=1.05 * max([1.2, *(dot.high or dot.value or 0 for dot, _ in rows.values())]),
         )
         for row, (_, note) in enumerate(rows.values()):
-            at = {
+            beside = {
                 "xycoords": ("axes fraction", "data"),
                 "xytext": (6, 0),
                 "textcoords": "offset points",
                 "va": "center",
             }
-            ax.annotate(escape.line(note), (1, row), **at, color=GREY)
+            ax.annotate(escape.line(note), (1, row), **beside, color=GREY)
         ax.set_xlabel(
             f"disagreement on {escape.line(shift)} prompts, relative to "
             f"{escape.line(baseline)}; below 1 is steadier"
@@ -431,29 +432,31 @@ def _dots(
     """
     colour, marker = COLOURS[series % len(COLOURS)], MARKERS[series % len(MARKERS)]
     logarithmic = not horizontal if log is None else log
-    known = [
-        (at, dot, float(dot.high or 0.0) if logarithmic and not dot.value else dot.value)
-        for at, dot in points
+    drawn = [
+        (place, dot, float(dot.high or 0.0) if logarithmic and not dot.value else dot.value)
+        for place, dot in points
         if dot.value is not None
     ]
-    known = [
-        (at, dot, value)
-        for at, dot, value in known
+    drawn = [
+        (place, dot, value)
+        for place, dot, value in drawn
         if value is not None and (value > 0 or not logarithmic)
     ]
-    for at, dot, _ in known:
+    for place, dot, _ in drawn:
         if dot.low is not None and dot.high is not None:
             low = max(dot.low, 1e-9) if logarithmic else dot.low
             # all the way down would shout louder than the values
             low = dot.high / 2 if logarithmic and not dot.value else low
             ax.plot(
-                *([low, dot.high], [at, at]) if horizontal else ([at, at], [low, dot.high]),
+                *([low, dot.high], [place, place])
+                if horizontal
+                else ([place, place], [low, dot.high]),
                 color=colour,
                 linewidth=1.3,
                 zorder=2,
             )
-    full = [(at, value) for at, dot, value in known if dot.value or not logarithmic]
-    bound = [(at, value) for at, dot, value in known if not dot.value and logarithmic]
+    full = [(place, value) for place, dot, value in drawn if dot.value or not logarithmic]
+    bound = [(place, value) for place, dot, value in drawn if not dot.value and logarithmic]
     for at_value, filled in ((full, True), (bound, False)):
         xs, ys = [p[0] for p in at_value], [p[1] for p in at_value]
         if horizontal:
@@ -505,7 +508,7 @@ def _legend(figure: "Figure", ax: "Axes", columns: int) -> None:
 
 
 def _percent(value: float, _position: float | None = None) -> str:
-    return f"{100 * value:g} %"
+    return percent(value)
 
 
 def _svg(draw, width: float, height: float, description: str) -> str:

@@ -1,43 +1,27 @@
-"""results.json as one HTML file for people, and as a plain table for the terminal."""
+"""results.json as one HTML file for people."""
 
-from collections.abc import Sequence
 from itertools import combinations, islice
 from pathlib import Path
-from textwrap import wrap
 from typing import NamedTuple
 
+from toolkit.record import words
 from toolkit.record.folders import FolderError, check_sealed, is_report, read_marker
 from toolkit.record.population import sha256_file, write_text
 from toolkit.record.results import (
-    MEAN_SCORE,
     Claims,
     ConditionResult,
-    Contrast,
     Judgement,
     Procedure,
     Results,
     Trade,
-    claimed_range,
-    floor_text,
-    has_scores,
-    interval,
     is_loss,
     load_claims,
     load_results,
-    number,
-    remedy,
-    return_to_base,
-    tested_unit,
-    warnings,
 )
 from toolkit.report import charts
 from toolkit.report.sweeps import Control, controls, sweeps
 from toolkit.statistics import MIN_GROUPS, Estimate
-from toolkit.text import escape
-from toolkit.text.nearest import counted
-
-WIDTH = 120
-"""columns of a line of text below a table"""
+from toolkit.text import escape, tables
 
 DRAWN = 40
 """Categories of a shift in the chart; the tables have all of them."""
@@ -80,47 +64,32 @@ def render(results: Results, claims: Claims | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {
-        "number": number,
-        "interval": interval,
-        "remedy": remedy,
-        "name": _name,
+        "words": words,
+        "number": words.number,
+        "interval": words.interval,
         "price": _price,
         "too_few": _too_few,
-    }
-    environment.globals |= {
-        "procedure_name": _procedure_name,
+        "judged": _judged,
         "criteria_rows": _criteria_rows,
         "metric_rows": _metric_rows,
-    }
-    environment.globals |= {
-        "claimed_range": claimed_range,
-        "tested_unit": tested_unit,
-        "floor_text": floor_text,
-    }
-    environment.globals |= {
-        "warnings": warnings,
-        "return_to_base": return_to_base,
-        "has_scores": has_scores,
-    }
-    environment.globals |= {
         "multiplicity": _multiplicity,
         "source_figures": _source_figures,
-        "p_value": _p_value,
+        "module_table": lambda spread: Markup(tables.html(words.module_rows(spread))),
+        "trade_rows": _trade_rows,
     }
     pictured, others = results.conditions[:PICTURED], results.conditions[PICTURED:]
     drawn = [
         (condition, {key: Markup(svg) for key, svg in _charts(results, condition).items()})
         for condition in pictured
     ]
-    untold = f"Charts are drawn for the first {PICTURED} of {len(results.conditions)} conditions."
-    drawn += [(condition, {"category": untold}) for condition in others]
+    without = f"Charts are drawn for the first {PICTURED} of {len(results.conditions)} conditions."
+    drawn += [(condition, {"category": without}) for condition in others]
     return environment.get_template("report.html.j2").render(
         results=results,
         conditions=drawn,
         methods=_methods(results),
         claims=claims,
         figures={name: Markup(svg) for name, svg in figures(results).items()},
-        trade_rows=_trade_rows,
     )
 
 
@@ -128,21 +97,23 @@ def figures(results: Results) -> dict[str, str]:
     """Figures over all conditions, as SVG, those that there is something for: `controls`,
     `dependence`, `sources`.
     """
-    found = {}
+    drawn = {}
     crossed = {
-        f"{one.name} ({one.in_words})": _parts(one) for one in results.conditions if one.sources
+        f"{condition.name} ({words.replicas_in_words(condition)})": _parts(condition)
+        for condition in results.conditions
+        if condition.sources
     }
     if any(crossed.values()):
-        found["sources"] = charts.by_source({name: rows for name, rows in crossed.items() if rows})
+        drawn["sources"] = charts.by_source({name: rows for name, rows in crossed.items() if rows})
     if results.contrasts and len(rows := controls(results)) > 1:
         target, baseline = results.shifts[-1], results.conditions[0].name
-        found["controls"] = charts.against_baseline(
-            {one.name: (_dot(one.ratio), _note(one)) for one in rows}, baseline, target
+        drawn["controls"] = charts.against_baseline(
+            {remedy.name: (_dot(remedy.ratio), _note(remedy)) for remedy in rows}, baseline, target
         )
     panels = {}
     for sweep in sweeps(results):
         lines = {
-            shift: [(at, c.single.cell(shift), c.n_replicas) for at, c in sweep.points]
+            shift: [(setting, c.single.cell(shift), c.n_replicas) for setting, c in sweep.points]
             for shift in results.shifts
         }
         name = (
@@ -151,12 +122,12 @@ def figures(results: Results) -> dict[str, str]:
             else f"{sweep.key} ({sweep.points[0][1].name}, ...)"
         )
         panels[name] = {
-            shift: [(at, _dot(cell.disagreement), n) for at, cell, n in line if cell]
+            shift: [(setting, _dot(cell.disagreement), n) for setting, cell, n in line if cell]
             for shift, line in lines.items()
         }
     if panels:
-        found["dependence"] = charts.against_setting(panels)
-    return found
+        drawn["dependence"] = charts.against_setting(panels)
+    return drawn
 
 
 def _parts(condition: ConditionResult) -> dict[str, dict[str, charts.Dot]]:
@@ -173,9 +144,9 @@ def _parts(condition: ConditionResult) -> dict[str, dict[str, charts.Dot]]:
     }
 
 
-def _note(one: Control) -> str:
+def _note(control: Control) -> str:
     """How many independent runs there are, and what one costs."""
-    price, parts = one.price, [f"N = {one.runs:,}"]
+    price, parts = control.price, [f"N = {control.runs:,}"]
     trainings = "a training" if price.training_runs == 1 else f"{price.training_runs} trainings"
     if price.seconds is not None:
         parts.append(
@@ -185,8 +156,10 @@ def _note(one: Control) -> str:
         parts.append(trainings)
     if price.inference_streams > 1:
         parts.append(f"{price.inference_streams:.2g} models answer")
-    if is_loss(one.accuracy_change) and one.accuracy_change:
-        parts.append(f"accuracy {number(one.accuracy_change.value, '%', signed=True)} points")
+    if is_loss(control.accuracy_change) and control.accuracy_change:
+        parts.append(
+            f"accuracy {words.number(control.accuracy_change.value, '%', signed=True)} points"
+        )
     return ", ".join(parts)
 
 
@@ -195,35 +168,35 @@ def _note(one: Control) -> str:
 
 def _charts(results: Results, condition: ConditionResult) -> dict[str, str]:
     """The charts of one condition, those left out that would be empty."""
-    found = {"category": charts.by_category(_category_panels(results, condition))}
+    drawn = {"category": charts.by_category(_category_panels(results, condition))}
     base = results.base
     panels = {}
     for shift in results.shifts:
         cell = condition.single.cell(shift)
         scores = [score for score in cell.scores if score is not None] if cell else []
         if cell and cell.accuracy and scores:
-            at = base.cell(shift) if base else None
+            of_base = base.cell(shift) if base else None
             panels[shift] = (
                 scores,
-                at.accuracy.value if at and at.accuracy else None,
+                of_base.accuracy.value if of_base and of_base.accuracy else None,
                 cell.accuracy.n_prompts,
             )
     if panels:
-        found["accuracy"] = charts.accuracies(panels)
+        drawn["accuracy"] = charts.accuracies(panels)
     curves = {
         shift: cell.survival
         for shift in results.shifts
         if (cell := condition.single.cell(shift)) and cell.survival
     }
     if curves:
-        found["survival"] = charts.survival(
+        drawn["survival"] = charts.survival(
             {shift: (c.token, c.share, c.low, c.high) for shift, c in curves.items()}
         )
     if any(p.kind != "replica" and p.n_runs > 1 for p in condition.procedures):
-        found["k"] = charts.against_k(
+        drawn["k"] = charts.against_k(
             {shift: _curves(condition, shift) for shift in results.shifts}
         )
-    return found
+    return drawn
 
 
 def _category_panels(
@@ -233,8 +206,8 @@ def _category_panels(
 
     def rank(procedure: Procedure) -> float | None:
         cell, home = procedure.cell(target), procedure.cell(results.shifts[0])
-        given_back = any(one and (one.collapsed or one.loses) for one in (cell, home))
-        return cell.ratio.value if cell and cell.ratio and not given_back else None
+        lost = any(place and (place.collapsed or place.loses) for place in (cell, home))
+        return cell.ratio.value if cell and cell.ratio and not lost else None
 
     ranked = sorted(
         (p for p in condition.procedures if rank(p) is not None), key=lambda p: (rank(p), p.label)
@@ -248,7 +221,7 @@ def _category_panels(
             if cell.category and cell.shift == shift:
                 here = [(p, p.cell(shift, cell.category)) for p in (condition.single, *best)]
                 rows[f"{cell.category} ({cell.n_prompts})"] = {
-                    _name(p): _dot(c.disagreement) for p, c in here if c
+                    words.procedure_name(p): _dot(c.disagreement) for p, c in here if c
                 }
         panels[
             shift
@@ -281,14 +254,6 @@ def _dot(estimate: Estimate | None) -> charts.Dot:
 # -- words ---------------------------------------------------------------------------------------
 
 
-def _name(procedure: Procedure) -> str:
-    return (
-        procedure.title
-        if procedure.kind in ("replica", "base")
-        else f"{procedure.title}, K = {procedure.k}"
-    )
-
-
 def _price(procedure: Procedure) -> str:
     price = procedure.price
     parts = [
@@ -311,12 +276,17 @@ def _too_few(procedure: Procedure) -> str:
         for e in (cell.disagreement, cell.ratio)
         if e
     ]
-    return remedy(max(estimates, key=lambda e: e.needed or 0), procedure.k) if estimates else ""
+    return (
+        words.remedy(max(estimates, key=lambda e: e.needed or 0), procedure.k) if estimates else ""
+    )
 
 
-def _procedure_name(results: Results, judgement: Judgement) -> str:
+def _judged(results: Results, judgement: Judgement) -> str:
+    """The name of the procedure that a judgement is about."""
     condition = next(c for c in results.conditions if c.name == judgement.condition)
-    return next(_name(p) for p in condition.procedures if p.label == judgement.procedure)
+    return next(
+        words.procedure_name(p) for p in condition.procedures if p.label == judgement.procedure
+    )
 
 
 def _criteria_rows(results: Results, condition: ConditionResult) -> list[list[Judgement]]:
@@ -349,28 +319,30 @@ class MetricRow(NamedTuple):
 
 def _metric_rows(results: Results, condition: ConditionResult) -> list[MetricRow]:
     cells = [condition.single.cell(shift) for shift in results.shifts]
-    found = [{metric.name: metric for metric in cell.metrics} if cell else {} for cell in cells]
-    units = {name: metric.unit for of_shift in found for name, metric in of_shift.items()}
+    metrics_of_shift = [
+        {metric.name: metric for metric in cell.metrics} if cell else {} for cell in cells
+    ]
+    units = {
+        name: metric.unit for of_shift in metrics_of_shift for name, metric in of_shift.items()
+    }
     return [
-        MetricRow(name, unit, [m[name].estimate if name in m else None for m in found])
+        MetricRow(name, unit, [m[name].estimate if name in m else None for m in metrics_of_shift])
         for name, unit in units.items()
     ]
-
-
-def _p_value(p: float | None) -> str:
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _source_figures(condition: ConditionResult) -> list[tuple[str, str, str, str]]:
     """Figures that were taken apart by source: name, words, unit of their parts, and of their
     SDs.
     """
-    known = {
+    figures = {
         "disagreement": ("disagreement, %", "%", "%"),
         "accuracy": ("variance of accuracy, squared points", "%%", "%"),
     }
     names = dict.fromkeys(s.figure for s in condition.sources)
-    return [(name, *known.get(name, (f"variance of the mean {name}", "e", "e"))) for name in names]
+    return [
+        (name, *figures.get(name, (f"variance of the mean {name}", "e", "e"))) for name in names
+    ]
 
 
 def _multiplicity(results: Results) -> str:
@@ -400,7 +372,7 @@ def _multiplicity(results: Results) -> str:
 
 def _methods(results: Results) -> dict[str, list[str]]:
     """How the intervals of each figure were made, as the estimates say it themselves."""
-    found: dict[str, list[str]] = {}
+    methods_of: dict[str, list[str]] = {}
     figures = (
         "disagreement",
         "ratio",
@@ -419,270 +391,7 @@ def _methods(results: Results) -> dict[str, list[str]]:
         for figure in figures:
             estimate = getattr(cell, figure)
             if estimate and estimate.method != "none" and "zero-event" not in estimate.method:
-                methods = found.setdefault(figure.replace("_", " "), [])
+                methods = methods_of.setdefault(figure.replace("_", " "), [])
                 if estimate.method not in methods:
                     methods.append(estimate.method)
-    return found
-
-
-# -- the terminal --------------------------------------------------------------------------------
-
-
-def table_text(results: Results) -> str:
-    """The main table in plain ASCII, one line per procedure, at most 120 columns wide with three
-    shifts.
-
-    Below the rows of a condition stand the replicas that its inconclusive ratios need, and what its
-    mitigations lose.
-    """
-    target, home = results.shifts[-1], results.shifts[0]
-    lines = []
-    for condition in results.conditions:
-        failed = f", {condition.n_failed} failed" if condition.n_failed else ""
-        lines += [
-            f"{condition.name}: {condition.in_words}{failed}; disagreement between two runs in %"
-        ]
-        width = _width(results, condition)
-        shifts = "".join(f"{shift:<{width}}" for shift in results.shifts)
-        gains = f"{'ratio, ' + target:<17}{'accuracy':>9}{'kept':>7}"
-        mitigated = len(condition.procedures) > 1
-        lines.append(f" {'procedure':<21}{'runs':>5}  {shifts}{gains * mitigated}".rstrip())
-        lines += [_row(results, procedure, width) for procedure in condition.procedures]
-        lines += _below(results, condition)
-        lines.append("")
-    lines += (
-        _accuracy_lines(results)
-        + _source_lines(results)
-        + _contrast_lines(results)
-        + _criteria_lines(results)
-        + _note_lines(results)
-    )
-    lines.append(f"{100 * results.level:g} % intervals in brackets; '?' inconclusive")
-    if any(len(condition.procedures) > 1 for condition in results.conditions):
-        lines += [
-            f"accuracy: change on {target} prompts in points, '!' shown to be a loss",
-            f"kept: of the fine-tuning on {home} prompts (answers that it changed, accuracy that "
-            "it gained: the lower);",
-            "      '!' shown to be below 0.9, the lowest of all shifts",
-        ]
-    return escape.lines(lines)
-
-
-def _width(results: Results, condition: ConditionResult) -> int:
-    """Columns of a shift: two more than its longest text, so that nothing runs together."""
-    cells = [
-        cell for procedure in condition.procedures for cell in procedure.cells if not cell.category
-    ]
-    return max(
-        19,
-        *(
-            len(text) + 2
-            for text in (*results.shifts, *(_short(cell.disagreement, "%") for cell in cells))
-        ),
-    )
-
-
-def _row(results: Results, procedure: Procedure, width: int) -> str:
-    target, home = results.shifts[-1], results.shifts[0]
-    cells = [procedure.cell(shift) for shift in results.shifts]
-    shares = "".join(
-        f"{_short(cell.disagreement if cell else None, '%'):<{width}}" for cell in cells
-    )
-    k = "" if procedure.kind == "replica" else f" K={procedure.k}"
-    line = f" {procedure.title[: 21 - len(k)] + k:<21}{procedure.n_runs:>5}  {shares}"
-    if procedure.kind == "replica":
-        return line.rstrip()
-    cell, at_home = procedure.cell(target), procedure.cell(home)
-    ratio = _short(cell.ratio) if cell and cell.ratio else ""
-    change = number(
-        cell.accuracy_change.value if cell and cell.accuracy_change else None, "%", signed=True
-    )
-    change += "!" if cell and cell.loses else " "
-    lost = [
-        c.kept.value for c in cells if c and c.collapsed and c.kept and c.kept.value is not None
-    ]
-    kept = min(lost) if lost else at_home.kept.value if at_home and at_home.kept else None
-    moved = change.rjust(max(27 - len(ratio), len(change) + 1))
-    return f"{line}{ratio}{moved}{number(kept):>6}{'!' * bool(lost)}".rstrip()
-
-
-def _below(results: Results, condition: ConditionResult) -> list[str]:
-    """What the rows have no room for: replicas that inconclusive figures need, and losses with
-    their intervals.
-    """
-    needs: dict[int, list[str]] = {}
-    for procedure in condition.procedures:
-        cell = procedure.cell(results.shifts[-1])
-        figure = (cell.ratio or cell.disagreement) if cell else None
-        if figure and not figure.conclusive and figure.needed:
-            needs.setdefault(figure.needed * procedure.k, []).append(_name(procedure))
-    lines = [
-        f"? needs {counted(count, 'replica')}: {', '.join(names)}"
-        for count, names in sorted(needs.items())
-    ]
-    whys: dict[str, list[str]] = {}
-    for shift in results.shifts:
-        figure = cell.disagreement if (cell := condition.single.cell(shift)) else None
-        if figure and not figure.conclusive and not figure.needed and figure.note:
-            whys.setdefault(figure.note, []).append(shift)
-    lines += [f"? single replica, {', '.join(shifts)}: {why}" for why, shifts in whys.items()]
-    lost = {_name(p): warnings(p, condition.single, results.shifts) for p in condition.procedures}
-    lines += [f"! {name}: {said}" for name, several in lost.items() for said in several]
-    return _wrapped(lines, "  ")
-
-
-def _wrapped(lines: Sequence[str], indent: str = "") -> list[str]:
-    further = indent + " " * 4
-    return [
-        line
-        for text in lines
-        for line in wrap(
-            text, WIDTH, initial_indent=indent, subsequent_indent=further, break_on_hyphens=False
-        )
-    ]
-
-
-def _note_lines(results: Results) -> list[str]:
-    lines = _wrapped([f"note: {note}" for note in results.notes])
-    return [*lines, ""] if lines else []
-
-
-def _accuracy_lines(results: Results) -> list[str]:
-    """How good runs are, for which the table has no place; and what became of the base in them."""
-    lines = []
-    for condition in results.conditions:
-        cells = [cell for shift in results.shifts if (cell := condition.single.cell(shift))]
-        rows = {
-            "accuracy in %": [(c.shift, _short(c.accuracy, "%")) for c in cells if c.accuracy],
-            "gained over the base in points": [
-                (c.shift, _short(c.gained, "%", signed=True) + "!" * is_loss(c.gained))
-                for c in cells
-                if c.gained
-            ],
-            "answers equal to the base's in %": [
-                (c.shift, _short(c.as_base, "%")) for c in cells if c.as_base
-            ],
-            "mean of the score": [
-                (c.shift, _short(m.estimate))
-                for c in cells
-                for m in c.metrics
-                if m.name == MEAN_SCORE
-            ],
-        }
-        lines += [
-            f"{condition.name}, {what}: {_of_shifts(row)}" for what, row in rows.items() if row
-        ]
-    base = (
-        [
-            (c.shift, _short(c.accuracy, "%"))
-            for c in results.base.cells
-            if c.accuracy and not c.category
-        ]
-        if results.base
-        else []
-    )
-    if lines and base:
-        lines.insert(0, f"base model, accuracy in %: {_of_shifts(base)}")
-    return [*_wrapped(lines), ""] if lines else []
-
-
-def _of_shifts(row: Sequence[tuple[str, str]]) -> str:
-    return "   ".join(f"{shift} {figure}" for shift, figure in row)
-
-
-def _source_lines(results: Results) -> list[str]:
-    lines = []
-    for condition in results.conditions:
-        for s in condition.sources:
-            if s.figure == "disagreement":
-                parts = "   ".join(f"{name} {_short(e, '%')}" for name, e in s.parts.items())
-                lines.append(
-                    f"{condition.name}, {s.shift}, what each source adds to the "
-                    f"disagreement in %: {parts}"
-                )
-    return [*lines, ""] if lines else []
-
-
-def _contrast_lines(results: Results) -> list[str]:
-    lines = []
-    for name in dict.fromkeys(contrast.condition for contrast in results.contrasts):
-        lines += _beside_each_other(
-            [c for c in results.contrasts if c.condition == name],
-            f"{name} against {results.contrasts[0].baseline}",
-            scored=has_scores(results),
-        )
-        lines += [
-            f"{name} against {c.baseline}, {c.figure} by prompt: {c.clear} of "
-            f"{c.tested:,} prompts differ after adjustment (BH)"
-            for c in results.by_prompt
-            if c.condition == name
-        ]
-    for name in dict.fromkeys(c.condition for c in results.mitigated):
-        found = [c for c in results.mitigated if c.condition == name]
-        lines += _beside_each_other(found, f"{name} against single replicas of {found[0].baseline}")
-    for condition, baseline in dict.fromkeys(
-        (c.condition, c.baseline) for c in results.same_compute
-    ):
-        found = [
-            c for c in results.same_compute if (c.condition, c.baseline) == (condition, baseline)
-        ]
-        lines += _beside_each_other(
-            found, f"{condition} against one training of the same compute, {baseline}"
-        )
-    return [*lines, ""] if lines else []
-
-
-def _beside_each_other(contrasts: Sequence[Contrast], who: str, scored: bool = False) -> list[str]:
-    """What is won, and below it what is lost: the change of accuracy on the same shifts, of the
-    mean score where predictions come with one, and a return to the base.
-    """
-    ratios = "   ".join(f"{c.shift} {_short(c.ratio)}" for c in contrasts)
-    changes = [(c, c.accuracy_change) for c in contrasts if c.accuracy_change is not None]
-    points = "   ".join(
-        f"{c.shift} {_short(e, '%', signed=True)}{' a loss' if c.loses else ''}" for c, e in changes
-    )
-    scores = "   ".join(
-        f"{c.shift} {_short(c.score_change, signed=True)}"
-        for c in contrasts
-        if scored and c.score_change
-    )
-    whys: dict[str, list[str]] = {}
-    for c in contrasts:
-        for estimate in (c.ratio, c.accuracy_change):
-            if estimate is not None and not estimate.conclusive and estimate.note:
-                whys.setdefault(estimate.note, []).append(c.shift)
-    returns = [
-        return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline)
-        for c in contrasts
-        if c.returned
-    ]
-    return [
-        f"{who}, ratio of disagreement: {ratios}",
-        f"  change of accuracy in points: {points or 'not known, the prompts have no references'}",
-        *([f"  change of the mean score: {scores}"] if scores else []),
-        *(f"  ! {said}" for said in returns),
-        *_wrapped(
-            [f"? {', '.join(dict.fromkeys(shifts))}: {why}" for why, shifts in whys.items()], "  "
-        ),
-        *(f"  ! {said}" for c in contrasts for said in c.caveats),
-    ]
-
-
-def _criteria_lines(results: Results) -> list[str]:
-    lines = []
-    for j in results.judgements:
-        who = f"{j.condition}, {_procedure_name(results, j)}"
-        lines.append(
-            f"{j.verdict:<12} {j.criterion} ({j.where}: {j.limit}): {who} "
-            f"{_short(j.estimate, '%')}".rstrip()
-        )
-    return [*lines, ""] if lines else []
-
-
-def _short(estimate: Estimate | None, unit: str = "", signed: bool = False) -> str:
-    if estimate is None or estimate.value is None:
-        return "?"
-    sure = "" if estimate.conclusive else "?"
-    return (
-        f"{number(estimate.value, unit, signed)}{sure} {interval(estimate, unit, signed)}".strip()
-    )
+    return methods_of

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
-from toolkit.record.results import ConditionResult, Price, Procedure, Results, mitigation_of
+from toolkit.record.results import ConditionResult, Price, Procedure, Results
+from toolkit.record.words import mitigation_of, procedure_name
 from toolkit.statistics import Estimate
 
 LEAST = 3
@@ -25,7 +26,7 @@ def sweeps(results: Results) -> list[Sweep]:
     """Every number along which LEAST or more conditions of a run are ordered, all else being
     equal.
     """
-    found = []
+    orders = []
     for key in dict.fromkeys(
         key
         for condition in results.conditions
@@ -38,10 +39,10 @@ def sweeps(results: Results) -> list[Sweep]:
                 lines.setdefault(_others(condition.settings, key), {}).setdefault(
                     float(value), condition
                 )
-        found += [
+        orders += [
             Sweep(key, tuple(sorted(line.items()))) for line in lines.values() if len(line) >= LEAST
         ]
-    return found
+    return orders
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ def controls(results: Results) -> list[Control]:
     shift, first = results.shifts[-1], results.conditions[0]
     price_of = {condition.name: condition.single.price for condition in results.conditions}
     price_of |= {
-        mitigation_of(p.title, p.k, one.name): p.price
-        for one in results.conditions
-        for p in one.procedures[1:]
+        mitigation_of(p.title, p.k, condition.name): p.price
+        for condition in results.conditions
+        for p in condition.procedures[1:]
     }
-    found = [
+    remedies = [
         Control(c.condition, c.ratio, c.ratio.n_replicas, price_of[c.condition], c.accuracy_change)
         for c in (*results.contrasts, *results.mitigated)
         if c.shift == shift and c.baseline == first.name and c.condition in price_of
@@ -77,13 +78,13 @@ def controls(results: Results) -> list[Control]:
     for procedure in first.procedures[1:]:
         cell = procedure.cell(shift)
         if cell and cell.ratio:
-            name = f"{procedure.title}, K = {procedure.k}"
-            found.append(
+            name = procedure_name(procedure)
+            remedies.append(
                 Control(name, cell.ratio, procedure.n_runs, procedure.price, cell.accuracy_change)
             )
     return sorted(
-        (one for one in found if one.ratio.value is not None),
-        key=lambda one: (one.ratio.value or 0.0, one.name),
+        (remedy for remedy in remedies if remedy.ratio.value is not None),
+        key=lambda remedy: (remedy.ratio.value or 0.0, remedy.name),
     )
 
 
@@ -100,8 +101,8 @@ def joined(several: Sequence[Results]) -> Results:
     for other in several[1:]:
         ours, theirs = first.conditions[0], other.conditions[0]
         trained = [
-            {k: v for k, v in one.settings.items() if k not in ("snapshots", "averages")}
-            for one in (ours, theirs)
+            {k: v for k, v in condition.settings.items() if k not in ("snapshots", "averages")}
+            for condition in (ours, theirs)
         ]
         if (ours.name, trained[0], first.suites) != (theirs.name, trained[1], other.suites):
             raise ValueError(
@@ -151,7 +152,8 @@ def _at_the_pace_of(first: Results, other: Results) -> Results:
         )
 
     conditions = (
-        replace(one, procedures=tuple(map(scaled, one.procedures))) for one in other.conditions
+        replace(condition, procedures=tuple(map(scaled, condition.procedures)))
+        for condition in other.conditions
     )
     return replace(other, conditions=tuple(conditions))
 

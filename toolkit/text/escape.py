@@ -12,7 +12,7 @@ import html as standard
 import json as standard_json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 _UNSEEN = (
@@ -141,11 +141,3 @@ def link(text: str, address: str) -> Markdown:
     """A link, where the address is one of the web; else the text alone."""
     safe = re.fullmatch(r"https://[\w.-]+(?:/[\w./%+-]*)?", address, re.ASCII)
     return Markdown(f"[{markdown(text)}]({address})") if safe else markdown(text)
-
-
-def table(rows: Sequence[Sequence[object]]) -> list[str]:
-    """Lines of a table, the first of which is its head. Cells are escaped, but for those that are
-    `Markdown`.
-    """
-    head, *body = ["| " + " | ".join(markdown(cell) for cell in row) + " |" for row in rows]
-    return [head, "|---" * len(rows[0]) + "|", *body]

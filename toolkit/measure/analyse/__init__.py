@@ -42,8 +42,8 @@ from toolkit.record.results import (
     Results,
     SuiteCount,
     Thresholds,
-    number,
 )
+from toolkit.record.words import number
 
 if TYPE_CHECKING:
     import pyarrow

@@ -14,6 +14,7 @@ from toolkit.measure.analyse.table import Arm, Table
 from toolkit.measure.meaning import canonical, code_answers
 from toolkit.recipe import Criterion
 from toolkit.record.results import ConditionDesign, Judgement
+from toolkit.record.words import percent
 
 
 class CriterionError(FtkError, ValueError):
@@ -97,7 +98,7 @@ def _judgement(
         judged, key=lambda j: (rank[j[3]], sign * (j[1].value if j[1].value is not None else 0.0))
     )
     where, estimate, unit, verdict, reason = worst
-    limit = f"{'at most' if criterion.at_most else 'at least'} {100 * criterion.limit:g} %"
+    limit = f"{'at most' if criterion.at_most else 'at least'} {percent(criterion.limit)}"
     names = criterion.name, where, limit, criterion.confidence, criterion.consequence
     return Judgement(*names, condition, label, k, verdict, estimate, unit, reason)
 

@@ -22,6 +22,7 @@ from toolkit.record.results import (
     Scaling,
     Thresholds,
 )
+from toolkit.record.words import mitigation_of
 
 SHOWN = 10
 """Prompts shown of those on which two conditions differ."""
@@ -66,7 +67,8 @@ def mitigated(
             )
             a = table.arm(first.name, "replica", alone if by_pairs else list(first.replicas))
             if a is not None and min(len(b.answer_RP), len(a.answer_RP)) >= 2:
-                rows += _on_every_shift(table, m.of(design.name), first.name, b, a, level, by_pairs)
+                name = mitigation_of(m.title, m.k, design.name)
+                rows += _on_every_shift(table, name, first.name, b, a, level, by_pairs)
     return _holm(rows)
 
 
@@ -98,9 +100,8 @@ def same_compute(
                     else 0.0
                 )
                 if abs(spent - 1) <= SAME_COMPUTE and len(b.answer_RP) >= 2:
-                    rows += _on_every_shift(
-                        table, m.of(design.name), other.name, b, a, level, False
-                    )
+                    name = mitigation_of(m.title, m.k, design.name)
+                    rows += _on_every_shift(table, name, other.name, b, a, level, False)
     return _holm(rows)
 
 

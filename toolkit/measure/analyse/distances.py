@@ -8,7 +8,8 @@ import numpy as np
 
 from toolkit import statistics as st
 from toolkit.measure.analyse.table import Arm, Table
-from toolkit.record.results import ConditionDesign, Distance, change_of_accuracy, interval, number
+from toolkit.record.results import ConditionDesign, Distance
+from toolkit.record.words import change_of_accuracy, interval, number
 
 
 def distances(

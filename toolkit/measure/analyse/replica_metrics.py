@@ -109,7 +109,8 @@ class Replicas:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A figure of single replicas on a shift. results.json and the report's table show every row.
+    """A figure of single replicas on a shift. results.json and the report's table show every row,
+    the terminal those with a label in `words.IN_TERMINAL`.
 
     name: as people read it; `{scored}` and `{cut}` are filled in. unit: "%" for a share, else "".
     needs: a property of `Replicas`; where it is false, the row is left out.
@@ -197,7 +198,9 @@ STATISTICS = (
         needs="has_scores",
     ),
 )
-"""Every further figure of single replicas: to show another one, add its row."""
+"""Every further figure of single replicas: to show another one, add its row, and for the terminal
+its label to `words.IN_TERMINAL`.
+"""
 
 
 def replica_metrics(replicas: Replicas) -> tuple[tuple[Metric, ...], Survival | None]:

@@ -19,14 +19,17 @@ from toolkit.record.results import (
     Procedure,
     Results,
     Suspects,
+)
+from toolkit.record.words import (
+    caveats,
     change_of_accuracy,
+    contrast_return,
     estimate_in_words,
-    has_scores,
-    interval,
     mitigation_of,
     number,
-    remedy,
-    return_to_base,
+    percent,
+    replicas_in_words,
+    share_in_words,
     warnings,
 )
 
@@ -61,22 +64,17 @@ def verdict(results: Results) -> tuple[str, ...]:
     )
 
 
-def _share(estimate: st.Estimate | None) -> str:
-    if estimate is None or estimate.value is None:
-        return f"an unknown share ({remedy(estimate)})" if estimate else "an unknown share"
-    text = f"{number(estimate.value, '%')} % {interval(estimate, '%')}".strip()
-    return text if estimate.conclusive else f"{text} ({remedy(estimate)})"
-
-
 def _instability(results: Results) -> str:
     ends = list(dict.fromkeys([results.shifts[0], results.shifts[-1]]))
     parts = []
     for condition in results.conditions:
         cells = [(shift, condition.single.cell(shift)) for shift in ends]
         shares = " and ".join(
-            f"on {_share(cell.disagreement)} of {shift} prompts" for shift, cell in cells if cell
+            f"on {share_in_words(cell.disagreement)} of {shift} prompts"
+            for shift, cell in cells
+            if cell
         )
-        parts.append(f"with {condition.name} {shares} ({condition.in_words})")
+        parts.append(f"with {condition.name} {shares} ({replicas_in_words(condition)})")
     parts += [
         f"{c.condition} and {c.baseline} answered different {c.shift} prompts, "
         f"{c.gaps.common:,} of {c.gaps.n_prompts:,} in common, so these figures do not compare"
@@ -85,7 +83,7 @@ def _instability(results: Results) -> str:
     ]
     return (
         f"Two independent runs give different answers: {'; '.join(parts)}; "
-        f"{100 * results.level:g} % intervals in brackets."
+        f"{percent(results.level)} intervals in brackets."
     )
 
 
@@ -264,15 +262,13 @@ def _with_losses(contrast: Contrast, results: Results) -> list[str]:
         f"the mean score moves by {estimate_in_words(c.score_change, signed=True)}"
         + f" on {c.shift} prompts" * (c is not contrast)
         for c in (contrast, *others)
-        if c.score_change is not None and has_scores(results)
+        if c.score_change is not None and results.has_scores
     ]
     for c in (contrast, *others):
         if c.returned:
-            remarks.append(
-                return_to_base(c.shift, c.effect_size, c.as_base, c.baseline_as_base, c.baseline)
-            )
+            remarks.append(contrast_return(c))
     for c in (contrast, *others):
-        remarks += c.caveats
+        remarks += caveats(c)
     return remarks
 
 
@@ -430,7 +426,7 @@ def _suspicion(
 
 
 def _figure(estimate: st.Estimate, what: str) -> str:
-    return estimate_in_words(estimate, "e") if what == "score" else _share(estimate)
+    return estimate_in_words(estimate, "e") if what == "score" else share_in_words(estimate)
 
 
 def _leave_out(results: Results, condition: str, runs: Sequence[str]) -> str:

@@ -34,7 +34,8 @@ from toolkit.recipe import Recipe
 from toolkit.record.folders import FolderError, check_outputs
 from toolkit.record.plain import read_json
 from toolkit.record.results import ConditionDesign
-from toolkit.text import escape
+from toolkit.record.words import number
+from toolkit.text import escape, tables
 from toolkit.text.nearest import counted
 
 
@@ -395,22 +396,30 @@ def _scores_of(limits: Limits, table: Table, arm: Arm) -> dict[str, np.ndarray]:
 
 def verdict_text(verdict: Verdict) -> str:
     """The verdict for people: the reasons first, then every metric that was tested."""
-    lines = [verdict.status.upper() + ("" if not verdict.reasons else ":")]
-    lines += [f"- {reason}" for reason in verdict.reasons]
-    for row in verdict.rows:
-        limits = (
-            "no limits: never varied"
-            if row.low is None or row.high is None
-            else f"[{row.low:.4g}, {row.high:.4g}]"
-        )
-        run = f" (run {row.run})" if len({r.run for r in verdict.rows}) > 1 else ""
-        lines.append(
-            f" {row.metric + run:<34} {row.test:<6} {row.value:>9.4g}  "
-            f"{limits}{'  OUTSIDE' if row.outside else ''}"
-        )
+    several = len({row.run for row in verdict.rows}) > 1
+    table = [
+        [
+            f"{row.metric} (run {row.run})" if several else row.metric,
+            row.test,
+            number(row.value, "e4"),
+            _limits_text(row.low, row.high) + "  OUTSIDE" * row.outside,
+        ]
+        for row in verdict.rows
+    ]
     if verdict.t2_limit is not None:
-        lines.append(
-            f" {'all together (T2)':<34} {'run':<6} {max(verdict.t2):>9.4g}  limit "
-            f"{verdict.t2_limit:.4g}"
-        )
-    return escape.lines([*lines, *(f"note: {note}" for note in verdict.notes)])
+        limit = f"limit {number(verdict.t2_limit, 'e4')}"
+        table.append(["all together (T2)", "run", number(max(verdict.t2), "e4"), limit])
+    return escape.lines(
+        [
+            verdict.status.upper() + ":" * bool(verdict.reasons),
+            *(f"- {reason}" for reason in verdict.reasons),
+            *tables.plain(table, right=[2]),
+            *(f"note: {note}" for note in verdict.notes),
+        ]
+    )
+
+
+def _limits_text(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "no limits: never varied"
+    return f"[{number(low, 'e4')}, {number(high, 'e4')}]"

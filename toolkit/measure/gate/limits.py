@@ -20,6 +20,7 @@ import numpy as np
 from toolkit.measure.meaning import RULES, classes, code_answers, rule_of
 from toolkit.record.plain import from_plain, read_json, shortened
 from toolkit.record.population import write_text
+from toolkit.record.words import number
 from toolkit.statistics.arrays import as_answers, as_correct
 from toolkit.statistics.control.control_charts import (
     ALPHA,
@@ -578,8 +579,8 @@ def _judged(limits: Limits, x_CM: np.ndarray, notes: tuple[str, ...]) -> Verdict
             if len(changed):
                 was, now = metric.shown(metric.center), metric.shown(changed[0])
                 doubtful.append(
-                    f"{metric.name}: {now:.4g}, and {was:.4g} in all baseline runs: what "
-                    "never varied has no limits"
+                    f"{metric.name}: {number(now, 'e4')}, and {number(was, 'e4')} in all baseline "
+                    "runs: what never varied has no limits"
                 )
             continue
         below, above = reaches(metric.sd, limits.n, metric.skew, metric.excess, each / runs)
@@ -598,8 +599,8 @@ def _judged(limits: Limits, x_CM: np.ndarray, notes: tuple[str, ...]) -> Verdict
         if row.outside:
             who = "the runs' moving average" if row.test == "drift" else _run(row.run, runs)
             failed.append(
-                f"{row.metric}: {row.value:.4g} of {who} is outside [{row.low:.4g}, "
-                f"{row.high:.4g}] ({row.z:+.1f} sd)"
+                f"{row.metric}: {number(row.value, 'e4')} of {who} is outside "
+                f"[{number(row.low, 'e4')}, {number(row.high, 'e4')}] ({row.z:+.1f} sd)"
             )
 
     t2, t2_limit = (), None

@@ -355,7 +355,7 @@ def _fields(path: Path, line: bytes, row: int) -> dict[str, Any]:
     try:
         fields = parse(line, any_number=True)
     except JsonError as error:
-        raise PredictionsError(f"{place(path, row)}: {error.told}") from None
+        raise PredictionsError(f"{place(path, row)}: {error.reason}") from None
     if not isinstance(fields, dict):
         raise PredictionsError(
             f"{place(path, row)}: a row is an object with named fields, not "

@@ -199,7 +199,7 @@ def check_target(target: Path, of: Mapping[str, str], force: bool) -> None:
     record = target / "merge.json"
     # older versions say it there alone
     merged = merged_of(read_json(record)) if is_record(record, shapes.Merge) else None
-    check_claim(target, MERGED, of, known=merged, force=force)
+    check_claim(target, MERGED, of, made_before=merged, force=force)
     if not force:
         check_card(target)
 
