@@ -36,9 +36,11 @@ from toolkit.cli.schema import FILES, schema_of
 from toolkit.recipe import DistilledCondition, Recipe
 from toolkit.recipe.conditions import OwnKey
 from toolkit.recipe.merge_methods import MERGE_METHODS
+from toolkit.record.plain import from_plain
 from toolkit.record.results import load_claims, load_results
 from toolkit.report.sweeps import joined
 from toolkit.report.terminal import table_text
+from toolkit.statistics import Estimate
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -64,6 +66,11 @@ def verdict(name: str) -> str:
     return "\n".join(f"- {sentence}" for sentence in load_results(RESULTS / f"{name}.json").verdict)
 
 
+def shown(estimate: dict | None, unit: str = "") -> str:
+    """An estimate of a results file, as in every table."""
+    return tables.cell_of(None if estimate is None else from_plain(Estimate, estimate), unit)
+
+
 def right_answers(name: str, labels: tuple[str, ...]) -> str:
     """Per cent of right answers of some procedures, on every shift."""
     lines = ["| procedure | typical | near | far |", "|---|---|---|---|"]
@@ -72,10 +79,7 @@ def right_answers(name: str, labels: tuple[str, ...]) -> str:
             on = {cell["shift"]: cell for cell in procedure["cells"] if not cell["category"]}
             title = procedure["title"]
             title += f", K = {procedure['k']}" if procedure["kind"] != "replica" else ""
-            cells = [
-                tables.interval(on[shift]["accuracy"], 100, "z.1f")
-                for shift in ("typical", "near", "far")
-            ]
+            cells = [shown(on[shift]["accuracy"], "%") for shift in ("typical", "near", "far")]
             lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -90,14 +94,11 @@ def distillation() -> str:
         on = {cell["shift"]: cell for cell in procedure["cells"] if not cell["category"]}
         price, k = procedure["price"], procedure["k"]
         streams = round(price["inference_streams"])
-        differ = [
-            tables.interval(on[shift]["disagreement"], 100, "z.1f")
-            for shift in ("typical", "near", "far")
-        ]
+        differ = [shown(on[shift]["disagreement"], "%") for shift in ("typical", "near", "far")]
         title = procedure["title"] + (f", K = {k}" if procedure["kind"] != "replica" else "")
         lines.append(
             f"| {title} | {streams} {'model' if streams == 1 else 'models'} "
-            f"| {' | '.join(differ)} | {tables.interval(on['far']['ratio'])} "
+            f"| {' | '.join(differ)} | {shown(on['far']['ratio'])} "
             f"| {price['training_runs']} | {price['seconds']:.1f} |"
         )
     return "\n".join(lines)
@@ -116,7 +117,7 @@ def embedded_base() -> str:
             lines.append(
                 f"| {title} | {found[base]['learning_rate']} | {shift} "
                 f"| {100 * cell['exact_match_median']:.1f} ({min(each):.1f} to {max(each):.1f}) "
-                f"| {tables.interval(cell['disagreement'], 100, 'z.1f')} |"
+                f"| {shown(cell['disagreement'], '%')} |"
             )
     return "\n".join(lines)
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import typing
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from reprlib import Repr
@@ -138,12 +139,45 @@ def from_plain(kind: typing.Any, data: typing.Any) -> typing.Any:
     """
     from pydantic import ValidationError
 
+    text = json.dumps(data)
+    # of a name that is no UTF-8, which pydantic does not take: JSON and Python do
+    if split := _SURROGATE.search(text) is not None:
+        text = json.dumps(_each_text(data, _hidden))
     try:
-        record = adapter_of(kind).validate_json(json.dumps(data), strict=True)
+        record = adapter_of(kind).validate_json(text, strict=True)
     except ValidationError as error:
         raise JsonError(_in_words(error, data)) from None
     _refuse_huge_numbers(to_plain(record))  # where a float is meant it is one by now
-    return data if typing.is_typeddict(kind) else record
+    if typing.is_typeddict(kind):
+        return data
+    return _each_text(record, _shown_again) if split else record
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _hidden(text: str) -> str:
+    """Lone surrogates as characters that nobody uses, of plane 16."""
+    return "".join(chr(ord(c) + 0x100000) if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def _shown_again(text: str) -> str:
+    return "".join(chr(ord(c) - 0x100000) if "\U0010d800" <= c <= "\U0010dfff" else c for c in text)
+
+
+def _each_text(value: typing.Any, change: Callable[[str], str]) -> typing.Any:
+    """Plain values or records with every text in them changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _each_text(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_each_text(item, change) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: _each_text(getattr(value, f.name), change) for f in fields(value)}
+        )
+    return value
 
 
 @lru_cache
