@@ -287,6 +287,7 @@ class Procedure:
         return self.label.rpartition("-k")[0] or self.label
 
     def cell(self, shift: str, category: str = "") -> Cell | None:
+        """The cell of a shift, and of a category of it; None where there is none."""
         return next((c for c in self.cells if c.shift == shift and c.category == category), None)
 
 
@@ -716,6 +717,7 @@ class Thresholds:
     categories: dict[str, tuple[float, float]] | None = None
 
     def of(self, category: str) -> tuple[float, float]:
+        """(acceptable, critical) of a category."""
         return (self.categories or {}).get(category, (self.acceptable, self.critical))
 
 
@@ -756,6 +758,7 @@ class ConditionResult:
 
     @property
     def single(self) -> Procedure:
+        """The procedure that is one replica alone."""
         return self.procedures[0]
 
     @property
@@ -930,6 +933,7 @@ def claimed_range(tested: Tested) -> str:
 
 
 def tested_unit(tested: Tested) -> str:
+    """The unit in which the figures of a tested claim are shown."""
     return "" if tested.quantity == "weights" else "%"
 
 

@@ -13,7 +13,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir
 from functools import cache
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from toolkit import environment
 from toolkit.errors import FtkError
@@ -98,16 +99,17 @@ class RayEngine:
         """
         ray = self._ray
         claim = {"num_cpus": 1, "num_gpus": 0 if self._device == "cpu" else 1}
-        task = ray.remote(
+        remote = ray.remote(
             max_retries=RETRIES,
             runtime_env={"env_vars": environment.variables_of_libraries(self._device)},
             **claim,
-        )(_run_unit)
+        )
+        task = cast(Any, remote(_run_unit))  # to ray's types a plain function
         shares = Shares(range(self._given, self._given + len(units)))
         self._given += len(units)
         numbered = zip(shares.numbers, units, strict=True)
         given = {
-            task.remote(function, n, unit, self._ticks, self._device, os.getcwd()): (n, unit)
+            task.remote(function, n, unit, self._ticks, self._device, str(Path.cwd())): (n, unit)
             for n, unit in numbered
         }
         waiting = list(given)
