@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from toolkit import environment
 from toolkit.errors import FtkError
@@ -74,7 +74,8 @@ class RayEngine:
                 raise WorkerDied(
                     f"Ray did not start{where} ({_first_line(error)}); {GO_ON}"
                 ) from None
-        self._ticks = ray.remote(num_cpus=0)(_Ticks).remote()
+        # ray gives the methods of a handle the types of plain functions
+        self._ticks: Any = ray.remote(num_cpus=0)(_Ticks).remote()
         self._given = 0  # units, in all lists so far
         self.machines: set[str] = set()
 
@@ -99,12 +100,11 @@ class RayEngine:
         """
         ray = self._ray
         claim = {"num_cpus": 1, "num_gpus": 0 if self._device == "cpu" else 1}
-        remote = ray.remote(
+        task = ray.remote(
             max_retries=RETRIES,
             runtime_env={"env_vars": environment.variables_of_libraries(self._device)},
             **claim,
-        )
-        task = cast(Any, remote(_run_unit))  # to ray's types a plain function
+        )(_run_unit)
         shares = Shares(range(self._given, self._given + len(units)))
         self._given += len(units)
         numbered = zip(shares.numbers, units, strict=True)
