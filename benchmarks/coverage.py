@@ -227,7 +227,7 @@ def measure_all(jobs: list[tuple[Cell, int]], workers: int, kept: Path | None = 
         for future in as_completed(futures):
             row = rows[futures[future]] = future.result()
             if kept:
-                with open(kept, "a") as file:
+                with kept.open("a") as file:
                     file.write(json.dumps(row) + "\n")
             title = jobs[futures[future]][0].title
             print(

@@ -176,7 +176,10 @@ def largest_error(files: list[Path], K: int) -> float:
     held = [adapter.factors(name) for adapter in adapters]
     A, B = delta.concat((held[k % len(held)] for k in range(K)), [1 / K] * K)
     counts = [len(range(k, K, len(held))) for k in range(len(held))]
-    want = sum(count / K * delta.dense(one) for count, one in zip(counts, held, strict=True))
+    want = sum(
+        (count / K * delta.dense(one) for count, one in zip(counts, held, strict=True)),
+        torch.zeros(()),
+    )
     return float((B @ A - want).norm() / want.norm())
 
 
@@ -204,7 +207,7 @@ def child(kind: str, folder: Path, K: int, limit: int) -> dict[str, Any]:
 def disk_speed(file: Path, size: int = 2**28) -> float:
     """MiB a second at which a new file comes from the disk, none of it in the page cache."""
     file.write_bytes(os.urandom(2**20) * (size // 2**20))
-    with open(file, "rb", buffering=0) as opened:
+    with file.open("rb", buffering=0) as opened:
         os.fsync(opened.fileno())
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         start = time.perf_counter()

@@ -168,7 +168,7 @@ def scan_losses() -> str:
         ]
         right = np.array(scores)
         loss = np.array([float(row[loss_at]) for row in rows[1:] if row[condition_at] == name])
-        r = spearmanr(loss, right).statistic
+        r = spearmanr(loss, right).statistic  # pyright: ignore[reportAttributeAccessIssue]
         margin = 1.96 * np.sqrt((1 + r**2 / 2) / (len(right) - 3))
         low, high = np.tanh(np.arctanh(r) + margin * np.array([-1, 1]))
         late = set(np.flatnonzero(right < 0.3))

@@ -177,7 +177,6 @@ def elsewhere(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe whose base and data are not named by where they lie on this machine; the embedded
     suites of a run that names no version are the first.
     """
-
     data = recipe["data"]
     suites = {name: with_version(short(path, 2), 1) for name, path in data["suites"].items()}
     data = data | {"train": short(data["train"], 2), "suites": suites}

@@ -217,9 +217,8 @@ class Workload:
             copy.deepcopy(self.model).to(dtype or self.model.dtype), config
         ).train()
         for name, (A, _) in initial.items():
-            model.base_model.model.get_submodule(name).lora_A["default"].weight.data.copy_(
-                A[0].detach()
-            )
+            weight = model.get_parameter(f"base_model.model.{name}.lora_A.default.weight")
+            weight.data.copy_(A[0].detach())
         return model
 
     def loop(

@@ -19,6 +19,7 @@ def _outside(page: str, link: str) -> str:
 
 
 def on_files(files, config):
+    """Add the files of the repository that pages link to."""
     for page in list(files.documentation_pages()):
         for _, link, _ in LINK.findall(page.content_string):
             path = _outside(page.src_uri, link)
@@ -29,6 +30,8 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
+    """Lead the links of a page that leave docs/ to the copies."""
+
     def within(match: re.Match) -> str:
         path = _outside(page.file.src_uri, match[2])
         if not path:

@@ -128,7 +128,9 @@ def train_replicas(
         conditions: only these of the recipe's (default: all).
         replicas: train replicas 0 to replicas - 1.
         only: train these again even if they are finished.
-        workers, engine, console: as in `run`.
+        workers: as in `run`.
+        engine: as in `run`.
+        console: as in `run`.
 
     Returns:
         The replicas of every condition, teachers first.
@@ -222,9 +224,11 @@ def merge(
         base: the base model, where the adapters do not say it or say it wrongly.
         buffer: sum in so many ranks, with a bound on the error; needs `rank`.
         dense: write full models, the change added to the base weights.
-        prompts, score: of greedy_soup, the suite with references that decides, and by what.
+        prompts: of greedy_soup, the suite with references that decides.
+        score: by what it decides.
         guard: suites with references on which a merge must stay in its members' basin; a warning is
-            a note on the console, and with `strict` an error before anything is written.
+            a note on the console.
+        strict: make such a warning an error, before anything is written.
         force: write into a folder that has other files.
         console: takes notes; silent by default.
 
@@ -293,7 +297,8 @@ def evaluate(
             run's rule, or text).
         max_new_tokens: of the longest answer.
         ensemble: what disjoint groups of k do as one, as in a recipe: {"ensemble": "vote", "k": 8}.
-        workers, console: as in `run`.
+        workers: as in `run`.
+        console: as in `run`.
 
     Raises:
         FtkError: what cannot be asked or answered, in one line.
@@ -460,7 +465,13 @@ def measure_metrics(
         source: a DataFrame, pyarrow table, list of dicts, or a .csv, .jsonl or .parquet file: run,
             maybe condition, and numbers.
         out: folder for metrics.json; None writes nothing.
-        baseline, base, paired, failed, factors, columns, force: as in `measure`.
+        baseline: as in `measure`.
+        base: as in `measure`.
+        paired: as in `measure`.
+        failed: as in `measure`.
+        factors: as in `measure`.
+        columns: as in `measure`.
+        force: as in `measure`.
 
     Raises:
         FtkError: what cannot be read or measured, in one line.
@@ -513,7 +524,8 @@ def plan(
     Args:
         pilot: results, a run folder, or a results.json.
         guess: without a pilot: the disagreement to reckon with, a share from 0 to 1.
-        prompts, replicas: with `guess`: independent prompts, and replicas that you have now.
+        prompts: with `guess`: independent prompts that you have now.
+        replicas: with `guess`: replicas that you have now.
         k: replicas of one merge or ensemble (default: the pilot's, or 8).
         half_widths: wanted of the interval of the disagreement; 0.01 is one point.
         ratios: effects of a mitigation on the disagreement that shall be found.
@@ -580,7 +592,8 @@ def gate_limits(
         condition: the one that is meant, of several.
         same: of predictions, when two answers mean the same (default: exact; saved limits know).
         alpha: false alarms that you accept, as a share (default: 0.0027).
-        columns, replica_columns: of predictions, as in `measure`.
+        columns: of predictions, as in `measure`.
+        replica_columns: of predictions, as in `measure`.
         save: file for the limits, with which another machine can judge.
         force: let `save` write over a file that holds something else.
 
@@ -620,8 +633,14 @@ def gate(
         candidate: a file of predictions, a folder of outcomes, or adapters, which answer first.
         condition: the one that is meant, of several in the baseline or the candidate.
         recipe: for adapters, the recipe that has base and suites (default: the baseline's).
-        same, alpha, columns, replica_columns, save, force: as in `gate_limits`.
-        workers, console: for adapters, as in `run`.
+        same: as in `gate_limits`.
+        alpha: as in `gate_limits`.
+        columns: as in `gate_limits`.
+        replica_columns: as in `gate_limits`.
+        save: as in `gate_limits`.
+        force: as in `gate_limits`.
+        workers: for adapters, as in `run`.
+        console: for adapters, as in `run`.
 
     Raises:
         FtkError: sides that cannot be read, or not be compared.

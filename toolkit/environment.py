@@ -51,6 +51,7 @@ def versions() -> dict[str, str | None]:
 
 
 def cpu_model() -> str:
+    """The name of the processor, as Linux says it; elsewhere as Python does."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(
@@ -68,6 +69,7 @@ def cores() -> int:
 
 
 def memory_bytes() -> int | None:
+    """The memory of this machine; None where the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):

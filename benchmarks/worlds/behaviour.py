@@ -46,8 +46,11 @@ def right(a: float, b: float, run_sd: float) -> tuple[np.ndarray, np.ndarray, np
     return (
         expit(logit_P),
         sum(
-            weight * expit(logit_P + run_sd * node)
-            for node, weight in zip(NODE_S, WEIGHT_S, strict=True)
+            (
+                weight * expit(logit_P + run_sd * node)
+                for node, weight in zip(NODE_S, WEIGHT_S, strict=True)
+            ),
+            np.zeros(()),
         ),
         weight_P,
     )

@@ -18,6 +18,7 @@ SUFFIX = (
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write the training rows and the suites."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -139,6 +140,7 @@ def suite(shift: str, split: str, rows: Iterable[tuple[int, str, str, str]]) -> 
 
 
 def completion(intent: str) -> str:
+    """What a model is trained to write behind a prompt."""
     return f" {intent}\n"
 
 
@@ -165,6 +167,7 @@ def typo(query: str) -> str:
 
 
 def swap(text: str, n: int) -> str:
+    """A text whose characters n and n + 1 have changed places."""
     return text[:n] + text[n + 1] + text[n] + text[n + 2 :]
 
 

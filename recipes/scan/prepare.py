@@ -35,6 +35,7 @@ Pair = tuple[str, str]  # command, actions
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Write the training rows and the suites."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -136,6 +137,7 @@ def shuffled(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def some(pairs: Iterable[Pair], count: int) -> list[Pair]:
+    """So many pairs, drawn by the digest of their commands; 0 is all of them."""
     return shuffled(pairs)[: count or None]
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers.bases import random_adapters
-from helpers.tiny import VOCABULARY, tiny_model
+from helpers.tiny import VOCABULARY, generated, tiny_model
 from peft import PeftModel
 
 import toolkit
@@ -219,7 +219,7 @@ def test_64_members_pass_a_few_at_a_time(world, rule, monkeypatch):
     whole = Ensemble.from_adapters(tiny_model(kind), many, rule, weights=weights)
     expected, said = (
         whole(ids).logits,
-        whole.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0),
+        generated(whole, ids, max_new_tokens=4, do_sample=False, pad_token_id=0),
     )
     monkeypatch.setattr(batches, "TOKENS", 24)
     few = Ensemble.from_adapters(tiny_model(kind), many, rule, weights=weights)
@@ -228,7 +228,7 @@ def test_64_members_pass_a_few_at_a_time(world, rule, monkeypatch):
         lambda _, args, kwargs: rows.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     torch.testing.assert_close(few(ids).logits, expected, atol=1e-5, rtol=1e-4)
-    assert torch.equal(few.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0), said)
+    assert torch.equal(generated(few, ids, max_new_tokens=4, do_sample=False, pad_token_id=0), said)
     assert max(rows) <= 24
     with stacked(
         tiny_model(kind)
@@ -300,8 +300,12 @@ def test_what_is_no_ensemble_is_refused_in_one_line(world):
         assert "\n" not in str(error.value)
     ensemble = Ensemble.from_adapters(tiny_model(kind), paths)
     with pytest.raises(ValueError, match="cache_implementation"):
-        ensemble.generate(
-            torch.tensor(asked(1)), max_new_tokens=2, cache_implementation="static", pad_token_id=0
+        generated(
+            ensemble,
+            torch.tensor(asked(1)),
+            max_new_tokens=2,
+            cache_implementation="static",
+            pad_token_id=0,
         )
     with pytest.raises(NotImplementedError, match="from_adapters"):
         ensemble.save_pretrained("somewhere")
@@ -538,8 +542,8 @@ def test_the_margin_is_the_least_lead_along_the_answer(world):
 def test_lm_eval_takes_an_ensemble(embedded, tmp_path):
     """Log-likelihoods and answers of lm-eval are those of ftk."""
     lm_eval = pytest.importorskip("lm_eval")
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     base, paths = embedded
     prompts = read_suite("embedded:far", name="far")[:6]

@@ -77,7 +77,8 @@ def test_no_option_of_measure_is_dropped(mode, sources, tmp_path, monkeypatch):
         assert result.exit_code == cli.DONE, result.output
         found = json.loads(result.stdout)
         for measured in (found.get("results", {}), found.get("metrics", {})):
-            measured.pop("about", None), measured.pop("command", None)
+            measured.pop("about", None)
+            measured.pop("command", None)
         return result.exit_code, found
 
     if mode == "a run":  # a run that was really made has an environment, which is of no matter here

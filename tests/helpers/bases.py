@@ -1,18 +1,11 @@
 """Bases, adapters and models that tests make."""
 
-import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from helpers.tiny import tiny_model
 from toolkit.model.adapters import read_adapter, write_adapter
-from toolkit.model.base import load_base
 from toolkit.model.stack import stacked
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_base("embedded")
 
 
 def draw(generator, centre, noise, shapes, r=2):

@@ -6,6 +6,7 @@ import importlib.resources
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 IMPORT_SECONDS, HELP_SECONDS = 0.2, 0.5
 
@@ -39,7 +40,7 @@ for name in (
     assert there.is_file() or there.is_dir(), f"{name} is not in the wheel"
 
 runs = [f"run_{run}" for run in range(30)]
-with open("predictions.csv", "w", encoding="utf-8") as file:
+with Path("predictions.csv").open("w", encoding="utf-8") as file:
     print("prompt", "reference", *runs, sep=",", file=file)
     for prompt in range(40):
         answers = ("no" if (7 * prompt + run) % 11 < 2 else "yes" for run in range(30))

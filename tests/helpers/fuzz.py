@@ -951,7 +951,7 @@ def _work(main: Any, folder: Path, arguments: list[str]) -> None:
         for number, name in ((1, ".stdout"), (2, ".stderr")):
             descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, number)
-        sys.stdin = open(os.devnull)  # noqa: SIM115
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115
         tempfile.tempdir = str(folder)
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + BYTES, mapped + BYTES))

@@ -3,6 +3,7 @@ download.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -90,3 +91,8 @@ def tiny_base(folder: Path, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def generated(model: Any, ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    """`model.generate`, whose type in transformers fits no model."""
+    return model.generate(ids, **options)

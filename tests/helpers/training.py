@@ -1,5 +1,7 @@
 """Rows, plans and loops in which a stack is held to a plain training of one replica."""
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -77,7 +79,7 @@ def peft_alone(model, examples, condition, plan, seed, steps, loss_of=labels_los
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=False).to(dtype)
     stream = CounterDropout(condition.dropout, torch.tensor([seed["dropout"]]))
     for index, name in enumerate(names):
-        layer = peft_model.base_model.model.get_submodule(name)
+        layer: Any = peft_model.get_submodule(f"base_model.model.{name}")
         layer.lora_A["default"].weight.data.copy_(initial[name][0][0])
         layer.lora_B["default"].weight.data.zero_()
         layer.lora_dropout["default"] = (
@@ -119,9 +121,7 @@ def peft_alone(model, examples, condition, plan, seed, steps, loss_of=labels_los
         losses.append(total)
     weights = {
         name: tuple(
-            peft_model.base_model.model.get_submodule(name)
-            .__getattr__(f"lora_{x}")["default"]
-            .weight.detach()
+            peft_model.get_parameter(f"base_model.model.{name}.lora_{x}.default.weight").detach()
             for x in "AB"
         )
         for name in names

@@ -66,7 +66,7 @@ def test_the_figures_are_those_of_the_statistics(file, tmp_path):
 
 def test_long_and_wide_and_all_kinds_of_files_agree(file, tmp_path):
     cells = rows(answers())
-    with open(tmp_path / "long.csv", "w", newline="") as out:
+    with (tmp_path / "long.csv").open("w", newline="") as out:
         writer = csv.DictWriter(out, cells[0])
         writer.writeheader()
         writer.writerows(cells)
@@ -789,7 +789,7 @@ def test_what_a_fine_tune_lost_against_its_base_is_told_everywhere(tmp_path, con
         )
 
 
-def load_share(tmp_path: Path, shift: str) -> float:
+def load_share(tmp_path: Path, shift: str) -> float | None:
     return (
         load_results(tmp_path / "out" / "results.json")
         .conditions[0]

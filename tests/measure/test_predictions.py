@@ -798,7 +798,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path, delimiter, encoding):
         ),
         ("wide.csv", [{"prompt": "p", **{f"r{i}": text for i, text in enumerate(texts_R)}}]),
     ):
-        with open(tmp_path / name, "w", newline="", encoding=encoding) as file:
+        with (tmp_path / name).open("w", newline="", encoding=encoding) as file:
             writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
             writer.writeheader()
             writer.writerows(rows)

@@ -181,7 +181,7 @@ def test_welch_and_pairs():
     a, b = SCORES["lora"], SCORES["dora"]
     expected = stats.ttest_ind(b, a, equal_var=False)
     found = st.run_mean_change(b, a)
-    assert found.p == pytest.approx(expected.pvalue)
+    assert found.p == pytest.approx(expected.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
     pairs = st.run_mean_change(b, a[:35], paired=True)
     expected = stats.ttest_rel(b, a[:35])

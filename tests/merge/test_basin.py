@@ -16,11 +16,17 @@ from toolkit.data import read_suite
 from toolkit.merge import basin, merge_adapters
 from toolkit.model import grams
 from toolkit.model.adapters import read_adapter, write_adapter
+from toolkit.model.base import load_base
 from toolkit.model.delta import dense
 from toolkit.pipeline.given import inspect_given, merge_given
 from toolkit.record.population import groups
 
 PROMPTS = [p for p in read_suite("embedded:typical", name="typical") if p.reference][:4]
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base("embedded")
 
 
 def population(folder, centres, noise=0.5, shapes=None):

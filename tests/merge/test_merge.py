@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -178,7 +179,10 @@ def test_mean_equals_the_dense_reference_in_any_order(members, seed, random):
         names = set().union(*dense)
         zero = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
         want = {
-            name: sum(w * one.get(name, zero[name]) for w, one in zip(weights, dense, strict=True))
+            name: sum(
+                (w * one.get(name, zero[name]) for w, one in zip(weights, dense, strict=True)),
+                torch.zeros(()),
+            )
             / sum(weights)
             for name in names
         }
@@ -730,10 +734,13 @@ def in_peft(paths, combination, weights, **options):
         combination_type=combination,
         **options,
     )
-    return {
-        name.removeprefix("base_model.model."): module.get_delta_weight("merged").detach().double()
+    layers: dict[str, Any] = {
+        name.removeprefix("base_model.model."): module
         for name, module in model.named_modules()
         if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+    return {
+        name: layer.get_delta_weight("merged").detach().double() for name, layer in layers.items()
     }
 
 

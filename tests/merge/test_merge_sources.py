@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers.bases import model_folder
+from helpers.tiny import generated
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toolkit import cli
@@ -53,7 +54,10 @@ def adapters(folder, base, suffixes=("q_proj", "down_proj"), K=3, size=0.02, r=2
 def mean_change(paths):
     names = read_adapter(paths[0]).modules
     return {
-        name: sum(delta.dense(read_adapter(path).factors(name)) for path in paths) / len(paths)
+        name: sum(
+            (delta.dense(read_adapter(path).factors(name)) for path in paths), torch.zeros(())
+        )
+        / len(paths)
         for name in names
     }
 
@@ -79,8 +83,8 @@ def test_a_full_model_is_the_base_with_the_change(tmp_path, kind, suffixes):
     plain = logits(want)
     with torch.no_grad():
         for name, D in mean_change(paths).items():
-            module = want.get_submodule(name)
-            module.weight += D.T if type(module).__name__ == "Conv1D" else D
+            transposed = type(want.get_submodule(name)).__name__ == "Conv1D"
+            want.get_parameter(f"{name}.weight").add_(D.T if transposed else D)
     got = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(got), logits(want), rtol=0, atol=1e-4)
     assert (logits(want) - plain).abs().max() > 0.01
@@ -109,8 +113,8 @@ def test_what_bfloat16_weights_lose_is_told(tmp_path):
     lost = total = 0.0
     for name, D in mean_change(paths).items():
         found = (
-            after.get_submodule(name).weight.detach().double()
-            - before.get_submodule(name).weight.detach().double()
+            after.get_parameter(f"{name}.weight").detach().double()
+            - before.get_parameter(f"{name}.weight").detach().double()
         )
         lost, total = lost + float((found - D).square().sum()), total + float(D.square().sum())
     assert (
@@ -297,7 +301,7 @@ def test_a_greedy_soup_from_the_shell(tmp_path, monkeypatch, score):
         ["the sun", "one two", "a small house"]
     ):  # what the base says is right
         ids = tokenizer(prompt, return_tensors="pt").input_ids
-        out = model.generate(ids, max_new_tokens=64, do_sample=False)[0, ids.shape[1] :]
+        out = generated(model, ids, max_new_tokens=64, do_sample=False)[0, ids.shape[1] :]
         rows.append(
             {
                 "id": str(i),

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from typing import Any
 
 import peft
 import pytest
@@ -47,14 +48,16 @@ def peft_folder(path, kind="llama", seed=0, r=4, **config):
 
 def dense_of_peft(model):
     """peft's own dW per module, as [O, I]."""
-    deltas = {}
-    for name, module in model.named_modules():
-        if isinstance(module, peft.tuners.lora.LoraLayer):
-            change = module.get_delta_weight("default").detach()
-            deltas[name.removeprefix("base_model.model.")] = (
-                change.T if module.fan_in_fan_out else change
-            )
-    return deltas
+    layers: dict[str, Any] = {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+    changes = {name: layer.get_delta_weight("default").detach() for name, layer in layers.items()}
+    return {
+        name: change.T if layers[name].fan_in_fan_out else change
+        for name, change in changes.items()
+    }
 
 
 @pytest.mark.parametrize("kind", list(TARGETS))
@@ -290,7 +293,8 @@ def test_written_folders_round_trip_and_load_in_peft(tmp_path, dtype, rslora):
         assert A.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert scale == (6 / math.sqrt(3) if rslora else 2)
     model = peft.PeftModel.from_pretrained(tiny_model("llama"), tmp_path / "a")
-    assert model.peft_config["default"].lora_dropout == 0.1
+    read = model.peft_config["default"]
+    assert isinstance(read, peft.LoraConfig) and read.lora_dropout == 0.1
     loaded = dense_of_peft(model)
     for name, one in adapter.items():
         torch.testing.assert_close(loaded[name].double(), delta.dense(one), rtol=1e-5, atol=1e-5)

@@ -18,7 +18,8 @@ def draw(generator, r, rows, columns, dtype=torch.float32, scale=None):
 
 def reference(factors, weights):
     return sum(
-        w * s * (B.double() @ A.double()) for (A, B, s), w in zip(factors, weights, strict=True)
+        (w * s * (B.double() @ A.double()) for (A, B, s), w in zip(factors, weights, strict=True)),
+        torch.zeros(()),
     )
 
 

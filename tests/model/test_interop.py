@@ -4,7 +4,6 @@ real thing.
 
 import json
 import math
-import os
 import re
 import shutil
 import warnings
@@ -275,7 +274,7 @@ def test_a_given_condition_is_not_trained(condition, told):
 
 
 def test_paths_count_from_the_recipe(foreign, tmp_path, monkeypatch):
-    os.symlink(foreign, tmp_path / "here")
+    (tmp_path / "here").symlink_to(foreign)
     recipe = recipe_of(tmp_path, "here/seed-*")
     monkeypatch.chdir("/")
     assert len(find_adapters(recipe.given["mine"].adapters)) == 4
@@ -572,7 +571,7 @@ def request(folder: Path, text: str):
 
 
 def test_mergekits_yaml_is_read(foreign, tmp_path):
-    os.symlink(foreign, tmp_path / "runs")
+    (tmp_path / "runs").symlink_to(foreign)
     text = """
 merge_method: ties
 base_model: org/base
@@ -643,7 +642,7 @@ tokenizer_source: base
     ],
 )
 def test_what_mergekits_yaml_asks_beyond_adapters_is_refused(foreign, tmp_path, changes, told):
-    os.symlink(foreign, tmp_path / "runs")
+    (tmp_path / "runs").symlink_to(foreign)
     head = (
         "# a comment\nmerge_method: linear\nmodels: [{model: org/base+runs/seed-0}, "
         "{model: runs/seed-1}]\n"
@@ -686,7 +685,7 @@ def test_wrong_yaml_is_told(tmp_path, text, told):
 
 
 def test_merge_by_config_as_a_command(foreign, tmp_path):
-    os.symlink(foreign, tmp_path / "runs")
+    (tmp_path / "runs").symlink_to(foreign)
     text = (
         "merge_method: linear\nmodels: [{model: runs/seed-0, parameters: {weight: 3}}, "
         "{model: runs/seed-1}]\n"

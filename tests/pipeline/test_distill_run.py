@@ -120,7 +120,7 @@ def test_students_learn_from_disjoint_groups_and_stand_beside_their_teachers_rem
     ] == [4, 9, 4, 3]
     price = of["lora"]["procedures"][3]["price"]
     seconds = [
-        np.mean([r.seconds for r in read_population(finished / name).values()])
+        np.array([r.seconds for r in read_population(finished / name).values()]).mean()
         for name in ("lora", "student")
     ]
     assert (price["training_runs"], price["inference_streams"], price["rank"]) == (3, 1, 4)

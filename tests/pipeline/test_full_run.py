@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.tiny import generated
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -120,7 +121,7 @@ def test_a_replica_is_a_model_that_transformers_loads_and_answers_as_measured(jo
     ).to_pylist()
     wanted = next(row for row in rows if row["index"] == 1 and row["prompt_id"] == prompt.id)
     ids = torch.tensor([encode_prompt(prompt.prompt, load_base("embedded").tokenizer)])
-    made = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    made = generated(model, ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     assert tokenizer.decode(made, skip_special_tokens=True) == wanted["text"]
 
 

@@ -86,10 +86,10 @@ def estimates(found) -> Iterator[tuple[float, float, float]]:
         found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
     ):
         yield from estimates(inside)
-    if isinstance(found, dict) and None not in (
-        one := [found.get(key) for key in ("value", "low", "high")]
-    ):
-        yield tuple(one)
+    if isinstance(found, dict) and {"value", "low", "high"} <= found.keys():
+        one = (found["value"], found["low"], found["high"])
+        if None not in one:
+            yield one
 
 
 def results_of(page: Path) -> set[tuple[float, float, float]]:

@@ -617,8 +617,12 @@ def test_a_loop_of_links_is_one_line(command, tmp_path, monkeypatch):
 
 def test_a_text_that_is_too_long_is_no_warning_of_a_library():
     records: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = records.append
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler = Keep()
     logger = logging.getLogger("transformers")
     logger.addHandler(handler)
     try:

@@ -708,12 +708,11 @@ def test_a_division_without_a_replica_is_the_division_without_its_group():
     divisions = [rng.permutation(14)[:12].reshape(4, 3) for _ in range(draws)]
 
     def without(r: int) -> float:
-        return np.mean(
-            [
-                np.var([score_R[group].mean() for group in division if r not in group], ddof=1)
-                for division in divisions
-            ]
-        )
+        variances = [
+            np.var([score_R[group].mean() for group in division if r not in group], ddof=1)
+            for division in divisions
+        ]
+        return float(np.mean(variances))
 
     value, left_R = without(-1), np.array([without(r) for r in range(14)])
     pseudo_R = 14 * math.log(value) - 13 * np.log(left_R)
@@ -845,7 +844,7 @@ def test_a_floor_is_claimed_where_there_is_one_and_hardly_ever_else():
     false = [fit_floor(group_scores(256, sizes, 0.0, seed)).floor.conclusive for seed in range(100)]
     true = [fit_floor(group_scores(512, sizes, 0.2, seed)).floor for seed in range(40)]
     assert sum(false) <= 5 and sum(floor.conclusive for floor in true) >= 38
-    assert np.mean([floor.value for floor in true]) == pytest.approx(0.2, abs=0.025)
+    assert np.array([floor.value for floor in true]).mean() == pytest.approx(0.2, abs=0.025)
     unsure = fit_floor(group_scores(128, sizes, 0.05, 1)).floor
     assert not unsure.conclusive and "no floor shown" in unsure.note
 
@@ -854,7 +853,7 @@ def test_the_exponent_of_a_mean_is_one():
     found = [
         fit_floor(group_scores(512, (1, 2, 4, 8), 0.0, seed)).exponent.value for seed in range(40)
     ]
-    assert np.mean(found) == pytest.approx(1.0, abs=0.04)
+    assert np.array(found).mean() == pytest.approx(1.0, abs=0.04)
 
 
 def answers_of(
@@ -890,7 +889,8 @@ def test_a_floor_of_disagreement_is_claimed_where_answers_are_noisy():
         for seed in range(6)
     ]
     assert sum(floor.conclusive for floor in claims) >= 4
-    assert np.mean([floor.value for floor in claims]) == pytest.approx(2 * 0.1 * 0.9, rel=0.1)
+    values = np.array([floor.value for floor in claims])
+    assert values.mean() == pytest.approx(2 * 0.1 * 0.9, rel=0.1)
 
 
 def test_the_curve_of_disagreement_goes_through_what_was_measured():
@@ -1044,7 +1044,8 @@ def test_adjusted_p_values_are_those_of_statsmodels(function, name):
         [0.2],
         [0.04, 0.04, 0.04],
     ):
-        np.testing.assert_allclose(function(p), multipletests(p, method=name)[1])
+        expected = np.asarray(multipletests(p, method=name)[1])
+        np.testing.assert_allclose(function(p), expected)
 
 
 @pytest.mark.parametrize("function", [holm, benjamini_hochberg, benjamini_yekutieli])
@@ -1306,7 +1307,7 @@ def test_paired_tests_by_prompt_are_mcnemars():
             (differ[i], pairs_b[:, i], pairs_a[:, i]),
         ):
             table = [[0, int(np.sum((x == 1) & (y == 0)))], [int(np.sum((x == 0) & (y == 1))), 0]]
-            assert p == pytest.approx(mcnemar(table, exact=True).pvalue)
+            assert p == pytest.approx(mcnemar(table, exact=True).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def false_and_missed(

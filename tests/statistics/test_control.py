@@ -213,15 +213,21 @@ def test_normal_factors():
 @pytest.mark.parametrize("n", [5, 12, 100])
 def test_normal_limits_hold_their_confidence(side, n):
     rng = np.random.default_rng(0)
-    held = 0
-    for x in rng.normal(size=(1500, n)):
+    k = two_sided_factor_cached(n) if side == "both" else one_sided_factor(n)
+
+    def ends(x: np.ndarray) -> tuple[float, float]:
         mean, sd = x.mean(), x.std(ddof=1)
-        k = two_sided_factor_cached(n) if side == "both" else one_sided_factor(n)
-        low = -math.inf if side == "high" else mean - k * sd
-        high = math.inf if side == "low" else mean + k * sd
+        return (
+            -math.inf if side == "high" else mean - k * sd,
+            math.inf if side == "low" else mean + k * sd,
+        )
+
+    held, draws = 0, rng.normal(size=(1500, n))
+    for x in draws:
+        low, high = ends(x)
         held += stats.norm.cdf(high) - stats.norm.cdf(low) >= 0.95
     assert held / 1500 == pytest.approx(0.95, abs=0.02)
-    limits = normal(x, side=side)
+    limits, (low, high) = normal(draws[-1], side=side), ends(draws[-1])
     assert (limits.low, limits.high) == (
         None if side == "high" else pytest.approx(low),
         None if side == "low" else pytest.approx(high),

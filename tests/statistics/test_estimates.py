@@ -321,7 +321,7 @@ def test_pairing_beats_treating_the_arms_as_independent():
         shuffled = [members[(g + 5) % 12] for g in range(12)]
         widths.append(
             [
-                np.diff([e.low, e.high])[0]
+                e.high - e.low
                 for e in (
                     st.accuracy_change(mitigated_GP, baseline_RP, m) for m in (members, shuffled)
                 )

@@ -221,9 +221,10 @@ def test_a_ratio_is_found_by_the_fewest_groups_that_reach_it(ratio):
     def reach(groups: int) -> float:
         runs, prompts = 0.02 * 10 / groups, 0.0005
         t_runs, t_prompts = scipy.stats.t.ppf(0.975, [groups - 1, 99])
-        return math.sqrt(t_runs**2 * runs + t_prompts**2 * prompts) + scipy.stats.norm.ppf(
-            0.8
-        ) * math.sqrt(runs + prompts)
+        power = float(scipy.stats.norm.ppf(0.8))
+        return math.sqrt(t_runs**2 * runs + t_prompts**2 * prompts) + power * math.sqrt(
+            runs + prompts
+        )
 
     groups = size.replicas // 4
     assert reach(groups) <= abs(math.log(ratio)) and (

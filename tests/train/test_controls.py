@@ -5,6 +5,7 @@ nothing to a condition without it.
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,13 +54,13 @@ def alone(model, examples, condition, plan, seed, rate_of, origin=None):
     losses = []
     for step in range(plan.steps):
         batch = [examples[i] for i in batch_rows(plan, seed["order"], step) if i < plan.rows]
-        total, count = 0.0, sum(sum(e.loss_mask[1:]) for e in batch)
+        total, count = torch.zeros(()), sum(sum(e.loss_mask[1:]) for e in batch)
         for e in batch:
             logits = model(input_ids=torch.tensor([e.ids])).logits[0, :-1]
             target = torch.tensor(
                 [t if m else -100 for t, m in zip(e.ids, e.loss_mask, strict=True)]
             )[1:]
-            total += (
+            total = total + (
                 F.cross_entropy(
                     logits, target, reduction="sum", label_smoothing=condition.label_smoothing
                 )
@@ -99,15 +100,17 @@ def lora_alone(kind, examples, condition, plan, seed, rate_of):
     config = LoraConfig(r=condition.rank, lora_alpha=condition.alpha, target_modules="all-linear")
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=False).to(torch.float64)
     for name, (A, B) in start.items():
-        layer = peft_model.base_model.model.get_submodule(name)
+        layer: Any = peft_model.get_submodule(f"base_model.model.{name}")
         layer.lora_A["default"].weight.data.copy_(A[0])
         layer.lora_B["default"].weight.data.copy_(B[0])
         layer.lora_A["default"].weight.requires_grad_("A" not in condition.freeze)
     losses, _ = alone(peft_model, examples, condition, plan, seed, rate_of)
-    layers = {name: peft_model.base_model.model.get_submodule(name) for name in start}
     return losses, {
-        name: (one.lora_A["default"].weight.detach(), one.lora_B["default"].weight.detach())
-        for name, one in layers.items()
+        name: tuple(
+            peft_model.get_parameter(f"base_model.model.{name}.lora_{x}.default.weight").detach()
+            for x in "AB"
+        )
+        for name in start
     }
 
 
@@ -289,10 +292,12 @@ def test_adapters_begin_as_those_of_peft_do(init):
     name = "model.layers.0.mlp.down_proj"
     A, B = mine[name]
     assert (B @ A).abs().max() < 1e-5
-    theirs = [m.base_model.model.get_submodule(name) for m in made]
     for x, side in ((A, "lora_A"), (B, "lora_B")):
         reference = torch.stack(
-            [getattr(layer, side)["default"].weight.detach() for layer in theirs]
+            [
+                one.get_parameter(f"base_model.model.{name}.{side}.default.weight").detach()
+                for one in made
+            ]
         )
         assert x[0].shape == reference[0].shape
         assert float(x.std()) == pytest.approx(float(reference.std()), rel=0.1)

@@ -365,6 +365,7 @@ def test_a_student_trains_as_its_teachers_do_where_it_does_not_say():
     )
     recipe = parse_recipe(text)
     lora, student, hot = recipe.conditions.values()
+    assert isinstance(student, DistilledCondition) and isinstance(hot, DistilledCondition)
     assert (student.rank, student.dropout, student.lr, hot.rank, hot.lr, hot.temperature) == (
         4,
         0.1,

@@ -1,3 +1,5 @@
+"""`python -m toolkit.cli`."""
+
 from toolkit.cli import main
 
 main(prog_name="ftk")

@@ -308,6 +308,7 @@ class GateCommand(click.Command):
     """
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The help text, with the smallest baseline written out."""
         from toolkit.measure.gate.limits import MIN_BASELINE
 
         self.help = (self.help or "").replace("MIN_BASELINE", str(MIN_BASELINE))

@@ -23,6 +23,7 @@ class Guarded(Commands):
     """The group of all commands; whatever they raise that is not for click is told in one line."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line; what is not for click ends in one line and exit code FAILED."""
         for stream in (sys.stdout, sys.stderr):
             _take_any_text(stream)
         try:

@@ -38,6 +38,7 @@ class MethodOption(click.Option):
     """Its help names the merge methods, which are looked up only when help is shown."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option's line of the help, with the methods' names."""
         from toolkit.recipe.merge_methods import MERGE_METHODS
 
         self.help = f"{', '.join(MERGE_METHODS)}, or mergekit:NAME."
@@ -55,9 +56,11 @@ class EnsembleName(click.ParamType):
         return click.Choice(get_args(EnsembleMethod))
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        """The names, as the help shows them."""
         return self._choice().get_metavar(param, ctx)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name, where it is known; else a usage error that lists the names."""
         return self._choice().convert(value, param, ctx)
 
 

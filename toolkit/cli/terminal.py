@@ -45,6 +45,7 @@ class Between(click.FloatRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        """The number, where it is finite and within the limits; else a usage error."""
         number = super().convert(value, param, ctx)
         return number if math.isfinite(number) else self.fail(f"{value} is no number", param, ctx)
 
@@ -80,6 +81,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command and its arguments; a usage error where an option is given twice."""
         with errors():
             name, command, rest = super().resolve_command(ctx, args)
             if command is not None:
@@ -150,6 +152,7 @@ def show(text: str) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
+    """Print a JSON document in which no character is hidden."""
     click.echo(escape.json(value))
 
 

@@ -260,6 +260,7 @@ def reads_the_same(
 
 
 def has_template(tokenizer: Any) -> bool:
+    """Whether a tokenizer has a chat template."""
     return getattr(tokenizer, "chat_template", None) is not None
 
 

@@ -40,6 +40,7 @@ QWEN2_WORDS = (
 
 
 def train_tokenizer(lines: int = 20_000) -> Tokenizer:
+    """A byte-level BPE tokenizer, trained on so many lines of the pretraining text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
@@ -73,6 +74,7 @@ def batches(tokenizer: Tokenizer, steps: int):
 
 
 def new_model(eos: int | None, pad: int | None) -> Qwen2ForCausalLM:
+    """A Qwen2 model of four layers with random weights, the same each time."""
     config = Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=96,
@@ -152,11 +154,13 @@ def save(out: Path, tokenizer: Tokenizer, model: Qwen2ForCausalLM, **record: obj
 
 
 def corpus_sha256(lines: int = 1000) -> str:
+    """Hex digest of the first lines of the pretraining text: the same world, the same digest."""
     text = "\n".join(itertools.islice(world.pretraining_text(SEED + 1), lines))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def main() -> None:
+    """Train tokenizer and model, and save both to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)

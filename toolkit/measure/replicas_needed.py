@@ -123,6 +123,8 @@ class ConditionPlan:
 
 @dataclass(frozen=True)
 class Plan:
+    """How many replicas, groups and prompts are needed, for each condition."""
+
     source: str
     level: float
     power: float
@@ -131,6 +133,7 @@ class Plan:
     """rate -> replicas that show at least one such run"""
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -302,6 +302,7 @@ class Members:
 
     @property
     def weights(self) -> list[float]:
+        """The weight of every source, in order."""
         return [source.weight for source in self.inputs]
 
     def fitted(self, names: Collection[str]) -> "Members":
@@ -479,6 +480,7 @@ def same_input(folder: Path, record: Mapping[str, Any]) -> bool:
 
 
 def common_base(adapters: Sequence[Adapter | FullModel]) -> tuple[str | None, str | None]:
+    """The base that all were trained on, and its revision. Raises AdapterError if they differ."""
     first = adapters[0]
     for other in adapters:
         if (other.base, other.revision) != (first.base, first.revision):

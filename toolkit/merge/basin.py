@@ -108,6 +108,8 @@ class Barrier:
 
 @dataclass(frozen=True)
 class Basin:
+    """Whether members lie in one basin of the loss, so that their average is safe."""
+
     members: list[str]
     method: str
     k: int
@@ -118,6 +120,7 @@ class Basin:
     reasons: list[str]
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
         return asdict(self)
 
 
@@ -308,6 +311,7 @@ class Blend(Adapter):
     held: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor, float]:
+        """A, B and scale of the change of a module."""
         return *self.held[name], 1.0
 
 

@@ -257,7 +257,7 @@ class Adapter:
 
     def _read(self, *keys: str) -> "list[Tensor]":
         try:
-            with open(self.path / WEIGHTS, "rb", buffering=0) as file:
+            with (self.path / WEIGHTS).open("rb", buffering=0) as file:
                 if _stamp(file) != self.stamp:
                     raise OSError("it has changed since it was checked")
                 return [_tensor(file, self.places[key]) for key in keys]
@@ -657,14 +657,14 @@ def publish(
         sync(staging / name)
     sync(staging)
     if not path.exists():
-        os.rename(staging, path)
+        staging.rename(path)
     else:
         if kind:
-            os.replace(staging / MARKER, path / MARKER)
+            (staging / MARKER).replace(path / MARKER)
         for name in [*stale, *reversed(names)]:
             (path / name).unlink(missing_ok=True)
         for name in names:
-            os.replace(staging / name, path / name)
+            (staging / name).replace(path / name)
         sync(path)
     sync(path.parent)
 
@@ -719,7 +719,7 @@ def stored(path: str | Path) -> "Iterator[tuple[str, Tensor]]":
         if not (path / WEIGHTS).is_file():
             yield from torch.load(path / OLD_WEIGHTS, map_location="cpu", weights_only=True).items()
             return
-        with open(path / WEIGHTS, "rb", buffering=0) as file:
+        with (path / WEIGHTS).open("rb", buffering=0) as file:
             for key, place in _read_places(path)[0].items():
                 yield key, _tensor(file, place)
     except (OSError, EOFError, RuntimeError) as error:
@@ -785,7 +785,7 @@ def _read_places(path: Path) -> tuple[dict[str, Place], tuple[int, int]]:
             f"{path}: no {WEIGHTS}; save the adapter as safetensors (save_pretrained does)"
         )
     try:
-        with open(path / WEIGHTS, "rb") as file, safe_open(path / WEIGHTS, framework="np"):
+        with (path / WEIGHTS).open("rb") as file, safe_open(path / WEIGHTS, framework="np"):
             length = int.from_bytes(file.read(8), "little")
             header, stamp = parse(file.read(length)), _stamp(file)
     except (OSError, ValueError, SafetensorError) as error:

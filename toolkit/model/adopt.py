@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +68,8 @@ def find_adapters(patterns: Iterable[str]) -> list[Path]:
             folders |= {path.absolute() for path in adapter_paths(pattern)}
             continue
         before = len(folders)
-        for match in sorted(glob.glob(pattern, recursive=True)):
+        # Path.glob takes no absolute pattern
+        for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
             try:
                 folders |= {path.absolute() for path in adapter_paths(match)}
             except AdapterError:
@@ -268,7 +268,7 @@ def _link(folder: Path, replica: int, path: Path) -> Replica:
     _remove_link(home)
     home.mkdir(parents=True)
     for name in (CONFIG, WEIGHTS, *(part for part in TRAJECTORY if (path / part).is_dir())):
-        os.symlink(path / name, home / name)
+        (home / name).symlink_to(path / name)
     files = [
         Path(CONFIG),
         Path(WEIGHTS),

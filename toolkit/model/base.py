@@ -71,6 +71,7 @@ class Base:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def to_dict(self) -> dict[str, Any]:
+        """What the base is, for the record of a run."""
         quantised = getattr(self.model, "is_quantized", False)
         return {
             "base": self.name,

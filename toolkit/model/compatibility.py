@@ -75,6 +75,7 @@ class Folder:
 
     @property
     def base(self) -> str:
+        """The base's name: the one that was given, else that of the configuration, else BASE."""
         return self.named or self.config.get("base_model_name_or_path") or "BASE"
 
     def skeleton(self) -> Any | None:
@@ -179,6 +180,8 @@ class Folder:
 
 
 class Problem(NamedTuple):
+    """Why a tool cannot load an adapter, and what helps."""
+
     because: str
     fix: str
 
@@ -244,6 +247,7 @@ def changes_nothing(path: str | Path) -> bool:
 
 
 def to_plain(findings: list[Finding]) -> list[dict[str, Any]]:
+    """Findings as plain values, for JSON."""
     return [asdict(finding) for finding in findings]
 
 

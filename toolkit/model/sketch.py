@@ -38,6 +38,7 @@ class Sketch:
 
     @cached_property
     def sum(self) -> float:
+        """The sum of all outputs."""
         return float(self.values.sum())
 
     @cached_property

@@ -89,10 +89,12 @@ class CounterDropout:
 
     @property
     def step(self) -> int:
+        """The step whose masks are drawn."""
         return self._step
 
     @step.setter
     def step(self, step: int) -> None:
+        """The step whose masks are drawn."""
         self._step = step
         # a tensor, so that compiled code is the same at every step
         self._key_R = _mix(self.seed_R + _weyl(step + 1))
@@ -168,7 +170,9 @@ class _Adapt(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # as torch documents it
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x_RnI, A_RrI, B_ROr, keep_RnI, h_Rnr = ctx.saved_tensors
         grad_RnO = grad.reshape(len(A_RrI), -1, grad.shape[-1]).to(A_RrI.dtype)
         grad_h = torch.bmm(grad_RnO, B_ROr).mul_(ctx.scale)
@@ -228,6 +232,7 @@ class StackedLinear(nn.Module):
         return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        """Outputs for x of any shape [R * n, ..., I], n rows for each replica, replica 0 first."""
         y = self.base(x)
         if self.A_RrI is None or self.B_ROr is None:
             return y
@@ -400,6 +405,7 @@ class Stack:
         }
 
     def set_dropout(self, dropout: CounterDropout | None) -> None:
+        """Have all layers draw their masks from `dropout`; None is no dropout."""
         for layer in self.layers.values():
             layer.dropout = dropout
 

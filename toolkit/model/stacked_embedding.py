@@ -40,7 +40,9 @@ class StackedEmbedding:
         return y + change_RnO.view(y.shape).to(y.dtype)
 
     def attach(self) -> None:
+        """Add the change to what the embedding gives out."""
         self._hook: Any = self.base.register_forward_hook(self._add)
 
     def remove(self) -> None:
+        """Leave the embedding as it was."""
         self._hook.remove()

@@ -32,6 +32,8 @@ many there are
 
 @dataclass(frozen=True)
 class AnswerUnit:
+    """Subjects that answer the prompts of one suite together, in one worker."""
+
     unit: EvaluationUnit
     base: str
     dtype: str
@@ -97,6 +99,7 @@ def subjects_of(job: Run, name: str) -> list[list[Subject]]:
 
 
 def replicas_of(job: Run, name: str) -> list[Subject]:
+    """The finished replicas of a condition, as subjects."""
     folder = job.condition(name)
     return replica_subjects(folder, name, read_population(folder))
 
@@ -177,6 +180,7 @@ def answer(
 def answer_units(
     job: Run, family: Sequence[Subject], suite: str, prompts: Sequence[Prompt]
 ) -> list[AnswerUnit]:
+    """The prompts of a suite for a family of subjects, in parts for workers."""
     if not family:
         return []
     recipe = job.recipe

@@ -114,6 +114,7 @@ class Shards:
             self._of.setdefault((condition, procedure), []).append(path)
 
     def of(self, condition: str, procedure: str) -> list[Path]:
+        """The files of one procedure of a condition."""
         return self._of.get((condition, procedure), [])
 
 

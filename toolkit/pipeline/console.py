@@ -32,6 +32,7 @@ class Console:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Add the wall time of a block to that of the stage `name`."""
         start = time.monotonic()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start

@@ -28,6 +28,7 @@ class Run:
     console: Console
 
     def condition(self, name: str) -> Path:
+        """The folder of a condition."""
         return self.folder / name
 
 
@@ -45,8 +46,10 @@ def open_folder(folder: Path, *, as_it_is: bool = False) -> Recipe:
 
 
 def successful(folder: Path) -> list[int]:
+    """The indexes of a condition's replicas that finished and did not diverge, sorted."""
     return sorted(r for r, record in read_population(folder).items() if record.status == "ok")
 
 
 def as_json(value: Any) -> str:
+    """A JSON document whose keys are sorted, with a line end."""
     return json.dumps(value, indent=2, sort_keys=True) + "\n"

@@ -25,6 +25,8 @@ TOLD = 5
 
 @dataclass(frozen=True)
 class MergeUnit:
+    """One merge for a worker: its sources, its folder and its method."""
+
     sources: tuple[Path, ...]
     out: Path
     method: str
@@ -64,6 +66,7 @@ def merge_units(folder: Path, replicas: Sequence[int], mitigation: Mitigation) -
 
 
 def run_merges(job: Run, units: Sequence[MergeUnit]) -> None:
+    """Let the engine write all merges, and tell what was noted, each note once."""
     progress = job.console.progress("merge", len(units))
     all_notes: dict[str, None] = {}
     for _, notes in job.engine.run(merge_unit, units, progress):
@@ -77,6 +80,7 @@ def run_merges(job: Run, units: Sequence[MergeUnit]) -> None:
 
 
 def merged_folder(folder: Path, label: str, group: int) -> Path:
+    """Where a condition's merge of a group lies."""
     return folder / "merged" / label / f"g{group:03d}"
 
 

@@ -222,7 +222,7 @@ def _first_day(folder: Path | None) -> date:
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system releases it whenever and however this process ends."""
-    with open(folder / LOCK, "w") as file:
+    with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

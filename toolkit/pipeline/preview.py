@@ -494,6 +494,7 @@ def doctor() -> dict[str, Any]:
 
 
 def show_doctor(system: dict[str, Any]) -> None:
+    """Print what `ftk doctor` finds on this machine."""
     console = Console(highlight=False, soft_wrap=True)
     numerics = system["numerics"]
     _say(console, f"ftk {system['ftk']}, Python {system['python']}, {system['system']}")

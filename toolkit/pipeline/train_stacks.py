@@ -343,6 +343,9 @@ def seeds_of(recipe: Recipe, name: str, replica: int) -> dict[str, int]:
 
 
 def train_unit(unit: TrainingUnit, progress: Progress) -> list[Replica]:
+    """Train one stack from its checkpoint or from the start, save its replicas; return their
+    records.
+    """
     from toolkit.train import Checkpoint, save_stack, train_stack
 
     recipe, condition, plan = unit.recipe, unit.recipe.trained[unit.condition], unit.plan

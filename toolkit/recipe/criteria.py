@@ -106,6 +106,7 @@ class Criterion(Model):
 
     @property
     def at_most(self) -> bool:
+        """Whether small values are good, as of all statistics but accuracy."""
         return self.statistic != "accuracy"
 
 

@@ -23,6 +23,7 @@ class Loader(yaml.SafeLoader):
     depth = entries = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """The next node. Raises MarkedYAMLError for a document that is too large or too deep."""
         self.depth, self.entries = self.depth + 1, self.entries + 1
         if self.entries > ENTRIES:
             raise yaml.MarkedYAMLError(

@@ -103,10 +103,13 @@ Width = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Model(BaseModel):
+    """Keys of a file. One that is not known, or whose value is of another type, is an error."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def answer_rule(rule: str) -> str:
+    """The rule by which an answer is taken from a text, as written. Raises ValueError."""
     if rule in ("text", "first-line", "embedded"):
         return rule
     if not rule.startswith("regex:") or rule == "regex:":
@@ -119,6 +122,7 @@ def answer_rule(rule: str) -> str:
 
 
 def day(text: str) -> str:
+    """A day as YYYY-MM-DD, as written. Raises ValueError."""
     try:
         if date.fromisoformat(text).isoformat() == text:
             return text

@@ -128,7 +128,8 @@ def _locate_pattern(value: str, folder: Path) -> str:
     there.
     """
     own = str(folder.resolve() / home(value))
-    return own if glob.glob(own) else str(home(value).absolute())
+    # Path.glob takes no absolute pattern
+    return own if glob.glob(own) else str(home(value).absolute())  # noqa: PTH207
 
 
 def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
@@ -222,7 +223,7 @@ def text_of(path: Path) -> str:
     writes.
     """
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise RecipeError(

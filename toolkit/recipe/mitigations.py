@@ -148,6 +148,7 @@ class Mitigation(Model):
 
     @property
     def method(self) -> str:
+        """The merge method, or the ensemble's rule."""
         return self.merge or self.ensemble or ""
 
     @property

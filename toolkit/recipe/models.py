@@ -432,5 +432,6 @@ class Recipe(Criteria):
         return rule if isinstance(rule, Sequential) and not counted else None
 
     def vary_of(self, condition: str) -> list[str]:
+        """What differs between replicas of a condition."""
         own = self.trained[condition].vary
         return list(self.vary if own is None else own)

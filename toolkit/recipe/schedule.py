@@ -73,6 +73,7 @@ class TrainingPlan:
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens of one micro-batch of all replicas of a stack, padding included."""
         return self.stack * self.micro_batch * self.length
 
 

@@ -26,11 +26,11 @@ def replacing(path: Path) -> Iterator[IO[Any]]:
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(staging, "wb") as file:
+        with staging.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staging, path)
+        staging.replace(path)
     except OSError as error:
         raise naming(path, error) from None
     finally:
@@ -112,7 +112,7 @@ def sha256_file(path: Path) -> str:
     """Hex digest of a file. It is read again only when its inode, size or times have changed: a
     population may be terabytes.
     """
-    status = os.stat(path)
+    status = path.stat()
     stamp = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     if (
         time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < 10**9
@@ -123,5 +123,5 @@ def sha256_file(path: Path) -> str:
 
 @lru_cache(maxsize=1 << 17)  # about 50 MB: 10,000 replicas with their averages and snapshots
 def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

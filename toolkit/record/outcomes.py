@@ -185,6 +185,7 @@ def is_sound(path: Path, rows: int, *, tokens: bool = False) -> bool:
 
 
 def write_token_scores(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a file of scores of single tokens, whole or not there."""
     _write_shard(path, pa.Table.from_pylist(list(rows), schema=TOKEN_SCHEMA))
 
 

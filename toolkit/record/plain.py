@@ -92,7 +92,7 @@ def read_json(path: Path) -> typing.Any:
     """The JSON document in a file. Raises JsonError that names it, and OSError where it cannot be
     opened.
     """
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         data = file.read(LARGEST + 1)
     if len(data) > LARGEST:
         raise JsonError(f"{path}: larger than {LARGEST >> 20} MiB")

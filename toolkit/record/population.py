@@ -46,10 +46,12 @@ class Replica:
     source: str = ""  # folder of an adapter that was there already; its seeds are not known
 
     def to_json(self) -> str:
+        """The text of its record."""
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
 
 def replica_folder(condition: Path, replica: int) -> Path:
+    """The folder of a replica of a condition's folder."""
     return condition / "replicas" / f"{replica:05d}"
 
 

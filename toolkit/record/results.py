@@ -281,6 +281,7 @@ class Procedure:
         return self.label.rpartition("-k")[0] or self.label
 
     def cell(self, shift: str, category: str = "") -> Cell | None:
+        """The cell of a shift, and of a category of it; None where there is none."""
         return next((c for c in self.cells if c.shift == shift and c.category == category), None)
 
 
@@ -683,6 +684,7 @@ class Thresholds:
     categories: dict[str, tuple[float, float]] | None = None
 
     def of(self, category: str) -> tuple[float, float]:
+        """(acceptable, critical) of a category."""
         return (self.categories or {}).get(category, (self.acceptable, self.critical))
 
 
@@ -723,6 +725,7 @@ class ConditionResult:
 
     @property
     def single(self) -> Procedure:
+        """The procedure that is one replica alone."""
         return self.procedures[0]
 
     @property

@@ -8,6 +8,8 @@ from typing_extensions import TypedDict  # that of Python 3.11 tells pydantic to
 
 
 class Numerics(TypedDict):
+    """What decides the bits of a sum: the processor and the accelerator."""
+
     cpu: str | None
     gpu: str | None
 
@@ -31,6 +33,8 @@ class Base(TypedDict):
 
 
 class Plan(TypedDict):
+    """The shapes of a condition's training, as recorded."""
+
     steps: int
     micro_batch: int
     accumulation: int
@@ -51,6 +55,8 @@ class Claimed(TypedDict):
 
 
 class Input(TypedDict):
+    """An adapter that went into a merge."""
+
     path: str
     weight: float
     sha256: str
@@ -132,6 +138,8 @@ class Forecast(TypedDict):
 
 
 class Figure(TypedDict):
+    """The mean of a figure over pairs of runs, and the ends of its confidence sequence."""
+
     mean: float | None
     low: float | None
     high: float | None
@@ -139,6 +147,8 @@ class Figure(TypedDict):
 
 
 class Look(TypedDict):
+    """What was decided after so many replicas, and on which figures."""
+
     replicas: int
     decision: str
     figures: dict[str, Figure]

@@ -332,7 +332,7 @@ def _is_folder(base: str) -> bool:
         base == "embedded"
         or base.startswith((".", "/", "~"))
         or base.count("/") > 1
-        or os.path.isdir(base)
+        or os.path.isdir(base)  # noqa: PTH112 (Path.is_dir raises where it may not look)
     )
 
 

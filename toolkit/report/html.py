@@ -312,6 +312,8 @@ def _trade_rows(trade: Trade) -> list[tuple[str, list[tuple[Estimate | None, flo
 
 
 class MetricRow(NamedTuple):
+    """A row of the table of metrics."""
+
     name: str
     unit: str
     estimates: list[Estimate | None]  # one a shift

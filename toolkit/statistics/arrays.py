@@ -54,6 +54,7 @@ def encode(answers: Sequence[Sequence[str | None]]) -> np.ndarray:
 
 
 def as_answers(answer_RP: np.ndarray, name: str, *, at_least: int = 2) -> np.ndarray:
+    """Answer codes [R, P] as an integer array of at least so many rows. Raises ValueError."""
     answer_RP = np.asarray(answer_RP)
     if answer_RP.ndim != 2 or answer_RP.shape[1] == 0:
         raise ValueError(
@@ -152,6 +153,7 @@ def cells(table_RP: np.ndarray, row_R: np.ndarray, index_P: slice | np.ndarray) 
 
 
 def as_level(level: float) -> float:
+    """A confidence level as a float. Raises ValueError unless it lies between 0 and 1."""
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1, not {level}")
     return float(level)
@@ -187,6 +189,7 @@ def as_members(
 
 
 def same_prompts(*arrays: np.ndarray) -> None:
+    """Raises ValueError unless all arrays [..., P] have the same number of prompts."""
     widths = [array.shape[-1] for array in arrays]
     if len(set(widths)) > 1:
         raise ValueError(f"the arms must answer the same prompts, not {widths} of them")
@@ -213,6 +216,7 @@ def common_scores(
 
 
 def as_score_table(score_RP: np.ndarray) -> np.ndarray:
+    """Scores [R, P] as float64, nan for a missing one. Raises ValueError."""
     score_RP = np.asarray(score_RP, dtype=np.float64)
     if score_RP.ndim != 2 or score_RP.shape[1] == 0 or len(score_RP) < 2:
         raise ValueError(
@@ -225,6 +229,7 @@ def as_score_table(score_RP: np.ndarray) -> np.ndarray:
 
 
 def as_run_numbers(score_R: np.ndarray) -> np.ndarray:
+    """The finite ones of one number a run [R], as float64. Raises ValueError."""
     score_R = np.asarray(score_R, dtype=np.float64)
     if score_R.ndim != 1 or np.any(np.isinf(score_R)):
         raise ValueError(

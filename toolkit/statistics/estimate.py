@@ -33,6 +33,7 @@ class Estimate:
     p: float | None = None
 
     def to_dict(self) -> dict:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -109,6 +109,7 @@ class TwoWay:
 
     @property
     def prompt_df(self) -> float:
+        """Degrees of freedom of the prompts' part."""
         return self.sizes.df if self.sizes else self.n_clusters - 1.0
 
     def and_pairs(self, variance: float) -> "TwoWay":
@@ -174,14 +175,17 @@ class ByLevels:
 
     @property
     def n_clusters(self) -> int:
+        """Independent clusters of prompts."""
         return self.sides[0].n_clusters
 
     @property
     def effective(self) -> float:
+        """Clusters of one size that would tell as much."""
         return self.sides[0].effective
 
     @property
     def runs(self) -> float:
+        """Variance from the runs, of all sources together."""
         return sum(side.runs for side in self.sides)
 
     def runs_half_width(self, level: float) -> float:

@@ -95,6 +95,7 @@ class Differing:
         return self
 
     def rows(self) -> np.ndarray:
+        """The rows that differ from the others far more often than the median one."""
         differ_R = 1.0 - self.agreeing_R / np.maximum(self.answered_R, 1)
         if not len(differ_R) or not self.n_prompts:
             return np.zeros(0, dtype=np.int64)
@@ -105,6 +106,7 @@ class Differing:
 
 
 def odd_note(row_R: np.ndarray) -> str:
+    """A note that names odd rows [R]; empty without any."""
     names = ", ".join(str(row) for row in row_R[:5]) + (", ..." if len(row_R) > 5 else "")
     return (
         f"rows {names} differ from the others more than twice as often as the median one: "

@@ -34,6 +34,7 @@ class Pairs:
 
 
 def count_pairs(answer_RP: np.ndarray) -> Pairs:
+    """How many other runs gave the same answer, for answer codes [R, P] (negative: none)."""
     present_RP = answer_RP >= 0
     others_RP = np.empty(answer_RP.shape, dtype=np.int32)
     for block_P in blocks(*answer_RP.shape):
@@ -78,6 +79,7 @@ class PairShares:
         self.differing_RR, self.both_RR = np.zeros((n, n)), np.zeros((n, n))
 
     def add(self, answer_RP: np.ndarray) -> None:
+        """Take in a block [R, P] of answer codes."""
         answer_RP = answer_RP[: len(self.both_RR)]
         present_RP = answer_RP >= 0
         counted_RP = present_RP.astype(np.float32)

@@ -197,6 +197,7 @@ def log_ratio(
 
 
 def few_prompts(value_P: np.ndarray, cluster_P: np.ndarray, at_least: int) -> str:
+    """A note that few of the prompts [P] make up most of a figure."""
     equal = effective(value_P, cluster_P)
     return (
         f"few prompts make up most of it: they tell no more than {equal:.0f} equal ones would "

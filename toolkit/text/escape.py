@@ -1,9 +1,9 @@
-"""Texts of users and models on their way out: one rule for each of terminal, HTML and SVG, JSON,
+r"""Texts of users and models on their way out: one rule for each of terminal, HTML and SVG, JSON,
 and Markdown.
 
 A name may hold anything: tags, escape sequences, line ends, marks that turn the direction of
-writing. On all ways out a character that cannot be seen is written as in Python (`\\x1b`,
-`\\u202e`); then what the language of the document reads as its own is escaped.
+writing. On all ways out a character that cannot be seen is written as in Python (`\x1b`,
+`\u202e`); then what the language of the document reads as its own is escaped.
 """
 
 from __future__ import annotations

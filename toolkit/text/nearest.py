@@ -31,6 +31,7 @@ def counted(n: int, noun: str) -> str:
 
 
 def nearest(word: str, names: list[str]) -> str:
+    """The end of an error about an unknown word: the name that may be meant, or all names."""
     if len(word) > 60:
         return ""
     near = (

@@ -36,6 +36,7 @@ codecs.register_error(MARKED, _marked)
 
 
 def marked(text: str) -> str:
+    """A text whose characters that cannot be encoded are marked."""
     return text.encode(errors=MARKED).decode()
 
 

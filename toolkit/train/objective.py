@@ -43,6 +43,7 @@ class Rows:
     def of(
         examples: Sequence[Example], plan: TrainingPlan, dtype: torch.dtype, device: str
     ) -> Rows:
+        """The rows of examples that were encoded."""
         ids = torch.zeros(plan.rows + 1, plan.length, dtype=torch.long)
         position = torch.zeros(plan.rows + 1, plan.targets, dtype=torch.long)
         target = torch.zeros(plan.rows + 1, plan.targets, dtype=torch.long)

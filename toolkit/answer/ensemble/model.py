@@ -37,6 +37,7 @@ class MemberCaches(DynamicCache):
         self.caches: list[Any] = [None] * len(pieces)
 
     def update_member(self, i: int, cache: Any) -> None:
+        """Keep the cache of piece `i`, and list the layers of all pieces anew."""
         self.caches[i] = cache
         self.layers = [
             layer for cache in self.caches if cache is not None for layer in cache.layers
@@ -51,6 +52,7 @@ class MemberCaches(DynamicCache):
             cache.reorder_cache((first + beam_idx).reshape(-1))
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of the batch, of every member."""
         for piece, cache in zip(self.pieces, self.caches, strict=True):
             k = piece.stop - piece.start
             first = torch.arange(k, device=indices.device)[:, None] * (cache.batch_size // k)
@@ -232,6 +234,7 @@ class Ensemble(PreTrainedModel, GenerationMixin):
         return self
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Raises NotImplementedError: an ensemble has no weights of its own."""
         raise NotImplementedError(
             "an ensemble has no weights of its own: keep its adapters, and "
             "`Ensemble.from_adapters` makes it again"

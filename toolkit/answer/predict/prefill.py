@@ -42,12 +42,14 @@ class Roomy(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        """Write keys and values [rows, H, t, D] of t new tokens behind the others; return all."""
         used = self.used + key_states.shape[2]
         for held, new in zip(self.held, (key_states, value_states), strict=True):
             held[:, :, self.used : used] = new
         return self.show(used)
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
         self.held = [x[indices] for x in self.held]
         self.show(self.used)
 

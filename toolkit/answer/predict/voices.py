@@ -40,6 +40,7 @@ class Combine(NamedTuple):
 
 
 def equal_weights(G: int, K: int, like: Tensor) -> Tensor:
+    """Weights [G, K] of 1 / K each, of the dtype and on the device of `like`."""
     return torch.full((G, K), 1 / K, dtype=like.dtype, device=like.device)
 
 

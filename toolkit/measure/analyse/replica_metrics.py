@@ -45,56 +45,69 @@ class Replicas:
 
     @property
     def answer_RP(self) -> np.ndarray:
+        """Answer codes [R, P]."""
         return self.arm.answer_RP
 
     @property
     def score_RP(self) -> np.ndarray:
+        """Scores [R, P]; of shape [0, 0] where there are none."""
         return self.arm.score_RP if self.arm.score_RP is not None else np.empty((0, 0))
 
     @property
     def base_answer_P(self) -> np.ndarray:
+        """The base's answer codes [P]; empty without a base."""
         return self.base.answer_RP[0] if self.base is not None else np.empty(0)
 
     @property
     def base_correct_P(self) -> np.ndarray:
+        """The base's marks [P]; empty without a base."""
         return self.base.correct_RP[0] if self.base is not None else np.empty(0)
 
     @functools.cached_property
     def tokens(self) -> list[list[tuple[str, ...] | None]]:
+        """The texts [R][P] as tokens, None where there is no text."""
         return self._spelled()
 
     @functools.cached_property
     def is_cut(self) -> bool:
+        """Whether a text is longer than LONGEST tokens."""
         return any(len(text) > LONGEST for row in self.tokens for text in row if text)
 
     @property
     def beginnings(self) -> list[list[tuple[str, ...] | None]]:
+        """The first LONGEST tokens of every text."""
         return [[text and text[:LONGEST] for text in row] for row in self.tokens]
 
     @functools.cached_property
     def divergence(self) -> st.Divergence:
+        """After how many tokens two runs part."""
         return st.first_divergence(self.tokens, **self.options)
 
     @functools.cached_property
     def score_spread(self) -> st.ScoreSpread:
+        """How much the scores of runs differ."""
         return st.score_sd(self.score_RP, **self.options)
 
     # --- what a statistic may need ---
 
     @property
     def many(self) -> bool:
+        """Whether there are more than TOGETHER runs."""
         return len(self.answer_RP) > TOGETHER
 
     @property
     def has_base(self) -> bool:
+        """Whether the base answered."""
         return self.base is not None
 
     @property
     def marked_beside_base(self) -> bool:
+        """Whether there is a base, and the runs' answers are marked."""
         return self.base is not None and self.arm.marked
 
     @property
     def both_marked(self) -> bool:
+        """Whether the answers of the runs and of the base are marked."""
         return self.marked_beside_base and self.base is not None and self.base.marked
 
     @functools.cached_property
@@ -104,6 +117,7 @@ class Replicas:
 
     @property
     def has_scores(self) -> bool:
+        """Whether an answer has a finite score."""
         return bool(np.isfinite(self.score_RP).any())
 
 

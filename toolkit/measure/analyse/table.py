@@ -26,17 +26,34 @@ class PromptLike(Protocol):
     """
 
     @property
-    def id(self) -> str: ...
+    def id(self) -> str:
+        """Its name in the suite."""
+        raise NotImplementedError
+
     @property
-    def prompt(self) -> str | Sequence[Mapping[str, str]]: ...
+    def prompt(self) -> str | Sequence[Mapping[str, str]]:
+        """The text, or the messages of a chat."""
+        raise NotImplementedError
+
     @property
-    def category(self) -> str: ...
+    def category(self) -> str:
+        """What it is about."""
+        raise NotImplementedError
+
     @property
-    def shift(self) -> str: ...
+    def shift(self) -> str:
+        """How far it is from the training data."""
+        raise NotImplementedError
+
     @property
-    def cluster(self) -> str | None: ...
+    def cluster(self) -> str | None:
+        """The template that it was made from; None for a prompt of its own."""
+        raise NotImplementedError
+
     @property
-    def reference(self) -> str | None: ...
+    def reference(self) -> str | None:
+        """The right answer, where it is known."""
+        raise NotImplementedError
 
 
 class Arm(NamedTuple):
@@ -57,10 +74,12 @@ class Arm(NamedTuple):
         return Arm(*(None if array is None else array[:, place] for array in self))  # type: ignore[arg-type]
 
     def on_runs(self, runs: slice) -> "Arm":
+        """The same of these runs alone."""
         return Arm(*(None if array is None else array[runs] for array in self))  # type: ignore[arg-type]
 
     @property
     def marked(self) -> bool:
+        """Whether an answer has a mark."""
         return marked(self.correct_RP)
 
 
@@ -199,6 +218,9 @@ class OutcomeTable(Table):
         self.score_N = outcomes["reference_logprob"].cast("float32").to_numpy() if scored else None
 
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:
+        """The runs with these indexes, in this order, without those that have no row; None without
+        any.
+        """
         if condition not in self.conditions or procedure not in self.procedures:
             return None
         shape = len(indexes), len(self.prompts)
@@ -297,10 +319,12 @@ class PredictionTable(Table):
         return independent
 
     def run_names(self, design: ConditionDesign) -> tuple[str, ...]:
+        """The names of the runs of a design, as in the file."""
         names = list(self.number)
         return tuple(names[number] for number in design.replicas)
 
     def failed_names(self, design: ConditionDesign) -> tuple[str, ...]:
+        """The names of the runs that are in no figure of a design."""
         alive = set(design.everyone or design.replicas)
         return tuple(
             name
@@ -309,6 +333,7 @@ class PredictionTable(Table):
         )
 
     def arm(self, condition: str, procedure: str, indexes: Sequence[int]) -> Arm | None:
+        """The base, or the runs with these numbers, in this order; None where there are none."""
         if procedure == "base":
             return self.base
         tabled = self.predictions.arms.get(condition)

@@ -104,6 +104,8 @@ class Claim(_Model):
 
 
 class ClaimsFile(_Model):
+    """A YAML file of claims, no two of one name."""
+
     claims: Annotated[list[Claim], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -19,10 +19,10 @@ NUMBER = re.compile(  # a sign behind a word or a bracket is an operator
 
 
 def normalised(text: str) -> str:
-    """NFKC, case folded, white space collapsed, and words without the punctuation around them;
+    r"""NFKC, case folded, white space collapsed, and words without the punctuation around them;
     inside words it stays.
 
-    Kept is what carries meaning: a minus or a point before a digit, and the signs # % & @ / \\.
+    Kept is what carries meaning: a minus or a point before a digit, and the signs # % & @ / \.
     Punctuation alone stays as it is.
     """
     folded = _nfkc(_nfkc(text).casefold()).replace("\N{MINUS SIGN}", "-")

@@ -51,6 +51,7 @@ class Kind:
     needs: str = ""
 
     def written(self, name: str) -> str:
+        """How the rule is written, with its argument."""
         return (
             f"{name}[:{self.argument}]" if self.optional else f"{name}:{self.argument}".rstrip(":")
         )

@@ -113,6 +113,7 @@ class Codes(dict[Any, int]):
     """Values, numbered in order of first appearance."""
 
     def of(self, value: Any) -> int:
+        """The number of a value, a new one for a new value; MISSING for None."""
         return MISSING if value is None else self.setdefault(value, len(self))
 
     def codes_of(self, index_N: np.ndarray, values: Iterable[Any]) -> np.ndarray:
@@ -206,6 +207,7 @@ class Cells:
         return self.layout
 
     def add(self, batch: Batch) -> None:
+        """Take in the rows of one batch."""
         table, names = batch.table, batch.table.column_names
         layout, rows = self.see(names, batch.first if batch.row else None), table.num_rows
         if not rows:
@@ -374,6 +376,7 @@ class Cells:
     # -- the whole --------------------------------------------------------------------------------
 
     def predictions(self) -> Predictions:
+        """All that was read, as tables [R, P] by condition. Raises PredictionsError."""
         if not self.parts:
             raise PredictionsError(f"{self.path}: no rows")
         arms: dict[str, list[tuple[str, int]]] = {}  # condition -> its replicas, each with its code
@@ -572,8 +575,8 @@ class Cells:
             if arm.missing:
                 yield f"{condition}: {arm.missing} of {arm.text_RP.size} answers are missing"
 
-    def _twice(self, row_of: np.ndarray) -> PredictionsError:
-        """Names the two rows that claim one cell. Slow, and needed only when there are some."""
+    def _first_claimed_again(self, row_of: np.ndarray) -> tuple[Part, int]:
+        """The first answer whose cell has one already: its part, and its place there."""
         claimed = np.zeros(len(self.runs) * len(self.prompts), dtype=bool)
         for part in self.parts:
             at_N = self._at(part, row_of)
@@ -582,12 +585,17 @@ class Cells:
             again_N |= claimed[at_N]
             claimed[at_N] = True
             if again_N.any():
-                k = int(again_N.argmax())
-                break
+                return part, int(again_N.argmax())
+        raise AssertionError("every cell is claimed once")
+
+    def _twice(self, row_of: np.ndarray) -> PredictionsError:
+        """Names the two rows that claim one cell. Slow, and needed only when there are some."""
+        part, k = self._first_claimed_again(row_of)
+        cell = self._at(part, row_of)[k]
         rows = [
             p.first + int(j) % p.rows
             for p in self.parts
-            for j in np.flatnonzero(self._at(p, row_of) == at_N[k])
+            for j in np.flatnonzero(self._at(p, row_of) == cell)
         ]
         (condition, replica), prompt = (
             list(self.runs)[part.run_N[k]],

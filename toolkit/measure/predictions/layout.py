@@ -340,6 +340,7 @@ def _named(
 
 
 def command(role: str, name: str) -> str:
+    """A role of a column as the command line takes it, quoted for a shell."""
     return _quoted(f"{role}={name}")
 
 
@@ -348,5 +349,6 @@ def _quoted(word: str) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
+    """Names in a line; of nine or more the first four and the last."""
     names = list(names)
     return ", ".join(names if len(names) < 9 else [*names[:4], "...", names[-1]]) or "none"

@@ -62,6 +62,7 @@ class RunScores:
 
     @property
     def replicas(self) -> tuple[str, ...]:
+        """The names of the runs."""
         return self.runs
 
     def only(self, rows: Sequence[int]) -> "RunScores":
@@ -125,6 +126,7 @@ def read_run_table(
         return Layout({name: name for name in names}, (), ())
 
     rows: list[dict[str, str | None]] = []
+    role: dict[str, str] = {}
     try:
         for batch in batches(path, see, table):
             role = role_of(batch.table.column_names)

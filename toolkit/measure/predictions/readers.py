@@ -90,6 +90,7 @@ def kind(path: Path) -> str:
 
 
 def stem(path: Path) -> str:
+    """The name of a file without the ending that says its kind."""
     return path.name[: path.name.lower().rindex(kind(path))]
 
 

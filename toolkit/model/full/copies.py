@@ -73,6 +73,7 @@ class FullStack(Stack):
 
     @property
     def loaded(self) -> dict[str, tuple[Tensor, ...]]:
+        """The copies that are in use: parameter -> (W [R, ...],)."""
         return self._weights
 
     def copies(self, R: int, dtype: torch.dtype) -> dict[str, tuple[Tensor, ...]]:
@@ -97,12 +98,14 @@ class FullStack(Stack):
         self.load(weights)
 
     def attach(self) -> None:
+        """Have the modules use the copies."""
         super().attach()
         self._count = self.model.register_forward_pre_hook(self._note_rows, with_kwargs=True)
         for module, forward in self._forwards:
             module.forward = forward
 
     def remove(self) -> None:
+        """Have the modules use the base's weights again."""
         for module, _ in self._forwards:
             del module.forward
         self._count.remove()

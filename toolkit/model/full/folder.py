@@ -83,6 +83,7 @@ class FullModel:
         return digest.hexdigest()
 
     def tensor(self, name: str) -> Tensor:
+        """One parameter, read from the disk."""
         with safe_open(self.path / MODEL, framework="pt") as file:
             return file.get_tensor(name)
 

@@ -50,6 +50,7 @@ class Shares:
         self._shares, self._begun, self._finished = dict.fromkeys(numbers, 0.0), 0.0, 0
 
     def record(self, number: int, share: float) -> None:
+        """Take a unit's finished share; one below what is known is late, and ignored."""
         if number not in self._shares or share <= self._shares[number]:  # a late tick
             return
         self._begun += (share if share < 1 else 0.0) - self._shares[number]
@@ -58,6 +59,7 @@ class Shares:
 
     @property
     def mean(self) -> float:
+        """The finished share of all units together, 0 to 1."""
         units = len(self._shares)
         return 1.0 if self._finished == units else (self._finished + self._begun) / units
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from toolkit import environment
@@ -73,7 +74,8 @@ class RayEngine:
                 raise WorkerDied(
                     f"Ray did not start{where} ({_first_line(error)}); {GO_ON}"
                 ) from None
-        self._ticks = ray.remote(num_cpus=0)(_Ticks).remote()
+        # ray gives the methods of a handle the types of plain functions
+        self._ticks: Any = ray.remote(num_cpus=0)(_Ticks).remote()
         self._given = 0  # units, in all lists so far
         self.machines: set[str] = set()
 
@@ -107,7 +109,7 @@ class RayEngine:
         self._given += len(units)
         numbered = zip(shares.numbers, units, strict=True)
         given = {
-            task.remote(function, n, unit, self._ticks, self._device, os.getcwd()): (n, unit)
+            task.remote(function, n, unit, self._ticks, self._device, str(Path.cwd())): (n, unit)
             for n, unit in numbered
         }
         waiting = list(given)

@@ -62,11 +62,13 @@ class Forecast:
 
     @property
     def seconds(self) -> float | None:
+        """Wall time of all stages that were probed; None without any."""
         seconds = [stage.seconds for stage in self.stages.values() if stage.seconds is not None]
         return sum(seconds) if seconds else None
 
     @property
     def worker_bytes(self) -> int | None:
+        """The largest peak of a worker; None where nothing was probed."""
         return max(
             (
                 stage.worker_bytes
@@ -87,9 +89,11 @@ class Forecast:
 
     @property
     def disk_bytes(self) -> int:
+        """What all stages write."""
         return sum(stage.disk_bytes for stage in self.stages.values())
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain values, totals included, for JSON."""
         totals = {
             name: getattr(self, name)
             for name in ("seconds", "worker_bytes", "memory_bytes", "disk_bytes")

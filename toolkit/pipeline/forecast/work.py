@@ -35,10 +35,12 @@ class Family:
 
     @property
     def units(self) -> int:
+        """Parts that workers take one by one."""
         return math.ceil(self.count / self.voices)
 
     @property
     def voices(self) -> int:
+        """Subjects that answer together."""
         return max(1, answer_prompts.EVALUATION_WIDTH // self.members)
 
     @property
@@ -63,6 +65,7 @@ class Part:
 
     @property
     def stacks(self) -> int:
+        """Stacks that are trained; 0 where the adapters are given."""
         return math.ceil(self.replicas / self.plan.stack) if self.plan else 0
 
     @property
@@ -94,6 +97,7 @@ class Part:
         return self.whole_bytes or adapter_bytes(self.shapes, rank)
 
     def families(self) -> list[Family]:
+        """Its subjects that answer prompts: replicas, merges and ensembles."""
         families = [Family(self.replicas, 1, self.rank)]
         for mitigation in self.mitigations:
             groups = self.replicas // mitigation.k

@@ -45,7 +45,7 @@ def collections_of(sources: Sequence[Path]) -> list[tuple[Path, list[Path]]]:
         if not conditions:
             loose += adapter_paths(source)
     if loose:
-        collections.append((sources[0] if len(sources) == 1 else Path("."), loose))
+        collections.append((sources[0] if len(sources) == 1 else Path(), loose))
     if not collections:
         raise RunError(f"{sources[0]}: no finished replicas there; `ftk train-replicas` makes them")
     return collections
@@ -82,6 +82,7 @@ def unlike(folders: Sequence[Path]) -> list[str]:
 
 
 def suite_name(prompts: str) -> str:
+    """What a suite is called, from its file or from `embedded:NAME`."""
     shift = prompts.rpartition(":")[2]
     return shift if shift in SHIFTS else re.sub(r"[^A-Za-z0-9._-]", "-", Path(prompts).stem)
 

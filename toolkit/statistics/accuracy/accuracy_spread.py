@@ -47,6 +47,7 @@ class AccuracySpread:
     distribution_variance: Estimate
 
     def to_dict(self) -> dict:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -50,8 +50,13 @@ Ends = tuple[float, float]
 class Parts(Protocol):
     """Where the error of a contrast comes from (see `TwoWay`)."""
 
-    def half_width(self, level: float) -> float: ...
-    def runs_needed(self, effect: float, level: float, at_least: int) -> int | None: ...
+    def half_width(self, level: float) -> float:
+        """Half the width of the interval."""
+        raise NotImplementedError
+
+    def runs_needed(self, effect: float, level: float, at_least: int) -> int | None:
+        """Runs from which the interval excludes 0 at this effect; None where no number does."""
+        raise NotImplementedError
 
 
 class Block(NamedTuple):
@@ -89,6 +94,7 @@ class Sums:
 
     @property
     def clusters(self) -> int:
+        """Independent clusters of prompts."""
         return int(self.cluster_P.max()) + 1
 
     def prompts(self, weight_b: float, weight_a: float, runs: float) -> float:
@@ -183,18 +189,22 @@ class Arms:
 
     @property
     def b(self) -> float:
+        """The mean over prompts of the first arm."""
         return float(self.sums.b_P.mean())
 
     @property
     def a(self) -> float:
+        """The mean over prompts of the second arm."""
         return float(self.sums.a_P.mean())
 
     @property
     def units(self) -> int:
+        """Independent units that are left out one by one."""
         return len(self.sums.left_b_J)
 
     @property
     def clusters(self) -> int:
+        """Independent clusters of prompts."""
         return self.sums.clusters
 
     @property
@@ -209,6 +219,7 @@ class Arms:
 
     @property
     def prompts(self) -> int:
+        """Prompts that both arms answer."""
         return len(self.sums.b_P)
 
     @cached_property
@@ -230,6 +241,7 @@ class Arms:
 
     @property
     def enough(self) -> bool:
+        """Whether units and clusters are enough for the interval to hold what it says."""
         return (
             self.units >= self.least
             and enough_clusters(self.clusters, self.effective)
@@ -238,10 +250,12 @@ class Arms:
 
     @property
     def needed(self) -> int | None:
+        """Units that an interval needs, where these are fewer; else None."""
         return self.least if self.units < self.least else None
 
     @property
     def too_few(self) -> str:
+        """Why there is no interval, in words; empty where there may be one."""
         if self.units >= MIN_GROUPS and enough_clusters(self.clusters, self.effective):
             if self.carried >= self.least_carried:
                 return ""
@@ -434,6 +448,7 @@ def _low_a(arms: Arms, parts: Parts, level: float) -> float:
 
 
 def excludes(ends: Ends, border: float) -> bool:
+    """Whether an interval leaves a value out."""
     return not ends[0] <= border <= ends[1]
 
 
@@ -453,6 +468,7 @@ def p_value(excluded_at: Callable[[float], bool]) -> float:
 
 
 def unknown(arms: Arms | None, n_rows: int, level: float, note: str) -> Estimate:
+    """An estimate without value and interval, which says why."""
     if arms is None:
         note = "no prompt was answered by enough runs of both arms"
         return without_interval(None, level, n_rows, 0, MIN_GROUPS, note)

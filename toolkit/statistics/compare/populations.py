@@ -152,12 +152,14 @@ class Separate(Arms):
 
     @property
     def units(self) -> int:
+        """Runs of the smaller arm."""
         return min(len(self.sums.left_b_J), len(self.sums.left_a_J))
 
     pairs_b: float = 0.0
     pairs_a: float = 0.0
 
     def parts(self, weight_b: float, weight_a: float) -> "TwoArms":
+        """Where the error of weight_b * b + weight_a * a comes from."""
         variances = (
             max(jackknife_variance(weight_b * self.sums.shift_b_J), weight_b**2 * self.pairs_b),
             max(jackknife_variance(weight_a * self.sums.shift_a_J), weight_a**2 * self.pairs_a),
@@ -176,6 +178,7 @@ class Separate(Arms):
         )
 
     def log_parts(self) -> "TwoArms":
+        """Where the error of log(b / a) comes from."""
         parts = self.parts(1 / self.b, -1 / self.a)
         with np.errstate(divide="ignore", invalid="ignore"):
             left_b_J, left_a_J = np.log(self.sums.left_b_J), np.log(self.sums.left_a_J)
@@ -190,6 +193,7 @@ class Separate(Arms):
         return parts
 
     def difference_ends(self) -> Callable[[float], Ends]:
+        """From a level to the ends of b - a; both arms are shares."""
         parts, value = self.parts(1.0, -1.0), self.b - self.a
 
         def limits(share: float, half: float, level: float) -> Ends:
@@ -249,6 +253,7 @@ class TwoArms:
         return half_b, half_a, half_prompts
 
     def half_width(self, level: float) -> float:
+        """Half the width of the interval."""
         return math.hypot(*self.halves(level))
 
     def runs_needed(self, effect: float, level: float, at_least: int) -> int | None:
@@ -341,6 +346,7 @@ def used_rows(
 def arms_apart(
     sums: Sums | None, remark: str, paired: bool, least_carried: float = MIN_CARRIED
 ) -> Arms | None:
+    """Arms from their sums: pairs of runs, or runs that have nothing to do with each other."""
     if sums is None:
         return None
     if paired:

@@ -107,6 +107,7 @@ class VarianceContrast:
     fligner: float | None
 
     def to_dict(self) -> dict:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -99,6 +99,8 @@ class Ewma:
 
 @dataclass(frozen=True)
 class EwmaPath:
+    """An EWMA chart: the average, its limits, and whether it is outside, at each time [T]."""
+
     z_T: np.ndarray
     low_T: np.ndarray
     high_T: np.ndarray

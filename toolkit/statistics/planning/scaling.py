@@ -78,6 +78,7 @@ class ScalingFit:
     curve: tuple[Point, ...]
 
     def to_dict(self) -> dict:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -81,6 +81,7 @@ class ConfidenceSequence:
 
     @property
     def half_width(self) -> float:
+        """Half the width of the interval now."""
         return (self.high - self.low) / 2
 
     def add(self, x: float) -> None:
@@ -116,6 +117,7 @@ class ConfidenceSequence:
         )
 
     def to_dict(self) -> dict[str, float | int | None]:
+        """The mean and its interval now, for JSON."""
         bounded = self.low <= self.high  # nan is not
         mean = self.total / self.count if self.count else None
         return {
@@ -173,6 +175,8 @@ def _candidates() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Decision:
+    """Whether to stop training replicas, and why."""
+
     stop: bool
     reason: str
 

@@ -29,6 +29,7 @@ class Decomposition:
     variance: Estimate
 
     def to_dict(self) -> dict:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -33,6 +33,7 @@ class ScoreSpread:
     within_prompt_sd: Estimate
 
     def to_dict(self) -> dict:
+        """As plain values, for JSON."""
         return asdict(self)
 
 

@@ -287,6 +287,7 @@ def difference(components: Components, first: str, second: str) -> Estimate:
 
 
 def as_scores(score_N: np.ndarray | Sequence[float]) -> np.ndarray:
+    """One score a run [N] as float64, nan for a missing one. Raises ValueError."""
     score_N = np.asarray(score_N, dtype=np.float64)
     if score_N.ndim != 1:
         raise ValueError(f"scores must be one number per run, not shape {score_N.shape}")

@@ -42,6 +42,7 @@ class Divergence:
         return self.events / self.at_risk
 
     def to_dict(self) -> dict:
+        """As plain values, None for nan, for JSON."""
         arrays = {
             name: [None if math.isnan(x) else x for x in getattr(self, name).tolist()]
             for name in ("survival", "low", "high")

@@ -10,6 +10,7 @@ Text = Sequence[Hashable]  # tokens; a str is a sequence of characters
 
 
 def prompts_of_texts(texts: Sequence[Sequence[Text | None]]) -> int:
+    """The number of prompts of texts [R][P]. Raises ValueError."""
     if len(texts) < 2 or len({len(row) for row in texts}) > 1 or len(texts[0]) == 0:
         raise ValueError(
             "texts must have two rows (replicas) at least, all with one entry per prompt "
