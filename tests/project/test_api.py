@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import toolkit
+from toolkit import api
 from toolkit.data import read_rows
 from toolkit.errors import EXTRAS, MissingExtra
 
@@ -23,7 +24,12 @@ conditions:
   lora: {epochs: 1, batch_size: 8, lr: 1e-2}
 evaluation: {max_new_tokens: 4, answer: embedded}
 """
-PUBLIC = {name: getattr(toolkit, name) for name in toolkit.__all__ if not name.startswith("__")}
+# `toolkit.measure` and `toolkit.merge` are rooms, too, once one of their modules is imported
+PUBLIC = {
+    name: getattr(api, name, None) or getattr(toolkit, name)
+    for name in toolkit.__all__
+    if not name.startswith("__")
+}
 EXAMPLES = [
     (name, test)
     for name, thing in {"toolkit": toolkit, **PUBLIC}.items()
@@ -41,6 +47,18 @@ def test_every_public_name_is_there_and_documented():
     assert functions <= {name for name, _ in EXAMPLES}
     with pytest.raises(AttributeError):
         _ = toolkit.absent
+
+
+def test_rooms_of_the_same_name_are_called_as_the_function():
+    program = """
+import inspect, toolkit, toolkit.measure.run, toolkit.merge.apply_method
+from toolkit import api
+answers = [["yes"] * 20 for _ in range(4)]
+assert toolkit.measure(answers).conditions[0].n_replicas == 4
+for name in ("measure", "merge"):
+    assert inspect.signature(getattr(toolkit, name)) == inspect.signature(getattr(api, name))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.fixture(scope="module")
