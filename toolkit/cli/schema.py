@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from toolkit.cli.terminal import errors, print_json, show
+from toolkit.cli.terminal import as_json, errors, print_json, show
 from toolkit.errors import ArgumentError
 from toolkit.text.nearest import nearest
 
@@ -50,10 +50,14 @@ def schema_of(file: str) -> dict[str, Any]:
 
 @click.command()
 @click.argument("file", required=False)
-def schema(file: str | None) -> None:
+@as_json
+def schema(file: str | None, as_json: bool) -> None:
     """Print the JSON Schema of a file, such as results.json; without one, which files have one.
 
     Recipes are described as a run writes them out: without `from` and lists of `k`.
     """
     with errors():
-        print_json(schema_of(file)) if file else show("\n".join(FILES))
+        if file or as_json:  # a schema is JSON, whatever is asked
+            print_json(schema_of(file) if file else [*FILES])
+        else:
+            show("\n".join(FILES))
