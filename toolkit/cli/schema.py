@@ -52,7 +52,7 @@ def schema_of(file: str) -> dict[str, Any]:
 @click.argument("file", required=False)
 @as_json
 def schema(file: str | None, as_json: bool) -> None:
-    """Print the JSON Schema of a file, such as results.json; without one, which files have one.
+    """Print the JSON Schema of a file, or which files have one.
 
     Recipes are described as a run writes them out: without `from` and lists of `k`.
     """
