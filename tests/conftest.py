@@ -12,6 +12,8 @@ import multiprocessing
 import os
 
 import pytest
+from helpers.chats import bpe as bpe
+from helpers.measured import world as world
 from helpers.processes import context, loaded
 from hypothesis import settings
 

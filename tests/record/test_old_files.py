@@ -14,8 +14,10 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from toolkit.cli import main
+from toolkit.record.plain import from_plain
 from toolkit.record.population import read_population, read_records
 from toolkit.record.results import ResultsError, load_results
+from toolkit.record.shapes import Input
 
 OLD = Path(__file__).parent / "old"
 
@@ -84,3 +86,8 @@ def test_other_versions_of_results_are_refused_in_one_line(tmp_path, version):
     with pytest.raises(ResultsError, match=r"this ftk reads version 2: `ftk measure RUN`") as error:
         load_results(tmp_path / "results.json")
     assert "\n" not in str(error.value)
+
+
+def test_a_typed_dict_keeps_the_keys_that_it_does_not_name():
+    data = {"path": "a", "weight": 1, "sha256": "b", "more": [1, {"x": None}]}
+    assert from_plain(Input, data) == data

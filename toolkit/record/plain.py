@@ -138,6 +138,7 @@ def from_plain(kind: typing.Any, data: typing.Any) -> typing.Any:
     Raises JsonError where a field is missing or of another type.
     """
     from pydantic import ValidationError
+    from typing_extensions import is_typeddict
 
     text = json.dumps(data)
     # of a name that is no UTF-8, which pydantic does not take: JSON and Python do
@@ -148,7 +149,7 @@ def from_plain(kind: typing.Any, data: typing.Any) -> typing.Any:
     except ValidationError as error:
         raise JsonError(_in_words(error, data)) from None
     _refuse_huge_numbers(to_plain(record))  # where a float is meant it is one by now
-    if typing.is_typeddict(kind):
+    if is_typeddict(kind):
         return data
     return _each_text(record, _shown_again) if split else record
 
