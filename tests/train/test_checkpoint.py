@@ -7,6 +7,7 @@ from helpers.tiny import tiny_model
 from helpers.training import REAL, plan_of, rows, seeds_of
 
 from toolkit.recipe import Lookahead, LoraCondition, Snapshots
+from toolkit.recipe.conditions import METHODS
 from toolkit.train import Checkpoint, train_stack
 
 ADAPTERS = {
@@ -62,7 +63,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("keys", [ADAPTERS, WHOLE], ids=["adapters", "whole"])
 def test_interrupted_twice_is_undisturbed_to_the_bit(tmp_path, keys):
-    condition, path = LoraCondition(**keys), tmp_path / "stacks" / "s.pt"
+    condition, path = METHODS[keys.get("method", "lora")](**keys), tmp_path / "stacks" / "s.pt"
     undisturbed = train(condition)
     for stop in (5, 11):
         with pytest.raises(Interrupted):
