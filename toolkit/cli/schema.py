@@ -58,6 +58,6 @@ def schema(file: str | None, as_json: bool) -> None:
     """
     with errors():
         if file or as_json:  # a schema is JSON, whatever is asked
-            print_json(schema_of(file) if file else [*FILES])
+            print_json(schema_of(file) if file else {"files": [*FILES]})
         else:
             show("\n".join(FILES))
