@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 from result import finish
 
 from toolkit import statistics as st
-from toolkit.measure.meaning import code_answers, mark_answers
-from toolkit.measure.predictions import read_predictions
+from toolkit.measurement.meaning import code_answers, mark_answers
+from toolkit.measurement.predictions import read_predictions
 
 SHIFTS, CATEGORIES, LABELS = ("typical", "near", "far"), ("a", "b", "c", "d"), 500
 SPELLINGS = ("label {}", "Label {}.", "**label {}**")

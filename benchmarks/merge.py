@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from result import finish
 
-from toolkit.merge import merge_adapters
+from toolkit.merging import merge_adapters
 from toolkit.model import delta
 from toolkit.model.adapters import read_adapter, write_adapter
 

@@ -42,7 +42,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from toolkit.embedded import with_version
-from toolkit.measure.run import DESIGN, read_design
+from toolkit.measurement.run import DESIGN, read_design
 from toolkit.model.adapters import WEIGHTS
 from toolkit.model.full import MODEL
 from toolkit.record.outcomes import read_outcomes

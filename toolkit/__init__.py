@@ -22,7 +22,6 @@ if (
     sys.path += [_started] * (__file__ == f"{_started}/toolkit/__init__.py")
 
 import importlib
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -102,34 +101,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Room(ModuleType):
-    """A room that shares its name with a public function, and can be called as that."""
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return getattr(importlib.import_module("toolkit.api"), self._name)(*args, **options)
-
-    @property
-    def _name(self) -> str:
-        return self.__name__.rpartition(".")[2]
-
-    @property
-    def __signature__(self) -> Any:
-        import inspect
-
-        return inspect.signature(getattr(importlib.import_module("toolkit.api"), self._name))
-
-
-class _Package(ModuleType):
-    """Python sets `toolkit.measure` and `toolkit.merge` to the rooms once they are imported;
-    `toolkit.measure(...)` is the function before and after.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("measure", "merge") and isinstance(value, ModuleType):
-            value.__class__ = _Room
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

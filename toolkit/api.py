@@ -19,9 +19,9 @@ from toolkit.errors import ArgumentError, FtkError, names_extra
 if TYPE_CHECKING:
     import numpy as np
 
-    from toolkit.measure.gate.judge import Named
-    from toolkit.measure.gate.limits import Limits, Verdict
-    from toolkit.measure.replicas_needed import Plan
+    from toolkit.measurement.gate.judge import Named
+    from toolkit.measurement.gate.limits import Limits, Verdict
+    from toolkit.measurement.replicas_needed import Plan
     from toolkit.pipeline.console import Console
     from toolkit.recipe import Criteria, Recipe
     from toolkit.record.results import Claims, Results, RunMetrics
@@ -149,7 +149,7 @@ def train_replicas(
     from toolkit import pipeline
     from toolkit.pipeline.train_stacks import data_notes
 
-    found: dict[str, Trained] = {}
+    trained: dict[str, Trained] = {}
     # a rule that looks at answers while replicas are trained
     answers = any(asked.until_of(name) for name in names)
     with pipeline.open_run(
@@ -162,8 +162,8 @@ def train_replicas(
                 job, name, replicas=replicas, only=None if only is None else sorted(set(only))
             )
             failed = [r for r, record in population.items() if record.status == "failed"]
-            found[name] = Trained(folder / name / "replicas", tuple(population), tuple(failed))
-    return found
+            trained[name] = Trained(folder / name / "replicas", tuple(population), tuple(failed))
+    return trained
 
 
 def _begun(
@@ -392,7 +392,7 @@ def measure(
         >>> print(results.verdict[0][:50])
         Two independent runs give different answers: with
     """
-    from toolkit.measure.run import measure_predictions, measure_run
+    from toolkit.measurement.run import measure_predictions, measure_run
 
     asked = _criteria(criteria)
     folder, path = _path(out), _file(source)
@@ -417,7 +417,7 @@ def measure(
                 f"{runs[0]}: a run says itself what its answers mean; {lost} is for predictions"
             )
         if more:
-            from toolkit.measure.machines import measure_runs
+            from toolkit.measurement.machines import measure_runs
 
             return measure_runs(runs, folder, asked, force=force)
         if folder is not None and folder.resolve() != runs[0].resolve():
@@ -425,7 +425,7 @@ def measure(
         return measure_run(runs[0], asked, write=folder is not None)
     table = None
     if path is None:
-        from toolkit.measure.predictions import IN_MEMORY, as_table
+        from toolkit.measurement.predictions import IN_MEMORY, as_table
 
         path, table = IN_MEMORY, as_table(source, reference)
     elif reference is not None:
@@ -483,8 +483,8 @@ def measure_metrics(
         >>> round(f1.mean.value, 3), round(f1.sd.value, 3)
         (0.81, 0.03)
     """
-    from toolkit.measure.predictions import IN_MEMORY, as_table, read_run_table
-    from toolkit.measure.run_table import measure_run_table
+    from toolkit.measurement.predictions import IN_MEMORY, as_table, read_run_table
+    from toolkit.measurement.run_table import measure_run_table
 
     path = _file(source)
     rows = as_table(source) if path is None else None
@@ -540,7 +540,7 @@ def plan(
         >>> found.conditions[0].shifts[0].goals[0].replicas
         21
     """
-    from toolkit.measure import replicas_needed
+    from toolkit.measurement import replicas_needed
 
     usual = replicas_needed.Targets()
     targets = replicas_needed.Targets(
@@ -569,7 +569,7 @@ def claims(run: StrPath, file: StrPath | None = None) -> Claims:
         ...     "supported", "contradicted", "not resolvable", "measured", "not in this run"}
         True
     """
-    from toolkit.measure.claims import ORIGIN, hold_claims
+    from toolkit.measurement.claims import ORIGIN, hold_claims
 
     return hold_claims(Path(run), _path(file) or ORIGIN)
 
@@ -650,8 +650,8 @@ def gate(
         >>> toolkit.gate("predictions.csv", "predictions.csv").status
         'pass'
     """
-    from toolkit.measure.gate import judge
-    from toolkit.measure.gate.limits import Limits
+    from toolkit.measurement.gate import judge
+    from toolkit.measurement.gate.limits import Limits
 
     path = Path(candidate)
     if not path.exists():
@@ -669,7 +669,7 @@ def gate(
 
 
 def _named(columns: Mapping[str, str] | None, replica_columns: Sequence[str]) -> Named:
-    from toolkit.measure.gate.judge import Named
+    from toolkit.measurement.gate.judge import Named
 
     return Named(columns or {}, replica_columns)
 
@@ -687,8 +687,8 @@ def _limits(
     """The limits of a baseline, saved where that is asked: over no input, and over no other file
     without `force`.
     """
-    from toolkit.measure.gate import judge
-    from toolkit.measure.gate.limits import save_limits
+    from toolkit.measurement.gate import judge
+    from toolkit.measurement.gate.limits import save_limits
 
     source = Path(baseline)
     with _arguments():
@@ -707,8 +707,8 @@ def _answers_of(
     console: Console | None,
 ) -> Path:
     """A folder of outcomes as it is; adapters answer the recipe's suites first."""
-    from toolkit.measure.gate.judge import check_recipe
-    from toolkit.measure.run import is_outcomes
+    from toolkit.measurement.gate.judge import check_recipe
+    from toolkit.measurement.run import is_outcomes
     from toolkit.recipe import Recipe, load_recipe
 
     if is_outcomes(candidate):

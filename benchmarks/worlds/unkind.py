@@ -18,7 +18,7 @@ from scipy.special import expit
 from scipy.stats import binom
 from scipy.stats import t as student
 
-from toolkit.measure.analyse import zone
+from toolkit.measurement.analyse import zone
 from toolkit.statistics import (
     Estimate,
     accuracy,

@@ -82,7 +82,7 @@ def test_no_option_of_measure_is_dropped(mode, sources, tmp_path, monkeypatch):
         return result.exit_code, found
 
     if mode == "a run":  # a run that was really made has an environment, which is of no matter here
-        monkeypatch.setattr("toolkit.measure.run.about_run", lambda *_: None)
+        monkeypatch.setattr("toolkit.measurement.run.about_run", lambda *_: None)
     bare = outcome()
     dropped = [" ".join(option) for option in OF_MEASURE if outcome(*option) == bare]
     assert set(dropped) <= USUAL - ({"--same exact", "--force"} if mode == "a run" else set())

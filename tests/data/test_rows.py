@@ -18,7 +18,7 @@ from toolkit.data.formats import split_row
 from toolkit.data.locate import files_of, split_of
 from toolkit.data.rows import READERS
 from toolkit.data.survey import aside
-from toolkit.measure.predictions import PredictionsError, read_predictions
+from toolkit.measurement.predictions import PredictionsError, read_predictions
 
 ROWS = [{"prompt": f"call ben {i}", "completion": "call ann"} for i in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

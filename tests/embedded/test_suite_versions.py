@@ -12,7 +12,7 @@ from helpers.tiny import tiny_base
 from toolkit import pipeline
 from toolkit.data import DataError, read_rows, read_suite
 from toolkit.embedded import NEWEST, prompts, suite_of, with_version
-from toolkit.measure.run import measure_run, read_design
+from toolkit.measurement.run import measure_run, read_design
 from toolkit.model.base import load_base
 from toolkit.pipeline.checks.without_base import keep_suites
 from toolkit.pipeline.given.evaluate_given import evaluate_subjects

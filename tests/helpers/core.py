@@ -33,7 +33,7 @@ for name in (
     "embedded/base/config.json",
     "recipe/starter.yaml",
     "recipe/demo.yaml",
-    "measure/claims/origin.yaml",
+    "measurement/claims/origin.yaml",
     "report/templates",
 ):
     there = importlib.resources.files("toolkit").joinpath(name)

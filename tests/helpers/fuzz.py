@@ -905,8 +905,8 @@ def serve() -> None:
     import pyarrow.json
 
     from toolkit import cli
-    from toolkit.measure import run as measure  # noqa: F401
-    from toolkit.measure.claims import hold_claims  # noqa: F401
+    from toolkit.measurement import run as measure  # noqa: F401
+    from toolkit.measurement.claims import hold_claims  # noqa: F401
     from toolkit.model.base import load_base
     from toolkit.report import charts
 

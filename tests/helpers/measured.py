@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from helpers.outcomes_of import World
 from toolkit import cli
-from toolkit.measure.run import save_design
+from toolkit.measurement.run import save_design
 from toolkit.record.outcomes import write_outcomes
 
 RECIPE = """

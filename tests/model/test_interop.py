@@ -17,7 +17,7 @@ from helpers.peft_adapters import by_peft, edit, fresh_base
 from safetensors.torch import load_file, save_file
 
 from toolkit import cli, pipeline
-from toolkit.merge import merge_adapters, mergekit_yaml
+from toolkit.merging import merge_adapters, mergekit_yaml
 from toolkit.model.adapters import AdapterError, adapter_paths, read_adapter
 from toolkit.model.adopt import adopt, find_adapters
 from toolkit.model.base import EMBEDDED, load_base

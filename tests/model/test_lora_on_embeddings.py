@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from toolkit.answer.predict import load_adapters
-from toolkit.merge import merge_adapters, merge_into_base
-from toolkit.merge.mergekit_yaml import config_of
+from toolkit.merging import merge_adapters, merge_into_base
+from toolkit.merging.mergekit_yaml import config_of
 from toolkit.model import delta
 from toolkit.model.adapters import WEIGHTS, AdapterError, read_adapter
 from toolkit.model.adopt import check_base, layer_shapes

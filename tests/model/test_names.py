@@ -14,8 +14,8 @@ from helpers.peft_adapters import by_peft, edit
 from safetensors.torch import load_file, save_file
 
 from toolkit import cli, pipeline
-from toolkit.measure.run import read_design
-from toolkit.merge import merge_adapters
+from toolkit.measurement.run import read_design
+from toolkit.merging import merge_adapters
 from toolkit.model.adapters import AdapterError, aims_at, read_adapter, write_adapter
 from toolkit.model.adopt import adopt, check_modules, layer_shapes, read_all, remarks
 from toolkit.model.base import EMBEDDED, load_base, named_modules, skeleton

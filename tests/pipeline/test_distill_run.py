@@ -14,7 +14,7 @@ from helpers.outcomes_of import World, vote
 from toolkit import pipeline
 from toolkit import statistics as st
 from toolkit.data import read_rows
-from toolkit.measure.analyse import analyse
+from toolkit.measurement.analyse import analyse
 from toolkit.model.adapters import read_adapter, write_adapter
 from toolkit.model.base import load_base
 from toolkit.pipeline import preview, train_stacks

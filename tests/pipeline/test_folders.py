@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from toolkit import environment, pipeline
 from toolkit.cli import main
 from toolkit.data import read_rows
-from toolkit.measure.gate.limits import learn, save_limits
-from toolkit.measure.run import read_design
+from toolkit.measurement.gate.limits import learn, save_limits
+from toolkit.measurement.run import read_design
 from toolkit.model.adapters import AdapterError
 from toolkit.model.adopt import adopt
 from toolkit.model.base import load_base

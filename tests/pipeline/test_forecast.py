@@ -10,7 +10,7 @@ from helpers.tiny import tiny_base
 
 from toolkit import pipeline
 from toolkit.data import read_rows
-from toolkit.measure.run import read_prompts
+from toolkit.measurement.run import read_prompts
 from toolkit.model.adapters import WEIGHTS, read_adapter
 from toolkit.model.base import load_base
 from toolkit.pipeline import answer_prompts, forecast, preview, train_stacks

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from toolkit import pipeline
 from toolkit.data import encode_prompt, read_rows
-from toolkit.measure.claims import hold_claims
-from toolkit.measure.run import read_prompts
-from toolkit.merge import merge_adapters, merge_folders, merge_models
+from toolkit.measurement.claims import hold_claims
+from toolkit.measurement.run import read_prompts
+from toolkit.merging import merge_adapters, merge_folders, merge_models
 from toolkit.model.adapters import AdapterError, read_adapter
 from toolkit.model.base import load_base
 from toolkit.model.full import MODEL, read_model, read_weights, write_model

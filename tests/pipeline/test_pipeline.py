@@ -16,7 +16,7 @@ from helpers.processes import kill, started
 
 from toolkit import pipeline
 from toolkit.data import read_rows
-from toolkit.measure.run import read_design
+from toolkit.measurement.run import read_design
 from toolkit.pipeline import answer_prompts, merge_groups
 from toolkit.recipe import parse_recipe
 from toolkit.record.outcomes import read_outcomes, read_token_scores

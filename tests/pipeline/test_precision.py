@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from toolkit import cli
-from toolkit.measure.machines import measure_runs
-from toolkit.measure.run import MeasureError, save_design
+from toolkit.measurement.machines import measure_runs
+from toolkit.measurement.run import MeasureError, save_design
 from toolkit.record.outcomes import write_outcomes
 from toolkit.record.population import RECORD, Replica, replica_folder, write_text
 from toolkit.record.results import ConditionDesign

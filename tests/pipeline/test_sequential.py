@@ -20,7 +20,7 @@ from worlds import simulate
 from worlds.planning import LOOKS, anytime_world, mean_world
 
 from toolkit import pipeline
-from toolkit.measure.replicas_needed import plan, plan_text
+from toolkit.measurement.replicas_needed import plan, plan_text
 from toolkit.pipeline import sequential_training as until
 from toolkit.recipe import RecipeError, dump_recipe, parse_recipe
 from toolkit.record.population import Replica, read_population

@@ -28,7 +28,7 @@ TORCH_FREE = [name for line in marked("torch-free") for name in line.split()]
 
 
 def module(path: Path) -> str:
-    """`toolkit/merge/soup.py` is `merge/soup`, a package is its folder, and the package of all is
+    """`toolkit/merging/soup.py` is `merge/soup`, a package is its folder, and the package of all is
     empty.
     """
     name = path.relative_to(PACKAGE).with_suffix("").as_posix()
@@ -154,9 +154,9 @@ def test_no_torch_at_import(name):
             {"train/loop", "train/save", "model/base"},
         ),
         (
-            "import toolkit.merge.entrywise as m\nfrom toolkit.merge import soup, x\n",
+            "import toolkit.merging.entrywise as m\nfrom toolkit.merging import soup, x\n",
             (),
-            {"merge/entrywise", "merge/soup", "merge"},
+            {"merging/entrywise", "merging/soup", "merging"},
         ),
     ],
 )

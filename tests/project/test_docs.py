@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from toolkit import cli
-from toolkit.measure.analyse.verdict import verdict
+from toolkit.measurement.analyse.verdict import verdict
 from toolkit.recipe import load_criteria, load_recipe
 from toolkit.recipe.merge_methods import MERGE_METHODS
 from toolkit.record.results import load_results

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from toolkit.data import DataError, read_rows
-from toolkit.measure.meaning.rules import load_model
-from toolkit.merge.adapters_to_model import load_model as load_dense
+from toolkit.measurement.meaning.rules import load_model
+from toolkit.merging.adapters_to_model import load_model as load_dense
 from toolkit.model.base import EMBEDDED, BaseError, load_base, load_config
 
 PACKAGE = Path(__file__).parents[2] / "toolkit"

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from toolkit import cli, pipeline
 from toolkit.cli import last
-from toolkit.measure.meaning.forms import json_form, normalised, number
-from toolkit.measure.run import Design, read_prompts
+from toolkit.measurement.meaning.forms import json_form, normalised, number
+from toolkit.measurement.run import Design, read_prompts
 from toolkit.model.base import load_base
 from toolkit.pipeline.checks.with_base import check_all
 from toolkit.recipe import RecipeError, load_recipe, parse_recipe
@@ -137,8 +137,8 @@ def test_json_is_read_in_one_place():
     # same breath
     assert readers == {
         "record/plain.py",
-        "measure/meaning/forms.py",
-        "measure/predictions/readers.py",
+        "measurement/meaning/forms.py",
+        "measurement/predictions/readers.py",
         "pipeline/merge_groups.py",
         "embedded/pretrain.py",
     }

@@ -13,7 +13,7 @@ from helpers.html_reader import Reader
 from helpers.outcomes_of import World, vote
 
 from toolkit import statistics as st
-from toolkit.measure.analyse import analyse, replica_metrics
+from toolkit.measurement.analyse import analyse, replica_metrics
 from toolkit.record import words
 from toolkit.record.results import About, Results, save_results
 from toolkit.report import charts
@@ -115,7 +115,7 @@ def test_table_fits_a_terminal(results: Results) -> None:
 def test_importing_the_report_is_cheap() -> None:
     heavy = ("torch", "matplotlib", "jinja2", "scipy.stats")
     code = (
-        f"import sys, toolkit.report.html, toolkit.measure.analyse; print([m for m in {heavy} "
+        f"import sys, toolkit.report.html, toolkit.measurement.analyse; print([m for m in {heavy} "
         "if m in sys.modules])"
     )
     assert (

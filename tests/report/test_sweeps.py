@@ -10,7 +10,7 @@ from helpers.outcomes_of import World
 
 from toolkit.data import DataError, read_rows
 from toolkit.embedded.prompts import VERSIONS, suite
-from toolkit.measure.analyse import analyse
+from toolkit.measurement.analyse import analyse
 from toolkit.record.results import (
     ConditionResult,
     Contrast,

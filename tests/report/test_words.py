@@ -15,9 +15,9 @@ from helpers.outcomes_of import World, vote
 
 from toolkit import cli
 from toolkit import statistics as st
-from toolkit.measure.analyse import analyse, zone
-from toolkit.measure.analyse.verdict import verdict
-from toolkit.measure.run import measure_predictions
+from toolkit.measurement.analyse import analyse, zone
+from toolkit.measurement.analyse.verdict import verdict
+from toolkit.measurement.run import measure_predictions
 from toolkit.recipe import load_criteria
 from toolkit.record.results import Cell, ConditionDesign, Results, Suspects, save_results
 from toolkit.report.card import run_card

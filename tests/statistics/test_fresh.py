@@ -14,8 +14,8 @@ from worlds import simulate
 from worlds.unkind import design_world, levels_of, unkind_world
 
 from toolkit import statistics as st
-from toolkit.measure.analyse import analyse
-from toolkit.measure.claims import hold_claims
+from toolkit.measurement.analyse import analyse
+from toolkit.measurement.claims import hold_claims
 from toolkit.record.results import ConditionDesign, MitigationDesign, Price
 from toolkit.statistics.fresh import fresh_pairs, independent_runs, shared_sources
 from toolkit.statistics.intervals import between_clusters, leverage, two_way

@@ -13,8 +13,8 @@ from statsmodels.stats.proportion import proportion_confint
 from worlds.core import combine, latents, population
 from worlds.planning import got_half_width, got_power, got_power_of_variances
 
-from toolkit.measure.analyse import analyse
-from toolkit.measure.replicas_needed import Guess, PlanError, Targets, plan, plan_text
+from toolkit.measurement.analyse import analyse
+from toolkit.measurement.replicas_needed import Guess, PlanError, Targets, plan, plan_text
 from toolkit.record.results import save_results
 from toolkit.statistics import MIN_GROUPS, MIN_REPLICAS, Estimate, disagreement, disagreement_ratio
 from toolkit.statistics.intervals import TwoWay

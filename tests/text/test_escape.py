@@ -26,11 +26,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from toolkit import cli
-from toolkit.measure.analyse import analyse
-from toolkit.measure.claims.text import claims_text
-from toolkit.measure.gate import judge as gating
-from toolkit.measure.gate import limits as gate
-from toolkit.merge.module_spread import modules_text
+from toolkit.measurement.analyse import analyse
+from toolkit.measurement.claims.text import claims_text
+from toolkit.measurement.gate import judge as gating
+from toolkit.measurement.gate import limits as gate
+from toolkit.merging.module_spread import modules_text
 from toolkit.record.results import (
     About,
     ChangedPrompt,

@@ -50,21 +50,27 @@ def basin(
     """
     with errors():
         without_network(base, *prompts)
-        from toolkit.merge.basin import basin_text
+        from toolkit.merging.basin import basin_text
         from toolkit.pipeline.given import inspect_given
 
-        found = inspect_given.basins(sources, prompts=prompts, base=base, k=k)
+        diagnoses = inspect_given.basins(sources, prompts=prompts, base=base, k=k)
         if as_json:
             print_json(
                 {
                     "populations": [
-                        {"population": str(folder), **one.to_dict()} for folder, one in found
+                        {"population": str(folder), **diagnosis.to_dict()}
+                        for folder, diagnosis in diagnoses
                     ]
                 }
             )
         else:
-            show("\n\n".join(f"{escape.line(folder)}: {basin_text(one)}" for folder, one in found))
-    if strict and any(one.verdict == "warn" for _, one in found):
+            show(
+                "\n\n".join(
+                    f"{escape.line(folder)}: {basin_text(diagnosis)}"
+                    for folder, diagnosis in diagnoses
+                )
+            )
+    if strict and any(diagnosis.verdict == "warn" for _, diagnosis in diagnoses):
         sys.exit(GATE_SAID_NO)
 
 
@@ -78,12 +84,12 @@ def modules(sources: tuple[Path, ...], as_json: bool) -> None:
     ones are held against the first. Of a run the figures go into its report too.
     """
     with errors():
-        from toolkit.merge.module_spread import modules_text
+        from toolkit.merging.module_spread import modules_text
         from toolkit.pipeline.given import inspect_given
         from toolkit.record.results import to_plain
 
-        found = inspect_given.module_spreads(sources)
-        print_json({"conditions": to_plain(found)}) if as_json else show(modules_text(found))
+        spreads = inspect_given.module_spreads(sources)
+        print_json({"conditions": to_plain(spreads)}) if as_json else show(modules_text(spreads))
 
 
 @click.command("check-adapter")
@@ -115,25 +121,27 @@ def check_adapter(folder: Path, targets: tuple[str, ...], base: str | None, as_j
             raise click.UsageError(
                 f"--for {unknown[0]!r}: known are {', '.join(compatibility.TARGETS)}"
             )
-        found = compatibility.check_adapter(folder, targets, base)
+        findings = compatibility.check_adapter(folder, targets, base)
         zero = compatibility.changes_nothing(folder)
         if as_json:
             print_json(
-                {"adapter": str(folder), "zero": zero, "targets": compatibility.to_plain(found)}
+                {"adapter": str(folder), "zero": zero, "targets": compatibility.to_plain(findings)}
             )
         else:
             rows = [
-                [one.target, "OK", one.command]
-                if one.ok
-                else [one.target, "refused", f"{one.because}; {one.fix}"]
-                for one in found
+                [finding.target, "OK", finding.command]
+                if finding.ok
+                else [finding.target, "refused", f"{finding.because}; {finding.fix}"]
+                for finding in findings
             ]
             show(escape.lines(tables.plain(rows, indent=0)))
-            for note in dict.fromkeys(one.unchecked for one in found if one.unchecked):
+            for note in dict.fromkeys(
+                finding.unchecked for finding in findings if finding.unchecked
+            ):
                 say(note)
             if zero:
                 say("its change is exactly zero: with it, the base answers as without")
-    if not all(one.ok for one in found):
+    if not all(finding.ok for finding in findings):
         sys.exit(GATE_SAID_NO)
 
 

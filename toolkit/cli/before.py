@@ -52,8 +52,8 @@ def check(
         check_early(loaded, out)
         from toolkit.pipeline import preview
 
-        found = preview.check(loaded, probe=not no_probe, workers=workers, out=out)
-        print_json(found) if as_json else preview.show(found)
+        forecast = preview.check(loaded, probe=not no_probe, workers=workers, out=out)
+        print_json(forecast) if as_json else preview.show(forecast)
 
 
 @click.command()
@@ -63,5 +63,5 @@ def doctor(as_json: bool) -> None:
     with errors():
         from toolkit.pipeline import preview
 
-        found = preview.doctor()
-        print_json(found) if as_json else preview.show_doctor(found)
+        system = preview.doctor()
+        print_json(system) if as_json else preview.show_doctor(system)

@@ -161,7 +161,7 @@ def measure(
                 )
             folder, results = source, toolkit.measure(source, out=source, criteria=criteria)
         else:
-            from toolkit.measure.predictions import read_run_table
+            from toolkit.measurement.predictions import read_run_table
 
             folder = out or source.with_name(f"{source.name.partition('.')[0]}-measured")
             of_both = {
@@ -195,14 +195,14 @@ def measure(
         say(f"report: {(folder / 'report.html').resolve()}")
 
 
-def _show_metrics(found: RunMetrics, folder: Path, as_json: bool) -> None:
-    from toolkit.measure.run_table import METRICS, metrics_text
+def _show_metrics(metrics: RunMetrics, folder: Path, as_json: bool) -> None:
+    from toolkit.measurement.run_table import METRICS, metrics_text
 
     path = folder / METRICS
     if as_json:
         print_json({"out": str(folder), "metrics": read_json(path)})
         return
-    show(metrics_text(found))
+    show(metrics_text(metrics))
     say(f"metrics: {path.resolve()}")
 
 
@@ -222,14 +222,14 @@ def claims(run: Path, file: Path | None, as_json: bool) -> None:
     of prompts. RUN: a folder of `ftk run`; claims.json is written there.
     """
     with errors():
-        found = toolkit.claims(run, file)
-        from toolkit.measure.claims import CLAIMS, claims_text
+        tested = toolkit.claims(run, file)
+        from toolkit.measurement.claims import CLAIMS, claims_text
 
         path = run / CLAIMS
         if as_json:
             print_json({"out": str(path), "claims": read_json(path)})
             return
-        show(claims_text(found))
+        show(claims_text(tested))
         say(f"claims: {path.resolve()}")
 
 
@@ -287,7 +287,7 @@ def plan(
     with errors():
         if pilot is not None and (lost := given("prompts", "replicas")):
             raise click.UsageError(f"{lost} is for --guess; a pilot has its own")
-        found = toolkit.plan(
+        planned = toolkit.plan(
             pilot,
             guess=guess,
             prompts=prompts,
@@ -297,9 +297,9 @@ def plan(
             ratios=ratios,
             power=power,
         )
-        from toolkit.measure.replicas_needed import plan_text
+        from toolkit.measurement.replicas_needed import plan_text
 
-        print_json(found.to_dict()) if as_json else show(plan_text(found))
+        print_json(planned.to_dict()) if as_json else show(plan_text(planned))
 
 
 class GateCommand(click.Command):
@@ -309,7 +309,7 @@ class GateCommand(click.Command):
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The help text, with the smallest baseline written out."""
-        from toolkit.measure.gate.limits import MIN_BASELINE
+        from toolkit.measurement.gate.limits import MIN_BASELINE
 
         self.help = (self.help or "").replace("MIN_BASELINE", str(MIN_BASELINE))
         super().format_help_text(ctx, formatter)
@@ -370,8 +370,8 @@ def gate(
     wrote.
     """
     with errors():
-        from toolkit.measure.gate.judge import is_limits, verdict_text
-        from toolkit.measure.run import is_outcomes
+        from toolkit.measurement.gate.judge import is_limits, verdict_text
+        from toolkit.measurement.run import is_outcomes
 
         if candidate is None and save is None:
             raise click.UsageError(
@@ -401,12 +401,12 @@ def gate(
         }
         if candidate is None:
             limits = toolkit.gate_limits(baseline, **learned)
-            found = {
+            written = {
                 "limits": str(save),
                 "runs": limits.n,
                 "metrics": [metric.name for metric in limits.metrics],
             }
-            print_json(found) if as_json else say(
+            print_json(written) if as_json else say(
                 f"{save}: limits of {len(limits.metrics)} metrics from {limits.n} runs"
             )
             return

@@ -55,10 +55,10 @@ def _take_any_text(stream: Any) -> None:
 
 def _tell(error: BaseException) -> None:
     """One line on stderr: what it was, and the file with the traceback."""
-    said = " ".join(str(error).split())[:200]
-    what = f"{type(error).__name__}{': ' if said else ''}{said}"
+    reason = " ".join(str(error).split())[:200]
+    what = f"{type(error).__name__}{': ' if reason else ''}{reason}"
     if isinstance(error, MemoryError):
-        what = "there is not enough memory for this" + (f" ({said})" if said else "")
+        what = "there is not enough memory for this" + (f" ({reason})" if reason else "")
     try:
         descriptor, path = tempfile.mkstemp(prefix=PREFIX, suffix=".txt")
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:

@@ -132,8 +132,8 @@ def _run(
             say(line, err=True)
         report = (out / "report.html").resolve()
         if as_json:
-            found = {"run": str(out), "results": str(out / "results.json"), "report": str(report)}
-            print_json(found | {"seconds": screen.seconds, "verdict": list(results.verdict)})
+            paths = {"run": str(out), "results": str(out / "results.json"), "report": str(report)}
+            print_json(paths | {"seconds": screen.seconds, "verdict": list(results.verdict)})
             return
         show(table_text(results))
         for sentence in results.verdict:
@@ -186,7 +186,7 @@ def train_replicas(
                 engine=engine,
                 console=screen,
             )
-        found = {
+        conditions = {
             name: {
                 "folder": str(population.folder),
                 "replicas": len(population.replicas),
@@ -195,9 +195,9 @@ def train_replicas(
             for name, population in trained.items()
         }
         if as_json:
-            print_json({"run": str(folder), "conditions": found, "seconds": screen.seconds})
+            print_json({"run": str(folder), "conditions": conditions, "seconds": screen.seconds})
             return
-        for name, population in found.items():
+        for name, population in conditions.items():
             failed = f", {len(population['failed'])} of them failed" if population["failed"] else ""
             say(f"{name}: {population['replicas']} replicas{failed} in {population['folder']}")
 
@@ -465,40 +465,40 @@ def verify(
         from toolkit.pipeline.verify import SAME, verify
 
         with console() as screen:
-            found = verify(
+            verified = verify(
                 folder, conditions=condition, replicas=replica, workers=workers, console=screen
             )
-        wrong = [one for one in found["replicas"] if one["verdict"] != SAME]
+        wrong = [record for record in verified["replicas"] if record["verdict"] != SAME]
         if as_json:
-            print_json(found)
+            print_json(verified)
         else:
-            for one in wrong:
-                say(_what_differs(one))
+            for record in wrong:
+                say(_what_differs(record))
             say(
-                f"{len(found['replicas']) - len(wrong)} of {len(found['replicas'])} "
+                f"{len(verified['replicas']) - len(wrong)} of {len(verified['replicas'])} "
                 "replicas came out with the same bits"
             )
-            compared = {file for replica in found["replicas"] for file in replica["compared"]}
+            compared = {file for replica in verified["replicas"] for file in replica["compared"]}
             say(f"compared: {', '.join(sorted(compared))}")
             if wrong:
-                for name, (then, now) in found["environment"].items():
+                for name, (then, now) in verified["environment"].items():
                     say(f"not as it was: {name} {then} then, {now} now")
         if wrong:
             raise SystemExit(GATE_SAID_NO)
 
 
-def _what_differs(one: dict[str, Any]) -> str:
-    where = f"{one['condition']}, replica {one['replica']}"
-    files = ", ".join(one["files"]) or "its record"
-    if one["verdict"] == "damaged":
+def _what_differs(record: dict[str, Any]) -> str:
+    where = f"{record['condition']}, replica {record['replica']}"
+    files = ", ".join(record["files"]) or "its record"
+    if record["verdict"] == "damaged":
         return (
             f"{where}: {files} on disk is not what was trained; delete the replica's folder, "
             "and `ftk run` trains it again"
         )
     distance = (
         ""
-        if one["distance"] is None
-        else f"; the weight change is {one['distance']:.1e} of its norm away"
+        if record["distance"] is None
+        else f"; the weight change is {record['distance']:.1e} of its norm away"
     )
     return f"{where}: {files} came out otherwise{distance}"
 
@@ -544,11 +544,11 @@ def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
 
 def _indices(text: str) -> list[int]:
     """`3,17` and `0-7` as a sorted list."""
-    found: set[int] = set()
+    indexes: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
         replicas = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
         if not replicas:
             raise click.UsageError(f"--only {text!r}: write replicas as 3,17 or 0-7")
-        found |= set(replicas)
-    return sorted(found)
+        indexes |= set(replicas)
+    return sorted(indexes)

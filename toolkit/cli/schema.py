@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from typing import Any
 
@@ -17,8 +18,8 @@ FILES: dict[str, tuple[str, str]] = {
     "results.json": ("toolkit.record.results", "Results"),
     "claims.json": ("toolkit.record.results", "Claims"),
     "metrics.json": ("toolkit.record.results", "RunMetrics"),
-    "design.json": ("toolkit.measure.run", "Design"),
-    "limits.json": ("toolkit.measure.gate.limits", "Limits"),
+    "design.json": ("toolkit.measurement.run", "Design"),
+    "limits.json": ("toolkit.measurement.gate.limits", "Limits"),
     "replica.json": ("toolkit.record.population", "Replica"),
     "population.json": ("toolkit.record.shapes", "Population"),
     "merge.json": ("toolkit.record.shapes", "Merge"),
@@ -57,7 +58,7 @@ def schema(file: str | None, as_json: bool) -> None:
     Recipes are described as a run writes them out: without `from` and lists of `k`.
     """
     with errors():
-        if file or as_json:  # a schema is JSON, whatever is asked
+        if as_json:
             print_json(schema_of(file) if file else {"files": [*FILES]})
         else:
-            show("\n".join(FILES))
+            show(json.dumps(schema_of(file), indent=1) if file else "\n".join(FILES))

@@ -210,11 +210,11 @@ def _lines(title: str, count: int) -> Callable[[float], None]:
     """A line at every tenth, with the pace and the time left."""
     import time
 
-    start, told = time.monotonic(), [0]
+    start, tenths = time.monotonic(), [0]
 
     def update(share: float) -> None:
-        if count and int(share * 10) > told[0]:
-            told[0] = int(share * 10)
+        if count and int(share * 10) > tenths[0]:
+            tenths[0] = int(share * 10)
             seconds = time.monotonic() - start
             pace = share * count / seconds if seconds else 0.0
             time_ = (

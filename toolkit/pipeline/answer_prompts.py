@@ -11,7 +11,7 @@ import numpy as np
 from toolkit.answer.ensemble import ENSEMBLES
 from toolkit.answer.evaluate import EvaluationUnit, Subject, evaluate_unit, shard_name
 from toolkit.data import Prompt
-from toolkit.measure.run import changed_prompts, read_prompts
+from toolkit.measurement.run import changed_prompts, read_prompts
 from toolkit.model.adapters import CONFIG, WEIGHTS
 from toolkit.model.base import load_base
 from toolkit.model.full import FULL, MODEL, read_weights

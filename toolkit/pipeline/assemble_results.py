@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.answer.ensemble import ENSEMBLES, SIMILARITIES, mbr
 from toolkit.answer.evaluate import token_probability, vote_outcomes
 from toolkit.data import known_prompts
-from toolkit.measure.run import measure_run, read_prompts, save_design
+from toolkit.measurement.run import measure_run, read_prompts, save_design
 from toolkit.model.adapters import read_adapter
 from toolkit.model.base import load_base
 from toolkit.pipeline.answer_prompts import accuracies, all_subjects, answer_units

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.merge import merge_folders, mergekit_yaml, same_input
+from toolkit.merging import merge_folders, mergekit_yaml, same_input
 from toolkit.model.adapters import CONFIG, WEIGHTS
 from toolkit.model.full import FULL, MODEL
 from toolkit.pipeline.engines import Progress

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from toolkit import environment
 from toolkit.data import asks_for_the_date
-from toolkit.measure.run import read_prompts
+from toolkit.measurement.run import read_prompts
 from toolkit.model.adopt import check_given
 from toolkit.model.base import Base, check_cache, fastest_dtype, load_base, load_config, width
 from toolkit.model.compiled import TESTED

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.data import Prompt
-from toolkit.measure.run import read_prompts
+from toolkit.measurement.run import read_prompts
 from toolkit.model.adapters import CONFIG, AdapterError, read_adapter
 from toolkit.model.adopt import adopt, find_adapters, remarks
 from toolkit.model.base import load_base

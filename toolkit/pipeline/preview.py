@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from toolkit import data, environment
-from toolkit.measure.run import read_prompts
+from toolkit.measurement.run import read_prompts
 from toolkit.model.adapters import read_adapter
 from toolkit.model.adopt import base_hash, check_base, find_adapters, layer_shapes, remarks
 from toolkit.model.base import Base, check_cache, load_base

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data import Prompt
-from toolkit.measure.analyse import OutcomeTable
+from toolkit.measurement.analyse import OutcomeTable
 from toolkit.recipe import RecipeError, Sequential
 from toolkit.record import shapes
 from toolkit.record.outcomes import MEASURED, read_outcomes

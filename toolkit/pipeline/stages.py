@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.measure.run import read_prompts
+from toolkit.measurement.run import read_prompts
 from toolkit.pipeline.answer_prompts import evaluate
 from toolkit.pipeline.assemble_results import measure
 from toolkit.pipeline.job import Console, Run, RunError, open_folder

@@ -76,7 +76,7 @@ def _unknown_key(path: Path_, lines: dict[Path_, int], blocks: Blocks) -> str:
         )
     inside = f" in '{'.'.join(map(str, parent))}'" if parent else ""
     homes = [home for home, model in blocks.items() if key in keys_of(model)]
-    known = _fields_at(tuple(parent), blocks)
+    keys = _fields_at(tuple(parent), blocks)
     belongs = (
         f"; it belongs in '{homes[0]}'"
         if homes and homes[0]
@@ -85,10 +85,10 @@ def _unknown_key(path: Path_, lines: dict[Path_, int], blocks: Blocks) -> str:
         else ""
     )
     if difflib.get_close_matches(
-        key, known, n=1, cutoff=0.85
+        key, keys, n=1, cutoff=0.85
     ):  # a slip of the pen rather than a wrong place
         belongs = ""
-    return f"unknown key {key!r}{inside}{belongs or nearest(key, known)}"
+    return f"unknown key {key!r}{inside}{belongs or nearest(key, keys)}"
 
 
 EXPECTED = {
@@ -142,7 +142,7 @@ def explain(
     """The first error as `file:line: what is wrong and how to mend it`, and the number of the
     others.
     """
-    found: dict[Path_, list[ErrorDetails]] = {}
+    errors_at: dict[Path_, list[ErrorDetails]] = {}
     everything = [(_place(e), e) for e in error.errors()]
     inherited = [
         path[:1] == ("conditions",) and len(path) > 2 and path[:3] not in lines
@@ -154,18 +154,20 @@ def explain(
         place: Path_ = ()
         for step in path:  # branches of a union are steps that the document does not have
             place = (*place, step) if (*place, step) in lines else place
-        found.setdefault((*place, *path[-1:]) if e["type"] == "missing" else place, []).append(e)
+        errors_at.setdefault((*place, *path[-1:]) if e["type"] == "missing" else place, []).append(
+            e
+        )
     # a typo explains a missing key
-    place = min(found, key=lambda p: found[p][0]["type"] != "extra_forbidden")
+    place = min(errors_at, key=lambda p: errors_at[p][0]["type"] != "extra_forbidden")
     # the part of a value that is wrong, rather than all of it
-    place = max((p for p in found if p[: len(place)] == place), key=len)
-    errors, field = found[place], ".".join(map(str, place))
+    place = max((p for p in errors_at if p[: len(place)] == place), key=len)
+    errors, field = errors_at[place], ".".join(map(str, place))
     if errors[0]["type"] == "extra_forbidden":
         message = _unknown_key(place, lines, blocks)
     elif errors[0]["type"] == "missing":
         message = f"missing key '{field}'"
     else:
         message = f"'{field}': {_wrong_value(errors)}" if field else _wrong_value(errors)
-    others = sum(p != place[: len(p)] for p in found)
+    others = sum(p != place[: len(p)] for p in errors_at)
     line = lines.get(place) or lines.get(place[:-1], 1)
     return f"{file}:{line}: {message}" + (f" (and {others} more)" if others else "")

@@ -62,16 +62,16 @@ def _inherit(conditions: Any, lines: dict[Path_, int], file: str) -> Any:
                 "is not trained; leave it out"
             )
         inherited = resolve(parent, (*seen, name))
-        own = {key: value for key, value in block.items() if key != "from"}
+        changed = {key: value for key, value in block.items() if key != "from"}
         if not isinstance(inherited, dict):
-            return own
+            return changed
         if (
-            own.get("method") == "full" != inherited.get("method")
+            changed.get("method") == "full" != inherited.get("method")
         ):  # what is right for adapters alone
             inherited = {
                 key: value for key, value in inherited.items() if key not in (*ADAPTER_KEYS, "lr")
             }
-        return {**inherited, **own}
+        return {**inherited, **changed}
 
     def as_teachers(block: dict[str, Any], seen: tuple[str, ...]) -> dict[str, Any]:
         teacher = block.get("teacher")
@@ -127,9 +127,9 @@ def _locate_pattern(value: str, folder: Path) -> str:
     """`_locate` for a pattern: it counts from the recipe's folder where it matches something
     there.
     """
-    own = str(folder.resolve() / home(value))
+    beside = str(folder.resolve() / home(value))
     # Path.glob takes no absolute pattern
-    return own if glob.glob(own) else str(home(value).absolute())  # noqa: PTH207
+    return beside if glob.glob(beside) else str(home(value).absolute())  # noqa: PTH207
 
 
 def parse_recipe(text: str, file: str = "recipe.yaml") -> Recipe:
@@ -272,7 +272,9 @@ def load_recipe(source: Path | str | Mapping[str, Any]) -> Recipe:
     )
     conditions = {
         name: c.model_copy(
-            update={"adapters": [_locate_pattern(one, path.parent) for one in c.adapters]}
+            update={
+                "adapters": [_locate_pattern(condition, path.parent) for condition in c.adapters]
+            }
         )
         if isinstance(c, Given)
         else c

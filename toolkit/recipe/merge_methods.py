@@ -1,6 +1,7 @@
 """The merge methods: one table, one row a method, and nothing here loads torch.
 
-A new method is one row of MERGE_METHODS and the function that it names. `toolkit.merge` applies it.
+A new method is one row of MERGE_METHODS and the function that it names. `toolkit.merging`
+applies it.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ SIGNS = "four running sums of one module"
 
 
 class MergeMethod(NamedTuple):
-    """One row of the table. A function is named as `module:function` of `toolkit.merge` and loaded
-    when a merge begins; your own may be given as it is.
+    """One row of the table. A function is named as `module:function` of `toolkit.merging` and
+    loaded when a merge begins; your own may be given as it is.
 
     kind: `coefficients` takes (gram [K, K], weights [K], **parameters) and returns how much of
     every change makes up the result, [K]; `entries` takes (factors, weights, ids, **parameters) and

@@ -88,13 +88,17 @@ class Mitigation(Model):
             return block
         foreign = str(block.get("merge")).startswith(MERGEKIT)
         names = parameter_names()
-        own = {
+        parameters = {
             key: value
             for key, value in block.items()
             if key in names or foreign and key not in cls.model_fields
         }
-        rest = {key: value for key, value in block.items() if key not in own}
-        return {**rest, "parameters": {**block.get("parameters", {}), **own}} if own else block
+        rest = {key: value for key, value in block.items() if key not in parameters}
+        return (
+            {**rest, "parameters": {**block.get("parameters", {}), **parameters}}
+            if parameters
+            else block
+        )
 
     @model_serializer(mode="wrap")
     def _as_written(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -199,11 +203,11 @@ class Teacher(Mitigation):
                 f"'ensemble: {self.ensemble}' has no probabilities to learn from; take "
                 "probabilities, logits, or a merge"
             )
-        known = ("ensemble", "k", "condition", "groups")
+        allowed = ("ensemble", "k", "condition", "groups")
         other = [
             name
             for name, f in type(self).model_fields.items()
-            if name not in known and getattr(self, name) != f.default
+            if name not in allowed and getattr(self, name) != f.default
         ]
         if self.ensemble and other:
             raise ValueError(f"{other[0]!r} is not for an ensemble that teaches; leave it out")

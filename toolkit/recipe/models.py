@@ -290,7 +290,9 @@ class Recipe(Criteria):
 
     @model_validator(mode="after")
     def _full_fits(self) -> Recipe:
-        for name in (name for name, own in self.trained.items() if own.method == "full"):
+        for name in (
+            name for name, condition in self.trained.items() if condition.method == "full"
+        ):
             vary = self.vary_of(name)
             if vary and "order" not in vary and not self.trained[name].crossed:
                 text = (
@@ -318,8 +320,8 @@ class Recipe(Criteria):
 
     @model_validator(mode="after")
     def _teachers_are_there(self) -> Recipe:
-        for name, own in self.trained.items():
-            teacher = own.teacher
+        for name, student in self.trained.items():
+            teacher = student.teacher
             if teacher is None:
                 continue
             path = ("conditions", name, "teacher")
@@ -333,8 +335,8 @@ class Recipe(Criteria):
             if isinstance(taught_by, Given):
                 unsaid = [
                     key
-                    for key in (*UNKNOWN, *([] if own.crossed else ["replicas"]))
-                    if key not in own.model_fields_set
+                    for key in (*UNKNOWN, *([] if student.crossed else ["replicas"]))
+                    if key not in student.model_fields_set
                 ]
                 if unsaid:
                     raise at(
@@ -372,8 +374,8 @@ class Recipe(Criteria):
                 )
             if (
                 teacher.groups == "fixed"
-                and own.replicas is None
-                and not own.crossed
+                and student.replicas is None
+                and not student.crossed
                 and isinstance(self.replicas, Sequential)
             ):
                 raise at(
@@ -381,9 +383,9 @@ class Recipe(Criteria):
                     "add `replicas: 16`: a rule that stops the training is not for "
                     "students of one group",
                 )
-            asked = own.replicas or 0
-            if teacher.groups == "fresh" and asked > own.students * groups:
-                needed = math.ceil(asked / own.students)
+            asked = student.replicas or 0
+            if teacher.groups == "fresh" and asked > student.students * groups:
+                needed = math.ceil(asked / student.students)
                 raise at(
                     ("conditions", name, "replicas"),
                     f"{asked} students need {needed} groups of {teacher.k}, "
@@ -414,12 +416,14 @@ class Recipe(Criteria):
         """The number of replicas of a condition that is trained, or the largest there can be; of
         students with fresh teachers as many as those allow.
         """
-        own = self.trained[condition]
-        if own.crossed:
-            return math.prod(own.crossed.values()) * own.repeats
-        if own.teacher and own.teacher.groups == "fresh" and own.replicas is None:
-            return own.students * (self.replicas_of(own.teacher.condition) // own.teacher.k)
-        return own.replicas or (
+        settings = self.trained[condition]
+        if settings.crossed:
+            return math.prod(settings.crossed.values()) * settings.repeats
+        if settings.teacher and settings.teacher.groups == "fresh" and settings.replicas is None:
+            return settings.students * (
+                self.replicas_of(settings.teacher.condition) // settings.teacher.k
+            )
+        return settings.replicas or (
             self.replicas.max if isinstance(self.replicas, Sequential) else self.replicas
         )
 
@@ -427,11 +431,16 @@ class Recipe(Criteria):
         """The rule by which its training stops; None for a number given beforehand, and for
         adapters that are there.
         """
-        rule, own = self.replicas, self.trained.get(condition)
-        counted = own is None or own.replicas is not None or own.crossed or own.teacher
+        rule, settings = self.replicas, self.trained.get(condition)
+        counted = (
+            settings is None
+            or settings.replicas is not None
+            or settings.crossed
+            or settings.teacher
+        )
         return rule if isinstance(rule, Sequential) and not counted else None
 
     def vary_of(self, condition: str) -> list[str]:
         """What differs between replicas of a condition."""
-        own = self.trained[condition].vary
-        return list(self.vary if own is None else own)
+        vary = self.trained[condition].vary
+        return list(self.vary if vary is None else vary)

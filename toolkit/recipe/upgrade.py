@@ -30,10 +30,12 @@ def migrate(document: dict[str, Any]) -> dict[str, Any]:
         # it was not there to be asked for, and is a part of the bits
         document.setdefault("compile", "never")
     if isinstance(document.get("mitigations"), list):
-        document["mitigations"] = [_without_density(one) for one in document["mitigations"]]
+        document["mitigations"] = [
+            _without_density(mitigation) for mitigation in document["mitigations"]
+        ]
     if isinstance(document.get("conditions"), dict):
         document["conditions"] = {
-            name: _with_teacher(one) for name, one in document["conditions"].items()
+            name: _with_teacher(mitigation) for name, mitigation in document["conditions"].items()
         }
     return document
 

@@ -458,15 +458,15 @@ class RunMetrics(Tidy):
         return [
             row_of(
                 {
-                    "condition": found.condition,
-                    "against": getattr(found, "baseline", ""),
-                    "metric": found.metric,
+                    "condition": metric.condition,
+                    "against": getattr(metric, "baseline", ""),
+                    "metric": metric.metric,
                 },
                 figure,
                 estimate,
             )
-            for found in (*self.metrics, *self.contrasts)
-            for figure, estimate in estimates_of(found)
+            for metric in (*self.metrics, *self.contrasts)
+            for figure, estimate in estimates_of(metric)
         ]
 
 

@@ -65,7 +65,7 @@ def table_text(results: Results) -> str:
 def _procedure_lines(results: Results, condition: ConditionResult) -> list[str]:
     shifts = results.shifts
     # spaces before "kept" and behind both heads are those of a sign and of "!"
-    gains = [f"ratio, {shifts[-1]}", "accuracy ", " kept "] if condition.procedures[1:] else []
+    gains = [f"ratio, {shifts[-1]} ", "accuracy ", " kept "] if condition.procedures[1:] else []
     rows = [["procedure", "runs", *shifts, *gains]]
     for procedure in condition.procedures:
         k = "" if procedure.kind == "replica" else f" K={procedure.k}"

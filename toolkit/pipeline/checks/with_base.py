@@ -10,7 +10,7 @@ import torch
 
 from toolkit.answer.ensemble import SIMILARITIES
 from toolkit.data import Prompt, encode_prompt, encode_reference
-from toolkit.merge import accepted, combine, find_method
+from toolkit.merging import accepted, combine, find_method
 from toolkit.model.adopt import check_base, find_adapters, layer_shapes
 from toolkit.model.base import Base
 from toolkit.model.full import FullModel, check_whole, read_weights

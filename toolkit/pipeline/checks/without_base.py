@@ -11,8 +11,8 @@ from pathlib import Path
 from toolkit.data import Prompt
 from toolkit.embedded import suite_of
 from toolkit.errors import FtkError
-from toolkit.measure.meaning import classes
-from toolkit.measure.run import read_prompts
+from toolkit.measurement.meaning import classes
+from toolkit.measurement.run import read_prompts
 from toolkit.pipeline.sequential_training import asked_about
 from toolkit.recipe import Recipe, Sequential, read_recipe, with_suites
 from toolkit.record.files import no_folder

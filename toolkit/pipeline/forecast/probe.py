@@ -15,7 +15,7 @@ import torch
 from toolkit.answer.ensemble import ENSEMBLES
 from toolkit.answer.predict import CACHED, generate, together
 from toolkit.data import Prompt, encode_prompt, encode_reference
-from toolkit.merge import merge_adapters
+from toolkit.merging import merge_adapters
 from toolkit.model.adapters import write_adapter
 from toolkit.model.base import Base, load_base
 from toolkit.model.stack import stacked

@@ -18,7 +18,7 @@ import numpy as np
 
 from toolkit import environment, seeds
 from toolkit.data import Prompt
-from toolkit.measure.analyse import Arm, Table, analyse_table
+from toolkit.measurement.analyse import Arm, Table, analyse_table
 from toolkit.pipeline import answer_prompts
 from toolkit.pipeline.engines import LocalEngine
 from toolkit.pipeline.forecast.probe import Probe, Probed, peak_bytes, probe

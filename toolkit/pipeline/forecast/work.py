@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.answer.ensemble import ENSEMBLES
 from toolkit.data import Prompt
-from toolkit.merge import find_method
+from toolkit.merging import find_method
 from toolkit.pipeline import answer_prompts
 from toolkit.recipe import Condition, Mitigation
 from toolkit.recipe.schedule import TrainingPlan

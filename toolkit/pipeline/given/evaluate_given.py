@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from toolkit.answer.evaluate import Subject
-from toolkit.measure.run import changed_prompts, read_prompts, save_design
-from toolkit.merge import (
+from toolkit.measurement.run import changed_prompts, read_prompts, save_design
+from toolkit.merging import (
     common_base,
 )
 from toolkit.model.adapters import adapter_paths

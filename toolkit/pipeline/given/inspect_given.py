@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from toolkit.data import is_chat, read_rows, read_suite
-from toolkit.measure.run import save_modules
-from toolkit.merge import (
+from toolkit.measurement.run import save_modules
+from toolkit.merging import (
     under_one_naming,
 )
-from toolkit.merge.basin import Basin, diagnose_basin
-from toolkit.merge.module_spread import Population, modules
+from toolkit.merging.basin import Basin, diagnose_basin
+from toolkit.merging.module_spread import Population, modules
 from toolkit.model.adapters import read_adapter
 from toolkit.model.adopt import check_base, layer_shapes
 from toolkit.model.base import check_cache, load_base

@@ -11,8 +11,8 @@ from typing import Any
 from toolkit import environment
 from toolkit.answer.evaluate import EvaluationUnit, Subject, evaluate_unit
 from toolkit.errors import GATE_SAID_NO
-from toolkit.measure.run import read_prompts
-from toolkit.merge import (
+from toolkit.measurement.run import read_prompts
+from toolkit.merging import (
     MergeReport,
     find_method,
     merge_adapters,
